@@ -1,0 +1,265 @@
+"""The recipe: everything that a run is told, with bounds and defaults.
+
+Defaults are those of the paper where it gives them (n = 32, T = 1, goodness temperature 1); the paper's text lost the
+others, and ours stand in docs/recipes.md. Paths are strings in which `{world}` stands for the directory that `prepare`
+made.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSection(Section):
+    """Where a run lives."""
+
+    dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
+
+
+class PrepareSection(Section):
+    """A world to build first, where the models and data are not given: see deploy/worlds."""
+
+    kind: Literal["demo", "hh", "tldr"] = Field(description="which world to build")
+    cache: str = Field("build/worlds", description="directory that keeps built worlds")
+    seed: int = Field(0, ge=0)
+
+
+class DataSection(Section):
+    """Prompts, and the gold outputs that evaluation compares with."""
+
+    path: str | list[str] | None = Field(None, description="raw data that `prepare` reads")
+    train: str = Field(description="prompts to train on: .jsonl, .jsonl.gz or .parquet")
+    validation: str = Field(description="prompts on which the best version is chosen")
+    test: str = Field(description="prompts on which the result is reported")
+    prompt_column: str = "prompt"
+    gold_column: str | None = "label"
+    max_prompt_tokens: int = Field(500, ge=1, description="longer prompts are skipped, counted and shown")
+
+
+class AdapterSection(Section):
+    """The LoRA adapter that is trained."""
+
+    r: int = Field(64, ge=1, le=512)
+    alpha: float = Field(16, gt=0)
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+
+
+class PolicySection(Section):
+    """The SFT model: the prior p, and the starting point of the policy q."""
+
+    model: str = Field(description="HF directory or hub id of the SFT model")
+    tokenizer: str | None = Field(None, description="HF directory or hub id; default: the model's")
+    adapter: AdapterSection = AdapterSection()
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class SamplingSection(Section):
+    """The proposal's distribution. Anything that truncates it breaks BRAIn's support condition."""
+
+    n: int = Field(32, ge=2, description="outputs a prompt; BRAIn needs at least 2")
+    max_tokens: int = Field(50, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 means no top-k")
+    min_p: float = Field(0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    allow_tempered: bool = Field(
+        False, description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_the_proposal_contract(self) -> Self:
+        truncating = {
+            "top_p": self.top_p != 1,
+            "top_k": self.top_k != 0,
+            "min_p": self.min_p != 0,
+            "repetition_penalty": self.repetition_penalty != 1,
+        }
+        broken = [name for name, is_set in truncating.items() if is_set]
+        if broken:
+            raise ValueError(
+                f"{', '.join(broken)} cuts outputs off from the proposal q', so that no importance weight can make "
+                f"up for them (support(posterior) must lie in support(q')); remove it"
+            )
+        if self.temperature != 1 and not self.allow_tempered:
+            raise ValueError(
+                f"temperature={self.temperature} makes the proposal q' another distribution than the policy; the "
+                f"weights stay exact, but their variance grows; set temperature=1, or allow_tempered=true if you mean it"
+            )
+        return self
+
+
+class SamplerSection(Section):
+    """The sampling service."""
+
+    replicas: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0, description="GPUs a replica")
+    cpus: float = Field(1, gt=0, description="CPU cores a replica; on CPU also its threads")
+    lease_prompts: int = Field(16, ge=1, description="prompts a lease: what one replica generates in one go")
+    kv_cache_gib: float = Field(1, gt=0, description="CPU only: memory for keys and values")
+    vllm: dict[str, bool | int | float | str] = Field(
+        {}, description="further arguments of vLLM's engine, passed on as they are"
+    )
+
+
+class ScorerSection(Section):
+    """One scorer: a reward model, or a function of texts."""
+
+    kind: Literal["tldr", "hh", "function"] = Field(
+        description="tldr, hh: GPT-J reward models in CarperAI's and Dahoas' formats; function: a Python function"
+    )
+    path: str | None = Field(None, description="checkpoint directory or hub id (tldr, hh)")
+    function: str | None = Field(None, description="import path module:function (function)")
+    use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    replicas: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0)
+    cpus: float = Field(1, gt=0)
+
+    @model_validator(mode="after")
+    def _has_its_source(self) -> Self:
+        needed = "function" if self.kind == "function" else "path"
+        if getattr(self, needed) is None:
+            raise ValueError(f"a scorer of kind {self.kind} needs `{needed}`")
+        return self
+
+
+class PriorSection(Section):
+    """The scorer of prior log-probabilities, with the learner's numerics."""
+
+    replicas: int = Field(1, ge=1)
+    gpus: float = Field(0, ge=0)
+    cpus: float = Field(1, gt=0)
+
+
+class ObjectiveSection(Section):
+    """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
+
+    name: Literal["brain"] = "brain"
+    reward: str = Field("reward", description="the scorer whose values are the rewards")
+    goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
+    temperature: float = Field(1.0, gt=0, description="gamma: rewards are divided by it")
+
+
+class AlgorithmSection(Section):
+    """Algorithm 1: how many proposals, prompts and updates."""
+
+    rounds: int = Field(5, ge=1, description="e: proposal updates")
+    prompts_per_round: int = Field(1600, ge=1, description="m")
+    updates_per_round: int = Field(200, ge=1, description="k")
+    batch_prompts: int = Field(8, ge=1, description="groups an optimiser step")
+    buffer: Literal["latest", "accumulate"] = "latest"
+    max_staleness: int = Field(
+        0, ge=0, description="0: Algorithm 1 to the letter; s: a group is trained at most s versions after its own"
+    )
+
+
+class LearnerSection(Section):
+    """The learner's optimiser and memory."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0 means no clipping")
+    zero_stage: Literal[0, 1, 2] = 0
+    ranks: int = Field(1, ge=1, description="data-parallel processes")
+    gpus: float = Field(0, ge=0, description="GPUs a rank")
+    cpus: float = Field(1, gt=0, description="CPU cores a rank; on CPU also its threads")
+    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one forward pass")
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class EvaluationSection(Section):
+    """Held-back prompts: validation chooses the version, test is reported."""
+
+    every_rounds: int = Field(1, ge=1)
+    validation_prompts: int = Field(200, ge=1)
+    test_prompts: int = Field(400, ge=1)
+    examples: int = Field(5, ge=0)
+
+
+class TimeoutsSection(Section):
+    """How long anything is waited for, in seconds; the error names who was waited for."""
+
+    start: float = Field(900, gt=0, description="an actor's start, model loading included")
+    lease: float = Field(1800, gt=0, description="one lease of sampling or scoring")
+    step: float = Field(1800, gt=0, description="one optimiser step, checkpoint or publication")
+
+
+class RaySection(Section):
+    """The Ray cluster. Inside a Ray job, that job's own cluster is used."""
+
+    address: str | None = Field(None, description="an existing cluster; default: start one on this machine")
+    num_cpus: int | None = Field(None, ge=1, description="cores that a cluster of our own offers to actors")
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    run: RunSection = RunSection()
+    prepare: PrepareSection | None = None
+    data: DataSection
+    policy: PolicySection
+    sampling: SamplingSection = SamplingSection()
+    sampler: SamplerSection = SamplerSection()
+    scorers: dict[Name, ScorerSection] = Field(min_length=1)
+    prior: PriorSection = PriorSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    learner: LearnerSection = LearnerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    timeouts: TimeoutsSection = TimeoutsSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if "prior" in self.scorers:
+            raise ValueError("scorers.prior: `prior` is the name of the prior's log-probabilities; choose another")
+        reward = self.scorers.get(self.objective.reward)
+        if reward is None:
+            raise ValueError(
+                f"objective.reward={self.objective.reward!r} is no scorer of this recipe; the scorers are "
+                f"{', '.join(self.scorers)}"
+            )
+        if reward.use != "training":
+            raise ValueError(f"scorers.{self.objective.reward}.use must be `training`: it is the objective's reward")
+        return self
+
+    @model_validator(mode="after")
+    def _one_round_fills_a_batch(self) -> Self:
+        algorithm = self.algorithm
+        if algorithm.batch_prompts > algorithm.prompts_per_round:
+            raise ValueError(
+                f"algorithm.batch_prompts={algorithm.batch_prompts} is more than "
+                f"algorithm.prompts_per_round={algorithm.prompts_per_round}; a step cannot use a group twice"
+            )
+        return self
+
+
+OPERATIONAL = (
+    "run.*",
+    "ray.*",
+    "timeouts.*",
+    "prepare.cache",
+    "sampler.replicas",
+    "sampler.gpus",
+    "prior.replicas",
+    "prior.gpus",
+    "scorers.*.replicas",
+    "scorers.*.gpus",
+    "learner.keep_checkpoints",
+)
+"""Settings that change how fast a run goes, but not what it learns: they may differ when a run is resumed."""

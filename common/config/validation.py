@@ -1,0 +1,107 @@
+"""From raw settings to a `Recipe`, or to one clear sentence for each thing that is wrong with them."""
+
+import difflib
+import fnmatch
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from common.config.recipe import OPERATIONAL, Recipe
+from common.errors import UserError
+from common.identity import digest
+
+
+def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
+    """Validate settings as a recipe.
+
+    Args:
+        settings: nested settings, as read from YAML.
+        source: what to call them in messages, e.g. the file's name.
+
+    Raises:
+        UserError: unknown or out-of-range settings: every one with its field, the reason and the nearest valid name.
+    """
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        problems = [_sentence(dict(problem)) for problem in error.errors()]
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems)) from None
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        names = valid_names(location[:-1])
+        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.4)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid: {', '.join(names)}."
+        return f"unknown setting {field}; {hint}"
+    if problem["type"] == "missing":
+        return f"setting {field} is required and missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "value_error":
+        return f"{field}: {message}." if field else f"{message}."
+    return f"{field}={problem['input']!r} is refused: {message}."
+
+
+def valid_names(location: list[str]) -> list[str]:
+    """The setting names that are valid below a dotted location, given as its parts."""
+    model: type[BaseModel] = Recipe
+    parts = iter(location)
+    for part in parts:
+        if part not in model.model_fields:
+            return []
+        annotation = model.model_fields[part].annotation
+        section = _section_of(annotation)
+        if section is None:
+            return []
+        if typing.get_origin(annotation) is dict:
+            next(parts, None)  # scorers.NAME: the name is the user's own
+        model = section
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as `Section | None` or `dict[str, Section]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, (_section_of(inner) for inner in typing.get_args(annotation))), None)
+
+
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one flat dictionary with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(dotted(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _is_operational(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OPERATIONAL)
+
+
+def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run learns, flat: all but the operational ones."""
+    return {name: value for name, value in dotted(settings).items() if not _is_operational(name)}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """The digest of what decides a run's result; it names the run."""
+    return digest(identity_settings(recipe.model_dump(mode="json")))
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each non-operational setting in which two resolved configurations differ."""
+    before, after = identity_settings(old), identity_settings(new)
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]

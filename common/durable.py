@@ -1,0 +1,75 @@
+"""Files and directories that appear whole or not at all, and survive a power cut once they have appeared."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_TEMPORARY = ".tmp-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush one file or directory entry to stable storage."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A name beside `path` that no reader takes for the finished thing."""
+    return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is something that a writer had not finished."""
+    return path.name.startswith(_TEMPORARY)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path`, atomically and durably (tmp + fsync + rename + directory fsync)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path`, complete and durable, when the block ends without an error.
+
+    Raises:
+        FileExistsError: `path` exists already.
+    """
+    if path.exists():
+        raise FileExistsError(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in sorted(temporary.rglob("*")):
+            fsync_path(entry)
+        fsync_path(temporary)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fsync_path(path.parent)
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Delete what interrupted writers left in `directory`; only the one owner of the directory may call this."""
+    leftovers = [entry for entry in directory.glob(f"{_TEMPORARY}*")] if directory.exists() else []
+    for entry in leftovers:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return leftovers

@@ -1,0 +1,36 @@
+"""Digests: the names of things that must be the same on every machine and after every restart."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_CHUNK = 1 << 20
+
+
+def digest(*parts: Any) -> str:
+    """A 128-bit hex digest of JSON-serialisable parts; equal parts give equal digests everywhere."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def seed_from(*parts: Any) -> int:
+    """A non-negative 63-bit random seed that depends on all parts and on nothing else."""
+    return int(digest(*parts)[:16], 16) >> 1
+
+
+def digest_files(root: Path, names: list[str]) -> str:
+    """The digest of the named files below `root`, of their names and contents, in the order of the names."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(names):
+        hasher.update(name.encode() + b"\0")
+        with open(root / name, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+        hasher.update(b"\0")
+    return hasher.hexdigest()
+
+
+def group_id(run_id: str, prompt_id: str, round_: int, proposal_version: int) -> str:
+    """The deterministic name of a group: committing it twice is harmless (docs/architecture.md, "Rows")."""
+    return digest("group", run_id, prompt_id, round_, proposal_version)

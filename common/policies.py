@@ -1,0 +1,104 @@
+"""The registry of proposal versions: what the learner publishes and the samplers load.
+
+`policies/v000007/` holds one version, complete: the adapter files (PEFT format), and `version.json` with the digest of
+the files, the step and the round that it came from. A version appears whole or not at all and is never changed.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import new_directory, remove_leftovers, write_file
+from common.errors import UserError
+from common.identity import digest_files
+
+_MARKER = "version.json"
+
+
+@dataclass(frozen=True)
+class ProposalVersion:
+    """One published version of the proposal q'."""
+
+    version: int
+    digest: str
+    step: int
+    path: Path
+
+
+class PolicyRegistry:
+    """All published proposal versions below one directory, shared by learner (writes) and samplers (read)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def path(self, version: int) -> Path:
+        """The directory of a version, published or not."""
+        return self.root / f"v{version:06d}"
+
+    def publish(self, version: int, step: int, write: Callable[[Path], None]) -> ProposalVersion:
+        """Publish a version whose files `write(directory)` creates; a version that exists already is kept as it is.
+
+        The learner publishes right after a checkpoint, so a resumed learner that publishes a version again writes the
+        same weights; what samplers have already used must not change under them in any case.
+        """
+        target = self.path(version)
+        if not target.exists():
+            remove_leftovers(self.root)
+            with new_directory(target) as directory:
+                write(directory)
+                names = sorted(str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file())
+                facts = {
+                    "version": version,
+                    "digest": digest_files(directory, names),
+                    "step": step,
+                    "files": names,
+                }
+                write_file(directory / _MARKER, json.dumps(facts, indent=1))
+        return self.get(version)
+
+    def get(self, version: int) -> ProposalVersion:
+        """Read a version's marker.
+
+        Raises:
+            UserError: the version was never published, or its marker cannot be read.
+        """
+        directory = self.path(version)
+        try:
+            facts = json.loads((directory / _MARKER).read_text())
+            return ProposalVersion(facts["version"], facts["digest"], facts["step"], directory)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
+                f"files were changed; restore the directory from a copy, or start a new run."
+            ) from error
+
+    def verify(self, version: int) -> ProposalVersion:
+        """Read a version and check its files against the digest that it was published with.
+
+        Raises:
+            UserError: the files differ from what was published.
+        """
+        found = self.get(version)
+        names = json.loads((found.path / _MARKER).read_text())["files"]
+        try:
+            actual = digest_files(found.path, names)
+        except OSError as error:
+            raise UserError(f"Proposal version {version} lacks a file: {error}") from error
+        if actual != found.digest:
+            raise UserError(
+                f"Proposal version {version} in {found.path} is damaged: its digest is {actual}, published was "
+                f"{found.digest}; restore the directory from a copy, or start a new run."
+            )
+        return found
+
+    def versions(self) -> list[int]:
+        """All published versions, oldest first."""
+        names = (entry.name for entry in self.root.glob("v*")) if self.root.exists() else ()
+        return sorted(int(name[1:]) for name in names if name[1:].isdigit())
+
+    def newest(self) -> ProposalVersion | None:
+        """The newest published version, or None before the first."""
+        versions = self.versions()
+        return self.get(versions[-1]) if versions else None
+

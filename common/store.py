@@ -1,0 +1,186 @@
+"""The sample store: append-only Arrow parts that are the source of truth of a run.
+
+    <store>/store.json            the run that it belongs to, schema version
+    <store>/groups/*.arrow        GROUPS: what was sampled
+    <store>/scores/*.arrow        SCORES: what the scorers said of it
+    <store>/steps/*.arrow         STEPS:  which groups trained which step
+    <store>/damaged/              what was set aside because it could not be read
+
+Rows are keyed (groups by id; scores by group and scorer; steps by number). Appending a row whose key is there already
+is harmless: the first one stays, the second is dropped before it is written.
+"""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common import parts
+from common.durable import remove_leftovers, write_file
+from common.errors import DamagedPartError, UserError
+from common.schemas import KINDS, SCHEMA_VERSION, batch_from_rows
+
+_LOG = logging.getLogger(__name__)
+_FACTS = "store.json"
+
+ScoreKey = tuple[str, str]
+"""(group_id, scorer name)"""
+
+
+class SampleStore:
+    """Groups, scores and steps of one run, durable as soon as an append returns.
+
+    One process writes (the conductor); any number read. Damaged parts are set aside with a message when the store is
+    opened for writing, and cost nothing but their own rows, which are then made again.
+    """
+
+    def __init__(self, root: Path, run_id: str) -> None:
+        self.root = Path(root)
+        self.run_id = run_id
+        self.damaged: list[str] = []
+        self._writer = f"{socket.gethostname()}:{os.getpid()}"
+        self._tables: dict[str, list[pa.Table]] = {kind: [] for kind in KINDS}
+        self._next_sequence = dict.fromkeys(KINDS, 0)
+        self._groups: dict[str, tuple[int, int]] = {}  # group_id -> (table index, row)
+        self._scores: dict[ScoreKey, tuple[int, int]] = {}
+        self._steps: dict[int, tuple[int, int]] = {}
+        self._open()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def append_groups(self, batch: pa.RecordBatch) -> int:
+        """Commit groups; returns how many were new."""
+        return self._append("groups", batch)
+
+    def append_scores(self, batch: pa.RecordBatch) -> int:
+        """Commit scores; returns how many were new."""
+        return self._append("scores", batch)
+
+    def append_step(self, row: Mapping[str, Any]) -> int:
+        """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash)."""
+        metrics = list(row["metrics"].items())
+        return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def group_ids(self) -> Iterable[str]:
+        """Ids of all committed groups, in the order of commitment."""
+        return self._groups.keys()
+
+    def has_group(self, group_id: str) -> bool:
+        """Whether a group is committed."""
+        return group_id in self._groups
+
+    def has_score(self, group_id: str, scorer: str) -> bool:
+        """Whether a scorer's values for a group are committed."""
+        return (group_id, scorer) in self._scores
+
+    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+        """The GROUPS rows of the given ids, in the given order."""
+        return self._take("groups", [self._groups[name] for name in group_ids])
+
+    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+        """The SCORES rows of one scorer for the given groups, in the given order."""
+        return self._take("scores", [self._scores[(name, scorer)] for name in group_ids])
+
+    def steps(self) -> list[dict[str, Any]]:
+        """All STEPS rows, by step."""
+        rows = self._take("steps", [self._steps[step] for step in sorted(self._steps)]).to_pylist()
+        return [{**row, "metrics": dict(row["metrics"])} for row in rows]
+
+    def step_groups(self, step: int) -> list[str] | None:
+        """The groups that trained a step, or None if that step is not recorded."""
+        place = self._steps.get(step)
+        return None if place is None else self._take("steps", [place])["group_ids"][0].as_py()
+
+    def counts(self) -> dict[str, int]:
+        """How many groups, scores and steps are committed."""
+        return {"groups": len(self._groups), "scores": len(self._scores), "steps": len(self._steps)}
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._claim()
+        for kind in KINDS:
+            directory = self.root / kind
+            directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(directory)
+            for path in sorted(directory.iterdir()):
+                self._load(kind, path)
+
+    def _claim(self) -> None:
+        facts_path = self.root / _FACTS
+        if not facts_path.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_file(facts_path, json.dumps({"run_id": self.run_id, "schema_version": SCHEMA_VERSION}))
+            return
+        facts = json.loads(facts_path.read_text())
+        if facts["run_id"] != self.run_id:
+            raise UserError(
+                f"The sample store {self.root} belongs to run {facts['run_id']}, not to {self.run_id}: choose another "
+                f"run directory, or remove the store."
+            )
+
+    def _load(self, kind: str, path: Path) -> None:
+        try:
+            table = parts.read_part(path, kind, KINDS[kind])
+        except (DamagedPartError, pa.ArrowInvalid, OSError) as error:
+            self._set_aside(path, str(error))
+            return
+        name = parts.parse_name(path)
+        assert name is not None  # read_part has checked it
+        self._next_sequence[kind] = max(self._next_sequence[kind], name.sequence + 1)
+        self._index(kind, table)
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        target = self.root / "damaged" / f"{path.parent.name}-{path.name}"
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+        message = f"{reason} Moved to {target}; its rows are made again."
+        self.damaged.append(message)
+        _LOG.warning(message)
+
+    def _append(self, kind: str, batch: pa.RecordBatch) -> int:
+        known = self._keys(kind)
+        fresh = [row for row, key in enumerate(_row_keys(kind, batch)) if key not in known]
+        if not fresh:
+            return 0
+        batch = batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh))
+        directory = self.root / kind
+        parts.write_part(directory, self._next_sequence[kind], kind, self._writer, batch)
+        self._next_sequence[kind] += 1
+        self._index(kind, pa.Table.from_batches([batch]))
+        return len(fresh)
+
+    def _index(self, kind: str, table: pa.Table) -> None:
+        known = self._keys(kind)
+        for row, key in enumerate(_row_keys(kind, table)):
+            known.setdefault(key, (len(self._tables[kind]), row))
+        self._tables[kind].append(table)
+
+    def _keys(self, kind: str) -> dict[Any, tuple[int, int]]:
+        return {"groups": self._groups, "scores": self._scores, "steps": self._steps}[kind]
+
+    def _take(self, kind: str, places: Sequence[tuple[int, int]]) -> pa.Table:
+        tables = self._tables[kind]
+        rows = [tables[table].slice(row, 1) for table, row in places]
+        return pa.concat_tables(rows) if rows else KINDS[kind].empty_table()
+
+
+def _row_keys(kind: str, table: pa.RecordBatch | pa.Table) -> list[Any]:
+    if kind == "scores":
+        return list(zip(table["group_id"].to_pylist(), table["scorer"].to_pylist(), strict=True))
+    return table["group_id" if kind == "groups" else "step"].to_pylist()
+
+
+def score_statistics(table: pa.Table) -> dict[str, float | int | None]:
+    """Count, mean and failures over all values of a SCORES table."""
+    values = pc.list_flatten(table["values"])
+    return {"values": len(values), "mean": pc.mean(values).as_py(), "failed": values.null_count}
