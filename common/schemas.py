@@ -14,6 +14,9 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+PRIOR = "prior"
+"""The scorer name under which log p(y|x) stands in SCORES."""
+
 TOKEN_IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())
 

@@ -82,6 +82,11 @@ class SampleStore:
         """Whether a scorer's values for a group are committed."""
         return (group_id, scorer) in self._scores
 
+    def group_batches(self) -> Iterable[pa.RecordBatch]:
+        """All groups, in batches as they were committed: one lease each."""
+        for table in self._tables["groups"]:
+            yield from table.to_batches()
+
     def groups(self, group_ids: Sequence[str]) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order."""
         return self._take("groups", [self._groups[name] for name in group_ids])

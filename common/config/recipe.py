@@ -104,9 +104,10 @@ class SamplerSection(Section):
 
     replicas: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0, description="GPUs a replica")
-    cpus: float = Field(1, gt=0, description="CPU cores a replica; on CPU also its threads")
+    cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
+    threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
     lease_prompts: int = Field(16, ge=1, description="prompts a lease: what one replica generates in one go")
-    kv_cache_gib: float = Field(1, gt=0, description="CPU only: memory for keys and values")
+    kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
     vllm: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of vLLM's engine, passed on as they are"
     )
@@ -125,6 +126,7 @@ class ScorerSection(Section):
     replicas: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
     cpus: float = Field(1, gt=0)
+    threads: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _has_its_source(self) -> Self:
@@ -140,6 +142,7 @@ class PriorSection(Section):
     replicas: int = Field(1, ge=1)
     gpus: float = Field(0, ge=0)
     cpus: float = Field(1, gt=0)
+    threads: int = Field(1, ge=1)
 
 
 class ObjectiveSection(Section):
@@ -175,8 +178,10 @@ class LearnerSection(Section):
     zero_stage: Literal[0, 1, 2] = 0
     ranks: int = Field(1, ge=1, description="data-parallel processes")
     gpus: float = Field(0, ge=0, description="GPUs a rank")
-    cpus: float = Field(1, gt=0, description="CPU cores a rank; on CPU also its threads")
+    cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a rank")
+    threads: int = Field(1, ge=1, description="CPU threads that a rank computes with")
     micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one forward pass")
+    checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints; each publication makes one too")
     keep_checkpoints: int = Field(2, ge=1)
 
 
@@ -186,7 +191,8 @@ class EvaluationSection(Section):
     every_rounds: int = Field(1, ge=1)
     validation_prompts: int = Field(200, ge=1)
     test_prompts: int = Field(400, ge=1)
-    examples: int = Field(5, ge=0)
+    examples: int = Field(5, ge=0, description="outputs shown side by side at the end")
+    truth: str | None = Field(None, description="the scorer that knows the ground truth, where there is one")
 
 
 class TimeoutsSection(Section):
@@ -236,6 +242,9 @@ class Recipe(Section):
             )
         if reward.use != "training":
             raise ValueError(f"scorers.{self.objective.reward}.use must be `training`: it is the objective's reward")
+        truth = self.evaluation.truth
+        if truth is not None and truth not in self.scorers:
+            raise ValueError(f"evaluation.truth={truth!r} is no scorer of this recipe; they are {', '.join(self.scorers)}")
         return self
 
     @model_validator(mode="after")
@@ -256,10 +265,16 @@ OPERATIONAL = (
     "prepare.cache",
     "sampler.replicas",
     "sampler.gpus",
+    "sampler.cpus",
     "prior.replicas",
     "prior.gpus",
+    "prior.cpus",
     "scorers.*.replicas",
     "scorers.*.gpus",
+    "scorers.*.cpus",
+    "learner.gpus",
+    "learner.cpus",
+    "learner.checkpoint_steps",
     "learner.keep_checkpoints",
 )
 """Settings that change how fast a run goes, but not what it learns: they may differ when a run is resumed."""

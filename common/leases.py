@@ -1,0 +1,46 @@
+"""What a sampler is asked to do: the unit of leasing, commit and retry.
+
+    conductor -> Lease -> sampler -> GROUPS
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Purpose = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the run sees it: its token ids are the truth, never re-tokenised."""
+
+    prompt_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    gold_text: str | None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Prompts to sample n outputs each for, all from one proposal version.
+
+    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out.
+
+    Attributes:
+        lease_id: unique in the run.
+        purpose: what the groups are for; only those for "train" enter the run's sample store.
+        round: of Algorithm 1 (0-based); for evaluation the version that is evaluated.
+        version: proposal version to sample from.
+        n: outputs a prompt.
+        seed: of the sampler's random generator for this lease.
+        group_ids: one per prompt.
+        prompts: what to sample for.
+    """
+
+    lease_id: str
+    purpose: Purpose
+    round: int
+    version: int
+    n: int
+    seed: int
+    group_ids: tuple[str, ...]
+    prompts: tuple[Prompt, ...]

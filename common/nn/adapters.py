@@ -1,0 +1,108 @@
+"""LoRA adapters: new, loaded and saved, in PEFT's format, which vLLM reads too."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from common.config.recipe import AdapterSection
+from common.errors import UserError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
+    """Attach a trainable adapter that changes nothing yet (B = 0), so that the policy starts as the prior.
+
+    Args:
+        model: the prior; it is wrapped, not copied, and its own weights are frozen.
+        settings: rank, alpha and the modules that get an adapter.
+        seed: of the values of A; they depend on nothing else.
+
+    Raises:
+        UserError: the model lacks one of the target modules.
+    """
+    _check_targets(model, settings.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=sorted(settings.targets),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    peft_model = get_peft_model(model, config)
+    _initialise(peft_model, seed)
+    return peft_model
+
+
+def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:
+    """Attach a saved adapter.
+
+    Args:
+        model: the model that the adapter was made for; it is wrapped, not copied.
+        directory: what `save_adapter`, or PEFT itself, wrote.
+        trainable: whether to go on training it.
+
+    Raises:
+        UserError: the directory holds no adapter, or one of another model.
+    """
+    try:
+        saved = load_file(directory / WEIGHTS)
+        peft_model = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The adapter in {directory} could not be loaded: {reason}") from error
+    # PEFT only warns about these, and leaves missing weights at random values.
+    differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
+    if differing:
+        raise UserError(
+            f"The adapter in {directory} is not one for this model: {len(differing)} weights are missing or "
+            f"unexpected, the first is {differing[0]}."
+        )
+    return peft_model
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """Write the adapter's two files into a directory that exists; the same weights give the same bytes.
+
+    PEFT's own `save_pretrained` writes the target modules in the order of a set: another one in each process.
+    """
+    weights = get_peft_model_state_dict(model)
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    settings = model.active_peft_config.to_dict() | {"inference_mode": True}
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    if absent:
+        present = sorted({name.rpartition(".")[2] for name in linear})
+        raise UserError(
+            f"policy.adapter.targets: a {model.config.model_type} model has no {', '.join(absent)}; "
+            f"it has {', '.join(present)}."
+        )
+
+
+@torch.no_grad()
+def _initialise(model: PeftModel, seed: int) -> None:
+    """Draw A from PEFT's own distribution (B = 0 already), but with a generator of our own.
+
+    So neither the device that the model is on nor what else has drawn random numbers changes the values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in sorted(model.named_parameters()):
+        if ".lora_A." in name:
+            value = torch.empty(weight.shape, dtype=torch.float32)
+            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+            weight.copy_(value)

@@ -1,0 +1,142 @@
+"""Loading of causal language models and their tokenizers: the same for prior, policy and evaluation."""
+
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from common.errors import UserError
+from common.nn.sources import is_local
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Load a causal language model for exact log-probabilities: eval mode, no dropout, no cache.
+
+    Dropout is removed, not only switched off, so that a later `train()` (gradient checkpointing needs it)
+    leaves the log-probabilities as they are.
+
+    Args:
+        source: HF directory, read without any network, or hub id.
+        dtype: of the weights.
+        device: where they go.
+
+    Raises:
+        UserError: the directory is missing, holds no causal language model or not all of its weights, or the
+            model computes logits in a way that `common.nn.logprobs` does not reproduce.
+    """
+    local = is_local(source, "The language model")
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        _remove_dropout(config)
+        config.use_cache = False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=local,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"No language model could be loaded from {source}: {_first_line(error)}") from error
+    _refuse_incomplete(report, source)
+    model = model.to(device).eval()
+    _check_logits(model, source)
+    return model
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from an HF directory, without any network, or by hub id.
+
+    Raises:
+        UserError: the directory is missing, or no tokenizer could be loaded from it.
+    """
+    local = is_local(source, "The tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"No tokenizer could be loaded from {source}: {_first_line(error)}") from error
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
+    """Refuse a tokenizer that is not this model's.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+        config: the model's.
+        where: what to call the tokenizer in the error (its path).
+
+    Raises:
+        UserError: it has ids that the model has no embedding for, no end of text, or not the model's.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"The tokenizer in {where} does not fit the model: it has token ids up to {largest}, the "
+            f"model's vocabulary has {config.vocab_size} entries."
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer in {where} has no end-of-text token; set its eos_token.")
+    expected = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.eos_token_id is not None and tokenizer.eos_token_id not in expected:
+        raise UserError(
+            f"The tokenizer in {where} ends texts with token {tokenizer.eos_token_id}, the model with "
+            f"{' or '.join(map(str, expected))}; give the tokenizer that the model was trained with."
+        )
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The most tokens (prompt and output together) that a model can read.
+
+    Raises:
+        UserError: the configuration does not state it.
+    """
+    # A configuration that has another name for it (GPT-J: n_positions) maps this one to its own.
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise UserError(f"A {config.model_type} model's configuration must state max_position_embeddings.")
+    return length
+
+
+def _remove_dropout(config: PreTrainedConfig) -> None:
+    # The names differ: attention_dropout, hidden_dropout (NeoX), resid_pdrop, embd_pdrop, attn_pdrop (GPT-J).
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+
+
+def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
+    # transformers only warns here, and gives missing weights random values.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise UserError(f"The model in {source} lacks {len(missing)} of its weights: {names}")
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, source: str) -> None:
+    """The logits must be the output layer's values at the decoder's last hidden states, and nothing more."""
+    positions = torch.arange(min(16, context_length(model.config)), device=model.device)[None]
+    ids = positions % model.config.vocab_size
+    try:
+        expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    except TypeError as error:
+        raise UserError(f"A {model.config.model_type} model ({source}) takes no position ids.") from error
+    if not torch.allclose(expected, model.get_output_embeddings()(hidden), rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"A {model.config.model_type} model ({source}) transforms its logits after the output layer: "
+            f"this is not supported, its log-probabilities would be wrong."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

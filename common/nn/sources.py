@@ -1,0 +1,25 @@
+"""Where models come from: a local directory, or the Hugging Face hub."""
+
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def is_local(source: str, what: str) -> bool:
+    """Whether `source` is a directory here; if not, it can only be a hub id.
+
+    Args:
+        source: a directory or a hub id ("owner/name", or a name alone).
+        what: what is looked for, to name in the error.
+
+    Raises:
+        UserError: it is not a directory, and cannot be a hub id either.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return True
+    if path.exists():
+        raise UserError(f"{what}: {source} is a file, but must be the directory that holds it.")
+    if path.is_absolute() or source.startswith((".", "~")) or len(path.parts) > 2:
+        raise UserError(f"{what}: the directory {source} does not exist.")
+    return False

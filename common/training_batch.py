@@ -1,0 +1,49 @@
+"""GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
+
+import numpy as np
+import pyarrow as pa
+
+from common.schemas import LOGPROBS, TRAIN_BATCH
+from common.store import SampleStore
+
+
+def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
+    """Join groups with their rewards and prior log-probabilities, in the given order.
+
+    Args:
+        store: holds the groups and both scorers' values for them.
+        group_ids: one row each.
+        reward: name of the scorer whose values are the rewards.
+        prior: name of the scorer whose values are log p(y|x).
+
+    Raises:
+        KeyError: a group, or a scorer's values for it, is not in the store.
+    """
+    groups = store.groups(group_ids).combine_chunks()
+    outputs = groups["outputs"].combine_chunks()
+    flat = outputs.flatten()
+    lists = {
+        "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
+        "proposal_logprobs": _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS),
+        "prior_logprobs": store.scores(group_ids, prior)["values"],
+        "rewards": store.scores(group_ids, reward)["values"],
+    }
+    columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
+    arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=TRAIN_BATCH)
+
+
+def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.ListArray:
+    """The lists of `outer` over other values, one for each of its own."""
+    lengths = outer.value_lengths().to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values).cast(type_)
+
+
+def _list_sums(lists: pa.ListArray) -> pa.Array:
+    """The sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
+    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
+    return pa.array((sums[ends] - sums[starts]).astype(np.float32))

@@ -1,0 +1,72 @@
+"""The `brain` command."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from common.errors import PipelineError, UserError
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; without it, it warns
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.command(options))
+    except UserError as error:
+        return _fail(str(error), 2)
+    except PipelineError as error:
+        return _fail(f"{error}\nNothing that was committed is lost: run the same command again to resume.", 1)
+    except KeyboardInterrupt:
+        return _fail("Interrupted: run the same command again to resume.", 130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="brain", description="Align language models with BRAIn (arXiv 2402.02479).")
+    parser.add_argument("--version", action="version", version=f"brain-align {version('brain-align')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run a recipe, or resume it",
+        description="Run a recipe to its end. Running it again on the same run directory resumes, or shows the result.",
+    )
+    run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
+    run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from deploy.pipeline import run_recipe  # Ray and Arrow: not for --help
+
+    run_recipe(options.recipe, options.overrides, Console())
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"brain: {message}", file=sys.stderr)
+    return status
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The Ray cluster that a run uses: the one that it is told, its job's own, or one of its own making."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+
+
+@contextmanager
+def ray_cluster(recipe: Recipe) -> Iterator[None]:
+    """Connect to the cluster of the recipe or of the surrounding Ray job, else start one on this machine.
+
+    A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
+    ones, instead of waiting for each other for ever. It ends with the block.
+
+    Raises:
+        UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
+    """
+    needs = required_resources(recipe)
+    address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    own = {} if address else {"num_cpus": recipe.ray.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except ConnectionError as error:
+        raise UserError(f"Cannot reach the Ray cluster at {address}: {error}; start it, or unset ray.address.") from None
+    try:
+        _check_capacity(needs, ray.cluster_resources())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def required_resources(recipe: Recipe) -> dict[str, float]:
+    """CPU and GPU that all services of a recipe reserve together."""
+    services = [
+        (recipe.sampler.replicas, recipe.sampler),
+        (recipe.prior.replicas, recipe.prior),
+        (recipe.learner.ranks, recipe.learner),
+        *((scorer.replicas, scorer) for scorer in recipe.scorers.values()),
+    ]
+    return {
+        "CPU": round(sum(count * service.cpus for count, service in services), 3),
+        "GPU": round(sum(count * service.gpus for count, service in services), 3),
+    }
+
+
+def _check_capacity(needs: dict[str, float], offers: dict[str, float]) -> None:
+    short = [f"{need:g} {name} (it has {offers.get(name, 0):g})" for name, need in needs.items() if need > offers.get(name, 0)]
+    if short:
+        raise UserError(
+            f"The Ray cluster is too small: the services of this recipe reserve {' and '.join(short)}; lower their "
+            f"replicas, cpus or gpus, or add nodes."
+        )

@@ -1,0 +1,167 @@
+"""Evaluation on held-back prompts: one output each, sampled and scored by the same services as in training."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from common.config.recipe import Recipe
+from common.errors import PipelineError
+from common.leases import Prompt
+from common.statistics import win_rate
+from common.schemas import PRIOR
+from common.store import SampleStore
+from deploy.rounds import LeasePlan
+
+Split = Literal["validation", "test"]
+
+@dataclass(frozen=True)
+class Result:
+    """What one proposal version does on one split.
+
+    Attributes:
+        train_rm_win_rate: percent of prompts with r(output) > r(gold), strictly; None without gold outputs.
+        train_rm_win_rate_ci95: half-width of its 95 % interval, percent.
+        ties: percent of prompts with equal rewards.
+        mean_reward, mean_gold_reward: under the reward that was trained on.
+        truth_quality, gold_truth_quality: under the ground truth, where there is one.
+        kl_to_prior: estimate of KL(q || p) in nats, mean of log q(y|x) - log p(y|x) over y ~ q.
+        mean_tokens: length of the outputs.
+        ended: percent of outputs that ended by themselves (EOS) and not at the length limit.
+        prompts: how many prompts the figures are over.
+        failed: how many prompts are left out, as a value could not be computed.
+    """
+
+    train_rm_win_rate: float | None
+    train_rm_win_rate_ci95: float | None
+    ties: float | None
+    mean_reward: float
+    mean_gold_reward: float | None
+    truth_quality: float | None
+    gold_truth_quality: float | None
+    kl_to_prior: float
+    mean_tokens: float
+    ended: float
+    prompts: int
+    failed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+class Evaluation:
+    """Which versions are evaluated on which prompts, and with what result."""
+
+    def __init__(
+        self, recipe: Recipe, store: SampleStore, plan: LeasePlan, prompts: dict[Split, list[Prompt]], scorers: list[str]
+    ) -> None:
+        self.store = store
+        self._recipe = recipe
+        self._plan = plan
+        self._prompts = prompts
+        self._scorers = scorers
+        self._group_ids: dict[tuple[Split, int], list[str]] = {}
+        self._reported: set[tuple[Split, int]] = set()
+
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of a split."""
+        return self._prompts[split]
+
+    def is_due(self, version: int) -> bool:
+        """Whether a version takes part in the choice of the best: the first, the last and every few between."""
+        return version % self._recipe.evaluation.every_rounds == 0 or version == self._recipe.algorithm.rounds
+
+    def due_versions(self) -> list[int]:
+        """All versions among which the best is chosen."""
+        return [version for version in range(self._recipe.algorithm.rounds + 1) if self.is_due(version)]
+
+    def group_ids(self, split: Split, version: int) -> list[str]:
+        """The groups that evaluate a version on a split."""
+        if (split, version) not in self._group_ids:
+            leases = self._plan.leases(split, version, version, 1, self._prompts[split])
+            self._group_ids[split, version] = [group for lease in leases for group in lease.group_ids]
+        return self._group_ids[split, version]
+
+    def is_complete(self, split: Split, version: int) -> bool:
+        """Whether every prompt is sampled and scored by every scorer."""
+        groups = self.group_ids(split, version)
+        return all(self.store.has_score(group, scorer) for group in groups for scorer in self._scorers)
+
+    def newly_complete(self) -> Iterator[tuple[Split, int, Result]]:
+        """Results that were not complete when last asked."""
+        splits: tuple[Split, ...] = ("validation", "test")
+        for split in splits:
+            for version in self.due_versions():
+                if (split, version) not in self._reported and self.is_complete(split, version):
+                    self._reported.add((split, version))
+                    yield split, version, self.result(split, version)
+
+    def best_version(self) -> int:
+        """The version with the highest win rate on validation prompts; ties (or no gold) go to the higher mean reward."""
+
+        def merit(version: int) -> tuple[float, float]:
+            result = self.result("validation", version)
+            return result.train_rm_win_rate or 0.0, result.mean_reward
+
+        return max(self.due_versions(), key=merit)
+
+    def result(self, split: Split, version: int) -> Result:
+        """The figures of a complete evaluation.
+
+        Raises:
+            PipelineError: no prompt has both rewards, so that there is nothing to report.
+        """
+        groups = self.group_ids(split, version)
+        rewards, gold = self._values(groups, self._recipe.objective.reward)
+        prior, _ = self._values(groups, PRIOR)
+        rows = self.store.groups(groups)
+        outputs = [outputs[0] for outputs in rows["outputs"].to_pylist()]
+        usable = [i for i in range(len(groups)) if None not in (rewards[i], prior[i])]
+        if not usable:
+            raise PipelineError(f"No {split} prompt of version {version} could be scored; see the scorers' logs.")
+        compared = [(rewards[i], gold[i]) for i in usable if gold[i] is not None]
+        wins = win_rate(*zip(*compared, strict=True)) if compared else None
+        log_ratios = [sum(outputs[i]["token_logprobs"]) - prior[i] for i in usable]
+        truth = self._recipe.evaluation.truth
+        truths, gold_truths = self._values(groups, truth) if truth else ([None], [None])
+        return Result(
+            train_rm_win_rate=wins and wins.rate,
+            train_rm_win_rate_ci95=wins and wins.ci95,
+            ties=wins and wins.ties,
+            mean_reward=_mean([rewards[i] for i in usable]),
+            mean_gold_reward=_mean_or_none(gold),
+            truth_quality=_mean_or_none(truths),
+            gold_truth_quality=_mean_or_none(gold_truths),
+            kl_to_prior=_mean(log_ratios),
+            mean_tokens=_mean([len(output["token_ids"]) for output in outputs]),
+            ended=100 * _mean([output["finish_reason"] == "stop" for output in outputs]),
+            prompts=len(usable),
+            failed=len(groups) - len(usable),
+        )
+
+    def texts(self, split: Split, version: int) -> list[tuple[str, str | None, str, float | None]]:
+        """(prompt, gold, output, reward) for each prompt of a complete evaluation."""
+        groups = self.group_ids(split, version)
+        rows = self.store.groups(groups)
+        rewards, _ = self._values(groups, self._recipe.objective.reward)
+        columns = (rows[name].to_pylist() for name in ("prompt_text", "gold_text", "outputs"))
+        return [
+            (prompt, gold, outputs[0]["text"], reward)
+            for prompt, gold, outputs, reward in zip(*columns, rewards, strict=True)
+        ]
+
+    def _values(self, groups: list[str], scorer: str) -> tuple[list[Any], list[Any]]:
+        """(the one output's value, gold's value) for each group."""
+        scores = self.store.scores(groups, scorer)
+        return pc.list_element(scores["values"], 0).to_pylist(), scores["gold_value"].to_pylist()
+
+
+def _mean(values: list[Any]) -> float:
+    return float(sum(values) / len(values))
+
+
+def _mean_or_none(values: list[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None

@@ -1,0 +1,183 @@
+"""`brain run`: checks everything, brings the services up, runs the conductor, and reports."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.config.validation import recipe_digest
+from common.schemas import PRIOR
+from common.store import SampleStore
+from deploy.actors import learner_group, sampler_pool, scorer_pools
+from deploy.cluster import ray_cluster
+from deploy.conductor import Conductor
+from deploy.evaluation import Evaluation
+from deploy.recipe_files import load_recipe, with_world
+from deploy.rounds import LeasePlan, Rounds
+from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
+from deploy.summary import finish, read_summary, show
+from deploy.tracking import Tracker
+
+if TYPE_CHECKING:
+    from deploy.preflight import Inputs
+
+
+class Stopwatch:
+    """Seconds by stage of this start of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's duration to a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def total(self) -> dict[str, float]:
+        """All stages, and the time since the start."""
+        return {**self.seconds, "total": time.monotonic() - self._began}
+
+
+def run_recipe(path: Path, overrides: Sequence[str], console: Console) -> None:
+    """Run a recipe to its end, or resume it; a finished run only shows its result.
+
+    Raises:
+        UserError: something is wrong with the recipe or what it names.
+        PipelineError: a service failed for good.
+    """
+    watch = Stopwatch()
+    recipe = load_recipe(path, overrides)
+    directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
+    check_config(directory, recipe)
+    if (summary := read_summary(directory)) is not None:
+        console.print(f"{directory.root} holds this run, finished.", highlight=False)
+        show(console, directory, summary)
+        return
+    world = _prepare(recipe, watch, console)
+    resolved = with_world(recipe, world)
+    inputs = _check(resolved, watch, console)
+    with claimed(directory):
+        check_config(directory, recipe)
+        save_config(directory, recipe, world)
+        with _own_log(directory):
+            run = Run(resolved, recipe_digest(recipe), directory, inputs, watch, console)
+            summary = run.to_the_end()
+    show(console, directory, summary)
+
+
+def _prepare(recipe: Recipe, watch: Stopwatch, console: Console) -> Path | None:
+    """Build what the recipe's `prepare` section asks for, unless it is in the cache."""
+    if recipe.prepare is None:
+        return None
+    from deploy.worlds.build import ensure_world  # torch and transformers: only where they are needed
+
+    with watch.stage("prepare"):
+        return ensure_world(recipe.prepare, resolve_output(recipe.prepare_cache), recipe.data.path, console.print)
+
+
+def _check(recipe: Recipe, watch: Stopwatch, console: Console) -> "Inputs":
+    from deploy.preflight import check_inputs  # likewise
+
+    with watch.stage("checks"):
+        inputs = check_inputs(recipe)
+    for note in inputs.notes:
+        console.print(note, highlight=False)
+    return inputs
+
+
+@contextlib.contextmanager
+def _own_log(directory: RunDirectory) -> Iterator[None]:
+    """What this process and its libraries log goes to the run's log file, not to the terminal."""
+    path = directory.log("brain")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+class Run:
+    """One start of a run: its parts put together."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_id: str,
+        directory: RunDirectory,
+        inputs: "Inputs",
+        watch: Stopwatch,
+        console: Console,
+    ) -> None:
+        self._recipe = recipe
+        self._directory = directory
+        self._watch = watch
+        self._console = console
+        plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts)
+        self._store = SampleStore(directory.store, run_id)
+        evaluation_store = SampleStore(directory.evaluation, run_id)
+        for message in (*self._store.damaged, *evaluation_store.damaged):
+            console.print(message, highlight=False, soft_wrap=True)
+        self._evaluation = Evaluation(
+            recipe, evaluation_store, plan, inputs.held_back, [PRIOR, *recipe.scorers]
+        )
+        self._rounds = Rounds(recipe.algorithm, inputs.train, recipe.seed)
+        self._plan = plan
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Bring the services up, run the conductor, take them down; returns the summary.
+
+        Raises:
+            UserError, PipelineError: see `Conductor.run`.
+        """
+        tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
+        self._console.print(f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True)
+        try:
+            with ray_cluster(self._recipe):
+                self._conduct(tracker)
+        finally:
+            tracker.close()
+        return finish(self._recipe, self._directory, self._evaluation, self._watch.total())
+
+    def _conduct(self, tracker: Tracker) -> None:
+        samplers = sampler_pool(self._recipe, self._directory)
+        scorers = scorer_pools(self._recipe, self._directory)
+        learner = learner_group(self._recipe, self._directory)
+        conductor = Conductor(
+            self._recipe,
+            self._store,
+            self._rounds,
+            self._plan,
+            self._evaluation,
+            tracker,
+            samplers=samplers,
+            scorers=scorers,
+            learner=learner,
+        )
+        try:
+            with self._watch.stage("services"):
+                asyncio.run(conductor.run())
+        finally:
+            self._watch.seconds.update(
+                sampling=samplers.busy_seconds,
+                scoring=sum(pool.busy_seconds for pool in scorers.values()),
+                training=learner.busy_seconds,
+            )
+            for group in (samplers, *scorers.values(), learner):
+                group.kill()

@@ -1,0 +1,79 @@
+"""Recipes on disk: YAML, dotted overrides from the command line, and the saved configuration of a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.config.recipe import Recipe
+from common.config.validation import parse_recipe
+from common.errors import UserError
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides, whose values are read as YAML.
+
+    Raises:
+        UserError: the file is missing or is no YAML mapping, an override has no `=`, or a setting is refused.
+    """
+    settings = _read_yaml(path)
+    for override in overrides:
+        _apply(settings, override)
+    return parse_recipe(settings, path.name)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parent / "recipes").glob("*.yaml")))
+        raise UserError(f"Cannot read the recipe {path}: {error.strerror}; shipped recipes are {shipped}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is no recipe: it must hold `name: value` settings.")
+    return settings
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"{override!r} is no override; write it as section.setting=value.")
+    *sections, last = name.split(".")
+    target = settings
+    for section in sections:
+        found = target.setdefault(section, {})
+        if not isinstance(found, dict):
+            raise UserError(f"{override!r}: {section} is a value, not a section of settings.")
+        target = found
+    try:
+        target[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        target[last] = value  # such as a path with a colon: text as it stands
+
+
+def with_world(recipe: Recipe, world: Path | None) -> Recipe:
+    """The recipe with every `{world}` in its paths replaced by the prepared directory.
+
+    Raises:
+        UserError: `{world}` stands in a recipe that prepares none.
+    """
+    return Recipe.model_validate(_replace(recipe.model_dump(mode="json"), world))
+
+
+def _replace(value: Any, world: Path | None) -> Any:
+    if isinstance(value, str) and "{world}" in value:
+        if world is None:
+            raise UserError(f"{value!r} stands for a prepared world, but the recipe has no `prepare` section.")
+        return value.replace("{world}", str(world))
+    if isinstance(value, Mapping):
+        return {name: _replace(inner, world) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_replace(inner, world) for inner in value]
+    return value
+
+
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML, in the order of the recipe."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,109 @@
+"""What a finished run leaves: the best adapter, summary.json, examples, and the table that is shown."""
+
+import json
+import shutil
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.config.recipe import Recipe
+from common.config.validation import recipe_digest
+from common.durable import new_directory, write_file
+from common.policies import PolicyRegistry
+from deploy.evaluation import Evaluation
+from deploy.run_directory import RunDirectory
+
+_ROWS = (
+    ("train-RM win rate vs gold, %", "train_rm_win_rate", "{:.1f}"),
+    ("  ± 95 % interval", "train_rm_win_rate_ci95", "{:.1f}"),
+    ("mean reward", "mean_reward", "{:.3f}"),
+    ("truth quality", "truth_quality", "{:.3f}"),
+    ("KL to the prior, nats", "kl_to_prior", "{:.2f}"),
+    ("output length, tokens", "mean_tokens", "{:.1f}"),
+    ("ended by itself, %", "ended", "{:.0f}"),
+    ("test prompts", "prompts", "{}"),
+)
+
+
+def finish(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
+    """Write the result of a complete run and return the summary."""
+    best = evaluation.best_version()
+    _export_adapter(directory, best)
+    write_file(directory.examples, _examples(evaluation, best, recipe.evaluation.examples))
+    versions = evaluation.due_versions()
+    summary = {
+        "name": recipe.name,
+        "config_digest": recipe_digest(recipe),
+        "best_version": best,
+        "before": evaluation.result("test", 0).as_dict(),
+        "after": evaluation.result("test", best).as_dict(),
+        "validation": {str(version): evaluation.result("validation", version).as_dict() for version in versions},
+        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
+        "adapter": str(directory.adapter),
+    }
+    write_file(directory.summary, json.dumps(summary, indent=1))
+    return summary
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
+    """The summary of a run that has ended, or None."""
+    return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
+
+
+def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> None:
+    """Print before and after side by side, and where the results are."""
+    before, after = summary["before"], summary["after"]
+    table = Table(title=f"{summary['name']}: test prompts, before and after", title_justify="left")
+    for name, justify in (("", "left"), ("SFT", "right"), (f"BRAIn (version {summary['best_version']})", "right")):
+        table.add_column(name, justify=justify)
+    for label, field, form in _ROWS:
+        if before[field] is not None:
+            table.add_row(label, form.format(before[field]), form.format(after[field]))
+    console.print(table)
+    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
+    for label, text in (
+        ("time", spent),
+        ("adapter", f"{directory.adapter} (PeftModel.from_pretrained)"),
+        ("summary", directory.summary),
+        ("examples", directory.examples),
+        ("metrics", f"{directory.metrics}, {directory.tensorboard}"),
+    ):
+        console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
+
+
+def _export_adapter(directory: RunDirectory, version: int) -> None:
+    if directory.adapter.exists():
+        return
+    source = PolicyRegistry(directory.policies).verify(version).path
+    with new_directory(directory.adapter) as target:
+        for file in sorted(source.iterdir()):
+            shutil.copyfile(file, target / file.name)
+
+
+def _examples(evaluation: Evaluation, best: int, count: int) -> str:
+    lines = ["# Examples: test prompts with gold, SFT and aligned output", ""]
+    pairs = zip(evaluation.texts("test", 0), evaluation.texts("test", best), strict=True)
+    for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(pairs, start=1):
+        if number > count:
+            break
+        lines += [
+            f"## {number}",
+            "```",
+            prompt.strip(),
+            "```",
+            f"- gold: {_one_line(gold)}",
+            f"- SFT (reward {_figure(r_before)}): {_one_line(before)}",
+            f"- aligned (reward {_figure(r_after)}): {_one_line(after)}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _one_line(text: str | None) -> str:
+    return "-" if text is None else " ".join(text.split())
+
+
+def _figure(value: float | None) -> str:
+    return "not computed" if value is None else f"{value:.2f}"

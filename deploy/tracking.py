@@ -1,0 +1,169 @@
+"""What a run shows and leaves behind while it goes: a live line, metrics.jsonl and TensorBoard files."""
+
+import json
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from common.config.recipe import AlgorithmSection
+from deploy.evaluation import Result, Split
+
+_RATE_WINDOW = 60.0  # seconds over which rates are shown
+
+
+class Rate:
+    """Tokens per second over the last minute."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[float, float]] = deque()
+
+    def add(self, amount: float) -> None:
+        """Count `amount` as done now."""
+        self._events.append((time.monotonic(), amount))
+
+    def per_second(self) -> float:
+        """The rate over the window, or since the first event if that is shorter ago."""
+        now = time.monotonic()
+        while self._events and now - self._events[0][0] > _RATE_WINDOW:
+            self._events.popleft()
+        if not self._events:
+            return 0.0
+        return sum(amount for _, amount in self._events) / max(now - self._events[0][0], 1.0)
+
+
+class Tracker:
+    """Counts what the services do; shows it, and writes it down."""
+
+    def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: Console) -> None:
+        self._algorithm = algorithm
+        self._metrics = metrics
+        self._board = SummaryWriter(str(tensorboard))
+        self._console = console
+        self._live: Live | None = None
+        self._began = time.monotonic()
+        self._first_step: int | None = None
+        self._version = 0
+        self._step = 0
+        self._round = 0
+        self._counts = {"sampled": 0, "scored": 0, "trained": 0}
+        self._rates = {"sampled": Rate(), "scored": Rate(), "trained": Rate()}
+        self._last: dict[str, float] = {}
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def started(self, step: int) -> None:
+        """All services are up, and the learner stands at `step`."""
+        self._step = step
+        self._began = time.monotonic()
+        if step:
+            self._say(f"resumed at step {step}")
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2)
+            self._live.start()
+
+    def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
+        """A lease is committed."""
+        if training:
+            self._counts["sampled"] += groups.num_rows
+        tokens = pc.list_flatten(pc.struct_field(pc.list_flatten(groups["outputs"]), "token_ids"))
+        self._rates["sampled"].add(len(tokens))
+
+    def scored(self, scorer: str, scores: pa.RecordBatch, *, training: bool) -> None:
+        """A scorer's values are committed."""
+        failed = [error for error in scores["error"].to_pylist() if error is not None]
+        if failed:
+            self._say(f"{scorer} could not score {len(failed)} groups; the first: {failed[0]}")
+
+    def ready(self, groups: int) -> None:
+        """Groups have all their annotations."""
+        self._counts["scored"] += groups
+
+    def stepped(self, step: int, round_: int, metrics: dict[str, float]) -> None:
+        """An optimiser step is recorded."""
+        self._first_step = self._first_step if self._first_step is not None else step
+        self._step, self._round, self._last = step, round_, metrics
+        self._counts["trained"] += self._algorithm.batch_prompts
+        self._rates["trained"].add(metrics.get("tokens", 0.0))
+        rates = {f"{stage}_per_second": rate.per_second() for stage, rate in self._rates.items()}
+        self._write("step", step, {"round": round_, "version": self._version, **metrics, **rates})
+
+    def published(self, version: int, step: int) -> None:
+        """A new proposal version is out."""
+        self._version, self._step = version, step
+        if not self._console.is_terminal and self._last:
+            self._say(self._line())
+
+    def evaluated(self, split: Split, version: int, result: Result) -> None:
+        """A version's result on a split is known."""
+        figures = {name: value for name, value in result.as_dict().items() if value is not None}
+        self._write(split, version, figures)
+        gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
+        truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
+        self._say(f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}")
+
+    def close(self) -> None:
+        """Stop the live display and flush everything."""
+        if self._live is not None:
+            self._live.stop()
+        self._board.close()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _write(self, kind: str, number: int, figures: dict[str, Any]) -> None:
+        line = {"kind": kind, "step" if kind == "step" else "version": number, "time": time.time(), **figures}
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(f"{kind}/{name}", value, number)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+        logging.getLogger(__name__).info(text)
+
+    def _figures(self) -> list[tuple[str, str]]:
+        algorithm, last = self._algorithm, self._last
+        total = algorithm.rounds * algorithm.updates_per_round
+        counts, rates = self._counts, self._rates
+        return [
+            ("round", f"{min(self._round + 1, algorithm.rounds)}/{algorithm.rounds}"),
+            ("version", str(self._version)),
+            ("step", f"{self._step}/{total}"),
+            ("groups sampled/scored/trained", f"{counts['sampled']}/{counts['scored']}/{counts['trained']}"),
+            ("tokens/s sampled", f"{rates['sampled'].per_second():.0f}"),
+            ("trained", f"{rates['trained'].per_second():.0f}"),
+            ("reward", _short(last.get("reward_mean"))),
+            ("KL", _short(last.get("kl_policy_prior"))),
+            ("ESS", _short(last.get("ess_alpha"))),
+            ("left", self._time_left(total)),
+        ]
+
+    def _line(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self._figures())
+
+    def _table(self) -> Table:
+        table = Table(box=None, padding=(0, 1))
+        figures = self._figures()
+        for name, _ in figures:
+            table.add_column(name, justify="right", header_style="dim")
+        table.add_row(*(value for _, value in figures))
+        return table
+
+    def _time_left(self, total: int) -> str:
+        done = self._step - (self._first_step or self._step) + 1
+        if self._first_step is None or done < 1:
+            return "?"
+        left = (time.monotonic() - self._began) / done * (total - self._step)
+        return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

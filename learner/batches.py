@@ -1,0 +1,147 @@
+"""TRAIN_BATCH record batches as tensors, converted once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from common.errors import PipelineError
+from learner.objectives.brain import MIN_OUTPUTS
+from learner.objectives.values import GroupValues
+
+Completion = torch.Tensor  # [tokens] int64
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """b groups of up to n outputs; groups with fewer have slots that are not valid at the end.
+
+    Attributes:
+        group_ids: b names, for errors.
+        proposal_versions: [b] int64
+        prompts: b times [prompt tokens] int64
+        completions: b lists of at most n times [completion tokens] int64
+        lengths: completion tokens, 0 where there is no output.  # [b, n] int64
+        prior_logprobs: NaN where missing.  # [b, n] float32
+        proposal_logprobs: NaN where missing.  # [b, n] float32
+        rewards: NaN where missing.  # [b, n] float32
+        valid: an output is there, and none of its three values is missing.  # [b, n] bool
+    """
+
+    group_ids: list[str]
+    proposal_versions: torch.Tensor
+    prompts: list[torch.Tensor]
+    completions: list[list[Completion]]
+    lengths: torch.Tensor
+    prior_logprobs: torch.Tensor
+    proposal_logprobs: torch.Tensor
+    rewards: torch.Tensor
+    valid: torch.Tensor
+
+    @cached_property
+    def trained(self) -> torch.Tensor:
+        """Whether a prompt has enough valid outputs to be trained on.  # [b] bool."""
+        return self.valid.sum(dim=1) >= MIN_OUTPUTS
+
+    def values(self, policy_logprobs: torch.Tensor, groups: list[int] | None = None) -> GroupValues:
+        """What an objective is given.
+
+        Args:
+            policy_logprobs: log q_θ(y|x) of those groups.  # [groups, n]
+            groups: all, if not given.
+        """
+        rows = slice(None) if groups is None else groups
+        return GroupValues(
+            policy_logprobs,
+            self.prior_logprobs[rows],
+            self.proposal_logprobs[rows],
+            self.rewards[rows],
+            self.valid[rows],
+        )
+
+    def trained_tokens(self) -> int:
+        """Tokens of the prompts, counted once, and of the outputs that the batch trains on."""
+        prompts = sum(len(self.prompts[row]) for row in self.trained.nonzero().flatten().tolist())
+        return prompts + int(self.lengths[self.valid & self.trained[:, None]].sum())
+
+    def collapsed(self) -> float:
+        """Share of the groups, of those with outputs to compare, whose outputs are all the same."""
+        distinct = [
+            len({tuple(completion.tolist()) for completion in group}) == 1
+            for group in self.completions
+            if len(group) > 1
+        ]
+        return sum(distinct) / len(distinct) if distinct else 0.0
+
+
+def group_batch(batch: pa.RecordBatch) -> GroupBatch:
+    """Convert a TRAIN_BATCH.
+
+    Raises:
+        PipelineError: a group's columns disagree about the number of its outputs, or a value is NaN or
+            infinite where only numbers and nulls may be.
+    """
+    group_ids = batch["group_id"].to_pylist()
+    counts = _lengths(batch["output_token_ids"])  # [b]
+    present = torch.from_numpy(np.arange(max(counts, default=0)) < counts[:, None])  # [b, n]
+    values = {
+        name: _padded_values(batch[name], counts, present, name, group_ids)
+        for name in ("prior_logprobs", "proposal_logprobs", "rewards")
+    }
+    outputs = batch["output_token_ids"].flatten()
+    lengths = torch.zeros(present.shape, dtype=torch.int64).masked_scatter_(
+        present, torch.from_numpy(_lengths(outputs))
+    )
+    flat = _token_lists(outputs)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    missing = torch.stack([column.isnan() for column in values.values()]).any(dim=0)
+    return GroupBatch(
+        group_ids=group_ids,
+        proposal_versions=torch.from_numpy(_writable(batch["proposal_version"], np.int64)),
+        prompts=_token_lists(batch["prompt_token_ids"]),
+        completions=[flat[start:end] for start, end in pairwise(starts)],
+        lengths=lengths,
+        valid=present & ~missing,
+        **values,
+    )
+
+
+def _padded_values(
+    column: pa.ListArray, counts: np.ndarray, present: torch.Tensor, name: str, group_ids: list[str]
+) -> torch.Tensor:
+    """One number an output, NaN where it is null or there is no output.  # [b, n] float32."""
+    wrong = np.flatnonzero(_lengths(column) != counts)
+    if len(wrong):
+        raise PipelineError(
+            f"group {group_ids[wrong[0]]} has {counts[wrong[0]]} outputs but {_lengths(column)[wrong[0]]} "
+            f"values in {name!r}: the store's groups and scores do not belong together."
+        )
+    flat = column.flatten()
+    numbers = torch.from_numpy(_writable(flat, np.float32))
+    nulls = torch.from_numpy(_writable(flat.is_null(), np.bool_))
+    padded = torch.full(present.shape, torch.nan).masked_scatter_(present, numbers)
+    odd = torch.zeros(present.shape, dtype=torch.bool).masked_scatter_(present, ~numbers.isfinite() & ~nulls)
+    if odd.any():
+        names = ", ".join(group_ids[row] for row in odd.any(dim=1).nonzero().flatten().tolist())
+        raise PipelineError(
+            f"{name!r} is NaN or infinite in group {names}: a value that is missing must be null."
+        )
+    return padded
+
+
+def _token_lists(lists: pa.ListArray) -> list[torch.Tensor]:
+    """Each list as a tensor; all share one conversion and one memory."""
+    tokens = torch.from_numpy(_writable(lists.flatten(), np.int64))
+    return list(tokens.split(_lengths(lists).tolist()))
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    return lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _writable(array: pa.Array, dtype: type[np.generic]) -> np.ndarray:
+    """A copy: Arrow's memory is read-only, which torch does not accept. A null becomes NaN among floats."""
+    return array.to_numpy(zero_copy_only=False).astype(dtype, copy=True)

@@ -1,0 +1,99 @@
+"""Checkpoint directories: each appears complete or not at all, and only the newest few are kept.
+
+`checkpoints/step-000040/` holds whatever its writer put there, and `checkpoint.json`: the step and a digest of the
+files. The directory is written under another name and renamed when all is on disk (common/durable.py), so one that is
+there under its own name with its marker is complete.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.durable import new_directory, remove_leftovers, write_file
+from common.errors import UserError
+from common.identity import digest_files
+
+_MARKER = "checkpoint.json"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    step: int
+    path: Path
+
+
+class CheckpointDirectory:
+    """The checkpoints of one run.
+
+    Only one process may save: rank 0, once all ranks have handed their parts over.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root = Path(root)
+        self.keep = keep
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+        """Save a checkpoint whose files `write(directory)` creates; the oldest beyond `keep` are deleted then.
+
+        A checkpoint of the step that exists already is kept as it is.
+        """
+        target = self.root / f"{_PREFIX}{step:06d}"
+        if not (target / _MARKER).exists():
+            with new_directory(target) as directory:
+                write(directory)
+                names = sorted(file.name for file in directory.iterdir())
+                facts = {"step": step, "files": names, "digest": digest_files(directory, names)}
+                write_file(directory / _MARKER, json.dumps(facts, indent=1))
+        for old in self._complete()[: -self.keep]:
+            _remove(old.path)
+        return Checkpoint(step, target)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint, checked against its digest; None before the first.
+
+        Raises:
+            UserError: its files are not what was written.
+        """
+        complete = self._complete()
+        if not complete:
+            return None
+        checkpoint = complete[-1]
+        try:
+            facts = json.loads((checkpoint.path / _MARKER).read_text())
+            intact = digest_files(checkpoint.path, facts["files"]) == facts["digest"]
+        except (OSError, ValueError, KeyError):
+            intact = False
+        if not intact:
+            raise UserError(
+                f"The checkpoint {checkpoint.path} is damaged: its files are not what was written; delete that "
+                f"directory, and the run resumes from the checkpoint before it, or from the start."
+            )
+        return checkpoint
+
+    def remove_leftovers(self) -> None:
+        """Delete what interrupted saves left; only the one saving process may call this."""
+        remove_leftovers(self.root)
+        marked = {checkpoint.path for checkpoint in self._complete()}
+        for entry in self.root.glob(f"{_PREFIX}*"):
+            if entry not in marked:
+                _remove(entry)
+
+    def _complete(self) -> list[Checkpoint]:
+        """All checkpoints with a marker, oldest first."""
+        found = (
+            Checkpoint(int(marker.parent.name.removeprefix(_PREFIX)), marker.parent)
+            for marker in self.root.glob(f"{_PREFIX}*/{_MARKER}")
+            if marker.parent.name.removeprefix(_PREFIX).isdigit()
+        )
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def _remove(directory: Path) -> None:
+    """Delete a checkpoint, its marker first, so that half of one is never taken for a whole."""
+    (directory / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(directory)

@@ -1,0 +1,63 @@
+"""The learner as Ray actors, one a rank."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from common.config.recipe import Recipe
+from common.logs import redirect_output
+from learner.trainer import Trainer
+
+
+@ray.remote
+class LearnerActor:
+    """One rank. `address` (of rank 0) and `start` (of all) come first; then all ranks are called alike."""
+
+    def __init__(self, recipe: dict[str, Any], run_dir: str, rank: int, log_path: str) -> None:
+        redirect_output(Path(log_path))
+        self._recipe = Recipe.model_validate(recipe)
+        self._run_dir = Path(run_dir)
+        self._rank = rank
+        self._trainer: Trainer
+        torch.set_num_threads(self._recipe.learner.threads)
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 can be met: this machine, and a port that is free now."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(self, master_addr: str, master_port: int) -> int:
+        """Meet the other ranks and load the model; returns the step that the run resumes from, 0 for a new one."""
+        os.environ |= {
+            "MASTER_ADDR": master_addr,
+            "MASTER_PORT": str(master_port),
+            "RANK": str(self._rank),
+            "WORLD_SIZE": str(self._recipe.learner.ranks),
+            "LOCAL_RANK": "0",  # Ray shows an actor only its own GPUs
+        }
+        from learner.engine import (
+            DeepSpeedEngine,
+            join_ranks,
+        )  # DeepSpeed takes seconds, and only this process needs it
+
+        join_ranks()
+        self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine)
+        return self._trainer.start()
+
+    def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
+        """See `Trainer.train_step`."""
+        return self._trainer.train_step(step, batch)
+
+    def save(self, step: int) -> None:
+        """See `Trainer.save`."""
+        self._trainer.save(step)
+
+    def publish(self, version: int, step: int) -> dict[str, Any]:
+        """Publish the policy as a proposal version; see `Trainer.publish`."""
+        return {"version": version, "digest": self._trainer.publish(version, step), "step": step}

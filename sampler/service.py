@@ -1,0 +1,75 @@
+"""The sampling service: Ray actors that take leases and return groups."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from common.config.recipe import Recipe
+from common.leases import Lease
+from common.logs import redirect_output
+from common.policies import PolicyRegistry, ProposalVersion
+
+
+@ray.remote
+class SamplerActor:
+    """One vLLM engine that samples from whichever published proposal version a lease names."""
+
+    def __init__(self, name: str, recipe: dict[str, Any], policies: str, log_path: str) -> None:
+        redirect_output(Path(log_path))
+        self._name = name
+        self._recipe = Recipe.model_validate(recipe)
+        self._registry = PolicyRegistry(Path(policies))
+        self._verified: dict[int, ProposalVersion] = {}
+
+    def ready(self) -> str:
+        """Start the engine; here and not in the constructor, whose errors Ray reports without their cause.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        from sampler.engine import Engine, EngineSettings
+
+        policy, settings = self._recipe.policy, self._recipe.sampler
+        self._engine = Engine(
+            EngineSettings(
+                model=policy.model,
+                dtype=policy.dtype,
+                adapter_rank=policy.adapter.r,
+                max_model_tokens=self._recipe.data.max_prompt_tokens + self._recipe.sampling.max_tokens,
+                threads=settings.threads,
+                kv_cache_gib=settings.kv_cache_gib,
+                extra=settings.vllm,
+            )
+        )
+        from common.nn.causal_lm import load_tokenizer  # torch, after the engine has set its environment
+
+        self._tokenizer = load_tokenizer(policy.tokenizer or policy.model)
+        return self._name
+
+    def generate(self, lease: Lease) -> pa.RecordBatch:
+        """Sample a lease; returns GROUPS rows, one per prompt.
+
+        Raises:
+            UserError: the lease's proposal version is missing or damaged.
+        """
+        from sampler.generation import generate_groups
+
+        return generate_groups(
+            self._engine,
+            lease,
+            self._proposal(lease.version),
+            self._recipe.sampling,
+            eos_token_id=self._tokenizer.eos_token_id,
+            decode=self._decode,
+            sampler_id=self._name,
+        )
+
+    def _proposal(self, version: int) -> ProposalVersion:
+        if version not in self._verified:
+            self._verified[version] = self._registry.verify(version)
+        return self._verified[version]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)

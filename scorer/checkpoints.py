@@ -1,0 +1,85 @@
+"""Where a reward model's files are: in a directory, or on the Hugging Face hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+from common.errors import UserError
+from common.identity import digest, digest_files
+from common.nn.sources import is_local
+from scorer.formats import RewardFormat
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of one reward model.
+
+    Attributes:
+        format: of its texts and its file.
+        weights: the file of weights.
+        config: the configuration beside it; the real checkpoints have none.
+        tokenizer: a directory, or a hub id.
+    """
+
+    format: RewardFormat
+    weights: Path
+    config: Path | None
+    tokenizer: str
+
+    def digest(self) -> str:
+        """The digest of everything that rewards depend on and that lies in files."""
+        root = self.weights.parent
+        names = [self.weights.name, "config.json", *_TOKENIZER_FILES]
+        present = [name for name in names if (root / name).is_file()]
+        return digest(self.format.name, self.tokenizer_name(), digest_files(root, present))
+
+    def tokenizer_name(self) -> str:
+        """The tokenizer's hub id; one that lies beside the weights has no name that would hold elsewhere."""
+        return "" if Path(self.tokenizer).is_dir() else self.tokenizer
+
+
+def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
+    """Find a reward model's files.
+
+    Args:
+        source: a directory, or a hub id, with "@revision" after it where it is not the newest that is meant.
+        format: says which file holds the weights, and where the tokenizer is if none lies beside them.
+
+    Raises:
+        UserError: there is no such directory or repository, or no such file in it.
+    """
+    if not is_local(source, "The reward model"):
+        return Checkpoint(format, _download(source, format.checkpoint_file), None, format.tokenizer)
+    directory = Path(source)
+    weights, config = directory / format.checkpoint_file, directory / "config.json"
+    if not weights.is_file():
+        raise UserError(
+            f"{directory} holds no {format.checkpoint_file}, the file of a {format.name} reward model; set "
+            f"`path` to the directory that holds it, or `kind` to the model's format."
+        )
+    beside = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return Checkpoint(
+        format,
+        weights,
+        config if config.is_file() else None,
+        str(directory) if beside else format.tokenizer,
+    )
+
+
+def _download(source: str, file: str) -> Path:
+    repository, _, revision = source.partition("@")
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision or None))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The reward model {source} could not be fetched from the hub: {reason}") from error

@@ -1,0 +1,192 @@
+"""The text formats of the two GPT-J reward models: what is encoded, and at which token the reward is read.
+
+Both were trained by others, and a reward read one token off, or a text truncated on the wrong side, is a
+plausible number that means nothing. What is written here is the contract of those checkpoints, not a matter
+of taste.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EOS = "<|endoftext|>"
+"""End of text, and padding, in both formats."""
+
+START = "<|startoftext|>"
+"""What TL;DR texts begin with: several ordinary BPE pieces, never one special token."""
+
+_TLDR_MARKER = "TL;DR:"
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as one right-padded batch.
+
+    Attributes:
+        input_ids: [b, t] int64, padded with the EOS id.
+        attention_mask: [b, t] int64, 1 on text (its own EOS included) and 0 on padding.
+        read_index: [b] int64, the position whose value is the text's reward.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    read_index: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RewardFormat:
+    """How one family of reward models wants its texts.
+
+    Attributes:
+        name: the name in recipes.
+        checkpoint_file: the file that holds the weights.
+        tokenizer: hub id of the tokenizer where none lies beside the checkpoint.
+        max_tokens: longer texts are truncated to this many tokens.
+        truncation_side: the side that loses tokens.
+        uses_attention_mask: whether the model is given the mask of the padding.
+        reads: "before_eos": the token before the first EOS, or the last one where truncation cut EOS off;
+            "at_eos": the first EOS itself, which truncation from the left always keeps.
+        prefix: text before every prompt.
+        may_hold_copies: whether the file may hold the weights a second time, under `model.`.
+        gold_marker: where given, gold texts follow the prompt's last marker and exactly one space.
+    """
+
+    name: str
+    checkpoint_file: str
+    tokenizer: str
+    max_tokens: int
+    truncation_side: Literal["left", "right"]
+    uses_attention_mask: bool
+    reads: Literal["before_eos", "at_eos"]
+    prefix: str = ""
+    may_hold_copies: bool = False
+    gold_marker: str | None = None
+
+    def text(self, prompt: str, output: str) -> str:
+        """The text that is scored for an output; an empty output is scored like any other.
+
+        EOS that stands anywhere inside is removed: the reward is read at the first EOS, so that one inside
+        the prompt would give all its outputs the same reward.
+        """
+        return self.prefix + _without_eos(prompt + output) + EOS
+
+    def gold_text(self, prompt: str, gold: str) -> str:
+        """The text that is scored for a gold output, in the form that the reward model was trained on.
+
+        Some data sets begin their gold texts with the space and some don't: a second space would be a
+        handicap that no generated text has.
+        """
+        if self.gold_marker is None:
+            return self.text(prompt, gold)
+        head, marker, _ = prompt.rpartition(self.gold_marker)
+        return self.text(f"{head if marker else prompt}{self.gold_marker} ", gold.lstrip(" "))
+
+    def encode(
+        self, tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_positions: int | None = None
+    ) -> EncodedTexts:
+        """Encode texts made by `text` or `gold_text`.
+
+        Args:
+            tokenizer: the reward model's own tokenizer; see `check_tokenizer`.
+            texts: at least one.
+            max_positions: the model's context length; bounds `max_tokens` for small models.
+        """
+        limit = min(self.max_tokens, max_positions or self.max_tokens)
+        # Nothing is left to the tokenizer's own settings (truncation, padding, BOS).
+        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = [self._truncated(row, limit) for row in rows]
+        return _padded(rows, tokenizer.eos_token_id, -1 if self.reads == "before_eos" else 0)
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
+        """Refuse a tokenizer that would silently encode this format's texts differently.
+
+        Raises:
+            UserError: its EOS is another one or not a single token, or it has `<|startoftext|>` as one token.
+        """
+        ids = tokenizer(EOS, add_special_tokens=False)["input_ids"]
+        if tokenizer.eos_token != EOS or list(ids) != [tokenizer.eos_token_id]:
+            raise UserError(
+                f"The tokenizer in {where} does not fit a {self.name} reward model: its end of text is "
+                f"{tokenizer.eos_token!r}, but must be the one token {EOS!r}."
+            )
+        if self.prefix and len(tokenizer(self.prefix, add_special_tokens=False)["input_ids"]) == 1:
+            raise UserError(
+                f"The tokenizer in {where} has {self.prefix!r} as one token; {self.name} reward models were "
+                f"trained with it as ordinary pieces: remove it from the tokenizer's added tokens."
+            )
+
+    def _truncated(self, ids: list[int], limit: int) -> list[int]:
+        return ids[:limit] if self.truncation_side == "right" else ids[-limit:]
+
+
+TLDR = RewardFormat(
+    name="tldr",
+    checkpoint_file="pytorch_model.bin",
+    tokenizer="EleutherAI/gpt-j-6B",
+    max_tokens=550,
+    truncation_side="right",
+    uses_attention_mask=True,
+    reads="before_eos",
+    prefix=START,
+    gold_marker=_TLDR_MARKER,
+)
+"""`CarperAI/openai_summarize_tldr_rm_checkpoint`."""
+
+HH = RewardFormat(
+    name="hh",
+    checkpoint_file="hf_ckpt.pt",
+    tokenizer="gpt2",
+    max_tokens=1024,
+    truncation_side="left",
+    uses_attention_mask=False,
+    reads="at_eos",
+    may_hold_copies=True,
+)
+"""`Dahoas/gptj-rm-static`."""
+
+FORMATS = {"tldr": TLDR, "hh": HH}
+"""The formats by their names in recipes."""
+
+
+def normalise_tldr_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens: int = 500) -> str:
+    """A TL;DR prompt in the form that SFT and reward model were trained on: it ends in "TL;DR:" and fits.
+
+    Args:
+        tokenizer: the policy's tokenizer.
+        prompt: the raw post; what stands from its first "TL;DR:" on is dropped.
+        max_tokens: context length less the tokens to generate (550 - 50).
+    """
+    post = _truncated_text(tokenizer, prompt.split(_TLDR_MARKER)[0], max_tokens - 5)  # "\nTL;DR:" is 5 tokens
+    return _truncated_text(tokenizer, f"{post}\n{_TLDR_MARKER}", max_tokens)
+
+
+def _truncated_text(tokenizer: "PreTrainedTokenizerBase", text: str, max_tokens: int) -> str:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
+def _without_eos(text: str) -> str:
+    """Remove EOS until none is left: a removal can join the halves of another one."""
+    while EOS in text:
+        text = text.replace(EOS, "")
+    return text
+
+
+def _padded(rows: list[list[int]], eos_id: int, read_offset: int) -> EncodedTexts:
+    width = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), width), eos_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    read_index = np.empty(len(rows), dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, : len(row)] = row
+        attention_mask[i, : len(row)] = 1
+        # Without an EOS, the last token is "the one before EOS": truncation cut EOS off.
+        read_index[i] = (row.index(eos_id) if eos_id in row else len(row)) + read_offset
+    return EncodedTexts(input_ids, attention_mask, read_index)

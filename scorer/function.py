@@ -1,0 +1,89 @@
+"""Rewards from a Python function of texts: rules, verifiers, ground truths."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import UserError
+from common.identity import digest
+from scorer.scorers import Annotation, Group, annotate, finite_or_null
+
+RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+"""(prompts, outputs), equally many -> a value for each"""
+
+
+class FunctionScorer:
+    """A function's value for every output of a group, in one call, and for its gold output, in another.
+
+    What the function gets wrong (an exception, a wrong number of values, a value that is no finite number) is
+    null with its error, and never made up.
+    """
+
+    def __init__(self, name: str, digest: str, function: RewardFunction) -> None:
+        self.name = name
+        self.digest = digest
+        self._function = function
+
+    def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """See `Scorer`."""
+        return annotate(self, batch, self._score_group)
+
+    def _score_group(self, group: Group) -> Annotation:
+        prompt, gold = group["prompt_text"], group["gold_text"]
+        values, errors = self._values(prompt, [output["text"] for output in group["outputs"]], "output")
+        if gold is None:
+            return Annotation(values, errors=tuple(errors))
+        gold_values, gold_errors = self._values(prompt, [gold], "gold output")
+        return Annotation(values, gold_values[0], (*errors, *gold_errors))
+
+    def _values(self, prompt: str, outputs: list[str], what: str) -> tuple[list[float | None], list[str]]:
+        nothing: list[float | None] = [None] * len(outputs)
+        try:
+            result = self._function([prompt] * len(outputs), list(outputs))
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            return nothing, [f"the function raised {type(error).__name__}: {error}"]
+        if not isinstance(result, list | tuple | np.ndarray):
+            return nothing, [
+                f"the function returned a {type(result).__name__}, but must return a list of numbers"
+            ]
+        if len(result) != len(outputs):
+            return nothing, [f"the function returned {len(result)} values for {len(outputs)} outputs"]
+        strange = [value for value in result if not isinstance(value, Real)]
+        if strange:
+            return nothing, [f"the function returned {strange[0]!r}, which is no number"]
+        return finite_or_null([_as_float(value) for value in result], what)
+
+
+def load_function(name: str, path: str) -> FunctionScorer:
+    """Make a scorer of the function at an import path.
+
+    Args:
+        name: of the scorer.
+        path: "package.module:function".
+
+    Raises:
+        UserError: there is no such module or function, or importing the module fails.
+    """
+    module_name, _, function_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"scorers.{name}.function: {module_name!r} cannot be imported: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"scorers.{name}.function: {module_name} has no function {function_name!r}.")
+    source = inspect.getsourcefile(module)
+    text = Path(source).read_text(encoding="utf-8") if source else ""
+    return FunctionScorer(name, digest("function", path, text), function)
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer too large for any float
+        return float("inf")

@@ -1,0 +1,177 @@
+"""The two GPT-J reward models: the transformer, and one bias-free value head.
+
+Their files hold weights under the names of another time. Every name is accounted for: a weight that is left
+at random, silently, gives plausible rewards that mean nothing.
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import GPTJConfig, GPTJModel
+from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
+
+from common.errors import UserError
+from scorer.checkpoints import Checkpoint
+from scorer.formats import EncodedTexts, RewardFormat
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Weights = dict[str, torch.Tensor]
+
+# Causal masks that transformers once kept among the weights.
+_OLD_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+# Where a reward model was saved with the language model that it was made from, everything is there twice.
+_COPY = "model."
+_UNUSED_COPIES = ("model.lm_head.weight", "model.lm_head.bias")
+
+
+class GPTJReward(nn.Module):
+    """A GPT-J whose value head reads one token of each text."""
+
+    def __init__(self, config: GPTJConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GPTJModel(config)
+        self.v_head = nn.Linear(config.n_embd, 1, bias=False)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, read_index: torch.Tensor
+    ) -> torch.Tensor:
+        """Rewards.
+
+        Args:
+            input_ids: [b, t] int64, padded on the right.
+            attention_mask: [b, t], or None for models that were trained without.
+            read_index: [b] int64, the token whose value is the reward.
+
+        Returns:
+            [b] float32; the head is applied in float32: bfloat16 would round rewards to steps of 0.016.
+        """
+        output = self.transformer(input_ids, attention_mask=attention_mask, use_cache=False)
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        hidden = output.last_hidden_state[rows, read_index]  # [b, h]
+        return linear(hidden.float(), self.v_head.weight.float()).squeeze(-1)
+
+    @torch.inference_mode()
+    def rewards(self, encoded: EncodedTexts, format: RewardFormat, max_tokens: int) -> list[float]:
+        """The reward of each text, in forward passes of at most `max_tokens` tokens, padding included.
+
+        A pass has at least one text. All have the width of the whole batch, so that the split depends on its
+        size alone.
+        """
+        device = self.v_head.weight.device
+        columns = (encoded.input_ids, encoded.attention_mask, encoded.read_index)
+        rows = max(1, max_tokens // encoded.input_ids.shape[1])
+        values: list[float] = []
+        for parts in zip(*(torch.from_numpy(column).split(rows) for column in columns), strict=True):
+            input_ids, attention_mask, read_index = (part.to(device) for part in parts)
+            mask = attention_mask if format.uses_attention_mask else None
+            values += self(input_ids, mask, read_index).tolist()
+        return values
+
+
+def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, device: str | torch.device = "cpu") -> GPTJReward:
+    """Load a reward model in the format of CarperAI's (TL;DR) or Dahoas' (HH).
+
+    There are never two copies of the weights: the file is mapped into memory, and the model takes over its
+    tensors (on a CPU, where the type is the file's), or each one is converted and then let go.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold exactly the configuration's weights.
+    """
+    weights = _without_leftovers(_read(checkpoint.weights), checkpoint.format)
+    with torch.device("meta"):
+        model = GPTJReward(_config(checkpoint))
+    _require_exactly(model.state_dict(), weights, checkpoint)
+    converted = {name: weights.pop(name).to(device, getattr(torch, dtype)) for name in list(weights)}
+    model.load_state_dict(converted, assign=True)
+    _fill_position_buffers(model, device)
+    return model.eval().requires_grad_(False)
+
+
+def _config(checkpoint: Checkpoint) -> GPTJConfig:
+    if checkpoint.config is None:
+        return _gptj_6b()
+    try:
+        config = GPTJConfig.from_json_file(checkpoint.config)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint.config} cannot be read as a model configuration: {error}") from error
+    if config.model_type != "gptj":
+        raise UserError(f"{checkpoint.config} describes a {config.model_type} model, not a gptj one.")
+    return config
+
+
+def _gptj_6b() -> GPTJConfig:
+    # Spelt out rather than left to transformers' defaults, which are not ours to rely on.
+    return GPTJConfig(n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, vocab_size=50400, n_positions=2048)
+
+
+def _read(path: Path) -> Weights:
+    try:
+        # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The reward model's weights {path} cannot be read: {reason}") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise UserError(f"The reward model's weights {path} are no dictionary of tensors.")
+    return dict(weights)
+
+
+def _without_leftovers(weights: Weights, format: RewardFormat) -> Weights:
+    """Drop what is known to be superfluous, and nothing else."""
+    if format.may_hold_copies:
+        weights = {name: value for name, value in weights.items() if not _is_copy(name, weights)}
+    return {name: value for name, value in weights.items() if not _OLD_BUFFER.fullmatch(name)}
+
+
+def _is_copy(name: str, weights: Weights) -> bool:
+    if not name.startswith(_COPY):
+        return False
+    original_name = name.removeprefix(_COPY)
+    if name in _UNUSED_COPIES or _OLD_BUFFER.fullmatch(original_name):
+        return True
+    value, original = weights[name], weights.get(original_name)
+    if original is None or original.shape != value.shape:
+        return False
+    return original.data_ptr() == value.data_ptr() or torch.equal(original, value)
+
+
+def _require_exactly(expected: Weights, actual: Weights, checkpoint: Checkpoint) -> None:
+    problems = []
+    if missing := sorted(expected.keys() - actual.keys()):
+        problems.append(f"missing: {_listed(missing)}")
+    if unexpected := sorted(actual.keys() - expected.keys()):
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    differing = [
+        f"{name} is {list(actual[name].shape)}, expected {list(expected[name].shape)}"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name].shape != actual[name].shape
+    ]
+    if differing:
+        problems.append(f"of another shape: {_listed(differing)}")
+    if problems:
+        config = checkpoint.config or "GPT-J-6B's configuration (there is no config.json beside it)"
+        raise UserError(f"The weights in {checkpoint.weights} do not fit {config}; {'; '.join(problems)}.")
+
+
+def _listed(items: list[str], most: int = 8) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _fill_position_buffers(model: GPTJReward, device: str | torch.device) -> None:
+    """Rotary positions are computed, not stored, so that a model made on the meta device has none yet."""
+    config = model.config
+    positions = create_sinusoidal_positions(config.n_positions, config.rotary_dim or config.n_embd).to(device)
+    for block in model.transformer.h:
+        block.attn.embed_positions = positions
+    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert not empty, f"this version of transformers has buffers that are not filled: {empty}"

@@ -1,0 +1,55 @@
+from learner.batches import group_batch
+from learner.partition import Part, plan
+from tests.unit.train_batches import train_batch, train_row
+
+
+def batch_of(*sizes, prompt=4, length=6):
+    """Groups of outputs that take 10 tokens each with their prompt."""
+    rows = [
+        train_row(f"g{index}", prompt=[1] * prompt, outputs=[[2] * length] * size)
+        for index, size in enumerate(sizes)
+    ]
+    return group_batch(train_batch(*rows))
+
+
+def test_groups_share_a_micro_batch_while_there_is_room():
+    assert plan(batch_of(2, 2, 2), ranks=1, max_tokens=40) == [
+        [[[Part(0, [0, 1]), Part(1, [0, 1])]], [[Part(2, [0, 1])]]]
+    ]
+
+
+def test_a_group_beyond_the_budget_is_split_and_stays_alone():
+    assert plan(batch_of(2, 5, 2), ranks=1, max_tokens=25) == [
+        [
+            [[Part(0, [0, 1])]],
+            [[Part(1, [0, 1])], [Part(1, [2, 3])], [Part(1, [4])]],
+            [[Part(2, [0, 1])]],
+        ]
+    ]
+
+
+def test_an_output_beyond_the_budget_goes_alone():
+    assert plan(batch_of(2), ranks=1, max_tokens=1) == [[[[Part(0, [0])], [Part(0, [1])]]]]
+
+
+def test_only_valid_outputs_of_trained_prompts_are_computed():
+    batch = group_batch(
+        train_batch(
+            train_row("few", outputs=[[1], [2]], rewards=[1.0, None]),
+            train_row("some", outputs=[[1], [2], [3]], rewards=[1.0, None, 2.0]),
+        )
+    )
+    assert plan(batch, ranks=1, max_tokens=100) == [[[[Part(1, [0, 2])]]]]
+
+
+def test_ranks_take_contiguous_shares_of_what_is_trained():
+    shares = plan(batch_of(2, 1, 2, 2, 2), ranks=2, max_tokens=20)
+    assert [[part.group for unit in share for micro in unit for part in micro] for share in shares] == [
+        [0, 2],
+        [3, 4],
+    ]
+
+
+def test_more_ranks_than_groups():
+    assert plan(batch_of(2), ranks=3, max_tokens=100) == [[[[Part(0, [0, 1])]]], [], []]
+    assert plan(batch_of(1), ranks=2, max_tokens=100) == [[], []]

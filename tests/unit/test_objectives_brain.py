@@ -1,0 +1,205 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import logsigmoid
+
+from common.config.recipe import ObjectiveSection
+from learner.objectives.brain import brain
+from learner.objectives.catalogue import OBJECTIVES
+from learner.objectives.goodness import log_goodness
+from learner.objectives.values import GroupValues
+
+SETTINGS = ObjectiveSection()
+
+
+def random_values(b=3, n=5, *, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(scale, shift):
+        return shift + scale * torch.randn(b, n, generator=generator, dtype=dtype)
+
+    return GroupValues(
+        draw(2, -20).requires_grad_(), draw(2, -20), draw(2, -20), draw(1, 0), torch.ones(b, n).bool()
+    )
+
+
+def changed(values, **changes):
+    return GroupValues(**{**vars(values), **changes})
+
+
+def gradient(values, settings=SETTINGS):
+    result = brain(values, settings)
+    return torch.autograd.grad(result.loss, values.policy_logprobs)[0]
+
+
+def test_the_worked_number():
+    rows = [[1.0, 0.0]]
+    same = torch.full((1, 2), -3.0)
+    policy = same.clone().requires_grad_()
+    values = GroupValues(policy, same, same, torch.tensor(rows), torch.ones(1, 2).bool())
+    alpha = math.e / (1 + math.e)
+    expected = alpha * math.log(2 * alpha) + (1 - alpha) * math.log(2 * (1 - alpha))
+    result = brain(values, SETTINGS)
+    assert expected == pytest.approx(0.1109, abs=1e-4)
+    assert result.loss.item() == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(gradient(values), torch.tensor([[0.5 - alpha, alpha - 0.5]]))
+
+
+def test_gradient_is_that_of_finite_differences():
+    # The loss is computed in float32, so steps are large, and the second-order error of central differences small.
+    values = random_values()
+    step = 0.02
+    for row in range(3):
+        for column in range(5):
+            moved = []
+            for sign in (1, -1):
+                policy = values.policy_logprobs.detach().clone()
+                policy[row, column] += sign * step
+                moved.append(brain(changed(values, policy_logprobs=policy), SETTINGS).loss.item())
+            numeric = (moved[0] - moved[1]) / (2 * step)
+            assert gradient(values)[row, column].item() == pytest.approx(numeric, abs=2e-4)
+
+
+def test_gradient_is_minus_alpha_minus_beta_times_the_scores():
+    # Through a model: θ -> log q_θ is anything differentiable (eq. 12, Theorem 4.2).
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(7, generator=generator, requires_grad=True)
+    features = torch.randn(3, 5, 7, generator=generator)
+    values = random_values()
+
+    def policy():
+        return (features * weights).sum(dim=-1).tanh() - 20
+
+    loss = brain(changed(values, policy_logprobs=policy()), SETTINGS).loss
+    alpha = (values.rewards + values.prior_logprobs - values.proposal_logprobs).softmax(-1)
+    beta = (policy().detach() - values.proposal_logprobs).softmax(-1)
+    surrogate = -((alpha - beta) * policy()).sum(-1).mean()
+    torch.testing.assert_close(torch.autograd.grad(loss, weights), torch.autograd.grad(surrogate, weights))
+
+
+def test_dpo_is_the_case_of_two_outputs_an_argmax_and_the_prior_as_proposal():
+    # Theorem 6.1. The softmax at temperature -> 0 is the argmax.
+    values = random_values(b=6, n=2)
+    values = changed(values, proposal_logprobs=values.prior_logprobs)
+    log_ratio = values.policy_logprobs - values.prior_logprobs
+    wins = values.rewards.argmax(-1, keepdim=True)
+    margin = log_ratio.gather(1, wins) - log_ratio.gather(1, 1 - wins)
+    dpo = -logsigmoid(1.0 * margin).mean()
+    settings = ObjectiveSection(temperature=1e-6)
+    torch.testing.assert_close(brain(values, settings).loss, dpo)
+    expected = torch.autograd.grad(dpo, values.policy_logprobs)[0]
+    torch.testing.assert_close(gradient(values, settings), expected, atol=1e-6, rtol=1e-5)
+
+
+@given(st.floats(-100, 100), st.integers(0, 1000))
+def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(constant, seed):
+    values = random_values(seed=seed)
+    shift = torch.tensor([[constant], [0.0], [-constant]])
+    shifted = changed(values, rewards=values.rewards + shift)
+    torch.testing.assert_close(
+        brain(shifted, SETTINGS).losses, brain(values, SETTINGS).losses, atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(gradient(shifted), gradient(values), atol=1e-4, rtol=1e-3)
+
+
+@given(st.permutations(range(5)), st.integers(0, 1000))
+def test_the_order_of_outputs_changes_nothing(order, seed):
+    values = random_values(seed=seed)
+    columns = list(order)
+    policy = values.policy_logprobs.detach()[:, columns].requires_grad_()
+    others = {name: column[:, columns] for name, column in vars(values).items() if name != "policy_logprobs"}
+    permuted = GroupValues(policy, **others)
+    torch.testing.assert_close(brain(permuted, SETTINGS).losses, brain(values, SETTINGS).losses)
+    torch.testing.assert_close(gradient(permuted), gradient(values)[:, columns])
+
+
+@pytest.mark.parametrize("goodness", ["bradley-terry", "logistic"])
+@pytest.mark.parametrize("junk", [0.0, math.nan, math.inf, -math.inf])
+def test_slots_that_are_not_valid_are_as_if_they_were_absent(goodness, junk):
+    settings = ObjectiveSection(goodness=goodness)
+    whole = random_values(n=5)
+    valid = torch.tensor([[1, 0, 1, 1, 0]] * 3).bool()
+    columns = [0, 2, 3]
+    policy = whole.policy_logprobs.detach()
+    with_gaps = GroupValues(
+        torch.where(valid, policy, 0.0).requires_grad_(),
+        torch.where(valid, whole.prior_logprobs, junk),
+        torch.where(valid, whole.proposal_logprobs, junk),
+        torch.where(valid, whole.rewards, junk),
+        valid,
+    )
+    others = {name: column[:, columns] for name, column in vars(whole).items() if name != "policy_logprobs"}
+    without = GroupValues(policy[:, columns].requires_grad_(), **others)
+    result, expected = brain(with_gaps, settings), brain(without, settings)
+    torch.testing.assert_close(result.losses, expected.losses)
+    assert result.metrics == pytest.approx(expected.metrics)
+    grad = gradient(with_gaps, settings)
+    torch.testing.assert_close(grad[:, columns], gradient(without, settings))
+    assert grad[:, [1, 4]].abs().max() == 0
+
+
+def test_prompts_with_fewer_than_two_valid_outputs_are_not_trained():
+    values = random_values(b=4)
+    valid = torch.tensor([[1] * 5, [0, 0, 1, 0, 0], [0] * 5, [1, 1, 0, 0, 0]]).bool()
+    masked = changed(values, valid=valid, rewards=torch.where(valid, values.rewards, torch.nan))
+    result = brain(masked, SETTINGS)
+    kept = [0, 3]
+    assert result.trained.tolist() == [True, False, False, True]
+    assert result.losses[[1, 2]].tolist() == [0, 0]
+    torch.testing.assert_close(result.loss, result.losses[kept].mean())
+    assert gradient(masked)[[1, 2]].abs().max() == 0
+    assert gradient(masked)[kept].isfinite().all()
+
+
+def test_a_batch_without_a_trained_prompt_has_no_gradient_and_no_metrics():
+    values = random_values()
+    empty = changed(values, valid=torch.zeros(3, 5).bool())
+    result = brain(empty, SETTINGS)
+    assert result.loss.item() == 0
+    assert result.metrics == {}
+    assert gradient(empty).abs().max() == 0
+
+
+def test_extreme_log_probabilities_stay_finite():
+    values = random_values(n=3)
+    policy = torch.tensor([[-2000.0, -1.0, -900.0]] * 3, requires_grad=True)
+    extreme = changed(values, policy_logprobs=policy, rewards=torch.tensor([[500.0, 0.0, -500.0]] * 3))
+    assert brain(extreme, SETTINGS).loss.isfinite()
+    assert gradient(extreme).isfinite().all()
+
+
+def test_the_metrics():
+    values = random_values()
+    result = brain(values, SETTINGS)
+    alpha = (values.rewards + values.prior_logprobs - values.proposal_logprobs).softmax(-1)
+    beta = (values.policy_logprobs.detach() - values.proposal_logprobs).softmax(-1)
+    drift = values.policy_logprobs.detach() - values.prior_logprobs
+    assert result.metrics == pytest.approx(
+        {
+            "ess_alpha": (1 / alpha.square().sum(-1)).mean().item(),
+            "ess_beta": (1 / beta.square().sum(-1)).mean().item(),
+            "alpha_max": alpha.amax(-1).mean().item(),
+            "kl_alpha_beta": result.loss.item(),
+            "reward_mean": values.rewards.mean().item(),
+            "reward_posterior": (alpha * values.rewards).sum(-1).mean().item(),
+            "kl_policy_prior": (beta * drift).sum(-1).mean().item(),
+        },
+        rel=1e-5,
+    )
+
+
+def test_goodness_models():
+    rewards = torch.tensor([2.0, -1.0])
+    torch.testing.assert_close(log_goodness(rewards, ObjectiveSection(temperature=2)), rewards / 2)
+    logistic = ObjectiveSection(goodness="logistic", temperature=2)
+    torch.testing.assert_close(
+        log_goodness(rewards, logistic), torch.tensor([-0.3133, -0.9741]), atol=1e-4, rtol=0
+    )
+
+
+def test_the_recipe_can_name_exactly_the_objectives_there_are():
+    names = ObjectiveSection.model_fields["name"].annotation
+    assert set(OBJECTIVES) == set(names.__args__)

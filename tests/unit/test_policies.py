@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.policies import PolicyRegistry
+
+
+def weights(content: str):  # type: ignore[no-untyped-def]
+    return lambda directory: (directory / "adapter_model.safetensors").write_text(content)
+
+
+def test_versions_appear_whole_and_are_never_changed(tmp_path: Path) -> None:
+    registry = PolicyRegistry(tmp_path / "policies")
+    assert registry.newest() is None
+    first = registry.publish(0, 0, weights("a"))
+    assert registry.publish(0, 0, weights("other")) == first
+    assert (first.path / "adapter_model.safetensors").read_text() == "a"
+    second = registry.publish(1, 40, weights("b"))
+    assert second.digest != first.digest
+    assert registry.newest() == second and registry.versions() == [0, 1]
+    assert registry.verify(1) == second
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    registry = PolicyRegistry(tmp_path)
+
+    def fails(directory: Path) -> None:
+        (directory / "half").write_text("x")
+        raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        registry.publish(0, 0, fails)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_found_and_missing_versions_are_named(tmp_path: Path) -> None:
+    registry = PolicyRegistry(tmp_path)
+    found = registry.publish(3, 0, weights("a"))
+    (found.path / "adapter_model.safetensors").write_text("tampered")
+    with pytest.raises(UserError, match="version 3 .* is damaged"):
+        registry.verify(3)
+    with pytest.raises(UserError, match="version 4 .* is not complete"):
+        registry.get(4)

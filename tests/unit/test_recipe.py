@@ -1,0 +1,103 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config.recipe import Recipe
+from common.config.validation import differing_settings, parse_recipe, recipe_digest, valid_names
+from common.errors import UserError
+from deploy.recipe_files import load_recipe, with_world
+from tests.unit.factories import recipe_settings
+
+RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert "{world}" not in str(with_world(recipe, Path("/world")).model_dump())
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sampling": {"n": 1}}, "sampling.n=1 is refused: input should be greater than or equal to 2"),
+        ({"sampling": {"temprature": 1}}, "unknown setting sampling.temprature; did you mean sampling.temperature?"),
+        ({"sampling": {"top_p": 0.9}}, "top_p cuts outputs off from the proposal"),
+        ({"sampling": {"top_k": 50}}, "top_k cuts outputs off from the proposal"),
+        ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
+        ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
+        ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
+        ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
+        ({"scorers": {"reward": {"kind": "tldr"}}}, "a scorer of kind tldr needs `path`"),
+        ({"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}}, "did you mean scorers.reward.path?"),
+        ({"algorithm": {"batch_prompts": 9, "prompts_per_round": 8}}, "a step cannot use a group twice"),
+        ({"data": {"train": "t", "validation": "v"}}, "setting data.test is required and missing"),
+        ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
+    ],
+)
+def test_a_bad_setting_gets_one_clear_sentence(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_recipe(recipe_settings(**settings), "bad.yaml")
+    assert str(refused.value).count("\n") == 0
+    assert sentence in str(refused.value)
+    assert str(refused.value).startswith("bad.yaml: ")
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        parse_recipe(recipe_settings(sampling={"n": 0, "max_tokens": 0}), "bad.yaml")
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_overrides_replace_and_create(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(recipe_settings()))
+    recipe = load_recipe(path, ["learner.learning_rate=3e-4", "sampling.n=4", "data.path=../here:there"])
+    assert (recipe.learner.learning_rate, recipe.sampling.n, recipe.data.path) == (3e-4, 4, "../here:there")
+    with pytest.raises(UserError, match="is no override"):
+        load_recipe(path, ["sampling.n"])
+    with pytest.raises(UserError, match="name is a value, not a section"):
+        load_recipe(path, ["name.x=1"])
+
+
+def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shipped recipes are .*demo.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="is no recipe"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_recipe(tmp_path / "torn.yaml")
+
+
+def test_operational_settings_do_not_change_the_run() -> None:
+    base = Recipe.model_validate(recipe_settings())
+    scaled = Recipe.model_validate(
+        recipe_settings(
+            sampler={"replicas": 4},
+            scorers={"reward": {"kind": "tldr", "path": "reward", "replicas": 3}},
+            run={"dir": "elsewhere"},
+            timeouts={"lease": 5},
+        )
+    )
+    assert recipe_digest(base) == recipe_digest(scaled)
+    changed = Recipe.model_validate(recipe_settings(seed=1, sampling={"n": 8}))
+    assert recipe_digest(base) != recipe_digest(changed)
+    lines = differing_settings(base.model_dump(mode="json"), changed.model_dump(mode="json"))
+    assert lines == ["sampling.n: 32 there, 8 now", "seed: 0 there, 1 now"]
+
+
+def test_valid_names_walk_through_optional_sections_and_named_scorers() -> None:
+    assert "kind" in valid_names(["prepare"])
+    assert "replicas" in valid_names(["scorers", "anything"])
+    assert valid_names(["no", "such"]) == []
+
+
+def test_world_without_prepare_is_refused() -> None:
+    recipe = Recipe.model_validate(recipe_settings(policy={"model": "{world}/policy"}))
+    with pytest.raises(UserError, match="no `prepare` section"):
+        with_world(recipe, None)

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from common.durable import temporary_sibling
+from common.errors import UserError
+from common.store import SampleStore
+from tests.unit.factories import groups, scores, step
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def filled(root: Path) -> SampleStore:
+    store = SampleStore(root, "run")
+    store.append_groups(groups("a", "b"))
+    store.append_groups(groups("c", round=1))
+    store.append_scores(scores("reward", {"a": [1.0, None], "b": [2.0, 3.0]}))
+    store.append_step(step(1, ["a", "b"]))
+    return store
+
+
+def test_everything_acknowledged_is_there_after_reopening(root: Path) -> None:
+    filled(root)
+    store = SampleStore(root, "run")
+    assert store.counts() == {"groups": 3, "scores": 2, "steps": 1}
+    assert store.groups(["c", "a"])["group_id"].to_pylist() == ["c", "a"]
+    assert store.scores(["b", "a"], "reward")["values"].to_pylist() == [[2.0, 3.0], [1.0, None]]
+    assert store.steps()[0]["metrics"] == {"loss": 1.5}
+    assert store.step_groups(1) == ["a", "b"]
+    assert store.step_groups(2) is None
+
+
+def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
+    store = filled(root)
+    assert store.append_groups(groups("b", "d", prompt_text="another")) == 1
+    assert store.append_scores(scores("reward", {"a": [9.0, 9.0]})) == 0
+    assert store.append_step(step(1, ["c"])) == 0
+    reopened = SampleStore(root, "run")
+    assert reopened.groups(["b", "d"])["prompt_text"].to_pylist() == ["a prompt", "another"]
+    assert reopened.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]
+    assert reopened.counts() == {"groups": 4, "scores": 2, "steps": 1}
+
+
+def test_two_scorers_stand_side_by_side(root: Path) -> None:
+    store = filled(root)
+    store.append_scores(scores("prior", {"a": [-1.0, -2.0]}))
+    assert store.has_score("a", "prior") and not store.has_score("b", "prior")
+    assert store.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "empty"])
+def test_a_damaged_part_is_named_set_aside_and_loses_nothing_else(root: Path, damage: str) -> None:
+    filled(root)
+    part = sorted((root / "groups").iterdir())[0]
+    content = part.read_bytes()
+    if damage == "truncate":
+        part.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        part.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    elif damage == "empty":
+        part.write_bytes(b"")
+    else:
+        part = part.with_name("notes.arrow")
+        part.write_bytes(b"not ours")
+    store = SampleStore(root, "run")
+    assert len(store.damaged) == 1 and str(part) in store.damaged[0]
+    assert [entry.name for entry in (root / "damaged").iterdir()] == [f"groups-{part.name}"]
+    expected = {"c"} if damage != "foreign" else {"a", "b", "c"}
+    assert set(store.group_ids) == expected
+    assert SampleStore(root, "run").damaged == []
+
+
+def test_every_truncation_of_a_part_is_found(root: Path) -> None:
+    filled(root)
+    part = sorted((root / "groups").iterdir())[1]
+    content = part.read_bytes()
+    for length in range(0, len(content), max(1, len(content) // 50)):
+        part.write_bytes(content[:length])
+        assert set(SampleStore(root, "run").group_ids) == {"a", "b"}, f"truncated to {length} bytes"
+
+
+def test_an_unfinished_part_is_never_read(root: Path) -> None:
+    filled(root)
+    part = sorted((root / "groups").iterdir())[0]
+    temporary_sibling(part).write_bytes(part.read_bytes())
+    assert SampleStore(root, "run").counts()["groups"] == 3
+    assert len(list((root / "groups").iterdir())) == 2
+
+
+def test_the_store_of_another_run_is_refused(root: Path) -> None:
+    filled(root)
+    with pytest.raises(UserError, match=r"belongs to run run, not to other"):
+        SampleStore(root, "other")
+
+
+def test_rows_that_break_the_schema_are_refused(root: Path) -> None:
+    store = SampleStore(root, "run")
+    with pytest.raises(pa.ArrowInvalid, match="prompt_text"):
+        store.append_groups(groups("a", prompt_text=None))
+    assert store.counts()["groups"] == 0
