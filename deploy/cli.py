@@ -1,6 +1,7 @@
 """The `brain` command."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from common.errors import PipelineError, UserError
+from deploy.recipe_files import load_recipe
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -26,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.command(options))
@@ -53,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from deploy.pipeline import run_recipe  # Ray and Arrow: not for --help
+    recipe = load_recipe(options.recipe, options.overrides)
+    from deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
-    run_recipe(options.recipe, options.overrides, Console())
+    run_recipe(recipe, Console())
     return 0
 
 

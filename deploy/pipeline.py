@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from deploy.actors import learner_group, sampler_pool, scorer_pools
 from deploy.cluster import ray_cluster
 from deploy.conductor import Conductor
 from deploy.evaluation import Evaluation
-from deploy.recipe_files import load_recipe, with_world
+from deploy.recipe_files import with_world
 from deploy.rounds import LeasePlan, Rounds
 from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
 from deploy.summary import finish, read_summary, show
@@ -49,15 +49,14 @@ class Stopwatch:
         return {**self.seconds, "total": time.monotonic() - self._began}
 
 
-def run_recipe(path: Path, overrides: Sequence[str], console: Console) -> None:
+def run_recipe(recipe: Recipe, console: Console) -> None:
     """Run a recipe to its end, or resume it; a finished run only shows its result.
 
     Raises:
-        UserError: something is wrong with the recipe or what it names.
+        UserError: something is wrong with what the recipe names, or with its run directory.
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
-    recipe = load_recipe(path, overrides)
     directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:

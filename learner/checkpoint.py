@@ -1,8 +1,8 @@
 """Checkpoint directories: each appears complete or not at all, and only the newest few are kept.
 
-`checkpoints/step-000040/` holds whatever its writer put there, and `checkpoint.json`: the step and a digest of the
-files. The directory is written under another name and renamed when all is on disk (common/durable.py), so one that is
-there under its own name with its marker is complete.
+`checkpoints/step-000040/` holds whatever its writer put there, and `checkpoint.json`: the step and a digest
+of the files. The directory is written under another name and renamed when all is on disk
+(common/durable.py), so one that is there under its own name with its marker is complete.
 """
 
 import json
@@ -38,7 +38,7 @@ class CheckpointDirectory:
         self.keep = keep
 
     def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
-        """Save a checkpoint whose files `write(directory)` creates; the oldest beyond `keep` are deleted then.
+        """Save a checkpoint whose files `write(directory)` creates, then delete the oldest beyond `keep`.
 
         A checkpoint of the step that exists already is kept as it is.
         """
@@ -70,8 +70,8 @@ class CheckpointDirectory:
             intact = False
         if not intact:
             raise UserError(
-                f"The checkpoint {checkpoint.path} is damaged: its files are not what was written; delete that "
-                f"directory, and the run resumes from the checkpoint before it, or from the start."
+                f"The checkpoint {checkpoint.path} is damaged: its files are not what was written; delete "
+                f"that directory, and the run resumes from the checkpoint before it, or from the start."
             )
         return checkpoint
 

@@ -1,4 +1,7 @@
-"""DeepSpeed around the policy: sharded AdamW, gradient reduction, clipping. The only file that imports deepspeed."""
+"""DeepSpeed around the policy: sharded AdamW, gradient reduction, clipping.
+
+The only file that imports deepspeed.
+"""
 
 import math
 import os
@@ -22,11 +25,11 @@ _LARGEST_BUCKET = 50_000_000
 
 
 def join_ranks() -> None:
-    """Join the process group that the environment describes: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK.
+    """Join the process group that the environment describes, by NCCL on GPUs and by gloo on CPUs.
 
-    NCCL on GPUs, gloo on CPUs.
+    It must have MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE and LOCAL_RANK.
     """
-    # DeepSpeed would compile its own collectives for CPUs (20 s, and a compiler at run time); gloo's do as well.
+    # DeepSpeed would compile collectives of its own for CPUs (20 s, and a compiler at run time); gloo's do.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
@@ -115,7 +118,7 @@ class DeepSpeedEngine:
                 adamw.state[value] = {key: torch.zeros_like(value) for key in _MOMENTS}
                 adamw.state[value]["step"] = torch.tensor(float(state.updates))
         if self._stage:
-            # What DeepSpeed does after the first update: tells where each parameter's moments lie in the flat ones.
+            # What DeepSpeed does after the first update: it notes where each parameter's moments lie.
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, value in self._parameters.items():
             for key, moment in state.moments[name].items():

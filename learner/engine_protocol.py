@@ -1,4 +1,4 @@
-"""What the learner needs from the engine that holds parameters and optimiser (learner/engine.py, on DeepSpeed)."""
+"""What the learner needs from the engine that holds parameters and optimiser (learner/engine.py)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +33,14 @@ class Engine(Protocol):
     ranks: int
 
     def logprobs(self, requests: list[OutputsOf]) -> torch.Tensor:
-        """log q_θ(y|x) of all outputs of all requests, in their order, differentiable.  # [outputs] float32."""
+        """The log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
+
+        Returns:
+            [outputs] float32
+        """
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradient of `loss`, averaged over the ranks; `last` says that the step's gradient is complete."""
+        """Add the gradient of `loss`, averaged over the ranks; `last` completes the step's gradient."""
 
     def step(self, learning_rate: float) -> float:
         """Clip, update and clear the gradient; returns its norm before clipping.

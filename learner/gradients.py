@@ -1,8 +1,8 @@
 """The gradient of an objective over a batch of groups, exact in any memory budget and on any number of ranks.
 
-An objective is a function of the sequence log-probabilities, so its gradient is Σ_i c_i ∇ log q_θ(y_i) with the
-coefficients c_i = ∂loss/∂log q_θ(y_i) (BRAIn: β_i − α_i). The coefficients come from the log-probabilities' values
-alone; then Σ_i c_i log q_θ(y_i) can be backpropagated over any partition of the outputs.
+An objective is a function of the sequence log-probabilities, so its gradient is Σ_i c_i ∇ log q_θ(y_i) with
+the coefficients c_i = ∂loss/∂log q_θ(y_i) (BRAIn: β_i − α_i). The coefficients come from the values of the
+log-probabilities alone; then Σ_i c_i log q_θ(y_i) can be backpropagated over any partition of the outputs.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class BatchResult:
 
 
 def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, max_tokens: int) -> BatchResult:
-    """Add up the gradient of the mean loss over all trained prompts of the batch; the engine's step is still to come.
+    """Add up the gradient of the mean loss over the batch's trained prompts; the step is still to come.
 
     Args:
         engine: one rank; all ranks must call with the same batch.
@@ -84,7 +84,7 @@ class _Run:
             self._backward(graph, _pick(coefficients, micro))
 
     def keep_step(self, micro_batches: list[MicroBatch]) -> None:
-        """Pass through what other ranks have, with no weight: ZeRO-2 reduces at every backward, all ranks together."""
+        """Pass through others' work, with no weight: ZeRO-2 reduces at every backward of all ranks."""
         for micro in micro_batches:
             graph = self._logprobs(micro)
             self._backward(graph, torch.zeros(len(graph)))

@@ -1,7 +1,8 @@
 """Who computes what: groups to ranks, and a rank's groups to forward passes that fit into memory.
 
-An objective's gradient for one prompt depends on that prompt's log-probabilities alone, so a group that fits into one
-forward pass needs only that one; a larger one is split over its outputs, and needs two (learner/gradients.py).
+An objective's gradient for one prompt depends on that prompt's log-probabilities alone, so a group that fits
+into one forward pass needs only that one; a larger one is split over its outputs, and needs two passes
+(learner/gradients.py).
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,11 @@ MicroBatch = list[Part]
 """What goes through the model at once."""
 
 Unit = list[MicroBatch]
-"""The smallest work that has a gradient: one micro-batch of whole groups, or all micro-batches of one group."""
+"""The smallest work that has a gradient: one micro-batch of whole groups, or all those of one group."""
 
 
 def plan(batch: GroupBatch, ranks: int, max_tokens: int) -> list[list[Unit]]:
-    """Each rank's units: contiguous shares of the prompts that are trained, of their valid outputs.
+    """Each rank's units: a contiguous share of the prompts that are trained, with their valid outputs.
 
     Args:
         batch: the whole batch, the same on every rank.

@@ -24,7 +24,11 @@ class Policy(nn.Module):
         self.model = model
 
     def forward(self, requests: list[OutputsOf]) -> torch.Tensor:
-        """log q_θ(y|x) of all outputs of all requests, in their order.  # [outputs] float32."""
+        """The log q_θ(y|x) of all outputs of all requests, in their order.
+
+        Returns:
+            [outputs] float32
+        """
         return torch.cat([group_logprobs(self.model, prompt, outputs) for prompt, outputs in requests])
 
     def weights(self) -> dict[str, torch.Tensor]:

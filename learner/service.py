@@ -3,15 +3,16 @@
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from common.config.recipe import Recipe
 from common.logs import redirect_output
-from learner.trainer import Trainer
+
+if TYPE_CHECKING:
+    from learner.trainer import Trainer
 
 
 @ray.remote
@@ -24,7 +25,6 @@ class LearnerActor:
         self._run_dir = Path(run_dir)
         self._rank = rank
         self._trainer: Trainer
-        torch.set_num_threads(self._recipe.learner.threads)
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 can be met: this machine, and a port that is free now."""
@@ -33,7 +33,7 @@ class LearnerActor:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def start(self, master_addr: str, master_port: int) -> int:
-        """Meet the other ranks and load the model; returns the step that the run resumes from, 0 for a new one."""
+        """Meet the other ranks and load the model; returns the step that the run resumes from (0: none)."""
         os.environ |= {
             "MASTER_ADDR": master_addr,
             "MASTER_PORT": str(master_port),
@@ -41,11 +41,13 @@ class LearnerActor:
             "WORLD_SIZE": str(self._recipe.learner.ranks),
             "LOCAL_RANK": "0",  # Ray shows an actor only its own GPUs
         }
-        from learner.engine import (
-            DeepSpeedEngine,
-            join_ranks,
-        )  # DeepSpeed takes seconds, and only this process needs it
+        # Seconds, which only this process needs, and chatter, which belongs into its log.
+        import torch
 
+        from learner.engine import DeepSpeedEngine, join_ranks
+        from learner.trainer import Trainer
+
+        torch.set_num_threads(self._recipe.learner.threads)
         join_ranks()
         self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine)
         return self._trainer.start()

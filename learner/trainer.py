@@ -19,6 +19,7 @@ from learner.checkpoint import CheckpointDirectory
 from learner.engine_protocol import Engine, MakeEngine
 from learner.gradients import BatchResult, accumulate_gradient
 from learner.objectives.catalogue import OBJECTIVES
+from learner.objectives.values import GroupValues, ObjectiveResult
 from learner.policy import Policy, new_policy
 from learner.randomness import random_state, seed_all, set_random_state
 from learner.training_state import TrainingState, read_training_state
@@ -37,7 +38,6 @@ class Trainer:
         self.step = 0
         self._recipe = recipe
         self._make_engine = make_engine
-        self._loss = partial(OBJECTIVES[recipe.objective.name], settings=recipe.objective)
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", recipe.learner.keep_checkpoints)
         self._registry = PolicyRegistry(run_dir / "policies")
         self._policy: Policy
@@ -82,8 +82,8 @@ class Trainer:
     def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
         """One optimiser step on a TRAIN_BATCH.
 
-        A batch in which no prompt has two valid outputs has no gradient: neither weights nor optimiser change, but
-        it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`).
+        A batch in which no prompt has two valid outputs has no gradient: neither weights nor optimiser
+        change, but it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`).
 
         Args:
             step: must be the one after the last.
@@ -93,7 +93,7 @@ class Trainer:
             Metrics, the same on every rank but for `seconds`.
 
         Raises:
-            PipelineError: a step out of turn, or a loss or gradient that is not finite (the weights are unchanged).
+            PipelineError: a step out of turn, or a loss or gradient that is not finite; no weight changes.
         """
         started = time.perf_counter()
         if step != self.step + 1:
@@ -149,6 +149,10 @@ class Trainer:
         self._engine.gather(None)
         return self._registry.get(version).digest
 
+    def _loss(self, values: GroupValues) -> ObjectiveResult:
+        settings = self._recipe.objective
+        return OBJECTIVES[settings.name](values, settings)
+
     def _check_position(self, step: int, what: str) -> None:
         if step != self.step:
             raise PipelineError(f"the learner is at step {self.step} and was asked to {what} step {step}.")
@@ -156,8 +160,8 @@ class Trainer:
     def _sampler_gap(self, groups: GroupBatch, policy_logprobs: torch.Tensor) -> dict[str, float]:
         """How far the sampler's log-probabilities are from the learner's, a token.
 
-        Known without a forward pass of its own where the proposal is the policy: at the first step after a version
-        was published, for that version's outputs, if they were sampled at temperature 1.
+        Known without a forward pass of its own where the proposal is the policy: at the first step after a
+        version was published, for that version's outputs, if they were sampled at temperature 1.
         """
         published = self._registry.newest()
         if published is None or published.step != self.step or self._recipe.sampling.temperature != 1:

@@ -1,7 +1,7 @@
-"""What a checkpoint holds: all that the next step depends on, in a form that no number of ranks or ZeRO stage shows.
+"""What a checkpoint holds: all that the next step depends on, whatever the number of ranks or the ZeRO stage.
 
     weights.safetensors    the adapter in float32, by parameter name
-    moments.safetensors    AdamW's moments, "exp_avg/<name>" and "exp_avg_sq/<name>"; absent before the first update
+    moments.safetensors    AdamW's moments, "exp_avg/<name>" and "exp_avg_sq/<name>"; absent before an update
     random.pt              the generators' states of each rank
     state.json             step, AdamW's count of updates, digest of the recipe
 
@@ -53,8 +53,8 @@ def read_training_state(directory: Path, recipe_digest: str) -> TrainingState:
     facts = json.loads((directory / _STATE).read_text())
     if facts["recipe_digest"] != recipe_digest:
         raise UserError(
-            f"The checkpoint {directory} is one of another recipe (digest {facts['recipe_digest']}, this one's is "
-            f"{recipe_digest}); set another run.dir."
+            f"The checkpoint {directory} is one of another recipe (digest {facts['recipe_digest']}, this "
+            f"one's is {recipe_digest}); set another run.dir."
         )
     moments: dict[str, dict[str, torch.Tensor]] = {}
     if (directory / _MOMENTS).exists():

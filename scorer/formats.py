@@ -163,8 +163,12 @@ def normalise_tldr_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max
         prompt: the raw post; what stands from its first "TL;DR:" on is dropped.
         max_tokens: context length less the tokens to generate (550 - 50).
     """
-    post = _truncated_text(tokenizer, prompt.split(_TLDR_MARKER)[0], max_tokens - 5)  # "\nTL;DR:" is 5 tokens
-    return _truncated_text(tokenizer, f"{post}\n{_TLDR_MARKER}", max_tokens)
+    end = f"\n{_TLDR_MARKER}"
+    room = max_tokens - len(
+        tokenizer(end, add_special_tokens=False)["input_ids"]
+    )  # 5 with GPT-2's vocabulary
+    post = _truncated_text(tokenizer, prompt.split(_TLDR_MARKER)[0], room)
+    return _truncated_text(tokenizer, post + end, max_tokens)
 
 
 def _truncated_text(tokenizer: "PreTrainedTokenizerBase", text: str, max_tokens: int) -> str:

@@ -47,15 +47,15 @@ class FunctionScorer:
             result = self._function([prompt] * len(outputs), list(outputs))
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
             return nothing, [f"the function raised {type(error).__name__}: {error}"]
-        if not isinstance(result, list | tuple | np.ndarray):
-            return nothing, [
-                f"the function returned a {type(result).__name__}, but must return a list of numbers"
-            ]
+        if isinstance(result, np.ndarray):
+            result = result.tolist()
+        if not isinstance(result, list | tuple):
+            return nothing, [f"the function returned a {type(result).__name__}, not a list of numbers"]
         if len(result) != len(outputs):
             return nothing, [f"the function returned {len(result)} values for {len(outputs)} outputs"]
         strange = [value for value in result if not isinstance(value, Real)]
         if strange:
-            return nothing, [f"the function returned {strange[0]!r}, which is no number"]
+            return nothing, [f"the function returned {strange[0]!r:.80}, which is no number"]
         return finite_or_null([_as_float(value) for value in result], what)
 
 

@@ -7,7 +7,6 @@ at random, silently, gives plausible rewards that mean nothing.
 import re
 import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal
 
 import torch
@@ -115,7 +114,7 @@ def _read(path: Path) -> Weights:
     try:
         # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # an unpickler that is given rubbish raises anything
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The reward model's weights {path} cannot be read: {reason}") from error
     if not isinstance(weights, dict) or not all(

@@ -66,7 +66,7 @@ def annotate(
 
 
 def finite_or_null(values: list[float], what: str) -> tuple[list[float | None], list[str]]:
-    """Replace values that are not finite in float32 by None; returns all values, and an error for each None."""
+    """Replace values that are not finite in float32 by None; returns all values, and an error a None."""
     kept = [value if abs(value) <= _FLOAT32_MAX else None for value in values]  # NaN fails every comparison
     errors = [
         f"{what} {index} has the value {value}"

@@ -1,12 +1,15 @@
 """The scoring service: Ray actors that annotate groups."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 
 from common.logs import redirect_output
+
+if TYPE_CHECKING:
+    from scorer.scorers import Scorer
 
 
 @ray.remote
@@ -16,7 +19,7 @@ class ScorerActor:
     def __init__(
         self, name: str, settings: dict[str, Any], policy: dict[str, Any] | None, log_path: str, threads: int
     ) -> None:
-        """Load the scorer; see `build_scorer` for the first three arguments.
+        """Load nothing yet: an error raised here would reach the caller as the death of the actor.
 
         Args:
             name: of the scorer.
@@ -24,22 +27,29 @@ class ScorerActor:
             policy: the policy's section, for the prior.
             log_path: the file that gets this process's output.
             threads: CPU threads to compute with.
+        """
+        redirect_output(Path(log_path))
+        self._name = name
+        self._settings = settings
+        self._policy = policy
+        self._threads = threads
+        self._scorer: Scorer | None = None
+
+    def ready(self) -> dict[str, str]:
+        """Load the scorer, and answer with its name and digest.
 
         Raises:
             UserError: the scorer cannot be made from its settings.
         """
-        redirect_output(Path(log_path))
         import torch  # only now, so that what it says at import goes to the log
 
         from scorer.build import build_scorer
 
-        torch.set_num_threads(threads)
-        self._scorer = build_scorer(name, settings, policy)
-
-    def ready(self) -> dict[str, str]:
-        """Answers once the scorer is loaded: its name and digest."""
+        torch.set_num_threads(self._threads)
+        self._scorer = build_scorer(self._name, self._settings, self._policy)
         return {"name": self._scorer.name, "digest": self._scorer.digest}
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Annotate GROUPS rows; returns SCORES rows, one each."""
+        """Annotate GROUPS rows, after `ready`; returns SCORES rows, one each."""
+        assert self._scorer is not None, "the scorer is not loaded: call ready() first"
         return self._scorer.score(batch)

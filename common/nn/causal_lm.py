@@ -34,10 +34,10 @@ def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu"
             model computes logits in a way that `common.nn.logprobs` does not reproduce.
     """
     local = is_local(source, "The language model")
+    config = load_config(source)
+    _remove_dropout(config)
+    config.use_cache = False
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
-        _remove_dropout(config)
-        config.use_cache = False
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -51,6 +51,20 @@ def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu"
     model = model.to(device).eval()
     _check_logits(model, source)
     return model
+
+
+def load_config(source: str) -> PreTrainedConfig:
+    """Load a model's configuration alone, from an HF directory, without any network, or by hub id.
+
+    Raises:
+        UserError: the directory is missing, or no configuration could be loaded from it.
+    """
+    local = is_local(source, "The language model")
+    try:
+        return AutoConfig.from_pretrained(source, local_files_only=local)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = _first_line(error)
+        raise UserError(f"No model configuration could be loaded from {source}: {reason}") from error
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

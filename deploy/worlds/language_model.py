@@ -1,6 +1,7 @@
 """Small causal language models: the policy of a world (Llama), and the body of its reward model (GPT-J)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -14,9 +15,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from deploy.worlds.batching import Example, batches_by_length, pad
-from deploy.worlds.settings import ModelSize
+from deploy.worlds.packing import Group, batches_by_length, pack
 from deploy.worlds.training import Plan, Progress, optimise
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Size of a small transformer; `context` is the longest sequence, in tokens."""
+
+    layers: int
+    width: int
+    heads: int
+    context: int
 
 
 def new_llama(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -62,6 +72,14 @@ def new_gptj(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> GPTJForCaus
     )
 
 
+@dataclass(frozen=True)
+class Example:
+    """Texts with a common prompt, and the first token of each that the loss counts (1: all that can be predicted)."""
+
+    group: Group
+    loss_from: int
+
+
 def train_language_model(
     model: PreTrainedModel,
     examples: Sequence[Example],
@@ -75,7 +93,7 @@ def train_language_model(
 
     def losses() -> Iterator[torch.Tensor]:
         while True:
-            for batch in batches_by_length([len(e.token_ids) for e in examples], batch_tokens, random):
+            for batch in batches_by_length([len(e.group) for e in examples], batch_tokens, random):
                 total, count = token_loss(model, [examples[index] for index in batch])
                 yield total / count
 
@@ -85,23 +103,37 @@ def train_language_model(
 def token_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
     """Sum of −log p over the tokens that the loss counts, and their number.
 
-    Padding stands on the right, so that causal attention needs no mask; logits are computed for counted tokens only.
+    A prompt's own tokens are counted once, and logits are computed for counted tokens only.
     """
-    tokens = pad([example.token_ids for example in examples], model.config.eos_token_id)  # [b, s]
-    position = torch.arange(1, tokens.shape[1])
-    first = torch.tensor([example.loss_from for example in examples])[:, None]
-    length = torch.tensor([len(example.token_ids) for example in examples])[:, None]
-    counted = (position >= first) & (position < length)  # [b, s-1]
-    hidden = model.base_model(tokens[:, :-1], use_cache=False).last_hidden_state  # [b, s-1, h]
-    logits = model.get_output_embeddings()(hidden[counted])  # [counted, v]
-    return cross_entropy(logits, tokens[:, 1:][counted], reduction="sum"), int(counted.sum())
+    packed = pack([example.group for example in examples], model.config.eos_token_id)
+    row, place, target = torch.tensor(
+        [(b, *counted) for b, example in enumerate(examples) for counted in _counted_tokens(example)]
+    ).unbind(1)
+    hidden = model.base_model(
+        packed.input_ids,
+        position_ids=packed.position_ids,
+        attention_mask=packed.attention_mask,
+        use_cache=False,
+    ).last_hidden_state  # [b, s, h]
+    logits = model.get_output_embeddings()(hidden[row, place])  # [counted, v]
+    return cross_entropy(logits, target, reduction="sum"), len(target)
+
+
+def _counted_tokens(example: Example) -> Iterator[tuple[int, int]]:
+    """For each counted token: where its predecessor stands in the packed row, and the token."""
+    group = example.group
+    for index in range(example.loss_from, group.shared):
+        yield index - 1, group.rows[0][index]
+    for number, row in enumerate(group.rows):
+        for index in range(max(example.loss_from, group.shared), len(row)):
+            yield group.place(number, index - 1), row[index]
 
 
 @torch.inference_mode()
 def held_out_loss(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int) -> float:
     """Mean −log p a counted token, in nats."""
     total, count = 0.0, 0
-    for batch in batches_by_length([len(e.token_ids) for e in examples], batch_tokens, Random(0)):
+    for batch in batches_by_length([len(e.group) for e in examples], batch_tokens, Random(0)):
         loss, tokens = token_loss(model, [examples[index] for index in batch])
         total, count = total + loss.item(), count + tokens
     return total / count

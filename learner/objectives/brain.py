@@ -23,8 +23,8 @@ MIN_OUTPUTS = 2
 def brain(values: GroupValues, settings: ObjectiveSection) -> ObjectiveResult:
     """The BRAIn loss of each prompt, with the quantities that the paper asks to watch.
 
-    A slot that is not valid is −inf in both softmaxes, so that it is as if it had never been sampled. A prompt with
-    fewer than two valid outputs is not trained.
+    A slot that is not valid is −inf in both softmaxes, so that it is as if it had never been sampled. A
+    prompt with fewer than two valid outputs is not trained.
 
     Args:
         values: [b, n] log-probabilities and rewards.
@@ -46,7 +46,7 @@ def brain(values: GroupValues, settings: ObjectiveSection) -> ObjectiveResult:
         log_alpha = masked_log_softmax(posterior, used)
     log_beta = masked_log_softmax(values.policy_logprobs.float() - proposal, used)
     alpha = log_alpha.exp().masked_fill(~used, 0.0)
-    # The difference is taken only where it is used: −inf − −inf, times α = 0, is NaN and so would its gradient be.
+    # Elsewhere −inf − −inf, times α = 0, is NaN, and so would its gradient be.
     log_ratio = torch.where(used, log_alpha - log_beta, 0.0)
     losses = (alpha * log_ratio).sum(dim=-1)
     beta = log_beta.detach().exp().masked_fill(~used, 0.0)
@@ -54,10 +54,10 @@ def brain(values: GroupValues, settings: ObjectiveSection) -> ObjectiveResult:
 
 
 def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """log softmax over the used slots of each row; −inf in the others.
+    """Log-softmax over the used slots of each row; −inf in the others.
 
-    A row without any used slot would be NaN throughout, and its gradient too; it is taken over zeros instead, and its
-    values mean nothing.
+    A row without any used slot would be NaN throughout, and its gradient too; it is taken over zeros instead,
+    and its values mean nothing.
 
     Args:
         scores: read only where used.  # [b, n]

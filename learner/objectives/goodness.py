@@ -9,8 +9,8 @@ from common.config.recipe import ObjectiveSection
 def log_goodness(rewards: torch.Tensor, settings: ObjectiveSection) -> torch.Tensor:
     """Rewards to log-goodness.
 
-    γ (`objective.temperature`, 1 in the paper) divides the reward in both models: r/γ takes the place of r. With
-    `bradley-terry` the posterior is then p·exp(r/γ)/Z, the optimum of RLHF at KL coefficient γ (eq. 23).
+    γ (`objective.temperature`, 1 in the paper) divides the reward in both models: r/γ takes the place of r.
+    With `bradley-terry` the posterior is then p·exp(r/γ)/Z, the optimum of RLHF at KL coefficient γ (eq. 23).
 
     * `bradley-terry`: r/γ; only ratios of goodness are known, and only they are needed (eq. 19).
     * `logistic`: log σ(r/γ), for an absolute reward model (eq. 15).

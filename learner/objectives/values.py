@@ -10,9 +10,9 @@ from common.config.recipe import ObjectiveSection
 
 @dataclass(frozen=True)
 class GroupValues:
-    """The sequence log-probabilities (sums over the completion, in nats) and rewards of b groups of up to n outputs.
+    """Sequence log-probabilities (sums over the completion, in nats) and rewards of b groups of n outputs.
 
-    What stands in a slot that is not valid is never read, NaN included.
+    What stands in a slot that is not valid is never used, NaN included.
 
     Attributes:
         policy_logprobs: log q_θ(y|x), the only one that carries a gradient.  # [b, n] float32

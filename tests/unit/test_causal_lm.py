@@ -71,7 +71,7 @@ def test_a_file_in_place_of_a_directory_is_refused(tmp_path):
 
 
 def test_a_directory_without_a_model_or_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match="No language model could be loaded"):
+    with pytest.raises(UserError, match="No model configuration could be loaded"):
         load_causal_lm(str(tmp_path), "float32")
     with pytest.raises(UserError, match="No tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))

@@ -19,6 +19,15 @@ from tests.unit.plain_engine import PlainEngine
 from tests.unit.train_batches import gappy_batch, train_batch, train_row
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More are slower on a model this small, by far where others use the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("policy")

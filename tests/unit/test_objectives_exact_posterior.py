@@ -1,4 +1,4 @@
-"""Algorithm 1 by sampling, in a world that can be enumerated: the 64 sequences of three tokens out of four."""
+"""Algorithm 1 by sampling, in a world that can be enumerated: 64 sequences of three tokens out of four."""
 
 import itertools
 

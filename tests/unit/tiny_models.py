@@ -14,6 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+# Tiny matrices are no work for two threads: these only wait for each other, seconds long on a busy machine.
+torch.set_num_threads(1)
+
 VOCABULARY = 96
 EOS_ID = VOCABULARY - 1
 CONTEXT = 64

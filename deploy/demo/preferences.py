@@ -1,0 +1,43 @@
+"""Preference pairs of the demo: noisy choices between summaries, drawn from the ground truth."""
+
+import math
+import re
+from itertools import combinations
+from random import Random
+
+from deploy.demo.lexicon import FACTS, SLOT_OF_WORD
+from deploy.demo.summaries import draw_skill, write_summary
+from deploy.demo.truth import quality
+from deploy.worlds.reward_model import Preferences
+
+_NOISE = 0.05  # quality difference at which the better summary is chosen with probability 0.73
+_ORIGINALS = 4
+
+
+def draw_preferences(random: Random, prompt: str, story: dict[str, str]) -> Preferences:
+    """Choices between all pairs of eight summaries of one post.
+
+    Four are written by writers of all skills; the other four are theirs with one fact made up, so that choices often hang on
+    faithfulness alone: the one thing that a reward model can only learn by reading the post.
+    """
+    originals = [write_summary(random, story, draw_skill(random, gold=n == 0)) for n in range(_ORIGINALS)]
+    outputs = tuple(dict.fromkeys([*originals, *(_make_up_a_fact(random, text) for text in originals)]))
+    scores = quality([prompt] * len(outputs), list(outputs))
+    pairs = tuple(
+        (a, b) if random.random() < _probability_of_choosing(scores[a] - scores[b]) else (b, a)
+        for a, b in combinations(range(len(outputs)), 2)
+    )
+    return Preferences(prompt, outputs, pairs)
+
+
+def _probability_of_choosing(advantage: float) -> float:
+    """The Bradley–Terry model."""
+    return 1 / (1 + math.exp(-advantage / _NOISE))
+
+
+def _make_up_a_fact(random: Random, text: str) -> str:
+    told = [word for word in re.findall(r"[a-z]+", text) if word in SLOT_OF_WORD]
+    if not told:
+        return text
+    word = random.choice(told)
+    return re.sub(rf"\b{word}\b", random.choice(FACTS[SLOT_OF_WORD[word]]), text)

@@ -1,0 +1,149 @@
+"""Builds the demo's world from nothing: posts, gold summaries, tokenizer, SFT policy and reward model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from transformers import PreTrainedTokenizerFast
+
+from deploy.demo.posts import draw_story, write_post
+from deploy.demo.preferences import draw_preferences
+from deploy.demo.summaries import draw_skill, write_summary
+from deploy.worlds.files import save_policy, save_prompts, save_reward_model
+from deploy.worlds.language_model import (
+    Example,
+    ModelSize,
+    held_out_loss,
+    new_gptj,
+    new_llama,
+    train_language_model,
+)
+from deploy.worlds.packing import Group
+from deploy.worlds.recording import Recorder
+from deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
+from deploy.worlds.tokenizer import train_tokenizer
+from deploy.worlds.training import Plan
+from scorer.formats import START, TLDR
+
+_POSTS = {"train": 4000, "validation": 200, "test": 400}
+_SUMMARIES_A_POST = 8  # that the SFT model learns from
+_MAX_SUMMARY_TOKENS = 20
+_VOCABULARY = 1024
+_SIZE = ModelSize(layers=2, width=128, heads=2, context=256)
+_BATCH_TOKENS = 3000
+_SFT = Plan(steps=200, learning_rate=3e-3)
+_REWARD = Plan(steps=250, learning_rate=3e-3)
+
+
+@dataclass(frozen=True)
+class Post:
+    """A post and the story that it tells."""
+
+    story: dict[str, str]
+    prompt: str
+
+
+def build_demo(world: Path, seed: int, _files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
+    """Build the demo's world in the directory `world`; returns the facts about it."""
+    random = Random(seed)
+    with recorder.stage("data"):
+        posts = draw_posts(random)
+        for split, drawn in posts.items():
+            save_prompts(world, split, [_row(random, post) for post in drawn])
+        tokenizer = _tokenizer(random, posts["train"])
+    with recorder.stage("sft"):
+        sft_facts = _make_policy(world, posts, tokenizer, random, recorder)
+    with recorder.stage("reward"):
+        reward_facts = _make_reward_model(world, posts, tokenizer, random, recorder)
+    return {
+        "rows": {split: len(drawn) for split, drawn in posts.items()},
+        "vocabulary": len(tokenizer),
+        "policy": sft_facts,
+        "reward": reward_facts,
+    }
+
+
+def draw_posts(random: Random) -> dict[str, list[Post]]:
+    """Draw the posts of all splits, no two of the same text."""
+    posts: dict[str, Post] = {}
+    while len(posts) < sum(_POSTS.values()):
+        story = draw_story(random)
+        prompt = write_post(random, story)
+        posts.setdefault(prompt, Post(story, prompt))
+    drawn = iter(posts.values())
+    return {split: [next(drawn) for _ in range(count)] for split, count in _POSTS.items()}
+
+
+def _row(random: Random, post: Post) -> dict[str, str]:
+    return {"prompt": post.prompt, "label": write_summary(random, post.story, draw_skill(random, gold=True))}
+
+
+def _summaries(random: Random, post: Post) -> list[str]:
+    return [write_summary(random, post.story, draw_skill(random, gold=False)) for _ in range(_SUMMARIES_A_POST)]
+
+
+def _tokenizer(random: Random, posts: Sequence[Post]) -> PreTrainedTokenizerFast:
+    texts = (text for post in posts[:1000] for text in (post.prompt, START, *_summaries(random, post)))
+    return train_tokenizer(texts, _VOCABULARY)
+
+
+def _make_policy(
+    world: Path,
+    posts: dict[str, list[Post]],
+    tokenizer: PreTrainedTokenizerFast,
+    random: Random,
+    recorder: Recorder,
+) -> dict[str, object]:
+    model = new_llama(_SIZE, tokenizer)
+    train = _sft_examples(posts["train"], tokenizer, random)
+    held_out = _sft_examples(posts["validation"], tokenizer, random)
+    loss = train_language_model(model, train, _SFT, _BATCH_TOKENS, random, "demo SFT model", recorder.progress)
+    save_policy(world, model, tokenizer)
+    return {
+        "parameters": model.num_parameters(),
+        "train_loss": round(loss, 3),
+        "held_out_loss": round(held_out_loss(model, held_out, _BATCH_TOKENS), 3),
+    }
+
+
+def _sft_examples(
+    posts: Sequence[Post], tokenizer: PreTrainedTokenizerFast, random: Random
+) -> list[Example]:
+    """Prompts with several summaries each; the loss counts the summaries and their end."""
+    examples = []
+    for post in posts:
+        prompt = tokenizer(post.prompt)["input_ids"]
+        outputs = tokenizer(_summaries(random, post))["input_ids"]
+        rows = tuple(
+            (*prompt, *ids, tokenizer.eos_token_id) for ids in outputs if len(ids) <= _MAX_SUMMARY_TOKENS
+        )
+        examples.append(Example(Group(rows, len(prompt)), len(prompt)))
+    return [example for example in examples if example.group.rows]
+
+
+def _make_reward_model(
+    world: Path,
+    posts: dict[str, list[Post]],
+    tokenizer: PreTrainedTokenizerFast,
+    random: Random,
+    recorder: Recorder,
+) -> dict[str, object]:
+    model = RewardModel(new_gptj(_SIZE, tokenizer).transformer)
+    train, held_out = (
+        encode(
+            [draw_preferences(random, post.prompt, post.story) for post in posts[split]],
+            TLDR,
+            tokenizer,
+            _SIZE.context,
+        )
+        for split in ("train", "validation")
+    )
+    loss = train_reward_model(model, train, _REWARD, _BATCH_TOKENS, random, "demo reward model", recorder.progress)
+    save_reward_model(world, model, TLDR, tokenizer)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_loss": round(loss, 3),
+        "held_out_pair_accuracy": round(pair_accuracy(model, held_out, _BATCH_TOKENS), 3),
+        "held_out_pairs": sum(len(item.pairs) for item in held_out),
+    }

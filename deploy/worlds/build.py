@@ -1,0 +1,129 @@
+"""Makes a world, once: data split, SFT policy and reward model, for a recipe that asks for them under `prepare`."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from common.config.recipe import PrepareSection
+from common.durable import is_temporary, new_directory
+from common.errors import UserError
+from common.identity import digest, digest_files
+from deploy.demo.world import build_demo
+from deploy.worlds.files import save_facts
+from deploy.worlds.hh import build_hh
+from deploy.worlds.recording import Recorder
+from deploy.worlds.tldr import build_tldr
+from deploy.worlds.training import Progress
+
+_VERSION = 1  # of the code that builds worlds: whoever changes what it makes raises it
+_THREADS = 4  # more only slow such small models down
+
+Builder = Callable[[Path, int, Sequence[Path], Recorder], dict[str, object]]
+_BUILDERS: dict[str, Builder] = {"demo": build_demo, "hh": build_hh, "tldr": build_tldr}
+
+
+def ensure_world(
+    settings: PrepareSection, cache_dir: Path, data_path: str | Sequence[str] | None, progress: Progress
+) -> Path:
+    """Return the directory of the world that `settings` ask for; build it if the cache has none.
+
+    A digest of the settings, of the raw data and of this code's version names the directory. It appears when it is
+    complete. Two processes that want the same world at the same time build it once.
+
+    Args:
+        settings: the recipe's `prepare` section.
+        cache_dir: where built worlds are kept.
+        data_path: raw data: files or directories (the demo needs none).
+        progress: called with one line of text now and then.
+
+    Raises:
+        UserError: the raw data is missing or not of the expected form.
+    """
+    files = _data_files(settings.kind, data_path)
+    world = cache_dir / f"{settings.kind}-{_digest(settings, files)[:12]}"
+    if world.is_dir():
+        return world
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one(world, progress):
+        if not world.is_dir():
+            _build(settings, world, files, progress)
+    return world
+
+
+def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
+    _remove_leftovers_of(world)
+    recorder = Recorder(progress)
+    started = time.monotonic()
+    with new_directory(world) as directory, _quiet_and_seeded(settings.seed):
+        facts = _BUILDERS[settings.kind](directory, settings.seed, files, recorder)
+        seconds = {**recorder.seconds, "total": round(time.monotonic() - started, 1)}
+        save_facts(directory, {"kind": settings.kind, "seed": settings.seed, **facts, "seconds": seconds})
+    progress(f"{settings.kind} world: built in {seconds['total']:.0f} s")
+
+
+def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
+    """The raw files of a kind of world, in a fixed order; names are given to no digest, contents are."""
+    if kind == "demo":
+        return []
+    if not data_path:
+        raise UserError(f"prepare.kind={kind} builds on raw data; set data.path to its directory or files.")
+    files: list[Path] = []
+    for path in map(Path, [data_path] if isinstance(data_path, str) else data_path):
+        if not path.exists():
+            raise UserError(f"data.path names {path}, which does not exist; set it to the raw data of prepare.kind={kind}.")
+        found = sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"data.path names {path}, which holds no .jsonl or .jsonl.gz file.")
+        files += found
+    return files
+
+
+def _digest(settings: PrepareSection, files: Sequence[Path]) -> str:
+    contents = [digest_files(file.parent, [file.name]) for file in files]
+    return digest("world", _VERSION, settings.kind, settings.seed, contents)
+
+
+@contextmanager
+def _only_one(world: Path, progress: Progress) -> Iterator[None]:
+    """Hold the right to build `world`; the system takes it back from a process that dies."""
+    path = world.with_name(f".{world.name}.lock")
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"{world.name}: another process is building it; waiting")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_leftovers_of(world: Path) -> None:
+    """Delete what builders of this world left that were killed; the lock says that none is alive."""
+    for entry in world.parent.iterdir():
+        if is_temporary(entry) and world.name in entry.name:
+            shutil.rmtree(entry)
+
+
+@contextmanager
+def _quiet_and_seeded(seed: int) -> Iterator[None]:
+    """Seed torch, bound its threads and silence transformers; all of it is put back afterwards."""
+    threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
+    progress_bars = transformers_logging.is_progress_bar_enabled()
+    torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers_logging.set_verbosity(verbosity)
+        if progress_bars:
+            transformers_logging.enable_progress_bar()

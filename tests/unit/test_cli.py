@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.cli import main
+from tests.unit.factories import recipe_settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "no-such.yaml"], "Cannot read the recipe no-such.yaml"),
+        (["run", "RECIPE", "sampling.n=1"], "sampling.n=1 is refused"),
+        (["run", "RECIPE", "sampling.top_p=0.9"], "top_p cuts outputs off from the proposal"),
+        (["run", "RECIPE", "sampling.temperature=0.5"], "temperature=0.5 makes the proposal"),
+        (["run", "RECIPE", "sampling.topp=1"], "did you mean sampling.top_p?"),
+    ],
+)
+def test_bad_input_is_one_sentence_status_2_and_leaves_nothing(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_settings()))
+    monkeypatch.chdir(tmp_path)
+    status = main([str(recipe) if argument == "RECIPE" else argument for argument in arguments])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert sentence in error and len(error.splitlines()) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    assert "brain-align 0." in capsys.readouterr().out

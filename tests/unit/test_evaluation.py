@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from common.config.recipe import Recipe
+from common.errors import PipelineError
+from common.leases import Prompt
+from common.schemas import PRIOR
+from common.store import SampleStore
+from deploy.evaluation import Evaluation
+from deploy.rounds import LeasePlan
+from tests.unit.factories import groups, output, recipe_settings, scores
+
+PROMPTS = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(4)]
+
+
+def evaluation(root: Path, **changes: object) -> Evaluation:
+    settings = recipe_settings(
+        algorithm={"rounds": 4, "prompts_per_round": 8, "batch_prompts": 8, "updates_per_round": 1},
+        evaluation={"every_rounds": 3, **changes},
+    )
+    store = SampleStore(root, "run")
+    plan = LeasePlan("run", 0, 2)
+    return Evaluation(
+        Recipe.model_validate(settings), store, plan, {"validation": PROMPTS, "test": PROMPTS}, ["reward", PRIOR]
+    )
+
+
+def record(subject: Evaluation, version: int, rewards: list[float | None], prior: float = -2.0) -> None:
+    ids = subject.group_ids("validation", version)
+    subject.store.append_groups(groups(*ids, outputs=[output([1, 2], [-0.5, -1.0])], proposal_version=version))
+    subject.store.append_scores(
+        scores("reward", {name: [reward] for name, reward in zip(ids, rewards, strict=True)}, gold_value=1.0)
+    )
+    subject.store.append_scores(scores(PRIOR, {name: [prior] for name in ids}, gold_value=None))
+
+
+def test_figures_are_those_of_the_stored_groups(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    record(subject, 0, [2.0, 1.0, 0.0, 3.0])
+    result = subject.result("validation", 0)
+    assert (result.train_rm_win_rate, result.ties, result.prompts) == (50.0, 25.0, 4)
+    assert (result.mean_reward, result.mean_gold_reward) == (1.5, 1.0)
+    assert result.kl_to_prior == pytest.approx(0.5)  # log q = -1.5, log p = -2
+    assert (result.mean_tokens, result.ended, result.truth_quality) == (2.0, 100.0, None)
+
+
+def test_what_could_not_be_scored_is_left_out_and_counted(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    record(subject, 0, [2.0, None, None, 0.0])
+    result = subject.result("validation", 0)
+    assert (result.train_rm_win_rate, result.prompts, result.failed) == (50.0, 2, 2)
+    record(subject, 3, [None] * 4)
+    with pytest.raises(PipelineError, match="No validation prompt of version 3"):
+        subject.result("validation", 3)
+
+
+def test_first_last_and_every_few_versions_are_due(tmp_path: Path) -> None:
+    assert evaluation(tmp_path).due_versions() == [0, 3, 4]
+
+
+def test_the_best_version_has_most_wins_and_then_the_higher_reward(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    record(subject, 0, [0.0, 0.0, 0.0, 0.0])
+    record(subject, 3, [2.0, 2.0, 0.0, 0.0])
+    record(subject, 4, [3.0, 2.0, 0.0, 0.0])
+    assert subject.best_version() == 4
+
+
+def test_each_result_is_reported_once_and_only_when_complete(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    ids = subject.group_ids("validation", 0)
+    subject.store.append_groups(groups(*ids))
+    assert list(subject.newly_complete()) == []
+    record(subject, 0, [1.0] * 4)
+    assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
+    assert list(subject.newly_complete()) == []

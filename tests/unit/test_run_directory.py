@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
+from tests.unit.factories import recipe_settings
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+def recipe(**changes: object) -> Recipe:
+    return Recipe.model_validate(recipe_settings(**changes))
+
+
+def test_the_same_configuration_may_come_back_and_another_is_refused(directory: RunDirectory) -> None:
+    check_config(directory, recipe())
+    save_config(directory, recipe(), None)
+    check_config(directory, recipe(sampler={"replicas": 3}))
+    with pytest.raises(UserError, match=r"sampling\.n: 32 there, 4 now"):
+        check_config(directory, recipe(sampling={"n": 4}))
+
+
+def test_another_world_is_refused(directory: RunDirectory) -> None:
+    save_config(directory, recipe(), Path("/cache/demo-1"))
+    save_config(directory, recipe(), Path("/elsewhere/demo-1"))
+    with pytest.raises(UserError, match="prepared data demo-1, which is now demo-2"):
+        save_config(directory, recipe(), Path("/cache/demo-2"))
+
+
+def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> None:
+    directory.root.mkdir()
+    (directory.root / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"no run directory \(it has thesis\.tex"):
+        check_config(directory, recipe())
+
+
+def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None:
+    with claimed(directory), pytest.raises(UserError, match="Another process is running"), claimed(directory):
+        pass
+    with claimed(directory):
+        pass
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Cannot use the run directory"), claimed(RunDirectory(tmp_path / "file/run")):
+        pass
+
+
+def test_outputs_of_a_ray_job_do_not_go_into_its_throwaway_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert resolve_output("runs/x") == Path.cwd() / "runs/x"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("BRAIN_HOME", str(tmp_path))
+    assert resolve_output("runs/x") == tmp_path / "runs/x"
+    assert resolve_output("/abs/x") == Path("/abs/x")

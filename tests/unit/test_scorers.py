@@ -1,0 +1,318 @@
+import math
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from common.errors import UserError
+from common.nn.logprobs import group_logprobs
+from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
+from scorer import build
+from scorer.build import build_scorer
+from scorer.formats import HH, TLDR
+from scorer.function import load_function
+from scorer.gptj_reward import Dtype
+from scorer.prior import load_prior
+from scorer.reward_model import load_reward_model
+from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
+from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
+
+PROMPT = "the cat\nTL;DR:"
+
+
+def group(name="g", outputs=("a", "bb"), gold=None, prompt=PROMPT, prompt_ids=(1, 2), token_ids=None):
+    token_ids = token_ids or [[5 + index] * (index + 1) for index in range(len(outputs))]
+    return {
+        "group_id": name,
+        "prompt_id": name,
+        "round": 0,
+        "prompt_text": prompt,
+        "prompt_token_ids": list(prompt_ids),
+        "gold_text": gold,
+        "proposal_version": 0,
+        "proposal_digest": "",
+        "outputs": [
+            {"token_ids": ids, "token_logprobs": [0.0] * len(ids), "text": text, "finish_reason": "stop"}
+            for text, ids in zip(outputs, token_ids, strict=True)
+        ],
+        "temperature": 1.0,
+        "max_tokens": 8,
+        "lease_id": "lease",
+        "seed": 0,
+        "sampler_id": "sampler",
+        "started_at": 0.0,
+        "finished_at": 0.0,
+    }
+
+
+def score(scorer, *groups):
+    scores = scorer.score(batch_from_rows(GROUPS, list(groups)))
+    assert scores.schema == SCORES
+    assert set(scores["scorer"].to_pylist()) <= {scorer.name}
+    assert set(scores["scorer_digest"].to_pylist()) <= {scorer.digest}
+    return scores.to_pylist()
+
+
+# -- reward models
+
+
+@pytest.fixture(params=[TLDR, HH], ids=["tldr", "hh"])
+def reward_model(request, tmp_path):
+    config, weights = tiny_weights()
+    write(tmp_path, request.param, weights, config)
+    TOKENIZER.save_pretrained(tmp_path)
+    return load_reward_model("reward", str(tmp_path), request.param, "float32", "cpu", max_tokens=10_000)
+
+
+GROUPS_OF_TEXTS = (
+    group("one", outputs=(" sat", "", " sat on the mat" * 3), gold=" the cat sat"),
+    group("two", outputs=(" the text of the start" * 20, " ß日本")),
+    group("three", outputs=(" on", " the", " mat"), gold=""),
+)
+
+
+def test_a_value_per_output_and_one_for_gold(reward_model):
+    rows = score(reward_model, *GROUPS_OF_TEXTS)
+    assert [row["group_id"] for row in rows] == ["one", "two", "three"]
+    assert [len(row["values"]) for row in rows] == [3, 2, 3]
+    assert [row["gold_value"] is None for row in rows] == [False, True, False]
+    assert {row["error"] for row in rows} == {None}
+    everything = [value for row in rows for value in row["values"]]
+    assert len(set(everything)) == len(everything)
+    assert all(math.isfinite(value) for value in everything)
+
+
+def test_values_do_not_depend_on_the_other_groups(reward_model):
+    together = score(reward_model, *GROUPS_OF_TEXTS)
+    alone = [score(reward_model, one)[0] for one in reversed(GROUPS_OF_TEXTS)][::-1]
+    for row in (*together, *alone):
+        del row["scored_at"]
+    assert together == alone
+
+
+def test_gold_is_scored_as_an_output_of_the_same_text_is(reward_model):
+    (row,) = score(reward_model, group(outputs=(" the cat sat", " on"), gold=" the cat sat"))
+    assert row["gold_value"] == pytest.approx(row["values"][0], abs=1e-5)
+
+
+def test_an_empty_batch_gives_no_rows(reward_model):
+    assert score(reward_model) == []
+
+
+def test_a_reward_that_is_not_finite_is_null_with_its_error(reward_model):
+    with torch.no_grad():
+        reward_model._model.v_head.weight.fill_(float("nan"))
+    (row,) = score(reward_model, group(gold="x"))
+    assert row["values"] == [None, None]
+    assert row["gold_value"] is None
+    assert "text 0 has the value nan" in row["error"]
+
+
+def test_a_reward_models_digest_depends_on_its_weights_and_type(tmp_path):
+    digests = set()
+    variants: list[tuple[int, Dtype]] = [(0, "float32"), (0, "bfloat16"), (1, "float32"), (0, "float32")]
+    for seed, dtype in variants:
+        config, weights = tiny_weights(seed=seed)
+        write(tmp_path, TLDR, weights, config)
+        TOKENIZER.save_pretrained(tmp_path)
+        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, "cpu", max_tokens=100).digest)
+    assert len(digests) == 3
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    config, weights = tiny_weights()
+    config.eos_token_id = 3
+    write(tmp_path, HH, weights, config)
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"ends texts with token {len(TOKENIZER) - 1}, the model with 3"):
+        load_reward_model("reward", str(tmp_path), HH, "float32", "cpu", max_tokens=100)
+
+
+# -- prior
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sft")
+    save(llama(), directory)
+    return str(directory)
+
+
+def test_the_prior_gives_sums_of_log_probabilities_of_token_ids(sft):
+    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    token_ids = [[7, 8, EOS_ID], [9], []]
+    (row,) = score(prior, group(outputs=("x", "y", ""), token_ids=token_ids, gold="gold"))
+    with torch.no_grad():
+        expected = group_logprobs(llama(), [1, 2], token_ids).tolist()
+    assert row["scorer"] == PRIOR
+    assert row["values"] == expected
+    assert row["values"][2] == 0
+    assert row["gold_value"] is None
+    assert row["error"] is None
+
+
+def test_a_group_that_the_prior_cannot_read_is_null_and_the_others_are_not(sft):
+    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    long, fine = score(prior, group(prompt_ids=[1] * CONTEXT), group())
+    assert long["values"] == [None, None]
+    assert f"{CONTEXT + 2} tokens" in long["error"]
+    assert None not in fine["values"]
+
+
+def test_the_priors_digest_depends_on_its_weights_and_type(sft, tmp_path):
+    save(llama(seed=1), tmp_path)
+    digests = {
+        load_prior(sft, "float32", "cpu", max_tokens=100).digest,
+        load_prior(sft, "bfloat16", "cpu", max_tokens=100).digest,
+        load_prior(str(tmp_path), "float32", "cpu", max_tokens=100).digest,
+    }
+    assert len(digests) == 3
+
+
+# -- functions
+
+
+def lengths(prompts, outputs):
+    assert len(set(prompts)) == 1
+    return [float(len(output)) for output in outputs]
+
+
+def with_holes(prompts, outputs):
+    return [math.nan if output == "nan" else math.inf if output == "inf" else 1e39 for output in outputs]
+
+
+def raising(prompts, outputs):
+    if "bad" in outputs:
+        raise KeyError("bad")
+    return [1] * len(outputs)
+
+
+ANSWERS = {
+    "too_few": [1.0],
+    "text": "ab",
+    "texts": ["1", "2"],
+    "none": None,
+    "one": 1.0,
+    "nones": [None, 1.0],
+}
+
+
+def odd(prompts, outputs):
+    return ANSWERS[outputs[0]]
+
+
+def numpy(prompts, outputs):
+    return np.arange(len(outputs), dtype=np.float32)
+
+
+def kinds_of_numbers(prompts, outputs):
+    return (True, np.float64(2.5), 10**400)[: len(outputs)]
+
+
+HERE = __name__
+
+
+def test_a_function_gets_texts_and_its_values_are_kept():
+    scorer = load_function("truth", f"{HERE}:lengths")
+    first, second = score(scorer, group(outputs=("a", "bb", ""), gold="gold"), group())
+    assert (first["values"], first["gold_value"], first["error"]) == ([1, 2, 0], 4, None)
+    assert (second["values"], second["gold_value"], second["error"]) == ([1, 2], None, None)
+    (row,) = score(load_function("f", f"{HERE}:numpy"), group())
+    assert row["values"] == [0, 1]
+
+
+def test_values_that_are_not_finite_are_null_and_the_others_stay():
+    (row,) = score(load_function("f", f"{HERE}:with_holes"), group(outputs=("nan", "inf", "large")))
+    assert row["values"] == [None, None, None]
+    assert row["error"].split("; ")[0] == "output 0 has the value nan"
+    (row,) = score(load_function("f", f"{HERE}:kinds_of_numbers"), group(outputs=("a", "b", "c"), gold="g"))
+    assert row["values"] == [1, 2.5, None]
+    assert row["gold_value"] == 1
+    assert row["error"] == "output 2 has the value inf"
+
+
+def test_an_exception_costs_its_own_group_alone():
+    scorer = load_function("f", f"{HERE}:raising")
+    fine, bad, gold = score(scorer, group(), group(outputs=("good", "bad")), group(gold="bad"))
+    assert (fine["values"], fine["error"]) == ([1, 1], None)
+    assert (bad["values"], bad["error"]) == ([None, None], "the function raised KeyError: 'bad'")
+    assert (gold["values"], gold["gold_value"]) == ([1, 1], None)
+    assert "KeyError" in gold["error"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("too_few", "returned 1 values for 2 outputs"),
+        ("text", "returned a str, not a list of numbers"),
+        ("texts", "returned '1', which is no number"),
+        ("none", "returned a NoneType, not a list of numbers"),
+        ("one", "returned a float, not a list of numbers"),
+        ("nones", "returned None, which is no number"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_null(answer, message):
+    (row,) = score(load_function("f", f"{HERE}:odd"), group(outputs=(answer, "b")))
+    assert row["values"] == [None, None]
+    assert message in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no.such.module:f", "'no.such.module' cannot be imported"),
+        (f"{HERE}:absent", "has no function 'absent'"),
+        (HERE, "has no function ''"),
+        (f"{HERE}:ANSWERS", "has no function 'ANSWERS'"),
+        (":f", "cannot be imported"),
+    ],
+)
+def test_functions_that_are_not_there_are_refused(path, message):
+    with pytest.raises(UserError, match=rf"scorers\.truth\.function: .*{message}"):
+        load_function("truth", path)
+
+
+def test_a_functions_digest_depends_on_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for source in ("def f(p, o): return [1.0] * len(o)\n", "def f(p, o): return [2.0] * len(o)\n") * 2:
+        (tmp_path / "a_reward.py").write_text(source)
+        sys.modules.pop("a_reward", None)
+        digests.append(load_function("f", "a_reward:f").digest)
+    assert digests[0] != digests[1]
+    assert digests[:2] == digests[2:]
+
+
+# -- from settings
+
+
+def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
+    config, weights = tiny_weights()
+    write(tmp_path, HH, weights, config)
+    TOKENIZER.save_pretrained(tmp_path)
+    policy = {"model": sft, "dtype": "float32"}
+    settings = {
+        PRIOR: {},
+        "truth": {"kind": "function", "function": f"{HERE}:lengths"},
+        "reward": {"kind": "hh", "path": str(tmp_path), "dtype": "float32"},
+    }
+    for name, section in settings.items():
+        (row,) = score(build_scorer(name, section, policy), group(gold="gold"))
+        assert row["scorer"] == name
+        assert None not in row["values"]
+
+
+def test_only_a_scorer_that_asked_for_a_gpu_gets_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build._device(0) == "cpu"
+    assert build._device(0.5) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert build._device(1) == "cpu"
+
+
+def test_scores_survive_arrow():
+    scores = load_function("truth", f"{HERE}:with_holes").score(batch_from_rows(GROUPS, [group()]))
+    assert scores["values"].type == pa.list_(pa.float32())
+    assert scores["values"].to_pylist() == [[None, None]]
