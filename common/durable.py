@@ -29,7 +29,7 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(_TEMPORARY)
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: bytes | str | memoryview) -> None:
     """Write `content` to `path`, atomically and durably (tmp + fsync + rename + directory fsync)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(path)

@@ -1,6 +1,6 @@
 """What a sampler is asked to do: the unit of leasing, commit and retry.
 
-    conductor -> Lease -> sampler -> GROUPS
+conductor -> Lease -> sampler -> GROUPS
 """
 
 from dataclasses import dataclass

@@ -101,4 +101,3 @@ class PolicyRegistry:
         """The newest published version, or None before the first."""
         versions = self.versions()
         return self.get(versions[-1]) if versions else None
-

@@ -57,8 +57,8 @@ def load_prompts(file: PromptFile, encode: Callable[[str], list[int]], max_token
             prompts.append(Prompt(digest("prompt", number, text)[:16], text, token_ids, gold))
     if not prompts:
         raise UserError(
-            f"{file.path} holds no usable prompt: {empty} are empty and {too_long} are longer than {max_tokens} tokens; "
-            f"check the file, or raise data.max_prompt_tokens."
+            f"{file.path} holds no usable prompt: {empty} are empty and {too_long} are longer than {max_tokens} tokens;"
+            f" check the file, or raise data.max_prompt_tokens."
         )
     return PromptSet(prompts, too_long, empty)
 
@@ -108,8 +108,8 @@ class PromptOrder:
     def __init__(self, prompts: int, per_round: int, seed: int) -> None:
         if per_round > prompts:
             raise UserError(
-                f"algorithm.prompts_per_round={per_round} is more than the {prompts} usable training prompts; lower it, "
-                f"or bring more prompts."
+                f"algorithm.prompts_per_round={per_round} is more than the {prompts} usable training prompts; lower it,"
+                f" or bring more prompts."
             )
         self._prompts = prompts
         self._per_round = per_round

@@ -171,7 +171,9 @@ class SampleStore:
         self._tables[kind].append(table)
 
     def _keys(self, kind: str) -> dict[Any, tuple[int, int]]:
-        return {"groups": self._groups, "scores": self._scores, "steps": self._steps}[kind]
+        keys: dict[str, dict[Any, tuple[int, int]]]
+        keys = {"groups": self._groups, "scores": self._scores, "steps": self._steps}
+        return keys[kind]
 
     def _take(self, kind: str, places: Sequence[tuple[int, int]]) -> pa.Table:
         tables = self._tables[kind]

@@ -9,6 +9,7 @@ import ray
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from deploy.actors import Service
 
 
 @contextmanager
@@ -28,7 +29,9 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except ConnectionError as error:
-        raise UserError(f"Cannot reach the Ray cluster at {address}: {error}; start it, or unset ray.address.") from None
+        raise UserError(
+            f"Cannot reach the Ray cluster at {address}: {error}; start it, or unset ray.address."
+        ) from None
     try:
         _check_capacity(needs, ray.cluster_resources())
         yield
@@ -38,7 +41,7 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
 
 def required_resources(recipe: Recipe) -> dict[str, float]:
     """CPU and GPU that all services of a recipe reserve together."""
-    services = [
+    services: list[tuple[int, Service]] = [
         (recipe.sampler.replicas, recipe.sampler),
         (recipe.prior.replicas, recipe.prior),
         (recipe.learner.ranks, recipe.learner),
@@ -51,7 +54,11 @@ def required_resources(recipe: Recipe) -> dict[str, float]:
 
 
 def _check_capacity(needs: dict[str, float], offers: dict[str, float]) -> None:
-    short = [f"{need:g} {name} (it has {offers.get(name, 0):g})" for name, need in needs.items() if need > offers.get(name, 0)]
+    short = [
+        f"{need:g} {name} (it has {offers.get(name, 0):g})"
+        for name, need in needs.items()
+        if need > offers.get(name, 0)
+    ]
     if short:
         raise UserError(
             f"The Ray cluster is too small: the services of this recipe reserve {' and '.join(short)}; lower their "

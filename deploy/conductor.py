@@ -19,7 +19,7 @@ from common.store import SampleStore
 from common.training_batch import training_batch
 from deploy.evaluation import Evaluation, Split
 from deploy.rounds import LeasePlan, Rounds
-from deploy.services import LearnerGroup, Pool
+from deploy.services import Services
 from deploy.tracking import Tracker
 
 
@@ -34,10 +34,7 @@ class Conductor:
         plan: LeasePlan,
         evaluation: Evaluation,
         tracker: Tracker,
-        *,
-        samplers: Pool,
-        scorers: dict[str, Pool],
-        learner: LearnerGroup,
+        services: Services,
     ) -> None:
         self._recipe = recipe
         self._store = store
@@ -45,9 +42,9 @@ class Conductor:
         self._plan = plan
         self._evaluation = evaluation
         self._tracker = tracker
-        self._samplers = samplers
-        self._scorers = scorers
-        self._learner = learner
+        self._samplers = services.samplers
+        self._scorers = services.scorers
+        self._learner = services.learner
         self._version = -1  # the newest proposal version; also the round that is being trained
         self._admitted = 0  # rounds whose leases have been given out
         self._leases: deque[Lease] = deque()
@@ -102,7 +99,9 @@ class Conductor:
         async with self._changed:
             while (batch := self._rounds.next_batch(round_, taken)) is None:
                 if not self._leases and not self._busy:
-                    raise PipelineError(f"step {step} waits for groups of round {round_} that nobody is making; please report this")
+                    raise PipelineError(
+                        f"step {step} waits for groups of round {round_} that nobody is making; please report this"
+                    )
                 await self._changed.wait()  # ends: sampling and scoring have time limits, and wake us or fail
         return batch
 
@@ -138,7 +137,9 @@ class Conductor:
         prompts = self._rounds.prompts(round_)
         leases = self._plan.leases("train", round_, self._version, self._recipe.sampling.n, prompts)
         batches = self._store.group_batches()
-        sampled = {name for batch in batches if batch["round"][0].as_py() == round_ for name in batch["prompt_id"].to_pylist()}
+        sampled = {
+            name for batch in batches if batch["round"][0].as_py() == round_ for name in batch["prompt_id"].to_pylist()
+        }
         await self._enqueue(lease for lease in leases if any(one.prompt_id not in sampled for one in lease.prompts))
 
     # -- sampling and scoring ----------------------------------------------------------------------------------------
@@ -199,7 +200,8 @@ class Conductor:
     async def _start(self) -> int:
         timeout = self._recipe.timeouts.start
         pools = [self._samplers, *self._scorers.values()]
-        step, *_ = await asyncio.gather(self._learner.start(timeout), *(pool.start() for pool in pools))
+        starts = asyncio.gather(*(pool.start() for pool in pools))
+        step, _ = await asyncio.gather(self._learner.start(timeout), starts)
         self._tracker.started(step)
         return step
 

@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import PipelineError
 from common.leases import Prompt
-from common.statistics import win_rate
 from common.schemas import PRIOR
+from common.statistics import win_rate
 from common.store import SampleStore
 from deploy.rounds import LeasePlan
 
 Split = Literal["validation", "test"]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -55,7 +56,12 @@ class Evaluation:
     """Which versions are evaluated on which prompts, and with what result."""
 
     def __init__(
-        self, recipe: Recipe, store: SampleStore, plan: LeasePlan, prompts: dict[Split, list[Prompt]], scorers: list[str]
+        self,
+        recipe: Recipe,
+        store: SampleStore,
+        plan: LeasePlan,
+        prompts: dict[Split, list[Prompt]],
+        scorers: list[str],
     ) -> None:
         self.store = store
         self._recipe = recipe
@@ -99,7 +105,7 @@ class Evaluation:
                     yield split, version, self.result(split, version)
 
     def best_version(self) -> int:
-        """The version with the highest win rate on validation prompts; ties (or no gold) go to the higher mean reward."""
+        """The version with the highest validation win rate; ties, or no gold, go to the higher mean reward."""
 
         def merit(version: int) -> tuple[float, float]:
             result = self.result("validation", version)
@@ -127,9 +133,9 @@ class Evaluation:
         truth = self._recipe.evaluation.truth
         truths, gold_truths = self._values(groups, truth) if truth else ([None], [None])
         return Result(
-            train_rm_win_rate=wins and wins.rate,
-            train_rm_win_rate_ci95=wins and wins.ci95,
-            ties=wins and wins.ties,
+            train_rm_win_rate=wins.rate if wins else None,
+            train_rm_win_rate_ci95=wins.ci95 if wins else None,
+            ties=wins.ties if wins else None,
             mean_reward=_mean([rewards[i] for i in usable]),
             mean_gold_reward=_mean_or_none(gold),
             truth_quality=_mean_or_none(truths),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
 from common.schemas import PRIOR
 from common.store import SampleStore
-from deploy.actors import learner_group, sampler_pool, scorer_pools
+from deploy.actors import make_services
 from deploy.cluster import ray_cluster
 from deploy.conductor import Conductor
 from deploy.evaluation import Evaluation
@@ -82,7 +82,14 @@ def _prepare(recipe: Recipe, watch: Stopwatch, console: Console) -> Path | None:
     from deploy.worlds.build import ensure_world  # torch and transformers: only where they are needed
 
     with watch.stage("prepare"):
-        return ensure_world(recipe.prepare, resolve_output(recipe.prepare_cache), recipe.data.path, console.print)
+        return ensure_world(recipe.prepare, resolve_output(recipe.prepare.cache), recipe.data.path, _reporter(console))
+
+
+def _reporter(console: Console) -> Callable[[str], None]:
+    def report(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    return report
 
 
 def _check(recipe: Recipe, watch: Stopwatch, console: Console) -> "Inputs":
@@ -125,6 +132,7 @@ class Run:
         console: Console,
     ) -> None:
         self._recipe = recipe
+        self._run_id = run_id
         self._directory = directory
         self._watch = watch
         self._console = console
@@ -133,9 +141,7 @@ class Run:
         evaluation_store = SampleStore(directory.evaluation, run_id)
         for message in (*self._store.damaged, *evaluation_store.damaged):
             console.print(message, highlight=False, soft_wrap=True)
-        self._evaluation = Evaluation(
-            recipe, evaluation_store, plan, inputs.held_back, [PRIOR, *recipe.scorers]
-        )
+        self._evaluation = Evaluation(recipe, evaluation_store, plan, inputs.held_back, [PRIOR, *recipe.scorers])
         self._rounds = Rounds(recipe.algorithm, inputs.train, recipe.seed)
         self._plan = plan
 
@@ -146,7 +152,9 @@ class Run:
             UserError, PipelineError: see `Conductor.run`.
         """
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
-        self._console.print(f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True
+        )
         try:
             with ray_cluster(self._recipe):
                 self._conduct(tracker)
@@ -155,28 +163,11 @@ class Run:
         return finish(self._recipe, self._directory, self._evaluation, self._watch.total())
 
     def _conduct(self, tracker: Tracker) -> None:
-        samplers = sampler_pool(self._recipe, self._directory)
-        scorers = scorer_pools(self._recipe, self._directory)
-        learner = learner_group(self._recipe, self._directory)
-        conductor = Conductor(
-            self._recipe,
-            self._store,
-            self._rounds,
-            self._plan,
-            self._evaluation,
-            tracker,
-            samplers=samplers,
-            scorers=scorers,
-            learner=learner,
-        )
+        services = make_services(self._recipe, self._run_id, self._directory)
+        conductor = Conductor(self._recipe, self._store, self._rounds, self._plan, self._evaluation, tracker, services)
         try:
             with self._watch.stage("services"):
                 asyncio.run(conductor.run())
         finally:
-            self._watch.seconds.update(
-                sampling=samplers.busy_seconds,
-                scoring=sum(pool.busy_seconds for pool in scorers.values()),
-                training=learner.busy_seconds,
-            )
-            for group in (samplers, *scorers.values(), learner):
-                group.kill()
+            self._watch.seconds.update(services.busy_seconds())
+            services.kill()

@@ -57,9 +57,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     return Inputs(train, held_back, notes)
 
 
-def _read(
-    recipe: Recipe, split: str, path: str, encode: Callable[[str], list[int]], notes: list[str]
-) -> list[Prompt]:
+def _read(recipe: Recipe, split: str, path: str, encode: Callable[[str], list[int]], notes: list[str]) -> list[Prompt]:
     file = PromptFile(Path(path), recipe.data.prompt_column, recipe.data.gold_column)
     found = load_prompts(file, encode, recipe.data.max_prompt_tokens)
     if found.skipped:
@@ -74,8 +72,8 @@ def _check_context(recipe: Recipe, context: int) -> None:
     needed = recipe.data.max_prompt_tokens + recipe.sampling.max_tokens
     if needed > context:
         raise UserError(
-            f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model} "
-            f"({context} tokens); lower one of them."
+            f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model}"
+            f" ({context} tokens); lower one of them."
         )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -165,7 +166,9 @@ class LearnerGroup:
         try:
             return await asyncio.wait_for(reference, timeout)
         except TimeoutError:
-            raise PipelineError(f"{name} gave no answer to {method!r} within {timeout:g} s; its log is {log_path}.") from None
+            raise PipelineError(
+                f"{name} gave no answer to {method!r} within {timeout:g} s; its log is {log_path}."
+            ) from None
         except RayTaskError as error:
             raise _explained(error, f"{name} failed in {method!r}", log_path) from error
         except RayActorError as error:
@@ -178,3 +181,26 @@ class LearnerGroup:
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+
+
+@dataclass(frozen=True)
+class Services:
+    """All actors of a run."""
+
+    samplers: Pool
+    scorers: dict[str, Pool]
+    learner: LearnerGroup
+
+    def busy_seconds(self) -> dict[str, float]:
+        """How long each stage's actors have been at work, summed over them."""
+        return {
+            "sampling": self.samplers.busy_seconds,
+            "scoring": sum(pool.busy_seconds for pool in self.scorers.values()),
+            "training": self.learner.busy_seconds,
+        }
+
+    def kill(self) -> None:
+        """End all actors."""
+        for pool in (self.samplers, *self.scorers.values()):
+            pool.kill()
+        self.learner.kill()

@@ -26,7 +26,9 @@ _ROWS = (
 )
 
 
-def finish(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, seconds: dict[str, float]) -> dict[str, Any]:
+def finish(
+    recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, seconds: dict[str, float]
+) -> dict[str, Any]:
     """Write the result of a complete run and return the summary."""
     best = evaluation.best_version()
     _export_adapter(directory, best)
@@ -56,8 +58,9 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
     """Print before and after side by side, and where the results are."""
     before, after = summary["before"], summary["after"]
     table = Table(title=f"{summary['name']}: test prompts, before and after", title_justify="left")
-    for name, justify in (("", "left"), ("SFT", "right"), (f"BRAIn (version {summary['best_version']})", "right")):
-        table.add_column(name, justify=justify)
+    table.add_column("")
+    table.add_column("SFT", justify="right")
+    table.add_column(f"BRAIn (version {summary['best_version']})", justify="right")
     for label, field, form in _ROWS:
         if before[field] is not None:
             table.add_row(label, form.format(before[field]), form.format(after[field]))

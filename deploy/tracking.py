@@ -108,7 +108,9 @@ class Tracker:
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
-        self._say(f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}")
+        self._say(
+            f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
+        )
 
     def close(self) -> None:
         """Stop the live display and flush everything."""

@@ -126,9 +126,7 @@ def _padded_values(
     odd = torch.zeros(present.shape, dtype=torch.bool).masked_scatter_(present, ~numbers.isfinite() & ~nulls)
     if odd.any():
         names = ", ".join(group_ids[row] for row in odd.any(dim=1).nonzero().flatten().tolist())
-        raise PipelineError(
-            f"{name!r} is NaN or infinite in group {names}: a value that is missing must be null."
-        )
+        raise PipelineError(f"{name!r} is NaN or infinite in group {names}: a value that is missing must be null.")
     return padded
 
 

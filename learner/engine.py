@@ -129,11 +129,7 @@ class DeepSpeedEngine:
         return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
 
     def _moment(self, parameter: nn.Parameter, key: str) -> torch.Tensor:
-        return (
-            safe_get_full_optimizer_state(parameter, key)
-            if self._stage
-            else self._adamw.state[parameter][key]
-        )
+        return safe_get_full_optimizer_state(parameter, key) if self._stage else self._adamw.state[parameter][key]
 
     def _set_moment(self, parameter: nn.Parameter, key: str, moment: torch.Tensor) -> None:
         if self._stage:

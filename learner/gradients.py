@@ -92,10 +92,7 @@ class _Run:
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
         batch = self._batch
         return self._engine.logprobs(
-            [
-                (batch.prompts[part.group], [batch.completions[part.group][i] for i in part.outputs])
-                for part in micro
-            ]
+            [(batch.prompts[part.group], [batch.completions[part.group][i] for i in part.outputs]) for part in micro]
         )
 
     def _record(self, micro: MicroBatch, values: torch.Tensor) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from learner.trainer import Trainer
 
 
-@ray.remote
 class LearnerActor:
     """One rank. `address` (of rank 0) and `start` (of all) come first; then all ranks are called alike."""
 

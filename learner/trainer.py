@@ -9,7 +9,6 @@ import pyarrow as pa
 import torch
 
 from common.config.recipe import LearnerSection, Recipe
-from common.config.validation import recipe_digest
 from common.errors import PipelineError
 from common.identity import seed_from
 from common.nn.adapters import save_adapter
@@ -22,7 +21,7 @@ from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.values import GroupValues, ObjectiveResult
 from learner.policy import Policy, new_policy
 from learner.randomness import random_state, seed_all, set_random_state
-from learner.training_state import TrainingState, read_training_state
+from learner.training_state import TrainingState, read_training_state, settings_digest
 
 
 class Trainer:
@@ -50,12 +49,12 @@ class Trainer:
             The checkpoint's step, 0 without one.
 
         Raises:
-            UserError: the model cannot be loaded, or the checkpoint is damaged or of another recipe.
+            UserError: the model cannot be loaded, or the checkpoint is damaged or made with other settings.
             PipelineError: the ranks found different checkpoints.
         """
         recipe = self._recipe
         checkpoint = self._checkpoints.newest()
-        state = checkpoint and read_training_state(checkpoint.path, recipe_digest(recipe))
+        state = checkpoint and read_training_state(checkpoint.path, settings_digest(recipe))
         self._policy = new_policy(recipe)
         if state:
             self._policy.load_weights(state.weights)
@@ -125,7 +124,7 @@ class Trainer:
         self._check_position(step, "save")
         state = TrainingState(
             step=step,
-            recipe_digest=recipe_digest(self._recipe),
+            settings_digest=settings_digest(self._recipe),
             weights=self._policy.weights(),
             optimizer=self._engine.optimizer_state(),
             random_states=self._engine.gather(random_state()),

@@ -3,7 +3,7 @@
     weights.safetensors    the adapter in float32, by parameter name
     moments.safetensors    AdamW's moments, "exp_avg/<name>" and "exp_avg_sq/<name>"; absent before an update
     random.pt              the generators' states of each rank
-    state.json             step, AdamW's count of updates, digest of the recipe
+    state.json             step, AdamW's count of updates, digest of the settings that decide what is learned
 
 The frozen base weights are not in it.
 """
@@ -15,10 +15,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.config.recipe import Recipe
+from common.config.validation import identity_settings
 from common.errors import UserError
+from common.identity import digest
 from learner.engine_protocol import OptimizerState
 from learner.randomness import RandomState
 
+_DECISIVE = ("seed", "policy.adapter.", "policy.dtype", "objective.", "learner.")
+_PORTABLE = ("learner.ranks", "learner.zero_stage", "learner.micro_batch_tokens")
 _WEIGHTS, _MOMENTS, _RANDOM, _STATE = "weights.safetensors", "moments.safetensors", "random.pt", "state.json"
 
 
@@ -27,7 +32,7 @@ class TrainingState:
     """The state after `step`."""
 
     step: int
-    recipe_digest: str
+    settings_digest: str
     weights: dict[str, torch.Tensor]
     optimizer: OptimizerState
     random_states: list[RandomState]
@@ -40,21 +45,27 @@ class TrainingState:
             flat = {f"{key}/{name}": moment for name, both in moments for key, moment in both.items()}
             save_file(flat, directory / _MOMENTS)
         torch.save(self.random_states, directory / _RANDOM)
-        facts = {"step": self.step, "recipe_digest": self.recipe_digest, "updates": self.optimizer.updates}
+        facts = {"step": self.step, "settings_digest": self.settings_digest, "updates": self.optimizer.updates}
         (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
 
-def read_training_state(directory: Path, recipe_digest: str) -> TrainingState:
+def settings_digest(recipe: Recipe) -> str:
+    """The digest of what the learner's steps depend on, but for paths (a run may be moved) and how work is shared."""
+    settings = identity_settings(recipe.model_dump(mode="json"))
+    return digest({name: settings[name] for name in settings if name.startswith(_DECISIVE) and name not in _PORTABLE})
+
+
+def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
     """Read a checkpoint.
 
     Raises:
-        UserError: it is one of another recipe.
+        UserError: it was made with other settings.
     """
     facts = json.loads((directory / _STATE).read_text())
-    if facts["recipe_digest"] != recipe_digest:
+    if facts["settings_digest"] != expected_digest:
         raise UserError(
-            f"The checkpoint {directory} is one of another recipe (digest {facts['recipe_digest']}, this "
-            f"one's is {recipe_digest}); set another run.dir."
+            f"The checkpoint {directory} was made with other settings of seed, policy, objective or learner (their "
+            f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
         )
     moments: dict[str, dict[str, torch.Tensor]] = {}
     if (directory / _MOMENTS).exists():
@@ -63,7 +74,7 @@ def read_training_state(directory: Path, recipe_digest: str) -> TrainingState:
             moments.setdefault(name, {})[key] = moment
     return TrainingState(
         step=facts["step"],
-        recipe_digest=recipe_digest,
+        settings_digest=expected_digest,
         weights=load_file(directory / _WEIGHTS),
         optimizer=OptimizerState(facts["updates"], moments),
         random_states=torch.load(directory / _RANDOM, weights_only=True),

@@ -57,7 +57,12 @@ def generate_groups(
         "finished_at": time.time(),
     }
     rows = [
-        {"group_id": group_id, **_prompt_columns(prompt), "outputs": [_output(one, decode) for one in outputs], **shared}
+        {
+            "group_id": group_id,
+            **_prompt_columns(prompt),
+            "outputs": [_output(one, decode) for one in outputs],
+            **shared,
+        }
         for group_id, prompt, outputs in zip(lease.group_ids, lease.prompts, completions, strict=True)
     ]
     return batch_from_rows(GROUPS, rows)

@@ -1,10 +1,9 @@
-"""The sampling service: Ray actors that take leases and return groups."""
+"""The sampling service: actors that take leases and return groups."""
 
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from common.config.recipe import Recipe
 from common.leases import Lease
@@ -12,7 +11,6 @@ from common.logs import redirect_output
 from common.policies import PolicyRegistry, ProposalVersion
 
 
-@ray.remote
 class SamplerActor:
     """One vLLM engine that samples from whichever published proposal version a lease names."""
 

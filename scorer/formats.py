@@ -164,9 +164,7 @@ def normalise_tldr_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max
         max_tokens: context length less the tokens to generate (550 - 50).
     """
     end = f"\n{_TLDR_MARKER}"
-    room = max_tokens - len(
-        tokenizer(end, add_special_tokens=False)["input_ids"]
-    )  # 5 with GPT-2's vocabulary
+    room = max_tokens - len(tokenizer(end, add_special_tokens=False)["input_ids"])  # 5 with GPT-2's vocabulary
     post = _truncated_text(tokenizer, prompt.split(_TLDR_MARKER)[0], room)
     return _truncated_text(tokenizer, post + end, max_tokens)
 

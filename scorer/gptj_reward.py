@@ -117,9 +117,7 @@ def _read(path: Path) -> Weights:
     except Exception as error:  # an unpickler that is given rubbish raises anything
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The reward model's weights {path} cannot be read: {reason}") from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
-    ):
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"The reward model's weights {path} are no dictionary of tensors.")
     return dict(weights)
 

@@ -29,9 +29,7 @@ class PriorScorer:
     def _score_group(self, group: Group) -> Annotation:
         outputs = [output["token_ids"] for output in group["outputs"]]
         try:
-            logprobs = group_logprobs_in_parts(
-                self._model, group["prompt_token_ids"], outputs, self._max_tokens
-            )
+            logprobs = group_logprobs_in_parts(self._model, group["prompt_token_ids"], outputs, self._max_tokens)
         except ValueError as error:  # no prompt token, or more tokens than the model reads
             return Annotation([None] * len(outputs), errors=(str(error),))
         values, errors = finite_or_null(logprobs.tolist(), "output")
@@ -52,7 +50,5 @@ def _files(source: str, model: PreTrainedModel) -> str:
     root = Path(source)
     if not root.is_dir():
         return digest(source, model.config._commit_hash)
-    names = [
-        file.name for pattern in ("config.json", "*.safetensors", "*.bin") for file in root.glob(pattern)
-    ]
+    names = [file.name for pattern in ("config.json", "*.safetensors", "*.bin") for file in root.glob(pattern)]
     return digest_files(root, names)

@@ -44,9 +44,7 @@ class Annotation:
     errors: tuple[str, ...] = ()
 
 
-def annotate(
-    scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group], Annotation]
-) -> pa.RecordBatch:
+def annotate(scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group], Annotation]) -> pa.RecordBatch:
     """Apply a function of one group to each group of a batch."""
     rows = []
     for group in batch.to_pylist():

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
 
 from common.logs import redirect_output
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from scorer.scorers import Scorer
 
 
-@ray.remote
 class ScorerActor:
     """One replica of one scorer."""
 

@@ -74,7 +74,8 @@ class SamplingSection(Section):
     min_p: float = Field(0.0, ge=0, lt=1)
     repetition_penalty: float = Field(1.0, gt=0)
     allow_tempered: bool = Field(
-        False, description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution"
+        False,
+        description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution",
     )
 
     @model_validator(mode="after")
@@ -94,7 +95,7 @@ class SamplingSection(Section):
         if self.temperature != 1 and not self.allow_tempered:
             raise ValueError(
                 f"temperature={self.temperature} makes the proposal q' another distribution than the policy; the "
-                f"weights stay exact, but their variance grows; set temperature=1, or allow_tempered=true if you mean it"
+                f"weights stay exact, but vary more; set temperature=1, or allow_tempered=true if you mean it"
             )
         return self
 
@@ -163,7 +164,9 @@ class AlgorithmSection(Section):
     batch_prompts: int = Field(8, ge=1, description="groups an optimiser step")
     buffer: Literal["latest", "accumulate"] = "latest"
     max_staleness: int = Field(
-        0, ge=0, description="0: Algorithm 1 to the letter; s: a group is trained at most s versions after its own"
+        0,
+        ge=0,
+        description="0: Algorithm 1 to the letter; s: a group is trained at most s versions after its own",
     )
 
 
@@ -244,7 +247,9 @@ class Recipe(Section):
             raise ValueError(f"scorers.{self.objective.reward}.use must be `training`: it is the objective's reward")
         truth = self.evaluation.truth
         if truth is not None and truth not in self.scorers:
-            raise ValueError(f"evaluation.truth={truth!r} is no scorer of this recipe; they are {', '.join(self.scorers)}")
+            raise ValueError(
+                f"evaluation.truth={truth!r} is no scorer of this recipe; they are {', '.join(self.scorers)}"
+            )
         return self
 
     @model_validator(mode="after")

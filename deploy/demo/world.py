@@ -107,17 +107,13 @@ def _make_policy(
     }
 
 
-def _sft_examples(
-    posts: Sequence[Post], tokenizer: PreTrainedTokenizerFast, random: Random
-) -> list[Example]:
+def _sft_examples(posts: Sequence[Post], tokenizer: PreTrainedTokenizerFast, random: Random) -> list[Example]:
     """Prompts with several summaries each; the loss counts the summaries and their end."""
     examples = []
     for post in posts:
         prompt = tokenizer(post.prompt)["input_ids"]
         outputs = tokenizer(_summaries(random, post))["input_ids"]
-        rows = tuple(
-            (*prompt, *ids, tokenizer.eos_token_id) for ids in outputs if len(ids) <= _MAX_SUMMARY_TOKENS
-        )
+        rows = tuple((*prompt, *ids, tokenizer.eos_token_id) for ids in outputs if len(ids) <= _MAX_SUMMARY_TOKENS)
         examples.append(Example(Group(rows, len(prompt)), len(prompt)))
     return [example for example in examples if example.group.rows]
 

@@ -77,8 +77,12 @@ def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, [data_path] if isinstance(data_path, str) else data_path):
         if not path.exists():
-            raise UserError(f"data.path names {path}, which does not exist; set it to the raw data of prepare.kind={kind}.")
-        found = sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))) if path.is_dir() else [path]
+            raise UserError(
+                f"data.path names {path}, which does not exist; set it to the raw data of prepare.kind={kind}."
+            )
+        found = (
+            sorted(p for p in path.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz"))) if path.is_dir() else [path]
+        )
         if not found:
             raise UserError(f"data.path names {path}, which holds no .jsonl or .jsonl.gz file.")
         files += found

@@ -26,9 +26,7 @@ def save_policy(world: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToken
     tokenizer.save_pretrained(world / "policy")
 
 
-def save_reward_model(
-    world: Path, model: RewardModel, form: RewardFormat, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def save_reward_model(world: Path, model: RewardModel, form: RewardFormat, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write `reward/` as the published reward models are written, and the configuration and tokenizer that they lack.
 
     Like those, the file holds `transformer.*`, `v_head.weight`, and the causal masks that old versions of transformers

@@ -63,6 +63,7 @@ def new_gptj(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> GPTJForCaus
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            activation_function="gelu_pytorch_tanh",  # gelu_new, computed in one operation
             bos_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             tie_word_embeddings=True,

@@ -63,7 +63,11 @@ def pack(groups: Sequence[Group], padding: int) -> Packed:
         tails = [row[group.shared :] for row in group.rows]
         tokens.append([*group.rows[0][: group.shared], *(t for tail in tails for t in tail), *[padding] * missing])
         positions.append(
-            [*range(group.shared), *(group.shared + i for tail in tails for i in range(len(tail))), *[0] * missing]
+            [
+                *range(group.shared),
+                *(group.shared + i for tail in tails for i in range(len(tail))),
+                *[0] * missing,
+            ]
         )
         segments.append([0] * group.shared + [n for n, tail in enumerate(tails, 1) for _ in tail] + [-1] * missing)
     return Packed(torch.tensor(tokens), torch.tensor(positions), _mask(torch.tensor(segments)))

@@ -105,10 +105,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
     rule = [("-" * (w - 1) + ":") if numeric[c] else "-" * w for c, w in zip(columns, widths, strict=True)]
     lines = [
-        [
-            cell.rjust(w) if numeric[c] else cell.ljust(w)
-            for cell, c, w in zip(line, columns, widths, strict=True)
-        ]
+        [cell.rjust(w) if numeric[c] else cell.ljust(w) for cell, c, w in zip(line, columns, widths, strict=True)]
         for line in [cells[0], rule, *cells[1:]]
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -141,9 +138,7 @@ def environment() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     """What git prints, or None outside of a repository or without git."""
     try:
-        process = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
-        )
+        process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return process.stdout.strip()

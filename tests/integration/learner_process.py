@@ -19,12 +19,13 @@ from tests.unit.factories import recipe_settings
 from tests.unit.train_batches import gappy_batch
 
 
-def learner_recipe(model):
+def learner_recipe(model, stage=0):
     """Clipping, weight decay and warm-up at work, and groups that do not fit into one forward pass."""
     return Recipe.model_validate(
         recipe_settings(
             policy={"model": str(model), "dtype": "float32", "adapter": {"r": 4, "alpha": 8}},
             learner={
+                "zero_stage": stage,
                 "learning_rate": 1e-3,
                 "weight_decay": 0.1,
                 "warmup_steps": 3,
@@ -52,14 +53,7 @@ def main(model, runs, *, die=False):
     torch.set_num_threads(1)
     join_ranks()
     for run in runs:
-        # The recipe does not tell the stage: a checkpoint of one must do for the others.
-        trainer = Trainer(
-            learner_recipe(model),
-            Path(run["dir"]),
-            lambda module, settings, stage=run["stage"]: DeepSpeedEngine(
-                module, settings.model_copy(update={"zero_stage": stage})
-            ),
-        )
+        trainer = Trainer(learner_recipe(model, run["stage"]), Path(run["dir"]), DeepSpeedEngine)
         trainer.start()
         metrics = train(trainer, run["last"], run.get("saved"))
         Path(run["dir"], f"metrics-{os.environ['RANK']}.json").write_text(json.dumps(metrics))

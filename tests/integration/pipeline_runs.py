@@ -64,7 +64,12 @@ def command(directory: Path, *overrides: str) -> list[str]:
 
 def run(directory: Path, *overrides: str) -> FinishedRun:
     done = subprocess.run(
-        command(directory, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=2 * START_LIMIT, env=environment()
+        command(directory, *overrides),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=2 * START_LIMIT,
+        env=environment(),
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return FinishedRun(directory, done.stdout + done.stderr)

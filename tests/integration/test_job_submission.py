@@ -28,10 +28,16 @@ def free_port() -> int:
 def cluster(log: Path) -> Iterator[str]:
     """A head node of our own, in a private directory and on private ports; ended by handle. Yields its job address."""
     port, dashboard = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="brain-ray-", ignore_cleanup_errors=True) as temporary, open(log, "wb") as out:
+    with (
+        tempfile.TemporaryDirectory(prefix="brain-ray-", ignore_cleanup_errors=True) as temporary,
+        open(log, "wb") as out,
+    ):
         arguments = [RAY, "start", "--head", "--block", f"--port={port}", f"--temp-dir={temporary}"]
         arguments += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-        arguments += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        arguments += [
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
+        ]
         path = {"PATH": f"{Path(RAY).parent}:{environment()['PATH']}"}  # the cluster's `brain` is this one
         head = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment() | path)
         try:
@@ -47,7 +53,13 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with cluster(tmp_path / "head.log") as address:
         arguments = [RAY, "job", "submit", f"--address={address}", "--working-dir", ".", "--"]
-        arguments += ["brain", "run", RECIPE, f"run.dir={directory}", f"prepare.cache={ROOT / 'build/worlds'}"]
+        arguments += [
+            "brain",
+            "run",
+            RECIPE,
+            f"run.dir={directory}",
+            f"prepare.cache={ROOT / 'build/worlds'}",
+        ]
         submit = subprocess.run(
             [*arguments, *SMALL, "algorithm.rounds=1", "evaluation.validation_prompts=4"],
             cwd=ROOT,

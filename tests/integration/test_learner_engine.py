@@ -18,6 +18,9 @@ from tests.integration.learner_process import learner_recipe, train
 from tests.unit import tiny_models
 from tests.unit.plain_engine import PlainEngine
 
+# The five processes spend most of their time on imports; a machine that is busy otherwise takes minutes.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = (0, 1, 2)
 LAST, SAVED = 6, 3
@@ -32,7 +35,13 @@ def spawn(directory, runs, *, ranks=1, die=False):
     plan = {"model": str(directory / "model"), "runs": runs, "die": die}
     processes = []
     for rank in range(ranks):
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": 0}
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "RANK": rank,
+            "WORLD_SIZE": ranks,
+            "LOCAL_RANK": 0,
+        }
         log = directory / f"{Path(runs[0]['dir']).name}-{rank}.log"
         with open(log, "w") as file:
             process = subprocess.Popen(
@@ -49,7 +58,7 @@ def spawn(directory, runs, *, ranks=1, die=False):
 def finish(*spawned):
     for process, log, expected in (entry for processes in spawned for entry in processes):
         try:
-            assert process.wait(timeout=100) == expected, log.read_text()[-4000:]
+            assert process.wait(timeout=250) == expected, log.read_text()[-4000:]
         finally:
             process.kill()
 

@@ -137,15 +137,15 @@ def test_a_run_directory_of_another_configuration_is_refused(uninterrupted: Fini
 
 
 @pytest.mark.parametrize("moment", ["sampling", "training"])
-def test_killed_and_resumed_ends_with_the_same_bytes(
-    uninterrupted: FinishedRun, tmp_path: Path, moment: str
-) -> None:
+def test_killed_and_resumed_ends_with_the_same_bytes(uninterrupted: FinishedRun, tmp_path: Path, moment: str) -> None:
     """SIGKILL of the whole process tree in mid-run, then the same command again."""
     directory, log = tmp_path / "run", tmp_path / "log"
     with started(command(directory), log) as process:
         # In the first round's sampling, or behind a checkpoint in mid-round, so that a step has to be repeated.
-        reached = (lambda: parts(directory, "groups") >= 1) if moment == "sampling" else (
-            lambda: parts(directory, "steps") >= 7
+        reached = (
+            (lambda: parts(directory, "groups") >= 1)
+            if moment == "sampling"
+            else (lambda: parts(directory, "steps") >= 7)
         )
         wait_for(reached, process, log)
         kill_tree(process.pid)

@@ -1,9 +1,12 @@
 """Unit tests run where no engine is installed, and are quick because none is loaded. This watches over it."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads only slow models this small down
 
 FORBIDDEN = ("ray", "vllm", "deepspeed")
 HERE = Path(__file__).parent

@@ -198,9 +198,7 @@ def test_a_loaded_adapter_can_be_trained_on(tmp_path):
 
 def test_an_adapter_on_a_bfloat16_model_keeps_float32_weights(tmp_path):
     save_adapter(attach_new_adapter(llama().to(torch.bfloat16), ADAPTER, seed=3), tmp_path)
-    assert {value.dtype for value in load_file(tmp_path / "adapter_model.safetensors").values()} == {
-        torch.float32
-    }
+    assert {value.dtype for value in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path):

@@ -22,7 +22,11 @@ def evaluation(root: Path, **changes: object) -> Evaluation:
     store = SampleStore(root, "run")
     plan = LeasePlan("run", 0, 2)
     return Evaluation(
-        Recipe.model_validate(settings), store, plan, {"validation": PROMPTS, "test": PROMPTS}, ["reward", PRIOR]
+        Recipe.model_validate(settings),
+        store,
+        plan,
+        {"validation": PROMPTS, "test": PROMPTS},
+        ["reward", PRIOR],
     )
 
 

@@ -24,9 +24,7 @@ def tiny_weights(seed=0, **settings):
     weights["v_head.weight"] *= 10  # rewards that differ enough to compare
     for layer in range(config.n_layer):
         size = config.n_positions
-        weights[f"transformer.h.{layer}.attn.bias"] = torch.tril(
-            torch.ones(1, 1, size, size, dtype=torch.bool)
-        )
+        weights[f"transformer.h.{layer}.attn.bias"] = torch.tril(torch.ones(1, 1, size, size, dtype=torch.bool))
         weights[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e9)
     return config, weights
 
@@ -57,9 +55,7 @@ def straightforward_reward(directory, format, prompt, output):
     """The specification, one text at a time: no batch, no padding, no mask; nothing of the scorer's."""
     model = GPTJModel(GPTJConfig(**json.loads((directory / "config.json").read_text())))
     weights = torch.load(directory / format.checkpoint_file, weights_only=True)
-    model.load_state_dict(
-        {name.removeprefix("transformer."): value for name, value in weights.items()}, strict=False
-    )
+    model.load_state_dict({name.removeprefix("transformer."): value for name, value in weights.items()}, strict=False)
     output = output.replace("<|endoftext|>", "")
     if format is TLDR:
         text, limit = "<|startoftext|>" + prompt + output + "<|endoftext|>", min(550, CONTEXT)
@@ -79,9 +75,7 @@ def rewards(model, format, max_tokens=10_000):
 
 
 def test_rewards_equal_those_of_the_specification_one_text_at_a_time(checkpoint, format):
-    expected = [
-        straightforward_reward(checkpoint.weights.parent, format, PROMPT, output) for output in OUTPUTS
-    ]
+    expected = [straightforward_reward(checkpoint.weights.parent, format, PROMPT, output) for output in OUTPUTS]
     actual = rewards(load_gptj_reward(checkpoint, "float32"), format)
     assert len(set(expected)) == len(OUTPUTS)
     assert max(expected) - min(expected) > 1
@@ -146,9 +140,7 @@ def test_hh_files_may_hold_the_language_model_too(tmp_path):
     copies["model.lm_head.bias"] = torch.zeros(len(TOKENIZER))
     plain = write(tmp_path / "plain", HH, weights, config)
     doubled = write(tmp_path / "doubled", HH, weights | copies, config)
-    assert rewards(load_gptj_reward(doubled, "float32"), HH) == rewards(
-        load_gptj_reward(plain, "float32"), HH
-    )
+    assert rewards(load_gptj_reward(doubled, "float32"), HH) == rewards(load_gptj_reward(plain, "float32"), HH)
 
     with pytest.raises(UserError, match=r"unexpected: model\.lm_head\.bias"):
         load_gptj_reward(write(tmp_path / "tldr", TLDR, weights | copies, config), "float32")
@@ -173,9 +165,7 @@ def test_only_the_old_buffers_are_filtered(tmp_path, format):
     config, weights = tiny_weights()
     weights["transformer.h.0.attn.q_proj.bias"] = torch.zeros(1)
     weights["transformer.attn.bias"] = torch.zeros(1)
-    with pytest.raises(
-        UserError, match=r"unexpected: transformer.attn.bias, transformer.h.0.attn.q_proj.bias\."
-    ):
+    with pytest.raises(UserError, match=r"unexpected: transformer.attn.bias, transformer.h.0.attn.q_proj.bias\."):
         load_gptj_reward(write(tmp_path, format, weights, config), "float32")
 
 
@@ -184,9 +174,7 @@ def test_a_configuration_of_another_size_is_named_with_both_shapes(tmp_path, for
     config.n_embd, config.n_layer = 48, 1
     with pytest.raises(UserError) as caught:
         load_gptj_reward(write(tmp_path, format, weights, config), "float32")
-    assert "v_head.weight is [1, 32], expected [1, 48]" not in str(
-        caught.value
-    )  # it lists 8 and counts the rest
+    assert "v_head.weight is [1, 32], expected [1, 48]" not in str(caught.value)  # it lists 8 and counts the rest
     assert "transformer.h.0.attn.k_proj.weight is [32, 32], expected [48, 48]" in str(caught.value)
     assert "unexpected: transformer.h.1" in str(caught.value)
     assert str(tmp_path / "config.json") in str(caught.value)

@@ -21,9 +21,7 @@ HEAVY = ("ray", "vllm", "deepspeed")
 
 def sources() -> list[PurePosixPath]:
     return sorted(
-        PurePosixPath(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        PurePosixPath(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")
     )
 
 
@@ -153,12 +151,8 @@ def test_tensor_code_and_pure_code_of_the_stages_load_no_engine():
 
 def test_init_files_are_empty_and_every_code_folder_has_one():
     paths = sources()
-    assert not [
-        str(path) for path in paths if path.name == "__init__.py" and (ROOT / path).read_text().strip()
-    ]
-    assert not {str(path.parent) for path in paths} - {
-        str(p.parent) for p in paths if p.name == "__init__.py"
-    }
+    assert not [str(path) for path in paths if path.name == "__init__.py" and (ROOT / path).read_text().strip()]
+    assert not {str(path.parent) for path in paths} - {str(p.parent) for p in paths if p.name == "__init__.py"}
 
 
 def test_the_packaging_ships_every_package_and_no_tests():

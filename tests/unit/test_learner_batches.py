@@ -11,9 +11,7 @@ from tests.unit.train_batches import train_batch, train_row
 def test_groups_of_different_sizes_are_padded():
     batch = group_batch(
         train_batch(
-            train_row(
-                "a", prompt=[9, 8], outputs=[[1, 2], [3]], rewards=[0.5, None], prior_logprobs=[-1.0, -2.0]
-            ),
+            train_row("a", prompt=[9, 8], outputs=[[1, 2], [3]], rewards=[0.5, None], prior_logprobs=[-1.0, -2.0]),
             train_row("b", prompt=[7], outputs=[[4, 5, 6], [], [1]], proposal_version=2),
         )
     )

@@ -17,15 +17,11 @@ class BigramPolicy(nn.Module):
     def __init__(self):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.table = nn.Parameter(
-            torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
-        )
+        self.table = nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64))
 
     def forward(self, requests):
         steps = self.table.log_softmax(-1)
-        return torch.stack(
-            [_path(steps, prompt, output) for prompt, outputs in requests for output in outputs]
-        ).float()
+        return torch.stack([_path(steps, prompt, output) for prompt, outputs in requests for output in outputs]).float()
 
 
 def _path(steps, prompt, output):

@@ -6,8 +6,7 @@ from tests.unit.train_batches import train_batch, train_row
 def batch_of(*sizes, prompt=4, length=6):
     """Groups of outputs that take 10 tokens each with their prompt."""
     rows = [
-        train_row(f"g{index}", prompt=[1] * prompt, outputs=[[2] * length] * size)
-        for index, size in enumerate(sizes)
+        train_row(f"g{index}", prompt=[1] * prompt, outputs=[[2] * length] * size) for index, size in enumerate(sizes)
     ]
     return group_batch(train_batch(*rows))
 

@@ -1,5 +1,6 @@
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -165,11 +166,20 @@ def test_a_checkpoint_has_no_base_weights(trainer, tmp_path):
     assert size < 80_000  # adapter, two moments, random states; the base alone has 100 kB
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(trainer, model_dir, tmp_path):
+def test_a_checkpoint_made_with_other_settings_is_refused(trainer, model_dir, tmp_path):
     trainer.train_step(1, gappy_batch(0))
     trainer.save(1)
-    with pytest.raises(UserError, match="is one of another recipe"):
+    with pytest.raises(UserError, match="made with other settings"):
         started(model_dir, tmp_path, learning_rate=2e-2)
+
+
+def test_a_checkpoint_resumes_where_the_models_lie_elsewhere_and_the_work_is_shared_differently(
+    trainer, model_dir, tmp_path
+):
+    trainer.train_step(1, gappy_batch(0))
+    trainer.save(1)
+    moved = shutil.copytree(model_dir, tmp_path / "moved")
+    assert started(moved, tmp_path, ranks=2, zero_stage=2, micro_batch_tokens=99, threads=2).step == 1
 
 
 def test_a_published_version_is_never_rewritten(trainer):

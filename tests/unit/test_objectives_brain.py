@@ -22,9 +22,7 @@ def random_values(b=3, n=5, *, seed=0, dtype=torch.float32):
     def draw(scale, shift):
         return shift + scale * torch.randn(b, n, generator=generator, dtype=dtype)
 
-    return GroupValues(
-        draw(2, -20).requires_grad_(), draw(2, -20), draw(2, -20), draw(1, 0), torch.ones(b, n).bool()
-    )
+    return GroupValues(draw(2, -20).requires_grad_(), draw(2, -20), draw(2, -20), draw(1, 0), torch.ones(b, n).bool())
 
 
 def changed(values, **changes):
@@ -100,9 +98,7 @@ def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(constant, s
     values = random_values(seed=seed)
     shift = torch.tensor([[constant], [0.0], [-constant]])
     shifted = changed(values, rewards=values.rewards + shift)
-    torch.testing.assert_close(
-        brain(shifted, SETTINGS).losses, brain(values, SETTINGS).losses, atol=1e-4, rtol=1e-3
-    )
+    torch.testing.assert_close(brain(shifted, SETTINGS).losses, brain(values, SETTINGS).losses, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(gradient(shifted), gradient(values), atol=1e-4, rtol=1e-3)
 
 
@@ -196,9 +192,7 @@ def test_goodness_models():
     rewards = torch.tensor([2.0, -1.0])
     torch.testing.assert_close(log_goodness(rewards, ObjectiveSection(temperature=2)), rewards / 2)
     logistic = ObjectiveSection(goodness="logistic", temperature=2)
-    torch.testing.assert_close(
-        log_goodness(rewards, logistic), torch.tensor([-0.3133, -0.9741]), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(log_goodness(rewards, logistic), torch.tensor([-0.3133, -0.9741]), atol=1e-4, rtol=0)
 
 
 def test_the_recipe_can_name_exactly_the_objectives_there_are():

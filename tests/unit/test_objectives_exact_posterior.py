@@ -32,13 +32,9 @@ def algorithm_1(prior_table, rewards, *, rounds, updates, groups, n, seed):
     prior = log_probs(prior_table)
     for _ in range(rounds):
         proposal = log_probs(policy).detach()  # line 21: q' <- q_θ
-        drawn = torch.multinomial(
-            proposal.exp().expand(updates * groups, -1), n, replacement=True, generator=generator
-        )
+        drawn = torch.multinomial(proposal.exp().expand(updates * groups, -1), n, replacement=True, generator=generator)
         for y in drawn.split(groups):  # [groups, n]
-            values = GroupValues(
-                log_probs(policy)[y], prior[y], proposal[y], rewards[y], torch.ones_like(y).bool()
-            )
+            values = GroupValues(log_probs(policy)[y], prior[y], proposal[y], rewards[y], torch.ones_like(y).bool())
             optimizer.zero_grad()
             brain(values, ObjectiveSection()).loss.backward()
             optimizer.step()

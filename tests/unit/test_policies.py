@@ -6,7 +6,7 @@ from common.errors import UserError
 from common.policies import PolicyRegistry
 
 
-def weights(content: str):  # type: ignore[no-untyped-def]
+def weights(content: str):
     return lambda directory: (directory / "adapter_model.safetensors").write_text(content)
 
 
@@ -38,7 +38,7 @@ def test_damage_is_found_and_missing_versions_are_named(tmp_path: Path) -> None:
     registry = PolicyRegistry(tmp_path)
     found = registry.publish(3, 0, weights("a"))
     (found.path / "adapter_model.safetensors").write_text("tampered")
-    with pytest.raises(UserError, match="version 3 .* is damaged"):
+    with pytest.raises(UserError, match=r"version 3 .* is damaged"):
         registry.verify(3)
-    with pytest.raises(UserError, match="version 4 .* is not complete"):
+    with pytest.raises(UserError, match=r"version 4 .* is not complete"):
         registry.get(4)

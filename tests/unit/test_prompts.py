@@ -9,7 +9,11 @@ import pytest
 from common.errors import UserError
 from common.prompts import PromptFile, PromptOrder, load_prompts
 
-ROWS = [{"prompt": "one two", "label": "gold"}, {"prompt": "", "label": "x"}, {"prompt": "a b c d", "label": "y"}]
+ROWS = [
+    {"prompt": "one two", "label": "gold"},
+    {"prompt": "", "label": "x"},
+    {"prompt": "a b c d", "label": "y"},
+]
 
 
 def encode(text: str) -> list[int]:
@@ -30,7 +34,9 @@ def write(path: Path, rows: list[dict[str, str]]) -> PromptFile:
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.parquet"])
 def test_prompts_are_read_and_what_does_not_fit_is_counted(tmp_path: Path, name: str) -> None:
     found = load_prompts(write(tmp_path / name, ROWS), encode, max_tokens=3)
-    assert [(prompt.text, prompt.token_ids, prompt.gold_text) for prompt in found.prompts] == [("one two", (3, 3), "gold")]
+    assert [(prompt.text, prompt.token_ids, prompt.gold_text) for prompt in found.prompts] == [
+        ("one two", (3, 3), "gold")
+    ]
     assert (found.too_long, found.empty, found.skipped) == (1, 1, 2)
 
 

@@ -24,7 +24,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"sampling": {"n": 1}}, "sampling.n=1 is refused: input should be greater than or equal to 2"),
-        ({"sampling": {"temprature": 1}}, "unknown setting sampling.temprature; did you mean sampling.temperature?"),
+        (
+            {"sampling": {"temprature": 1}},
+            "unknown setting sampling.temprature; did you mean sampling.temperature?",
+        ),
         ({"sampling": {"top_p": 0.9}}, "top_p cuts outputs off from the proposal"),
         ({"sampling": {"top_k": 50}}, "top_k cuts outputs off from the proposal"),
         ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
@@ -32,7 +35,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
         ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
         ({"scorers": {"reward": {"kind": "tldr"}}}, "a scorer of kind tldr needs `path`"),
-        ({"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}}, "did you mean scorers.reward.path?"),
+        (
+            {"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}},
+            "did you mean scorers.reward.path?",
+        ),
         ({"algorithm": {"batch_prompts": 9, "prompts_per_round": 8}}, "a step cannot use a group twice"),
         ({"data": {"train": "t", "validation": "v"}}, "setting data.test is required and missing"),
         ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
@@ -64,7 +70,7 @@ def test_overrides_replace_and_create(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="shipped recipes are .*demo.yaml"):
+    with pytest.raises(UserError, match=r"shipped recipes are .*demo.yaml"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="is no recipe"):

@@ -30,9 +30,7 @@ def pinned(name: str) -> dict[str, str]:
 def needs(name: str, extras: set[str]) -> list[Requirement]:
     """What the installed distribution requires here, with and without the given extras."""
     requirements = map(Requirement, distribution(name).requires or [])
-    return [
-        r for r in requirements if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})
-    ]
+    return [r for r in requirements if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
 
 
 def missing(pins: dict[str, str]) -> set[str]:

@@ -48,7 +48,10 @@ def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None
 
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="Cannot use the run directory"), claimed(RunDirectory(tmp_path / "file/run")):
+    with (
+        pytest.raises(UserError, match="Cannot use the run directory"),
+        claimed(RunDirectory(tmp_path / "file/run")),
+    ):
         pass
 
 
