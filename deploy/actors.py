@@ -14,13 +14,13 @@ from scorer.service import ScorerActor
 Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
 
 
-def make_services(recipe: Recipe, run_id: str, directory: RunDirectory) -> Services:
+def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
     """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
     scorers: dict[str, ScorerSection | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
     return Services(
         _samplers(recipe, directory),
         {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
-        _learner(recipe, run_id, directory),
+        _learner(recipe, directory),
     )
 
 
@@ -42,10 +42,10 @@ def _scorers(name: str, service: ScorerSection | PriorSection, recipe: Recipe, d
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 
 
-def _learner(recipe: Recipe, run_id: str, directory: RunDirectory) -> LearnerGroup:
+def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
     def spawn(rank: int, log_path: str) -> ActorHandle:
         actor = ray.remote(LearnerActor).options(**_options(recipe.learner))
-        return actor.remote(recipe.model_dump(mode="json"), run_id, str(directory.root), rank, log_path)
+        return actor.remote(recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
 
     return LearnerGroup(recipe.learner.ranks, spawn, directory)
 

@@ -132,7 +132,6 @@ class Run:
         console: Console,
     ) -> None:
         self._recipe = recipe
-        self._run_id = run_id
         self._directory = directory
         self._watch = watch
         self._console = console
@@ -163,7 +162,7 @@ class Run:
         return finish(self._recipe, self._directory, self._evaluation, self._watch.total())
 
     def _conduct(self, tracker: Tracker) -> None:
-        services = make_services(self._recipe, self._run_id, self._directory)
+        services = make_services(self._recipe, self._directory)
         conductor = Conductor(self._recipe, self._store, self._rounds, self._plan, self._evaluation, tracker, services)
         try:
             with self._watch.stage("services"):

@@ -23,7 +23,7 @@ from learner.engine_protocol import OptimizerState
 from learner.randomness import RandomState
 
 _DECISIVE = ("seed", "policy.adapter.", "policy.dtype", "objective.", "learner.")
-_PORTABLE = ("learner.ranks", "learner.zero_stage", "learner.micro_batch_tokens")
+_PORTABLE = ("learner.ranks", "learner.threads", "learner.zero_stage", "learner.micro_batch_tokens")
 _WEIGHTS, _MOMENTS, _RANDOM, _STATE = "weights.safetensors", "moments.safetensors", "random.pt", "state.json"
 
 

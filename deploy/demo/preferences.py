@@ -11,17 +11,18 @@ from deploy.demo.truth import quality
 from deploy.worlds.reward_model import Preferences
 
 _NOISE = 0.05  # quality difference at which the better summary is chosen with probability 0.73
-_ORIGINALS = 4
+_ORIGINALS = 5
+_ALTERED = 3
 
 
 def draw_preferences(random: Random, prompt: str, story: dict[str, str]) -> Preferences:
     """Choices between all pairs of eight summaries of one post.
 
-    Four are written by writers of all skills; the other four are theirs with one fact made up, so that choices often hang on
+    Five are by writers of all skills; three more are of these with one fact made up, so that choices often hang on
     faithfulness alone: the one thing that a reward model can only learn by reading the post.
     """
     originals = [write_summary(random, story, draw_skill(random, gold=n == 0)) for n in range(_ORIGINALS)]
-    outputs = tuple(dict.fromkeys([*originals, *(_make_up_a_fact(random, text) for text in originals)]))
+    outputs = tuple(dict.fromkeys([*originals, *(_make_up_a_fact(random, text) for text in originals[:_ALTERED])]))
     scores = quality([prompt] * len(outputs), list(outputs))
     pairs = tuple(
         (a, b) if random.random() < _probability_of_choosing(scores[a] - scores[b]) else (b, a)

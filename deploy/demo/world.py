@@ -30,10 +30,10 @@ _POSTS = {"train": 4000, "validation": 200, "test": 400}
 _SUMMARIES_A_POST = 8  # that the SFT model learns from
 _MAX_SUMMARY_TOKENS = 20
 _VOCABULARY = 1024
-_SIZE = ModelSize(layers=2, width=128, heads=2, context=256)
+_SIZE = ModelSize(layers=2, width=128, heads=4, context=256)
 _BATCH_TOKENS = 3000
 _SFT = Plan(steps=200, learning_rate=3e-3)
-_REWARD = Plan(steps=250, learning_rate=3e-3)
+_REWARD = Plan(steps=300, learning_rate=1.5e-3)
 
 
 @dataclass(frozen=True)
