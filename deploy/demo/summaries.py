@@ -1,8 +1,8 @@
 """Makes summaries of the demo's posts, from excellent to bad.
 
-A summary's `skill` in [0, 1] says how likely each fact is told, how often one is made up, and how much the writer rambles
-or slips. The reference summaries ("gold") are drawn from fairly skilled writers, not from perfect ones, as human
-references are: there is room above them. What the SFT model imitates is the whole range.
+A summary's `skill` in [0, 1] says how likely each fact is told, how often one is made up, and how much the writer
+rambles or slips. The reference summaries ("gold") are drawn from fairly skilled writers, not from perfect ones, as
+human references are: there is room above them. What the SFT model imitates is the whole range.
 """
 
 from random import Random

@@ -1,7 +1,7 @@
 """The demo's ground truth: how good a summary of a demo post really is.
 
-No model is trained on these numbers directly. The reward model sees only noisy choices between pairs that are drawn from
-them, so that the demo can show what a reward-model score is worth: the score rises, and so must the truth.
+No model is trained on these numbers directly. The reward model sees only noisy choices between pairs that are drawn
+from them, so that the demo can show what a reward-model score is worth: the score rises, and so must the truth.
 """
 
 import re
@@ -64,7 +64,7 @@ def _fluency(words: list[str]) -> float:
 
 @cache
 def _grammar() -> frozenset[tuple[str, str]]:
-    """All pairs of neighbours, a fact standing for its slot, that the clauses of summaries.py and their joints allow."""
+    """All pairs of neighbours, a fact standing for its slot, that summaries.py's clauses and joints allow."""
     events = [_skeleton(form) for forms in EVENTS.values() for form in forms]
     further = [_skeleton(form) for slot, forms in CLAUSES.items() if slot != "city" for form in forms]
     clauses = [words[:-1] if words[-1] in "?." else words for words in events + further]

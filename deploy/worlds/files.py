@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deploy.worlds.reward_model import RewardModel
@@ -21,9 +22,18 @@ def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, str]]) -> 
 
 
 def save_policy(world: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write `policy/`: an HF directory."""
-    model.save_pretrained(world / "policy")
-    tokenizer.save_pretrained(world / "policy")
+    """Write `policy/`: an HF directory.
+
+    The parts are written one by one, because `save_pretrained` of a model loads DeepSpeed where it is installed.
+    """
+    directory = world / "policy"
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
+    weights = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    # lm_head is left out: it is tied to the embedding.
+    (directory / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    tokenizer.save_pretrained(directory)
 
 
 def save_reward_model(world: Path, model: RewardModel, form: RewardFormat, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,2 +1,131 @@
-def build_hh(*a):
-    raise NotImplementedError
+"""The world of human preferences: Anthropic's HH-RLHF pairs.
+
+The files hold offensive text by nature: nothing here prints any of it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
+from deploy.worlds.real import build_real
+from deploy.worlds.recording import Recorder
+from deploy.worlds.reward_model import Preferences
+from deploy.worlds.tokenizer import train_tokenizer
+from scorer.formats import HH
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_VOCABULARY = 4096
+_PROMPT_TOKENS = 256
+_GOLD_TOKENS = 64  # gold outputs, and what the SFT model learns to say: short enough to be learnt
+_PAIR_TOKENS = 96  # outputs that the reward model compares
+_CHARACTERS_A_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
+_MEANING = "which of two answers to a dialogue people chose, for helpfulness or harmlessness"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two last answers to one dialogue; people preferred `chosen`."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
+    """Build the world of HH-RLHF in the directory `world`; returns the facts about it."""
+    random = Random(seed)
+    with recorder.stage("data"):
+        dropped: Counter[str] = Counter()
+        pairs = read_pairs(files, dropped)
+        splits = split_by_prompt([(pair.prompt, pair) for pair in pairs], _short_prompts(pairs), random)
+        tokenizer = train_tokenizer(_texts(splits["train"]), _VOCABULARY)
+        corpus = _corpus(splits, tokenizer, {"usable": len(pairs), "dropped": dict(dropped)})
+    return build_real(world, corpus, tokenizer, HH, random, recorder)
+
+
+def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:
+    """Read pairs of whole dialogues and split off their last answers; what cannot be used is counted by reason.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    pairs = []
+    for row in read_rows(files, ("chosen", "rejected"), dropped):
+        pair = _pair(row["chosen"], row["rejected"])
+        if isinstance(pair, Pair):
+            pairs.append(pair)
+        else:
+            dropped[pair] += 1
+    return pairs
+
+
+def _pair(chosen: str, rejected: str) -> Pair | str:
+    """The pair, or the reason why there is none."""
+    if chosen == rejected:
+        return "equal sides"
+    prompt, marker, good = chosen.rpartition(_ASSISTANT)
+    other_prompt, other_marker, bad = rejected.rpartition(_ASSISTANT)
+    if not (marker and other_marker and prompt.startswith(_HUMAN)):
+        return "malformed"
+    if prompt != other_prompt:
+        return "different prompts"
+    if _HUMAN in good + bad or not good.strip() or not bad.strip():
+        return "no last answer"
+    return Pair(prompt + _ASSISTANT, good.rstrip(), bad.rstrip())
+
+
+def _short_prompts(pairs: Sequence[Pair]) -> set[str]:
+    """Prompts that are likely to be within the limits."""
+    return {
+        pair.prompt
+        for pair in pairs
+        if len(pair.prompt) <= _PROMPT_TOKENS * _CHARACTERS_A_TOKEN
+        and len(pair.chosen) <= _GOLD_TOKENS * _CHARACTERS_A_TOKEN
+    }
+
+
+def _texts(pairs: Sequence[Pair]) -> Iterator[str]:
+    for pair in pairs:
+        yield from (pair.prompt, pair.chosen, pair.rejected)
+
+
+def _corpus(splits: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> Corpus:
+    prompts, comparable = {}, {}
+    for split, pairs in splits.items():
+        lengths = zip(*(_lengths(tokenizer, texts) for texts in _columns(pairs)), strict=True)
+        measured = [(pair, sizes) for pair, sizes in zip(pairs, lengths, strict=True) if sizes[0] <= _PROMPT_TOKENS]
+        gold = {pair.prompt: _row(pair) for pair, sizes in measured if sizes[1] <= _GOLD_TOKENS}
+        prompts[split] = list(gold.values())[: SPLIT_SIZES.get(split)]
+        comparable[split] = [pair for pair, sizes in measured if max(sizes[1:]) <= _PAIR_TOKENS]
+    facts["pairs"] = {split: {"all": len(splits[split]), "short enough": len(comparable[split])} for split in splits}
+    facts["prompts"] = {split: len(rows) for split, rows in prompts.items()}
+    return Corpus(
+        prompts=prompts,
+        texts=[(pair.prompt, (pair.chosen, pair.rejected)) for pair in comparable["train"]],
+        preferences=[_preference(pair) for pair in comparable["train"]],
+        held_out_preferences=[_preference(pair) for split in SPLIT_SIZES for pair in comparable[split]],
+        reward_meaning=_MEANING,
+        facts=facts,
+    )
+
+
+def _columns(pairs: Sequence[Pair]) -> list[list[str]]:
+    return [[p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]]
+
+
+def _lengths(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
+    return [len(ids) for ids in tokenizer(texts)["input_ids"]]
+
+
+def _row(pair: Pair) -> dict[str, str]:
+    return {"prompt": pair.prompt, "label": pair.chosen, "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def _preference(pair: Pair) -> Preferences:
+    return Preferences(pair.prompt, (pair.chosen, pair.rejected), ((0, 1),))

@@ -1,8 +1,8 @@
 """Batches in which every prompt stands once, however many outputs follow it.
 
 A row is `[prompt | output_1 | … | output_n]`. Each output sees the prompt and itself, and its positions go on from the
-prompt's end, so that a causal model computes for it exactly what it would compute for `[prompt | output]` alone. With short
-outputs this saves most of the work (docs: "Shared prefix").
+prompt's end, so that a causal model computes for it exactly what it would compute for `[prompt | output]` alone.
+With short outputs this saves most of the work.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,2 +1,123 @@
-def build_tldr(*a):
-    raise NotImplementedError
+"""The world of summaries: Reddit posts and paper abstracts, with their human summaries (columns prompt, label).
+
+There are no human preferences in this data. The reward model is trained to tell the human summary of a text from four
+things that are none: the summary of another text, half of the summary, its words in random order, and the beginning
+of the text. Its reward says how much an output looks like a complete, well-formed summary, written by a person, of
+this very text. It is not a judgement of people, and nothing that is reported of it should be read as one.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
+from deploy.worlds.real import build_real
+from deploy.worlds.recording import Recorder
+from deploy.worlds.reward_model import Preferences
+from deploy.worlds.tokenizer import train_tokenizer
+from scorer.formats import START, TLDR, normalise_tldr_prompt
+
+_VOCABULARY = 4096
+_PROMPT_TOKENS = 256
+_LABEL_TOKENS = 64
+_CHARACTERS_A_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
+_MARKER = "TL;DR:"
+_BODY = re.compile(r"(?:POST|ABSTRACT): *(.*)\n" + _MARKER, re.DOTALL)
+_MEANING = (
+    "whether a text is the human summary of this very post, and not that of another post, half of it, its words "
+    "shuffled, or the post's own beginning; no human preferences are behind it"
+)
+
+Row = dict[str, str]
+
+
+def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
+    """Build the world of summaries in the directory `world`; returns the facts about it."""
+    random = Random(seed)
+    with recorder.stage("data"):
+        dropped: Counter[str] = Counter()
+        rows = read_summaries(files, dropped)
+        splits = split_by_prompt([(row["prompt"], row) for row in rows], _with_short_label(rows), random)
+        texts = (text for row in splits["train"] for text in (START, row["prompt"], row["label"]))
+        tokenizer = train_tokenizer(texts, _VOCABULARY)
+        prompts = {split: _fitting(tokenizer, found, dropped) for split, found in splits.items()}
+        for split, size in SPLIT_SIZES.items():
+            prompts[split] = prompts[split][:size]
+        corpus = _corpus(prompts, random, {"usable": len(rows), "dropped": dict(dropped)})
+    return build_real(world, corpus, tokenizer, TLDR, random, recorder)
+
+
+def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:
+    """Read posts and their summaries; a label starts with one space. What cannot be used is counted by reason.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    rows: dict[str, Row] = {}
+    for row in read_rows(files, ("prompt", "label"), dropped):
+        if _MARKER not in row["prompt"]:
+            dropped["malformed"] += 1
+        elif not row["label"].strip():
+            dropped["empty label"] += 1
+        elif row["prompt"] in rows:
+            dropped["prompt seen before"] += 1
+        else:
+            rows[row["prompt"]] = {"prompt": row["prompt"], "label": " " + row["label"].strip()}
+    return list(rows.values())
+
+
+def baselines(random: Random, prompt: str, label: str, other: str) -> list[str]:
+    """What is not this post's summary: another's, half of it, its words shuffled, and the post's beginning.
+
+    The last has as many words as the summary, so that length gives nothing away. What equals the summary is left out.
+    """
+    words = label.split()
+    shuffled = random.sample(words, len(words))
+    body = _BODY.search(prompt)
+    lead = body[1].split()[: len(words)] if body else []
+    texts = [other, *(" " + " ".join(part) for part in (words[: len(words) // 2], shuffled, lead) if part)]
+    return [text for text in dict.fromkeys(texts) if text != label]
+
+
+def _with_short_label(rows: Sequence[Row]) -> set[str]:
+    return {row["prompt"] for row in rows if len(row["label"]) <= _LABEL_TOKENS * _CHARACTERS_A_TOKEN}
+
+
+def _fitting(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
+    """Cut long posts as the published models' prompts were cut; drop what has a long summary."""
+    fitting: dict[str, Row] = {}
+    for row in rows:
+        if len(tokenizer(row["label"])["input_ids"]) > _LABEL_TOKENS:
+            dropped["label too long"] += 1
+            continue
+        prompt = normalise_tldr_prompt(tokenizer, row["prompt"], _PROMPT_TOKENS)
+        fitting[prompt] = {"prompt": prompt, "label": row["label"]}
+    return list(fitting.values())
+
+
+def _corpus(prompts: dict[str, list[Row]], random: Random, facts: dict[str, Any]) -> Corpus:
+    facts["prompts"] = {split: len(rows) for split, rows in prompts.items()}
+    held_out = [row for split in SPLIT_SIZES for row in prompts[split]]
+    return Corpus(
+        prompts=prompts,
+        texts=[(row["prompt"], (row["label"],)) for row in prompts["train"]],
+        preferences=_preferences(random, prompts["train"]),
+        held_out_preferences=_preferences(random, held_out),
+        reward_meaning=_MEANING,
+        facts=facts,
+    )
+
+
+def _preferences(random: Random, rows: Sequence[Row]) -> list[Preferences]:
+    """The human summary wins against every baseline."""
+    preferences = []
+    for number, row in enumerate(rows):
+        other = rows[(number + random.randrange(1, len(rows))) % len(rows)]["label"]
+        outputs = (row["label"], *baselines(random, row["prompt"], row["label"], other))
+        preferences.append(Preferences(row["prompt"], outputs, tuple((0, n) for n in range(1, len(outputs)))))
+    return [item for item in preferences if item.pairs]

@@ -1,0 +1,98 @@
+"""What the worlds of real data are made from: texts, gold outputs and preferences, split by prompt."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from common.errors import UserError
+from deploy.worlds.reward_model import Preferences
+
+Item = TypeVar("Item")
+SPLIT_SIZES = {"validation": 200, "test": 400}
+_SPARE = 1.2  # more are set aside, because some turn out to be too long once there is a tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A split data set, its lengths already filtered.
+
+    Attributes:
+        prompts: rows of `prompts/SPLIT.jsonl`: prompt, label, and what else there is.
+        texts: of the train part: prompts, each with the texts that follow it, for learning the language.
+        preferences: of the train part.
+        held_out_preferences: of validation and test.
+        reward_meaning: what a reward that is learnt from the preferences measures, in one sentence.
+        facts: counts for world.json: rows read, dropped and why.
+    """
+
+    prompts: dict[str, list[dict[str, str]]]
+    texts: list[tuple[str, tuple[str, ...]]]
+    preferences: list[Preferences]
+    held_out_preferences: list[Preferences]
+    reward_meaning: str
+    facts: dict[str, Any]
+
+
+def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of .jsonl and .jsonl.gz files that have text in both columns; count the others as malformed.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    for path in files:
+        try:
+            with (
+                gzip.open(path, "rt", encoding="utf-8")
+                if path.suffix == ".gz"
+                else open(path, encoding="utf-8") as file
+            ):
+                for line in file:
+                    row = _row(line, columns)
+                    if row is None:
+                        dropped["malformed"] += 1
+                    else:
+                        yield row
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as JSON lines: {error}; replace the file.") from error
+
+
+def split_by_prompt(items: Sequence[tuple[str, Item]], heldable: set[str], random: Random) -> dict[str, list[Item]]:
+    """Split items so that all of one prompt go the same way.
+
+    Args:
+        items: prompts and what belongs to them.
+        heldable: prompts that may be drawn into validation and test; all others are trained on.
+        random: its draws are the split.
+
+    Raises:
+        UserError: there are too few prompts to leave any for training.
+    """
+    candidates = sorted(heldable)
+    sizes = {split: round(_SPARE * size) for split, size in SPLIT_SIZES.items()}
+    wanted = sum(sizes.values())
+    if len(candidates) < 2 * wanted:
+        raise UserError(
+            f"data.path holds {len(candidates)} usable prompts; {2 * wanted} are needed to set {wanted} aside for "
+            f"validation and test; add more data."
+        )
+    drawn = iter(random.sample(candidates, wanted))
+    home = {next(drawn): split for split, size in sizes.items() for _ in range(size)}
+    splits: dict[str, list[Item]] = {"train": [], **{split: [] for split in SPLIT_SIZES}}
+    for prompt, item in items:
+        splits[home.get(prompt, "train")].append(item)
+    return splits
+
+
+def _row(line: str, columns: tuple[str, str]) -> dict[str, str] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or not all(isinstance(row.get(column), str) for column in columns):
+        return None
+    return {column: row[column] for column in columns}
