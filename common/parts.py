@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from common.durable import is_temporary, write_file
-from common.errors import DamagedPartError
+from common.errors import DamagedPartError, UserError
 from common.schemas import SCHEMA_VERSION
 
 _NAME = re.compile(r"^(\d{8})-([0-9a-f]{32})\.arrow$")
@@ -84,7 +84,7 @@ def _check_kind(path: Path, found: pa.Schema, kind: str, schema: pa.Schema) -> N
         raise DamagedPartError(f"{path} does not hold {kind} rows of a sample store; move it out of the store.")
     version = int(metadata.get(_VERSION_KEY, b"0"))
     if version > SCHEMA_VERSION:
-        raise DamagedPartError(
+        raise UserError(
             f"{path} was written by a newer brain-align (schema {version}, this one reads up to {SCHEMA_VERSION}); "
             f"upgrade brain-align to read it."
         )

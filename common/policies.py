@@ -1,7 +1,7 @@
 """The registry of proposal versions: what the learner publishes and the samplers load.
 
 `policies/v000007/` holds one version, complete: the adapter files (PEFT format), and `version.json` with the digest of
-the files, the step and the round that it came from. A version appears whole or not at all and is never changed.
+the files and the step that it came from. A version appears whole or not at all and is never changed.
 """
 
 import json

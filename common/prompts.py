@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
@@ -69,20 +70,25 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: the file is missing, of another kind, or damaged (with the line).
     """
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"There is no file {path}; check the data section of the recipe.")
-    if path.suffix == ".parquet":
-        yield from pq.read_table(path).to_pylist()
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(path)
-    else:
-        raise UserError(f"{path} is neither .jsonl, .jsonl.gz nor .parquet; convert it to one of these.")
+    try:
+        if path.suffix == ".parquet":
+            yield from pq.read_table(path).to_pylist()
+        elif path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from _json_lines(path)
+        else:
+            raise UserError(f"{path} is neither .jsonl, .jsonl.gz nor .parquet; convert it to one of these.")
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is damaged or not what its name says: {error}; restore or convert it.") from None
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as error:

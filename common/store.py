@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common import parts
-from common.durable import remove_leftovers, write_file
+from common.durable import is_temporary, remove_leftovers, write_file
 from common.errors import DamagedPartError, UserError
 from common.schemas import KINDS, SCHEMA_VERSION, batch_from_rows
 
@@ -36,12 +35,13 @@ ScoreKey = tuple[str, str]
 class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
-    One process writes (the conductor); any number read. Damaged parts are set aside with a message when the store is
-    opened for writing, and cost nothing but their own rows, which are then made again.
+    One process writes (the conductor). Opening a store for writing removes what interrupted writers left, and sets
+    damaged parts aside with a message; it costs nothing but their own rows. A reader leaves all as it is.
     """
 
-    def __init__(self, root: Path, run_id: str) -> None:
+    def __init__(self, root: Path, run_id: str, *, read_only: bool = False) -> None:
         self.root = Path(root)
+        self._read_only = read_only
         self.run_id = run_id
         self.damaged: list[str] = []
         self._writer = f"{socket.gethostname()}:{os.getpid()}"
@@ -115,40 +115,55 @@ class SampleStore:
         self._claim()
         for kind in KINDS:
             directory = self.root / kind
-            directory.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(directory)
-            for path in sorted(directory.iterdir()):
-                self._load(kind, path)
+            if not self._read_only:
+                directory.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(directory)
+            for path in sorted(directory.glob("*")):
+                if not is_temporary(path):
+                    self._load(kind, path)
 
     def _claim(self) -> None:
         facts_path = self.root / _FACTS
         if not facts_path.exists():
+            if self._read_only:
+                raise UserError(f"There is no sample store at {self.root}; check the path.")
             self.root.mkdir(parents=True, exist_ok=True)
             write_file(facts_path, json.dumps({"run_id": self.run_id, "schema_version": SCHEMA_VERSION}))
             return
-        facts = json.loads(facts_path.read_text())
-        if facts["run_id"] != self.run_id:
+        try:
+            facts = json.loads(facts_path.read_text())
+            run_id, version = facts["run_id"], int(facts["schema_version"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{facts_path} cannot be read ({error}); restore it from a copy.") from None
+        if version > SCHEMA_VERSION:
+            raise UserError(f"The sample store {self.root} was written by a newer brain-align; upgrade to read it.")
+        if run_id != self.run_id:
             raise UserError(
-                f"The sample store {self.root} belongs to run {facts['run_id']}, not to {self.run_id}: choose another "
+                f"The sample store {self.root} belongs to run {run_id}, not to {self.run_id}: choose another "
                 f"run directory, or remove the store."
             )
 
     def _load(self, kind: str, path: Path) -> None:
         try:
             table = parts.read_part(path, kind, KINDS[kind])
-        except (DamagedPartError, pa.ArrowInvalid, OSError) as error:
+        except (DamagedPartError, pa.ArrowInvalid) as error:
             self._set_aside(path, str(error))
             return
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error}; nothing was changed.") from error
         name = parts.parse_name(path)
         assert name is not None  # read_part has checked it
         self._next_sequence[kind] = max(self._next_sequence[kind], name.sequence + 1)
         self._index(kind, table)
 
     def _set_aside(self, path: Path, reason: str) -> None:
+        if self._read_only:
+            self.damaged.append(reason)
+            return
         target = self.root / "damaged" / f"{path.parent.name}-{path.name}"
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
-        message = f"{reason} Moved to {target}; its rows are made again."
+        message = f"{reason} It was moved to {target}."
         self.damaged.append(message)
         _LOG.warning(message)
 
@@ -185,9 +200,3 @@ def _row_keys(kind: str, table: pa.RecordBatch | pa.Table) -> list[Any]:
     if kind == "scores":
         return list(zip(table["group_id"].to_pylist(), table["scorer"].to_pylist(), strict=True))
     return table["group_id" if kind == "groups" else "step"].to_pylist()
-
-
-def score_statistics(table: pa.Table) -> dict[str, float | int | None]:
-    """Count, mean and failures over all values of a SCORES table."""
-    values = pc.list_flatten(table["values"])
-    return {"values": len(values), "mean": pc.mean(values).as_py(), "failed": values.null_count}

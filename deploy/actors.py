@@ -1,5 +1,7 @@
 """From a recipe to the pools of actors that serve it."""
 
+import os
+
 import ray
 from ray.actor import ActorHandle
 
@@ -52,7 +54,12 @@ def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
 
 def _options(service: Service) -> dict[str, object]:
     """What Ray reserves for an actor, and the environment that its libraries read when they are imported."""
-    environment = {"OMP_NUM_THREADS": str(service.threads), "TOKENIZERS_PARALLELISM": "false"}
+    python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
+    environment = {
+        "OMP_NUM_THREADS": str(service.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": python_path,
+    }
     return {
         "num_cpus": service.cpus,
         "num_gpus": service.gpus,

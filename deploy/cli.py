@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
+    sys.path.insert(0, os.getcwd())  # where a user's own reward functions are
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.command(options))

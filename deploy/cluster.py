@@ -27,10 +27,10 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
     own = {} if address else {"num_cpus": recipe.ray.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except ConnectionError as error:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"Cannot reach the Ray cluster at {address}: {error}; start it, or unset ray.address."
+            f"Cannot start or reach the Ray cluster ({address or 'a local one'}): {error}; check ray.address."
         ) from None
     try:
         _check_capacity(needs, ray.cluster_resources())

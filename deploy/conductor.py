@@ -7,12 +7,13 @@ and started again, it goes on where they stand.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import pyarrow as pa
 
 from common.config.recipe import Recipe
-from common.errors import PipelineError
+from common.errors import PipelineError, UserError
 from common.leases import Lease
 from common.schemas import PRIOR
 from common.store import SampleStore
@@ -21,6 +22,8 @@ from deploy.evaluation import Evaluation, Split
 from deploy.rounds import LeasePlan, Rounds
 from deploy.services import Services
 from deploy.tracking import Tracker
+
+T = TypeVar("T")
 
 
 class Conductor:
@@ -64,7 +67,7 @@ class Conductor:
                 step = await self._start()
                 workers = [self._tasks.create_task(self._sample()) for _ in self._samplers.replicas]
                 self._carry_on_scoring()
-                await self._publish(step // self._recipe.algorithm.updates_per_round, step)
+                await self._resume_from(step)
                 await self._train(step)
                 await self._evaluate_result()
                 for worker in workers:
@@ -76,34 +79,41 @@ class Conductor:
 
     async def _train(self, step: int) -> None:
         """Lines 4-22 of Algorithm 1: k optimiser steps on stored groups, then the policy becomes the proposal."""
-        algorithm = self._recipe.algorithm
+        algorithm, timeout = self._recipe.algorithm, self._recipe.timeouts.step
+        taken = self._taken_in_round(step)
         while (round_ := step // algorithm.updates_per_round) < algorithm.rounds:
             step += 1
             ends_round = step % algorithm.updates_per_round == 0
-            group_ids = await self._next_groups(round_, step)
+            group_ids = await self._next_groups(step, round_, taken)
             batch = training_batch(self._store, group_ids, reward=self._recipe.objective.reward, prior=PRIOR)
-            metrics = await self._learner.call("train_step", step, batch, timeout=self._recipe.timeouts.step)
+            metrics = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, metrics)
+            taken.append(group_ids)
             if ends_round or step % self._recipe.learner.checkpoint_steps == 0:
-                await self._learner.call("save", step, timeout=self._recipe.timeouts.step)
+                await self._learner.call("save", step, timeout=timeout)
             if ends_round:
+                taken = []
                 await self._publish(round_ + 1, step)
 
-    async def _next_groups(self, round_: int, step: int) -> list[str]:
+    def _taken_in_round(self, step: int) -> list[list[str]]:
+        """The groups of each step that the round in progress has done up to `step`."""
+        first = step - step % self._recipe.algorithm.updates_per_round + 1
+        recorded = [self._store.step_groups(number) for number in range(first, step + 1)]
+        if None in recorded:
+            raise UserError(
+                f"The sample store has lost the record of step {first + recorded.index(None)}, so that its groups "
+                f"might be trained twice; put the part back from {self._store.root / 'damaged'}, or set another run.dir."
+            )
+        return [groups for groups in recorded if groups is not None]
+
+    async def _next_groups(self, step: int, round_: int, taken: list[list[str]]) -> list[str]:
         """The groups of a step: those recorded, if it was done before a crash; else the next that are ready."""
         recorded = self._store.step_groups(step)
-        if recorded is not None:
-            return recorded
-        first = round_ * self._recipe.algorithm.updates_per_round + 1
-        taken = [self._store.step_groups(earlier) or [] for earlier in range(first, step)]
-        async with self._changed:
-            while (batch := self._rounds.next_batch(round_, taken)) is None:
-                if not self._leases and not self._busy:
-                    raise PipelineError(
-                        f"step {step} waits for groups of round {round_} that nobody is making; please report this"
-                    )
-                await self._changed.wait()  # ends: sampling and scoring have time limits, and wake us or fail
-        return batch
+        if recorded is None:
+            return await self._until(lambda: self._rounds.next_batch(round_, taken), f"groups for step {step}")
+        return await self._until(
+            lambda: recorded if self._rounds.are_ready(recorded) else None, f"the recorded groups of step {step}"
+        )
 
     def _record_step(
         self, step: int, round_: int, group_ids: list[str], published: int | None, metrics: dict[str, float]
@@ -117,21 +127,21 @@ class Conductor:
             "finished_at": time.time(),
         }
         if self._store.append_step(row):
-            self._tracker.stepped(step, round_, metrics)
+            self._tracker.stepped(step, round_, len(group_ids), metrics)
 
     async def _publish(self, version: int, step: int) -> None:
         """Line 21 of Algorithm 1: q' <- q_theta; then admit what may be sampled from it, and evaluate it."""
         await self._learner.call("publish", version, step, timeout=self._recipe.timeouts.step)
+        await self._proceed_with(version)
+
+    async def _proceed_with(self, version: int) -> None:
         self._version = version
-        self._tracker.published(version, step)
+        self._tracker.published(version)
         for round_ in self._rounds.admitted(version):
             if round_ >= self._admitted:
                 self._admitted = round_ + 1
                 await self._admit_round(round_)
-        if self._evaluation.is_due(version):
-            await self._enqueue(self._evaluation_leases("validation", version))
-        if version == 0:
-            await self._enqueue(self._evaluation_leases("test", version))
+        await self._enqueue_evaluations(version)
 
     async def _admit_round(self, round_: int) -> None:
         prompts = self._rounds.prompts(round_)
@@ -161,21 +171,22 @@ class Conductor:
         """Have every scorer annotate groups that are in the store; then they are ready."""
         store = self._store_of(training)
         wanted = [name for name in self._scorers if not training or self._is_training_scorer(name)]
-        await asyncio.gather(*(self._score_with(name, groups, store, training=training) for name in wanted))
+        await asyncio.gather(*(self._score_with(name, groups, store) for name in wanted))
         async with self._changed:
             self._busy -= 1
             if training:
                 self._make_ready(groups)
+                self._tracker.ready(groups)
             for split, version, result in self._evaluation.newly_complete():
                 self._tracker.evaluated(split, version, result)
             self._changed.notify_all()
 
-    async def _score_with(self, name: str, groups: pa.RecordBatch, store: SampleStore, *, training: bool) -> None:
+    async def _score_with(self, name: str, groups: pa.RecordBatch, store: SampleStore) -> None:
         if all(store.has_score(group, name) for group in groups["group_id"].to_pylist()):
             return
         scores = await self._scorers[name].call("score", groups, timeout=self._recipe.timeouts.lease)
         store.append_scores(scores)
-        self._tracker.scored(name, scores, training=training)
+        self._tracker.scored(name, groups, scores)
 
     def _make_ready(self, groups: pa.RecordBatch) -> None:
         columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
@@ -205,14 +216,29 @@ class Conductor:
         self._tracker.started(step)
         return step
 
+    async def _resume_from(self, step: int) -> None:
+        """Take up the work where checkpoint and store stand; for a new run, publish the prior as version 0."""
+        version, within_round = divmod(step, self._recipe.algorithm.updates_per_round)
+        for earlier in range(version):
+            await self._enqueue_evaluations(earlier)
+        if within_round:  # this version was published before the round's first step
+            await self._proceed_with(version)
+        else:  # perhaps not yet: its checkpoint comes first
+            await self._publish(version, step)
+
     def _carry_on_scoring(self) -> None:
         """What was sampled before a crash is scored now, lease by lease as it was sampled, or is ready at once."""
         for training in (True, False):
             store = self._store_of(training)
             for batch in store.group_batches():
-                self._tracker.sampled(batch, training=training)
                 self._busy += 1
                 self._tasks.create_task(self._score(batch, training=training))
+
+    async def _enqueue_evaluations(self, version: int) -> None:
+        if self._evaluation.is_due(version):
+            await self._enqueue(self._evaluation_leases("validation", version))
+        if version == 0:
+            await self._enqueue(self._evaluation_leases("test", version))
 
     def _evaluation_leases(self, split: Split, version: int) -> list[Lease]:
         leases = self._plan.leases(split, version, version, 1, self._evaluation.prompts(split))
@@ -225,10 +251,27 @@ class Conductor:
         await self._enqueue(self._evaluation_leases("test", best))
         await self._evaluated("test", [0, best])
 
-    async def _evaluated(self, split: Split, versions: Iterable[int]) -> None:
-        wanted = list(versions)
+    async def _evaluated(self, split: Split, versions: list[int]) -> None:
+        await self._until(
+            lambda: all(self._evaluation.is_complete(split, version) for version in versions) or None,
+            f"the evaluation of versions {versions} on {split} prompts",
+        )
+
+    async def _until(self, found: Callable[[], T | None], what: str) -> T:
+        """Wait until `found()` gives something; ends, as every call to a service has its time limit.
+
+        Raises:
+            PipelineError: nobody is at work on it.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: all(self._evaluation.is_complete(split, one) for one in wanted))
+            while (value := found()) is None:
+                if not self._leases and not self._busy:
+                    raise PipelineError(
+                        f"The run waits for {what}, which nobody is making: the sample store {self._store.root} has "
+                        f"lost what it once held; put back what is in its `damaged` folder, or set another run.dir."
+                    )
+                await self._changed.wait()
+        return value
 
 
 def _first(failures: ExceptionGroup[Exception]) -> Exception:

@@ -154,6 +154,7 @@ class Run:
         self._console.print(
             f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True
         )
+        tracker.recovered(self._store)
         try:
             with ray_cluster(self._recipe):
                 self._conduct(tracker)
@@ -165,7 +166,7 @@ class Run:
         services = make_services(self._recipe, self._directory)
         conductor = Conductor(self._recipe, self._store, self._rounds, self._plan, self._evaluation, tracker, services)
         try:
-            with self._watch.stage("services"):
+            with self._watch.stage("pipeline"):
                 asyncio.run(conductor.run())
         finally:
             self._watch.seconds.update(services.busy_seconds())

@@ -1,6 +1,5 @@
 """What can be found out before anything is started: files, tokenizer, context length, prompts."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,9 @@ from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.prompts import PromptFile, load_prompts
 from deploy.evaluation import Split
+from scorer.checkpoints import find_checkpoint
+from scorer.formats import FORMATS
+from scorer.function import load_function
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     Raises:
         UserError: something is missing or does not fit together.
     """
-    _check_functions(recipe)
+    _check_scorers(recipe)
     model = recipe.policy.model
     tokenizer = load_tokenizer(recipe.policy.tokenizer or model)
     config = load_config(model)
@@ -38,7 +40,7 @@ def check_inputs(recipe: Recipe) -> Inputs:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=True))
 
-    notes: list[str] = []
+    notes = _notes_on_batches(recipe)
     train = _read(recipe, "train", recipe.data.train, encode, notes)
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
@@ -77,16 +79,24 @@ def _check_context(recipe: Recipe, context: int) -> None:
         )
 
 
-def _check_functions(recipe: Recipe) -> None:
+def _check_scorers(recipe: Recipe) -> None:
+    """Refuse scorers whose function, checkpoint or tokenizer is not there or does not fit."""
     for name, scorer in recipe.scorers.items():
-        if scorer.function is None:
-            continue
-        module, _, attribute = scorer.function.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), attribute, None) if attribute else None
-        except ImportError as error:
-            raise UserError(f"scorers.{name}.function={scorer.function!r} cannot be imported: {error}.") from None
-        if not callable(found):
-            raise UserError(
-                f"scorers.{name}.function={scorer.function!r} names no function; write it as package.module:function."
-            )
+        if scorer.function is not None:
+            load_function(name, scorer.function)
+        if scorer.path is not None:
+            form = FORMATS[scorer.kind]
+            tokenizer = find_checkpoint(scorer.path, form).tokenizer
+            form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+
+
+def _notes_on_batches(recipe: Recipe) -> list[str]:
+    """What the user should know where a round does not train each of its groups equally often."""
+    algorithm = recipe.algorithm
+    trained, sampled = algorithm.updates_per_round * algorithm.batch_prompts, algorithm.prompts_per_round
+    if algorithm.buffer == "accumulate" or (trained % sampled == 0 and sampled % algorithm.batch_prompts == 0):
+        return []
+    return [
+        f"note: a round samples {sampled} groups and trains {trained} (updates_per_round x batch_prompts), so that "
+        f"some groups train more often than others, or never"
+    ]

@@ -26,6 +26,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text())
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file; a recipe is YAML.") from None
     except OSError as error:
         shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parent / "recipes").glob("*.yaml")))
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; shipped recipes are {shipped}.") from None

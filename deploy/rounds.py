@@ -53,6 +53,7 @@ class Rounds:
         self._seed = seed
         self._order = PromptOrder(len(prompts), algorithm.prompts_per_round, seed)
         self._drawn: dict[int, list[Prompt]] = {}
+        self._ready_groups: set[str] = set()
         self._ready: dict[tuple[int, str], str] = {}  # (round, prompt_id) -> group_id
 
     def prompts(self, round_: int) -> list[Prompt]:
@@ -67,11 +68,11 @@ class Rounds:
 
     def add(self, round_: int, prompt_id: str, group: str) -> None:
         """A group is sampled and scored."""
-        self._ready.setdefault((round_, prompt_id), group)
+        self._ready_groups.add(self._ready.setdefault((round_, prompt_id), group))
 
-    def ready(self, round_: int) -> int:
-        """How many groups of a round are ready."""
-        return sum(1 for ready_round, _ in self._ready if ready_round == round_)
+    def are_ready(self, groups: Sequence[str]) -> bool:
+        """Whether all these groups are ready."""
+        return self._ready_groups.issuperset(groups)
 
     def next_batch(self, round_: int, taken: Sequence[Sequence[str]]) -> list[str] | None:
         """The groups of the round's next step, or None while too few are ready.

@@ -3,17 +3,19 @@
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from common.config.recipe import Recipe
 from common.config.validation import differing_settings, recipe_digest
-from common.durable import write_file
+from common.durable import is_temporary, write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml
 
@@ -113,24 +115,47 @@ def claimed(directory: RunDirectory) -> Iterator[None]:
 def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     """Refuse a run directory that another configuration has begun, or that holds something else.
 
+    Begun means that something was sampled: a start that failed before that may be corrected and tried again.
+
     Raises:
         UserError: with one line for each setting that differs.
     """
+    root = directory.root
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise UserError(f"{root} is a file; set run.dir to a directory.")
     if not directory.config.exists():
-        foreign = sorted(entry.name for entry in directory.root.iterdir()) if directory.root.exists() else []
-        if set(foreign) - {".lock"}:
+        entries = (entry.name for entry in root.iterdir() if not is_temporary(entry))
+        foreign = sorted(set(entries) - {".lock"})
+        if foreign:
             raise UserError(
-                f"{directory.root} is no run directory (it has {', '.join(foreign[:3])}, but no config.yaml); set "
-                f"run.dir to a new or empty one."
+                f"{root} is no run directory (it has {', '.join(foreign[:3])}, but no config.yaml); set run.dir to a "
+                f"new or empty one."
             )
         return
-    differing = differing_settings(yaml.safe_load(directory.config.read_text()), recipe.model_dump(mode="json"))
-    if differing:
+    differing = differing_settings(_saved_config(directory), recipe.model_dump(mode="json"))
+    if differing and has_begun(directory):
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
-            f"{directory.root} holds a run of a different configuration; set another run.dir, or undo the "
-            f"difference:\n{lines}"
+            f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
+
+
+def has_begun(directory: RunDirectory) -> bool:
+    """Whether a run has published or sampled anything here."""
+    made = (directory.policies.glob("v*"), directory.store.glob("*/*.arrow"), directory.evaluation.glob("*/*.arrow"))
+    return any(next(found, None) is not None for found in made)
+
+
+def _saved_config(directory: RunDirectory) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(directory.config.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{directory.config} cannot be read: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{directory.config} is no configuration of a run; restore it, or set another run.dir.")
+    return settings
 
 
 def save_config(directory: RunDirectory, recipe: Recipe, world: Path | None) -> None:
@@ -140,11 +165,12 @@ def save_config(directory: RunDirectory, recipe: Recipe, world: Path | None) -> 
         UserError: the run began in another world (its raw data has changed since).
     """
     name = None if world is None else world.name
-    if not directory.config.exists():
-        write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
     facts_path = directory.root / "run.json"
-    if not facts_path.exists():
+    if not has_begun(directory):
+        for store in (directory.store, directory.evaluation):
+            shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), "world": name, "created_at": time.time()}
+        write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
     began_in = json.loads(facts_path.read_text())["world"]
     if began_in != name:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -15,29 +16,34 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from common.config.recipe import AlgorithmSection
+from common.durable import write_file
+from common.store import SampleStore
 from deploy.evaluation import Result, Split
 
 _RATE_WINDOW = 60.0  # seconds over which rates are shown
 
 
 class Rate:
-    """Tokens per second over the last minute."""
+    """Tokens per second over the last minute; safe to read from the thread that draws."""
 
     def __init__(self) -> None:
         self._events: deque[tuple[float, float]] = deque()
+        self._lock = threading.Lock()
 
     def add(self, amount: float) -> None:
         """Count `amount` as done now."""
-        self._events.append((time.monotonic(), amount))
+        with self._lock:
+            self._events.append((time.monotonic(), amount))
 
     def per_second(self) -> float:
         """The rate over the window, or since the first event if that is shorter ago."""
         now = time.monotonic()
-        while self._events and now - self._events[0][0] > _RATE_WINDOW:
-            self._events.popleft()
-        if not self._events:
-            return 0.0
-        return sum(amount for _, amount in self._events) / max(now - self._events[0][0], 1.0)
+        with self._lock:
+            while self._events and now - self._events[0][0] > _RATE_WINDOW:
+                self._events.popleft()
+            if not self._events:
+                return 0.0
+            return sum(amount for _, amount in self._events) / max(now - self._events[0][0], 1.0)
 
 
 class Tracker:
@@ -50,7 +56,8 @@ class Tracker:
         self._console = console
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._first_step: int | None = None
+        self._step_at_start = 0
+        self._complained: set[str] = set()  # scorers whose failures have been shown
         self._version = 0
         self._step = 0
         self._round = 0
@@ -60,9 +67,17 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
+    def recovered(self, store: SampleStore) -> None:
+        """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
+        steps = store.steps()
+        self._counts["sampled"] = store.counts()["groups"]
+        self._counts["trained"] = sum(len(row["group_ids"]) for row in steps)
+        lines = [_line("step", row["step"], row["finished_at"], _step_figures(row)) for row in steps]
+        write_file(self._metrics, "".join(lines))
+
     def started(self, step: int) -> None:
         """All services are up, and the learner stands at `step`."""
-        self._step = step
+        self._step = self._step_at_start = step
         self._began = time.monotonic()
         if step:
             self._say(f"resumed at step {step}")
@@ -74,31 +89,31 @@ class Tracker:
         """A lease is committed."""
         if training:
             self._counts["sampled"] += groups.num_rows
-        tokens = pc.list_flatten(pc.struct_field(pc.list_flatten(groups["outputs"]), "token_ids"))
-        self._rates["sampled"].add(len(tokens))
+        self._rates["sampled"].add(_tokens(groups))
 
-    def scored(self, scorer: str, scores: pa.RecordBatch, *, training: bool) -> None:
+    def scored(self, scorer: str, groups: pa.RecordBatch, scores: pa.RecordBatch) -> None:
         """A scorer's values are committed."""
+        self._rates["scored"].add(_tokens(groups))
         failed = [error for error in scores["error"].to_pylist() if error is not None]
-        if failed:
-            self._say(f"{scorer} could not score {len(failed)} groups; the first: {failed[0]}")
+        if failed and scorer not in self._complained:
+            self._complained.add(scorer)
+            self._say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
 
-    def ready(self, groups: int) -> None:
+    def ready(self, groups: pa.RecordBatch) -> None:
         """Groups have all their annotations."""
-        self._counts["scored"] += groups
+        self._counts["scored"] += groups.num_rows
 
-    def stepped(self, step: int, round_: int, metrics: dict[str, float]) -> None:
+    def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float]) -> None:
         """An optimiser step is recorded."""
-        self._first_step = self._first_step if self._first_step is not None else step
         self._step, self._round, self._last = step, round_, metrics
-        self._counts["trained"] += self._algorithm.batch_prompts
-        self._rates["trained"].add(metrics.get("tokens", 0.0))
-        rates = {f"{stage}_per_second": rate.per_second() for stage, rate in self._rates.items()}
-        self._write("step", step, {"round": round_, "version": self._version, **metrics, **rates})
+        self._counts["trained"] += groups
+        self._rates["trained"].add(metrics["tokens"])
+        rates = {f"{stage}_tokens_per_second": rate.per_second() for stage, rate in self._rates.items()}
+        self._write("step", step, {"round": float(round_), **metrics, **rates})
 
-    def published(self, version: int, step: int) -> None:
+    def published(self, version: int) -> None:
         """A new proposal version is out."""
-        self._version, self._step = version, step
+        self._version = version
         if not self._console.is_terminal and self._last:
             self._say(self._line())
 
@@ -120,10 +135,9 @@ class Tracker:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _write(self, kind: str, number: int, figures: dict[str, Any]) -> None:
-        line = {"kind": kind, "step" if kind == "step" else "version": number, "time": time.time(), **figures}
+    def _write(self, kind: str, number: int, figures: dict[str, float]) -> None:
         with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(kind, number, time.time(), figures))
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{name}", value, number)
 
@@ -140,8 +154,7 @@ class Tracker:
             ("version", str(self._version)),
             ("step", f"{self._step}/{total}"),
             ("groups sampled/scored/trained", f"{counts['sampled']}/{counts['scored']}/{counts['trained']}"),
-            ("tokens/s sampled", f"{rates['sampled'].per_second():.0f}"),
-            ("trained", f"{rates['trained'].per_second():.0f}"),
+            ("tokens/s", "/".join(f"{rate.per_second():.0f}" for rate in rates.values())),
             ("reward", _short(last.get("reward_mean"))),
             ("KL", _short(last.get("kl_policy_prior"))),
             ("ESS", _short(last.get("ess_alpha"))),
@@ -160,8 +173,8 @@ class Tracker:
         return table
 
     def _time_left(self, total: int) -> str:
-        done = self._step - (self._first_step or self._step) + 1
-        if self._first_step is None or done < 1:
+        done = self._step - self._step_at_start
+        if done < 1:
             return "?"
         left = (time.monotonic() - self._began) / done * (total - self._step)
         return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
@@ -169,3 +182,17 @@ class Tracker:
 
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _tokens(groups: pa.RecordBatch) -> int:
+    """Output tokens of GROUPS rows."""
+    return len(pc.list_flatten(pc.struct_field(pc.list_flatten(groups["outputs"]), "token_ids")))
+
+
+def _step_figures(row: dict[str, Any]) -> dict[str, float]:
+    return {"round": float(row["round"]), **row["metrics"]}
+
+
+def _line(kind: str, number: int, moment: float, figures: dict[str, float]) -> str:
+    named = {"kind": kind, "step" if kind == "step" else "version": number, "time": moment}
+    return json.dumps({**named, **figures}) + "\n"

@@ -105,7 +105,8 @@ class Engine:
             logprobs=0,  # the sampled token's own, and no other
             detokenize=False,
         )
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise PipelineError("vLLM did not empty its prefix cache, so that the sample would depend on earlier ones.")
         self._llm.collective_rpc(_seed_worker, args=(seed,))
         results = self._llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts],

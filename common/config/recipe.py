@@ -1,8 +1,7 @@
 """The recipe: everything that a run is told, with bounds and defaults.
 
 Defaults are those of the paper where it gives them (n = 32, T = 1, goodness temperature 1); the paper's text lost the
-others, and ours stand in docs/recipes.md. Paths are strings in which `{world}` stands for the directory that `prepare`
-made.
+others, and the rest are ours. Paths are strings in which `{world}` stands for the directory that `prepare` made.
 """
 
 from typing import Annotated, Literal, Self
@@ -12,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Section(BaseModel):
     """A part of a recipe: immutable, and no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -100,6 +102,21 @@ class SamplingSection(Section):
         return self
 
 
+_ENGINE_S_OWN = {
+    "model",
+    "dtype",
+    "skip_tokenizer_init",
+    "enable_lora",
+    "max_lora_rank",
+    "max_model_len",
+    "logprobs_mode",
+    "quantization",
+    "speculative_config",
+    "seed",
+}
+"""vLLM arguments that decide which distribution is sampled from, or that the recipe says elsewhere."""
+
+
 class SamplerSection(Section):
     """The sampling service."""
 
@@ -112,6 +129,15 @@ class SamplerSection(Section):
     vllm: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of vLLM's engine, passed on as they are"
     )
+
+    @model_validator(mode="after")
+    def _keeps_the_engine_s_own(self) -> Self:
+        taken = sorted(self.vllm.keys() & _ENGINE_S_OWN)
+        if taken:
+            raise ValueError(
+                f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
+            )
+        return self
 
 
 class ScorerSection(Section):
@@ -175,7 +201,7 @@ class LearnerSection(Section):
 
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 means no clipping")
     zero_stage: Literal[0, 1, 2] = 0

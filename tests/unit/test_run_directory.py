@@ -20,6 +20,8 @@ def recipe(**changes: object) -> Recipe:
 def test_the_same_configuration_may_come_back_and_another_is_refused(directory: RunDirectory) -> None:
     check_config(directory, recipe())
     save_config(directory, recipe(), None)
+    check_config(directory, recipe(sampling={"n": 4}))  # nothing sampled yet: it may be corrected
+    (directory.policies / "v000000").mkdir(parents=True)
     check_config(directory, recipe(sampler={"replicas": 3}))
     with pytest.raises(UserError, match=r"sampling\.n: 32 there, 4 now"):
         check_config(directory, recipe(sampling={"n": 4}))
@@ -27,6 +29,7 @@ def test_the_same_configuration_may_come_back_and_another_is_refused(directory: 
 
 def test_another_world_is_refused(directory: RunDirectory) -> None:
     save_config(directory, recipe(), Path("/cache/demo-1"))
+    (directory.policies / "v000000").mkdir(parents=True)
     save_config(directory, recipe(), Path("/elsewhere/demo-1"))
     with pytest.raises(UserError, match="prepared data demo-1, which is now demo-2"):
         save_config(directory, recipe(), Path("/cache/demo-2"))
