@@ -102,7 +102,7 @@ class Conductor:
         if None in recorded:
             raise UserError(
                 f"The sample store has lost the record of step {first + recorded.index(None)}, so that its groups "
-                f"might be trained twice; put the part back from {self._store.root / 'damaged'}, or set another run.dir."
+                f"might be trained twice; put back the part from its `damaged` folder, or set another run.dir."
             )
         return [groups for groups in recorded if groups is not None]
 

@@ -52,7 +52,7 @@ class FinishedRun:
 
     def store(self) -> SampleStore:
         run_id = json.loads((self.directory / "run.json").read_text())["recipe_digest"]
-        return SampleStore(self.directory / "store", run_id)
+        return SampleStore(self.directory / "store", run_id, read_only=True)
 
     def adapter_bytes(self) -> bytes:
         return (self.directory / "adapter/adapter_model.safetensors").read_bytes()

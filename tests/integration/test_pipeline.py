@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: FinishedRun) -> None:
         assert figures["prompts"] == 24 and figures["failed"] == 0
         assert 0 <= figures["truth_quality"] <= 1
     assert abs(summary["before"]["kl_to_prior"]) < 1e-4  # the proposal of version 0 is the prior
-    assert {"prepare", "services", "sampling", "scoring", "training", "total"} <= set(summary["seconds"])
+    assert {"prepare", "pipeline", "sampling", "scoring", "training", "total"} <= set(summary["seconds"])
     assert len(summary["config_digest"]) == 32
     assert "aligned (reward" in (uninterrupted.directory / "examples.md").read_text()
     assert list((uninterrupted.directory / "tensorboard").iterdir())
