@@ -12,7 +12,6 @@ endif
 # The interpreter to make .venv from. Unset: python3.11, or else python3, if new enough.
 PYTHON ?=
 # Not exported to all recipes, because `setup` must not take .venv for the Python to make .venv from.
-# DeepSpeed finds ninja on the PATH.
 VENV := env PATH="$(CURDIR)/.venv/bin:$$PATH"
 BENCHES = $(filter-out harness,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
 

@@ -61,32 +61,6 @@ install_torch() {
     .venv/bin/python -m pip install --no-deps --extra-index-url "$TORCH_CPU_INDEX" "$pin"
 }
 
-# Compiles DeepSpeed's shared-memory communication, as DeepSpeed does at the first run. A compile that was killed
-# leaves a lock for which the next one would wait for ever. A lock of 15 minutes is such a one. INT, not TERM, so
-# that the compile started here removes its own when it takes too long.
-compile_deepspeed_op() {
-    DS_ACCELERATOR=cpu PATH="$PWD/.venv/bin:$PATH" timeout -s INT -k 10 300 .venv/bin/python - <<'PYTHON'
-import os, pathlib, time
-
-from torch.utils.cpp_extension import get_default_build_root
-
-root = pathlib.Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-for lock in root.rglob("deepspeed_shm_comm/lock"):
-    if time.time() - lock.stat().st_mtime > 900:
-        lock.unlink()
-
-from deepspeed.accelerator import get_accelerator
-
-get_accelerator().create_op_builder("ShareMemCommBuilder").load()
-PYTHON
-}
-
-warm_up() {
-    compile_deepspeed_op && return
-    echo "--- failed"
-    compile_failed=yes
-}
-
 done_before() { [ -x .venv/bin/python ] && [ "$(cat ".venv/.setup-$1" 2>/dev/null)" = "$2" ]; }
 mark_done() { echo "$2" >".venv/.setup-$1.tmp" && mv ".venv/.setup-$1.tmp" ".venv/.setup-$1"; }
 
@@ -103,16 +77,10 @@ project=$(sha256sum <pyproject.toml)
 if ! done_before stack "$stack"; then
     : >"$LOG"
     rm -f .venv/.setup-*
-    compile_failed=no
     phase "virtual environment .venv with $("$python" --version)" "$python" -m venv --clear .venv
     phase "torch, CPU build" install_torch
     phase "the pinned packages, about 4 GB and 3 minutes" \
         .venv/bin/python -m pip install --no-deps -r requirements/cpu.txt -r requirements/dev.txt
-    phase "compile DeepSpeed's CPU communication" warm_up
-    if [ $compile_failed = yes ]; then
-        echo "setup: warning: that did not compile, and the first training run will try again; if Python.h is what" \
-            "is missing, install Python's headers (Debian, Ubuntu: apt install python3-dev). Details: $LOG" >&2
-    fi
     mark_done stack "$stack"
 fi
 if ! done_before project "$project"; then

@@ -23,7 +23,7 @@ _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _VOCABULARY = 4096
 _PROMPT_TOKENS = 256
 _GOLD_TOKENS = 64  # gold outputs, and what the SFT model learns to say: short enough to be learnt
-_PAIR_TOKENS = 96  # outputs that the reward model compares
+_PAIR_TOKENS = 128  # outputs that the reward model compares
 _CHARACTERS_A_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
 _MEANING = "which of two answers to a dialogue people chose, for helpfulness or harmlessness"
 

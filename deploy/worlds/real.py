@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from deploy.worlds.corpus import Corpus
@@ -30,8 +29,8 @@ from scorer.formats import RewardFormat
 
 _SIZE = ModelSize(layers=4, width=192, heads=3, context=512)
 _BATCH_TOKENS = 2560
-_LANGUAGE_RATE, _SFT_RATE, _REWARD_RATE = 3e-3, 1e-3, 5e-4
-_LANGUAGE_EPOCHS, _SFT_EPOCHS, _REWARD_LANGUAGE_EPOCHS, _REWARD_EPOCHS = 1.0, 2.0, 0.7, 1.0
+_LANGUAGE_RATE, _SFT_RATE, _REWARD_RATE = 3e-3, 1e-3, 1e-3
+_LANGUAGE_EPOCHS, _SFT_EPOCHS, _REWARD_LANGUAGE_EPOCHS, _REWARD_EPOCHS = 1.0, 2.0, 0.5, 1.5
 
 
 def build_real(
@@ -96,7 +95,6 @@ def _make_reward_model(
             language_model, texts, plan, _BATCH_TOKENS, random, "reward model: language", recorder.progress
         )
     model = RewardModel(language_model.transformer)
-    torch.nn.init.zeros_(model.v_head.weight)  # all pairs begin as ties; what was learnt is not shaken
     train, held_out = (
         encode(preferences, form, tokenizer, _SIZE.context)
         for preferences in (corpus.preferences, corpus.held_out_preferences)

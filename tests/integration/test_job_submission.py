@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,7 @@ import pytest
 from tests.integration.pipeline_runs import RECIPE, ROOT, SMALL, environment, kill_tree
 
 pytestmark = pytest.mark.timeout(900)
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # ours alone, not the user's stored one
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -22,6 +27,20 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def wait_until_it_answers(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it asks for the token that `ray job submit` knows
+        except OSError as error:
+            assert head.poll() is None, f"the head node ended: {log.read_text()}"
+            assert time.monotonic() < deadline, f"the head node does not answer ({error}): {log.read_text()}"
+            time.sleep(0.5)
 
 
 @contextlib.contextmanager
@@ -39,8 +58,9 @@ def cluster(log: Path) -> Iterator[str]:
             f"--ray-client-server-port={free_port()}",
         ]
         path = {"PATH": f"{Path(RAY).parent}:{environment()['PATH']}"}  # the cluster's `brain` is this one
-        head = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment() | path)
+        head = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment() | TOKEN | path)
         try:
+            wait_until_it_answers(f"http://127.0.0.1:{dashboard}", head, log)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             kill_tree(head.pid)
@@ -66,7 +86,7 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             timeout=600,
-            env=environment(),
+            env=environment() | TOKEN,
         )
     assert submit.returncode == 0, f"{submit.stdout}\n{submit.stderr}"
     assert "succeeded" in submit.stdout
