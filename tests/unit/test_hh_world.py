@@ -16,7 +16,7 @@ def pairs_of(tmp_path, lines):
     path = tmp_path / "pairs.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
-    dropped = Counter()
+    dropped: Counter[str] = Counter()
     return read_pairs([path], dropped), dict(dropped)
 
 

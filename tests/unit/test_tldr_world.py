@@ -17,7 +17,7 @@ def test_rows_are_read_and_counted(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    dropped = Counter()
+    dropped: Counter[str] = Counter()
     assert read_summaries([path], dropped) == [{"prompt": POST, "label": " short"}]
     assert dropped == {"prompt seen before": 1, "malformed": 2, "empty label": 1}
 
