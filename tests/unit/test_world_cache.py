@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,8 @@ def test_where_the_data_lies_does_not_matter(builds, tmp_path):
 
 
 def test_two_that_want_the_same_world_build_it_once(builds, tmp_path):
-    said, worlds = [], []
+    said: list[str] = []
+    worlds: list[Any] = []
     threads = [
         threading.Thread(target=lambda: worlds.append(ensure_world(DEMO, tmp_path, None, said.append)))
         for _ in range(2)
