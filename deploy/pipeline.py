@@ -68,7 +68,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     inputs = _check(resolved, watch, console)
     with claimed(directory):
         check_config(directory, recipe)
-        save_config(directory, recipe, world)
+        save_config(directory, recipe, {"world": world.name if world else None, "prompts": inputs.digest()})
         with _own_log(directory):
             run = Run(resolved, recipe_digest(recipe), directory, inputs, watch, console)
             summary = run.to_the_end()

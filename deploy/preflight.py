@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from common.identity import digest
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.prompts import PromptFile, load_prompts
@@ -22,6 +23,11 @@ class Inputs:
     train: list[Prompt]
     held_back: dict[Split, list[Prompt]]
     notes: list[str]
+
+    def digest(self) -> str:
+        """Of all prompts, by their ids, which hold place and text."""
+        splits = [self.train, *self.held_back.values()]
+        return digest([[(prompt.prompt_id, prompt.gold_text) for prompt in prompts] for prompts in splits])
 
 
 def check_inputs(recipe: Recipe) -> Inputs:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,23 +158,28 @@ def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     return settings
 
 
-def save_config(directory: RunDirectory, recipe: Recipe, world: Path | None) -> None:
-    """Save the resolved recipe and the world that it runs in; later starts must find the same.
+def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
+    """Save the resolved recipe and what identifies its inputs; later starts must find the same.
+
+    Args:
+        directory: of the run.
+        recipe: as the user gave it.
+        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts.
 
     Raises:
-        UserError: the run began in another world (its raw data has changed since).
+        UserError: the run began on other inputs.
     """
-    name = None if world is None else world.name
     facts_path = directory.root / "run.json"
     if not has_begun(directory):
         for store in (directory.store, directory.evaluation):
             shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
-        facts = {"recipe_digest": recipe_digest(recipe), "world": name, "created_at": time.time()}
+        facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
-    began_in = json.loads(facts_path.read_text())["world"]
-    if began_in != name:
-        raise UserError(
-            f"{directory.root} was begun on the prepared data {began_in}, which is now {name}: the raw data or the way "
-            f"it is prepared has changed; restore it, or set another run.dir."
-        )
+    begun = json.loads(facts_path.read_text())
+    for name, value in inputs.items():
+        if begun[name] != value:
+            raise UserError(
+                f"{directory.root} was begun with the {name} {begun[name]}, which is now {value}: the data or the way "
+                f"it is prepared has changed; restore it, or set another run.dir."
+            )

@@ -19,7 +19,7 @@ def recipe(**changes: object) -> Recipe:
 
 def test_the_same_configuration_may_come_back_and_another_is_refused(directory: RunDirectory) -> None:
     check_config(directory, recipe())
-    save_config(directory, recipe(), None)
+    save_config(directory, recipe(), {"world": None, "prompts": "a"})
     check_config(directory, recipe(sampling={"n": 4}))  # nothing sampled yet: it may be corrected
     (directory.policies / "v000000").mkdir(parents=True)
     check_config(directory, recipe(sampler={"replicas": 3}))
@@ -27,12 +27,14 @@ def test_the_same_configuration_may_come_back_and_another_is_refused(directory: 
         check_config(directory, recipe(sampling={"n": 4}))
 
 
-def test_another_world_is_refused(directory: RunDirectory) -> None:
-    save_config(directory, recipe(), Path("/cache/demo-1"))
+@pytest.mark.parametrize("changed", [{"world": "demo-2", "prompts": "a"}, {"world": "demo-1", "prompts": "b"}])
+def test_other_inputs_are_refused(directory: RunDirectory, changed: dict[str, str | None]) -> None:
+    began = {"world": "demo-1", "prompts": "a"}
+    save_config(directory, recipe(), began)
     (directory.policies / "v000000").mkdir(parents=True)
-    save_config(directory, recipe(), Path("/elsewhere/demo-1"))
-    with pytest.raises(UserError, match="prepared data demo-1, which is now demo-2"):
-        save_config(directory, recipe(), Path("/cache/demo-2"))
+    save_config(directory, recipe(), began)
+    with pytest.raises(UserError, match=r"was begun with the (world demo-1|prompts a), which is now"):
+        save_config(directory, recipe(), changed)
 
 
 def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> None:
