@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
     """
     needs = required_resources(recipe)
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    _check_reachable(address)
     own = {} if address else {"num_cpus": recipe.ray.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
@@ -37,6 +39,20 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse a host and port where nobody listens, for which Ray would wait many minutes, and then abort."""
+    host, separator, port = (address or "").rpartition(":")
+    if not separator or "/" in host or not port.isdigit():
+        return  # a cluster of our own, `auto`, or an address that only Ray understands
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at {address}: {error.strerror or error}; start it, or correct ray.address or "
+            f"RAY_ADDRESS."
+        ) from None
 
 
 def required_resources(recipe: Recipe) -> dict[str, float]:
