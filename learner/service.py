@@ -1,4 +1,4 @@
-"""The learner as Ray actors, one a rank."""
+"""The learner as actors, one a rank."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The scoring service: Ray actors that annotate groups."""
+"""The scoring service: actors that annotate groups."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
