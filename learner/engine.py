@@ -17,7 +17,8 @@ import deepspeed
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
 from common.config.recipe import LearnerSection
-from learner.engine_protocol import OptimizerState, OutputsOf
+from common.nn.packing import Request
+from learner.engine_protocol import OptimizerState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LARGEST_BUCKET = 50_000_000
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
         self.rank: int = torch.distributed.get_rank()
         self.ranks: int = torch.distributed.get_world_size()
 
-    def logprobs(self, requests: list[OutputsOf]) -> torch.Tensor:
+    def logprobs(self, requests: list[Request]) -> torch.Tensor:
         """See `Engine`."""
         return self._engine(requests)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.nn.packing import TokenBudget
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine
 from learner.objectives.values import GroupValues, ObjectiveResult
@@ -32,16 +33,16 @@ class BatchResult:
     objective: ObjectiveResult
 
 
-def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, max_tokens: int) -> BatchResult:
+def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, budget: TokenBudget) -> BatchResult:
     """Add up the gradient of the mean loss over the batch's trained prompts; the step is still to come.
 
     Args:
         engine: one rank; all ranks must call with the same batch.
         batch: the whole batch.
         loss: the objective; a prompt's loss must depend on that prompt's values alone.
-        max_tokens: padded tokens of one forward pass.
+        budget: of one forward pass.
     """
-    units = plan(batch, engine.ranks, max_tokens)
+    units = plan(batch, engine.ranks, budget)
     passes = [sum(len(unit) for unit in share) for share in units]
     run = _Run(engine, batch, loss, passes_left=max(passes))
     for unit in units[engine.rank]:

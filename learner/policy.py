@@ -1,35 +1,16 @@
 """The policy q_θ: the prior with a LoRA adapter, as the module that the engine trains."""
 
 import torch
-from peft import PeftModel
-from torch import nn
 
 from common.config.recipe import Recipe
 from common.identity import seed_from
 from common.nn.adapters import attach_new_adapter
 from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import group_logprobs
-from learner.engine_protocol import OutputsOf
+from common.nn.logprobs import SequenceLogprobs
 
 
-class Policy(nn.Module):
-    """Its forward pass is the sequence log-probabilities of some groups' outputs.
-
-    Attributes:
-        model: the prior with its adapter; only the adapter is trainable.
-    """
-
-    def __init__(self, model: PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, requests: list[OutputsOf]) -> torch.Tensor:
-        """The log q_θ(y|x) of all outputs of all requests, in their order.
-
-        Returns:
-            [outputs] float32
-        """
-        return torch.cat([group_logprobs(self.model, prompt, outputs) for prompt, outputs in requests])
+class Policy(SequenceLogprobs):
+    """log q_θ(y|x) of groups' outputs; only the adapter is trainable."""
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trainable weights by name."""
