@@ -25,7 +25,8 @@ from deepspeed.utils import (
 )
 
 from common.config.recipe import LearnerSection
-from learner.engine_protocol import OutputsOf, ParameterState
+from common.nn.packing import Request
+from learner.engine_protocol import ParameterState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LARGEST_BUCKET = 50_000_000
@@ -74,7 +75,7 @@ class DeepSpeedEngine:
         """See `EngineType`."""
         return _partitioned_loading(dtype) if settings.zero_stage == 3 else nullcontext()
 
-    def logprobs(self, requests: list[OutputsOf]) -> torch.Tensor:
+    def logprobs(self, requests: list[Request]) -> torch.Tensor:
         """See `Engine`."""
         return self._engine(requests)
 

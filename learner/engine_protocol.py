@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 from common.config.recipe import LearnerSection
-
-OutputsOf = tuple[torch.Tensor, list[torch.Tensor]]
-"""A prompt [tokens] and some of its outputs, each [tokens]."""
-
+from common.nn.packing import Request
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 """Tensors by parameter name, each made when its turn comes."""
@@ -37,7 +34,7 @@ class Engine(Protocol):
     rank: int
     ranks: int
 
-    def logprobs(self, requests: list[OutputsOf]) -> torch.Tensor:
+    def logprobs(self, requests: list[Request]) -> torch.Tensor:
         """The log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
 
         Returns:

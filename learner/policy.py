@@ -4,40 +4,23 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import seed_from
 from common.nn.adapters import save_adapter
-from common.nn.logprobs import group_logprobs
+from common.nn.logprobs import SequenceLogprobs
 from common.nn.policy_model import load_policy_model
 from common.nn.saving import save_causal_lm
-from learner.engine_protocol import NamedTensors, OutputsOf
+from learner.engine_protocol import NamedTensors
 
 _MODEL = "model."
 """How the names of the model's parameters begin within `Policy`."""
 
 
-class Policy(nn.Module):
-    """Its forward pass is the sequence log-probabilities of some groups' outputs.
-
-    Attributes:
-        model: the prior with its adapter, of which only the adapter is trainable; or the model, all of it trainable.
-    """
-
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, requests: list[OutputsOf]) -> torch.Tensor:
-        """The log q_θ(y|x) of all outputs of all requests, in their order.
-
-        Returns:
-            [outputs] float32
-        """
-        return torch.cat([group_logprobs(self.model, prompt, outputs) for prompt, outputs in requests])
+class Policy(SequenceLogprobs):
+    """log q_θ(y|x) of groups' outputs; of its parameters either the adapter's are trainable, or all."""
 
     def write_proposal(self, weights: NamedTensors, directory: Path) -> None:
         """Write what the samplers load: the adapter, or a whole model that transformers and vLLM read.

@@ -105,7 +105,7 @@ class Trainer:
             raise PipelineError(f"the learner is at step {self.step} and was asked for step {step}.")
         learner = self._recipe.learner
         groups = group_batch(batch)
-        result = accumulate_gradient(self._engine, groups, self._loss, learner.micro_batch_tokens)
+        result = accumulate_gradient(self._engine, groups, self._loss, self._policy.budget(learner.micro_batch_tokens))
         metrics = _batch_metrics(groups, result)
         metrics["learning_rate"] = learning_rate(step, learner, self._recipe.algorithm)
         if result.objective.trained.any():

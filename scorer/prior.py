@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from common.config.recipe import PolicySection
 from common.identity import digest, digest_files
 from common.nn.adapters import find_adapter
-from common.nn.logprobs import group_logprobs_in_parts
+from common.nn.logprobs import SequenceLogprobs, request_of
 from common.nn.policy_model import load_prior_model
 from common.schemas import PRIOR
 from scorer.scorers import Annotation, Group, annotate, finite_or_null
@@ -22,7 +22,7 @@ class PriorScorer:
 
     def __init__(self, digest: str, model: PreTrainedModel | PeftModel, max_tokens: int) -> None:
         self.digest = digest
-        self._model = model
+        self._logprobs = SequenceLogprobs(model)
         self._max_tokens = max_tokens
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -32,7 +32,7 @@ class PriorScorer:
     def _score_group(self, group: Group) -> Annotation:
         outputs = [output["token_ids"] for output in group["outputs"]]
         try:
-            logprobs = group_logprobs_in_parts(self._model, group["prompt_token_ids"], outputs, self._max_tokens)
+            logprobs = self._logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), self._max_tokens)
         except ValueError as error:  # no prompt token, or more tokens than the model reads
             return Annotation([None] * len(outputs), errors=(str(error),))
         values, errors = finite_or_null(logprobs.tolist(), "output")

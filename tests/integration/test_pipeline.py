@@ -7,7 +7,7 @@ import torch
 
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm, load_tokenizer
-from common.nn.logprobs import token_logprobs
+from common.nn.logprobs import SequenceLogprobs, request_of
 from common.policies import PolicyRegistry
 from common.schemas import PRIOR
 from tests.integration.pipeline_runs import (
@@ -67,12 +67,12 @@ def test_sampler_and_learner_agree_on_every_token(uninterrupted: FinishedRun) ->
     worst, tokens = 0.0, 0
     for version in (0, 1):
         model = load_causal_lm(policy_directory(uninterrupted), "float32")
-        model = load_adapter(model, registry.verify(version).path)
+        logprobs = SequenceLogprobs(load_adapter(model, registry.verify(version).path))
         rows = store.groups(list(store.group_ids)).to_pylist()
         for row in [row for row in rows if row["proposal_version"] == version][:6]:
             ids = [output["token_ids"] for output in row["outputs"]]
             with torch.no_grad():
-                ours = token_logprobs(model, row["prompt_token_ids"], ids)
+                ours = logprobs.token_logprobs([request_of(row["prompt_token_ids"], ids)])
             for output, mine in zip(row["outputs"], ours, strict=True):
                 theirs = torch.tensor(output["token_logprobs"])
                 worst = max(worst, float((theirs - mine).abs().max()))

@@ -8,12 +8,12 @@ from common.config.recipe import Recipe
 from common.errors import PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import group_logprobs
 from common.policies import PolicyRegistry
 from learner.trainer import Trainer
 from learner.training_state import SavedParameters
 from tests.unit import tiny_models
 from tests.unit.factories import recipe_settings
+from tests.unit.logprob_calls import group_logprobs
 from tests.unit.plain_engine import PlainEngine
 from tests.unit.train_batches import gappy_batch, train_batch, train_row
 

@@ -8,9 +8,9 @@ from common.config.recipe import AdapterSection, PolicySection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import group_logprobs
 from common.nn.policy_model import adapter_rank, load_policy_model, load_prior_model
 from common.nn.saving import save_causal_lm, save_dequantized
+from tests.unit.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gptj, llama, save
 
 OUTPUTS = [[7, 8, 9], [10]]
