@@ -90,10 +90,15 @@ class Conductor:
             self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, metrics)
             taken.append(group_ids)
             if ends_round or step % self._recipe.learner.checkpoint_steps == 0:
-                await self._learner.call("save", step, timeout=timeout)
+                await self._learner.call("save", step, self._kept_steps(), timeout=timeout)
             if ends_round:
                 taken = []
                 await self._publish(round_ + 1, step)
+
+    def _kept_steps(self) -> list[int]:
+        """Whose checkpoints must not be deleted: those of the versions that may turn out the best."""
+        updates = self._recipe.algorithm.updates_per_round
+        return [version * updates for version in self._evaluation.candidates(self._version)]
 
     def _taken_in_round(self, step: int) -> list[list[str]]:
         """The groups of each step that the round in progress has done up to `step`."""
