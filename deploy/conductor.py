@@ -22,6 +22,7 @@ from deploy.evaluation import Evaluation, Split
 from deploy.rounds import LeasePlan, Rounds
 from deploy.services import Services
 from deploy.tracking import Tracker
+from learner.step_report import StepReport
 
 T = TypeVar("T")
 
@@ -86,8 +87,9 @@ class Conductor:
             ends_round = step % algorithm.updates_per_round == 0
             group_ids = await self._next_groups(step, round_, taken)
             batch = training_batch(self._store, group_ids, reward=self._recipe.objective.reward, prior=PRIOR)
-            metrics = await self._learner.call("train_step", step, batch, timeout=timeout)
-            self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, metrics)
+            report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
+            self._tracker.say(*report.notes)
+            self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, report.metrics)
             taken.append(group_ids)
             if ends_round or step % self._recipe.learner.checkpoint_steps == 0:
                 await self._learner.call("save", step, timeout=timeout)

@@ -83,6 +83,16 @@ class DeepSpeedEngine:
             self._engine.zero_grad()
         return norm
 
+    def discard_gradient(self) -> None:
+        """See `Engine`."""
+        if self._stage:
+            # DeepSpeed's own way of starting afresh is a step whose gradient is not finite.
+            nothing = torch.stack([value.sum() for value in self._parameters.values()]).sum() * math.nan
+            self.backward(nothing, last=True)
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         summed = values.to(self._engine.device, copy=True)

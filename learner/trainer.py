@@ -1,5 +1,6 @@
 """The learner: optimiser steps on batches of groups, checkpoints, and new proposal versions."""
 
+import logging
 import math
 import time
 from functools import partial
@@ -16,12 +17,17 @@ from common.policies import PolicyRegistry
 from learner.batches import GroupBatch, group_batch
 from learner.checkpoint import CheckpointDirectory
 from learner.engine_protocol import Engine, MakeEngine
-from learner.gradients import BatchResult, accumulate_gradient
+from learner.gradients import BatchResult
+from learner.memory_plan import footprint, tokens_of_a_pass
 from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.values import GroupValues, ObjectiveResult
 from learner.policy import Policy, new_policy
 from learner.randomness import random_state, seed_all, set_random_state
+from learner.step_report import StepReport
+from learner.stepper import Stepper
 from learner.training_state import TrainingState, read_training_state, settings_digest
+
+_LOG = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -39,8 +45,10 @@ class Trainer:
         self._make_engine = make_engine
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", recipe.learner.keep_checkpoints)
         self._registry = PolicyRegistry(run_dir / "policies")
+        self._notes: list[str] = []  # for the report of the next step
         self._policy: Policy
         self._engine: Engine
+        self._stepper: Stepper
 
     def start(self) -> int:
         """Load prior and adapter: a new one, or the newest checkpoint's.
@@ -59,6 +67,14 @@ class Trainer:
         if state:
             self._policy.load_weights(state.weights)
         self._engine = self._make_engine(self._policy, recipe.learner)
+        self._stepper = Stepper(
+            self._policy,
+            self._engine,
+            self._loss,
+            recipe.learner,
+            max_tokens=recipe.learner.micro_batch_tokens or self._token_budget(),
+            note=self._say,
+        )
         seed_all(seed_from("learner", recipe.seed, self._engine.rank))
         if state:
             self._resume(state)
@@ -75,45 +91,43 @@ class Trainer:
     def _resume(self, state: TrainingState) -> None:
         self.step = state.step
         self._engine.load_optimizer_state(state.optimizer)
+        self._stepper.skipped = state.skipped
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
-    def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
+    def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """One optimiser step on a TRAIN_BATCH.
 
         A batch in which no prompt has two valid outputs has no gradient: neither weights nor optimiser
-        change, but it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`).
+        change, but it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`). So does a
+        step that is skipped because its loss or gradient is not finite (`skipped_step` 1).
 
         Args:
             step: must be the one after the last.
             batch: the whole batch, the same on every rank.
 
         Returns:
-            Metrics, the same on every rank but for `seconds`.
+            Metrics, the same on every rank but for `seconds`, and what the user should know.
 
         Raises:
-            PipelineError: a step out of turn, or a loss or gradient that is not finite; no weight changes.
+            PipelineError: a step out of turn, too many skipped in a row, or memory that does not suffice.
         """
         started = time.perf_counter()
         if step != self.step + 1:
             raise PipelineError(f"the learner is at step {self.step} and was asked for step {step}.")
-        learner = self._recipe.learner
         groups = group_batch(batch)
-        result = accumulate_gradient(self._engine, groups, self._loss, self._policy.budget(learner.micro_batch_tokens))
-        metrics = _batch_metrics(groups, result)
-        metrics["learning_rate"] = learning_rate(step, learner)
-        if result.objective.trained.any():
-            _check_losses(step, groups, result)
-            metrics["grad_norm"] = self._engine.step(metrics["learning_rate"])
-            if not math.isfinite(metrics["grad_norm"]):
-                raise PipelineError(
-                    f"step {step}: the gradient is not finite, though the losses are; groups "
-                    f"{', '.join(groups.group_ids)}."
-                )
+        rate = learning_rate(step, self._recipe.learner)
+        result, norm = self._stepper.take(step, groups, rate)
+        metrics = {**_batch_metrics(groups, result), "learning_rate": rate}
+        if norm is not None:
+            metrics["grad_norm"] = norm
+        elif result.objective.trained.any():
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped_step": 1.0}
         metrics |= self._sampler_gap(groups, result.policy_logprobs)
         self.step = step
         metrics["seconds"] = time.perf_counter() - started
-        return metrics
+        notes, self._notes = self._notes, []
+        return StepReport(metrics, notes)
 
     def save(self, step: int) -> None:
         """Save a checkpoint of the present state; all ranks return when it is complete.
@@ -128,6 +142,7 @@ class Trainer:
             weights=self._policy.weights(),
             optimizer=self._engine.optimizer_state(),
             random_states=self._engine.gather(random_state()),
+            skipped=self._stepper.skipped,
         )
         if self._engine.rank == 0:
             self._checkpoints.save(step, state.write)
@@ -147,6 +162,15 @@ class Trainer:
             self._registry.publish(version, step, partial(save_adapter, self._policy.model))
         self._engine.gather(None)
         return self._registry.get(version).digest
+
+    def _say(self, text: str) -> None:
+        _LOG.warning(text)
+        self._notes.append(text)
+
+    def _token_budget(self) -> int:
+        learner = self._recipe.learner
+        needs = footprint(self._policy, shards=self._engine.ranks if learner.zero_stage else 1)
+        return tokens_of_a_pass(needs, self._policy.device)
 
     def _loss(self, values: GroupValues) -> ObjectiveResult:
         settings = self._recipe.objective
@@ -170,7 +194,14 @@ class Trainer:
         if not comparable.any():
             return {}
         gap = ((policy_logprobs - groups.proposal_logprobs).abs() / groups.lengths)[comparable]
-        return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": float(gap.mean())}
+        mean, limit = float(gap.mean()), self._recipe.logprobs.gap_warning
+        if mean > limit:
+            self._say(
+                f"WARNING: step {self.step + 1}: sampler and learner differ by {mean:.2g} nats a token in version "
+                f"{published.version} (logprobs.gap_warning is {limit:g}): over a whole output that is as large as "
+                f"rewards are; compare their precision and quantisation, or set logprobs.proposal=recomputed."
+            )
+        return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": mean}
 
 
 def learning_rate(step: int, settings: LearnerSection) -> float:
@@ -193,10 +224,3 @@ def _batch_metrics(groups: GroupBatch, result: BatchResult) -> dict[str, float]:
     if trained.any():
         metrics["loss"] = float(result.objective.loss)
     return metrics | result.objective.metrics
-
-
-def _check_losses(step: int, groups: GroupBatch, result: BatchResult) -> None:
-    finite = result.objective.losses.isfinite()
-    if not finite.all():
-        names = [groups.group_ids[index] for index in (~finite).nonzero().flatten().tolist()]
-        raise PipelineError(f"step {step}: the loss is not finite for group {', '.join(names)}.")

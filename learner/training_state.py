@@ -3,7 +3,8 @@
     weights.safetensors    the adapter in float32, by parameter name
     moments.safetensors    AdamW's moments, "exp_avg/<name>" and "exp_avg_sq/<name>"; absent before an update
     random.pt              the generators' states of each rank
-    state.json             step, AdamW's count of updates, digest of the settings that decide what is learned
+    state.json             step, AdamW's count of updates, digest of the settings that decide what is learned, and why
+                           the last steps were skipped, if they were
 
 The frozen base weights are not in it.
 """
@@ -36,6 +37,7 @@ class TrainingState:
     weights: dict[str, torch.Tensor]
     optimizer: OptimizerState
     random_states: list[RandomState]
+    skipped: list[str]
 
     def write(self, directory: Path) -> None:
         """Write into a directory that exists."""
@@ -45,7 +47,12 @@ class TrainingState:
             flat = {f"{key}/{name}": moment for name, both in moments for key, moment in both.items()}
             save_file(flat, directory / _MOMENTS)
         torch.save(self.random_states, directory / _RANDOM)
-        facts = {"step": self.step, "settings_digest": self.settings_digest, "updates": self.optimizer.updates}
+        facts = {
+            "step": self.step,
+            "settings_digest": self.settings_digest,
+            "updates": self.optimizer.updates,
+            "skipped": self.skipped,
+        }
         (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
 
@@ -78,4 +85,5 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
         weights=load_file(directory / _WEIGHTS),
         optimizer=OptimizerState(facts["updates"], moments),
         random_states=torch.load(directory / _RANDOM, weights_only=True),
+        skipped=facts["skipped"],
     )

@@ -172,6 +172,14 @@ class PriorSection(Section):
     threads: int = Field(1, ge=1)
 
 
+class LogprobsSection(Section):
+    """Log-probabilities. BRAIn's weights take their errors at face value: 0.01 nats a token are 1 in 100 tokens."""
+
+    gap_warning: float = Field(
+        0.01, gt=0, description="warn where sampler and learner differ by more nats a token than this, on average"
+    )
+
+
 class ObjectiveSection(Section):
     """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
 
@@ -209,7 +217,12 @@ class LearnerSection(Section):
     gpus: float = Field(0, ge=0, description="GPUs a rank")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a rank")
     threads: int = Field(1, ge=1, description="CPU threads that a rank computes with")
-    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one forward pass")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="tokens of one forward pass; default: what the device has room for"
+    )
+    max_skipped_in_a_row: int = Field(
+        3, ge=0, description="steps skipped because loss or gradient is not finite; one more in a row ends the run"
+    )
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints; each publication makes one too")
     keep_checkpoints: int = Field(2, ge=1)
 
@@ -252,6 +265,7 @@ class Recipe(Section):
     sampler: SamplerSection = SamplerSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
     prior: PriorSection = PriorSection()
+    logprobs: LogprobsSection = LogprobsSection()
     objective: ObjectiveSection = ObjectiveSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     learner: LearnerSection = LearnerSection()

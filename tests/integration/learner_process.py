@@ -40,7 +40,7 @@ def train(trainer, last, saved=None):
     """Train up to `last`, with a checkpoint at `saved`, and publish the result; returns each step's metrics."""
     metrics = []
     for step in range(trainer.step + 1, last + 1):
-        metrics.append(trainer.train_step(step, gappy_batch(step)))
+        metrics.append(trainer.train_step(step, gappy_batch(step)).metrics)
         if step == saved:
             trainer.save(step)
     trainer.publish(1, last)
