@@ -6,6 +6,7 @@ import ray
 from ray.actor import ActorHandle
 
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection, ScorerSection
+from common.policies import ProposalModel
 from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
@@ -16,21 +17,21 @@ from scorer.service import ScorerActor
 Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
 
 
-def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
+def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Services:
     """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
     scorers: dict[str, ScorerSection | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
     return Services(
-        _samplers(recipe, directory),
+        _samplers(recipe, directory, model),
         {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
         _learner(recipe, directory),
     )
 
 
-def _samplers(recipe: Recipe, directory: RunDirectory) -> Pool:
+def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
     def spawn(name: str, log_path: str) -> ActorHandle:
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         actor = ray.remote(SamplerActor).options(**_options(recipe.sampler))
-        return actor.remote(name, settings, policies, log_path)
+        return actor.remote(name, settings, model, policies, log_path)
 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
+from common.policies import ProposalModel
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.actors import make_services
@@ -70,7 +71,8 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         check_config(directory, recipe)
         save_config(directory, recipe, {"world": world.name if world else None, "prompts": inputs.digest()})
         with _own_log(directory):
-            run = Run(resolved, recipe_digest(recipe), directory, inputs, watch, console)
+            model = _proposal_model(resolved, directory, watch)
+            run = Run(resolved, recipe_digest(recipe), directory, inputs, model, watch, console)
             summary = run.to_the_end()
     show(console, directory, summary)
 
@@ -102,6 +104,13 @@ def _check(recipe: Recipe, watch: Stopwatch, console: Console) -> "Inputs":
     return inputs
 
 
+def _proposal_model(recipe: Recipe, directory: RunDirectory, watch: Stopwatch) -> ProposalModel:
+    from deploy.proposal_model import proposal_model  # likewise
+
+    with watch.stage("checks"):
+        return proposal_model(recipe.policy, directory)
+
+
 @contextlib.contextmanager
 def _own_log(directory: RunDirectory) -> Iterator[None]:
     """What this process and its libraries log goes to the run's log file, not to the terminal."""
@@ -128,11 +137,13 @@ class Run:
         run_id: str,
         directory: RunDirectory,
         inputs: "Inputs",
+        model: ProposalModel,
         watch: Stopwatch,
         console: Console,
     ) -> None:
         self._recipe = recipe
         self._directory = directory
+        self._model = model
         self._watch = watch
         self._console = console
         plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts)
@@ -163,7 +174,7 @@ class Run:
         return finish(self._recipe, self._directory, self._evaluation, self._watch.total())
 
     def _conduct(self, tracker: Tracker) -> None:
-        services = make_services(self._recipe, self._directory)
+        services = make_services(self._recipe, self._directory, self._model)
         conductor = Conductor(self._recipe, self._store, self._rounds, self._plan, self._evaluation, tracker, services)
         try:
             with self._watch.stage("pipeline"):

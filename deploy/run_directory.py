@@ -47,6 +47,11 @@ class RunDirectory:
         return self.root / "policies"
 
     @property
+    def dequantized(self) -> Path:
+        """The model that a quantised policy's samplers load."""
+        return self.root / "dequantized"
+
+    @property
     def adapter(self) -> Path:
         """The result: the best version's adapter."""
         return self.root / "adapter"

@@ -29,7 +29,7 @@ def build_scorer(name: str, settings: dict[str, Any], policy: dict[str, Any] | N
     """
     if name == PRIOR:
         prior, model = PriorSection.model_validate(settings), PolicySection.model_validate(policy)
-        return load_prior(model.model, model.dtype, _device(prior.gpus), MAX_TOKENS)
+        return load_prior(model, _device(prior.gpus), MAX_TOKENS)
     section = ScorerSection.model_validate(settings)
     if section.kind == "function":
         assert section.function, "ScorerSection requires it"

@@ -1,6 +1,6 @@
 """One rank of a learner on DeepSpeed, as a process: trains the runs that it is told, and dies by SIGKILL if told so.
 
-    python -m tests.integration.learner_process '{"model": DIR, "runs": [{"dir": DIR, "stage": 0, "last": 6}], …}'
+    python -m tests.integration.learner_process '{"model": DIR, "runs": [{"dir": DIR, "last": 6, "learner": {…}}], …}'
 
 Rank and rendezvous stand in the environment.
 """
@@ -19,19 +19,20 @@ from tests.unit.factories import recipe_settings
 from tests.unit.train_batches import gappy_batch
 
 
-def learner_recipe(model, stage=0):
+def learner_recipe(model, policy=(), learner=()):
     """Clipping, weight decay and warm-up at work, and groups that do not fit into one forward pass."""
+    lora = {"adapter": {"r": 4, "alpha": 8}} if dict(policy).get("method") != "full" else {}
     return Recipe.model_validate(
         recipe_settings(
-            policy={"model": str(model), "dtype": "float32", "adapter": {"r": 4, "alpha": 8}},
+            policy={"model": str(model), "dtype": "float32"} | lora | dict(policy),
             learner={
-                "zero_stage": stage,
                 "learning_rate": 1e-3,
                 "weight_decay": 0.1,
                 "warmup_steps": 3,
                 "max_grad_norm": 5.0,
                 "micro_batch_tokens": 20,
-            },
+            }
+            | dict(learner),
         )
     )
 
@@ -53,7 +54,8 @@ def main(model, runs, *, die=False):
     torch.set_num_threads(1)
     join_ranks()
     for run in runs:
-        trainer = Trainer(learner_recipe(model, run["stage"]), Path(run["dir"]), DeepSpeedEngine)
+        recipe = learner_recipe(model, run.get("policy", {}), run["learner"])
+        trainer = Trainer(recipe, Path(run["dir"]), DeepSpeedEngine)
         trainer.start()
         metrics = train(trainer, run["last"], run.get("saved"))
         Path(run["dir"], f"metrics-{os.environ['RANK']}.json").write_text(json.dumps(metrics))
