@@ -127,8 +127,9 @@ class Stepper:
     def _skip(self, reason: str) -> None:
         self.skipped.append(reason)
         if len(self.skipped) > self._settings.max_skipped_in_a_row:
+            most = self._settings.max_skipped_in_a_row
             raise PipelineError(
-                f"{len(self.skipped)} steps in a row could not be taken, and learner.max_skipped_in_a_row is "
-                f"{self._settings.max_skipped_in_a_row}. {'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
+                f"{len(self.skipped)} steps in a row could not be taken, and learner.max_skipped_in_a_row is {most}. "
+                f"{'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
             )
         self._note(f"{reason}; the step is skipped ({len(self.skipped)} in a row).")

@@ -204,27 +204,37 @@ class Trainer:
             raise PipelineError(f"the learner is at step {self.step} and was asked to {what} step {step}.")
 
     def _sampler_gap(self, groups: GroupBatch, policy_logprobs: torch.Tensor) -> dict[str, float]:
-        """How far the sampler's log-probabilities are from the learner's, a token.
+        """How far the sampler's log-probabilities are from the learner's, in nats a token.
 
-        Known without a forward pass of its own where the proposal is the policy: at the first step after a
-        version was published, for that version's outputs, if they were sampled at temperature 1.
+        Where the proposal's were computed again, for every output. Otherwise what is known without a forward pass of
+        its own: right after a version was published the policy is the proposal, for that version's outputs.
         """
-        published = self._registry.newest()
-        if published is None or published.step != self.step or self._recipe.sampling.temperature != 1:
+        if self._recipe.sampling.temperature != 1:
             return {}
-        comparable = policy_logprobs.isfinite() & (groups.lengths > 0)
-        comparable &= (groups.proposal_versions == published.version)[:, None]
+        if self._recipe.logprobs.proposal == "recomputed":
+            ours, comparable = groups.proposal_logprobs, groups.valid.clone()
+        else:
+            published = self._registry.newest()
+            if published is None or published.step != self.step:
+                return {}
+            ours = policy_logprobs
+            comparable = policy_logprobs.isfinite() & (groups.proposal_versions == published.version)[:, None]
+        comparable &= groups.lengths > 0
         if not comparable.any():
             return {}
-        gap = ((policy_logprobs - groups.proposal_logprobs).abs() / groups.lengths)[comparable]
-        mean, limit = float(gap.mean()), self._recipe.logprobs.gap_warning
-        if mean > limit:
+        gap = ((ours - groups.sampler_logprobs).abs() / groups.lengths)[comparable]
+        self._warn_of_gap(float(gap.mean()))
+        return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": float(gap.mean())}
+
+    def _warn_of_gap(self, mean: float) -> None:
+        settings = self._recipe.logprobs
+        if mean > settings.gap_warning:
+            remedy = "" if settings.proposal == "recomputed" else ", or set logprobs.proposal=recomputed"
             self._say(
-                f"WARNING: step {self.step + 1}: sampler and learner differ by {mean:.2g} nats a token in version "
-                f"{published.version} (logprobs.gap_warning is {limit:g}): over a whole output that is as large as "
-                f"rewards are; compare their precision and quantisation, or set logprobs.proposal=recomputed."
+                f"WARNING: step {self.step + 1}: sampler and learner differ by {mean:.2g} nats a token "
+                f"(logprobs.gap_warning is {settings.gap_warning:g}): over a whole output that is as large as rewards "
+                f"are; compare their precision and quantisation{remedy}."
             )
-        return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": mean}
 
 
 def _go_through(gathering: Iterable[object]) -> None:

@@ -201,6 +201,10 @@ class PriorSection(Section):
 class LogprobsSection(Section):
     """Log-probabilities. BRAIn's weights take their errors at face value: 0.01 nats a token are 1 in 100 tokens."""
 
+    proposal: Literal["sampler", "recomputed"] = Field(
+        "sampler",
+        description="whose log q' the objective uses: as sampled, or computed again by the prior's replicas",
+    )
     gap_warning: float = Field(
         0.01, gt=0, description="warn where sampler and learner differ by more nats a token than this, on average"
     )
@@ -313,10 +317,17 @@ class Recipe(Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     ray: RaySection = RaySection()
 
+    def logprob_scorers(self) -> list[str]:
+        """The names of the scorers that compute log-probabilities, on the prior's replicas."""
+        return ["prior", "proposal"] if self.logprobs.proposal == "recomputed" else ["prior"]
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        if "prior" in self.scorers:
-            raise ValueError("scorers.prior: `prior` is the name of the prior's log-probabilities; choose another")
+        for name in ("prior", "proposal"):
+            if name in self.scorers:
+                raise ValueError(
+                    f"scorers.{name}: `{name}` is the name of the {name}'s log-probabilities; choose another"
+                )
         reward = self.scorers.get(self.objective.reward)
         if reward is None:
             raise ValueError(
@@ -344,6 +355,15 @@ class Recipe(Section):
             raise ValueError(
                 "policy.method=full in bfloat16 needs a float32 copy of the weights, which ZeRO keeps: set "
                 "learner.zero_stage=1 or more (one rank is enough), or policy.dtype=float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputes_what_was_sampled_from(self) -> Self:
+        if self.logprobs.proposal == "recomputed" and self.sampling.temperature != 1:
+            raise ValueError(
+                f"logprobs.proposal=recomputed computes the model's own distribution, but sampling.temperature="
+                f"{self.sampling.temperature} samples from another; set temperature=1, or logprobs.proposal=sampler"
             )
         return self
 

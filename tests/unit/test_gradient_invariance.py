@@ -74,7 +74,7 @@ def shuffled(rows, seed):
     for row in moved:
         order = list(range(len(row["output_token_ids"])))
         draw.shuffle(order)
-        for column in ("output_token_ids", "proposal_logprobs", "prior_logprobs", "rewards"):
+        for column in ("output_token_ids", "sampler_logprobs", "proposal_logprobs", "prior_logprobs", "rewards"):
             row[column] = [row[column][index] for index in order]
     return moved
 

@@ -107,6 +107,20 @@ def test_the_gap_to_the_sampler_is_known_right_after_a_publication_only(trainer,
     assert "sampler_gap_max" not in trainer.train_step(3, train_batch(row)).metrics
 
 
+def test_with_recomputed_proposals_the_gap_is_known_at_every_step_and_a_wide_one_is_named(model_dir, tmp_path):
+    settings = recipe(model_dir).model_dump() | {"logprobs": {"proposal": "recomputed", "gap_warning": 0.05}}
+    trainer = Trainer(Recipe.model_validate(settings), tmp_path, PlainEngine)
+    trainer.start()
+    near = train_row("a", outputs=[[1, 2], [3]], proposal_logprobs=[-3.0, -3.0], sampler_logprobs=[-3.04, -3.0])
+    report = trainer.train_step(1, train_batch(near))
+    assert report.metrics["sampler_gap_max"] == pytest.approx(0.02, abs=1e-5)
+    assert report.notes == []
+    (note,) = trainer.train_step(2, train_batch(near | {"sampler_logprobs": [-3.4, -3.0]})).notes
+    assert note.startswith(
+        "WARNING: step 2: sampler and learner differ by 0.1 nats a token (logprobs.gap_warning is 0.05)"
+    )
+
+
 def test_steps_out_of_turn_are_refused(trainer):
     trainer.train_step(1, gappy_batch(0))
     for step in (1, 3):
