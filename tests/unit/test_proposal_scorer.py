@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def published(tmp_path):
     save(llama(), tmp_path / "model")
     registry = PolicyRegistry(tmp_path / "policies")
     for version in range(3):
-        registry.publish(version, version, lambda directory, version=version: save_adapter(adapted(version), directory))
+        registry.publish(version, version, partial(save_adapter, adapted(version)))
     return tmp_path
 
 

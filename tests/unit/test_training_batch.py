@@ -30,7 +30,12 @@ def test_groups_meet_their_own_scores_in_the_order_asked_for(tmp_path: Path) -> 
 def test_recomputed_proposal_log_probabilities_take_the_place_of_the_sampler_s(tmp_path: Path) -> None:
     store = SampleStore(tmp_path, "run")
     store.append_groups(groups("a"))
-    for name, values in (("reward", [1.0, 2.0]), (PRIOR, [-1.5, -2.5]), (PROPOSAL, [-0.7, None])):
+    annotations: dict[str, list[float | None]] = {
+        "reward": [1.0, 2.0],
+        PRIOR: [-1.5, -2.5],
+        PROPOSAL: [-0.7, None],
+    }
+    for name, values in annotations.items():
         store.append_scores(scores(name, {"a": values}))
     (row,) = training_batch(store, ["a"], reward="reward", prior=PRIOR, proposal=PROPOSAL).to_pylist()
     assert row["sampler_logprobs"] == [-0.75, -1.0]
