@@ -7,14 +7,17 @@ from common.schemas import LOGPROBS, TRAIN_BATCH
 from common.store import SampleStore
 
 
-def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
-    """Join groups with their rewards and prior log-probabilities, in the given order.
+def training_batch(
+    store: SampleStore, group_ids: list[str], *, reward: str, prior: str, proposal: str | None = None
+) -> pa.RecordBatch:
+    """Join groups with their rewards and their prior and proposal log-probabilities, in the given order.
 
     Args:
         store: holds the groups and both scorers' values for them.
         group_ids: one row each.
         reward: name of the scorer whose values are the rewards.
         prior: name of the scorer whose values are log p(y|x).
+        proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
 
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
@@ -22,9 +25,11 @@ def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, pri
     groups = store.groups(group_ids).combine_chunks()
     outputs = groups["outputs"].combine_chunks()
     flat = outputs.flatten()
+    sampled = _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS)
     lists = {
         "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
-        "proposal_logprobs": _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS),
+        "sampler_logprobs": sampled,
+        "proposal_logprobs": sampled if proposal is None else store.scores(group_ids, proposal)["values"],
         "prior_logprobs": store.scores(group_ids, prior)["values"],
         "rewards": store.scores(group_ids, reward)["values"],
     }

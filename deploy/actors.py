@@ -7,7 +7,6 @@ from ray.actor import ActorHandle
 
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection, ScorerSection
 from common.policies import ProposalModel
-from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
 from learner.service import LearnerActor
@@ -19,7 +18,10 @@ Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
 
 def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Services:
     """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
-    scorers: dict[str, ScorerSection | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
+    scorers: dict[str, ScorerSection | PriorSection] = {
+        **{name: recipe.prior for name in recipe.logprob_scorers()},
+        **recipe.scorers,
+    }
     return Services(
         _samplers(recipe, directory, model),
         {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
@@ -40,7 +42,8 @@ def _scorers(name: str, service: ScorerSection | PriorSection, recipe: Recipe, d
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
         policy = recipe.policy.model_dump(mode="json")
-        return actor.remote(name, service.model_dump(mode="json"), policy, log_path, service.threads)
+        settings, policies = service.model_dump(mode="json"), str(directory.policies)
+        return actor.remote(name, settings, policy, policies, log_path, service.threads)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -15,13 +15,14 @@ import pyarrow as pa
 from common.config.recipe import Recipe
 from common.errors import PipelineError, UserError
 from common.leases import Lease
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from common.store import SampleStore
 from common.training_batch import training_batch
 from deploy.evaluation import Evaluation, Split
 from deploy.rounds import LeasePlan, Rounds
 from deploy.services import Services
 from deploy.tracking import Tracker
+from learner.step_report import StepReport
 
 T = TypeVar("T")
 
@@ -85,9 +86,10 @@ class Conductor:
             step += 1
             ends_round = step % algorithm.updates_per_round == 0
             group_ids = await self._next_groups(step, round_, taken)
-            batch = training_batch(self._store, group_ids, reward=self._recipe.objective.reward, prior=PRIOR)
-            metrics = await self._learner.call("train_step", step, batch, timeout=timeout)
-            self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, metrics)
+            batch = self._training_batch(group_ids)
+            report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
+            self._tracker.say(*report.notes)
+            self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, report.metrics)
             taken.append(group_ids)
             if ends_round or step % self._recipe.learner.checkpoint_steps == 0:
                 await self._learner.call("save", step, self._kept_steps(), timeout=timeout)
@@ -99,6 +101,11 @@ class Conductor:
         """Whose checkpoints must not be deleted: those of the versions that may turn out the best."""
         updates = self._recipe.algorithm.updates_per_round
         return [version * updates for version in self._evaluation.candidates(self._version)]
+
+    def _training_batch(self, group_ids: list[str]) -> pa.RecordBatch:
+        recomputed = self._recipe.logprobs.proposal == "recomputed"
+        reward, proposal = self._recipe.objective.reward, PROPOSAL if recomputed else None
+        return training_batch(self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal)
 
     def _taken_in_round(self, step: int) -> list[list[str]]:
         """The groups of each step that the round in progress has done up to `step`."""
@@ -175,7 +182,7 @@ class Conductor:
     async def _score(self, groups: pa.RecordBatch, *, training: bool) -> None:
         """Have every scorer annotate groups that are in the store; then they are ready."""
         store = self._store_of(training)
-        wanted = [name for name in self._scorers if not training or self._is_training_scorer(name)]
+        wanted = [name for name in self._scorers if self._wants(name, training)]
         await asyncio.gather(*(self._score_with(name, groups, store) for name in wanted))
         async with self._changed:
             self._busy -= 1
@@ -198,8 +205,10 @@ class Conductor:
         for round_, prompt_id, group in zip(*columns, strict=True):
             self._rounds.add(round_, prompt_id, group)
 
-    def _is_training_scorer(self, name: str) -> bool:
-        return name == PRIOR or self._recipe.scorers[name].use == "training"
+    def _wants(self, scorer: str, training: bool) -> bool:
+        if training:
+            return scorer in self._recipe.logprob_scorers() or self._recipe.scorers[scorer].use == "training"
+        return scorer != PROPOSAL
 
     def _store_of(self, training: bool) -> SampleStore:
         return self._store if training else self._evaluation.store

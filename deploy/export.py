@@ -74,9 +74,7 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
     if version == "best":
         summary = read_summary(directory)
         if summary is None:
-            raise UserError(
-                f"The run in {directory.root} has not ended, so that no version is the best; say --version."
-            )
+            raise UserError(f"The run in {directory.root} has not ended, so no version is the best; say --version.")
         return registry.verify(summary["best_version"])
     if not version.isdigit() or int(version) not in versions:
         raise UserError(

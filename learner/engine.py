@@ -27,6 +27,7 @@ from deepspeed.utils import (
 from common.config.recipe import LearnerSection
 from common.nn.packing import Request
 from learner.engine_protocol import ParameterState
+from learner.policy import elements
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LARGEST_BUCKET = 50_000_000
@@ -99,6 +100,16 @@ class DeepSpeedEngine:
         else:
             self._engine.zero_grad()
         return norm
+
+    def discard_gradient(self) -> None:
+        """See `Engine`."""
+        if self._stage:
+            # DeepSpeed's own way of starting afresh is a step whose gradient is not finite.
+            nothing = torch.stack([value.sum() for value in self._parameters.values()]).sum() * math.nan
+            self.backward(nothing, last=True)
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
@@ -200,9 +211,9 @@ def _partitioned_loading(dtype: str) -> Iterator[None]:
 
 
 def _config(settings: LearnerSection, module: nn.Module) -> dict[str, Any]:
-    sizes = [_elements(value) for value in module.parameters()]
+    sizes = [elements(value) for value in module.parameters()]
     trainable = [value for value in module.parameters() if value.requires_grad]
-    bucket = min(sum(map(_elements, trainable)), _LARGEST_BUCKET) // 2 * 2 + 2
+    bucket = min(sum(map(elements, trainable)), _LARGEST_BUCKET) // 2 * 2 + 2
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
         "overlap_comm": False,  # the order of summation must not depend on time
@@ -225,7 +236,3 @@ def _config(settings: LearnerSection, module: nn.Module) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled at run time; torch's AdamW does
         "zero_optimization": zero,
     }
-
-
-def _elements(parameter: nn.Parameter) -> int:
-    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

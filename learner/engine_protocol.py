@@ -50,6 +50,9 @@ class Engine(Protocol):
         A gradient that is not finite changes nothing; the norm, infinite or NaN, tells.
         """
 
+    def discard_gradient(self) -> None:
+        """Forget what `backward` has added up, also where it was interrupted; there must be one rank only."""
+
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, on every rank; also waits for all of them."""
 

@@ -111,6 +111,8 @@ class _Run:
         leaf = self.policy_logprobs[groups].requires_grad_()
         losses = self._loss(self._batch.values(leaf, groups)).losses
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        # A loss that is not finite must leave a gradient that is not: the step is then skipped, on every rank.
+        gradient[~losses.isfinite()] = torch.nan
         coefficients = torch.zeros_like(self.policy_logprobs)
         coefficients[groups] = gradient
         return coefficients

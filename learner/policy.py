@@ -36,6 +36,11 @@ class Policy(SequenceLogprobs):
             save_causal_lm(self.model, directory, named)
 
 
+def elements(parameter: torch.Tensor) -> int:
+    """How many elements a parameter has, also where ZeRO-3 holds a part of it here."""
+    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+
+
 def load_policy(recipe: Recipe) -> Policy:
     """Load the policy as it is before the first step: q_θ = p.
 

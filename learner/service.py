@@ -11,6 +11,7 @@ import ray
 
 from common.config.recipe import Recipe
 from common.logs import redirect_output
+from learner.step_report import StepReport
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -52,7 +53,7 @@ class LearnerActor:
         self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine)
         return self._trainer.start()
 
-    def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
+    def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """See `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
 

@@ -3,7 +3,8 @@
     parameters*.safetensors   of each trainable parameter "weight/<name>" in float32, and AdamW's moments,
                               "exp_avg/<name>" and "exp_avg_sq/<name>"; these are absent before an update
     random.pt                 the generators' states of each rank
-    state.json                step, AdamW's count of updates, digest of the settings that decide what is learned
+    state.json                step, AdamW's count of updates, digest of the settings that decide what is learned, and
+                              why the last steps were skipped, if they were
 
 Frozen weights are not in it. The position in the stream of groups and in the schedule of the learning rate is the step:
 the sample store says which groups trained which step.
@@ -38,6 +39,7 @@ class TrainingState:
     updates: int
     settings_digest: str
     random_states: list[RandomState]
+    skipped: list[str]
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -52,7 +54,12 @@ def write_training_state(
     """Write into a directory that exists; the parameters are held a file's worth at a time."""
     write_shards(_flat(parameters), directory, _PARAMETERS)
     torch.save(state.random_states, directory / _RANDOM)
-    facts = {"step": state.step, "settings_digest": state.settings_digest, "updates": state.updates}
+    facts = {
+        "step": state.step,
+        "settings_digest": state.settings_digest,
+        "updates": state.updates,
+        "skipped": state.skipped,
+    }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
 
@@ -69,7 +76,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
             f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
         )
     random_states = torch.load(directory / _RANDOM, weights_only=True)
-    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states)
+    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states, facts["skipped"])
 
 
 class SavedParameters:

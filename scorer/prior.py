@@ -30,13 +30,18 @@ class PriorScorer:
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
-        outputs = [output["token_ids"] for output in group["outputs"]]
-        try:
-            logprobs = self._logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), self._max_tokens)
-        except ValueError as error:  # no prompt token, or more tokens than the model reads
-            return Annotation([None] * len(outputs), errors=(str(error),))
-        values, errors = finite_or_null(logprobs.tolist(), "output")
-        return Annotation(values, errors=tuple(errors))
+        return annotate_logprobs(self._logprobs, group, self._max_tokens)
+
+
+def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int) -> Annotation:
+    """A group's sequence log-probabilities under a model; null where the model cannot read a sequence."""
+    outputs = [output["token_ids"] for output in group["outputs"]]
+    try:
+        values = logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), max_tokens)
+    except ValueError as error:  # no prompt token, or more tokens than the model reads
+        return Annotation([None] * len(outputs), errors=(str(error),))
+    kept, errors = finite_or_null(values.tolist(), "output")
+    return Annotation(kept, errors=tuple(errors))
 
 
 def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScorer:
@@ -46,10 +51,15 @@ def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScor
         UserError: model or adapter is missing or incompatible.
     """
     model = load_prior_model(policy, device)
+    return PriorScorer(logprobs_digest(PRIOR, policy, model, max_tokens), model, max_tokens)
+
+
+def logprobs_digest(name: str, policy: PolicySection, model: PreTrainedModel | PeftModel, max_tokens: int) -> str:
+    """The digest of a scorer of log-probabilities: of model files and numerics."""
     files = [_model_files(policy.model, model)]
     if policy.sft_adapter:
         files.append(_files(find_adapter(policy.sft_adapter), ["adapter_config.json", "*.safetensors"]))
-    return PriorScorer(digest(PRIOR, files, policy.dtype, policy.quantization, max_tokens), model, max_tokens)
+    return digest(name, files, policy.dtype, policy.quantization, max_tokens)
 
 
 def _model_files(source: str, model: PreTrainedModel | PeftModel) -> str:

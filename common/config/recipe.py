@@ -198,6 +198,18 @@ class PriorSection(Section):
     threads: int = Field(1, ge=1)
 
 
+class LogprobsSection(Section):
+    """Log-probabilities. BRAIn's weights take their errors at face value: 0.01 nats a token are 1 in 100 tokens."""
+
+    proposal: Literal["sampler", "recomputed"] = Field(
+        "sampler",
+        description="whose log q' the objective uses: as sampled, or computed again by the prior's replicas",
+    )
+    gap_warning: float = Field(
+        0.01, gt=0, description="warn where sampler and learner differ by more nats a token than this, on average"
+    )
+
+
 class ObjectiveSection(Section):
     """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
 
@@ -243,7 +255,12 @@ class LearnerSection(Section):
     gpus: float = Field(0, ge=0, description="GPUs a rank")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a rank")
     threads: int = Field(1, ge=1, description="CPU threads that a rank computes with")
-    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one forward pass")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="tokens of one forward pass; default: what the device has room for"
+    )
+    max_skipped_in_a_row: int = Field(
+        3, ge=0, description="steps skipped because loss or gradient is not finite; one more in a row ends the run"
+    )
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints; each publication makes one too")
     keep_checkpoints: int = Field(2, ge=1, description="the newest; that of the best version is kept besides")
 
@@ -292,6 +309,7 @@ class Recipe(Section):
     sampler: SamplerSection = SamplerSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
     prior: PriorSection = PriorSection()
+    logprobs: LogprobsSection = LogprobsSection()
     objective: ObjectiveSection = ObjectiveSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     learner: LearnerSection = LearnerSection()
@@ -299,10 +317,17 @@ class Recipe(Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     ray: RaySection = RaySection()
 
+    def logprob_scorers(self) -> list[str]:
+        """The names of the scorers that compute log-probabilities, on the prior's replicas."""
+        return ["prior", "proposal"] if self.logprobs.proposal == "recomputed" else ["prior"]
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        if "prior" in self.scorers:
-            raise ValueError("scorers.prior: `prior` is the name of the prior's log-probabilities; choose another")
+        for name in ("prior", "proposal"):
+            if name in self.scorers:
+                raise ValueError(
+                    f"scorers.{name}: `{name}` is the name of the {name}'s log-probabilities; choose another"
+                )
         reward = self.scorers.get(self.objective.reward)
         if reward is None:
             raise ValueError(
@@ -339,6 +364,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _recomputes_what_was_sampled_from(self) -> Self:
+        if self.logprobs.proposal == "recomputed" and self.sampling.temperature != 1:
+            raise ValueError(
+                f"logprobs.proposal=recomputed computes the model's own distribution, but sampling.temperature="
+                f"{self.sampling.temperature} samples from another; set temperature=1, or logprobs.proposal=sampler"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_round_fills_a_batch(self) -> Self:
         algorithm = self.algorithm
         if algorithm.batch_prompts > algorithm.prompts_per_round:
@@ -371,6 +405,8 @@ OPERATIONAL = (
     "learner.offload_optimizer",
     "learner.activation_checkpointing",
     "learner.micro_batch_tokens",
+    "learner.max_skipped_in_a_row",
+    "logprobs.gap_warning",
     "learner.checkpoint_steps",
     "learner.keep_checkpoints",
 )

@@ -5,18 +5,18 @@ prompt is computed once (common/nn/packing.py), or, for models that cannot read 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.nn.causal_lm import context_length
 from common.nn.lm_head import LMHead
-from common.nn.packing import PackedRow, Request, TokenBudget, pack
+from common.nn.packing import Request, TokenBudget, pack
 from common.nn.prefix_models import enable_packed_rows, longest_packed
 
 _LOG = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _TOLERANCE_IN_16_BITS = 0.05
 """Nats a token by which packed and padded rows may differ; a wrong mask or position is off by tenths, at least."""
+
+TokenLogprobs = Callable[[Sequence[Request]], list[torch.Tensor]]
+"""What computes the log-probabilities of each output's tokens."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class SequenceLogprobs(nn.Module):
         Raises:
             ValueError: a request has no output or no prompt token, or more tokens than the model's context.
         """
-        return torch.stack([tokens.sum() for tokens in self.token_logprobs(requests)])
+        return _sums(self.token_logprobs(requests))
 
     def token_logprobs(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         """Log q(y_t|x, y_<t) of each token of each output: what `forward` sums.
@@ -89,9 +92,7 @@ class SequenceLogprobs(nn.Module):
         """
         for prompt, outputs in requests:
             self._check_lengths(prompt, outputs)
-        if self._can_pack(requests):
-            return self._packed(pack(requests))
-        return [tokens for request in requests for tokens in self._padded(request)]
+        return self._packed(requests) if self._can_pack(requests) else self._padded(requests)
 
     def budget(self, max_tokens: int) -> TokenBudget:
         """A budget of a forward pass, for rows as they are laid out here."""
@@ -100,43 +101,64 @@ class SequenceLogprobs(nn.Module):
     @torch.no_grad()
     def in_parts(self, request: Request, max_tokens: int) -> torch.Tensor:
         """`forward` of one group without gradients, in as many forward passes as `max_tokens` asks for."""
-        prompt, outputs = request
-        parts = self.budget(max_tokens).parts(len(prompt), [len(output) for output in outputs])
-        return torch.cat([self([(prompt, outputs[part])]) for part in parts])
+        return _in_parts(self.token_logprobs, request, self.budget(max_tokens))
 
     @torch.no_grad()
-    def check_packed(self, request: Request) -> PackedCheck | None:
-        """Compare packed with padded rows on a group; None where its rows are padded anyway."""
+    def check_packed(self, request: Request, max_tokens: int) -> PackedCheck | None:
+        """Compare packed with padded rows on a group; None where its rows are padded anyway.
+
+        Args:
+            request: a group.
+            max_tokens: of one forward pass.
+        """
         if not self._can_pack([request]):
             return None
-        packed, padded = self._packed(pack([request])), self._padded(request)
-        differences = torch.stack(
-            [(one.sum() - other.sum()).abs() / max(1, len(one)) for one, other in zip(packed, padded, strict=True)]
-        )
-        return PackedCheck(float(differences.max()), _TOLERANCE.get(self._base.dtype, _TOLERANCE_IN_16_BITS))
+        packed = _in_parts(self._packed, request, TokenBudget(max_tokens, packed=True))
+        padded = _in_parts(self._padded, request, TokenBudget(max_tokens, packed=False))
+        tokens = torch.tensor([max(1, len(output)) for output in request[1]], device=packed.device)
+        tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS)
+        return PackedCheck(float(((packed - padded).abs() / tokens).max()), tolerance)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        return self._base.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self._base.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._base.get_input_embeddings().weight.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     @property
     def _base(self) -> PreTrainedModel:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    @property
-    def _device(self) -> torch.device:
-        return self._base.get_input_embeddings().weight.device
-
     def _can_pack(self, requests: Sequence[Request]) -> bool:
-        window = longest_packed(self._base.config)
+        window = longest_packed(self.config)
         return not self.padded_because and (not window or max(map(_longest, requests)) <= window)
 
-    def _packed(self, row: PackedRow) -> list[torch.Tensor]:
-        device = self._device
+    def _packed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        row, device = pack(requests), self.device
         hidden = self._decoder(row.token_ids.to(device), row.position_ids.to(device), row.layout.encode())[0]
         predicting = hidden[row.predictors.to(device)]  # [u, h]
         logprobs = self.head(predicting, row.predictor_of.to(device), row.targets.to(device))
         return list(logprobs.split(row.lengths))
 
-    def _padded(self, request: Request) -> list[torch.Tensor]:
+    def _padded(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        return [tokens for request in requests for tokens in self._padded_group(request)]
+
+    def _padded_group(self, request: Request) -> list[torch.Tensor]:
         prompt, outputs = request
-        device = self._device
+        device = self.device
         lengths = torch.tensor([len(output) for output in outputs])
         # Attention is causal and padding stands on the right, where no token sees it: any id will do.
         rows = pad_sequence([torch.cat([prompt, output]) for output in outputs], batch_first=True).to(device)  # [n, t]
@@ -159,7 +181,7 @@ class SequenceLogprobs(nn.Module):
             raise ValueError("a group needs at least one output")
         if not len(prompt):
             raise ValueError("a prompt needs at least one token: the first output token is predicted from it")
-        limit = context_length(self._base.config)
+        limit = context_length(self.config)
         if (longest := _longest((prompt, outputs))) > limit:
             raise ValueError(f"prompt and output have {longest} tokens, the model reads {limit}")
 
@@ -167,6 +189,16 @@ class SequenceLogprobs(nn.Module):
 def request_of(prompt_ids: Sequence[int], outputs: Sequence[Sequence[int]]) -> Request:
     """A request from plain token ids."""
     return torch.tensor(prompt_ids, dtype=torch.int64), [torch.tensor(ids, dtype=torch.int64) for ids in outputs]
+
+
+def _sums(tokens: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([one.sum() for one in tokens])
+
+
+def _in_parts(compute: TokenLogprobs, request: Request, budget: TokenBudget) -> torch.Tensor:
+    prompt, outputs = request
+    parts = budget.parts(len(prompt), [len(output) for output in outputs])
+    return torch.cat([_sums(compute([(prompt, outputs[part])])) for part in parts])
 
 
 def _longest(request: Request) -> int:

@@ -52,7 +52,7 @@ def train(trainer, last, saved=None, spoiled=None):
     for step in range(trainer.step + 1, last + 1):
         if step == spoiled:
             spoil(trainer._engine)
-        metrics.append(trainer.train_step(step, gappy_batch(step)))
+        metrics.append(trainer.train_step(step, gappy_batch(step)).metrics)
         if step == saved:
             trainer.save(step)
     trainer.publish(1, last)

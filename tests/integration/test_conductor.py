@@ -23,6 +23,7 @@ from deploy.evaluation import Evaluation
 from deploy.rounds import LeasePlan, Rounds
 from deploy.services import ActorLostError, Pool, Services
 from deploy.tracking import Tracker
+from learner.step_report import StepReport
 from tests.unit.factories import group, recipe_settings, scores
 
 TRAIN = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(24)]
@@ -90,7 +91,7 @@ class StandInLearner:
         if method == "train_step":
             assert arguments[0] == self.step + 1
             self.step += 1
-            return {"loss": 1.0, "tokens": 10.0}
+            return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
         if method == "save":
             _step, kept = arguments
             assert kept and all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)

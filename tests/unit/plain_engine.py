@@ -55,6 +55,10 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return norm
 
+    def discard_gradient(self):
+        self.complete = False
+        self.optimizer.zero_grad()
+
     def sum_over_ranks(self, values):
         return values.clone()
 

@@ -82,7 +82,7 @@ def gradient(model, logprobs):
 
 
 def passes_check(logprobs, request):
-    check = logprobs.check_packed(request)
+    check = logprobs.check_packed(request, 1000)
     return check is not None and check.passed
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_read_packed_rows_is_padded_with_one_warning(kind, caplog):
 def test_beyond_a_sliding_window_rows_are_padded():
     model = build("mistral", {"num_key_value_heads": 2, "sliding_window": 6})
     stock, logprobs = copy.deepcopy(model), SequenceLogprobs(model)
-    assert logprobs.check_packed(REQUESTS[0]) is None
+    assert logprobs.check_packed(REQUESTS[0], 1000) is None
     assert passes_check(logprobs, REQUESTS[1])
     for request in REQUESTS:
         torch.testing.assert_close(logprobs([request]).double(), one_by_one(stock, [request]), atol=1e-4, rtol=1e-6)
@@ -165,7 +165,7 @@ def test_a_model_that_answers_differently_on_packed_rows_is_found_out():
     rotary = model.model.rotary_emb
     stock = rotary.forward
     rotary.forward = lambda hidden, position_ids: stock(hidden, torch.arange(position_ids.shape[1])[None])
-    check = logprobs.check_packed(REQUESTS[0])
+    check = logprobs.check_packed(REQUESTS[0], 1000)
     assert check is not None
     assert not check.passed
     assert check.difference > 100 * check.tolerance
