@@ -70,6 +70,8 @@ class DeepSpeedEngine:
         self._engine.train(settings.activation_checkpointing)
         self.rank: int = torch.distributed.get_rank()
         self.ranks: int = torch.distributed.get_world_size()
+        # From stage 2 on DeepSpeed reduces, and from 3 on gathers, as it goes: a pass that breaks off leaves traces.
+        self.can_discard = self.ranks == 1 and self._stage < 2
 
     @staticmethod
     def loading(settings: LearnerSection, dtype: str) -> AbstractContextManager[None]:
