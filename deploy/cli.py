@@ -54,7 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     run.set_defaults(command=_run)
+    _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.description = "Write one version of a run's policy as an adapter (PEFT) or a whole model (transformers)."
+    export.add_argument("run", type=Path, metavar="RUN", help="the run directory, e.g. runs/demo")
+    export.add_argument("--version", default="best", help="best (on validation prompts; the default), newest or N")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a directory that does not exist yet")
+    export.add_argument("--merge", action="store_true", help="add an adapter to its model's weights, and write those")
+    export.set_defaults(command=_export)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -62,6 +72,13 @@ def _run(options: argparse.Namespace) -> int:
     from deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
     run_recipe(recipe, Console())
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from deploy.export import export  # torch and transformers
+
+    print(export(options.run, options.version, options.output, merge=options.merge))
     return 0
 
 

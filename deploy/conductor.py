@@ -92,7 +92,7 @@ class Conductor:
             self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, report.metrics)
             taken.append(group_ids)
             if ends_round or step % self._recipe.learner.checkpoint_steps == 0:
-                await self._learner.call("save", step, timeout=timeout)
+                await self._learner.call("save", step, self._kept_steps(), timeout=timeout)
             if ends_round:
                 taken = []
                 await self._publish(round_ + 1, step)
@@ -101,6 +101,11 @@ class Conductor:
         recomputed = self._recipe.logprobs.proposal == "recomputed"
         reward, proposal = self._recipe.objective.reward, PROPOSAL if recomputed else None
         return training_batch(self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal)
+
+    def _kept_steps(self) -> list[int]:
+        """Whose checkpoints must not be deleted: those of the versions that may turn out the best."""
+        updates = self._recipe.algorithm.updates_per_round
+        return [version * updates for version in self._evaluation.candidates(self._version)]
 
     def _taken_in_round(self, step: int) -> list[list[str]]:
         """The groups of each step that the round in progress has done up to `step`."""

@@ -106,12 +106,18 @@ class Evaluation:
 
     def best_version(self) -> int:
         """The version with the highest validation win rate; ties, or no gold, go to the higher mean reward."""
+        return max(self.due_versions(), key=self._merit)
 
-        def merit(version: int) -> tuple[float, float]:
-            result = self.result("validation", version)
-            return result.train_rm_win_rate or 0.0, result.mean_reward
+    def candidates(self, newest: int) -> list[int]:
+        """The versions up to the newest that may turn out the best: the best so far, and those not yet evaluated."""
+        due = [version for version in self.due_versions() if version <= newest]
+        complete = [version for version in due if self.is_complete("validation", version)]
+        best = [max(complete, key=self._merit)] if complete else []
+        return best + [version for version in due if version not in complete]
 
-        return max(self.due_versions(), key=merit)
+    def _merit(self, version: int) -> tuple[float, float]:
+        result = self.result("validation", version)
+        return result.train_rm_win_rate or 0.0, result.mean_reward
 
     def result(self, split: Split, version: int) -> Result:
         """The figures of a complete evaluation.

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, recipe_digest
+from common.config.validation import differing_settings, parse_recipe, recipe_digest
 from common.durable import is_temporary, write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml
@@ -30,6 +30,11 @@ class RunDirectory:
     def config(self) -> Path:
         """The resolved recipe."""
         return self.root / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """What identifies the run and its inputs."""
+        return self.root / "run.json"
 
     @property
     def store(self) -> Path:
@@ -147,6 +152,17 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         )
 
 
+def saved_recipe(directory: RunDirectory) -> Recipe:
+    """The recipe that a run was begun with.
+
+    Raises:
+        UserError: there is no run, or its configuration is not one of this version.
+    """
+    if not directory.config.exists():
+        raise UserError(f"{directory.root} is no run directory: it has no config.yaml.")
+    return parse_recipe(_saved_config(directory), str(directory.config))
+
+
 def has_begun(directory: RunDirectory) -> bool:
     """Whether a run has published or sampled anything here."""
     made = (directory.policies.glob("v*"), directory.store.glob("*/*.arrow"), directory.evaluation.glob("*/*.arrow"))
@@ -174,7 +190,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     Raises:
         UserError: the run began on other inputs.
     """
-    facts_path = directory.root / "run.json"
+    facts_path = directory.facts
     if not has_begun(directory):
         for store in (directory.store, directory.evaluation):
             shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +32,7 @@ def finish(
 ) -> dict[str, Any]:
     """Write the result of a complete run and return the summary."""
     best = evaluation.best_version()
-    _export_adapter(directory, best)
+    result = _result(recipe, directory, best)
     write_file(directory.examples, _examples(evaluation, best, recipe.evaluation.examples))
     versions = evaluation.due_versions()
     summary = {
@@ -43,7 +44,7 @@ def finish(
         "validation": {str(version): evaluation.result("validation", version).as_dict() for version in versions},
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
-        "adapter": str(directory.adapter),
+        "result": str(result),
     }
     write_file(directory.summary, json.dumps(summary, indent=1))
     return summary
@@ -68,7 +69,7 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     for label, text in (
         ("time", spent),
-        ("adapter", f"{directory.adapter} (PeftModel.from_pretrained)"),
+        ("result", f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export"),
         ("summary", directory.summary),
         ("examples", directory.examples),
         ("metrics", f"{directory.metrics}, {directory.tensorboard}"),
@@ -76,13 +77,21 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
 
 
-def _export_adapter(directory: RunDirectory, version: int) -> None:
-    if directory.adapter.exists():
-        return
+def _result(recipe: Recipe, directory: RunDirectory, version: int) -> Path:
+    """Where the best version lies: an adapter is copied out of the published versions, a whole model is not."""
     source = PolicyRegistry(directory.policies).verify(version).path
-    with new_directory(directory.adapter) as target:
-        for file in sorted(source.iterdir()):
-            shutil.copyfile(file, target / file.name)
+    if recipe.policy.method == "full":
+        return source
+    if not directory.adapter.exists():
+        with new_directory(directory.adapter) as target:
+            for file in sorted(source.iterdir()):
+                shutil.copyfile(file, target / file.name)
+    return directory.adapter
+
+
+def _loader(result: Path) -> str:
+    is_adapter = (result / "adapter_config.json").exists()
+    return f"{'PeftModel' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
 
 
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:

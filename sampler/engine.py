@@ -65,7 +65,7 @@ class Engine:
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
             **_lora_arguments(settings.adapter_rank),
-            **settings.extra,
+            **({"enforce_eager": _on_cpu()} | settings.extra),
         )
         self._adapters = settings.adapter_rank is not None
         self._loaded: int | None = None  # the version whose full weights the engine has
@@ -127,6 +127,7 @@ class Engine:
             return
         self._loaded = None  # should loading fail half-way
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        self._llm.collective_rpc(_repack_output_layer)
         self._loaded = version
 
 
@@ -152,17 +153,30 @@ def _prepare_environment(settings: EngineSettings) -> None:
         OMP_NUM_THREADS=str(settings.threads),
         VLLM_NO_USAGE_STATS="1",
     )
+    if _on_cpu():
+        # the model runs eagerly there, but vLLM compiles one small sampling function: 20 s for nothing gained
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+
+
+def _on_cpu() -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        # vLLM runs the model eagerly on CPU, but compiles one small sampling function: 20 s for nothing gained
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    return not torch.cuda.is_available()
 
 
 def _seed_worker(_worker: Any, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+def _repack_output_layer(worker: Any) -> None:
+    """Pack the output layer's weights anew: on CPUs `reload_weights` leaves the old ones where they are tied."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.model_runner.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _completion(output: Any) -> Completion:

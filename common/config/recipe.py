@@ -356,6 +356,11 @@ class Recipe(Section):
                 "policy.method=full in bfloat16 needs a float32 copy of the weights, which ZeRO keeps: set "
                 "learner.zero_stage=1 or more (one rank is enough), or policy.dtype=float32"
             )
+        if policy.method == "full" and policy.dtype == "bfloat16" and self.learner.offload_optimizer and stage < 3:
+            raise ValueError(
+                "learner.offload_optimizer=true with policy.method=full in bfloat16 needs learner.zero_stage=3 (one "
+                "rank is enough): DeepSpeed's stages 1 and 2 do not recover there from a gradient that is not finite"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ Rank and rendezvous stand in the environment.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common.config.recipe import Recipe
+from common.nn.logprobs import request_of
 from learner.trainer import Trainer
 from tests.unit.factories import recipe_settings
 from tests.unit.train_batches import gappy_batch
@@ -37,15 +39,29 @@ def learner_recipe(model, policy=(), learner=()):
     )
 
 
-def train(trainer, last, saved=None):
+def spoil(engine):
+    """A gradient that is not finite: nothing may change."""
+    outputs = engine.logprobs([request_of([3, 4], [[7, 8], [9]])])
+    engine.backward(outputs.sum() * torch.nan, last=True)
+    assert not math.isfinite(engine.step(1.0))
+
+
+def train(trainer, last, saved=None, spoiled=None):
     """Train up to `last`, with a checkpoint at `saved`, and publish the result; returns each step's metrics."""
     metrics = []
     for step in range(trainer.step + 1, last + 1):
+        if step == spoiled:
+            spoil(trainer._engine)
         metrics.append(trainer.train_step(step, gappy_batch(step)).metrics)
         if step == saved:
             trainer.save(step)
     trainer.publish(1, last)
     return metrics
+
+
+def held_here(parameter):
+    """The share of a parameter's elements that lie on this rank between steps."""
+    return parameter.ds_tensor.numel() / parameter.ds_numel if hasattr(parameter, "ds_tensor") else 1.0
 
 
 def main(model, runs, *, die=False):
@@ -57,7 +73,9 @@ def main(model, runs, *, die=False):
         recipe = learner_recipe(model, run.get("policy", {}), run["learner"])
         trainer = Trainer(recipe, Path(run["dir"]), DeepSpeedEngine)
         trainer.start()
-        metrics = train(trainer, run["last"], run.get("saved"))
+        metrics = train(trainer, run["last"], run.get("saved"), run.get("spoiled"))
+        held = {name: held_here(value) for name, value in trainer._policy.named_parameters()}
+        Path(run["dir"], f"held-{os.environ['RANK']}.json").write_text(json.dumps(held))
         Path(run["dir"], f"metrics-{os.environ['RANK']}.json").write_text(json.dumps(metrics))
     if die:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -93,6 +93,8 @@ class StandInLearner:
             self.step += 1
             return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
         if method == "save":
+            _step, kept = arguments
+            assert kept and all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)
             self.world.saved = self.step
         else:
             version, step = arguments

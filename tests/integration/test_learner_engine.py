@@ -99,14 +99,14 @@ def moved(directory, kind, source, target, **settings):
 def trained(tmp_path_factory):
     """The directory of all runs: KIND-CASE each.
 
-    whole: never interrupted; cut: killed after step 4, resumed from step 3; wide: on two ranks; moved and moved-wide:
-    from another stage's checkpoint, on one rank and on two.
+    whole: never interrupted, but for a gradient that is not finite before step 3; cut: killed after step 4, resumed
+    from step 3; wide: on two ranks; moved and moved-wide: from another stage's checkpoint, on one rank and on two.
     """
     directory = tmp_path_factory.mktemp("learner")
     tiny_models.save(tiny_models.llama(), directory / "model")
     cut = ["lora-0", "lora-1", "lora-2", "lora-3", "full-2", *SIXTEEN]
     finish(
-        spawn(directory, runs(directory, "whole", EXACT + SIXTEEN + OFFLOADED + RECOMPUTED, last=LAST)),
+        spawn(directory, runs(directory, "whole", EXACT + SIXTEEN + OFFLOADED + RECOMPUTED, last=LAST, spoiled=3)),
         spawn(directory, runs(directory, "cut", cut, last=SAVED + 1, saved=SAVED), die=True),
     )
     for run in runs(directory, "cut", cut):
@@ -162,6 +162,12 @@ def test_deepspeed_trains_what_plain_adamw_trains(trained, plain, name):
 @pytest.mark.parametrize("name", [*EXACT, "lora-3-recompute"])
 def test_two_ranks_train_what_one_trains(trained, plain, name):
     assert largest_difference(weights(trained / f"wide-{name}"), plain[name.split("-")[0]]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["lora-3", "full-3"])
+def test_zero_3_partitions_frozen_weights_too(trained, name):
+    held = json.loads((trained / f"wide-{name}/held-0.json").read_text())
+    assert set(held.values()) == {0.5}
 
 
 def test_bfloat16_weights_have_a_float32_master_copy(trained, plain):

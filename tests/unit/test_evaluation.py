@@ -79,3 +79,13 @@ def test_each_result_is_reported_once_and_only_when_complete(tmp_path: Path) -> 
     record(subject, 0, [1.0] * 4)
     assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
     assert list(subject.newly_complete()) == []
+
+
+def test_the_best_so_far_and_what_is_not_evaluated_yet_may_turn_out_the_best(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    assert subject.candidates(0) == [0]
+    record(subject, 0, [2.0, 0.0, 0.0, 0.0])
+    assert subject.candidates(2) == [0]
+    assert subject.candidates(3) == [0, 3]
+    record(subject, 3, [2.0, 2.0, 0.0, 0.0])
+    assert subject.candidates(4) == [3, 4]
