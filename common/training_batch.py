@@ -24,7 +24,7 @@ def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, pri
     flat = outputs.flatten()
     lists = {
         "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
-        "proposal_logprobs": _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS),
+        "proposal_logprobs": _relist(outputs, list_sums(flat.field("token_logprobs")), LOGPROBS),
         "prior_logprobs": store.scores(group_ids, prior)["values"],
         "rewards": store.scores(group_ids, reward)["values"],
     }
@@ -40,7 +40,7 @@ def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.Lis
     return pa.ListArray.from_arrays(pa.array(offsets), values).cast(type_)
 
 
-def _list_sums(lists: pa.ListArray) -> pa.Array:
+def list_sums(lists: pa.ListArray) -> pa.Array:
     """The sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from common.errors import PipelineError, UserError
 from deploy.recipe_files import load_recipe
+from deploy.store_commands.parser import add_store_command
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     run.set_defaults(command=_run)
+    add_store_command(commands)
     return parser
 
 

@@ -1,0 +1,110 @@
+"""`brain store export`: stored samples in the formats of other tools."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.progress import Progress
+
+from common.errors import UserError
+from common.store import SampleStore
+from deploy.store_commands.flat_rows import FlatRows
+from deploy.store_commands.output import new_output
+from deploy.store_commands.pairs import PAIRINGS, Pairs
+from deploy.store_commands.source import open_source, ranking_scorer
+from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+
+Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
+
+_WRITERS: dict[str, Write] = {"parquet": write_parquet, "jsonl": write_jsonl, "hf": write_dataset}
+
+
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "export",
+        help="parquet, JSON lines, preference pairs or a Hugging Face dataset",
+        description="Write stored samples to a file: one row an output with all its scores, or preference pairs.",
+    )
+    parser.add_argument("place", metavar="STORE", help=PLACE)
+    parser.add_argument("--format", required=True, choices=[*_WRITERS, "pairs"])
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="pairs: .jsonl or .parquet")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--round", type=int, metavar="N", help="only the groups of this round")
+    parser.add_argument("--version", type=int, metavar="N", help="only the groups of this proposal version")
+    parser.add_argument(
+        "--scorer", metavar="NAME", help="only groups that it has scored, with its values alone; pairs: which ranks"
+    )
+    parser.add_argument(
+        "--pairing", choices=list(PAIRINGS), default="consecutive", help="which pairs (default: %(default)s, disjoint)"
+    )
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    write = _writer(options.format, options.output)
+    source = open_source(options.place)
+    store = source.store
+    wanted: str | None = options.scorer
+    if options.format == "pairs":
+        wanted = ranking_scorer(source, wanted)
+    groups = _selected(store, options.round, options.version, wanted)
+    rows: FlatRows | Pairs
+    if options.format == "pairs":
+        assert wanted is not None
+        rows = Pairs(store, wanted, options.pairing)
+    else:
+        rows = FlatRows(store, [wanted] if wanted else sorted({facts.name for facts in store.scorers()}))
+    with (
+        Progress(console=terminal(stderr=True), transient=True) as progress,
+        new_output(options.output, force=options.force) as target,
+    ):
+        batches = _batches(store, groups, progress)
+        count = write(target, rows.schema, (rows.rows(batch) for batch in batches))
+    dropped = "".join(f", {number:,} {reason} left out" for reason, number in rows.dropped.items() if number)
+    what = "pairs" if options.format == "pairs" else "rows"
+    terminal().print(f"{len(groups):,} groups, {count:,} {what}{dropped}: {options.output}", soft_wrap=True)
+    for damage in store.damaged:
+        terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
+    return 0
+
+
+def _writer(form: str, output: Path) -> Write:
+    if form == "hf":
+        import_datasets()  # before anything is read
+    if form != "pairs":
+        return _WRITERS[form]
+    suffix = output.suffix.removeprefix(".")
+    if suffix not in ("jsonl", "parquet"):
+        raise UserError(f"--output {output}: pairs are written as .jsonl or .parquet; end the name in one of them.")
+    return _WRITERS[suffix]
+
+
+def _selected(store: SampleStore, round_: int | None, version: int | None, scorer: str | None) -> pa.ChunkedArray:
+    """Ids of the groups to export, in order of commitment.
+
+    Raises:
+        UserError: there is none.
+    """
+    index = store.index()
+    filters = {"round": round_, "proposal_version": version}
+    for column, value in filters.items():
+        if value is not None:
+            index = index.filter(pc.equal(index[column], value))
+    ids = index["group_id"]
+    if scorer is not None:
+        ids = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(store.unscored(scorer), pa.string()))))
+    if not len(ids):
+        asked = [f"{name} {value}" for name, value in (*filters.items(), ("scorer", scorer)) if value is not None]
+        raise UserError(f"The store {store.root} has no groups{' of ' if asked else ''}{', '.join(asked)}.")
+    return ids
+
+
+def _batches(store: SampleStore, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
+    task = progress.add_task("exporting", total=len(groups))
+    for batch in store.batches(group_ids=groups.to_pylist()):
+        yield batch
+        progress.advance(task, batch.num_rows)
