@@ -1,13 +1,25 @@
 """GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import pyarrow as pa
 
 from common.schemas import LOGPROBS, TRAIN_BATCH
-from common.store import SampleStore
 
 
-def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
+class JoinableSamples(Protocol):
+    """What a batch is joined from, see `SampleStore`."""
+
+    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+        """See `SampleStore.groups`."""
+
+    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+        """See `SampleStore.scores`."""
+
+
+def training_batch(store: JoinableSamples, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
     """Join groups with their rewards and prior log-probabilities, in the given order.
 
     Args:
@@ -31,6 +43,13 @@ def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, pri
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=TRAIN_BATCH)
+
+
+def of_another_run(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, with versions that no version of this run is taken for: its proposals were another run's."""
+    place = batch.schema.get_field_index("proposal_version")
+    versions = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
+    return batch.set_column(place, batch.schema.field(place), versions)
 
 
 def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.ListArray:

@@ -134,12 +134,22 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
                 f"new or empty one."
             )
         return
-    differing = differing_settings(_saved_config(directory), recipe.model_dump(mode="json"))
+    saved = _saved_config(directory)
+    _check_kind(directory, saved, recipe)
+    differing = differing_settings(saved, recipe.model_dump(mode="json"))
     if differing and has_begun(directory):
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
+
+
+def _check_kind(directory: RunDirectory, saved: Mapping[str, Any], recipe: Recipe) -> None:
+    """Replicas may change, but not whether a run samples its own groups."""
+    sampled_then, samples_now = saved["sampler"]["replicas"] > 0, recipe.sampler.replicas > 0
+    if sampled_then != samples_now and has_begun(directory):
+        held = "samples its own groups" if sampled_then else "trains from another store"
+        raise UserError(f"{directory.root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
 
 
 def has_begun(directory: RunDirectory) -> bool:
@@ -164,7 +174,8 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     Args:
         directory: of the run.
         recipe: as the user gave it.
-        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts.
+        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts, or "source", that
+            of the groups of another store that are trained on.
 
     Raises:
         UserError: the run began on other inputs.
@@ -178,8 +189,9 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
         write_file(facts_path, json.dumps(facts, indent=1))
     begun = json.loads(facts_path.read_text())
     for name, value in inputs.items():
-        if begun[name] != value:
+        before = begun.get(name)
+        if before != value:
             raise UserError(
-                f"{directory.root} was begun with the {name} {begun[name]}, which is now {value}: the data or the way "
-                f"it is prepared has changed; restore it, or set another run.dir."
+                f"{directory.root} was begun with the {name} {before}, which is now {value}: the data or the way it is "
+                f"prepared has changed; restore it, or set another run.dir."
             )

@@ -120,7 +120,7 @@ _ENGINE_S_OWN = {
 class SamplerSection(Section):
     """The sampling service."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=0, description="0: nothing is sampled, and training is on the groups of store.uri")
     gpus: float = Field(0, ge=0, description="GPUs a replica")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
     threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
@@ -138,6 +138,15 @@ class SamplerSection(Section):
                 f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
             )
         return self
+
+
+class StoreSection(Section):
+    """The sample store."""
+
+    uri: str | None = Field(
+        None, description="with sampler.replicas=0: the store to train from, or the directory of its run; only read"
+    )
+    replay: bool = Field(False, description="train the steps that the store records again, in their order")
 
 
 class ScorerSection(Section):
@@ -250,6 +259,7 @@ class Recipe(Section):
     policy: PolicySection
     sampling: SamplingSection = SamplingSection()
     sampler: SamplerSection = SamplerSection()
+    store: StoreSection = StoreSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
     prior: PriorSection = PriorSection()
     objective: ObjectiveSection = ObjectiveSection()
@@ -279,6 +289,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_groups_to_train_on(self) -> Self:
+        if self.sampler.replicas == 0 and self.store.uri is None:
+            raise ValueError(
+                "sampler.replicas=0 samples nothing, so that training needs the groups of an existing store; set "
+                "store.uri to it, or to the directory of its run"
+            )
+        if self.store.replay and self.sampler.replicas:
+            raise ValueError("store.replay trains what a store records; set sampler.replicas=0")
+        return self
+
+    @model_validator(mode="after")
     def _one_round_fills_a_batch(self) -> Self:
         algorithm = self.algorithm
         if algorithm.batch_prompts > algorithm.prompts_per_round:
@@ -291,6 +312,7 @@ class Recipe(Section):
 
 OPERATIONAL = (
     "run.*",
+    "store.uri",
     "ray.*",
     "timeouts.*",
     "prepare.cache",

@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from common.errors import UserError
-from common.store import SampleStore
+from deploy.run_store import StoredSamples
+from deploy.source import open_source, ranking_scorer
 from deploy.store_commands.flat_rows import FlatRows
 from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
-from deploy.store_commands.source import open_source, ranking_scorer
 from deploy.store_commands.terminal import PLACE, terminal
 from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
 
@@ -83,7 +83,7 @@ def _writer(form: str, output: Path) -> Write:
     return _WRITERS[suffix]
 
 
-def _selected(store: SampleStore, round_: int | None, version: int | None, scorer: str | None) -> pa.ChunkedArray:
+def _selected(store: StoredSamples, round_: int | None, version: int | None, scorer: str | None) -> pa.ChunkedArray:
     """Ids of the groups to export, in order of commitment.
 
     Raises:
@@ -103,7 +103,7 @@ def _selected(store: SampleStore, round_: int | None, version: int | None, score
     return ids
 
 
-def _batches(store: SampleStore, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
+def _batches(store: StoredSamples, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
     task = progress.add_task("exporting", total=len(groups))
     for batch in store.batches(group_ids=groups.to_pylist()):
         yield batch

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
-from common.store import SampleStore
 from common.training_batch import list_sums
+from deploy.run_store import StoredSamples
 
 _OF_GROUP = [field for field in GROUPS if field.name != "outputs"]
 _OF_OUTPUT = [
@@ -32,7 +32,7 @@ class FlatRows:
         dropped: nothing is; the counterpart of `Pairs.dropped`.
     """
 
-    def __init__(self, store: SampleStore, scorers: Sequence[str]) -> None:
+    def __init__(self, store: StoredSamples, scorers: Sequence[str]) -> None:
         self._store = store
         self._scorers = list(scorers)
         self._steps: dict[str, list[int]] = {}
@@ -70,7 +70,7 @@ class FlatRows:
         return [pa.array(values, pa.float32()), gold.take(parents), errors.take(parents)]
 
 
-def scores_of(store: SampleStore, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
+def scores_of(store: StoredSamples, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
     """A scorer's rows for those of the groups that have one, by group."""
     scored = [group for group in groups if store.has_score(group, scorer)]
     return {row["group_id"]: row for row in store.scores(scored, scorer).to_pylist()}

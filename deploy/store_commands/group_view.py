@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from common.config.recipe import ObjectiveSection
 from common.errors import UserError
 from common.schemas import PRIOR
-from common.store import SampleStore
+from deploy.run_store import StoredSamples
 from deploy.store_commands.posterior import log_weights, self_normalised
 
 _CANDIDATES = 5  # ids that an ambiguous prefix's error shows
@@ -52,7 +52,7 @@ class GroupView:
         return np.argsort(-known, kind="stable").tolist()
 
 
-def find_group(store: SampleStore, prefix: str) -> str:
+def find_group(store: StoredSamples, prefix: str) -> str:
     """The id that begins with `prefix`.
 
     Raises:
@@ -72,7 +72,7 @@ def find_group(store: SampleStore, prefix: str) -> str:
     return found[0]
 
 
-def group_view(store: SampleStore, group: str, ranked_by: str | None, goodness: ObjectiveSection) -> GroupView:
+def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness: ObjectiveSection) -> GroupView:
     """Gather what the store holds of a group.
 
     Args:

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from common.schemas import PRIOR
 from common.statistics import Moments
+from deploy.source import open_source
 from deploy.store_commands.overview import Cell, Overview, Scored, overview
-from deploy.store_commands.source import open_source
 from deploy.store_commands.terminal import PLACE, terminal
 
 

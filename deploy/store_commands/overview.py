@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from common.statistics import Moments
-from common.store import SampleStore
+from deploy.run_store import StoredSamples
 
 _CHUNK = 4096  # groups whose scores are in memory at a time
 
@@ -123,7 +123,7 @@ class Overview:
         }
 
 
-def overview(store: SampleStore) -> Overview:
+def overview(store: StoredSamples) -> Overview:
     """Look through a store; groups' own columns are not read, only the index, scores and steps."""
     index = store.index()
     digests: dict[str, list[str]] = {}
@@ -163,7 +163,7 @@ def _by_round_and_version(index: pa.Table) -> Iterator[tuple[tuple[int, int], pa
 
 
 def _cell(
-    store: SampleStore, round_: int, version: int, rows: pa.Table, trained: pa.Array, lacking: dict[str, pa.Array]
+    store: StoredSamples, round_: int, version: int, rows: pa.Table, trained: pa.Array, lacking: dict[str, pa.Array]
 ) -> Cell:
     ids = rows["group_id"]
     scored = {}

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.schemas import PRIOR, batch_from_rows
-from common.store import SampleStore
+from deploy.run_store import StoredSamples
 from deploy.store_commands.flat_rows import scores_of
 
 Rewards = list[float | None]
@@ -63,7 +63,7 @@ class Pairs:
         dropped: how many pairs were left out, by the reason.
     """
 
-    def __init__(self, store: SampleStore, scorer: str, pairing: str) -> None:
+    def __init__(self, store: StoredSamples, scorer: str, pairing: str) -> None:
         self.schema = _SCHEMA
         self.dropped = {"tied": 0, "without a reward": 0}
         self._store = store

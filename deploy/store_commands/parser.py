@@ -4,6 +4,7 @@ import argparse
 
 from deploy.store_commands.export import add_export
 from deploy.store_commands.ls import add_ls
+from deploy.store_commands.replay import add_replay
 from deploy.store_commands.show import add_show
 
 
@@ -15,5 +16,5 @@ def add_store_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         description="Work on a sample store: what a run has sampled, scored and trained.",
     )
     store_commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_ls, add_show, add_export):
+    for add in (add_ls, add_show, add_export, add_replay):
         add(store_commands)

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config.recipe import ObjectiveSection
+from deploy.source import Source, open_source, ranking_scorer
 from deploy.store_commands.group_view import GroupView, find_group, group_view
-from deploy.store_commands.source import Source, open_source, ranking_scorer
 from deploy.store_commands.terminal import PLACE, terminal
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full

@@ -19,10 +19,13 @@ from common.leases import Lease, Prompt
 from common.schemas import GROUPS, PRIOR, batch_from_rows
 from common.store import SampleStore
 from deploy.conductor import Conductor
+from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation
-from deploy.rounds import LeasePlan, Rounds
+from deploy.lease_plan import LeasePlan
+from deploy.rounds import Rounds
 from deploy.services import ActorLostError, Pool, Services
 from deploy.tracking import Tracker
+from deploy.work import Work
 from tests.unit.factories import group, recipe_settings, scores
 
 TRAIN = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(24)]
@@ -37,8 +40,9 @@ class PowerCut(Exception):
 class World:
     """What outlives a crash: the learner's checkpoint; and when the next crash comes."""
 
-    def __init__(self, crash_at: int | None = None) -> None:
+    def __init__(self, crash_at: int | None = None, last_step: int = ROUNDS * STEPS_A_ROUND) -> None:
         self.calls = 0
+        self.last_step = last_step
         self.crash_at = crash_at
         self.saved = 0
         self.published: list[int] = []
@@ -95,7 +99,8 @@ class StandInLearner:
             self.world.saved = self.step
         else:
             version, step = arguments
-            assert step == self.world.saved == version * STEPS_A_ROUND, "published without its checkpoint"
+            ends = min(version * STEPS_A_ROUND, self.world.last_step)
+            assert step == self.world.saved == ends, "published without its checkpoint"
             self.world.published.append(version)
         return None
 
@@ -122,9 +127,11 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     )
     tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(store)
-    conductor = Conductor(
-        recipe, store, Rounds(recipe.algorithm, TRAIN, 0), plan, evaluation, tracker, cast(Services, services)
-    )
+    draws = DrawnPrompts(recipe.algorithm, TRAIN, 0)
+    scorers = [PRIOR, "reward"]
+    leases = TrainingLeases(recipe.algorithm, draws, plan, n=2)
+    work = Work(store, Rounds(recipe.algorithm, draws, 0), scorers, scorers, leases, evaluation)
+    conductor = Conductor(recipe, work, tracker, cast(Services, services))
     try:
         asyncio.run(asyncio.wait_for(conductor.run(), 20))
     finally:

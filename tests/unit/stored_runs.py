@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from common.config.recipe import Recipe
 from common.schemas import GROUPS, batch_from_rows
@@ -12,7 +11,7 @@ from deploy.recipe_files import dump_yaml
 from tests.unit.factories import group, output, recipe_settings, scores, step
 
 N = 4
-REWARDS = {
+REWARDS: dict[str, list[float | None]] = {
     "aa01": [0.0, 1.0, 2.0, 2.0],  # the second pair of neighbours is tied
     "ab02": [3.0, None, 1.0, -1.0],
     "ba03": [0.5, 0.25, 0.75, 1.0],
@@ -36,19 +35,15 @@ def stored_run(root: Path, temperature: float = 0.5) -> Path:
         store.append_groups(batch_from_rows(GROUPS, [store_rows(name) for name in names]))
     for name, values in REWARDS.items():
         error = "output 1 is odd" if None in values else None
-        store.append_scores(scores("reward", {name: list(values)}, error=error, gold_value=1.5))
-        prior = [-0.5 - number for number in range(N)]
-        store.append_scores(scores("prior", {name: list(prior)}, gold_value=None))
+        store.append_scores(scores("reward", {name: values}, error=error, gold_value=1.5))
+        prior: list[float | None] = [-0.5 - number for number in range(N)]
+        store.append_scores(scores("prior", {name: prior}, gold_value=None))
     store.append_step(step(1, ["aa01", "ab02"]))
     store.append_step(step(2, ["ab02"]))
     return directory
 
 
-def flat(column: pa.ChunkedArray) -> list[float]:
-    return [value for row in column.to_pylist() for value in row if value is not None]
-
-
 def expected_alpha(name: str, temperature: float) -> np.ndarray:
     """Of a group without nulls, by the paper's equation 20; log p - log q' is 0 here."""
-    weights = np.exp(np.array(REWARDS[name]) / temperature)
+    weights = np.exp(np.array(REWARDS[name], dtype=np.float64) / temperature)
     return weights / weights.sum()

@@ -10,9 +10,9 @@ from common.errors import UserError
 from common.statistics import Moments
 from common.store import SampleStore
 from deploy.cli import main
+from deploy.source import open_source
 from deploy.store_commands.group_view import find_group
 from deploy.store_commands.posterior import log_weights, self_normalised
-from deploy.store_commands.source import open_source
 from learner.objectives.brain import masked_log_softmax
 from learner.objectives.goodness import log_goodness
 from tests.unit.stored_runs import REWARDS, expected_alpha, stored_run

@@ -9,6 +9,7 @@ from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
 from deploy.run_directory import RunDirectory
+from deploy.run_store import OverlaidStore, StoredSamples
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Source:
         recipe: of the run, with `{world}` as it was written.
     """
 
-    store: SampleStore
+    store: StoredSamples
     directory: RunDirectory | None = None
     recipe: Recipe | None = None
 
@@ -44,13 +45,21 @@ def open_source(place: str) -> Source:
     directory = RunDirectory(path.absolute())
     if directory.config.is_file():
         recipe = load_recipe(directory.config)
-        return Source(SampleStore(directory.store, read_only=True), directory, recipe)
+        return Source(_store_of(directory, recipe), directory, recipe)
     if (path / "store.json").is_file():
         return Source(SampleStore(path, read_only=True))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "
         f"one of these, or a store's URI."
     )
+
+
+def _store_of(directory: RunDirectory, recipe: Recipe) -> StoredSamples:
+    own = SampleStore(directory.store, read_only=True)
+    if recipe.sampler.replicas:
+        return own
+    assert recipe.store.uri, "a recipe without samplers has it"
+    return OverlaidStore(own, open_source(recipe.store.uri).store, recipe.algorithm.rounds)
 
 
 def ranking_scorer(source: Source, wanted: str | None) -> str:
