@@ -27,7 +27,7 @@ _QUIET = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
@@ -41,6 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error}\nNothing that was committed is lost: run the same command again to resume.", 1)
     except KeyboardInterrupt:
         return _fail("Interrupted: run the same command again to resume.", 130)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; overrides may also stand after other options, where argparse by itself gives them up."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -84,8 +84,8 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         reached = ", ".join(
             f"{name} {summary['last_step'][name]:.3f}" for name in _REACHED if name in summary["last_step"]
         )
-        console.print(f"{summary['name']}: {summary['steps']} steps, version {summary['version']}; {reached}")
-        console.print(f"evaluation {summary['evaluation']}", soft_wrap=True)
+        trained = f"{summary['name']}: {summary['steps']} steps, version {summary['version']}; {reached}"
+        console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     places = {
         "time": spent,
