@@ -37,7 +37,7 @@ def open_source(place: str) -> Source:
         UserError: there is nothing, something else, or a store that cannot be read.
     """
     if "://" in place:
-        return Source(SampleStore(place, read_only=True))
+        return Source(SampleStore(place, None, read_only=True))
     path = Path(place).expanduser()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -47,7 +47,7 @@ def open_source(place: str) -> Source:
         recipe = load_recipe(directory.config)
         return Source(_store_of(directory, recipe), directory, recipe)
     if (path / "store.json").is_file():
-        return Source(SampleStore(path, read_only=True))
+        return Source(SampleStore(path, None, read_only=True))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "
         f"one of these, or a store's URI."
@@ -55,7 +55,7 @@ def open_source(place: str) -> Source:
 
 
 def _store_of(directory: RunDirectory, recipe: Recipe) -> StoredSamples:
-    own = SampleStore(directory.store, read_only=True)
+    own = SampleStore(directory.store, None, read_only=True)
     if recipe.sampler.replicas:
         return own
     assert recipe.store.uri, "a recipe without samplers has it"

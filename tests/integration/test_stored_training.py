@@ -109,7 +109,7 @@ def test_a_replay_trains_the_recorded_groups_again_and_publishes_its_end(tmp_pat
     source = source_store(tmp_path, steps=10)
     world = World(last_step=10)
     own = start(tmp_path, world, recipe(source, replay=True))
-    assert trained(own) == trained(SampleStore(source, read_only=True))
+    assert trained(own) == trained(SampleStore(source, None, read_only=True))
     assert world.published == [0, 1, 2, 3]  # the third round ended early, with the tenth step
 
 

@@ -52,7 +52,7 @@ def test_parquet_and_json_lines_hold_the_same(run_directory: Path, tmp_path: Pat
 
 
 def test_a_sliced_batch_gives_the_same_rows(run_directory: Path) -> None:
-    store = SampleStore(run_directory / "store", read_only=True)
+    store = SampleStore(run_directory / "store", None, read_only=True)
     whole = next(store.batches())
     flat = FlatRows(store, ["reward"])
     assert flat.rows(whole.slice(1)).to_pylist() == flat.rows(whole).to_pylist()[N:]
