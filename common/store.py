@@ -144,7 +144,7 @@ class SampleStore:
                 "started_at": row["started_at"],
                 "finished_at": row["finished_at"],
             }
-            for batch in self.batches()
+            for batch in self.group_batches()
             for row in batch.to_pylist()
         ]
         return pa.Table.from_pylist(rows, schema=INDEX)
