@@ -20,6 +20,9 @@ from deploy.services import Services
 from deploy.tracking import Tracker
 from deploy.work import Work
 
+_PRIOR_TOLERANCE = 1.0
+"""Nats an output by which two evaluations of one model may differ: 100 tokens in bfloat16 by other kernels."""
+
 
 class Conductor:
     """Keeps samplers, scorers and learner at work until all rounds are done and evaluated."""
@@ -66,6 +69,7 @@ class Conductor:
             published = round_ + 1 if self._ends_round(step) else None
             group_ids = await self._next_groups(step)
             metrics = await self._learner.call("train_step", step, self._batch(group_ids), timeout=timeout)
+            self._check_prior(step, metrics)
             self._record_step(step, round_, group_ids, published, metrics)
             self._schedule.take(group_ids)
             if published is not None or step % self._recipe.learner.checkpoint_steps == 0:
@@ -88,6 +92,16 @@ class Conductor:
     def _batch(self, group_ids: list[str]) -> pa.RecordBatch:
         batch = training_batch(self._store, group_ids, reward=self._recipe.objective.reward, prior=PRIOR)
         return of_another_run(batch) if self._leases is None else batch
+
+    def _check_prior(self, step: int, metrics: dict[str, float]) -> None:
+        """Before the first update the policy is the prior, so that a store's log p must be the policy's own."""
+        apart = abs(metrics.get("kl_policy_prior", 0.0))
+        if step == 1 and self._leases is None and apart > _PRIOR_TOLERANCE:
+            raise UserError(
+                f"The prior log-probabilities in {self._recipe.store.uri} are not those of policy.model="
+                f"{self._recipe.policy.model}: before the first update they should agree, and are {apart:.1f} nats an "
+                f"output apart; set policy.model to the model that the store was scored with. Nothing was recorded."
+            )
 
     def _record_step(
         self, step: int, round_: int, group_ids: list[str], published: int | None, metrics: dict[str, float]

@@ -17,13 +17,13 @@ from deploy.cluster import ray_cluster
 from deploy.conductor import Conductor
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
+from deploy.stored_inputs import StoredInputs, with_absolute_source
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
 from deploy.work import Work
 
 if TYPE_CHECKING:
     from deploy.preflight import Inputs
-    from deploy.stored_inputs import StoredInputs
 
 
 class Stopwatch:
@@ -55,6 +55,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
+    recipe = with_absolute_source(recipe)
     directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:

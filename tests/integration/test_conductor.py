@@ -5,6 +5,7 @@ which order it commits, and what a second start makes of an interruption.
 """
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -255,3 +256,22 @@ def test_a_call_that_loses_its_replica_each_time_stops_the_run(tmp_path: Path, m
     with pytest.raises(PipelineError, match=r"3 times: sampler-0 gave no answer .*sampler-0\.log") as stopped:
         asyncio.run(started_call(subject))
     assert not isinstance(stopped.value, ActorLostError)
+
+
+def test_a_start_reads_no_group_that_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a million groups in the store, a resumed run looks at its index, and at the few that lack scores."""
+    world = crash_after_step(tmp_path, 6)
+    read: list[str] = []
+    batches = SampleStore.batches
+
+    def recording(store: SampleStore, **selection: Any) -> Iterator[pa.RecordBatch]:
+        for batch in batches(store, **selection):
+            read.extend(batch["group_id"].to_pylist())
+            yield batch
+
+    store = SampleStore(tmp_path / "store", "run")
+    complete = set(store.group_ids) - set(store.unscored("reward")) - set(store.unscored(PRIOR))
+    assert len(complete) >= 16
+    monkeypatch.setattr(SampleStore, "batches", recording)
+    start(tmp_path, world, 0)
+    assert not complete & set(read)

@@ -134,6 +134,22 @@ def test_the_values_of_two_scorers_of_one_name_are_not_mixed(tmp_path: Path) -> 
         start(tmp_path, World(), recipe(source))
 
 
+def test_a_policy_that_is_not_the_store_s_prior_is_refused_and_nothing_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner_call = StandInLearner.call
+
+    async def call(self: StandInLearner, method: str, *arguments: Any, timeout: float) -> Any:
+        answer = await learner_call(self, method, *arguments, timeout=timeout)
+        return {**answer, "kl_policy_prior": -31.5} if method == "train_step" else answer
+
+    monkeypatch.setattr(StandInLearner, "call", call)
+    settings = recipe(source_store(tmp_path))
+    with pytest.raises(UserError, match=r"are 31\.5 nats an output apart; set policy\.model"):
+        start(tmp_path, World(), settings)
+    assert SampleStore(tmp_path / "run/store", "run").steps() == []
+
+
 def test_later_rounds_of_the_source_are_left_out(tmp_path: Path) -> None:
     source = source_store(tmp_path, rewarded=8)
     settings = recipe(source)
