@@ -16,7 +16,7 @@ from deploy.actors import make_services
 from deploy.cluster import ray_cluster
 from deploy.conductor import Conductor
 from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
+from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
 from deploy.stored_inputs import StoredInputs, with_absolute_source
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
@@ -56,7 +56,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     """
     watch = Stopwatch()
     recipe = with_absolute_source(recipe)
-    directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
+    directory = run_directory(recipe)
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:
         console.print(f"{directory.root} holds this run, finished.", highlight=False)

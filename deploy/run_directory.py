@@ -22,9 +22,10 @@ from deploy.recipe_files import dump_yaml
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The layout below a run's root."""
+    """The layout below a run's root, and where its store is if that is elsewhere."""
 
     root: Path
+    store_uri: str | None = None
 
     @property
     def config(self) -> Path:
@@ -32,9 +33,14 @@ class RunDirectory:
         return self.root / "config.yaml"
 
     @property
-    def store(self) -> Path:
-        """The sample store that training consumes."""
+    def own_store(self) -> Path:
+        """The place of the sample store, unless the recipe names another."""
         return self.root / "store"
+
+    @property
+    def store(self) -> str | Path:
+        """The sample store of what the run samples, scores and trains."""
+        return self.own_store if self.store_uri is None else self.store_uri
 
     @property
     def evaluation(self) -> Path:
@@ -86,6 +92,19 @@ def resolve_output(path: str) -> Path:
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job else Path.cwd()
     return (base / wanted).absolute()
+
+
+def own_store_uri(recipe: Recipe) -> str | None:
+    """Where a recipe places the run's own store; without samplers, its store.uri is a store of another run."""
+    uri = recipe.store.uri
+    if uri is None or recipe.sampler.replicas == 0:
+        return None
+    return uri if "://" in uri else str(resolve_output(uri))
+
+
+def run_directory(recipe: Recipe) -> RunDirectory:
+    """The directory of a recipe's run."""
+    return RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)), own_store_uri(recipe))
 
 
 @contextmanager
@@ -154,7 +173,8 @@ def _check_kind(directory: RunDirectory, saved: Mapping[str, Any], recipe: Recip
 
 def has_begun(directory: RunDirectory) -> bool:
     """Whether a run has published or sampled anything here."""
-    made = (directory.policies.glob("v*"), directory.store.glob("*/*.arrow"), directory.evaluation.glob("*/*.arrow"))
+    stores = (directory.own_store, directory.evaluation)
+    made = (directory.policies.glob("v*"), *(store.glob("*/*.arrow") for store in stores))
     return any(next(found, None) is not None for found in made)
 
 
@@ -182,7 +202,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     """
     facts_path = directory.root / "run.json"
     if not has_begun(directory):
-        for store in (directory.store, directory.evaluation):
+        for store in (directory.own_store, directory.evaluation):
             shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))

@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import RunDirectory, own_store_uri
 from deploy.run_store import OverlaidStore, StoredSamples
 
 
@@ -42,9 +42,10 @@ def open_source(place: str) -> Source:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; name a run directory, a store directory, or a store's URI.")
-    directory = RunDirectory(path.absolute())
-    if directory.config.is_file():
-        recipe = load_recipe(directory.config)
+    config = RunDirectory(path.absolute()).config
+    if config.is_file():
+        recipe = load_recipe(config)
+        directory = RunDirectory(path.absolute(), own_store_uri(recipe))
         return Source(_store_of(directory, recipe), directory, recipe)
     if (path / "store.json").is_file():
         return Source(SampleStore(path, None, read_only=True))

@@ -70,7 +70,8 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     """
     assert recipe.store.uri, "a recipe without samplers has it"
     source = open_source(recipe.store.uri)
-    if source.directory == directory or str(source.store.root) == str(directory.store):
+    named = {str(source.store.root)} | ({str(source.directory.root)} if source.directory else set())
+    if named & {str(directory.root), str(directory.store)}:
         raise UserError(
             f"store.uri={recipe.store.uri} is the store of this run itself, which is not to change by training from "
             f"it; set another run.dir."

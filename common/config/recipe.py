@@ -26,6 +26,17 @@ class RunSection(Section):
     dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
 
 
+class StoreSection(Section):
+    """Where the sample store lives; or, for a run without samplers, the store that it trains from."""
+
+    uri: str | None = Field(
+        None,
+        description="directory, or URI of a file system that pyarrow knows (s3://…); default: <run.dir>/store. With "
+        "sampler.replicas=0: the store to train from, or the directory of its run, which is only read",
+    )
+    replay: bool = Field(False, description="train the steps that store.uri records again, in their order")
+
+
 class PrepareSection(Section):
     """A world to build first, where the models and data are not given: see deploy/worlds."""
 
@@ -140,15 +151,6 @@ class SamplerSection(Section):
         return self
 
 
-class StoreSection(Section):
-    """The sample store."""
-
-    uri: str | None = Field(
-        None, description="with sampler.replicas=0: the store to train from, or the directory of its run; only read"
-    )
-    replay: bool = Field(False, description="train the steps that the store records again, in their order")
-
-
 class ScorerSection(Section):
     """One scorer: a reward model, or a function of texts."""
 
@@ -254,12 +256,12 @@ class Recipe(Section):
     name: Name
     seed: int = Field(0, ge=0)
     run: RunSection = RunSection()
+    store: StoreSection = StoreSection()
     prepare: PrepareSection | None = None
     data: DataSection
     policy: PolicySection
     sampling: SamplingSection = SamplingSection()
     sampler: SamplerSection = SamplerSection()
-    store: StoreSection = StoreSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
     prior: PriorSection = PriorSection()
     objective: ObjectiveSection = ObjectiveSection()

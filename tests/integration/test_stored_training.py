@@ -188,6 +188,6 @@ def test_a_run_never_trains_from_its_own_store(tmp_path: Path) -> None:
     source = source_store(tmp_path)
     directory = RunDirectory(tmp_path / "run")
     directory.root.mkdir()
-    source.rename(directory.store)
+    source.rename(directory.own_store)
     with pytest.raises(UserError, match="is the store of this run itself"):
-        read_stored_inputs(recipe(directory.store), directory)
+        read_stored_inputs(recipe(directory.own_store), directory)
