@@ -38,7 +38,7 @@ def _ls(options: argparse.Namespace) -> int:
 def show_overview(found: Overview, console: Console) -> None:
     """Print an overview as tables."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    sizes = ", ".join(f"{folder} {_size(size)}" for folder, size in found.sizes.items())
+    sizes = ", ".join(f"{folder} {_size(size)}" for folder, size in sorted(found.sizes.items()))
     console.print(f"{found.uri}\nrun {found.run_id}: {counts}\non disk: {sizes or 'nothing'}", soft_wrap=True)
     if found.cells:
         console.print(_rounds(found))
