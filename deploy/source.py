@@ -18,11 +18,13 @@ class Source:
 
     Attributes:
         store: opened for reading only.
+        uri: where its own files lie, as it was named.
         directory: of the run; None where only the store was named.
         recipe: of the run, with `{world}` as it was written.
     """
 
     store: StoredSamples
+    uri: str
     directory: RunDirectory | None = None
     recipe: Recipe | None = None
 
@@ -37,7 +39,7 @@ def open_source(place: str) -> Source:
         UserError: there is nothing, something else, or a store that cannot be read.
     """
     if "://" in place:
-        return Source(SampleStore(place, None, read_only=True))
+        return Source(SampleStore(place, None, read_only=True), place)
     path = Path(place).expanduser()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
@@ -46,9 +48,9 @@ def open_source(place: str) -> Source:
     if config.is_file():
         recipe = load_recipe(config)
         directory = RunDirectory(path.absolute(), own_store_uri(recipe))
-        return Source(_store_of(directory, recipe), directory, recipe)
+        return Source(_store_of(directory, recipe), str(directory.store), directory, recipe)
     if (path / "store.json").is_file():
-        return Source(SampleStore(path, None, read_only=True))
+        return Source(SampleStore(path, None, read_only=True), str(path))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "
         f"one of these, or a store's URI."

@@ -27,7 +27,7 @@ def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _ls(options: argparse.Namespace) -> int:
-    found = overview(open_source(options.place).store)
+    found = overview(open_source(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 
 from common.statistics import Moments
 from deploy.run_store import StoredSamples
+from deploy.source import Source
 
 _CHUNK = 4096  # groups whose scores are in memory at a time
 
@@ -123,8 +124,9 @@ class Overview:
         }
 
 
-def overview(store: StoredSamples) -> Overview:
+def overview(source: Source) -> Overview:
     """Look through a store; groups' own columns are not read, only the index, scores and steps."""
+    store = source.store
     index = store.index()
     digests: dict[str, list[str]] = {}
     for facts in store.scorers():
@@ -136,7 +138,7 @@ def overview(store: StoredSamples) -> Overview:
     for cell in cells:
         for name, scored in cell.scored.items():
             scorers[name].merge(scored)
-    sizes = folder_sizes(str(store.root))
+    sizes = folder_sizes(source.uri)
     return Overview(str(store.root), store.run_id, store.counts(), sizes, cells, scorers, digests, list(store.damaged))
 
 
