@@ -98,7 +98,7 @@ class Conductor:
         apart = abs(metrics.get("kl_policy_prior", 0.0))
         if step == 1 and self._leases is None and apart > _PRIOR_TOLERANCE:
             raise UserError(
-                f"The prior log-probabilities in {self._recipe.store.uri} are not those of policy.model="
+                f"The prior log-probabilities in the store that is trained from are not those of policy.model="
                 f"{self._recipe.policy.model}: before the first update they should agree, and are {apart:.1f} nats an "
                 f"output apart; set policy.model to the model that the store was scored with. Nothing was recorded."
             )

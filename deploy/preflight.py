@@ -55,7 +55,7 @@ def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInpu
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     inputs = read_stored_inputs(recipe, directory)
     for name, count in lacking_scores(recipe, inputs).items():
-        need = f"{count} of the {inputs.index.num_rows} groups of {recipe.store.uri} lack values of {name!r}"
+        need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
         try:
             if name in recipe.scorers:
                 _check_scorer(name, recipe.scorers[name])
@@ -67,7 +67,7 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
         if largest >= vocabulary:
             raise UserError(
-                f"The store {recipe.store.uri} has token id {largest}, but {recipe.policy.model} knows {vocabulary} "
+                f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows {vocabulary} "
                 f"tokens: it was sampled with another tokenizer; set policy.model to a model of the store's tokenizer."
             )
     return inputs

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from common.errors import UserError
 from deploy.run_store import StoredSamples
 from deploy.source import open_source, ranking_scorer
+from deploy.store_commands.damage import despite_damage
 from deploy.store_commands.flat_rows import FlatRows
 from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
@@ -51,13 +52,22 @@ def _export(options: argparse.Namespace) -> int:
     wanted: str | None = options.scorer
     if options.format == "pairs":
         wanted = ranking_scorer(source, wanted)
-    groups = _selected(store, options.round, options.version, wanted)
+    said = despite_damage(store, lambda: _write(store, wanted, write, options))
+    terminal().print(f"{said}: {options.output}", soft_wrap=True)
+    for damage in store.damaged:
+        terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
+    return 0
+
+
+def _write(store: StoredSamples, scorer: str | None, write: Write, options: argparse.Namespace) -> str:
+    """Write the output; returns what is in it."""
+    groups = _selected(store, options.round, options.version, scorer)
     rows: FlatRows | Pairs
     if options.format == "pairs":
-        assert wanted is not None
-        rows = Pairs(store, wanted, options.pairing)
+        assert scorer is not None
+        rows = Pairs(store, scorer, options.pairing)
     else:
-        rows = FlatRows(store, [wanted] if wanted else sorted({facts.name for facts in store.scorers()}))
+        rows = FlatRows(store, [scorer] if scorer else sorted({facts.name for facts in store.scorers()}))
     with (
         Progress(console=terminal(stderr=True), transient=True) as progress,
         new_output(options.output, force=options.force) as target,
@@ -65,11 +75,7 @@ def _export(options: argparse.Namespace) -> int:
         batches = _batches(store, groups, progress)
         count = write(target, rows.schema, (rows.rows(batch) for batch in batches))
     dropped = "".join(f", {number:,} {reason} left out" for reason, number in rows.dropped.items() if number)
-    what = "pairs" if options.format == "pairs" else "rows"
-    terminal().print(f"{len(groups):,} groups, {count:,} {what}{dropped}: {options.output}", soft_wrap=True)
-    for damage in store.damaged:
-        terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
-    return 0
+    return f"{len(groups):,} groups, {count:,} {'pairs' if options.format == 'pairs' else 'rows'}{dropped}"
 
 
 def _writer(form: str, output: Path) -> Write:

@@ -1,16 +1,20 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from common.config.recipe import ObjectiveSection
-from common.errors import UserError
+from common.errors import DamagedPartError, UserError
 from common.statistics import Moments
 from common.store import SampleStore
 from deploy.cli import main
+from deploy.run_store import StoredSamples
 from deploy.source import open_source
+from deploy.store_commands.damage import despite_damage
 from deploy.store_commands.group_view import find_group
 from deploy.store_commands.posterior import log_weights, self_normalised
 from learner.objectives.brain import masked_log_softmax
@@ -146,3 +150,26 @@ def test_a_whole_id_that_begins_another_is_found(tmp_path: Path) -> None:
     assert find_group(store, "ab") == "ab"
     with pytest.raises(UserError, match="2 groups begin with 'a'"):
         find_group(store, "a")
+
+
+def test_parts_that_turn_out_to_be_damaged_are_passed_over_one_by_one() -> None:
+    store = SimpleNamespace(damaged=[], parts=["good", "torn", "flipped", "good"])
+
+    def look() -> int:
+        for part in store.parts:
+            if part != "good":
+                store.parts.remove(part)
+                store.damaged.append(part)
+                raise DamagedPartError(part)
+        return len(store.parts)
+
+    assert despite_damage(cast(StoredSamples, store), look) == 2
+    assert store.damaged == ["torn", "flipped"]
+
+
+def test_damage_that_the_store_does_not_note_ends_the_look() -> None:
+    def look() -> None:
+        raise DamagedPartError("the same again")
+
+    with pytest.raises(DamagedPartError, match="the same again"):
+        despite_damage(cast(StoredSamples, SimpleNamespace(damaged=[])), look)
