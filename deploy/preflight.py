@@ -67,8 +67,8 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
         if largest >= vocabulary:
             raise UserError(
-                f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows {vocabulary} "
-                f"tokens: it was sampled with another tokenizer; set policy.model to a model of the store's tokenizer."
+                f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows "
+                f"{vocabulary} tokens: it was sampled with another tokenizer; set policy.model to a model of the store's tokenizer."
             )
     return inputs
 
