@@ -68,7 +68,8 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         if largest >= vocabulary:
             raise UserError(
                 f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows "
-                f"{vocabulary} tokens: it was sampled with another tokenizer; set policy.model to a model of the store's tokenizer."
+                f"{vocabulary} tokens: it was sampled with another tokenizer; set policy.model to one of the "
+                f"store's tokenizer."
             )
     return inputs
 

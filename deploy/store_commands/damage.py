@@ -1,27 +1,28 @@
-"""Damaged parts, as tools that only look meet them: named, and the rest is shown."""
+"""Damaged parts, as tools that only look meet them: the store names them, and the rest is shown."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+
+import pyarrow as pa
 
 from common.errors import DamagedPartError
-from deploy.run_store import StoredSamples
-
-T = TypeVar("T")
 
 
-def despite_damage(store: StoredSamples, look: Callable[[], T]) -> T:
-    """Look through a store, and again without the part each time that one turns out to be damaged.
+def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of those of the groups whose parts are good, in the given order, in one or more tables.
 
-    A store verifies a part when it first reads it, and no longer has its rows if it is damaged; `store.damaged` names
-    it then.
+    A store verifies a part when it first reads it, refuses to read it if it is damaged, and names it in its `damaged`.
 
-    Raises:
-        DamagedPartError: damage that the store did not take note of, so that looking again would find it again.
+    Args:
+        read: gives the rows of some groups.
+        group_ids: of the rows that are wanted.
     """
-    while True:
-        known = len(store.damaged)
-        try:
-            return look()
-        except DamagedPartError:
-            if len(store.damaged) == known:
-                raise
+    if not group_ids:
+        return
+    try:
+        yield read(group_ids)
+    except DamagedPartError:
+        if len(group_ids) == 1:
+            return
+        half = len(group_ids) // 2
+        yield from readable(read, group_ids[:half])
+        yield from readable(read, group_ids[half:])

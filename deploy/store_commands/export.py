@@ -11,7 +11,7 @@ from rich.progress import Progress
 from common.errors import UserError
 from deploy.run_store import StoredSamples
 from deploy.source import open_source, ranking_scorer
-from deploy.store_commands.damage import despite_damage
+from deploy.store_commands.damage import readable
 from deploy.store_commands.flat_rows import FlatRows
 from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
@@ -20,6 +20,7 @@ from deploy.store_commands.writers import import_datasets, write_dataset, write_
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
 
+_CHUNK = 256  # groups in memory at a time
 _WRITERS: dict[str, Write] = {"parquet": write_parquet, "jsonl": write_jsonl, "hf": write_dataset}
 
 
@@ -52,8 +53,7 @@ def _export(options: argparse.Namespace) -> int:
     wanted: str | None = options.scorer
     if options.format == "pairs":
         wanted = ranking_scorer(source, wanted)
-    said = despite_damage(store, lambda: _write(store, wanted, write, options))
-    terminal().print(f"{said}: {options.output}", soft_wrap=True)
+    terminal().print(f"{_write(store, wanted, write, options)}: {options.output}", soft_wrap=True)
     for damage in store.damaged:
         terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
     return 0
@@ -61,21 +61,28 @@ def _export(options: argparse.Namespace) -> int:
 
 def _write(store: StoredSamples, scorer: str | None, write: Write, options: argparse.Namespace) -> str:
     """Write the output; returns what is in it."""
-    groups = _selected(store, options.round, options.version, scorer)
+    selected = _selected(store, options.round, options.version, scorer)
     rows: FlatRows | Pairs
     if options.format == "pairs":
         assert scorer is not None
         rows = Pairs(store, scorer, options.pairing)
     else:
         rows = FlatRows(store, [scorer] if scorer else sorted({facts.name for facts in store.scorers()}))
+    groups = 0
+
+    def converted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        nonlocal groups
+        for batch in batches:
+            groups += batch.num_rows
+            yield rows.rows(batch)
+
     with (
         Progress(console=terminal(stderr=True), transient=True) as progress,
         new_output(options.output, force=options.force) as target,
     ):
-        batches = _batches(store, groups, progress)
-        count = write(target, rows.schema, (rows.rows(batch) for batch in batches))
+        count = write(target, rows.schema, converted(_batches(store, selected, progress)))
     dropped = "".join(f", {number:,} {reason} left out" for reason, number in rows.dropped.items() if number)
-    return f"{len(groups):,} groups, {count:,} {'pairs' if options.format == 'pairs' else 'rows'}{dropped}"
+    return f"{groups:,} groups, {count:,} {'pairs' if options.format == 'pairs' else 'rows'}{dropped}"
 
 
 def _writer(form: str, output: Path) -> Write:
@@ -111,6 +118,8 @@ def _selected(store: StoredSamples, round_: int | None, version: int | None, sco
 
 def _batches(store: StoredSamples, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
     task = progress.add_task("exporting", total=len(groups))
-    for batch in store.batches(group_ids=groups.to_pylist()):
-        yield batch
-        progress.advance(task, batch.num_rows)
+    for start in range(0, len(groups), _CHUNK):
+        piece = groups.slice(start, _CHUNK).to_pylist()
+        for rows in readable(store.groups, piece):
+            yield from rows.combine_chunks().to_batches()
+        progress.advance(task, len(piece))

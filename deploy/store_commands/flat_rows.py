@@ -1,6 +1,7 @@
 """Stored groups as flat rows, one an output, with everything that is known of it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
 from common.training_batch import list_sums
 from deploy.run_store import StoredSamples
+from deploy.store_commands.damage import readable
 
 _OF_GROUP = [field for field in GROUPS if field.name != "outputs"]
 _OF_OUTPUT = [
@@ -71,9 +73,10 @@ class FlatRows:
 
 
 def scores_of(store: StoredSamples, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
-    """A scorer's rows for those of the groups that have one, by group."""
+    """A scorer's rows for those of the groups that have one that can be read, by group."""
     scored = [group for group in groups if store.has_score(group, scorer)]
-    return {row["group_id"]: row for row in store.scores(scored, scorer).to_pylist()}
+    tables = readable(partial(store.scores, scorer=scorer), scored)
+    return {row["group_id"]: row for table in tables for row in table.to_pylist()}
 
 
 def _scorer_fields(name: str) -> list[pa.Field]:

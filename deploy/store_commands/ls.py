@@ -9,7 +9,6 @@ from rich.table import Table
 from common.schemas import PRIOR
 from common.statistics import Moments
 from deploy.source import open_source
-from deploy.store_commands.damage import despite_damage
 from deploy.store_commands.overview import Cell, Overview, Scored, overview
 from deploy.store_commands.terminal import PLACE, terminal
 
@@ -28,8 +27,7 @@ def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _ls(options: argparse.Namespace) -> int:
-    source = open_source(options.place)
-    found = despite_damage(source.store, lambda: overview(source))
+    found = overview(open_source(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:

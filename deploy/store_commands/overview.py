@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow.fs as pafs
 from common.statistics import Moments
 from deploy.run_store import StoredSamples
 from deploy.source import Source
+from deploy.store_commands.damage import readable
 
 _CHUNK = 4096  # groups whose scores are in memory at a time
 
@@ -173,7 +175,8 @@ def _cell(
         scored[name] = Scored()
         has = ids.filter(pc.invert(pc.is_in(ids, value_set=without)))
         for start in range(0, len(has), _CHUNK):
-            scored[name].add(store.scores(has.slice(start, _CHUNK).to_pylist(), name))
+            for rows_of_it in readable(partial(store.scores, scorer=name), has.slice(start, _CHUNK).to_pylist()):
+                scored[name].add(rows_of_it)
     return Cell(
         round_,
         version,

@@ -1,9 +1,9 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -12,9 +12,8 @@ from common.errors import DamagedPartError, UserError
 from common.statistics import Moments
 from common.store import SampleStore
 from deploy.cli import main
-from deploy.run_store import StoredSamples
 from deploy.source import open_source
-from deploy.store_commands.damage import despite_damage
+from deploy.store_commands.damage import readable
 from deploy.store_commands.group_view import find_group
 from deploy.store_commands.posterior import log_weights, self_normalised
 from learner.objectives.brain import masked_log_softmax
@@ -152,24 +151,18 @@ def test_a_whole_id_that_begins_another_is_found(tmp_path: Path) -> None:
         find_group(store, "a")
 
 
-def test_parts_that_turn_out_to_be_damaged_are_passed_over_one_by_one() -> None:
-    store = SimpleNamespace(damaged=[], parts=["good", "torn", "flipped", "good"])
+def test_what_stands_in_good_parts_is_read_in_order_and_nothing_else() -> None:
+    damaged = {"c", "d", "h"}
+    asked: list[int] = []
 
-    def look() -> int:
-        for part in store.parts:
-            if part != "good":
-                store.parts.remove(part)
-                store.damaged.append(part)
-                raise DamagedPartError(part)
-        return len(store.parts)
+    def read(ids: Sequence[str]) -> pa.Table:
+        asked.append(len(ids))
+        if damaged & set(ids):
+            raise DamagedPartError("a part is damaged")
+        return pa.table({"group_id": list(ids)})
 
-    assert despite_damage(cast(StoredSamples, store), look) == 2
-    assert store.damaged == ["torn", "flipped"]
-
-
-def test_damage_that_the_store_does_not_note_ends_the_look() -> None:
-    def look() -> None:
-        raise DamagedPartError("the same again")
-
-    with pytest.raises(DamagedPartError, match="the same again"):
-        despite_damage(cast(StoredSamples, SimpleNamespace(damaged=[])), look)
+    tables = readable(read, list("abcdefgh"))
+    assert [name for table in tables for name in table["group_id"].to_pylist()] == list("abefg")
+    assert list(readable(read, ["h"])) == list(readable(read, [])) == []
+    asked.clear()
+    assert len(list(readable(read, list("efg")))) == len(asked) == 1
