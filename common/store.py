@@ -14,11 +14,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common import parts
 from common.durable import is_temporary, remove_leftovers, write_file
@@ -32,6 +34,33 @@ ScoreKey = tuple[str, str]
 """(group_id, scorer name)"""
 
 
+INDEX = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("round", pa.int32()),
+        ("proposal_version", pa.int32()),
+        ("outputs", pa.int32()),
+        ("tokens", pa.int64()),
+        ("started_at", pa.float64()),
+        ("finished_at", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScorerFacts:
+    """What one scorer, under one digest, has said in a store."""
+
+    name: str
+    digest: str
+    groups: int
+    nulls: int
+    mean: float | None
+    min: float | None
+    max: float | None
+
+
 class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
@@ -39,10 +68,10 @@ class SampleStore:
     damaged parts aside with a message; it costs nothing but their own rows. A reader leaves all as it is.
     """
 
-    def __init__(self, root: Path, run_id: str, *, read_only: bool = False) -> None:
-        self.root = Path(root)
+    def __init__(self, uri: str | Path, run_id: str | None = None, *, read_only: bool = False) -> None:
+        self.root = Path(uri)
         self._read_only = read_only
-        self.run_id = run_id
+        self.run_id = run_id or ""
         self.damaged: list[str] = []
         self._writer = f"{socket.gethostname()}:{os.getpid()}"
         self._tables: dict[str, list[pa.Table]] = {kind: [] for kind in KINDS}
@@ -105,6 +134,68 @@ class SampleStore:
         place = self._steps.get(step)
         return None if place is None else self._take("steps", [place])["group_ids"][0].as_py()
 
+    def index(self) -> pa.Table:
+        """One light row a group, in order of commitment."""
+        rows = [
+            {
+                **{name: row[name] for name in ("group_id", "prompt_id", "round", "proposal_version")},
+                "outputs": len(row["outputs"]),
+                "tokens": len(row["prompt_token_ids"]) + sum(len(output["token_ids"]) for output in row["outputs"]),
+                "started_at": row["started_at"],
+                "finished_at": row["finished_at"],
+            }
+            for batch in self.group_batches()
+            for row in batch.to_pylist()
+        ]
+        return pa.Table.from_pylist(rows, schema=INDEX)
+
+    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+        """Ids of the groups without that scorer's values."""
+        missing = [name for name in self._groups if (name, scorer) not in self._scores]
+        if digest is None:
+            return missing
+        scored = [name for name in self._groups if (name, scorer) in self._scores]
+        digests = self.scores(scored, scorer)["scorer_digest"].to_pylist() if scored else []
+        other = {name for name, found in zip(scored, digests, strict=True) if found != digest}
+        return [name for name in self._groups if name in other or (name, scorer) not in self._scores]
+
+    def scorers(self) -> list[ScorerFacts]:
+        """What each scorer has said."""
+        facts = []
+        table = self._take("scores", list(self._scores.values()))
+        for key in pc.unique(pc.binary_join_element_wise(table["scorer"], table["scorer_digest"], "\0")).to_pylist():
+            name, digest = key.split("\0")
+            mine = pc.and_(pc.equal(table["scorer"], name), pc.equal(table["scorer_digest"], digest))
+            values = pc.list_flatten(table.filter(mine)["values"])
+            bounds = pc.min_max(values).as_py()
+            groups = table.filter(mine).num_rows
+            facts.append(
+                ScorerFacts(
+                    name, digest, groups, values.null_count, pc.mean(values).as_py(), bounds["min"], bounds["max"]
+                )
+            )
+        return facts
+
+    def batches(
+        self,
+        *,
+        round_: int | None = None,
+        version: int | None = None,
+        group_ids: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """GROUPS rows in order of commitment."""
+        wanted = None if group_ids is None else pa.array(list(group_ids), pa.string())
+        for batch in self.group_batches():
+            if round_ is not None:
+                batch = batch.filter(pc.equal(batch["round"], round_))
+            if version is not None:
+                batch = batch.filter(pc.equal(batch["proposal_version"], version))
+            if wanted is not None:
+                batch = batch.filter(pc.is_in(batch["group_id"], value_set=wanted))
+            if batch.num_rows:
+                yield batch.select(list(columns)) if columns else batch
+
     def counts(self) -> dict[str, int]:
         """How many groups, scores and steps are committed."""
         return {"groups": len(self._groups), "scores": len(self._scores), "steps": len(self._steps)}
@@ -137,6 +228,8 @@ class SampleStore:
             raise UserError(f"{facts_path} cannot be read ({error}); restore it from a copy.") from None
         if version > SCHEMA_VERSION:
             raise UserError(f"The sample store {self.root} was written by a newer brain-align; upgrade to read it.")
+        if not self.run_id:
+            self.run_id = run_id
         if run_id != self.run_id:
             raise UserError(
                 f"The sample store {self.root} belongs to run {run_id}, not to {self.run_id}: choose another "
