@@ -32,7 +32,7 @@ from common.storage.compaction import SMALL, Author, compact, remove_superseded
 from common.storage.facts import claim
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
-from common.storage.names import Commit, PartName, checksum
+from common.storage.names import checksum, commit_name, plain_file
 from common.storage.part_files import encode_part
 from common.storage.places import LocalPlace, open_place
 
@@ -302,8 +302,8 @@ class SampleStore:
             return 0
         batch = batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh))
         try:
-            name, size = self._write(kind, catalogue.next_sequence, batch)
-            catalogue.committed(name, size, batch)
+            commit, size = self._write(kind, catalogue.next_sequence, batch)
+            catalogue.committed(commit, size, batch)
             catalogue.write_index()
             self._compact_small(kind)
         except OSError as error:
@@ -313,15 +313,15 @@ class SampleStore:
             ) from error
         return len(fresh)
 
-    def _write(self, kind: str, sequence: int, batch: pa.RecordBatch) -> tuple[PartName, int]:
+    def _write(self, kind: str, sequence: int, batch: pa.RecordBatch) -> tuple[str, int]:
         content = encode_part(kind, batch, self._author.origin, self.run_id)
         digest = self._hashing.submit(checksum, content)  # while the bytes are on their way to the disk
 
         def naming() -> str:
-            return str(PartName(Commit(sequence, self._author.writer, digest.result()), compacted=False))
+            return plain_file(commit_name(sequence, self._author.writer, digest.result()))
 
         self._place.put(kind, naming, content)
-        return PartName(Commit(sequence, self._author.writer, digest.result()), compacted=False), content.size
+        return commit_name(sequence, self._author.writer, digest.result()), content.size
 
     def _compact_small(self, kind: str) -> None:
         """Now and then, make one part of many small ones: a step is a part of a few hundred bytes."""

@@ -6,14 +6,12 @@ has passed; a reader who meets a part that is gone finds its commits in the larg
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from common.storage.catalogue import Catalogue
-from common.storage.holdings import FileFacts
-from common.storage.names import Commit, PartName, checksum
+from common.storage.names import checksum, compacted_file, sequence_of
 from common.storage.part_files import encode_part
 from common.storage.places import Place
 
@@ -35,17 +33,19 @@ class Sizes:
     """Which parts are compacted.
 
     Attributes:
-        target: bytes of a compacted part, about; parts of more than half of it are left alone.
+        largest: bytes; larger parts are left alone.
+        target: bytes of a compacted part, at most.
         fewest: how many parts are worth it.
     """
 
+    largest: int
     target: int
     fewest: int
 
 
-SMALL = Sizes(target=8 << 20, fewest=256)
+SMALL = Sizes(largest=64 << 10, target=8 << 20, fewest=256)
 """What a writer compacts while it goes: scores and steps, a few KiB each, of which there are hundreds of thousands."""
-LARGE = Sizes(target=64 << 20, fewest=2)
+LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
 """What `brain store compact` does."""
 
 
@@ -87,31 +87,29 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     runs: list[list[str]] = []
     run: list[str] = []
     size = 0
-    for name, facts in _read_in_order(catalogue):
-        if facts.size > sizes.target // 2:
+    sizes_of = catalogue.holdings.sizes
+    for file in _read_in_order(catalogue):
+        if sizes_of[file] > sizes.largest:
             continue
-        if run and size + facts.size > sizes.target:
+        if run and size + sizes_of[file] > sizes.target:
             runs.append(run)
             run, size = [], 0
-        run.append(name)
-        size += facts.size
+        run.append(file)
+        size += sizes_of[file]
     return [run for run in [*runs, run] if len(run) >= sizes.fewest]
 
 
-def _read_in_order(catalogue: Catalogue) -> Iterator[tuple[str, FileFacts]]:
-    superseded = catalogue.holdings.superseded()
-    files = [item for item in catalogue.holdings.files.items() if item[0] not in superseded]
-    return iter(sorted(files, key=lambda item: item[1].commits[0]))
+def _read_in_order(catalogue: Catalogue) -> list[str]:
+    holdings = catalogue.holdings
+    return sorted(holdings.sizes.keys() - holdings.superseded().keys(), key=lambda file: holdings.commits(file)[0])
 
 
 def _write(place: Place, catalogue: Catalogue, author: Author, files: list[str]) -> None:
-    commits: list[tuple[Commit, int]] = []
-    for file in files:
-        commits += catalogue.holdings.files[file].commits
-    unique = sorted(dict(commits).items())
-    batches = [catalogue.read(commit) for commit, _ in unique]
+    commits = sorted({commit for file in files for commit in catalogue.holdings.commits(file)})
+    batches = [catalogue.read(commit) for commit in commits]
+    held = [(commit, batch.num_rows) for commit, batch in zip(commits, batches, strict=True)]
     batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-    content = encode_part(catalogue.kind, batch, author.origin, author.run_id, unique)
-    name = PartName(Commit(unique[0][0].sequence, author.writer, checksum(content)), compacted=True)
-    place.put(catalogue.kind, lambda: str(name), content)
-    catalogue.compacted(name, FileFacts(content.size, unique))
+    content = encode_part(catalogue.kind, batch, author.origin, author.run_id, held)
+    file = compacted_file(sequence_of(commits[0]), author.writer, checksum(content))
+    place.put(catalogue.kind, lambda: file, content)
+    catalogue.holdings.add({file: content.size}, {file: held})

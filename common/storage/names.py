@@ -4,58 +4,71 @@
     compact-00000003-5e1f09ac-<checksum>.arrow    several commits in one file, which names them in its metadata
     00000012-<checksum>.arrow                     one commit of format 1, which knew one writer only
 
-A writer numbers a commit one higher than the highest that it has seen, so the order follows cause and effect and never
-a clock. Writers who did not see each other may use one number; then the writer's name decides, alike for all readers.
+A commit is one append: its rows appear together. It is called what its first file was called, without the extension,
+and commits are ordered as these names are sorted. A writer numbers a commit one higher than the highest that it has
+seen, so the order follows cause and effect and never a clock. Writers who did not see each other may use one number;
+then the writer's name decides, alike for all readers.
 """
 
 import hashlib
 import re
-from typing import NamedTuple
 
 import pyarrow as pa
 
-_NAME = re.compile(r"(compact-)?(\d{8,})-(?:([0-9a-f]{8})-)?([0-9a-f]{32})\.arrow")
+from common.errors import UserError
+
+_NAME = re.compile(r"(compact-)?(\d{8})-(?:([0-9a-f]{8})-)?([0-9a-f]{32})\.arrow")
+_EXTENSION = ".arrow"
+_COMPACTED = "compact-"
+_LAST_SEQUENCE = 10**8 - 1
 
 
-class Commit(NamedTuple):
-    """One append: its rows appear together. Commits are ordered as these fields are."""
-
-    sequence: int
-    writer: str
-    checksum: str
-
-    def __str__(self) -> str:
-        return "-".join(filter(None, (f"{self.sequence:08d}", self.writer, self.checksum)))
-
-
-class PartName(NamedTuple):
-    """A part's file name. The commit of a compacted part is that of the compaction, not of any row."""
-
-    commit: Commit
-    compacted: bool
-
-    def __str__(self) -> str:
-        return f"{'compact-' if self.compacted else ''}{self.commit}.arrow"
-
-
-def parse_name(name: str) -> PartName | None:
-    """What a part's file name says, or None for what is no part (a foreign file, an unfinished one)."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    return PartName(Commit(int(match[2]), match[3] or "", match[4]), match[1] is not None)
-
-
-def parse_commit(text: str) -> Commit:
-    """The inverse of `str(commit)`.
+def commit_name(sequence: int, writer: str, checksum: str) -> str:
+    """The name of a commit.
 
     Raises:
-        ValueError: it is no commit's name.
+        UserError: the store has as many commits as names can tell apart in order.
     """
-    name = parse_name(f"{text}.arrow")
-    if name is None or name.compacted:
-        raise ValueError(f"{text!r} names no commit")
-    return name.commit
+    if sequence > _LAST_SEQUENCE:
+        raise UserError(
+            f"The sample store has {sequence} commits of one kind, which is all it can have; begin another."
+        )
+    return f"{sequence:08d}-{writer}-{checksum}"
+
+
+def plain_file(commit: str) -> str:
+    """The file that a commit was written to."""
+    return commit + _EXTENSION
+
+
+def compacted_file(sequence: int, writer: str, checksum: str) -> str:
+    """The file of a compaction: its sequence is that of its first commit."""
+    return _COMPACTED + plain_file(commit_name(sequence, writer, checksum))
+
+
+def is_part(file: str) -> bool:
+    """Whether a file is called as a part is."""
+    return _NAME.fullmatch(file) is not None
+
+
+def is_compacted(file: str) -> bool:
+    """Whether a part holds several commits."""
+    return file.startswith(_COMPACTED)
+
+
+def commit_of(file: str) -> str:
+    """The commit that a part was written for, if it is not a compacted one."""
+    return file.removesuffix(_EXTENSION)
+
+
+def sequence_of(commit: str) -> int:
+    """A commit's number."""
+    return int(commit[:8])
+
+
+def checksum_of(file: str) -> str:
+    """What a part's bytes must have as their checksum."""
+    return file.removesuffix(_EXTENSION)[-32:]
 
 
 def checksum(content: bytes | memoryview | pa.Buffer) -> str:

@@ -4,14 +4,14 @@ Whoever reads a part checks the whole file against the checksum in its name befo
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from common.errors import DamagedPartError, UserError
 from common.schemas import KINDS, SCHEMA_VERSION
-from common.storage.names import Commit, PartName, checksum, parse_commit
+from common.storage.holdings import Commits
+from common.storage.names import commit_of, is_compacted, is_part, plain_file
 
 _VERSION_KEY = b"brain.schema_version"
 _KIND_KEY = b"brain.kind"
@@ -31,12 +31,12 @@ class Part:
     """
 
     batch: pa.RecordBatch
-    commits: list[tuple[Commit, int]]
+    commits: Commits
     run_id: str | None
 
 
 def encode_part(
-    kind: str, batch: pa.RecordBatch, writer: str, run_id: str, commits: Sequence[tuple[Commit, int]] | None = None
+    kind: str, batch: pa.RecordBatch, writer: str, run_id: str, commits: Commits | None = None
 ) -> pa.Buffer:
     """The bytes of a part.
 
@@ -49,7 +49,7 @@ def encode_part(
     """
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION), _KIND_KEY: kind, _WRITER_KEY: writer, _RUN_KEY: run_id}
     if commits is not None:
-        metadata[_COMMITS_KEY] = json.dumps([[str(commit), rows] for commit, rows in commits])
+        metadata[_COMMITS_KEY] = json.dumps(commits)
     return encode_table(batch, metadata)
 
 
@@ -62,28 +62,19 @@ def encode_table(batch: pa.RecordBatch, metadata: dict[bytes, str]) -> pa.Buffer
     return sink.getvalue()
 
 
-def decode_part(path: str, name: PartName, content: pa.Buffer, kind: str) -> Part:
-    """Check a part's bytes and open them, without copying.
+def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
+    """Open a part whose checksum has been verified, without copying.
 
     Args:
-        path: for messages.
-        name: what the file is called.
+        path: of the part, for messages; its last component is the file's name.
         content: all of it.
         kind: what it must hold.
 
     Raises:
-        DamagedPartError: the bytes do not match the name, or are no part of this kind.
+        DamagedPartError: it is no part of this kind.
         UserError: a newer version of the format.
     """
-    if checksum(content) != name.commit.checksum:
-        raise DamagedPartError(
-            f"{path} is damaged: its {content.size} bytes do not match the checksum in its name (truncated or altered)."
-        )
-    return open_part(path, name, content, kind)
-
-
-def open_part(path: str, name: PartName, content: pa.Buffer, kind: str) -> Part:
-    """As `decode_part`, for bytes whose checksum has been verified."""
+    file = path.rpartition("/")[2]
     try:
         table = pa.ipc.open_file(content).read_all()
     except pa.ArrowInvalid as error:
@@ -93,7 +84,7 @@ def open_part(path: str, name: PartName, content: pa.Buffer, kind: str) -> Part:
     batches = table.replace_schema_metadata(None).combine_chunks().to_batches()
     batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=KINDS[kind])
     run_id = metadata[_RUN_KEY].decode() if _RUN_KEY in metadata else None
-    return Part(batch, _commits(path, name, metadata, batch.num_rows), run_id)
+    return Part(batch, _commits(path, file, metadata, batch.num_rows), run_id)
 
 
 def _check(path: str, found: pa.Schema, metadata: dict[bytes, bytes], kind: str) -> None:
@@ -109,13 +100,13 @@ def _check(path: str, found: pa.Schema, metadata: dict[bytes, bytes], kind: str)
         raise DamagedPartError(f"{path} has columns {found.names}, expected the {kind} columns {KINDS[kind].names}.")
 
 
-def _commits(path: str, name: PartName, metadata: dict[bytes, bytes], rows: int) -> list[tuple[Commit, int]]:
-    if not name.compacted:
-        return [(name.commit, rows)]
+def _commits(path: str, file: str, metadata: dict[bytes, bytes], rows: int) -> Commits:
+    if not is_compacted(file):
+        return [(commit_of(file), rows)]
     try:
-        commits = [(parse_commit(text), int(count)) for text, count in json.loads(metadata[_COMMITS_KEY])]
+        commits = [(str(commit), int(count)) for commit, count in json.loads(metadata[_COMMITS_KEY])]
     except (KeyError, ValueError, TypeError):
         raise DamagedPartError(f"{path} does not say which commits it holds.") from None
-    if sum(count for _, count in commits) != rows:
+    if sum(count for _, count in commits) != rows or not all(is_part(plain_file(commit)) for commit, _ in commits):
         raise DamagedPartError(f"{path} holds {rows} rows, not those of the commits that it names.")
     return commits

@@ -4,9 +4,9 @@ from collections import OrderedDict
 
 import pyarrow as pa
 
-from common.errors import UserError
-from common.storage.names import PartName, parse_name
-from common.storage.part_files import Part, decode_part, open_part
+from common.errors import DamagedPartError, UserError
+from common.storage.names import checksum_of
+from common.storage.part_files import Part, decode_part
 from common.storage.places import Place
 
 _KEPT_FILES = 1024
@@ -20,7 +20,7 @@ class PartReader:
         self._place = place
         self._kind = kind
         self._verified: set[str] = set()
-        self._kept: OrderedDict[str, tuple[pa.RecordBatch, int]] = OrderedDict()
+        self._kept: OrderedDict[str, pa.RecordBatch] = OrderedDict()
         self._kept_bytes = 0
 
     def batch(self, file: str) -> pa.RecordBatch:
@@ -32,7 +32,7 @@ class PartReader:
         """
         if file in self._kept:
             self._kept.move_to_end(file)
-            return self._kept[file][0]
+            return self._kept[file]
         return self.part(file).batch
 
     def part(self, file: str) -> Part:
@@ -41,37 +41,31 @@ class PartReader:
         Raises:
             FileNotFoundError, DamagedPartError, UserError: as for `batch`.
         """
-        name = parse_name(file)
-        if name is None:
-            raise ValueError(f"{file} is no part")
+        path = f"{self._place.uri}/{self._kind}/{file}"
+        part = decode_part(path, self._content(path, file), self._kind)
+        self._verified.add(file)
+        if file not in self._kept:
+            self._keep(file, part.batch)
+        return part
+
+    def _content(self, path: str, file: str) -> pa.Buffer:
         try:
-            content = self._place.read(f"{self._kind}/{file}")
+            if file in self._verified:
+                return self._place.read(f"{self._kind}/{file}")
+            content = self._place.read_checked(f"{self._kind}/{file}", checksum_of(file))
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(
-                f"{self._place.uri}/{self._kind}/{file} cannot be read: {error}; nothing was changed."
-            ) from None
-        part = self._open(file, name, content)
-        if file not in self._kept:
-            self._keep(file, part.batch, content.size)
-        return part
+            raise UserError(f"{path} cannot be read: {error}; nothing was changed.") from None
+        if content is None:
+            raise DamagedPartError(
+                f"{path} is damaged: its bytes do not match the checksum in its name (truncated or altered)."
+            )
+        return content
 
-    def is_verified(self, file: str) -> bool:
-        """Whether the part was checked in this opening."""
-        return file in self._verified
-
-    def _open(self, file: str, name: PartName, content: pa.Buffer) -> Part:
-        path = f"{self._place.uri}/{self._kind}/{file}"
-        if file in self._verified:
-            return open_part(path, name, content, self._kind)
-        part = decode_part(path, name, content, self._kind)
-        self._verified.add(file)
-        return part
-
-    def _keep(self, file: str, batch: pa.RecordBatch, size: int) -> None:
-        self._kept[file] = batch, size
-        self._kept_bytes += size
+    def _keep(self, file: str, batch: pa.RecordBatch) -> None:
+        self._kept[file] = batch
+        self._kept_bytes += batch.nbytes
         while len(self._kept) > 1 and (len(self._kept) > _KEPT_FILES or self._kept_bytes > _KEPT_BYTES):
-            _, (_, dropped) = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.nbytes

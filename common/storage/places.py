@@ -1,10 +1,11 @@
-"""Where a store's files lie, behind five operations: a local directory, or any file system that pyarrow opens.
+"""Where a store's files lie, behind six operations: a local directory, or any file system that pyarrow opens.
 
 Whatever the place, `put` is atomic and durable: a reader sees the whole file or none, and when `put` has returned the
 file survives a power cut. Files are never changed after that.
 """
 
 import contextlib
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -54,6 +55,9 @@ class Place(Protocol):
             FileNotFoundError: there is no such file.
         """
 
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
+        """As `read`; None where the content does not have this BLAKE2b-128 checksum."""
+
     def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
         """Write a new file, or replace one, atomically and durably; returns its name."""
 
@@ -95,6 +99,12 @@ class LocalPlace:
             return pa.py_buffer(b"")  # which cannot be mapped
         with pa.memory_map(str(self.root / path)) as file:
             return file.read_buffer()
+
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
+        """Hash a file piece by piece, so that only what is used of it later stays in memory, and map it."""
+        with open(self.root / path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return self.read(path) if found == checksum else None
 
     def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
         """Write tmp + fsync + rename + directory fsync."""

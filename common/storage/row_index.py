@@ -1,6 +1,6 @@
 """The light rows of one kind in memory: found by key, listed in the order of commitment, each key once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from common.storage.keys import Hashes, HashTable, Rows, hash_keys
 from common.storage.light_rows import KEYS, LIGHT
-from common.storage.names import Commit
 
 _RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
 
@@ -39,8 +38,9 @@ class RowIndex:
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self.commits: list[Commit] = []
-        self._chunks: list[pa.Table] = [LOCATED[kind].empty_table()]
+        self.commits: list[str] = []
+        self._chunks: list[pa.Table] = []
+        self._starts: Rows | None = None  # [chunks] number of the first row of each
         self._recent: dict[Any, int] = {}  # key -> row number, of rows that are not in the hash table yet
         self._settled = 0  # rows that are
         self._hidden = np.zeros(0, dtype=bool)  # [settled] rows that lost to another, or whose file is gone
@@ -90,23 +90,30 @@ class RowIndex:
         """
         found = np.full(len(keys[0]), -1, dtype=np.int64)
         asked, rows = self._hash_table.candidates(hash_keys(keys))
-        if len(asked):
-            same = ~self._hidden[rows]
-            table = self.table()
+        for chunk, which, local in self._by_chunk(rows):
+            same = ~self._hidden[rows[which]]
             for name, wanted in zip(KEYS[self._kind], keys, strict=True):
-                there = _plain(table[name].take(pa.array(rows)))
-                same &= pc.equal(there, _plain(wanted).take(pa.array(asked))).to_numpy(zero_copy_only=False)
-            found[asked[same]] = rows[same]
+                there = _plain(chunk[name].chunk(0).take(pa.array(local)))
+                same &= pc.equal(there, wanted.take(pa.array(asked[which]))).to_numpy(zero_copy_only=False)
+            found[asked[which][same]] = rows[which][same]
         if self._recent:
             for place, key in enumerate(zip(*(column.to_pylist() for column in keys), strict=True)):
                 if found[place] < 0:
                     found[place] = self._recent.get(key, -1)
         return found
 
+    def places(self, numbers: Rows) -> tuple[Rows, Rows]:
+        """The commit (its number) and the row in that commit of each of these rows."""
+        commits, rows = np.empty_like(numbers), np.empty_like(numbers)
+        for chunk, which, local in self._by_chunk(numbers):
+            commits[which] = chunk["commit"].chunk(0).to_numpy()[local]
+            rows[which] = chunk["row"].chunk(0).to_numpy()[local]
+        return commits, rows
+
     def table(self) -> pa.Table:
         """All rows by number, hidden ones included."""
         if self._table is None:
-            self._table = pa.concat_tables(self._chunks)
+            self._table = pa.concat_tables(self._chunks) if self._chunks else LOCATED[self._kind].empty_table()
         return self._table
 
     def listed(self) -> pa.Table:
@@ -124,9 +131,21 @@ class RowIndex:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _append(self, table: pa.Table) -> None:
-        self._chunks.append(table)
+        self._chunks.extend(pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
         self._rows += table.num_rows
-        self._table = self._listed = None
+        self._table = self._listed = self._starts = None
+
+    def _by_chunk(self, numbers: Rows) -> Iterator[tuple[pa.Table, Rows, Rows]]:
+        """(chunk, which of the numbers are of it, which of its rows these are); a chunk is contiguous."""
+        if not len(numbers):
+            return
+        if self._starts is None:
+            lengths = [chunk.num_rows for chunk in self._chunks]
+            self._starts = np.cumsum([0, *lengths[:-1]])
+        of = np.searchsorted(self._starts, numbers, side="right") - 1
+        for chunk in np.unique(of):
+            which = np.flatnonzero(of == chunk)
+            yield self._chunks[chunk], which, numbers[which] - self._starts[chunk]
 
     def _tidy(self) -> None:
         """Keep the chunks few, and copy each row only so often as their number doubles."""
@@ -136,7 +155,7 @@ class RowIndex:
             while last < len(chunks) and chunks[-last - 1].num_rows < 2 * sum(c.num_rows for c in chunks[-last:]):
                 last += 1
             chunks[-last:] = [pa.concat_tables(chunks[-last:]).combine_chunks()]
-        self._table = None
+        self._table = self._starts = None
 
     def _rebuild(self, hidden: "np.typing.NDArray[np.bool_]") -> None:
         self._tidy()
