@@ -4,11 +4,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _TEMPORARY = ".tmp-"
+_WORTH_A_THREAD = 64 << 10  # bytes
+_SYNCING = ThreadPoolExecutor(thread_name_prefix="fsync")
 
 
 def fsync_path(path: Path) -> None:
@@ -36,14 +39,21 @@ def write_file(path: Path, content: bytes | str | memoryview) -> None:
 
 
 def write_named_file(directory: Path, naming: Callable[[], str], content: bytes | memoryview) -> Path:
-    """As `write_file`, for a file whose name is known only later: `naming` is asked once the content is on disk."""
+    """As `write_file`, for a file whose name takes time to find: `naming` runs while the content is being synced."""
     temporary = temporary_sibling(directory / "new")
     try:
         with _created(temporary) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        path = directory / naming()
+            if len(content) < _WORTH_A_THREAD:
+                os.fsync(file.fileno())
+                path = directory / naming()
+            else:
+                synced = _SYNCING.submit(os.fsync, file.fileno())
+                try:
+                    path = directory / naming()
+                finally:
+                    synced.result()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,7 +16,6 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from common.storage.compaction import SMALL, Author, compact, remove_superseded
 from common.storage.facts import claim
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
-from common.storage.names import checksum, commit_name, plain_file
+from common.storage.names import checksum, commit_name, commit_of, plain_file
 from common.storage.part_files import encode_part
 from common.storage.places import LocalPlace, open_place
 
@@ -93,7 +92,6 @@ class SampleStore:
         self.root = self._place.uri
         self.damaged: list[str] = []
         self._parts_since = dict.fromkeys(KINDS, 0)
-        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="store-checksum")
         try:
             self.run_id = claim(self._place, run_id, read_only=read_only, allow_other_run=allow_other_run)
             self._author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
@@ -315,13 +313,11 @@ class SampleStore:
 
     def _write(self, kind: str, sequence: int, batch: pa.RecordBatch) -> tuple[str, int]:
         content = encode_part(kind, batch, self._author.origin, self.run_id)
-        digest = self._hashing.submit(checksum, content)  # while the bytes are on their way to the disk
+        file = self._place.put(kind, lambda: plain_file(self._commit_name(sequence, content)), content)
+        return commit_of(file), content.size
 
-        def naming() -> str:
-            return plain_file(commit_name(sequence, self._author.writer, digest.result()))
-
-        self._place.put(kind, naming, content)
-        return commit_name(sequence, self._author.writer, digest.result()), content.size
+    def _commit_name(self, sequence: int, content: pa.Buffer) -> str:
+        return commit_name(sequence, self._author.writer, checksum(content))
 
     def _compact_small(self, kind: str) -> None:
         """Now and then, make one part of many small ones: a step is a part of a few hundred bytes."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.durable import fsync_path, is_temporary, write_named_file
 
 Naming = Callable[[], str]
-"""Gives a file's name; asked for late, so that a checksum can be computed while the content is on its way."""
+"""Gives a file's name; asked for late, so that a checksum can be computed while the content goes to the disk."""
 
 
 @dataclass(frozen=True)
