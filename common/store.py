@@ -11,10 +11,6 @@ Rows are keyed (groups by id; scores by group and scorer; steps by number). Appe
 is harmless: the first one stays, the second is dropped before it is written.
 """
 
-import logging
-import os
-import socket
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import UserError
 from common.schemas import KINDS, batch_from_rows
-from common.storage.catalogue import Catalogue
-from common.storage.compaction import SMALL, Author, compact, remove_superseded
-from common.storage.facts import claim
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
-from common.storage.names import checksum, commit_name, commit_of, plain_file
-from common.storage.part_files import encode_part
-from common.storage.places import LocalPlace, open_place
-
-_LOG = logging.getLogger(__name__)
-_UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's
-_IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")  # listed so that whatever a listed row refers to is listed too
+from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
 
 
 @dataclass(frozen=True)
@@ -87,22 +73,15 @@ class SampleStore:
         """
         if run_id is None and not read_only:
             raise ValueError("whoever writes to a store names its run")
-        self._place = open_place(uri)
-        self._read_only = read_only
-        self.root = self._place.uri
-        self.damaged: list[str] = []
-        self._parts_since = dict.fromkeys(KINDS, 0)
-        try:
-            self.run_id = claim(self._place, run_id, read_only=read_only, allow_other_run=allow_other_run)
-            self._author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
-            if not read_only:
-                self._remove_unfinished()
-            self._kinds = {kind: Catalogue(kind, self._place, self._found_damaged) for kind in _IN_ORDER_OF_DEPENDENCE}
-            if not read_only:
-                for catalogue in self._kinds.values():
-                    catalogue.write_index()
-        except OSError as error:
-            raise UserError(f"The sample store {self.root} cannot be opened: {_reason(error)}.") from error
+        self._opening = Opening(uri, run_id, read_only=read_only, allow_other_run=allow_other_run)
+        self._kinds = self._opening.kinds
+        self.root = self._opening.place.uri
+        self.run_id = self._opening.run_id
+
+    @property
+    def damaged(self) -> list[str]:
+        """A sentence for each part that was found damaged, and where it is now."""
+        return self._opening.damaged
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -135,7 +114,7 @@ class SampleStore:
 
     def refresh(self) -> None:
         """Take in what other writers have committed since."""
-        for kind in _IN_ORDER_OF_DEPENDENCE:
+        for kind in IN_ORDER_OF_DEPENDENCE:
             self._kinds[kind].refresh()
 
     def counts(self) -> dict[str, int]:
@@ -291,41 +270,11 @@ class SampleStore:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
-        if self._read_only:
-            raise ValueError(f"the sample store {self.root} was opened read-only")
-        catalogue = self._kinds[kind]
         keys = [batch[name].to_pylist() for name in KEYS[kind]]
-        fresh = _first_of_each(list(zip(*keys, strict=True)), catalogue.find(*keys))
-        if not fresh:
-            return 0
-        batch = batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh))
-        try:
-            commit, size = self._write(kind, catalogue.next_sequence, batch)
-            catalogue.committed(commit, size, batch)
-            catalogue.write_index()
-            self._compact_small(kind)
-        except OSError as error:
-            raise UserError(
-                f"The sample store {self.root} cannot be written: {_reason(error)}. Nothing that was acknowledged is "
-                f"lost; put that right and run again."
-            ) from error
+        fresh = _first_of_each(list(zip(*keys, strict=True)), self._kinds[kind].find(*keys))
+        if fresh:
+            self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
-
-    def _write(self, kind: str, sequence: int, batch: pa.RecordBatch) -> tuple[str, int]:
-        content = encode_part(kind, batch, self._author.origin, self.run_id)
-        file = self._place.put(kind, lambda: plain_file(self._commit_name(sequence, content)), content)
-        return commit_of(file), content.size
-
-    def _commit_name(self, sequence: int, content: pa.Buffer) -> str:
-        return commit_name(sequence, self._author.writer, checksum(content))
-
-    def _compact_small(self, kind: str) -> None:
-        """Now and then, make one part of many small ones: a step is a part of a few hundred bytes."""
-        self._parts_since[kind] += 1
-        if self._parts_since[kind] >= SMALL.fewest:
-            self._parts_since[kind] = 0
-            compact(self._place, self._kinds[kind], self._author, SMALL)
-            remove_superseded(self._place, self._kinds[kind])
 
     def _take(self, kind: str, keys: Sequence[Sequence[str]]) -> pa.Table:
         catalogue = self._kinds[kind]
@@ -333,20 +282,6 @@ class SampleStore:
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
         return catalogue.take(numbers)
-
-    def _found_damaged(self, kind: str, file: str, reason: str) -> str:
-        if not self._read_only:
-            target = f"damaged/{kind}-{file}"
-            self._place.move(f"{kind}/{file}", target)
-            reason = f"{reason} It was moved to {self.root}/{target}; what it held is made again at the next start."
-            _LOG.warning(reason)
-        self.damaged.append(reason)
-        return reason
-
-    def _remove_unfinished(self) -> None:
-        if isinstance(self._place, LocalPlace):
-            for directory in ("", "index", *KINDS):
-                self._place.remove_unfinished(directory, _UNFINISHED_SECONDS)
 
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
@@ -358,7 +293,3 @@ def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
             fresh.append(row)
         seen.add(key)
     return fresh
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
 from common.errors import PipelineError, UserError
@@ -147,8 +146,10 @@ class Conductor:
     async def _admit_round(self, round_: int) -> None:
         prompts = self._rounds.prompts(round_)
         leases = self._plan.leases("train", round_, self._version, self._recipe.sampling.n, prompts)
-        index = self._store.index()
-        sampled = set(index.filter(pc.equal(index["round"], round_))["prompt_id"].to_pylist())
+        batches = self._store.group_batches()
+        sampled = {
+            name for batch in batches if batch["round"][0].as_py() == round_ for name in batch["prompt_id"].to_pylist()
+        }
         await self._enqueue(lease for lease in leases if any(one.prompt_id not in sampled for one in lease.prompts))
 
     # -- sampling and scoring ----------------------------------------------------------------------------------------
@@ -169,12 +170,15 @@ class Conductor:
     async def _score(self, groups: pa.RecordBatch, *, training: bool) -> None:
         """Have every scorer annotate groups that are in the store; then they are ready."""
         store = self._store_of(training)
-        await asyncio.gather(*(self._score_with(name, groups, store) for name in self._wanted_scorers(training)))
+        wanted = [name for name in self._scorers if not training or self._is_training_scorer(name)]
+        await asyncio.gather(*(self._score_with(name, groups, store) for name in wanted))
         async with self._changed:
             self._busy -= 1
             if training:
                 self._make_ready(groups)
-            self._report_evaluations()
+                self._tracker.ready(groups)
+            for split, version, result in self._evaluation.newly_complete():
+                self._tracker.evaluated(split, version, result)
             self._changed.notify_all()
 
     async def _score_with(self, name: str, groups: pa.RecordBatch, store: SampleStore) -> None:
@@ -184,18 +188,10 @@ class Conductor:
         store.append_scores(scores)
         self._tracker.scored(name, groups, scores)
 
-    def _make_ready(self, groups: pa.RecordBatch | pa.Table) -> None:
-        self._tracker.ready(groups)
+    def _make_ready(self, groups: pa.RecordBatch) -> None:
         columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
         for round_, prompt_id, group in zip(*columns, strict=True):
             self._rounds.add(round_, prompt_id, group)
-
-    def _report_evaluations(self) -> None:
-        for split, version, result in self._evaluation.newly_complete():
-            self._tracker.evaluated(split, version, result)
-
-    def _wanted_scorers(self, training: bool) -> list[str]:
-        return [name for name in self._scorers if not training or self._is_training_scorer(name)]
 
     def _is_training_scorer(self, name: str) -> bool:
         return name == PRIOR or self._recipe.scorers[name].use == "training"
@@ -231,18 +227,12 @@ class Conductor:
             await self._publish(version, step)
 
     def _carry_on_scoring(self) -> None:
-        """What was sampled before a crash is ready at once, or is scored now, lease by lease as it was sampled."""
+        """What was sampled before a crash is scored now, lease by lease as it was sampled, or is ready at once."""
         for training in (True, False):
             store = self._store_of(training)
-            missing = sorted({group for name in self._wanted_scorers(training) for group in store.unscored(name)})
-            if training:
-                index = store.index()
-                unscored = pc.is_in(index["group_id"], value_set=pa.array(missing, pa.string()))
-                self._make_ready(index.filter(pc.invert(unscored)))
-            for batch in store.batches(group_ids=missing):
+            for batch in store.group_batches():
                 self._busy += 1
                 self._tasks.create_task(self._score(batch, training=training))
-        self._report_evaluations()
 
     async def _enqueue_evaluations(self, version: int) -> None:
         if self._evaluation.is_due(version):

@@ -20,7 +20,7 @@ from deploy.conductor import Conductor
 from deploy.evaluation import Evaluation
 from deploy.recipe_files import with_world
 from deploy.rounds import LeasePlan, Rounds
-from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
+from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
 
@@ -57,7 +57,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
-    directory = run_directory(recipe)
+    directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:
         console.print(f"{directory.root} holds this run, finished.", highlight=False)

@@ -22,10 +22,9 @@ from deploy.recipe_files import dump_yaml
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The layout below a run's root, and where its store is if that is elsewhere."""
+    """The layout below a run's root."""
 
     root: Path
-    store_uri: str | None = None
 
     @property
     def config(self) -> Path:
@@ -33,14 +32,9 @@ class RunDirectory:
         return self.root / "config.yaml"
 
     @property
-    def own_store(self) -> Path:
-        """The place of the sample store, unless the recipe names another."""
-        return self.root / "store"
-
-    @property
-    def store(self) -> str | Path:
+    def store(self) -> Path:
         """The sample store that training consumes."""
-        return self.own_store if self.store_uri is None else self.store_uri
+        return self.root / "store"
 
     @property
     def evaluation(self) -> Path:
@@ -92,13 +86,6 @@ def resolve_output(path: str) -> Path:
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job else Path.cwd()
     return (base / wanted).absolute()
-
-
-def run_directory(recipe: Recipe) -> RunDirectory:
-    """The directory of a recipe's run."""
-    uri = recipe.store.uri
-    root = resolve_output(recipe.run.dir.replace("{name}", recipe.name))
-    return RunDirectory(root, str(resolve_output(uri)) if uri and "://" not in uri else uri)
 
 
 @contextmanager
@@ -157,8 +144,7 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
 
 def has_begun(directory: RunDirectory) -> bool:
     """Whether a run has published or sampled anything here."""
-    own = (directory.own_store, directory.evaluation)
-    made = (directory.policies.glob("v*"), *(store.glob("*/*.arrow") for store in own))
+    made = (directory.policies.glob("v*"), directory.store.glob("*/*.arrow"), directory.evaluation.glob("*/*.arrow"))
     return any(next(found, None) is not None for found in made)
 
 
@@ -185,7 +171,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     """
     facts_path = directory.root / "run.json"
     if not has_begun(directory):
-        for store in (directory.own_store, directory.evaluation):
+        for store in (directory.store, directory.evaluation):
             shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))

@@ -99,7 +99,7 @@ class Tracker:
             self._complained.add(scorer)
             self._say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
 
-    def ready(self, groups: pa.RecordBatch | pa.Table) -> None:
+    def ready(self, groups: pa.RecordBatch) -> None:
         """Groups have all their annotations."""
         self._counts["scored"] += groups.num_rows
 

@@ -26,14 +26,6 @@ class RunSection(Section):
     dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
 
 
-class StoreSection(Section):
-    """Where the sample store lives."""
-
-    uri: str | None = Field(
-        None, description="directory, or URI of a file system that pyarrow knows (s3://…); default: <run.dir>/store"
-    )
-
-
 class PrepareSection(Section):
     """A world to build first, where the models and data are not given: see deploy/worlds."""
 
@@ -253,7 +245,6 @@ class Recipe(Section):
     name: Name
     seed: int = Field(0, ge=0)
     run: RunSection = RunSection()
-    store: StoreSection = StoreSection()
     prepare: PrepareSection | None = None
     data: DataSection
     policy: PolicySection
@@ -300,7 +291,6 @@ class Recipe(Section):
 
 OPERATIONAL = (
     "run.*",
-    "store.*",
     "ray.*",
     "timeouts.*",
     "prepare.cache",

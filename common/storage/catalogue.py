@@ -38,7 +38,7 @@ class _OnDisk(NamedTuple):
 class Catalogue:
     """Everything of one kind that one opening of a store knows."""
 
-    def __init__(self, kind: str, place: Place, on_damage: OnDamage) -> None:
+    def __init__(self, kind: str, place: Place, on_damage: OnDamage, *, use_index: bool = True) -> None:
         self.kind = kind
         self.rows = RowIndex(kind)
         self.holdings = Holdings()
@@ -50,7 +50,7 @@ class Catalogue:
         self._unusable: list[str] = []  # index files that were written by another version, or are damaged
         self._unindexed = 0  # commits
         self.next_sequence = 0  # of the next commit: one more than any that was seen
-        self._load()
+        self._load(read_segments(place, kind) if use_index else {})
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -173,8 +173,7 @@ class Catalogue:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        found = read_segments(self._place, self.kind)
+    def _load(self, found: dict[str, Segment | None]) -> None:
         self._unusable = [file for file, segment in found.items() if segment is None]
         usable = [(file, segment) for file, segment in found.items() if segment is not None]
         segments = sorted(usable, key=lambda item: item[1].commits[:1])
