@@ -143,11 +143,12 @@ class Catalogue:
         self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], [], gone)
 
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
-        """Bring the index files up to date, if that many commits are missing in them.
+        """Bring the index files up to date, if that many commits and compacted parts are missing in them.
 
         A new segment takes in those before it that are not at least twice as large, so they stay few.
         """
-        if self._unindexed < at_least:
+        recorded = {file for before in self._segments for file in before.compacted}
+        if self._unindexed + len(self.holdings.compacted.keys() - recorded) < at_least:
             return
         kept = list(self._segments)
         while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:

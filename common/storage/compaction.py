@@ -58,7 +58,8 @@ def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) ->
     """
     replaced = 0
     for files in _worth_it(catalogue, sizes):
-        _write(place, catalogue, author, files)
+        commits = {commit for file in files for commit in catalogue.holdings.commits(file)}
+        _write(place, catalogue, author, sorted(commits))
         replaced += len(files)
     return replaced
 
@@ -80,6 +81,17 @@ def remove_superseded(place: Place, catalogue: Catalogue, grace: float = GRACE_S
             removed.append(name)
     catalogue.holdings.discard(removed)
     return removed
+
+
+def rewrite_without(place: Place, catalogue: Catalogue, author: Author, commits: set[str]) -> int:
+    """Delete all parts with some of these commits; what else is in them is written anew before. Returns how many."""
+    files = [file for file in catalogue.holdings.sizes if commits.intersection(catalogue.holdings.commits(file))]
+    for file in files:
+        staying = [commit for commit in catalogue.holdings.commits(file) if commit not in commits]
+        if staying:
+            _write(place, catalogue, author, staying)
+        place.remove(f"{catalogue.kind}/{file}")
+    return len(files)
 
 
 def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
@@ -104,8 +116,7 @@ def _read_in_order(catalogue: Catalogue) -> list[str]:
     return sorted(holdings.sizes.keys() - holdings.superseded().keys(), key=lambda file: holdings.commits(file)[0])
 
 
-def _write(place: Place, catalogue: Catalogue, author: Author, files: list[str]) -> None:
-    commits = sorted({commit for file in files for commit in catalogue.holdings.commits(file)})
+def _write(place: Place, catalogue: Catalogue, author: Author, commits: list[str]) -> None:
     batches = [catalogue.read(commit) for commit in commits]
     held = [(commit, batch.num_rows) for commit, batch in zip(commits, batches, strict=True)]
     batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 
-from common.errors import UserError
+from common.errors import DamagedPartError, UserError
 from common.schemas import SCHEMA_VERSION
 from common.storage.places import Place
 
@@ -15,7 +15,8 @@ def read_run_id(place: Place) -> str | None:
     """The run that a store belongs to; None where there is no store.
 
     Raises:
-        UserError: the file is damaged, or the store is of a newer version.
+        DamagedPartError: the file is damaged.
+        UserError: the store is of a newer version.
     """
     try:
         facts = json.loads(place.read(FILE).to_pybytes())
@@ -23,7 +24,7 @@ def read_run_id(place: Place) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
+        raise DamagedPartError(
             f"{place.uri}/{FILE} cannot be read ({error}); `brain store repair {place.uri}` makes it again from the "
             f"parts."
         ) from None
@@ -48,21 +49,28 @@ def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run:
         UserError: it is of another run, or not there, or cannot be read.
     """
     found = read_run_id(place)
-    if found is None and read_only:
-        raise UserError(f"There is no sample store at {place.uri}; check the path.")
     if found is None:
-        assert run_id is not None  # SampleStore has checked it
-        place.prepare()
-        write_facts(place, run_id)
-        found = read_run_id(
-            place
-        )  # two may have begun it at once: the last one's word stands, and the other is refused
-        assert found is not None
-    elif not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
+        if read_only or run_id is None:
+            raise UserError(f"There is no sample store at {place.uri}; check the path.")
+        return _begin(place, run_id)
+    if not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
         write_facts(place, found)  # an older brain-align would take parts of this version for damaged ones
     if run_id not in (None, found) and not allow_other_run:
-        raise UserError(
-            f"The sample store {place.uri} belongs to run {found}, not to {run_id}: choose another run directory or "
-            f"store.uri, or remove the store."
-        )
+        raise _of_another_run(place, found, run_id)
     return found
+
+
+def _begin(place: Place, run_id: str) -> str:
+    place.prepare()
+    write_facts(place, run_id)
+    found = read_run_id(place)
+    if found != run_id:  # two began it at once, and the other's word stands
+        raise _of_another_run(place, found, run_id)
+    return run_id
+
+
+def _of_another_run(place: Place, found: str | None, wanted: str | None) -> UserError:
+    return UserError(
+        f"The sample store {place.uri} belongs to run {found}, not to {wanted}: choose another run directory or "
+        f"store.uri, or remove the store."
+    )

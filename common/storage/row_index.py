@@ -58,10 +58,9 @@ class RowIndex:
         """How many rows have arrived, those that do not count included."""
         return self._rows
 
-    @property
-    def hidden(self) -> int:
-        """How many rows do not count."""
-        return self._hidden_rows
+    def hidden_numbers(self) -> Rows:
+        """The rows that do not count, by number."""
+        return np.flatnonzero(self._hidden)
 
     def add_fresh(self, rows: pa.RecordBatch) -> None:
         """Add rows whose keys are new (see `find`)."""
