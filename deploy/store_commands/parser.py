@@ -4,6 +4,7 @@ import argparse
 
 from deploy.store_commands.export import add_export
 from deploy.store_commands.ls import add_ls
+from deploy.store_commands.maintenance import add_maintenance_commands
 from deploy.store_commands.replay import add_replay
 from deploy.store_commands.show import add_show
 
@@ -18,3 +19,4 @@ def add_store_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     store_commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (add_ls, add_show, add_export, add_replay):
         add(store_commands)
+    add_maintenance_commands(store_commands)
