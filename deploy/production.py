@@ -180,7 +180,9 @@ class Production:
                 self._tracker.evaluated(split, version, result)
 
     def _wanted(self, training: bool) -> list[str]:
-        return self._training_scorers if training else list(self._scorers)
+        if training or self._evaluation is None:
+            return self._training_scorers
+        return self._evaluation.scorers
 
     def _store_of(self, training: bool) -> RunStore:
         if training or self._evaluation is None:
