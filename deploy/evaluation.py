@@ -67,7 +67,7 @@ class Evaluation:
         self._recipe = recipe
         self._plan = plan
         self._prompts = prompts
-        self._scorers = scorers
+        self.scorers = scorers
         self._group_ids: dict[tuple[Split, int], list[str]] = {}
         self._lacking: dict[tuple[Split, int], set[str]] = {}  # groups without all their scores
         self._of: dict[str, tuple[Split, int]] = {}  # what a group evaluates
@@ -132,7 +132,7 @@ class Evaluation:
         return self._plan.leases(split, version, version, 1, self._prompts[split])
 
     def _is_scored(self, group: str) -> bool:
-        return all(self.store.has_score(group, scorer) for scorer in self._scorers)
+        return all(self.store.has_score(group, scorer) for scorer in self.scorers)
 
     def best_version(self) -> int:
         """The version with the highest validation win rate; ties, or no gold, go to the higher mean reward."""

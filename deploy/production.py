@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import PipelineError
 from common.leases import Lease
-from common.schemas import PROPOSAL
 from deploy.run_store import RunStore
 from deploy.services import Services
 from deploy.tracking import Tracker
@@ -181,8 +180,9 @@ class Production:
                 self._tracker.evaluated(split, version, result)
 
     def _wanted(self, training: bool) -> list[str]:
-        # Evaluation compares policy and prior, and has no use for the proposals' values.
-        return self._training_scorers if training else [name for name in self._scorers if name != PROPOSAL]
+        if training or self._evaluation is None:
+            return self._training_scorers
+        return self._evaluation.scorers
 
     def _store_of(self, training: bool) -> RunStore:
         if training or self._evaluation is None:

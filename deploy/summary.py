@@ -60,9 +60,14 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
 
 
 def _trained(work: Work, version: int) -> dict[str, Any]:
-    """What is known of a run that nothing was sampled to evaluate."""
+    """What is known of a run that nothing was sampled to evaluate: its newest version stands for the best."""
     steps = work.store.steps()
-    return {"version": version, "evaluation": _NOT_EVALUATED, "steps": len(steps), "last_step": steps[-1]["metrics"]}
+    return {
+        "best_version": version,
+        "evaluation": _NOT_EVALUATED,
+        "steps": len(steps),
+        "last_step": steps[-1]["metrics"],
+    }
 
 
 def _newest(directory: RunDirectory) -> int:
@@ -85,7 +90,7 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         reached = ", ".join(
             f"{name} {summary['last_step'][name]:.3f}" for name in _REACHED if name in summary["last_step"]
         )
-        trained = f"{summary['name']}: {summary['steps']} steps, version {summary['version']}; {reached}"
+        trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
         console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     places = {
