@@ -1,6 +1,7 @@
 """From a recipe to the pools of actors that serve it."""
 
 import os
+from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
@@ -16,17 +17,18 @@ from scorer.service import ScorerActor
 Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
 
 
-def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Services:
-    """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
-    scorers: dict[str, ScorerSection | PriorSection] = {
-        **{name: recipe.prior for name in recipe.logprob_scorers()},
-        **recipe.scorers,
-    }
+def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
+    """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
     return Services(
         _samplers(recipe, directory, model),
-        {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
+        {name: _scorers(name, scorer_section(recipe, name), recipe, directory) for name in scorers},
         _learner(recipe, directory),
     )
+
+
+def scorer_section(recipe: Recipe, name: str) -> ScorerSection | PriorSection:
+    """The settings of a scorer; log-probabilities of prior and proposals are some like the others."""
+    return recipe.prior if name in recipe.logprob_scorers() else recipe.scorers[name]
 
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:

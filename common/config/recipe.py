@@ -26,6 +26,17 @@ class RunSection(Section):
     dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
 
 
+class StoreSection(Section):
+    """Where the sample store lives; or, for a run without samplers, the store that it trains from."""
+
+    uri: str | None = Field(
+        None,
+        description="directory, or URI of a file system that pyarrow knows (s3://…); default: <run.dir>/store. With "
+        "sampler.replicas=0: the store to train from, or the directory of its run, which is only read",
+    )
+    replay: bool = Field(False, description="train the steps that store.uri records again, in their order")
+
+
 class PrepareSection(Section):
     """A world to build first, where the models and data are not given: see deploy/worlds."""
 
@@ -146,7 +157,7 @@ _ENGINE_S_OWN = {
 class SamplerSection(Section):
     """The sampling service."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=0, description="0: nothing is sampled, and training is on the groups of store.uri")
     gpus: float = Field(0, ge=0, description="GPUs a replica")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
     threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
@@ -302,6 +313,7 @@ class Recipe(Section):
     name: Name
     seed: int = Field(0, ge=0)
     run: RunSection = RunSection()
+    store: StoreSection = StoreSection()
     prepare: PrepareSection | None = None
     data: DataSection
     policy: PolicySection
@@ -373,6 +385,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_groups_to_train_on(self) -> Self:
+        if self.sampler.replicas == 0 and self.store.uri is None:
+            raise ValueError(
+                "sampler.replicas=0 samples nothing, so that training needs the groups of an existing store; set "
+                "store.uri to it, or to the directory of its run"
+            )
+        if self.store.replay and self.sampler.replicas:
+            raise ValueError("store.replay trains what a store records; set sampler.replicas=0")
+        return self
+
+    @model_validator(mode="after")
     def _one_round_fills_a_batch(self) -> Self:
         algorithm = self.algorithm
         if algorithm.batch_prompts > algorithm.prompts_per_round:
@@ -385,6 +408,7 @@ class Recipe(Section):
 
 OPERATIONAL = (
     "run.*",
+    "store.uri",
     "ray.*",
     "timeouts.*",
     "prepare.cache",

@@ -284,10 +284,10 @@ def test_a_published_version_is_never_rewritten(trainer):
 def test_recomputed_activations_give_the_same_gradient(model_dir, tmp_path):
     kept = started(model_dir, tmp_path / "kept")
     recomputed = started(model_dir, tmp_path / "recomputed", activation_checkpointing=True)
-    passes = {kept: [], recomputed: []}
+    passes: dict[Trainer, list[int]] = {kept: [], recomputed: []}
     for trainer, seen in passes.items():
         layer = trainer._policy.get_submodule("model.base_model.model.model.layers.0.mlp")
-        layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
     ours, theirs = (trainer.train_step(1, gappy_batch(0)).metrics for trainer in (recomputed, kept))
     assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
     assert recomputed.publish(1, 1) == kept.publish(1, 1)
