@@ -65,6 +65,8 @@ class DeepSpeedEngine:
             config=_config(settings, module),
             dist_init_required=False,
         )
+        for value in module.buffers():
+            value.data = value.to(self._engine.device)  # what was loaded partitioned is not moved as a whole
         # Transformers recompute activations in training mode only. There is no dropout that it could bring back: the
         # log-probabilities are those of the stored outputs in either mode.
         self._engine.train(settings.activation_checkpointing)
