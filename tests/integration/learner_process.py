@@ -46,12 +46,21 @@ def spoil(engine):
     assert not math.isfinite(engine.step(1.0))
 
 
+def waste(engine):
+    """A gradient that is given up half-way, as when memory runs out: nothing of it may be left."""
+    outputs = engine.logprobs([request_of([5, 6], [[1, 2], [3]])])
+    engine.backward(outputs.sum(), last=False)
+    engine.discard_gradient()
+
+
 def train(trainer, last, saved=None, spoiled=None):
     """Train up to `last`, with a checkpoint at `saved`, and publish the result; returns each step's metrics."""
     metrics = []
     for step in range(trainer.step + 1, last + 1):
         if step == spoiled:
             spoil(trainer._engine)
+            if trainer._engine.ranks == 1 and trainer._recipe.learner.zero_stage < 3:
+                waste(trainer._engine)
         metrics.append(trainer.train_step(step, gappy_batch(step)).metrics)
         if step == saved:
             trainer.save(step)
