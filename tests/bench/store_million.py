@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from rich.console import Console
-
-from common.config.recipe import AlgorithmSection
 from common.storage.compaction import remove_superseded
 from common.store import SampleStore
-from deploy.rounds import Rounds
-from deploy.tracking import Tracker
 from tests.bench import store_rows
 
 RUN = "million"
@@ -68,21 +63,18 @@ def opened(root: Path) -> dict[str, float]:
 
 
 def resumed(root: Path) -> dict[str, float]:
-    """What a run does with its store before it goes on: count, rewrite the metrics, find what is ready."""
-    algorithm = AlgorithmSection(rounds=1, prompts_per_round=1, updates_per_round=1, batch_prompts=1)
+    """What a run does with its store before it goes on: recount its steps, and find what is ready and what is not."""
 
     def resume() -> None:
         store = SampleStore(root, RUN)
-        tracker = Tracker(algorithm, root.parent / "metrics.jsonl", root.parent / "board", Console(quiet=True))
-        tracker.recovered(store)
-        tracker.close()
+        assert sum(len(row["group_ids"]) for row in store.steps()) == store.counts()["groups"]
         missing = {group for scorer in SCORERS for group in store.unscored(scorer)}
-        rounds = Rounds(algorithm, [0], 0)  # type: ignore[list-item]
         index = store.index()
         columns = (index[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
-        for round_, prompt_id, group in zip(*columns, strict=True):
-            if group not in missing:
-                rounds.add(round_, prompt_id, group)
+        ready = {
+            (round_, prompt): group for round_, prompt, group in zip(*columns, strict=True) if group not in missing
+        }
+        assert len(ready) == store.counts()["groups"]
 
     _, seconds = _timed(resume)
     return {"resume_seconds": seconds, "resume_mb": _resident_mb()}

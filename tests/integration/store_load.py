@@ -14,7 +14,6 @@ from common.schemas import GROUPS, batch_from_rows
 from common.store import SampleStore
 from tests.integration.store_faults import append_lease, bad_rows, busy_housekeeping, rows_of, snapshot
 
-
 GRACE = 2.0  # seconds that a replaced part stays: longer than a reader takes to list a folder and read it
 
 
