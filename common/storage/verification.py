@@ -130,11 +130,11 @@ def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArr
 def _comparable(rows: pa.Table, kind: str) -> pa.Table:
     """Light rows without what makes equal ones differ: dictionaries, and NaN, which equals nothing."""
     columns = []
-    for field in LIGHT[kind]:
-        column = rows[field.name]
-        if pa.types.is_dictionary(field.type):
-            column = column.cast(field.type.value_type)
-        if pa.types.is_floating(field.type):
+    for column_field in LIGHT[kind]:
+        column = rows[column_field.name]
+        if pa.types.is_dictionary(column_field.type):
+            column = column.cast(column_field.type.value_type)
+        if pa.types.is_floating(column_field.type):
             column = pc.if_else(pc.is_nan(column), None, column)
         columns.append(column)
     return pa.table(columns, names=LIGHT[kind].names)
