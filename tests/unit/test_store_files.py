@@ -249,6 +249,20 @@ def test_a_bit_that_flips_after_indexing_is_found_before_its_rows_are_given_out(
     assert list(SampleStore(root, "run").group_ids) == ["0-a", "0-b", "2-a", "2-b", "3-a", "3-b"]
 
 
+def test_what_a_lost_part_held_stays_lost_while_others_are_appended(root: Path) -> None:
+    filled(root)
+    with_index(root)
+    sorted((root / "groups").iterdir())[0].unlink()
+    store = SampleStore(root, "run")
+    assert not store.has_group("0-a") and store.counts()["groups"] == 6
+    names_ = [f"g{number}" for number in range(3000)]  # enough to have the hash table made again
+    for first in range(0, 3000, 500):
+        store.append_groups(groups(*names_[first : first + 500]))
+    assert not store.has_group("0-a") and store.counts()["groups"] == 3006
+    assert store.append_groups(groups("0-a")) == 1 and store.groups(["0-a"]).num_rows == 1
+    assert SampleStore(root, None, read_only=True).counts()["groups"] == 3007
+
+
 def test_a_damaged_compacted_part_costs_nothing_while_its_parts_are_there(root: Path) -> None:
     expected = everything(filled(root))
     compacted(root)
