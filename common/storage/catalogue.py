@@ -131,10 +131,10 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, size: int, batch: pa.RecordBatch) -> None:
-        """A part was written by this opening; its keys are new."""
+    def committed(self, commit: str, size: int, light: pa.RecordBatch) -> None:
+        """A part was written by this opening, with these light rows; their keys are new."""
         self.holdings.add({plain_file(commit): size}, {})
-        self.rows.add_fresh(located(self.kind, light_rows(self.kind, batch), self._number(commit)))
+        self.rows.add_fresh(located(self.kind, light, self._number(commit)))
         self._unindexed += 1
 
     def refresh(self) -> None:

@@ -84,7 +84,7 @@ class RowIndex:
             keys: the key's columns, side by side.
         """
         found = np.full(len(keys[0]), -1, dtype=np.int64)
-        asked, rows = self._hash_table.candidates(hash_keys(keys))
+        asked, rows = self._hash_table.candidates(hash_keys(keys)) if self._settled else (found[:0], found[:0])
         for chunk, which, local in self._by_chunk(rows):
             same = ~self._hidden[rows[which]]
             for name, wanted in zip(KEYS[self._kind], keys, strict=True):
