@@ -45,9 +45,8 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         if policy.method == "lora" and not merge:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(found.path / name, target / name)
-            return (
-                f"version {found.version}: {output} (PeftModel.from_pretrained(base, directory), base {policy.model})"
-            )
+            base = f"{policy.model}{', quantised to nf4' if policy.quantization else ''}"
+            return f"version {found.version}: {output} (PeftModel.from_pretrained; its base is {base})"
         if policy.method == "lora":
             _write_merged(policy, found.path, target)
         else:
@@ -74,9 +73,7 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
     if version == "best":
         summary = read_summary(directory)
         if summary is None:
-            raise UserError(
-                f"The run in {directory.root} has not ended, so that no version is the best; say --version."
-            )
+            raise UserError(f"The run in {directory.root} has not ended, so no version is the best; say --version.")
         return registry.verify(summary["best_version"])
     if not version.isdigit() or int(version) not in versions:
         raise UserError(

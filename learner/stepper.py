@@ -98,8 +98,7 @@ class Stepper:
     def _halve_budget(self, step: int, reason: str) -> None:
         smaller = self.max_tokens // 2
         # Other ranks cannot be told: they wait in the middle of a reduction for a gradient that does not come.
-        is_alone = self._engine.ranks == 1 and self._settings.zero_stage < 3
-        if not is_alone or smaller < _SMALLEST_BUDGET:
+        if not self._engine.can_discard or smaller < _SMALLEST_BUDGET:
             raise PipelineError(
                 f"step {step}: out of memory with {self.max_tokens} tokens a forward pass ({reason}); set "
                 f"learner.micro_batch_tokens={smaller}, or learner.activation_checkpointing=true"

@@ -99,7 +99,7 @@ def moved(directory, kind, source, target, **settings):
 def trained(tmp_path_factory):
     """The directory of all runs: KIND-CASE each.
 
-    whole: never interrupted, but for a gradient that is not finite before step 3; cut: killed after step 4, resumed
+    whole: never interrupted, but `spoil`ed before step 3; cut: killed after step 4, resumed
     from step 3; wide: on two ranks; moved and moved-wide: from another stage's checkpoint, on one rank and on two.
     """
     directory = tmp_path_factory.mktemp("learner")
