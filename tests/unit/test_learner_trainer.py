@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from common.config.recipe import Recipe
-from common.errors import PipelineError, UserError
+from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.policies import PolicyRegistry
@@ -216,8 +216,22 @@ def test_memory_that_never_suffices_ends_the_run_with_advice(model_dir, tmp_path
 
     trainer = Trainer(recipe(model_dir, micro_batch_tokens=30), tmp_path, FullEngine)
     trainer.start()
-    with pytest.raises(PipelineError, match=r"out of memory with 30 tokens .*set learner.micro_batch_tokens=15, or"):
+    with pytest.raises(
+        PipelineError, match=r"out of memory with 30 tokens .*set learner.activation_checkpointing=true, or"
+    ):
         trainer.train_step(1, gappy_batch(0))
+
+
+def test_where_half_a_gradient_cannot_be_forgotten_the_services_have_to_start_again(model_dir, tmp_path):
+    class OneOfMany(ForgetfulEngine):
+        can_discard = False
+
+    trainer = Trainer(recipe(model_dir, micro_batch_tokens=100), tmp_path, OneOfMany)
+    trainer.start()
+    with pytest.raises(LearnerOutOfMemoryError, match="step 1: out of memory with 100 tokens a forward pass") as error:
+        trainer.train_step(1, gappy_batch(0))
+    assert error.value.smaller == 50
+    assert trainer.step == 0
 
 
 def test_rows_are_padded_where_the_first_group_shows_that_packed_ones_are_wrong(model_dir, tmp_path):
