@@ -37,7 +37,7 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
     """
     directory = RunDirectory(run.absolute())
-    policy = _recipe(directory).policy
+    policy = recipe_with_world(directory).policy
     found = _find_version(directory, version)
     if output.exists():
         raise UserError(f"{output} exists already; name a new directory as --output.")
@@ -55,7 +55,12 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     return f"version {found.version}: {output} (AutoModelForCausalLM.from_pretrained)"
 
 
-def _recipe(directory: RunDirectory) -> Recipe:
+def recipe_with_world(directory: RunDirectory) -> Recipe:
+    """A run's recipe, with the prepared world that it was begun with in its paths.
+
+    Raises:
+        UserError: there is no run, or its configuration is not one of this version.
+    """
     recipe = saved_recipe(directory)
     if recipe.prepare is None:
         return recipe

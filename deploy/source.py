@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.config.recipe import Recipe
 from common.errors import UserError
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
 from deploy.run_directory import RunDirectory, own_store_uri
@@ -99,7 +99,7 @@ def ranking_scorer(source: Source, wanted: str | None) -> str:
     Raises:
         UserError: it is not in the store, or several are and none is named.
     """
-    there = sorted({facts.name for facts in source.store.scorers()} - {PRIOR})
+    there = sorted({facts.name for facts in source.store.scorers()} - {PRIOR, PROPOSAL})
     name = wanted or (source.recipe and source.recipe.objective.reward)
     if name is None and len(there) == 1:
         return there[0]
