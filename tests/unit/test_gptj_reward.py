@@ -8,6 +8,7 @@ from common.errors import UserError
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import EOS, FORMATS, HH, TLDR
 from scorer.gptj_reward import GPTJReward, load_gptj_reward
+from scorer.text_values import TextValues
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj_config
 
 TOKENIZER = gpt2_like_tokenizer()
@@ -71,7 +72,8 @@ def straightforward_reward(directory, format, prompt, output):
 
 def rewards(model, format, max_tokens=10_000):
     texts = [format.text(PROMPT, output) for output in OUTPUTS]
-    return model.rewards(format.encode(TOKENIZER, texts, model.config.n_positions), format, max_tokens)
+    encoded = format.encode(TOKENIZER, texts, model.config.n_positions)
+    return TextValues(model.transformer, model.v_head, max_tokens).of([text.read for text in encoded])
 
 
 def test_rewards_equal_those_of_the_specification_one_text_at_a_time(checkpoint, format):

@@ -103,7 +103,7 @@ def test_an_empty_batch_gives_no_rows(reward_model):
 
 def test_a_reward_that_is_not_finite_is_null_with_its_error(reward_model):
     with torch.no_grad():
-        reward_model._model.v_head.weight.fill_(float("nan"))
+        reward_model._values._head.weight.fill_(float("nan"))
     (row,) = score(reward_model, group(gold="x"))
     assert row["values"] == [None, None]
     assert row["gold_value"] is None
