@@ -120,9 +120,14 @@ def test_a_beginning_is_computed_once(monkeypatch):
     values = TextValues(model, head(), 10_000)
     computed = []
     stock = model.forward
-    monkeypatch.setattr(model, "forward", lambda **inputs: computed.append(inputs["input_ids"]) or stock(**inputs))
+
+    def recorded(**inputs):
+        computed.append(inputs["input_ids"].tolist())
+        return stock(**inputs)
+
+    monkeypatch.setattr(model, "forward", recorded)
     values.of([[*SHARED, 40, 41], [*SHARED, 42], SHARED])
-    assert [rows.tolist() for rows in computed] == [[[*SHARED, 40, 41, 42]]]
+    assert computed == [[[*SHARED, 40, 41, 42]]]
 
 
 def test_a_model_that_answers_differently_on_packed_rows_is_found_out_and_padded(caplog):
