@@ -3,17 +3,21 @@
 import numpy as np
 import pyarrow as pa
 
+from common.config.scorers import CombinationSection
+from common.rewards import stored_rewards
 from common.schemas import LOGPROBS, TRAIN_BATCH
 from common.store import SampleStore
 
 
-def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
+def training_batch(
+    store: SampleStore, group_ids: list[str], *, reward: str | CombinationSection, prior: str
+) -> pa.RecordBatch:
     """Join groups with their rewards and prior log-probabilities, in the given order.
 
     Args:
-        store: holds the groups and both scorers' values for them.
+        store: holds the groups and the scorers' values for them.
         group_ids: one row each.
-        reward: name of the scorer whose values are the rewards.
+        reward: name of the scorer whose values are the rewards, or how those of several make one.
         prior: name of the scorer whose values are log p(y|x).
 
     Raises:
@@ -26,7 +30,7 @@ def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, pri
         "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
         "proposal_logprobs": _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS),
         "prior_logprobs": store.scores(group_ids, prior)["values"],
-        "rewards": store.scores(group_ids, reward)["values"],
+        "rewards": stored_rewards(store, group_ids, reward)["values"],
     }
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]

@@ -5,7 +5,8 @@ import os
 import ray
 from ray.actor import ActorHandle
 
-from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection, ScorerSection
+from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
+from common.config.scorers import ScorerPool
 from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
@@ -13,12 +14,12 @@ from learner.service import LearnerActor
 from sampler.service import SamplerActor
 from scorer.service import ScorerActor
 
-Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
+Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 
 def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
     """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
-    scorers: dict[str, ScorerSection | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
+    scorers: dict[str, ScorerPool | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
     return Services(
         _samplers(recipe, directory),
         {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
@@ -35,7 +36,7 @@ def _samplers(recipe: Recipe, directory: RunDirectory) -> Pool:
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 
 
-def _scorers(name: str, service: ScorerSection | PriorSection, recipe: Recipe, directory: RunDirectory) -> Pool:
+def _scorers(name: str, service: ScorerPool | PriorSection, recipe: Recipe, directory: RunDirectory) -> Pool:
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
         policy = recipe.policy.model_dump(mode="json")

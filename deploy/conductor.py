@@ -86,7 +86,7 @@ class Conductor:
             step += 1
             ends_round = step % algorithm.updates_per_round == 0
             group_ids = await self._next_groups(step, round_, taken)
-            batch = training_batch(self._store, group_ids, reward=self._recipe.objective.reward, prior=PRIOR)
+            batch = training_batch(self._store, group_ids, reward=self._recipe.reward, prior=PRIOR)
             report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._tracker.say(*report.notes)
             self._record_step(step, round_, group_ids, round_ + 1 if ends_round else None, report.metrics)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.recipe import Recipe
+from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool
 from common.errors import UserError
 from common.identity import digest
 from common.leases import Prompt
@@ -12,6 +13,8 @@ from common.nn.causal_lm import check_tokenizer, context_length, load_config, lo
 from common.prompts import PromptFile, load_prompts
 from deploy.evaluation import Split
 from scorer.checkpoints import find_checkpoint
+from scorer.classifier import load_classifier_tokenizer
+from scorer.client import bearer_token
 from scorer.formats import FORMATS
 from scorer.function import load_function
 
@@ -86,14 +89,19 @@ def _check_context(recipe: Recipe, context: int) -> None:
 
 
 def _check_scorers(recipe: Recipe) -> None:
-    """Refuse scorers whose function, checkpoint or tokenizer is not there or does not fit."""
+    """Refuse scorers whose function, checkpoint, tokenizer or token is not there or does not fit."""
     for name, scorer in recipe.scorers.items():
-        if scorer.function is not None:
-            load_function(name, scorer.function)
-        if scorer.path is not None:
-            form = FORMATS[scorer.kind]
-            tokenizer = find_checkpoint(scorer.path, form).tokenizer
-            form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+        match scorer:
+            case FunctionSection():
+                load_function(name, scorer.function)
+            case GPTJRewardSection():
+                form = FORMATS[scorer.kind]
+                tokenizer = find_checkpoint(scorer.path, form).tokenizer
+                form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+            case ClassifierSection():
+                load_classifier_tokenizer(scorer)
+            case RemotePool():
+                bearer_token(scorer)
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:
