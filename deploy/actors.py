@@ -19,10 +19,9 @@ Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
     """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
-    scorers: dict[str, ScorerPool | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
     return Services(
         _samplers(recipe, directory),
-        {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
+        {name: _scorers(name, recipe, directory) for name in (PRIOR, *recipe.scorers)},
         _learner(recipe, directory),
     )
 
@@ -36,11 +35,12 @@ def _samplers(recipe: Recipe, directory: RunDirectory) -> Pool:
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 
 
-def _scorers(name: str, service: ScorerPool | PriorSection, recipe: Recipe, directory: RunDirectory) -> Pool:
+def _scorers(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
+    service = recipe.scorer(name)
+
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
-        policy = recipe.policy.model_dump(mode="json")
-        return actor.remote(name, service.model_dump(mode="json"), policy, log_path, service.threads)
+        return actor.remote(name, recipe.model_dump(mode="json"), str(directory.golden(name)), log_path)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -1,9 +1,6 @@
 """From the settings of a recipe to a scorer that is ready."""
 
-from typing import Any
-
 import torch
-from pydantic import TypeAdapter
 
 from common.config.recipe import PolicySection, PriorSection
 from common.config.scorers import (
@@ -12,9 +9,8 @@ from common.config.scorers import (
     FunctionSection,
     GPTJRewardSection,
     JudgeSection,
-    ScorerSection,
+    ScorerPool,
 )
-from common.schemas import PRIOR
 from scorer.classifier import load_classifier
 from scorer.endpoint import load_endpoint
 from scorer.formats import FORMATS
@@ -24,28 +20,24 @@ from scorer.prior import load_prior
 from scorer.reward_model import load_reward_model
 from scorer.scorers import Scorer
 
-_SECTION: TypeAdapter[ScorerSection] = TypeAdapter(ScorerSection)
-
 MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
 
 
-def build_scorer(name: str, settings: dict[str, Any], policy: dict[str, Any] | None = None) -> Scorer:
+def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySection) -> Scorer:
     """Load a scorer.
 
     Args:
+        section: of the recipe.
         name: of the scorer; `prior` is the prior's log-probabilities.
-        settings: the fields of its ScorerSection, or of the PriorSection.
-        policy: the fields of the PolicySection: what the prior is; no other scorer needs it.
+        policy: what the prior is; no other scorer needs it.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
     """
-    if name == PRIOR:
-        prior, model = PriorSection.model_validate(settings), PolicySection.model_validate(policy)
-        return load_prior(model.model, model.dtype, _device(prior.gpus), MAX_TOKENS)
-    section = _SECTION.validate_python(settings)
     match section:
+        case PriorSection():
+            return load_prior(policy.model, policy.dtype, _device(section.gpus), MAX_TOKENS)
         case FunctionSection():
             return load_function(name, section.function)
         case EndpointSection():
@@ -57,6 +49,7 @@ def build_scorer(name: str, settings: dict[str, Any], policy: dict[str, Any] | N
         case GPTJRewardSection():
             device = _device(section.gpus)
             return load_reward_model(name, section.path, FORMATS[section.kind], section.dtype, device, MAX_TOKENS)
+    raise AssertionError(f"no scorer is made of a {type(section).__name__}")
 
 
 def _device(gpus: float) -> str:

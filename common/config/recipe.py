@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.scorers import CombinationSection, ScorerSection
+from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
+from common.schemas import PRIOR
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -248,12 +249,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        if "prior" in self.scorers:
+        if PRIOR in self.scorers:
             raise ValueError("scorers.prior: `prior` is the name of the prior's log-probabilities; choose another")
         truth = self.evaluation.truth
         if truth is not None:
             self._require_scorers([truth], "evaluation.truth", self.scorers)
         return self
+
+    def scorer(self, name: str) -> ScorerPool | PriorSection:
+        """The section of a scorer; the prior's log-probabilities are one like the others."""
+        return self.prior if name == PRIOR else self.scorers[name]
 
     @property
     def reward(self) -> str | CombinationSection:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from common.config.recipe import Recipe
 from common.errors import UserError
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
@@ -15,6 +16,7 @@ from scorer.function import load_function
 from scorer.gptj_reward import Dtype
 from scorer.prior import load_prior
 from scorer.reward_model import load_reward_model
+from tests.unit.factories import recipe_settings
 from tests.unit.logprob_calls import group_logprobs
 from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
@@ -292,14 +294,16 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, HH, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    policy = {"model": sft, "dtype": "float32"}
-    settings = {
-        PRIOR: {},
-        "truth": {"kind": "function", "function": f"{HERE}:lengths"},
-        "reward": {"kind": "hh", "path": str(tmp_path), "dtype": "float32"},
-    }
-    for name, section in settings.items():
-        (row,) = score(build_scorer(name, section, policy), group(gold="gold"))
+    settings = recipe_settings(
+        policy={"model": sft, "dtype": "float32"},
+        scorers={
+            "truth": {"kind": "function", "function": f"{HERE}:lengths"},
+            "reward": {"kind": "hh", "path": str(tmp_path), "dtype": "float32"},
+        },
+    )
+    recipe = Recipe.model_validate(settings)
+    for name in (PRIOR, *recipe.scorers):
+        (row,) = score(build_scorer(recipe.scorer(name), name, recipe.policy), group(gold="gold"))
         assert row["scorer"] == name
         assert None not in row["values"]
 
