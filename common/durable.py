@@ -3,11 +3,15 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _TEMPORARY = ".tmp-"
+_WORTH_A_THREAD = 64 << 10  # bytes
+_SYNCING = ThreadPoolExecutor(thread_name_prefix="fsync")
 
 
 def fsync_path(path: Path) -> None:
@@ -24,24 +28,45 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
 
 
-def is_temporary(path: Path) -> bool:
+def is_temporary(path: Path | os.DirEntry[str]) -> bool:
     """Whether `path` is something that a writer had not finished."""
     return path.name.startswith(_TEMPORARY)
 
 
 def write_file(path: Path, content: bytes | str | memoryview) -> None:
     """Write `content` to `path`, atomically and durably (tmp + fsync + rename + directory fsync)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_sibling(path)
+    write_named_file(path.parent, lambda: path.name, content.encode() if isinstance(content, str) else content)
+
+
+def write_named_file(directory: Path, naming: Callable[[], str], content: bytes | memoryview) -> Path:
+    """As `write_file`, for a file whose name takes time to find: `naming` runs while the content is being synced."""
+    temporary = temporary_sibling(directory / "new")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with _created(temporary) as file:
+            file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if len(content) < _WORTH_A_THREAD:
+                os.fsync(file.fileno())
+                path = directory / naming()
+            else:
+                synced = _SYNCING.submit(os.fsync, file.fileno())
+                try:
+                    path = directory / naming()
+                finally:
+                    synced.result()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_path(path.parent)
+    fsync_path(directory)
+    return path
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return open(path, "xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "xb")
 
 
 @contextmanager

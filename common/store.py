@@ -1,202 +1,295 @@
-"""The sample store: append-only Arrow parts that are the source of truth of a run.
+"""The sample store: append-only Arrow parts that are the source of truth of a run (docs/store.md).
 
     <store>/store.json            the run that it belongs to, schema version
     <store>/groups/*.arrow        GROUPS: what was sampled
     <store>/scores/*.arrow        SCORES: what the scorers said of it
     <store>/steps/*.arrow         STEPS:  which groups trained which step
+    <store>/index/*.arrow         what makes opening quick; made again from the parts when it is missing
     <store>/damaged/              what was set aside because it could not be read
 
 Rows are keyed (groups by id; scores by group and scorer; steps by number). Appending a row whose key is there already
 is harmless: the first one stays, the second is dropped before it is written.
 """
 
-import json
-import logging
-import os
-import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from common import parts
-from common.durable import is_temporary, remove_leftovers, write_file
-from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS, SCHEMA_VERSION, batch_from_rows
+from common.schemas import KINDS, batch_from_rows
+from common.storage.keys import Rows
+from common.storage.light_rows import KEYS, LIGHT
+from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
 
-_LOG = logging.getLogger(__name__)
-_FACTS = "store.json"
 
-ScoreKey = tuple[str, str]
-"""(group_id, scorer name)"""
+@dataclass(frozen=True)
+class ScorerFacts:
+    """What a store holds of one scorer.
+
+    Attributes:
+        name, digest: of the scorer; one name may stand there with several digests.
+        groups: how many groups it has scored.
+        nulls: how many outputs it could not score.
+        mean, min, max: over the values that are not null; None if all are.
+    """
+
+    name: str
+    digest: str
+    groups: int
+    nulls: int
+    mean: float | None
+    min: float | None
+    max: float | None
 
 
 class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
-    One process writes (the conductor). Opening a store for writing removes what interrupted writers left, and sets
-    damaged parts aside with a message; it costs nothing but their own rows. A reader leaves all as it is.
+    Any number of processes may read and write at once. What an opening sees is what was there when it was opened, what
+    it has appended itself, and what `refresh` has brought. No row is given out before its part's checksum has been
+    verified, once in an opening; the light rows of `index` come from index files with a checksum of their own.
+
+    Opening a store for writing sets damaged parts aside with a message; it costs nothing but their own rows. A reader
+    leaves all as it is.
     """
 
-    def __init__(self, root: Path, run_id: str, *, read_only: bool = False) -> None:
-        self.root = Path(root)
-        self._read_only = read_only
-        self.run_id = run_id
-        self.damaged: list[str] = []
-        self._writer = f"{socket.gethostname()}:{os.getpid()}"
-        self._tables: dict[str, list[pa.Table]] = {kind: [] for kind in KINDS}
-        self._next_sequence = dict.fromkeys(KINDS, 0)
-        self._groups: dict[str, tuple[int, int]] = {}  # group_id -> (table index, row)
-        self._scores: dict[ScoreKey, tuple[int, int]] = {}
-        self._steps: dict[int, tuple[int, int]] = {}
-        self._open()
+    def __init__(
+        self, uri: str | Path, run_id: str | None, *, read_only: bool = False, allow_other_run: bool = False
+    ) -> None:
+        """Open a store, or begin one.
+
+        Args:
+            uri: a directory, or a URI of a file system that pyarrow knows (s3://bucket/path).
+            run_id: the run that the store must belong to; None, for readers only: whichever it belongs to.
+            read_only: change nothing.
+            allow_other_run: open a store of another run than `run_id`, which then stays that run's.
+
+        Raises:
+            UserError: no store there (readers), a store of another run or of a newer version, or an unreadable one.
+        """
+        if run_id is None and not read_only:
+            raise ValueError("whoever writes to a store names its run")
+        self._opening = Opening(uri, run_id, read_only=read_only, allow_other_run=allow_other_run)
+        self._kinds = self._opening.kinds
+        self.root = self._opening.place.uri
+        self.run_id = self._opening.run_id
+
+    @property
+    def damaged(self) -> list[str]:
+        """A sentence for each part that was found damaged, and where it is now."""
+        return self._opening.damaged
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
-        """Commit groups; returns how many were new."""
+        """Commit groups; returns how many were new.
+
+        Raises:
+            UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
+        """
         return self._append("groups", batch)
 
     def append_scores(self, batch: pa.RecordBatch) -> int:
-        """Commit scores; returns how many were new."""
+        """Commit scores; returns how many were new.
+
+        Raises:
+            UserError: as for `append_groups`.
+        """
         return self._append("scores", batch)
 
     def append_step(self, row: Mapping[str, Any]) -> int:
-        """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash)."""
+        """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash).
+
+        Raises:
+            UserError: as for `append_groups`.
+        """
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    # -- reading: what is there --------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Take in what other writers have committed since."""
+        for kind in IN_ORDER_OF_DEPENDENCE:
+            self._kinds[kind].refresh()
+
+    def counts(self) -> dict[str, int]:
+        """How many groups, scores and steps are committed."""
+        return {kind: len(self._kinds[kind].rows) for kind in KINDS}
 
     @property
     def group_ids(self) -> Iterable[str]:
         """Ids of all committed groups, in the order of commitment."""
-        return self._groups.keys()
+        return self._kinds["groups"].rows.listed()["group_id"].to_pylist()
 
     def has_group(self, group_id: str) -> bool:
         """Whether a group is committed."""
-        return group_id in self._groups
+        return bool(self._kinds["groups"].find([group_id])[0] >= 0)
 
     def has_score(self, group_id: str, scorer: str) -> bool:
         """Whether a scorer's values for a group are committed."""
-        return (group_id, scorer) in self._scores
+        return bool(self._kinds["scores"].find([group_id], [scorer])[0] >= 0)
 
-    def group_batches(self) -> Iterable[pa.RecordBatch]:
+    def index(self) -> pa.Table:
+        """One light row a group, in the order of commitment; reads no part.
+
+        Columns: group_id, prompt_id, round, proposal_version, outputs (how many), tokens (of the prompt and all
+        outputs), started_at, finished_at (seconds since the epoch).
+        """
+        return self._kinds["groups"].rows.listed().select(LIGHT["groups"].names)
+
+    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+        """Ids of the groups without a scorer's values, in the order of commitment; reads no part.
+
+        Args:
+            scorer: its name.
+            digest: count only values of the scorer with this digest.
+        """
+        rows = self._kinds["scores"].rows.listed()
+        wanted = pc.equal(rows["scorer"].cast(pa.string()), scorer)
+        if digest is not None:
+            wanted = pc.and_(wanted, pc.equal(rows["scorer_digest"].cast(pa.string()), digest))
+        scored = rows["group_id"].filter(wanted).combine_chunks()
+        groups = self._kinds["groups"].rows.listed()["group_id"]
+        return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
+
+    def scorers(self) -> list[ScorerFacts]:
+        """The scorers whose values are in the store, by name and digest; reads no part."""
+        rows = self._kinds["scores"].rows.listed()
+        for name in ("scorer", "scorer_digest"):
+            rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.string()))
+        totals = [
+            ("group_id", "count"),
+            ("values", "sum"),
+            ("nulls", "sum"),
+            ("sum", "sum"),
+            ("min", "min"),
+            ("max", "max"),
+        ]
+        table = (
+            rows.group_by(["scorer", "scorer_digest"])
+            .aggregate(totals)
+            .sort_by([("scorer", "ascending"), ("scorer_digest", "ascending")])
+        )
+        return [
+            ScorerFacts(
+                name=row["scorer"],
+                digest=row["scorer_digest"],
+                groups=row["group_id_count"],
+                nulls=row["nulls_sum"],
+                mean=row["sum_sum"] / row["values_sum"] if row["values_sum"] else None,
+                min=row["min_min"],
+                max=row["max_max"],
+            )
+            for row in table.to_pylist()
+        ]
+
+    # -- reading: the rows -------------------------------------------------------------------------------------------
+
+    def group_batches(self) -> Iterator[pa.RecordBatch]:
         """All groups, in batches as they were committed: one lease each."""
-        for table in self._tables["groups"]:
-            yield from table.to_batches()
+        return self.batches()
+
+    def batches(
+        self,
+        *,
+        round_: int | None = None,
+        version: int | None = None,
+        group_ids: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """GROUPS rows in the order of commitment, one batch for each commit that has any that are wanted.
+
+        The order and the batches are the same for every reader of the same commits, compacted or not.
+
+        Args:
+            round_: only groups of this round.
+            version: only groups of this proposal version.
+            group_ids: only these groups; unknown ones are left out.
+            columns: only these columns.
+
+        Raises:
+            DamagedPartError: a part is damaged.
+        """
+        catalogue = self._kinds["groups"]
+        light = catalogue.rows.listed()
+        if round_ is not None:
+            light = light.filter(pc.equal(light["round"], round_))
+        if version is not None:
+            light = light.filter(pc.equal(light["proposal_version"], version))
+        if group_ids is not None:
+            light = light.filter(pc.is_in(light["group_id"], value_set=pa.array(group_ids, type=pa.string())))
+        for commit, rows in catalogue.commits(light):
+            batch = catalogue.read(commit)
+            batch = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
+            yield batch if columns is None else batch.select(list(columns))
 
     def groups(self, group_ids: Sequence[str]) -> pa.Table:
-        """The GROUPS rows of the given ids, in the given order."""
-        return self._take("groups", [self._groups[name] for name in group_ids])
+        """The GROUPS rows of the given ids, in the given order.
+
+        Raises:
+            KeyError: a group is not in the store.
+            DamagedPartError: its part is damaged.
+        """
+        return self._take("groups", [group_ids])
 
     def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
-        """The SCORES rows of one scorer for the given groups, in the given order."""
-        return self._take("scores", [self._scores[(name, scorer)] for name in group_ids])
+        """The SCORES rows of one scorer for the given groups, in the given order.
+
+        Raises:
+            KeyError: the scorer's values for a group are not in the store.
+            DamagedPartError: their part is damaged.
+        """
+        return self._take("scores", [group_ids, [scorer] * len(group_ids)])
 
     def steps(self) -> list[dict[str, Any]]:
-        """All STEPS rows, by step."""
-        rows = self._take("steps", [self._steps[step] for step in sorted(self._steps)]).to_pylist()
-        return [{**row, "metrics": dict(row["metrics"])} for row in rows]
+        """All STEPS rows, by step.
+
+        Raises:
+            DamagedPartError: a part is damaged.
+        """
+        catalogue = self._kinds["steps"]
+        tables = [catalogue.read(commit).take(pa.array(rows)) for commit, rows in catalogue.commits()]
+        rows = pa.Table.from_batches(tables, schema=KINDS["steps"]).to_pylist()
+        return [{**row, "metrics": dict(row["metrics"])} for row in sorted(rows, key=lambda row: row["step"])]
 
     def step_groups(self, step: int) -> list[str] | None:
-        """The groups that trained a step, or None if that step is not recorded."""
-        place = self._steps.get(step)
-        return None if place is None else self._take("steps", [place])["group_ids"][0].as_py()
+        """The groups that trained a step, or None if that step is not recorded.
 
-    def counts(self) -> dict[str, int]:
-        """How many groups, scores and steps are committed."""
-        return {"groups": len(self._groups), "scores": len(self._scores), "steps": len(self._steps)}
+        Raises:
+            DamagedPartError: its part is damaged.
+        """
+        catalogue = self._kinds["steps"]
+        found = catalogue.find([step])
+        return None if found[0] < 0 else catalogue.take(found)["group_ids"][0].as_py()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        self._claim()
-        for kind in KINDS:
-            directory = self.root / kind
-            if not self._read_only:
-                directory.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(directory)
-            for path in sorted(directory.glob("*")):
-                if not is_temporary(path):
-                    self._load(kind, path)
-
-    def _claim(self) -> None:
-        facts_path = self.root / _FACTS
-        if not facts_path.exists():
-            if self._read_only:
-                raise UserError(f"There is no sample store at {self.root}; check the path.")
-            self.root.mkdir(parents=True, exist_ok=True)
-            write_file(facts_path, json.dumps({"run_id": self.run_id, "schema_version": SCHEMA_VERSION}))
-            return
-        try:
-            facts = json.loads(facts_path.read_text())
-            run_id, version = facts["run_id"], int(facts["schema_version"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{facts_path} cannot be read ({error}); restore it from a copy.") from None
-        if version > SCHEMA_VERSION:
-            raise UserError(f"The sample store {self.root} was written by a newer brain-align; upgrade to read it.")
-        if run_id != self.run_id:
-            raise UserError(
-                f"The sample store {self.root} belongs to run {run_id}, not to {self.run_id}: choose another "
-                f"run directory, or remove the store."
-            )
-
-    def _load(self, kind: str, path: Path) -> None:
-        try:
-            table = parts.read_part(path, kind, KINDS[kind])
-        except (DamagedPartError, pa.ArrowInvalid) as error:
-            self._set_aside(path, str(error))
-            return
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}; nothing was changed.") from error
-        name = parts.parse_name(path)
-        assert name is not None  # read_part has checked it
-        self._next_sequence[kind] = max(self._next_sequence[kind], name.sequence + 1)
-        self._index(kind, table)
-
-    def _set_aside(self, path: Path, reason: str) -> None:
-        if self._read_only:
-            self.damaged.append(reason)
-            return
-        target = self.root / "damaged" / f"{path.parent.name}-{path.name}"
-        target.parent.mkdir(exist_ok=True)
-        os.replace(path, target)
-        message = f"{reason} It was moved to {target}."
-        self.damaged.append(message)
-        _LOG.warning(message)
-
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
-        known = self._keys(kind)
-        fresh = [row for row, key in enumerate(_row_keys(kind, batch)) if key not in known]
-        if not fresh:
-            return 0
-        batch = batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh))
-        directory = self.root / kind
-        parts.write_part(directory, self._next_sequence[kind], kind, self._writer, batch)
-        self._next_sequence[kind] += 1
-        self._index(kind, pa.Table.from_batches([batch]))
+        keys = [batch[name].to_pylist() for name in KEYS[kind]]
+        fresh = _first_of_each(list(zip(*keys, strict=True)), self._kinds[kind].find(*keys))
+        if fresh:
+            self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
 
-    def _index(self, kind: str, table: pa.Table) -> None:
-        known = self._keys(kind)
-        for row, key in enumerate(_row_keys(kind, table)):
-            known.setdefault(key, (len(self._tables[kind]), row))
-        self._tables[kind].append(table)
-
-    def _keys(self, kind: str) -> dict[Any, tuple[int, int]]:
-        keys: dict[str, dict[Any, tuple[int, int]]]
-        keys = {"groups": self._groups, "scores": self._scores, "steps": self._steps}
-        return keys[kind]
-
-    def _take(self, kind: str, places: Sequence[tuple[int, int]]) -> pa.Table:
-        tables = self._tables[kind]
-        rows = [tables[table].slice(row, 1) for table, row in places]
-        return pa.concat_tables(rows) if rows else KINDS[kind].empty_table()
+    def _take(self, kind: str, keys: Sequence[Sequence[str]]) -> pa.Table:
+        catalogue = self._kinds[kind]
+        numbers: Rows = catalogue.find(*keys)
+        if (missing := np.flatnonzero(numbers < 0)).size:
+            raise KeyError(tuple(column[missing[0]] for column in keys))
+        return catalogue.take(numbers)
 
 
-def _row_keys(kind: str, table: pa.RecordBatch | pa.Table) -> list[Any]:
-    if kind == "scores":
-        return list(zip(table["group_id"].to_pylist(), table["scorer"].to_pylist(), strict=True))
-    return table["group_id" if kind == "groups" else "step"].to_pylist()
+def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
+    """Which rows have keys that are neither in the store nor earlier in the batch."""
+    seen: set[Any] = set()
+    fresh = []
+    for row, (key, number) in enumerate(zip(keys, found, strict=True)):
+        if number < 0 and key not in seen:
+            fresh.append(row)
+        seen.add(key)
+    return fresh

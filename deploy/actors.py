@@ -1,13 +1,14 @@
 """From a recipe to the pools of actors that serve it."""
 
 import os
+from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
 
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
 from common.config.scorers import ScorerPool
-from common.schemas import PRIOR
+from common.policies import ProposalModel
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
 from learner.service import LearnerActor
@@ -17,30 +18,32 @@ from scorer.service import ScorerActor
 Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 
-def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
-    """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
+def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
+    """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
     return Services(
-        _samplers(recipe, directory),
-        {name: _scorers(name, recipe, directory) for name in (PRIOR, *recipe.scorers)},
+        _samplers(recipe, directory, model),
+        {name: scorer_pool(name, recipe, directory) for name in scorers},
         _learner(recipe, directory),
     )
 
 
-def _samplers(recipe: Recipe, directory: RunDirectory) -> Pool:
+def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
     def spawn(name: str, log_path: str) -> ActorHandle:
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         actor = ray.remote(SamplerActor).options(**_options(recipe.sampler))
-        return actor.remote(name, settings, policies, log_path)
+        return actor.remote(name, settings, model, policies, log_path)
 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 
 
-def _scorers(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
+def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
+    """The pool of one scorer, not yet started."""
     service = recipe.scorer(name)
 
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
-        return actor.remote(name, recipe.model_dump(mode="json"), str(directory.golden(name)), log_path)
+        settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
+        return actor.remote(name, settings, policies, str(directory.golden(name)), log_path)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 

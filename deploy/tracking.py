@@ -17,8 +17,8 @@ from tensorboardX import SummaryWriter
 
 from common.config.recipe import AlgorithmSection
 from common.durable import write_file
-from common.store import SampleStore
 from deploy.evaluation import Result, Split
+from deploy.run_store import StoredSamples
 
 _RATE_WINDOW = 60.0  # seconds over which rates are shown
 
@@ -67,7 +67,7 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def recovered(self, store: SampleStore) -> None:
+    def recovered(self, store: StoredSamples) -> None:
         """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
@@ -99,9 +99,9 @@ class Tracker:
             self._complained.add(scorer)
             self.say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
 
-    def ready(self, groups: pa.RecordBatch) -> None:
-        """Groups have all their annotations."""
-        self._counts["scored"] += groups.num_rows
+    def ready(self, groups: int) -> None:
+        """So many more groups have all their annotations."""
+        self._counts["scored"] += groups
 
     def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float]) -> None:
         """An optimiser step is recorded."""

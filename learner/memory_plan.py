@@ -13,6 +13,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.nn.logprobs import SequenceLogprobs
+from learner.policy import elements
 
 TOKENS_ON_CPU = 16384
 """Where memory is the machine's, shared by all services, the budget is a fixed one."""
@@ -39,22 +40,28 @@ class Footprint:
     token: int
 
 
-def footprint(policy: SequenceLogprobs, *, shards: int = 1, recomputes: bool = False) -> Footprint:
-    """Estimate what training a policy takes.
+def footprint(policy: SequenceLogprobs, *, ranks: int = 1, zero_stage: int = 0, recomputes: bool = False) -> Footprint:
+    """Estimate what training a policy takes on one rank.
 
     Args:
         policy: its trainable parameters have gradients and two moments, and 16-bit ones a copy in float32.
-        shards: over how many ranks gradients and optimiser are spread (ZeRO).
+        ranks: that share the work.
+        zero_stage: what they share of the state: the optimiser (1), gradients too (2), weights too (3).
         recomputes: whether layers keep their input only (activation checkpointing).
     """
-    weights = sum(value.nbytes for value in policy.parameters())
-    trained = sum(value.numel() * (4 + 8 + (4 if value.itemsize < 4 else 0)) for value in policy.trainable().values())
+    weights = sum(elements(value) * value.itemsize for value in policy.parameters())
+    trainable = policy.trainable().values()
+    gradients = 4 * sum(map(elements, trainable))
+    optimiser = sum(elements(value) * (8 + (4 if value.itemsize < 4 else 0)) for value in trainable)
+    weights, gradients, optimiser = (
+        size // ranks if zero_stage >= stage else size for size, stage in ((weights, 3), (gradients, 2), (optimiser, 1))
+    )
     config = policy.config
     layers, hidden, width = config.num_hidden_layers, config.hidden_size, policy.dtype.itemsize
     kept = layers * _FLOAT32_STATES * hidden * 4 + sum(_kept_by(layer, width) for layer in _linear_layers(policy))
     if recomputes:
         kept = kept // layers + layers * hidden * width
-    return Footprint(weights + trained // shards, kept + 3 * hidden * 4)  # and the LM head's tiles
+    return Footprint(weights + gradients + optimiser, kept + 3 * hidden * 4)  # and the LM head's tiles
 
 
 def tokens_of_a_pass(footprint: Footprint, device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,9 @@ class LearnerActor:
         """See `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, kept_steps: Sequence[int]) -> None:
         """See `Trainer.save`."""
-        self._trainer.save(step)
+        self._trainer.save(step, kept_steps)
 
     def publish(self, version: int, step: int) -> dict[str, Any]:
         """Publish the policy as a proposal version; see `Trainer.publish`."""

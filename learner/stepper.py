@@ -44,7 +44,7 @@ class Stepper:
         self._policy = policy
         self._engine = engine
         self._loss = loss
-        self._most_skipped = settings.max_skipped_in_a_row
+        self._settings = settings
         self._note = note
         self._checked = False
 
@@ -98,7 +98,8 @@ class Stepper:
     def _halve_budget(self, step: int, reason: str) -> None:
         smaller = self.max_tokens // 2
         # Other ranks cannot be told: they wait in the middle of a reduction for a gradient that does not come.
-        if self._engine.ranks > 1 or smaller < _SMALLEST_BUDGET:
+        is_alone = self._engine.ranks == 1 and self._settings.zero_stage < 3
+        if not is_alone or smaller < _SMALLEST_BUDGET:
             raise PipelineError(
                 f"step {step}: out of memory with {self.max_tokens} tokens a forward pass ({reason}); set "
                 f"learner.micro_batch_tokens={smaller}, or learner.activation_checkpointing=true"
@@ -125,9 +126,10 @@ class Stepper:
 
     def _skip(self, reason: str) -> None:
         self.skipped.append(reason)
-        if len(self.skipped) > self._most_skipped:
+        if len(self.skipped) > self._settings.max_skipped_in_a_row:
+            most = self._settings.max_skipped_in_a_row
             raise PipelineError(
-                f"{len(self.skipped)} steps in a row could not be taken, and learner.max_skipped_in_a_row is "
-                f"{self._most_skipped}. {'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
+                f"{len(self.skipped)} steps in a row could not be taken, and learner.max_skipped_in_a_row is {most}. "
+                f"{'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
             )
         self._note(f"{reason}; the step is skipped ({len(self.skipped)} in a row).")

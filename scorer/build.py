@@ -1,5 +1,8 @@
 """From the settings of a recipe to a scorer that is ready."""
 
+from functools import partial
+from pathlib import Path
+
 import torch
 
 from common.config.recipe import PolicySection, PriorSection
@@ -11,12 +14,14 @@ from common.config.scorers import (
     JudgeSection,
     ScorerPool,
 )
+from common.schemas import PRIOR
 from scorer.classifier import load_classifier
 from scorer.endpoint import load_endpoint
 from scorer.formats import FORMATS
 from scorer.function import load_function
 from scorer.judge import load_judge
 from scorer.prior import load_prior
+from scorer.proposal import ProposalScorer
 from scorer.reward_model import load_reward_model
 from scorer.scorers import Scorer
 
@@ -24,20 +29,22 @@ MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
 
 
-def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySection) -> Scorer:
+def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path) -> Scorer:
     """Load a scorer.
 
     Args:
         section: of the recipe.
-        name: of the scorer; `prior` is the prior's log-probabilities.
-        policy: what the prior is; no other scorer needs it.
+        name: of the scorer; `prior` and `proposal` are the log-probabilities of these.
+        policy: what prior and proposals are made of; no other scorer needs it.
+        policies: where proposal versions are published; only `proposal` needs it.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
     """
     match section:
         case PriorSection():
-            return load_prior(policy.model, policy.dtype, _device(section.gpus), MAX_TOKENS)
+            load = load_prior if name == PRIOR else partial(ProposalScorer, policies=policies)
+            return load(policy=policy, device=_device(section.gpus), max_tokens=MAX_TOKENS)
         case FunctionSection():
             return load_function(name, section.function)
         case EndpointSection():

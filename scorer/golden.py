@@ -78,11 +78,11 @@ def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Pa
         if before is None and now is None:
             continue
         if before is None or now is None or not abs(before - now) <= tolerance * (1 + abs(before)):
-            files = "its files are the same" if kept.digest == scorer.digest else "its files or settings have changed"
+            files = "its files are the same" if kept.digest == scorer.digest else "its files have changed"
             raise UserError(
-                f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now it has "
-                f"{now} (rounding explains {tolerance:g} of it); {files}. Bring back what it was, or, if the change is "
-                f"meant, start another run; the values are kept in {path}."
+                f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now it "
+                f"has {now} (rounding explains {tolerance:g} of it); {files}. Bring back what it was, or, if it "
+                f"is meant to change, start another run; the values are kept in {path}."
             )
 
 

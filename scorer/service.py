@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from common.config.recipe import PriorSection, Recipe
 from common.logs import redirect_output
+from common.schemas import PROPOSAL
 
 if TYPE_CHECKING:
     from scorer.scorers import Scorer
@@ -15,18 +16,20 @@ if TYPE_CHECKING:
 class ScorerActor:
     """One replica of one scorer."""
 
-    def __init__(self, name: str, recipe: dict[str, Any], golden: str, log_path: str) -> None:
+    def __init__(self, name: str, recipe: dict[str, Any], policies: str, golden: str, log_path: str) -> None:
         """Load nothing yet: an error raised here would reach the caller as the death of the actor.
 
         Args:
             name: of the scorer.
             recipe: the whole recipe.
+            policies: where proposal versions are published.
             golden: the file of the scorer's golden values.
             log_path: the file that gets this process's output.
         """
         redirect_output(Path(log_path))
         self._name = name
         self._recipe = recipe
+        self._policies = Path(policies)
         self._golden = Path(golden)
         self._scorer: Scorer | None = None
 
@@ -44,8 +47,9 @@ class ScorerActor:
         recipe = Recipe.model_validate(self._recipe)
         section = recipe.scorer(self._name)
         torch.set_num_threads(section.threads)
-        self._scorer = build_scorer(section, self._name, recipe.policy)
-        check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
+        self._scorer = build_scorer(section, self._name, recipe.policy, self._policies)
+        if self._name != PROPOSAL:  # whose values change with every version that is published
+            check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,5 +1,7 @@
 """Sequence classifiers as rewards, against transformers' own answer to one text at a time."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -130,6 +132,12 @@ def test_what_is_no_complete_reward_model_is_refused(tmp_path):
 
 def test_the_digest_depends_on_what_values_depend_on(tmp_path):
     write(tmp_path, MODELS["llama"][0])
-    variants = [{}, {"chat_template": True}, {"max_tokens": 8}, {"truncation": "right"}, {"replicas": 3}]
+    variants: list[dict[str, Any]] = [
+        {},
+        {"chat_template": True},
+        {"max_tokens": 8},
+        {"truncation": "right"},
+        {"replicas": 3},
+    ]
     digests = [load(tmp_path, **settings).digest for settings in variants]
     assert len(set(digests)) == 4 and digests[0] == digests[-1]

@@ -22,7 +22,7 @@ def failing(prompts: list[str], outputs: list[str]) -> list[float]:
 
 def check(path: Path, **section: object) -> None:
     recipe = Recipe.model_validate(recipe_settings(scorers={"reward": section}))
-    scorer = build_scorer(recipe.scorers["reward"], "reward", recipe.policy)
+    scorer = build_scorer(recipe.scorers["reward"], "reward", recipe.policy, path.parent)
     check_golden(scorer, recipe.scorers["reward"], path)
 
 

@@ -1,8 +1,6 @@
 import math
-import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,8 +9,8 @@ from common.errors import PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.policies import PolicyRegistry
-from learner.randomness import random_state, seed_all, set_random_state
-from learner.trainer import Trainer, learning_rate
+from learner.trainer import Trainer
+from learner.training_state import SavedParameters
 from tests.unit import tiny_models
 from tests.unit.factories import recipe_settings
 from tests.unit.logprob_calls import group_logprobs
@@ -109,6 +107,20 @@ def test_the_gap_to_the_sampler_is_known_right_after_a_publication_only(trainer,
     assert "sampler_gap_max" not in trainer.train_step(3, train_batch(row)).metrics
 
 
+def test_with_recomputed_proposals_the_gap_is_known_at_every_step_and_a_wide_one_is_named(model_dir, tmp_path):
+    settings = recipe(model_dir).model_dump() | {"logprobs": {"proposal": "recomputed", "gap_warning": 0.05}}
+    trainer = Trainer(Recipe.model_validate(settings), tmp_path, PlainEngine)
+    trainer.start()
+    near = train_row("a", outputs=[[1, 2], [3]], proposal_logprobs=[-3.0, -3.0], sampler_logprobs=[-3.04, -3.0])
+    report = trainer.train_step(1, train_batch(near))
+    assert report.metrics["sampler_gap_max"] == pytest.approx(0.02, abs=1e-5)
+    assert report.notes == []
+    (note,) = trainer.train_step(2, train_batch(near | {"sampler_logprobs": [-3.4, -3.0]})).notes
+    assert note.startswith(
+        "WARNING: step 2: sampler and learner differ by 0.1 nats a token (logprobs.gap_warning is 0.05)"
+    )
+
+
 def test_steps_out_of_turn_are_refused(trainer):
     trainer.train_step(1, gappy_batch(0))
     for step in (1, 3):
@@ -134,16 +146,16 @@ BAD = {"rewards": [3e38, -3e38]}
 
 
 def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(trainer):
-    before = {name: value.clone() for name, value in trainer._policy.weights().items()}
+    before = {name: value.detach().clone() for name, value in trainer._policy.trainable().items()}
     report = trainer.train_step(1, train_batch(train_row("good"), train_row("bad", **BAD)))
     assert report.metrics["skipped_step"] == 1
     assert not {"loss", "grad_norm"} & report.metrics.keys()
     assert all(math.isfinite(value) for value in report.metrics.values())
     assert report.notes == ["step 1: the loss is not finite for group bad; the step is skipped (1 in a row)."]
     assert trainer.step == 1
-    assert all(torch.equal(value, before[name]) for name, value in trainer._policy.weights().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
     assert "skipped_step" not in trainer.train_step(2, gappy_batch(0)).metrics
-    assert not all(torch.equal(value, before[name]) for name, value in trainer._policy.weights().items())
+    assert not all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_all_their_groups(model_dir, tmp_path):
@@ -239,7 +251,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(model_dir, tmp_path):
 def test_a_checkpoint_has_no_base_weights(trainer, tmp_path):
     trainer.train_step(1, gappy_batch(0))
     trainer.save(1)
-    names = trainer._policy.weights().keys()
+    names = SavedParameters(tmp_path / "checkpoints/step-000001").names()
     assert names
     assert all(".lora_" in name for name in names)
     size = sum(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*"))
@@ -266,22 +278,3 @@ def test_a_published_version_is_never_rewritten(trainer):
     before = trainer.publish(0, 0)
     trainer.train_step(1, gappy_batch(0))
     assert trainer.publish(0, 1) == before
-
-
-def test_the_learning_rate(model_dir):
-    settings = recipe(model_dir, learning_rate=0.8, warmup_steps=4).learner
-    assert [learning_rate(step, settings) for step in (1, 2, 4, 5, 100)] == [0.2, 0.4, 0.8, 0.8, 0.8]
-    assert learning_rate(1, recipe(model_dir, learning_rate=0.8).learner) == 0.8
-
-
-def test_random_states_are_restored_through_a_file(tmp_path):
-    def draw():
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    seed_all(3)
-    np.random.randn(3)  # leaves half of a pair behind
-    torch.save(random_state(), tmp_path / "state")
-    expected = draw()
-    assert draw() != expected
-    set_random_state(torch.load(tmp_path / "state", weights_only=True))
-    assert draw() == expected

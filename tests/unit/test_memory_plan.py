@@ -34,12 +34,15 @@ def test_the_estimate_is_near_what_a_pass_takes_and_not_below(make, dtype):
     assert actual <= footprint(subject).token <= 2.5 * actual
 
 
-def test_weights_gradients_and_optimiser_are_counted():
+def test_weights_gradients_and_optimiser_are_counted_as_they_are_shared():
     subject = policy()
     trained = sum(value.numel() for value in subject.trainable().values())
     weights = sum(value.nbytes for value in subject.parameters())
-    assert footprint(subject).fixed == weights + 12 * trained
-    assert footprint(subject, shards=3).fixed == weights + 4 * trained
+    shared = [footprint(subject, ranks=2, zero_stage=stage).fixed for stage in range(4)]
+    assert footprint(subject).fixed == shared[0] == weights + 12 * trained
+    assert shared[1] == weights + (4 + 4) * trained
+    assert shared[2] == weights + (2 + 4) * trained
+    assert shared[3] == weights // 2 + (2 + 4) * trained
     assert footprint(subject, recomputes=True).token < 0.7 * footprint(subject).token
 
 

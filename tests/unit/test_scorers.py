@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.recipe import Recipe
+from common.config.recipe import PolicySection, Recipe
 from common.errors import UserError
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
@@ -142,8 +142,12 @@ def sft(tmp_path_factory):
     return str(directory)
 
 
+def policy(model, **settings):
+    return PolicySection(model=model, **({"dtype": "float32"} | settings))
+
+
 def test_the_prior_gives_sums_of_log_probabilities_of_token_ids(sft):
-    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    prior = load_prior(policy(sft), "cpu", max_tokens=10_000)
     token_ids = [[7, 8, EOS_ID], [9], []]
     (row,) = score(prior, group(outputs=("x", "y", ""), token_ids=token_ids, gold="gold"))
     with torch.no_grad():
@@ -156,7 +160,7 @@ def test_the_prior_gives_sums_of_log_probabilities_of_token_ids(sft):
 
 
 def test_a_group_that_the_prior_cannot_read_is_null_and_the_others_are_not(sft):
-    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    prior = load_prior(policy(sft), "cpu", max_tokens=10_000)
     long, fine = score(prior, group(prompt_ids=[1] * CONTEXT), group())
     assert long["values"] == [None, None]
     assert f"{CONTEXT + 2} tokens" in long["error"]
@@ -166,11 +170,12 @@ def test_a_group_that_the_prior_cannot_read_is_null_and_the_others_are_not(sft):
 def test_the_priors_digest_depends_on_its_weights_and_type(sft, tmp_path):
     save(llama(seed=1), tmp_path)
     digests = {
-        load_prior(sft, "float32", "cpu", max_tokens=100).digest,
-        load_prior(sft, "bfloat16", "cpu", max_tokens=100).digest,
-        load_prior(str(tmp_path), "float32", "cpu", max_tokens=100).digest,
+        load_prior(policy(sft), "cpu", max_tokens=100).digest,
+        load_prior(policy(sft, dtype="bfloat16"), "cpu", max_tokens=100).digest,
+        load_prior(policy(str(tmp_path)), "cpu", max_tokens=100).digest,
+        load_prior(policy(sft, quantization="nf4"), "cpu", max_tokens=100).digest,
     }
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 # -- functions
@@ -303,7 +308,7 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
     )
     recipe = Recipe.model_validate(settings)
     for name in (PRIOR, *recipe.scorers):
-        (row,) = score(build_scorer(recipe.scorer(name), name, recipe.policy), group(gold="gold"))
+        (row,) = score(build_scorer(recipe.scorer(name), name, recipe.policy, tmp_path), group(gold="gold"))
         assert row["scorer"] == name
         assert None not in row["values"]
 

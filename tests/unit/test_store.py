@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,9 +87,13 @@ def test_every_truncation_of_a_part_is_found(root: Path) -> None:
 def test_an_unfinished_part_is_never_read(root: Path) -> None:
     filled(root)
     part = sorted((root / "groups").iterdir())[0]
-    temporary_sibling(part).write_bytes(part.read_bytes())
+    unfinished = temporary_sibling(part)
+    unfinished.write_bytes(part.read_bytes())
     assert SampleStore(root, "run").counts()["groups"] == 3
-    assert len(list((root / "groups").iterdir())) == 2
+    assert unfinished.exists()  # perhaps a writer is at work on it
+    os.utime(unfinished, (0, 0))
+    assert SampleStore(root, "run").counts()["groups"] == 3
+    assert not unfinished.exists() and len(list((root / "groups").iterdir())) == 2
 
 
 def test_the_store_of_another_run_is_refused(root: Path) -> None:

@@ -1,0 +1,268 @@
+"""One kind of rows of a store: which files there are, which commits and rows they hold, and how to read them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import DamagedPartError
+from common.schemas import KINDS
+from common.storage.holdings import Holdings
+from common.storage.keys import Rows
+from common.storage.light_rows import KEYS, light_rows
+from common.storage.names import is_compacted, is_part, plain_file, sequence_of
+from common.storage.part_files import Part
+from common.storage.part_reader import PartReader
+from common.storage.places import Entry, Place
+from common.storage.row_index import RowIndex, located
+from common.storage.segments import DIRECTORY, Segment, read_segments, write_segment
+
+INDEX_EVERY = 128
+"""Commits that may be outside of the index files: opening a store reads these parts themselves."""
+
+OnDamage = Callable[[str, str, str], str]
+"""(kind, file, reason) -> the sentence for the user; sets the file aside where that is allowed"""
+
+
+class _OnDisk(NamedTuple):
+    """An index file: it holds the rows from `first` to `end`, and what these compacted parts hold."""
+
+    file: str
+    first: int
+    end: int
+    compacted: frozenset[str]
+
+
+class Catalogue:
+    """Everything of one kind that one opening of a store knows."""
+
+    def __init__(self, kind: str, place: Place, on_damage: OnDamage, *, use_index: bool = True) -> None:
+        self.kind = kind
+        self.rows = RowIndex(kind)
+        self.holdings = Holdings()
+        self._place = place
+        self._on_damage = on_damage
+        self._reader = PartReader(place, kind)
+        self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
+        self._segments: list[_OnDisk] = []  # by their rows
+        self._unusable: list[str] = []  # index files that were written by another version, or are damaged
+        self._unindexed = 0  # commits
+        self.next_sequence = 0  # of the next commit: one more than any that was seen
+        self._load(read_segments(place, kind) if use_index else {})
+
+    # -- finding -----------------------------------------------------------------------------------------------------
+
+    def find(self, *keys: Sequence[Any]) -> Rows:
+        """[wanted] numbers of the rows with these keys, -1 where there is none."""
+        fields = [KINDS[self.kind].field(name) for name in KEYS[self.kind]]
+        return self.rows.find([pa.array(column, type=field.type) for column, field in zip(keys, fields, strict=True)])
+
+    def commit_of(self, number: int) -> str:
+        """The commit with a number of the light rows' `commit` column."""
+        return self.rows.commits[number]
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def take(self, numbers: Rows) -> pa.Table:
+        """The rows with these numbers, in this order, from verified parts.
+
+        Raises:
+            DamagedPartError: a part that is needed is damaged, or gone.
+        """
+        if not len(numbers):
+            return KINDS[self.kind].empty_table()
+        commits, rows = self.rows.places(numbers)
+        order = np.argsort(commits, kind="stable")
+        bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
+        taken = [
+            self.read(self.commit_of(commits[order[first]])).take(pa.array(rows[order[first:last]]))
+            for first, last in pairwise(bounds)
+        ]
+        table = pa.Table.from_batches(taken, schema=KINDS[self.kind])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return table if np.all(back[1:] > back[:-1]) else table.combine_chunks().take(pa.array(back))
+
+    def read(self, commit: str) -> pa.RecordBatch:
+        """All rows of one commit, from a verified part; the same rows whichever file holds them.
+
+        Raises:
+            DamagedPartError: every part that held it is damaged or gone. It was set aside and named.
+            UserError: it cannot be read, for a reason that is not damage.
+        """
+        reason = f"{self._place.uri}/{self.kind}: no part holds the rows of commit {commit} any more."
+        while True:
+            extent = self.holdings.extent(commit)
+            if extent is None:
+                raise DamagedPartError(reason)
+            try:
+                batch = self._reader.batch(extent.file)
+                return batch if extent.rows is None else batch.slice(extent.first, extent.rows)
+            except FileNotFoundError:  # compacted since we looked
+                self.refresh()
+                if self.holdings.extent(commit) == extent:
+                    self.holdings.discard([extent.file])
+            except DamagedPartError as error:
+                self.holdings.discard([extent.file])
+                reason = self._on_damage(self.kind, extent.file, str(error))
+
+    def is_good(self, file: str) -> bool:
+        """Whether a part matches its checksum; checked once in an opening."""
+        try:
+            self._reader.batch(file)
+        except (FileNotFoundError, DamagedPartError):
+            return False
+        return True
+
+    def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
+        """Each commit with the rows of it that count, in the order of commitment.
+
+        Args:
+            listed: light rows to go through (see `RowIndex.listed`); default: all.
+        """
+        light = self.rows.listed() if listed is None else listed
+        numbers, rows = (light[name].to_numpy() for name in ("commit", "row"))
+        bounds = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)) if len(numbers) else [0]
+        for first, last in pairwise(bounds):
+            yield self.commit_of(numbers[first]), rows[first:last]
+
+    # -- changing ----------------------------------------------------------------------------------------------------
+
+    def committed(self, commit: str, size: int, batch: pa.RecordBatch) -> None:
+        """A part was written by this opening; its keys are new."""
+        self.holdings.add({plain_file(commit): size}, {})
+        self.rows.add_fresh(located(self.kind, light_rows(self.kind, batch), self._number(commit)))
+        self._unindexed += 1
+
+    def refresh(self) -> None:
+        """Take in what other writers have done since."""
+        entries = {entry.name: entry for entry in self._place.list(self.kind)}
+        gone = self.holdings.sizes.keys() - entries.keys()
+        self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], [], gone)
+
+    def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
+        """Bring the index files up to date, if that many commits and compacted parts are missing in them.
+
+        A new segment takes in those before it that are not at least twice as large, so they stay few.
+        """
+        recorded = {file for before in self._segments for file in before.compacted}
+        if self._unindexed + len(self.holdings.compacted.keys() - recorded) < at_least:
+            return
+        kept = list(self._segments)
+        while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
+            kept.pop()
+        first = kept[-1].end if kept else 0
+        segment = self._segment(first, {file for before in kept for file in before.compacted})
+        name = write_segment(self._place, self.kind, segment)
+        replaced = [*self._unusable, *(before.file for before in self._segments[len(kept) :])]
+        for file in replaced:
+            if file != name:
+                self._place.remove(f"{DIRECTORY}/{file}")
+        self._unusable = []
+        self._segments = [*kept, _OnDisk(name, first, self.rows.rows, frozenset(segment.compacted))]
+        self._unindexed = 0
+
+    def drop_index(self) -> None:
+        """Delete the index files."""
+        for entry in self._place.list(DIRECTORY):
+            if entry.name.startswith(f"{self.kind}-"):
+                self._place.remove(f"{DIRECTORY}/{entry.name}")
+        self._segments = []
+        self._unindexed = len(self._numbers)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _load(self, found: dict[str, Segment | None]) -> None:
+        self._unusable = [file for file, segment in found.items() if segment is None]
+        usable = [(file, segment) for file, segment in found.items() if segment is not None]
+        segments = sorted(usable, key=lambda item: item[1].commits[:1])
+        entries = {entry.name: entry for entry in self._place.list(self.kind)}
+        for _, segment in segments:
+            known = dict(zip(map(plain_file, segment.commits), segment.sizes, strict=True))
+            compacted = {file: size for file, (size, _) in segment.compacted.items()}
+            claimed = {file: size for file, size in {**known, **compacted}.items() if size is not None}
+            sizes = {file: size for file, size in claimed.items() if file in entries and entries[file].size == size}
+            self.holdings.add(sizes, {file: segment.compacted[file][1] for file in compacted.keys() & sizes.keys()})
+        tables, first = [], 0
+        for file, segment in segments:
+            tables.append(self._of_segment(segment))
+            end = first + tables[-1].num_rows
+            self._segments.append(_OnDisk(file, first, end, frozenset(segment.compacted)))
+            first = end
+        self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], tables, ())
+
+    def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any) -> None:
+        """Add the rows of new files, and those of index segments; hide rows that no file holds any more."""
+        sizes, compacted, new_tables = {}, {}, []
+        for entry in sorted(new, key=lambda entry: entry.name):
+            part = self._examine(entry)
+            if part is not None:
+                sizes[entry.name] = entry.size
+                if is_compacted(entry.name):
+                    compacted[entry.name] = part.commits
+                new_tables += self._new_rows(part)
+        if not (sizes or tables or gone):
+            return
+        self.holdings.discard(gone)
+        self.holdings.add(sizes, compacted)
+        lost = [number for number, commit in enumerate(self.rows.commits) if self.holdings.extent(commit) is None]
+        self.rows.add_any([*tables, *new_tables], lost)
+
+    def _examine(self, entry: Entry) -> Part | None:
+        """Read and check a part that no index knows."""
+        if not is_part(entry.name):
+            reason = f"{self._place.uri}/{self.kind}/{entry.name} is no part of a sample store."
+            self._on_damage(self.kind, entry.name, reason)
+            return None
+        try:
+            return self._reader.part(entry.name)
+        except FileNotFoundError:
+            return None
+        except DamagedPartError as error:
+            self._on_damage(self.kind, entry.name, str(error))
+            return None
+
+    def _new_rows(self, part: Part) -> list[pa.Table]:
+        """The light rows of a part's commits that are not known."""
+        tables, first = [], 0
+        for commit, rows in part.commits:
+            if commit not in self._numbers:
+                light = light_rows(self.kind, part.batch.slice(first, rows))
+                tables.append(pa.Table.from_batches([located(self.kind, light, self._number(commit))]))
+                self._unindexed += 1
+            first += rows
+        return tables
+
+    def _of_segment(self, segment: Segment) -> pa.Table:
+        """A segment's rows, without those that another segment has brought or that no file holds."""
+        fresh = [commit not in self._numbers and self.holdings.extent(commit) is not None for commit in segment.commits]
+        numbers = [self._number(commit) if new else -1 for commit, new in zip(segment.commits, fresh, strict=True)]
+        commit = np.asarray(numbers, dtype=np.int32)[segment.rows["commit"].to_numpy()]
+        rows = _with_commits(segment.rows, commit)
+        return rows if all(fresh) else rows.filter(pa.array(commit >= 0))
+
+    def _segment(self, first: int, recorded: set[str]) -> Segment:
+        """The rows from `first` on, and the compacted parts that no other segment has recorded."""
+        rows = self.rows.table().slice(first)
+        numbers, local = np.unique(rows["commit"].to_numpy(), return_inverse=True)
+        commits = [self.commit_of(number) for number in numbers]
+        sizes = self.holdings.sizes
+        compacted = {
+            file: (sizes[file], held) for file, held in self.holdings.compacted.items() if file not in recorded
+        }
+        rows = _with_commits(rows, local)
+        return Segment(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)
+
+    def _number(self, commit: str) -> int:
+        number = self._numbers.setdefault(commit, len(self.rows.commits))
+        if number == len(self.rows.commits):
+            self.rows.commits.append(commit)
+            self.next_sequence = max(self.next_sequence, sequence_of(commit) + 1)
+        return number
+
+
+def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:
+    place = rows.schema.get_field_index("commit")
+    return rows.set_column(place, rows.schema.field(place), pa.array(numbers.astype(np.int32)))

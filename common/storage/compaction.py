@@ -1,0 +1,126 @@
+"""Compaction: many small parts become a large one, while others read and write.
+
+A compacted part holds the same commits, in their order, so nothing that a reader sees changes: neither which rows there
+are, nor their order, nor which of two rows with one key counts. The small parts stay where they are until a grace time
+has passed; a reader who meets a part that is gone finds its commits in the larger one.
+"""
+
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from common.storage.catalogue import Catalogue
+from common.storage.names import checksum, compacted_file, sequence_of
+from common.storage.part_files import encode_part
+from common.storage.places import Place
+
+GRACE_SECONDS = 3600.0
+"""How long a part that was compacted away stays: longer than anybody takes from listing a folder to reading a part."""
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who writes: the writer's name in part names, where it runs, and the store's run."""
+
+    writer: str
+    origin: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which parts are compacted.
+
+    Attributes:
+        largest: bytes; larger parts are left alone.
+        target: bytes of a compacted part, at most.
+        fewest: how many parts are worth it.
+    """
+
+    largest: int
+    target: int
+    fewest: int
+
+
+SMALL = Sizes(largest=64 << 10, target=8 << 20, fewest=256)
+"""What a writer compacts while it goes: scores and steps, a few KiB each, of which there are hundreds of thousands."""
+LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
+"""What `brain store compact` does."""
+
+
+def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) -> int:
+    """Write the compacted parts that are worth it; returns how many parts they replace.
+
+    Raises:
+        DamagedPartError: a part to be compacted is damaged; nothing was written for it.
+        OSError: the place cannot be written.
+    """
+    replaced = 0
+    for files in _worth_it(catalogue, sizes):
+        commits = {commit for file in files for commit in catalogue.holdings.commits(file)}
+        _write(place, catalogue, author, sorted(commits))
+        replaced += len(files)
+    return replaced
+
+
+def remove_superseded(place: Place, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
+    """Delete parts whose commits are all read from other parts for at least the grace time; returns their names.
+
+    The parts that are read in their place are verified first. A clock that went backwards keeps parts longer.
+    """
+    superseded = catalogue.holdings.superseded()
+    if not superseded:
+        return []
+    modified = {entry.name: entry.modified for entry in place.list(catalogue.kind)}
+    removed = []
+    for name, instead in superseded.items():
+        old_enough = all(time.time() - modified.get(other, time.time()) >= grace for other in instead)
+        if old_enough and all(catalogue.is_good(other) for other in instead):
+            place.remove(f"{catalogue.kind}/{name}")
+            removed.append(name)
+    catalogue.holdings.discard(removed)
+    return removed
+
+
+def rewrite_without(place: Place, catalogue: Catalogue, author: Author, commits: set[str]) -> int:
+    """Delete all parts with some of these commits; what else is in them is written anew before. Returns how many."""
+    files = [file for file in catalogue.holdings.sizes if commits.intersection(catalogue.holdings.commits(file))]
+    for file in files:
+        staying = [commit for commit in catalogue.holdings.commits(file) if commit not in commits]
+        if staying:
+            _write(place, catalogue, author, staying)
+        place.remove(f"{catalogue.kind}/{file}")
+    return len(files)
+
+
+def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
+    """Runs of small parts, in the order of their commits, that make a part of about the target size."""
+    runs: list[list[str]] = []
+    run: list[str] = []
+    size = 0
+    sizes_of = catalogue.holdings.sizes
+    for file in _read_in_order(catalogue):
+        if sizes_of[file] > sizes.largest:
+            continue
+        if run and size + sizes_of[file] > sizes.target:
+            runs.append(run)
+            run, size = [], 0
+        run.append(file)
+        size += sizes_of[file]
+    return [run for run in [*runs, run] if len(run) >= sizes.fewest]
+
+
+def _read_in_order(catalogue: Catalogue) -> list[str]:
+    holdings = catalogue.holdings
+    return sorted(holdings.sizes.keys() - holdings.superseded().keys(), key=lambda file: holdings.commits(file)[0])
+
+
+def _write(place: Place, catalogue: Catalogue, author: Author, commits: list[str]) -> None:
+    batches = [catalogue.read(commit) for commit in commits]
+    held = [(commit, batch.num_rows) for commit, batch in zip(commits, batches, strict=True)]
+    batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+    content = encode_part(catalogue.kind, batch, author.origin, author.run_id, held)
+    file = compacted_file(sequence_of(commits[0]), author.writer, checksum(content))
+    place.put(catalogue.kind, lambda: file, content)
+    catalogue.holdings.add({file: content.size}, {file: held})

@@ -1,0 +1,76 @@
+"""store.json: which run a store belongs to, and which version of the format it has."""
+
+import json
+
+import pyarrow as pa
+
+from common.errors import DamagedPartError, UserError
+from common.schemas import SCHEMA_VERSION
+from common.storage.places import Place
+
+FILE = "store.json"
+
+
+def read_run_id(place: Place) -> str | None:
+    """The run that a store belongs to; None where there is no store.
+
+    Raises:
+        DamagedPartError: the file is damaged.
+        UserError: the store is of a newer version.
+    """
+    try:
+        facts = json.loads(place.read(FILE).to_pybytes())
+        run_id, version = str(facts["run_id"]), int(facts["schema_version"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedPartError(
+            f"{place.uri}/{FILE} cannot be read ({error}); `brain store repair {place.uri}` makes it again from the "
+            f"parts."
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"The sample store {place.uri} was written by a newer brain-align (schema {version}, this one reads up to "
+            f"{SCHEMA_VERSION}); upgrade to read it."
+        )
+    return run_id
+
+
+def write_facts(place: Place, run_id: str) -> None:
+    """Say which run a store belongs to, in this version of the format."""
+    content = pa.py_buffer(json.dumps({"run_id": run_id, "schema_version": SCHEMA_VERSION}).encode())
+    place.put("", lambda: FILE, content)
+
+
+def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run: bool) -> str:
+    """Check that a store is the given run's, or make it so if it is new; returns the store's run.
+
+    Raises:
+        UserError: it is of another run, or not there, or cannot be read.
+    """
+    found = read_run_id(place)
+    if found is None:
+        if read_only or run_id is None:
+            raise UserError(f"There is no sample store at {place.uri}; check the path.")
+        return _begin(place, run_id)
+    if not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
+        write_facts(place, found)  # an older brain-align would take parts of this version for damaged ones
+    if run_id not in (None, found) and not allow_other_run:
+        raise _of_another_run(place, found, run_id)
+    return found
+
+
+def _begin(place: Place, run_id: str) -> str:
+    place.prepare()
+    write_facts(place, run_id)
+    found = read_run_id(place)
+    if found != run_id:  # two began it at once, and the other's word stands
+        raise _of_another_run(place, found, run_id)
+    return run_id
+
+
+def _of_another_run(place: Place, found: str | None, wanted: str | None) -> UserError:
+    return UserError(
+        f"The sample store {place.uri} belongs to run {found}, not to {wanted}: choose another run directory or "
+        f"store.uri, or remove the store."
+    )

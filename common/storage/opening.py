@@ -1,0 +1,128 @@
+"""One opening of a store: who opened it, what it knows, and how it writes."""
+
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+
+from common.errors import UserError
+from common.schemas import KINDS
+from common.storage.catalogue import Catalogue
+from common.storage.compaction import SMALL, Author, compact, remove_superseded
+from common.storage.facts import claim
+from common.storage.names import checksum, commit_name, commit_of, plain_file
+from common.storage.part_files import encode_part
+from common.storage.places import LocalPlace, open_place
+
+_LOG = logging.getLogger(__name__)
+_UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's
+IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")
+"""In this order the kinds are listed, so that whatever a listed row refers to is listed too."""
+
+
+class Opening:
+    """The files and rows of a store that one reader or writer knows.
+
+    Attributes:
+        place: where the store lies.
+        run_id: the run that it belongs to.
+        author: who writes.
+        damaged: a sentence for each file that was found damaged.
+        kinds: what is known of each kind of rows.
+    """
+
+    def __init__(
+        self,
+        uri: str | Path,
+        run_id: str | None,
+        *,
+        read_only: bool,
+        allow_other_run: bool = False,
+        use_index: bool = True,
+    ) -> None:
+        """Open a store, or begin one.
+
+        Args:
+            uri: a directory, or a URI of a file system that pyarrow knows.
+            run_id: the run that it must belong to; None: whichever it belongs to.
+            read_only: change nothing.
+            allow_other_run: open a store of another run, which stays that run's.
+            use_index: False reads and checks every part.
+
+        Raises:
+            UserError: it is not there, of another run, of a newer version, or cannot be read.
+        """
+        self.place = open_place(uri)
+        self._read_only = read_only
+        self.damaged: list[str] = []
+        self._parts_since = dict.fromkeys(KINDS, 0)  # written since small parts were last compacted
+        try:
+            self.run_id = claim(self.place, run_id, read_only=read_only, allow_other_run=allow_other_run)
+            self.author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
+            if not read_only:
+                self._remove_unfinished()
+            self.kinds = {
+                kind: Catalogue(kind, self.place, self._found_damaged, use_index=use_index)
+                for kind in IN_ORDER_OF_DEPENDENCE
+            }
+            if not read_only:
+                for catalogue in self.kinds.values():
+                    catalogue.write_index()
+        except OSError as error:
+            raise UserError(f"The sample store {self.place.uri} cannot be opened: {_reason(error)}.") from error
+
+    def append(self, kind: str, batch: pa.RecordBatch) -> None:
+        """Commit rows with new keys; when this returns, they survive a power cut.
+
+        Raises:
+            UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
+        """
+        if self._read_only:
+            raise ValueError(f"the sample store {self.place.uri} was opened read-only")
+        catalogue = self.kinds[kind]
+        content = encode_part(kind, batch, self.author.origin, self.run_id)
+
+        def naming() -> str:
+            return plain_file(commit_name(catalogue.next_sequence, self.author.writer, checksum(content)))
+
+        try:
+            file = self.place.put(kind, naming, content)
+            catalogue.committed(commit_of(file), content.size, batch)
+            catalogue.write_index()
+            self._compact_small(kind)
+        except OSError as error:
+            raise UserError(
+                f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
+                f"is lost; put that right and run again."
+            ) from error
+
+    def _compact_small(self, kind: str) -> None:
+        """Now and then, make one part of many small ones: a step is a part of a few hundred bytes."""
+        self._parts_since[kind] += 1
+        if self._parts_since[kind] >= SMALL.fewest:
+            self._parts_since[kind] = 0
+            compact(self.place, self.kinds[kind], self.author, SMALL)
+            remove_superseded(self.place, self.kinds[kind])
+
+    def _found_damaged(self, kind: str, file: str, reason: str) -> str:
+        if not self._read_only:
+            target = f"damaged/{kind}-{file}"
+            self.place.move(f"{kind}/{file}", target)
+            reason = (
+                f"{reason} It was moved to {self.place.uri}/{target}; what it held is made again at the next start."
+            )
+            _LOG.warning(reason)
+        self.damaged.append(reason)
+        return reason
+
+    def _remove_unfinished(self) -> None:
+        if isinstance(self.place, LocalPlace):
+            for directory in ("", "index", *KINDS):
+                self.place.remove_unfinished(directory, _UNFINISHED_SECONDS)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,71 @@
+"""Reading parts: each is checked once in an opening, and only as many stay mapped as a process may have."""
+
+from collections import OrderedDict
+
+import pyarrow as pa
+
+from common.errors import DamagedPartError, UserError
+from common.storage.names import checksum_of
+from common.storage.part_files import Part, decode_part
+from common.storage.places import Place
+
+_KEPT_FILES = 1024
+_KEPT_BYTES = 256 << 20
+
+
+class PartReader:
+    """The parts of one kind, verified before their first row is given out."""
+
+    def __init__(self, place: Place, kind: str) -> None:
+        self._place = place
+        self._kind = kind
+        self._verified: set[str] = set()
+        self._kept: OrderedDict[str, pa.RecordBatch] = OrderedDict()
+        self._kept_bytes = 0
+
+    def batch(self, file: str) -> pa.RecordBatch:
+        """All rows of a part.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            DamagedPartError, UserError: see `decode_part`.
+        """
+        if file in self._kept:
+            self._kept.move_to_end(file)
+            return self._kept[file]
+        return self.part(file).batch
+
+    def part(self, file: str) -> Part:
+        """A part with what its metadata says.
+
+        Raises:
+            FileNotFoundError, DamagedPartError, UserError: as for `batch`.
+        """
+        path = f"{self._place.uri}/{self._kind}/{file}"
+        part = decode_part(path, self._content(path, file), self._kind)
+        self._verified.add(file)
+        if file not in self._kept:
+            self._keep(file, part.batch)
+        return part
+
+    def _content(self, path: str, file: str) -> pa.Buffer:
+        try:
+            if file in self._verified:
+                return self._place.read(f"{self._kind}/{file}")
+            content = self._place.read_checked(f"{self._kind}/{file}", checksum_of(file))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error}; nothing was changed.") from None
+        if content is None:
+            raise DamagedPartError(
+                f"{path} is damaged: its bytes do not match the checksum in its name (truncated or altered)."
+            )
+        return content
+
+    def _keep(self, file: str, batch: pa.RecordBatch) -> None:
+        self._kept[file] = batch
+        self._kept_bytes += batch.nbytes
+        while len(self._kept) > 1 and (len(self._kept) > _KEPT_FILES or self._kept_bytes > _KEPT_BYTES):
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped.nbytes

@@ -1,0 +1,153 @@
+"""Where a store's files lie, behind six operations: a local directory, or any file system that pyarrow opens.
+
+Whatever the place, `put` is atomic and durable: a reader sees the whole file or none, and when `put` has returned the
+file survives a power cut. Files are never changed after that.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from common.durable import fsync_path, is_temporary, write_named_file
+
+Naming = Callable[[], str]
+"""Gives a file's name; asked for late, so that a checksum can be computed while the content goes to the disk."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a directory.
+
+    Attributes:
+        name: without the directory.
+        size: bytes.
+        modified: seconds since the epoch, by the place's own clock.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+class Place(Protocol):
+    """A tree of files, one level deep: paths are `directory/name`, or a bare name at the top."""
+
+    uri: str
+    """How messages name the place, and how it is opened again."""
+
+    def prepare(self) -> None:
+        """Make the place writable, as far as that needs doing."""
+
+    def list(self, directory: str) -> list[Entry]:
+        """The finished files of a directory in no particular order; none where there is no such directory."""
+
+    def read(self, path: str) -> pa.Buffer:
+        """A file's content, memory-mapped where that is possible.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
+        """As `read`; None where the content does not have this BLAKE2b-128 checksum."""
+
+    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+        """Write a new file, or replace one, atomically and durably; returns its name."""
+
+    def move(self, path: str, target: str) -> None:
+        """Give a file another path; nothing happens where it is gone already."""
+
+    def remove(self, path: str) -> None:
+        """Delete a file; nothing happens where it is gone already."""
+
+
+class LocalPlace:
+    """A directory of this machine, or of a file system mounted on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+
+    def prepare(self) -> None:
+        """Make the directory."""
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def list(self, directory: str) -> list[Entry]:
+        """See `Place.list`."""
+        try:
+            found = os.scandir(self.root / directory)
+        except FileNotFoundError:
+            return []
+        entries = []
+        with found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # removed by another process since
+                    if entry.is_file() and not is_temporary(entry):
+                        entries.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
+        return entries
+
+    def read(self, path: str) -> pa.Buffer:
+        """Map a file; the mapping outlives the file's removal."""
+        if (self.root / path).stat().st_size == 0:
+            return pa.py_buffer(b"")  # which cannot be mapped
+        with pa.memory_map(str(self.root / path)) as file:
+            return file.read_buffer()
+
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
+        """Hash a file piece by piece, so that only what is used of it later stays in memory, and map it."""
+        with open(self.root / path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return self.read(path) if found == checksum else None
+
+    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+        """Write tmp + fsync + rename + directory fsync."""
+        return write_named_file(self.root / directory, naming, content).name
+
+    def move(self, path: str, target: str) -> None:
+        """Rename, durably."""
+        (self.root / target).parent.mkdir(exist_ok=True)
+        try:
+            os.replace(self.root / path, self.root / target)
+        except FileNotFoundError:
+            return
+        fsync_path((self.root / target).parent)
+        fsync_path((self.root / path).parent)
+
+    def remove(self, path: str) -> None:
+        """Unlink."""
+        (self.root / path).unlink(missing_ok=True)
+
+    def remove_unfinished(self, directory: str, older_than: float) -> None:
+        """Delete what interrupted writers left; the age spares a writer who is at work just now.
+
+        Args:
+            directory: where to look.
+            older_than: seconds.
+        """
+        folder = self.root / directory
+        for path in folder.iterdir() if folder.exists() else ():
+            if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
+                path.unlink(missing_ok=True)
+
+
+def open_place(uri: str | Path) -> Place:
+    """The place that a path or URI names.
+
+    Raises:
+        UserError: a URI that no file system of pyarrow understands.
+    """
+    text = str(uri)
+    if "://" not in text:
+        return LocalPlace(Path(text).expanduser().absolute())
+    if text.startswith("file://"):
+        return LocalPlace(Path(text.removeprefix("file://")))
+    from common.storage.object_store import open_object_store  # loads the cloud libraries: only where they are used
+
+    return open_object_store(text)

@@ -1,0 +1,136 @@
+"""Removing old groups: what `brain store gc` does. It is the only thing that deletes rows of a store.
+
+Whole commits go, that is leases: all groups of a lease are of one version and one age. Groups that no step has trained,
+and those of the newest round, stay. The ids of what goes are written down first (`removed/`), so that a score or a step
+that refers to them is not taken for damaged.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.storage.catalogue import Catalogue
+from common.storage.compaction import rewrite_without
+from common.storage.names import checksum
+from common.storage.opening import Opening
+from common.storage.part_files import encode_table
+from common.storage.places import Place
+
+_DIRECTORY = "removed"
+_IDS = pa.schema([pa.field("group_id", pa.string(), nullable=False)])
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What is old: both bounds hold where both are given.
+
+    Attributes:
+        below_version: groups of earlier proposal versions.
+        older_than: seconds since the groups were finished; groups that a clock dated into the future stay.
+        untrained: also groups that no step has trained.
+    """
+
+    below_version: int | None = None
+    older_than: float | None = None
+    untrained: bool = False
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What would go.
+
+    Attributes:
+        commits: of each kind.
+        group_ids: of the groups among them.
+        kept_untrained: how many groups are old, and stay, as no step has trained them or their round is the newest.
+    """
+
+    commits: dict[str, list[str]]
+    group_ids: list[str]
+    kept_untrained: int
+
+
+def plan_removal(store: Opening, criterion: Criterion) -> Removal:
+    """Which commits a removal takes.
+
+    Raises:
+        DamagedPartError: the record of the steps is damaged.
+    """
+    groups = store.kinds["groups"]
+    light = groups.rows.listed()
+    old = _old(light, criterion)
+    needed = pc.and_(pc.invert(_trained_before_now(store, light)), pa.scalar(not criterion.untrained))
+    light = light.append_column("going", pc.and_(old, pc.invert(needed)))
+    commits = _wholly(groups, light)
+    rows = light.filter(pc.is_in(light["commit"], value_set=_numbers(groups, commits)))
+    ids = rows["group_id"].to_pylist()
+    kept = pc.sum(pc.and_(old, needed)).as_py() or 0
+    return Removal({"groups": commits, "scores": _scores_of(store, rows["group_id"])}, ids, kept)
+
+
+def remove(store: Opening, removal: Removal) -> int:
+    """Carry a removal out; returns how many files it deleted. Interrupted, it is finished by doing it again."""
+    if not removal.group_ids:
+        return 0
+    batch = pa.RecordBatch.from_arrays([pa.array(removal.group_ids)], schema=_IDS)
+    content = encode_table(batch, {b"brain.removed_at": str(time.time()), b"brain.run_id": store.run_id})
+    store.place.put(_DIRECTORY, lambda: f"groups-{checksum(content)}.arrow", content)
+    deleted = 0
+    for kind in ("scores", "groups"):
+        catalogue = store.kinds[kind]
+        deleted += rewrite_without(store.place, catalogue, store.author, set(removal.commits[kind]))
+        catalogue.refresh()
+        catalogue.drop_index()
+        catalogue.write_index(at_least=1)
+    return deleted
+
+
+def removed_group_ids(place: Place) -> set[str]:
+    """The groups that were removed on purpose."""
+    tables = [pa.ipc.open_file(place.read(f"{_DIRECTORY}/{entry.name}")).read_all() for entry in place.list(_DIRECTORY)]
+    return set(itertools.chain.from_iterable(table["group_id"].to_pylist() for table in tables))
+
+
+def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
+    old = pc.is_valid(light["group_id"])
+    if criterion.below_version is not None:
+        old = pc.and_(old, pc.less(light["proposal_version"], criterion.below_version))
+    if criterion.older_than is not None:
+        old = pc.and_(old, pc.less(light["finished_at"], time.time() - criterion.older_than))
+    return old
+
+
+def _trained_before_now(store: Opening, light: pa.Table) -> pa.ChunkedArray:
+    """Which groups were trained in a round before the newest that was sampled."""
+    steps = store.kinds["steps"]
+    trained: set[str] = set()
+    for commit, rows in steps.commits():
+        trained.update(itertools.chain.from_iterable(steps.read(commit)["group_ids"].take(pa.array(rows)).to_pylist()))
+    newest = pc.max(light["round"]).as_py() or 0
+    known = pc.is_in(light["group_id"], value_set=pa.array(sorted(trained), pa.string()))
+    return pc.and_(known, pc.less(light["round"], newest))
+
+
+def _wholly(catalogue: Catalogue, light: pa.Table) -> list[str]:
+    """The commits all of whose rows are going."""
+    commits = light["commit"].to_numpy()
+    staying = set(commits[~light["going"].to_numpy()].tolist())
+    return [catalogue.commit_of(number) for number in np.unique(commits) if number not in staying]
+
+
+def _scores_of(store: Opening, group_ids: pa.ChunkedArray) -> list[str]:
+    """The commits of scores that are of these groups alone."""
+    scores = store.kinds["scores"]
+    light = scores.rows.listed()
+    return _wholly(
+        scores, light.append_column("going", pc.is_in(light["group_id"], value_set=group_ids.combine_chunks()))
+    )
+
+
+def _numbers(catalogue: Catalogue, commits: list[str]) -> pa.Array:
+    wanted = set(commits)
+    return pa.array([n for n, commit in enumerate(catalogue.rows.commits) if commit in wanted], pa.int32())

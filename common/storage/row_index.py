@@ -1,0 +1,199 @@
+"""The light rows of one kind in memory: found by key, listed in the order of commitment, each key once."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.storage.keys import Hashes, HashTable, Rows, hash_keys
+from common.storage.light_rows import KEYS, LIGHT
+
+_RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
+
+LOCATED = {
+    kind: pa.schema(
+        [*schema, pa.field("commit", pa.int32()), pa.field("row", pa.int32()), pa.field("hash", pa.uint64())]
+    )
+    for kind, schema in LIGHT.items()
+}
+"""Light rows with the place of each: which commit (a number), which of its rows; and the hash of its key."""
+
+
+def located(kind: str, light: pa.RecordBatch, commit: int, rows: Rows | None = None) -> pa.RecordBatch:
+    """Light rows of one commit, with their places: rows 0, 1, 2 ... unless others are given."""
+    numbers = np.arange(light.num_rows) if rows is None else rows
+    hashes = hash_keys([light[name] for name in KEYS[kind]])
+    places = [np.full(light.num_rows, commit, dtype=np.int32), numbers.astype(np.int32), hashes]
+    return pa.RecordBatch.from_arrays([*light.columns, *map(pa.array, places)], schema=LOCATED[kind])
+
+
+class RowIndex:
+    """All light rows of one kind.
+
+    Rows are numbered as they arrive. Where two have one key, that of the earlier commit counts; the other stays in the
+    numbering, and is neither found nor listed.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self.commits: list[str] = []
+        self._chunks: list[pa.Table] = []
+        self._starts: Rows | None = None  # [chunks] number of the first row of each
+        self._recent: dict[Any, int] = {}  # key -> row number, of rows that are not in the hash table yet
+        self._settled = 0  # rows that are
+        self._hidden = np.zeros(0, dtype=bool)  # [settled] rows that lost to another, or whose file is gone
+        self._rows = 0
+        self._hidden_rows = 0
+        self._table: pa.Table | None = None
+        self._listed: pa.Table | None = None
+        self._rebuild(np.zeros(0, dtype=bool))
+
+    def __len__(self) -> int:
+        return self._rows - self._hidden_rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows have arrived, those that do not count included."""
+        return self._rows
+
+    def hidden_numbers(self) -> Rows:
+        """The rows that do not count, by number."""
+        return np.flatnonzero(self._hidden)
+
+    def add_fresh(self, rows: pa.RecordBatch) -> None:
+        """Add rows whose keys are new (see `find`)."""
+        keys = zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True)
+        self._recent.update((key, number) for number, key in enumerate(keys, start=self._rows))
+        self._append(pa.Table.from_batches([rows]))
+        if self._rows - self._settled > max(_RECENT_ROWS, self._settled // 16):
+            self.settle()
+
+    def add_any(self, tables: Sequence[pa.Table], gone: Sequence[int] = ()) -> None:
+        """Add rows of which some may have keys that are there already, and hide those of commits that are gone."""
+        for table in tables:
+            self._append(table)
+        self.settle(gone)
+
+    def settle(self, gone: Sequence[int] = ()) -> None:
+        """Sort all rows into the hash table; decide which of those with the same key counts."""
+        lost = np.isin(self._column("commit"), np.asarray(gone, dtype=np.int32)) if len(gone) else None
+        self._rebuild(np.zeros(self._rows, dtype=bool) if lost is None else lost)
+
+    def find(self, keys: Sequence[pa.Array]) -> Rows:
+        """[wanted] number of the row with each key, -1 where there is none.
+
+        Args:
+            keys: the key's columns, side by side.
+        """
+        found = np.full(len(keys[0]), -1, dtype=np.int64)
+        asked, rows = self._hash_table.candidates(hash_keys(keys))
+        for chunk, which, local in self._by_chunk(rows):
+            same = ~self._hidden[rows[which]]
+            for name, wanted in zip(KEYS[self._kind], keys, strict=True):
+                there = _plain(chunk[name].chunk(0).take(pa.array(local)))
+                same &= pc.equal(there, wanted.take(pa.array(asked[which]))).to_numpy(zero_copy_only=False)
+            found[asked[which][same]] = rows[which][same]
+        if self._recent:
+            for place, key in enumerate(zip(*(column.to_pylist() for column in keys), strict=True)):
+                if found[place] < 0:
+                    found[place] = self._recent.get(key, -1)
+        return found
+
+    def places(self, numbers: Rows) -> tuple[Rows, Rows]:
+        """The commit (its number) and the row in that commit of each of these rows."""
+        commits, rows = np.empty_like(numbers), np.empty_like(numbers)
+        for chunk, which, local in self._by_chunk(numbers):
+            commits[which] = chunk["commit"].chunk(0).to_numpy()[local]
+            rows[which] = chunk["row"].chunk(0).to_numpy()[local]
+        return commits, rows
+
+    def table(self) -> pa.Table:
+        """All rows by number, hidden ones included."""
+        if self._table is None:
+            self._table = pa.concat_tables(self._chunks) if self._chunks else LOCATED[self._kind].empty_table()
+        return self._table
+
+    def listed(self) -> pa.Table:
+        """The rows that count, in the order of commitment."""
+        if self._listed is None:
+            table, order = self.table(), self._positions()
+            if self._hidden_rows:
+                keep = np.flatnonzero(~np.concatenate([self._hidden, np.zeros(self._rows - self._settled, dtype=bool)]))
+                table, order = table.take(pa.array(keep)), order[keep]
+            if not np.all(order[1:] > order[:-1]):
+                table = table.take(pa.array(np.argsort(order)))
+            self._listed = table
+        return self._listed
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _append(self, table: pa.Table) -> None:
+        self._chunks.extend(pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
+        self._rows += table.num_rows
+        self._table = self._listed = self._starts = None
+
+    def _by_chunk(self, numbers: Rows) -> Iterator[tuple[pa.Table, Rows, Rows]]:
+        """(chunk, which of the numbers are of it, which of its rows these are); a chunk is contiguous."""
+        if not len(numbers):
+            return
+        if self._starts is None:
+            lengths = [chunk.num_rows for chunk in self._chunks]
+            self._starts = np.cumsum([0, *lengths[:-1]])
+        of = np.searchsorted(self._starts, numbers, side="right") - 1
+        for chunk in np.unique(of):
+            which = np.flatnonzero(of == chunk)
+            yield self._chunks[chunk], which, numbers[which] - self._starts[chunk]
+
+    def _tidy(self) -> None:
+        """Keep the chunks few, and copy each row only so often as their number doubles."""
+        chunks = self._chunks
+        while len(chunks) > 1 and chunks[-2].num_rows < 2 * chunks[-1].num_rows:
+            last = 2
+            while last < len(chunks) and chunks[-last - 1].num_rows < 2 * sum(c.num_rows for c in chunks[-last:]):
+                last += 1
+            chunks[-last:] = [pa.concat_tables(chunks[-last:]).combine_chunks()]
+        self._table = self._starts = None
+
+    def _rebuild(self, hidden: "np.typing.NDArray[np.bool_]") -> None:
+        self._tidy()
+        hashes: Hashes = self._column("hash")
+        self._hash_table = HashTable(hashes)
+        self._hidden = hidden
+        self._hide_losers()
+        self._hidden_rows = int(self._hidden.sum())
+        self._settled = self._rows
+        self._recent = {}
+        self._listed = None
+
+    def _hide_losers(self) -> None:
+        repeated = self._hash_table.repeated()
+        repeated = repeated[~self._hidden[repeated]]
+        if not len(repeated):
+            return
+        positions = self._positions()[repeated]
+        repeated = repeated[np.argsort(positions)]
+        rows = self.table().take(pa.array(repeated))
+        first: set[Any] = set()
+        for number, key in zip(
+            repeated, zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True), strict=True
+        ):
+            self._hidden[number] = key in first
+            first.add(key)
+
+    def _positions(self) -> Rows:
+        """[rows] numbers that ascend in the order of commitment."""
+        by_commit = np.argsort(
+            np.asarray(sorted(range(len(self.commits)), key=self.commits.__getitem__), dtype=np.int64)
+        )
+        return (by_commit[self._column("commit")] << 32) | self._column("row")
+
+    def _column(self, name: str) -> Any:
+        column = self.table()[name].combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        return column.to_numpy(zero_copy_only=False)
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column

@@ -1,0 +1,92 @@
+"""Index files: light rows on disk, so that opening a store need not read its parts.
+
+    index/groups-<checksum>.arrow
+
+A segment holds the light rows of some commits, the sizes of these commits' own files, and what some compacted parts
+hold. It is made from parts that were checked, and carries its own checksum; what it says of files that are not there,
+or not of that size, is not used. Deleting all segments loses nothing but the time to make them again.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from common.schemas import SCHEMA_VERSION
+from common.storage.holdings import Commits
+from common.storage.names import checksum, checksum_of
+from common.storage.part_files import encode_table
+from common.storage.places import Place
+from common.storage.row_index import LOCATED
+
+_LOG = logging.getLogger(__name__)
+DIRECTORY = "index"
+_VERSION_KEY = b"brain.index_version"
+_COMMITS_KEY = b"brain.commits"
+_SIZES_KEY = b"brain.sizes"
+_COMPACTED_KEY = b"brain.compacted"
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the index.
+
+    Attributes:
+        rows: light rows with their places; their `commit` numbers count `commits`.
+        commits: which commits the rows are of.
+        sizes: [commits] bytes of the commit's own part; None where that was gone already.
+        compacted: some compacted parts: size and what they hold.
+    """
+
+    rows: pa.Table
+    commits: list[str]
+    sizes: list[int | None]
+    compacted: dict[str, tuple[int, Commits]]
+
+
+def write_segment(place: Place, kind: str, segment: Segment) -> str:
+    """Write a segment; returns its file name."""
+    metadata = {
+        _VERSION_KEY: str(SCHEMA_VERSION),
+        _COMMITS_KEY: json.dumps(segment.commits),
+        _SIZES_KEY: json.dumps(segment.sizes),
+        _COMPACTED_KEY: json.dumps(segment.compacted),
+    }
+    batches = segment.rows.combine_chunks().to_batches()
+    content = encode_table(batches[0] if batches else pa.RecordBatch.from_pylist([], schema=LOCATED[kind]), metadata)
+    return place.put(DIRECTORY, lambda: f"{kind}-{checksum(content)}.arrow", content)
+
+
+def read_segments(place: Place, kind: str) -> dict[str, Segment | None]:
+    """The segments of a kind by file name; None for unusable ones, with a warning in the log."""
+    for _attempt in range(_ATTEMPTS):
+        segments: dict[str, Segment | None] = {}
+        try:
+            for entry in sorted(place.list(DIRECTORY), key=lambda entry: entry.name):
+                if entry.name.startswith(f"{kind}-"):
+                    segments[entry.name] = _read(place, kind, entry.name)
+        except FileNotFoundError:
+            continue  # a writer has just replaced it by a larger one
+        return segments
+    return {}  # then the parts themselves are read
+
+
+def _read(place: Place, kind: str, name: str) -> Segment | None:
+    try:
+        return _decoded(kind, place.read_checked(f"{DIRECTORY}/{name}", checksum_of(name)))
+    except (ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+        _LOG.warning("The index file %s/%s/%s is not used: %s", place.uri, DIRECTORY, name, error)
+        return None
+
+
+def _decoded(kind: str, content: pa.Buffer | None) -> Segment:
+    if content is None:
+        raise ValueError("its bytes do not match the checksum in its name")
+    table = pa.ipc.open_file(content).read_all()
+    metadata = table.schema.metadata
+    if int(metadata[_VERSION_KEY]) != SCHEMA_VERSION or not table.schema.equals(LOCATED[kind]):
+        raise ValueError("it is of another version")
+    commits, sizes = json.loads(metadata[_COMMITS_KEY]), json.loads(metadata[_SIZES_KEY])
+    return Segment(table.replace_schema_metadata(None), commits, sizes, json.loads(metadata[_COMPACTED_KEY]))

@@ -1,0 +1,133 @@
+"""Checking a whole store: every byte of every part, and whether the rows belong together."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.storage.catalogue import Catalogue
+from common.storage.light_rows import KEYS, LIGHT
+from common.storage.opening import Opening
+from common.storage.removal import removed_group_ids
+
+_NAMED = 5  # rows of each problem that are named one by one
+
+
+@dataclass
+class Findings:
+    """What a verification found.
+
+    Attributes:
+        problems: what is damaged or does not fit together, a sentence each.
+        notes: what is worth knowing, and no damage.
+        counts: rows of each kind.
+        parts, size: parts that were read, and their bytes.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    parts: int = 0
+    size: int = 0
+
+
+def verify(uri: str | Path) -> Findings:
+    """Read every part of a store, and check it; changes nothing.
+
+    Checked are, for each part, checksum, kind, schema and version; the index files against the parts; that every score
+    has its group and as many values as that has outputs, none of them NaN or infinite; that every step's groups are
+    there; and which rows stand in the store twice.
+
+    Raises:
+        UserError: there is no store, or its store.json is damaged, or it is of a newer version.
+    """
+    store = Opening(uri, None, read_only=True, use_index=False)
+    found = Findings(problems=list(store.damaged))
+    for kind, catalogue in store.kinds.items():
+        found.counts[kind] = len(catalogue.rows)
+        found.parts += len(catalogue.holdings.sizes)
+        found.size += sum(catalogue.holdings.sizes.values())
+        _check_duplicates(catalogue, found)
+    _check_index(store, uri, found)
+    _check_scores(store.kinds["scores"], store.kinds["groups"], found)
+    _check_references(store, found)
+    return found
+
+
+def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
+    """Rows with a key that an earlier commit has: harmless, unless they say something else."""
+    hidden = catalogue.rows.hidden_numbers()
+    if not len(hidden):
+        return
+    keys = catalogue.rows.table().take(pa.array(hidden))
+    plain = [
+        keys[name].cast(pa.string() if name != "step" else pa.int64()).to_pylist() for name in KEYS[catalogue.kind]
+    ]
+    first = catalogue.find(*plain)
+    times = {name for name in ("started_at", "finished_at", "scored_at", "sampler_id", "lease_id")}
+    columns = [name for name in catalogue.take(hidden[:1]).column_names if name not in times]
+    others, kept = catalogue.take(hidden).select(columns), catalogue.take(first).select(columns)
+    differing = sum(not others.slice(row, 1).equals(kept.slice(row, 1)) for row in range(len(hidden)))
+    found.notes.append(
+        f"{catalogue.kind}: {len(hidden)} rows have keys that an earlier commit has, {differing} of them with another "
+        f"content; the earlier row counts."
+    )
+
+
+def _check_index(store: Opening, uri: str | Path, found: Findings) -> None:
+    indexed = Opening(uri, None, read_only=True)
+    for kind, catalogue in store.kinds.items():
+        columns = LIGHT[kind].names
+        ours, theirs = catalogue.rows.listed().select(columns), indexed.kinds[kind].rows.listed().select(columns)
+        plain = pa.schema([(name, _plain(ours.schema.field(name).type)) for name in columns])
+        if not ours.cast(plain).equals(theirs.cast(plain)):
+            found.problems.append(
+                f"{store.place.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
+                f"repair` makes them again."
+            )
+
+
+def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None:
+    rows = scores.rows.listed()
+    numbers = groups.find(rows["group_id"].to_pylist())
+    known = np.flatnonzero(numbers >= 0)
+    outputs = groups.rows.table()["outputs"].take(pa.array(numbers[known])).to_numpy()
+    values = pc.add(rows["values"], rows["nulls"]).to_numpy()[known]
+    _name(found, "scores have not one value for each output of their group", rows, known[values != outputs])
+    wrong = ~np.isfinite(rows["sum"].to_numpy())
+    _name(found, "scores have values that are NaN or infinite, where null belongs", rows, np.flatnonzero(wrong))
+
+
+def _check_references(store: Opening, found: Findings) -> None:
+    groups, removed = store.kinds["groups"], removed_group_ids(store.place)
+    scored = pc.unique(store.kinds["scores"].rows.listed()["group_id"]).to_pylist()
+    trained: set[str] = set()
+    steps = store.kinds["steps"]
+    for commit, rows in steps.commits():
+        lists = steps.read(commit)["group_ids"].take(pa.array(rows)).to_pylist()
+        trained.update(itertools.chain.from_iterable(lists))
+    for what, names in (("scores", scored), ("steps", sorted(trained))):
+        lost = [name for name, number in zip(names, groups.find(names), strict=True) if number < 0]
+        unexplained = [name for name in lost if name not in removed]
+        if unexplained:
+            found.problems.append(
+                f"{store.place.uri}/{what}: {len(unexplained)} groups that they refer to are not in the store "
+                f"({', '.join(unexplained[:_NAMED])}{', …' if len(unexplained) > _NAMED else ''})."
+            )
+        if len(lost) > len(unexplained):
+            found.notes.append(f"{what} refer to {len(lost) - len(unexplained)} groups that `brain store gc` removed.")
+
+
+def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArray[np.int64]") -> None:
+    if len(wrong):
+        named = rows.take(pa.array(wrong[:_NAMED]))
+        names = zip(named["group_id"].to_pylist(), named["scorer"].to_pylist(), strict=True)
+        listed = ", ".join(f"{scorer} of {group}" for group, scorer in names)
+        found.problems.append(f"{len(wrong)} {problem} ({listed}{', …' if len(wrong) > _NAMED else ''}).")
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    return type_.value_type if pa.types.is_dictionary(type_) else type_
