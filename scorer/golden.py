@@ -6,7 +6,6 @@ run whose rewards are no longer those that it began with.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +23,7 @@ from common.config.scorers import (
 from common.durable import write_file
 from common.errors import UserError
 from common.schemas import GROUPS, batch_from_rows
+from common.text_groups import text_group
 from scorer.scorers import Scorer
 
 _PROMPT = "SUBREDDIT: r/cats\nTITLE: The mat\nPOST: My cat sat on the mat all day. What does it want?\nTL;DR:"
@@ -33,7 +33,8 @@ _OUTPUTS = (
     " Où est le chat ? 猫はどこ",
     " The dog did it, and nobody asked about dogs.",
 )
-_TOKENS = ((9, 2, 6), (5,), (3, 5, 8, 9, 7), ())  # for scorers of token ids, in any vocabulary
+_PROMPT_TOKENS = (3, 1, 4, 1, 5)  # for scorers of token ids, in any vocabulary
+_TOKENS = ((9, 2, 6), (5,), (3, 5, 8, 9, 7), ())
 _EXACT = 1e-6
 _IN_32_BITS = 1e-3
 _IN_16_BITS = 0.05
@@ -111,25 +112,5 @@ def _tolerance(section: ScorerPool | PolicySection) -> float | None:
 
 
 def _golden_groups() -> pa.RecordBatch:
-    row: dict[str, Any] = {
-        "group_id": "golden",
-        "prompt_id": "golden",
-        "round": 0,
-        "prompt_text": _PROMPT,
-        "prompt_token_ids": [3, 1, 4, 1, 5],
-        "gold_text": None,
-        "proposal_version": 0,
-        "proposal_digest": "",
-        "outputs": [
-            {"token_ids": ids, "token_logprobs": [0.0] * len(ids), "text": text, "finish_reason": "stop"}
-            for text, ids in zip(_OUTPUTS, _TOKENS, strict=True)
-        ],
-        "temperature": 1.0,
-        "max_tokens": 8,
-        "lease_id": "golden",
-        "seed": 0,
-        "sampler_id": "golden",
-        "started_at": 0.0,
-        "finished_at": 0.0,
-    }
+    row = text_group("golden", _PROMPT, _OUTPUTS, prompt_token_ids=_PROMPT_TOKENS, output_token_ids=_TOKENS)
     return batch_from_rows(GROUPS, [row])
