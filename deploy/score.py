@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,10 @@ class Pool(Protocol):
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
         """See `deploy.services.Pool.call`."""
+
+
+Advance = Callable[[int], object]
+"""Is told how many rows more are done."""
 
 
 @dataclass
@@ -83,13 +87,6 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
     for name, missing in outcome.missing.items():
         reason = outcome.errors[name]
         console.print(f"WARNING: {name} has no value for {missing} outputs: {reason}", highlight=False, soft_wrap=True)
-
-
-class Advance(Protocol):
-    """Is told how many rows more are done."""
-
-    def __call__(self, rows: int) -> object:
-        """See above."""
 
 
 def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file: TextIO, advance: Advance) -> Outcome:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
@@ -76,6 +77,8 @@ def _gptj_6b() -> GPTJConfig:
 
 def _read(path: Path) -> Weights:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # an unpickler that is given rubbish raises anything

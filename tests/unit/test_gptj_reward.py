@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import GPT2Config
 
 from common.errors import UserError
@@ -115,6 +116,19 @@ def test_files_of_old_pytorch_versions_are_read(tmp_path, format):
     old = write(tmp_path / "old", format, weights, config, _use_new_zipfile_serialization=False)
     expected = rewards(load_gptj_reward(new, "float32"), format)
     assert rewards(load_gptj_reward(old, "float32"), format) == expected
+
+
+def test_safetensors_are_preferred(tmp_path, format):
+    config, weights = tiny_weights()
+    expected = rewards(load_gptj_reward(write(tmp_path, format, weights, config), "float32"), format)
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    (tmp_path / format.checkpoint_file).write_bytes(b"never read")
+    checkpoint = find_checkpoint(str(tmp_path), format)
+    assert checkpoint.weights.name == "model.safetensors"
+    assert rewards(load_gptj_reward(checkpoint, "float32"), format) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
+        load_gptj_reward(checkpoint, "float32")
 
 
 def test_hh_files_may_hold_the_language_model_too(tmp_path):

@@ -40,7 +40,8 @@ class InProcess:
 
 
 def run(texts: Any, pools: Any, most: int = 4) -> tuple[list[dict[str, Any]], Any, list[int]]:
-    file, advanced = io.StringIO(), []
+    file = io.StringIO()
+    advanced: list[int] = []
     outcome = asyncio.run(score_rows(texts, pools, file, advanced.append, timeout=5, most=most))
     return [json.loads(line) for line in file.getvalue().splitlines()], outcome, advanced
 
