@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from common.config.scorers import CombinationSection
+from common.rewards import stored_rewards
 from common.schemas import LOGPROBS, TRAIN_BATCH
 
 
@@ -20,14 +22,19 @@ class JoinableSamples(Protocol):
 
 
 def training_batch(
-    store: JoinableSamples, group_ids: list[str], *, reward: str, prior: str, proposal: str | None = None
+    store: JoinableSamples,
+    group_ids: list[str],
+    *,
+    reward: str | CombinationSection,
+    prior: str,
+    proposal: str | None = None,
 ) -> pa.RecordBatch:
     """Join groups with their rewards and their prior and proposal log-probabilities, in the given order.
 
     Args:
-        store: holds the groups and both scorers' values for them.
+        store: holds the groups and the scorers' values for them.
         group_ids: one row each.
-        reward: name of the scorer whose values are the rewards.
+        reward: name of the scorer whose values are the rewards, or how those of several make one.
         prior: name of the scorer whose values are log p(y|x).
         proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
 
@@ -43,7 +50,7 @@ def training_batch(
         "sampler_logprobs": sampled,
         "proposal_logprobs": sampled if proposal is None else store.scores(group_ids, proposal)["values"],
         "prior_logprobs": store.scores(group_ids, prior)["values"],
-        "rewards": store.scores(group_ids, reward)["values"],
+        "rewards": stored_rewards(store, group_ids, reward)["values"],
     }
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import ray
 from ray.actor import ActorHandle
 
-from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection, ScorerSection
+from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
+from common.config.scorers import ScorerPool
 from common.policies import ProposalModel
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
@@ -14,21 +15,16 @@ from learner.service import LearnerActor
 from sampler.service import SamplerActor
 from scorer.service import ScorerActor
 
-Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
+Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 
 def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
     """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
     return Services(
         _samplers(recipe, directory, model),
-        {name: _scorers(name, scorer_section(recipe, name), recipe, directory) for name in scorers},
+        {name: scorer_pool(name, recipe, directory) for name in scorers},
         _learner(recipe, directory),
     )
-
-
-def scorer_section(recipe: Recipe, name: str) -> ScorerSection | PriorSection:
-    """The settings of a scorer; log-probabilities of prior and proposals are some like the others."""
-    return recipe.prior if name in recipe.logprob_scorers() else recipe.scorers[name]
 
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
@@ -40,12 +36,14 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 
 
-def _scorers(name: str, service: ScorerSection | PriorSection, recipe: Recipe, directory: RunDirectory) -> Pool:
+def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
+    """The pool of one scorer, not yet started."""
+    service = recipe.scorer(name)
+
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
-        policy = recipe.policy.model_dump(mode="json")
-        settings, policies = service.model_dump(mode="json"), str(directory.policies)
-        return actor.remote(name, settings, policy, policies, log_path, service.threads)
+        settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
+        return actor.remote(name, settings, policies, str(directory.golden(name)), log_path)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -68,7 +68,22 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
     add_store_command(commands)
+    _add_score(commands.add_parser("score", help="rewards for a file of prompts and outputs"))
     return parser
+
+
+def _add_score(score: argparse.ArgumentParser) -> None:
+    score.description = "Score prompts and outputs with every scorer of a recipe, as in a run."
+    score.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe; its `scorers` section is used")
+    score.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help='rows {"prompt", "outputs": […]}: .jsonl or .parquet'
+    )
+    score.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help='gets {"prompt", "outputs", "scores": {NAME: […]}}'
+    )
+    score.add_argument("--force", action="store_true", help="replace an output that exists")
+    score.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    score.set_defaults(command=_score)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -85,6 +100,14 @@ def _run(options: argparse.Namespace) -> int:
     from deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
     run_recipe(recipe, Console())
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from deploy.score import score
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    score(recipe, options.input, options.output, Console(), force=options.force)
     return 0
 
 

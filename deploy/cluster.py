@@ -3,30 +3,33 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
 
-from common.config.recipe import Recipe
+from common.config.recipe import RaySection, Recipe
 from common.errors import UserError
-from deploy.actors import Service, scorer_section
+from deploy.actors import Service
 
 
 @contextmanager
-def ray_cluster(recipe: Recipe, scorers: Sequence[str]) -> Iterator[None]:
-    """Connect to the cluster of the recipe or of the surrounding Ray job, else start one on this machine.
+def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[None]:
+    """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
     A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
     ones, instead of waiting for each other for ever. It ends with the block.
 
+    Args:
+        settings: of the recipe.
+        needs: what the services reserve together; see `required_resources`.
+
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
     """
-    needs = required_resources(recipe, scorers)
-    address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get("RAY_ADDRESS")
     _check_reachable(address)
-    own = {} if address else {"num_cpus": recipe.ray.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
+    own = {} if address else {"num_cpus": settings.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -57,19 +60,29 @@ def _check_reachable(address: str | None) -> None:
 
 def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
     """CPU and GPU that a recipe's samplers, its learner and the named scorers reserve together."""
-    sections = [scorer_section(recipe, name) for name in scorers]
-    services: list[tuple[int, Service]] = [
-        (recipe.sampler.replicas, recipe.sampler),
-        (recipe.learner.ranks, recipe.learner),
-        *((section.replicas, section) for section in sections),
-    ]
+    sections = [recipe.scorer(name) for name in scorers]
+    return _sums(
+        [
+            (recipe.sampler.replicas, recipe.sampler),
+            (recipe.learner.ranks, recipe.learner),
+            *((section.replicas, section) for section in sections),
+        ]
+    )
+
+
+def scoring_resources(recipe: Recipe) -> dict[str, float]:
+    """CPU and GPU that a recipe's scorers of texts reserve together."""
+    return _sums([(section.replicas, section) for section in recipe.scorers.values()])
+
+
+def _sums(services: Sequence[tuple[int, Service]]) -> dict[str, float]:
     return {
         "CPU": round(sum(count * service.cpus for count, service in services), 3),
         "GPU": round(sum(count * service.gpus for count, service in services), 3),
     }
 
 
-def _check_capacity(needs: dict[str, float], offers: dict[str, float]) -> None:
+def _check_capacity(needs: Mapping[str, float], offers: Mapping[str, float]) -> None:
     short = [
         f"{need:g} {name} (it has {offers.get(name, 0):g})"
         for name, need in needs.items()

@@ -99,7 +99,7 @@ class Conductor:
 
     def _batch(self, group_ids: list[str]) -> pa.RecordBatch:
         proposal = PROPOSAL if PROPOSAL in self._recipe.logprob_scorers() else None
-        reward = self._recipe.objective.reward
+        reward = self._recipe.reward
         batch = training_batch(self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal)
         return of_another_run(batch) if self._leases is None else batch
 

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
+from common.config.scorers import CombinationSection
 from common.errors import PipelineError
 from common.leases import Lease, Prompt
+from common.rewards import stored_rewards
 from common.schemas import PRIOR
 from common.statistics import win_rate
 from common.store import SampleStore
@@ -156,7 +158,7 @@ class Evaluation:
             PipelineError: no prompt has both rewards, so that there is nothing to report.
         """
         groups = self.group_ids(split, version)
-        rewards, gold = self._values(groups, self._recipe.objective.reward)
+        rewards, gold = self._values(groups, self._recipe.reward)
         prior, _ = self._values(groups, PRIOR)
         rows = self.store.groups(groups)
         outputs = [outputs[0] for outputs in rows["outputs"].to_pylist()]
@@ -187,16 +189,16 @@ class Evaluation:
         """(prompt, gold, output, reward) for each prompt of a complete evaluation."""
         groups = self.group_ids(split, version)
         rows = self.store.groups(groups)
-        rewards, _ = self._values(groups, self._recipe.objective.reward)
+        rewards, _ = self._values(groups, self._recipe.reward)
         columns = (rows[name].to_pylist() for name in ("prompt_text", "gold_text", "outputs"))
         return [
             (prompt, gold, outputs[0]["text"], reward)
             for prompt, gold, outputs, reward in zip(*columns, rewards, strict=True)
         ]
 
-    def _values(self, groups: list[str], scorer: str) -> tuple[list[Any], list[Any]]:
+    def _values(self, groups: list[str], reward: str | CombinationSection) -> tuple[list[Any], list[Any]]:
         """(the one output's value, gold's value) for each group."""
-        scores = self.store.scores(groups, scorer)
+        scores = stored_rewards(self.store, groups, reward)
         return pc.list_element(scores["values"], 0).to_pylist(), scores["gold_value"].to_pylist()
 
 

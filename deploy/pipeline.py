@@ -14,7 +14,7 @@ from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
 from common.policies import ProposalModel
 from deploy.actors import make_services
-from deploy.cluster import ray_cluster
+from deploy.cluster import ray_cluster, required_resources
 from deploy.conductor import Conductor
 from deploy.recipe_files import with_world
 from deploy.restarts import with_smaller_passes
@@ -167,7 +167,7 @@ class Run:
         )
         tracker.recovered(self._work.store)
         try:
-            with ray_cluster(self._recipe, self._work.started_scorers):
+            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._work.started_scorers)):
                 self._conduct(tracker)
         finally:
             tracker.close()

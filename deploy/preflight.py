@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from common.config.recipe import Recipe, ScorerSection
+from common.config.recipe import Recipe
+from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError
 from common.identity import digest
 from common.leases import Prompt
@@ -18,6 +19,8 @@ from deploy.run_directory import RunDirectory
 from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from deploy.work import Work, sampling_work
 from scorer.checkpoints import find_checkpoint
+from scorer.classifier import load_classifier_tokenizer
+from scorer.client import bearer_token
 from scorer.formats import FORMATS
 from scorer.function import load_function
 
@@ -63,7 +66,7 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
             )
         try:
             if name in recipe.scorers:
-                _check_scorer(name, recipe.scorers[name])
+                check_scorer(name, recipe.scorers[name])
         except UserError as error:
             raise UserError(f"{need}, so that its scorer must run: {error}") from None
         inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
@@ -81,7 +84,7 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
 
 def _check_prompts(recipe: Recipe) -> Inputs:
     for name, scorer in recipe.scorers.items():
-        _check_scorer(name, scorer)
+        check_scorer(name, scorer)
     model = recipe.policy.model
     tokenizer = load_tokenizer(recipe.policy.tokenizer or model)
     config = load_config(model)
@@ -130,14 +133,19 @@ def _check_context(recipe: Recipe, context: int) -> None:
         )
 
 
-def _check_scorer(name: str, scorer: ScorerSection) -> None:
-    """Refuse a scorer whose function, checkpoint or tokenizer is not there or does not fit."""
-    if scorer.function is not None:
-        load_function(name, scorer.function)
-    if scorer.path is not None:
-        form = FORMATS[scorer.kind]
-        tokenizer = find_checkpoint(scorer.path, form).tokenizer
-        form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+def check_scorer(name: str, scorer: ScorerPool) -> None:
+    """Refuse a scorer whose function, checkpoint, tokenizer or token is not there or does not fit."""
+    match scorer:
+        case FunctionSection():
+            load_function(name, scorer.function)
+        case GPTJRewardSection():
+            form = FORMATS[scorer.kind]
+            tokenizer = find_checkpoint(scorer.path, form).tokenizer
+            form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+        case ClassifierSection():
+            load_classifier_tokenizer(scorer)
+        case RemotePool():
+            bearer_token(scorer)
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

@@ -87,6 +87,10 @@ class RunDirectory:
         """TensorBoard event files."""
         return self.root / "tensorboard"
 
+    def golden(self, scorer: str) -> Path:
+        """The values that a scorer gave fixed texts when the run began."""
+        return self.root / "golden" / f"{scorer}.json"
+
     def log(self, name: str) -> Path:
         """The log file of one actor."""
         return self.root / "logs" / f"{name}.log"
@@ -223,8 +227,8 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     """
     facts_path = directory.facts
     if not has_begun(directory):
-        for store in (directory.own_store, directory.evaluation):
-            shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
+        for made in (directory.own_store, directory.evaluation, directory.golden("").parent):
+            shutil.rmtree(made, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))

@@ -1,14 +1,25 @@
 """From the settings of a recipe to a scorer that is ready."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from common.config.recipe import PolicySection, PriorSection, ScorerSection
-from common.schemas import PRIOR, PROPOSAL
+from common.config.recipe import PolicySection, PriorSection
+from common.config.scorers import (
+    ClassifierSection,
+    EndpointSection,
+    FunctionSection,
+    GPTJRewardSection,
+    JudgeSection,
+    ScorerPool,
+)
+from common.schemas import PRIOR
+from scorer.classifier import load_classifier
+from scorer.endpoint import load_endpoint
 from scorer.formats import FORMATS
 from scorer.function import load_function
+from scorer.judge import load_judge
 from scorer.prior import load_prior
 from scorer.proposal import ProposalScorer
 from scorer.reward_model import load_reward_model
@@ -18,34 +29,34 @@ MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
 
 
-def build_scorer(
-    name: str, settings: dict[str, Any], policy: dict[str, Any] | None = None, policies: Path | None = None
-) -> Scorer:
+def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path) -> Scorer:
     """Load a scorer.
 
     Args:
+        section: of the recipe.
         name: of the scorer; `prior` and `proposal` are the log-probabilities of these.
-        settings: the fields of its ScorerSection, or of the PriorSection.
-        policy: the fields of the PolicySection: what the prior is; only `prior` and `proposal` need it.
+        policy: what prior and proposals are made of; no other scorer needs it.
         policies: where proposal versions are published; only `proposal` needs it.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
     """
-    if name in (PRIOR, PROPOSAL):
-        model, device = PolicySection.model_validate(policy), _device(PriorSection.model_validate(settings).gpus)
-        if name == PRIOR:
-            return load_prior(model, device, MAX_TOKENS)
-        assert policies, "the proposals are published somewhere"
-        return ProposalScorer(model, policies, device, MAX_TOKENS)
-    section = ScorerSection.model_validate(settings)
-    if section.kind == "function":
-        assert section.function, "ScorerSection requires it"
-        return load_function(name, section.function)
-    assert section.path, "ScorerSection requires it"
-    return load_reward_model(
-        name, section.path, FORMATS[section.kind], section.dtype, _device(section.gpus), MAX_TOKENS
-    )
+    match section:
+        case PriorSection():
+            load = load_prior if name == PRIOR else partial(ProposalScorer, policies=policies)
+            return load(policy=policy, device=_device(section.gpus), max_tokens=MAX_TOKENS)
+        case FunctionSection():
+            return load_function(name, section.function)
+        case EndpointSection():
+            return load_endpoint(name, section)
+        case JudgeSection():
+            return load_judge(name, section)
+        case ClassifierSection():
+            return load_classifier(name, section, _device(section.gpus), MAX_TOKENS)
+        case GPTJRewardSection():
+            device = _device(section.gpus)
+            return load_reward_model(name, section.path, FORMATS[section.kind], section.dtype, device, MAX_TOKENS)
+    raise AssertionError(f"no scorer is made of a {type(section).__name__}")
 
 
 def _device(gpus: float) -> str:

@@ -10,6 +10,9 @@ from common.identity import digest, digest_files
 from common.nn.sources import is_local
 from scorer.formats import RewardFormat
 
+SAFETENSORS = "model.safetensors"
+"""The same weights in this form are preferred where both are there: nothing in it can be executed."""
+
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -61,12 +64,14 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
     if not is_local(source, "The reward model"):
         return Checkpoint(format, _download(source, format.checkpoint_file), None, format.tokenizer)
     directory = Path(source)
-    weights, config = directory / format.checkpoint_file, directory / "config.json"
-    if not weights.is_file():
+    names = (SAFETENSORS, format.checkpoint_file)
+    weights = next((directory / name for name in names if (directory / name).is_file()), None)
+    if weights is None:
         raise UserError(
-            f"{directory} holds no {format.checkpoint_file}, the file of a {format.name} reward model; set "
-            f"`path` to the directory that holds it, or `kind` to the model's format."
+            f"{directory} holds no {format.checkpoint_file}, the file of a {format.name} reward model, and no "
+            f"{SAFETENSORS}; set `path` to the directory that holds it, or `kind` to the model's format."
         )
+    config = directory / "config.json"
     beside = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     return Checkpoint(
         format,

@@ -8,9 +8,6 @@ of taste.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,18 +23,21 @@ _TLDR_MARKER = "TL;DR:"
 
 
 @dataclass(frozen=True)
-class EncodedTexts:
-    """Texts as one right-padded batch.
+class EncodedText:
+    """A text as a reward model reads it.
 
     Attributes:
-        input_ids: [b, t] int64, padded with the EOS id.
-        attention_mask: [b, t] int64, 1 on text (its own EOS included) and 0 on padding.
-        read_index: [b] int64, the position whose value is the text's reward.
+        token_ids: of the whole text, truncated.
+        read_index: the place of the token whose value is the text's reward.
     """
 
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
-    read_index: npt.NDArray[np.int64]
+    token_ids: list[int]
+    read_index: int
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens that the reward depends on: attention is causal, so that what follows the read one has no say."""
+        return self.token_ids[: self.read_index + 1]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class RewardFormat:
         tokenizer: hub id of the tokenizer where none lies beside the checkpoint.
         max_tokens: longer texts are truncated to this many tokens.
         truncation_side: the side that loses tokens.
-        uses_attention_mask: whether the model is given the mask of the padding.
         reads: "before_eos": the token before the first EOS, or the last one where truncation cut EOS off;
             "at_eos": the first EOS itself, which truncation from the left always keeps.
         prefix: text before every prompt.
@@ -63,7 +62,6 @@ class RewardFormat:
     tokenizer: str
     max_tokens: int
     truncation_side: Literal["left", "right"]
-    uses_attention_mask: bool
     reads: Literal["before_eos", "at_eos"]
     prefix: str = ""
     may_hold_copies: bool = False
@@ -90,19 +88,18 @@ class RewardFormat:
 
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_positions: int | None = None
-    ) -> EncodedTexts:
+    ) -> list[EncodedText]:
         """Encode texts made by `text` or `gold_text`.
 
         Args:
             tokenizer: the reward model's own tokenizer; see `check_tokenizer`.
-            texts: at least one.
+            texts: at least one; each has at least one token.
             max_positions: the model's context length; bounds `max_tokens` for small models.
         """
         limit = min(self.max_tokens, max_positions or self.max_tokens)
         # Nothing is left to the tokenizer's own settings (truncation, padding, BOS).
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        rows = [self._truncated(row, limit) for row in rows]
-        return _padded(rows, tokenizer.eos_token_id, -1 if self.reads == "before_eos" else 0)
+        return [self._read(self._truncated(row, limit), tokenizer.eos_token_id) for row in rows]
 
     def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
         """Refuse a tokenizer that would silently encode this format's texts differently.
@@ -122,6 +119,11 @@ class RewardFormat:
                 f"trained with it as ordinary pieces: remove it from the tokenizer's added tokens."
             )
 
+    def _read(self, ids: list[int], eos_id: int) -> EncodedText:
+        # Without an EOS, the last token is "the one before EOS": truncation cut EOS off.
+        first_eos = ids.index(eos_id) if eos_id in ids else len(ids)
+        return EncodedText(ids, first_eos - 1 if self.reads == "before_eos" else first_eos)
+
     def _truncated(self, ids: list[int], limit: int) -> list[int]:
         return ids[:limit] if self.truncation_side == "right" else ids[-limit:]
 
@@ -132,7 +134,6 @@ TLDR = RewardFormat(
     tokenizer="EleutherAI/gpt-j-6B",
     max_tokens=550,
     truncation_side="right",
-    uses_attention_mask=True,
     reads="before_eos",
     prefix=START,
     gold_marker=_TLDR_MARKER,
@@ -145,7 +146,6 @@ HH = RewardFormat(
     tokenizer="gpt2",
     max_tokens=1024,
     truncation_side="left",
-    uses_attention_mask=False,
     reads="at_eos",
     may_hold_copies=True,
 )
@@ -179,16 +179,3 @@ def _without_eos(text: str) -> str:
     while EOS in text:
         text = text.replace(EOS, "")
     return text
-
-
-def _padded(rows: list[list[int]], eos_id: int, read_offset: int) -> EncodedTexts:
-    width = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), width), eos_id, dtype=np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    read_index = np.empty(len(rows), dtype=np.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, : len(row)] = row
-        attention_mask[i, : len(row)] = 1
-        # Without an EOS, the last token is "the one before EOS": truncation cut EOS off.
-        read_index[i] = (row.index(eos_id) if eos_id in row else len(row)) + read_offset
-    return EncodedTexts(input_ids, attention_mask, read_index)

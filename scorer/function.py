@@ -3,7 +3,6 @@
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from common.errors import UserError
 from common.identity import digest
-from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from scorer.scorers import Annotation, Group, annotate, numbers_or_null
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 """(prompts, outputs), equally many -> a value for each"""
@@ -49,14 +48,7 @@ class FunctionScorer:
             return nothing, [f"the function raised {type(error).__name__}: {error}"]
         if isinstance(result, np.ndarray):
             result = result.tolist()
-        if not isinstance(result, list | tuple):
-            return nothing, [f"the function returned a {type(result).__name__}, not a list of numbers"]
-        if len(result) != len(outputs):
-            return nothing, [f"the function returned {len(result)} values for {len(outputs)} outputs"]
-        strange = [value for value in result if not isinstance(value, Real)]
-        if strange:
-            return nothing, [f"the function returned {strange[0]!r:.80}, which is no number"]
-        return finite_or_null([_as_float(value) for value in result], what)
+        return numbers_or_null(result, len(outputs), "the function", what)
 
 
 def load_function(name: str, path: str) -> FunctionScorer:
@@ -80,10 +72,3 @@ def load_function(name: str, path: str) -> FunctionScorer:
     source = inspect.getsourcefile(module)
     text = Path(source).read_text(encoding="utf-8") if source else ""
     return FunctionScorer(name, digest("function", path, text), function)
-
-
-def _as_float(value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer too large for any float
-        return float("inf")

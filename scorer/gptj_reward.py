@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import linear
 from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 from common.errors import UserError
 from scorer.checkpoints import Checkpoint
-from scorer.formats import EncodedTexts, RewardFormat
+from scorer.formats import RewardFormat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = dict[str, torch.Tensor]
@@ -30,48 +30,13 @@ _UNUSED_COPIES = ("model.lm_head.weight", "model.lm_head.bias")
 
 
 class GPTJReward(nn.Module):
-    """A GPT-J whose value head reads one token of each text."""
+    """A GPT-J and its value head, under the names of the files; what reads it is scorer/text_values.py."""
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()
         self.config = config
         self.transformer = GPTJModel(config)
         self.v_head = nn.Linear(config.n_embd, 1, bias=False)
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, read_index: torch.Tensor
-    ) -> torch.Tensor:
-        """Rewards.
-
-        Args:
-            input_ids: [b, t] int64, padded on the right.
-            attention_mask: [b, t], or None for models that were trained without.
-            read_index: [b] int64, the token whose value is the reward.
-
-        Returns:
-            [b] float32; the head is applied in float32: bfloat16 would round rewards to steps of 0.016.
-        """
-        output = self.transformer(input_ids, attention_mask=attention_mask, use_cache=False)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        hidden = output.last_hidden_state[rows, read_index]  # [b, h]
-        return linear(hidden.float(), self.v_head.weight.float()).squeeze(-1)
-
-    @torch.inference_mode()
-    def rewards(self, encoded: EncodedTexts, format: RewardFormat, max_tokens: int) -> list[float]:
-        """The reward of each text, in forward passes of at most `max_tokens` tokens, padding included.
-
-        A pass has at least one text. All have the width of the whole batch, so that the split depends on its
-        size alone.
-        """
-        device = self.v_head.weight.device
-        columns = (encoded.input_ids, encoded.attention_mask, encoded.read_index)
-        rows = max(1, max_tokens // encoded.input_ids.shape[1])
-        values: list[float] = []
-        for parts in zip(*(torch.from_numpy(column).split(rows) for column in columns), strict=True):
-            input_ids, attention_mask, read_index = (part.to(device) for part in parts)
-            mask = attention_mask if format.uses_attention_mask else None
-            values += self(input_ids, mask, read_index).tolist()
-        return values
 
 
 def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, device: str | torch.device = "cpu") -> GPTJReward:
@@ -112,6 +77,8 @@ def _gptj_6b() -> GPTJConfig:
 
 def _read(path: Path) -> Weights:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # an unpickler that is given rubbish raises anything

@@ -4,34 +4,34 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from common.identity import digest
-from common.nn.causal_lm import check_tokenizer, load_tokenizer
+from common.nn.causal_lm import check_tokenizer, context_length, load_tokenizer
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import RewardFormat
-from scorer.gptj_reward import Dtype, GPTJReward, load_gptj_reward
+from scorer.gptj_reward import Dtype, load_gptj_reward
 from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from scorer.text_values import TextValues
 
 
 class RewardModelScorer:
     """r(x, y) of every output of a group, and of its gold output.
 
-    A group is one padded batch of texts, encoded by the reward model's own tokenizer.
+    Texts are encoded by the reward model's own tokenizer. A group is computed on its own, so that its values do not
+    depend, not even in their rounding, on what else is scored.
     """
 
     def __init__(
         self,
         name: str,
         digest: str,
-        model: GPTJReward,
+        values: TextValues,
         format: RewardFormat,
         tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int,
     ) -> None:
         self.name = name
         self.digest = digest
-        self._model = model
+        self._values = values
         self._format = format
         self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
@@ -42,8 +42,8 @@ class RewardModelScorer:
         texts = [self._format.text(prompt, output["text"]) for output in group["outputs"]]
         if gold is not None:
             texts.append(self._format.gold_text(prompt, gold))
-        encoded = self._format.encode(self._tokenizer, texts, self._model.config.n_positions)
-        values, errors = finite_or_null(self._model.rewards(encoded, self._format, self._max_tokens), "text")
+        encoded = self._format.encode(self._tokenizer, texts, context_length(self._values.decoder.config))
+        values, errors = finite_or_null(self._values.of([text.read for text in encoded]), "text")
         gold_value = values.pop() if gold is not None else None
         return Annotation(values, gold_value, tuple(errors))
 
@@ -70,4 +70,4 @@ def load_reward_model(
     model = load_gptj_reward(checkpoint, dtype, device)
     check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
     identity = digest("reward model", checkpoint.digest(), dtype, max_tokens)
-    return RewardModelScorer(name, identity, model, format, tokenizer, max_tokens)
+    return RewardModelScorer(name, identity, TextValues(model.transformer, model.v_head, max_tokens), format, tokenizer)

@@ -1,8 +1,9 @@
 """What every scorer has in common: groups in, one annotation per group out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -46,29 +47,66 @@ class Annotation:
 
 def annotate(scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group], Annotation]) -> pa.RecordBatch:
     """Apply a function of one group to each group of a batch."""
-    rows = []
-    for group in batch.to_pylist():
-        annotation = score_group(group)
-        rows.append(
-            {
-                "group_id": group["group_id"],
-                "scorer": scorer.name,
-                "scorer_digest": scorer.digest,
-                "values": annotation.values,
-                "gold_value": annotation.gold_value,
-                "error": "; ".join(annotation.errors) or None,
-                "scored_at": time.time(),
-            }
-        )
+    return scores_of(scorer, batch, [score_group(group) for group in batch.to_pylist()])
+
+
+def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annotation]) -> pa.RecordBatch:
+    """SCORES rows for the groups of a batch, from what a scorer says about each."""
+    rows = [
+        {
+            "group_id": group_id,
+            "scorer": scorer.name,
+            "scorer_digest": scorer.digest,
+            "values": annotation.values,
+            "gold_value": annotation.gold_value,
+            "error": "; ".join(annotation.errors) or None,
+            "scored_at": time.time(),
+        }
+        for group_id, annotation in zip(batch["group_id"].to_pylist(), annotations, strict=True)
+    ]
     return batch_from_rows(SCORES, rows)
 
 
-def finite_or_null(values: list[float], what: str) -> tuple[list[float | None], list[str]]:
-    """Replace values that are not finite in float32 by None; returns all values, and an error a None."""
-    kept = [value if abs(value) <= _FLOAT32_MAX else None for value in values]  # NaN fails every comparison
+def finite_or_null(values: Sequence[float | None], what: str) -> tuple[list[float | None], list[str]]:
+    """Replace values that are not finite in float32 by None; returns all values, and an error for each replaced."""
+    # NaN fails every comparison.
+    kept = [value if value is not None and abs(value) <= _FLOAT32_MAX else None for value in values]
     errors = [
         f"{what} {index} has the value {value}"
         for index, (value, valid) in enumerate(zip(values, kept, strict=True))
         if valid is None
     ]
     return kept, errors
+
+
+def numbers_or_null(
+    result: object, count: int, who: str, what: str, *, nulls: bool = False
+) -> tuple[list[float | None], list[str]]:
+    """Values that somebody else's code gave: all null, unless they are as many numbers as were asked for.
+
+    Args:
+        result: what was given.
+        count: how many values were asked for.
+        who: gave them.
+        what: a value is for.
+        nulls: whether single values may be missing (None).
+
+    Returns:
+        The values, None where one is missing or not finite, and the errors.
+    """
+    nothing: list[float | None] = [None] * count
+    if not isinstance(result, list | tuple):
+        return nothing, [f"{who} returned a {type(result).__name__}, not a list of numbers"]
+    if len(result) != count:
+        return nothing, [f"{who} returned {len(result)} values for {count} outputs"]
+    strange = [value for value in result if not isinstance(value, Real) and not (nulls and value is None)]
+    if strange:
+        return nothing, [f"{who} returned {strange[0]!r:.80}, which is no number"]
+    return finite_or_null([None if value is None else _as_float(value) for value in result], what)
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer too large for any float
+        return float("inf")

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from common.config.recipe import PriorSection, Recipe
 from common.logs import redirect_output
+from common.schemas import PROPOSAL
 
 if TYPE_CHECKING:
     from scorer.scorers import Scorer
@@ -14,39 +16,40 @@ if TYPE_CHECKING:
 class ScorerActor:
     """One replica of one scorer."""
 
-    def __init__(
-        self, name: str, settings: dict[str, Any], policy: dict[str, Any], policies: str, log_path: str, threads: int
-    ) -> None:
+    def __init__(self, name: str, recipe: dict[str, Any], policies: str, golden: str, log_path: str) -> None:
         """Load nothing yet: an error raised here would reach the caller as the death of the actor.
 
         Args:
             name: of the scorer.
-            settings: its section of the recipe.
-            policy: the policy's section, for the log-probabilities of prior and proposals.
+            recipe: the whole recipe.
             policies: where proposal versions are published.
+            golden: the file of the scorer's golden values.
             log_path: the file that gets this process's output.
-            threads: CPU threads to compute with.
         """
         redirect_output(Path(log_path))
         self._name = name
-        self._settings = settings
-        self._policy = policy
+        self._recipe = recipe
         self._policies = Path(policies)
-        self._threads = threads
+        self._golden = Path(golden)
         self._scorer: Scorer | None = None
 
     def ready(self) -> dict[str, str]:
-        """Load the scorer, and answer with its name and digest.
+        """Load the scorer, have it pass its golden self-test, and answer with its name and digest.
 
         Raises:
-            UserError: the scorer cannot be made from its settings.
+            UserError: the scorer cannot be made from its settings, or is no longer what it was.
         """
         import torch  # only now, so that what it says at import goes to the log
 
         from scorer.build import build_scorer
+        from scorer.golden import check_golden
 
-        torch.set_num_threads(self._threads)
-        self._scorer = build_scorer(self._name, self._settings, self._policy, self._policies)
+        recipe = Recipe.model_validate(self._recipe)
+        section = recipe.scorer(self._name)
+        torch.set_num_threads(section.threads)
+        self._scorer = build_scorer(section, self._name, recipe.policy, self._policies)
+        if self._name != PROPOSAL:  # whose values change with every version that is published
+            check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -4,20 +4,16 @@ Defaults are those of the paper where it gives them (n = 32, T = 1, goodness tem
 others, and the rest are ours. Paths are strings in which `{world}` stands for the directory that `prepare` made.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
+from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
+from common.config.section import Name, Section
+from common.schemas import PRIOR, PROPOSAL
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: immutable, and no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -177,29 +173,6 @@ class SamplerSection(Section):
         return self
 
 
-class ScorerSection(Section):
-    """One scorer: a reward model, or a function of texts."""
-
-    kind: Literal["tldr", "hh", "function"] = Field(
-        description="tldr, hh: GPT-J reward models in CarperAI's and Dahoas' formats; function: a Python function"
-    )
-    path: str | None = Field(None, description="checkpoint directory or hub id (tldr, hh)")
-    function: str | None = Field(None, description="import path module:function (function)")
-    use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    replicas: int = Field(1, ge=1)
-    gpus: float = Field(0, ge=0)
-    cpus: float = Field(1, gt=0)
-    threads: int = Field(1, ge=1)
-
-    @model_validator(mode="after")
-    def _has_its_source(self) -> Self:
-        needed = "function" if self.kind == "function" else "path"
-        if getattr(self, needed) is None:
-            raise ValueError(f"a scorer of kind {self.kind} needs `{needed}`")
-        return self
-
-
 class PriorSection(Section):
     """The scorer of prior log-probabilities, with the learner's numerics."""
 
@@ -225,7 +198,7 @@ class ObjectiveSection(Section):
     """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
 
     name: Literal["brain"] = "brain"
-    reward: str = Field("reward", description="the scorer whose values are the rewards")
+    reward: str = Field("reward", description="a scorer, whose values are the rewards, or a name under `rewards`")
     goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
     temperature: float = Field(1.0, gt=0, description="gamma: rewards are divided by it")
 
@@ -320,6 +293,7 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     sampler: SamplerSection = SamplerSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
+    rewards: dict[Name, CombinationSection] = Field({}, description="rewards that are made of several scorers' values")
     prior: PriorSection = PriorSection()
     logprobs: LogprobsSection = LogprobsSection()
     objective: ObjectiveSection = ObjectiveSection()
@@ -331,29 +305,48 @@ class Recipe(Section):
 
     def logprob_scorers(self) -> list[str]:
         """The names of the scorers that compute log-probabilities, on the prior's replicas."""
-        return ["prior", "proposal"] if self.logprobs.proposal == "recomputed" else ["prior"]
+        return [PRIOR, PROPOSAL] if self.logprobs.proposal == "recomputed" else [PRIOR]
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        for name in ("prior", "proposal"):
+        for name in (PRIOR, PROPOSAL):
             if name in self.scorers:
                 raise ValueError(
                     f"scorers.{name}: `{name}` is the name of the {name}'s log-probabilities; choose another"
                 )
-        reward = self.scorers.get(self.objective.reward)
-        if reward is None:
-            raise ValueError(
-                f"objective.reward={self.objective.reward!r} is no scorer of this recipe; the scorers are "
-                f"{', '.join(self.scorers)}"
-            )
-        if reward.use != "training":
-            raise ValueError(f"scorers.{self.objective.reward}.use must be `training`: it is the objective's reward")
         truth = self.evaluation.truth
-        if truth is not None and truth not in self.scorers:
-            raise ValueError(
-                f"evaluation.truth={truth!r} is no scorer of this recipe; they are {', '.join(self.scorers)}"
-            )
+        if truth is not None:
+            self._require_scorers([truth], "evaluation.truth", self.scorers)
         return self
+
+    def scorer(self, name: str) -> ScorerPool | PriorSection:
+        """The section of a scorer; log-probabilities of prior and proposals are some like the others."""
+        return self.prior if name in self.logprob_scorers() else self.scorers[name]
+
+    @property
+    def reward(self) -> str | CombinationSection:
+        """What `objective.reward` names: a scorer, or a combination of several."""
+        return self.rewards.get(self.objective.reward, self.objective.reward)
+
+    @model_validator(mode="after")
+    def _rewards_are_made_of_scorers(self) -> Self:
+        both = sorted(self.rewards.keys() & self.scorers.keys())
+        if both:
+            raise ValueError(f"rewards.{both[0]} has the name of a scorer; choose another")
+        for name, combination in self.rewards.items():
+            self._require_scorers(combination.weights, f"rewards.{name}.weights", self.scorers)
+        reward = self.objective.reward
+        if reward not in self.rewards:
+            self._require_scorers([reward], "objective.reward", [*self.scorers, *self.rewards])
+        for name in [reward] if isinstance(self.reward, str) else self.reward.weights:
+            if self.scorers[name].use != "training":
+                raise ValueError(f"scorers.{name}.use must be `training`: the objective's reward needs it")
+        return self
+
+    def _require_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.scorers:
+                raise ValueError(f"{where}={name!r} is no scorer of this recipe; there are {', '.join(choice)}")
 
     @model_validator(mode="after")
     def _the_learner_can_hold_the_policy(self) -> Self:

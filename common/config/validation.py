@@ -32,14 +32,17 @@ def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
 
 def _sentence(problem: dict[str, Any]) -> str:
     location = [str(part) for part in problem["loc"]]
-    field = ".".join(location)
+    field = ".".join(_without_tags(location))
     if problem["type"] == "extra_forbidden":
         names = valid_names(location[:-1])
         near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.4)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"valid: {', '.join(names)}."
+        whole = ".".join(_without_tags(location[:-1]) + near)
+        hint = f"did you mean {whole}?" if near else f"valid: {', '.join(names)}."
         return f"unknown setting {field}; {hint}"
     if problem["type"] == "missing":
         return f"setting {field} is required and missing."
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{field}.kind must be one of {', '.join(_kinds(location))}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
@@ -48,27 +51,60 @@ def _sentence(problem: dict[str, Any]) -> str:
 
 
 def valid_names(location: list[str]) -> list[str]:
-    """The setting names that are valid below a dotted location, given as its parts."""
-    model: type[BaseModel] = Recipe
-    parts = iter(location)
-    for part in parts:
-        if part not in model.model_fields:
-            return []
-        annotation = model.model_fields[part].annotation
-        section = _section_of(annotation)
-        if section is None:
-            return []
-        if typing.get_origin(annotation) is dict:
-            next(parts, None)  # scorers.NAME: the name is the user's own
-        model = section
-    return list(model.model_fields)
+    """The setting names that are valid below a dotted location, given as its parts.
+
+    Of a section that has several kinds, the part that follows says which it is (as in pydantic's errors): its tag.
+    """
+    sections = _walk(location)[1]
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class inside an annotation such as `Section | None` or `dict[str, Section]`."""
+def _kinds(location: list[str]) -> list[str]:
+    return [tag for section in _walk(location)[1] for tag in _tags(section)]
+
+
+def _without_tags(location: list[str]) -> list[str]:
+    """A location as users write it: pydantic's errors name the kind of a section among its parts."""
+    return _walk(location)[0]
+
+
+def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """Follow a location down from the recipe.
+
+    Returns:
+        Its parts without tags, and the sections that may stand there: several where the kind is open, none where the
+        location is no section's.
+    """
+    sections: list[type[BaseModel]] = [Recipe]
+    parts: list[str] = []
+    is_named = False  # the next part is a user's own name: scorers.NAME
+    for part in location:
+        tagged = [section for section in sections if part in _tags(section)]
+        if is_named:
+            is_named = False
+        elif tagged:
+            sections = tagged
+            continue
+        else:
+            annotations = [
+                section.model_fields[part].annotation for section in sections if part in section.model_fields
+            ]
+            is_named = any(typing.get_origin(annotation) is dict for annotation in annotations)
+            sections = [section for annotation in annotations for section in _sections_of(annotation)]
+        parts.append(part)
+    return parts, sections
+
+
+def _tags(section: type[BaseModel]) -> tuple[str, ...]:
+    field = section.model_fields.get("kind")
+    return typing.get_args(field.annotation) if field else ()
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The section classes inside an annotation such as `Section | None` or `dict[str, Section]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, (_section_of(inner) for inner in typing.get_args(annotation))), None)
+        return [annotation]
+    return [section for inner in typing.get_args(annotation) for section in _sections_of(inner)]
 
 
 def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Packed rows: `[prompt | y_1 | … | y_n]`, the prompt once, several groups one behind the other.
 
-A row holds what has to be processed and nothing else: the last token of an output predicts nothing that is wanted, so
-it is left out. Each output's positions go on where its prompt's end, and it may see its prompt and itself; the
-attention that does so is in common/nn/prefix_attention.py.
+Each output's positions go on where its prompt's end, and it may see its prompt and itself; the attention that does so
+is in common/nn/prefix_attention.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -99,25 +98,19 @@ def _layout(encoded: tuple[int, ...]) -> Layout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row for the model, and where in it the completions' tokens are predicted.
+    """One row for the model, and where each text stands in it.
 
     Attributes:
         token_ids: [1, t] int64
         position_ids: [1, t] int64
         layout: for the attention.
-        predictors: the places whose hidden states predict something, each once.  # [u] int64
-        predictor_of: for each completion token, which of `predictors` predicts it.  # [tokens] int64
-        targets: the completion tokens, output by output.  # [tokens] int64
-        lengths: tokens of each output.
+        places: for each output, the places of its prompt's tokens and then of its own.  # [text tokens] int64, each
     """
 
     token_ids: torch.Tensor
     position_ids: torch.Tensor
     layout: Layout
-    predictors: torch.Tensor
-    predictor_of: torch.Tensor
-    targets: torch.Tensor
-    lengths: list[int]
+    places: list[torch.Tensor]
 
 
 def pack(requests: Sequence[Request]) -> PackedRow:
@@ -128,35 +121,26 @@ def pack(requests: Sequence[Request]) -> PackedRow:
     """
     tokens: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
-    predicting: list[torch.Tensor] = []
+    places: list[torch.Tensor] = []
     groups: list[GroupSegments] = []
     place = 0
     for prompt, outputs in requests:
-        kept = [output[:-1] for output in outputs if len(output) > 1]
-        groups.append(GroupSegments(place, len(prompt), tuple(map(len, kept))))
-        tokens += [prompt, *kept]
-        positions += [torch.arange(len(prompt)), *(torch.arange(len(one)) + len(prompt) for one in kept)]
-        last, place = place + len(prompt) - 1, place + len(prompt)
+        groups.append(GroupSegments(place, len(prompt), tuple(len(output) for output in outputs if len(output))))
+        tokens += [prompt, *outputs]
+        positions += [torch.arange(len(prompt)), *(torch.arange(len(one)) + len(prompt) for one in outputs)]
+        of_prompt = torch.arange(place, place + len(prompt))
+        place += len(prompt)
         for output in outputs:
-            # The prompt's last token predicts the output's first one, each of its tokens the one after it.
-            own = torch.arange(place, place + max(0, len(output) - 1))
-            predicting.append(torch.cat([torch.tensor([last]), own])[: len(output)])
-            place += len(own)
-    predictors, predictor_of = torch.cat(predicting).unique(return_inverse=True)
-    return PackedRow(
-        token_ids=torch.cat(tokens)[None],
-        position_ids=torch.cat(positions)[None],
-        layout=Layout(tuple(groups)),
-        predictors=predictors,
-        predictor_of=predictor_of,
-        targets=torch.cat([output for _, outputs in requests for output in outputs]),
-        lengths=[len(output) for _, outputs in requests for output in outputs],
-    )
+            places.append(torch.cat([of_prompt, torch.arange(place, place + len(output))]))
+            place += len(output)
+    return PackedRow(torch.cat(tokens)[None], torch.cat(positions)[None], Layout(tuple(groups)), places)
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What one forward pass has room for.
+    """What one forward pass has room for, where each output's tokens are predicted.
+
+    An output's last token predicts nothing that is wanted, so that a packed row goes without it.
 
     Attributes:
         max_tokens: the most tokens of a pass, padding included; but a pass takes at least one output.

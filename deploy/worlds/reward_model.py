@@ -69,9 +69,8 @@ def encode(
 def _encode_one(
     item: Preferences, form: RewardFormat, tokenizer: PreTrainedTokenizerFast, context: int
 ) -> EncodedPreferences:
-    batch = form.encode(tokenizer, [form.text(item.prompt, output) for output in item.outputs], context)
-    rows = [ids[mask == 1].tolist() for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-    reads = batch.read_index.tolist()
+    encoded = form.encode(tokenizer, [form.text(item.prompt, output) for output in item.outputs], context)
+    rows, reads = [text.token_ids for text in encoded], [text.read_index for text in encoded]
     group = group_of(rows, keep=max(len(row) - read for row, read in zip(rows, reads, strict=True)))
     places = tuple(group.place(number, read) for number, read in enumerate(reads))
     return EncodedPreferences(group, places, item.pairs)

@@ -5,7 +5,7 @@ import pytest
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.schemas import PRIOR
-from deploy.cluster import ray_cluster, required_resources
+from deploy.cluster import ray_cluster, required_resources, scoring_resources
 from tests.unit.factories import recipe_settings
 
 
@@ -14,7 +14,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     recipe = Recipe.model_validate(recipe_settings(ray={"address": f"127.0.0.1:{port}"}))
-    with pytest.raises(UserError, match=f"No Ray cluster answers at 127.0.0.1:{port}"), ray_cluster(recipe, ["reward"]):
+    with pytest.raises(UserError, match=f"No Ray cluster answers at 127.0.0.1:{port}"), ray_cluster(recipe.ray, {}):
         pass
 
 
@@ -25,3 +25,4 @@ def test_what_the_services_reserve_is_summed_over_replicas() -> None:
     everyone = required_resources(recipe, [PRIOR, "reward"])
     assert everyone == {"CPU": 3 * 2 + 1 + 2 * 0.5 + 1, "GPU": 3 + 2}
     assert required_resources(recipe, []) == {"CPU": 3 * 2 + 2 * 0.5, "GPU": 3 + 2}
+    assert scoring_resources(recipe) == {"CPU": 1, "GPU": 0}

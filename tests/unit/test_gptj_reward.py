@@ -1,13 +1,14 @@
-import json
-
 import pytest
 import torch
-from transformers import GPT2Config, GPTJConfig, GPTJModel
+from safetensors.torch import save_file
+from transformers import GPT2Config
 
 from common.errors import UserError
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import EOS, FORMATS, HH, TLDR
 from scorer.gptj_reward import GPTJReward, load_gptj_reward
+from scorer.text_values import TextValues
+from tests.reference.reward_models import ReferenceReward
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj_config
 
 TOKENIZER = gpt2_like_tokenizer()
@@ -51,31 +52,16 @@ def checkpoint(tmp_path, format):
 # -- rewards
 
 
-def straightforward_reward(directory, format, prompt, output):
-    """The specification, one text at a time: no batch, no padding, no mask; nothing of the scorer's."""
-    model = GPTJModel(GPTJConfig(**json.loads((directory / "config.json").read_text())))
-    weights = torch.load(directory / format.checkpoint_file, weights_only=True)
-    model.load_state_dict({name.removeprefix("transformer."): value for name, value in weights.items()}, strict=False)
-    output = output.replace("<|endoftext|>", "")
-    if format is TLDR:
-        text, limit = "<|startoftext|>" + prompt + output + "<|endoftext|>", min(550, CONTEXT)
-        ids = TOKENIZER(text)["input_ids"][:limit]
-        place = ids.index(TOKENIZER.eos_token_id) - 1 if TOKENIZER.eos_token_id in ids else len(ids) - 1
-    else:
-        ids = TOKENIZER(prompt + output + "<|endoftext|>")["input_ids"][-min(1024, CONTEXT) :]
-        place = ids.index(TOKENIZER.eos_token_id)
-    with torch.no_grad():
-        hidden = model.eval()(torch.tensor([ids])).last_hidden_state[0]
-        return float(weights["v_head.weight"][0] @ hidden[place])
-
-
 def rewards(model, format, max_tokens=10_000):
     texts = [format.text(PROMPT, output) for output in OUTPUTS]
-    return model.rewards(format.encode(TOKENIZER, texts, model.config.n_positions), format, max_tokens)
+    encoded = format.encode(TOKENIZER, texts, model.config.n_positions)
+    return TextValues(model.transformer, model.v_head, max_tokens).of([text.read for text in encoded])
 
 
 def test_rewards_equal_those_of_the_specification_one_text_at_a_time(checkpoint, format):
-    expected = [straightforward_reward(checkpoint.weights.parent, format, PROMPT, output) for output in OUTPUTS]
+    reference = ReferenceReward(checkpoint.weights.parent, TOKENIZER)
+    plain = reference.tldr if format is TLDR else reference.hh
+    expected = [plain(PROMPT, output) for output in OUTPUTS]
     actual = rewards(load_gptj_reward(checkpoint, "float32"), format)
     assert len(set(expected)) == len(OUTPUTS)
     assert max(expected) - min(expected) > 1
@@ -130,6 +116,19 @@ def test_files_of_old_pytorch_versions_are_read(tmp_path, format):
     old = write(tmp_path / "old", format, weights, config, _use_new_zipfile_serialization=False)
     expected = rewards(load_gptj_reward(new, "float32"), format)
     assert rewards(load_gptj_reward(old, "float32"), format) == expected
+
+
+def test_safetensors_are_preferred(tmp_path, format):
+    config, weights = tiny_weights()
+    expected = rewards(load_gptj_reward(write(tmp_path, format, weights, config), "float32"), format)
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
+    (tmp_path / format.checkpoint_file).write_bytes(b"never read")
+    checkpoint = find_checkpoint(str(tmp_path), format)
+    assert checkpoint.weights.name == "model.safetensors"
+    assert rewards(load_gptj_reward(checkpoint, "float32"), format) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
+        load_gptj_reward(checkpoint, "float32")
 
 
 def test_hh_files_may_hold_the_language_model_too(tmp_path):

@@ -101,10 +101,10 @@ def test_packed_rows_give_the_stock_model_s_values_and_gradients(kind):
 @pytest.mark.parametrize("kind", PADDED)
 def test_what_cannot_read_packed_rows_is_padded_with_one_warning(kind, caplog):
     model = build(kind, PADDED[kind])
-    with caplog.at_level(logging.WARNING, logger="common.nn.logprobs"):
+    with caplog.at_level(logging.WARNING, logger="common.nn.prefix_decoder"):
         logprobs = SequenceLogprobs(model)
         actual = logprobs(REQUESTS)
-    assert [record.message for record in caplog.records if record.name == "common.nn.logprobs"] == [
+    assert [record.message for record in caplog.records if record.name == "common.nn.prefix_decoder"] == [
         f"A {kind} model is computed on padded rows, which repeat each prompt for every output: "
         f"{logprobs.padded_because}."
     ]

@@ -15,8 +15,8 @@ REQUESTS = {
     "one group": [request(5, 4, 1, 7)],
     "several groups": [request(3, 2, 2), request(1, 5), request(6, 3, 9, 4)],
     "a prompt of one token": [request(1, 3, 3)],
-    "outputs of one token, which predict nothing": [request(4, 1, 1), request(2, 1, 3)],
-    "no output token in the row": [request(4, 1, 0)],
+    "outputs of no token": [request(4, 0, 0), request(2, 0, 3)],
+    "no output token in the row": [request(4, 0), request(2)],
 }
 
 
@@ -87,15 +87,11 @@ def test_a_layout_survives_its_journey_through_a_model(requests):
     assert layout.encode().shape[:3] == (1, 1, 1)  # four dimensions: transformers hands such a mask on as it is
 
 
-def test_a_row_holds_what_predicts_and_nothing_else():
-    prompt, outputs = request_of([7, 8], [[1, 2, 3], [4], []])
-    row = pack([(prompt, outputs), (torch.tensor([9]), [torch.tensor([5, 6])])])
-    assert row.token_ids.tolist() == [[7, 8, 1, 2, 9, 5]]
-    assert row.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert row.targets.tolist() == [1, 2, 3, 4, 5, 6]
-    assert row.predictors[row.predictor_of].tolist() == [1, 2, 3, 1, 4, 5]
-    assert len(row.predictors) == 5  # the first prompt's last token predicts twice, and is there once
-    assert row.lengths == [3, 1, 0, 2]
+def test_a_row_holds_each_prompt_once_and_says_where_every_text_is():
+    row = pack([request_of([7, 8], [[1, 2, 3], [], [4]]), request_of([9], [[5]])])
+    assert row.token_ids.tolist() == [[7, 8, 1, 2, 3, 4, 9, 5]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1]]
+    assert [places.tolist() for places in row.places] == [[0, 1, 2, 3, 4], [0, 1], [0, 1, 5], [6, 7]]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from deploy.recipe_files import load_recipe, with_world
 from tests.unit.factories import recipe_settings
 
 FULL = {"model": "m", "method": "full"}
+JUDGE = {"kind": "judge", "url": "http://here/v1", "model": "m", "instructions": "rate {prompt} {output}"}
+TWO = {"reward": 1, "b": -1}
+PAIR = {"reward": JUDGE, "b": {"kind": "function", "function": "m:f", "use": "evaluation"}}
 RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
 
 
@@ -35,13 +38,31 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
         ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
-        ({"scorers": {"reward": {"kind": "tldr"}}}, "a scorer of kind tldr needs `path`"),
+        ({"scorers": {"reward": {"kind": "tldr"}}}, "setting scorers.reward.path is required and missing"),
         (
             {"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}},
             "did you mean scorers.reward.path?",
         ),
         ({"algorithm": {"batch_prompts": 9, "prompts_per_round": 8}}, "a step cannot use a group twice"),
         ({"data": {"train": "t", "validation": "v"}}, "setting data.test is required and missing"),
+        ({"scorers": {"reward": {"kind": "tdlr"}}}, "kind must be one of tldr, hh, classifier, function, http, judge"),
+        ({"scorers": {"reward": {"path": "p"}}}, "scorers.reward.kind must be one of"),
+        ({"scorers": {"tldr": {"kind": "hh", "path": "p", "gpu": 1}}}, "unknown setting scorers.tldr.gpu;"),
+        ({"scorers": {"reward": JUDGE | {"url": "x"}}}, "scorers.reward.url='x' is refused"),
+        ({"scorers": {"reward": JUDGE | {"instructions": "{prompt}"}}}, "instructions lack {output}"),
+        ({"scorers": {"reward": JUDGE | {"pattern": "("}}}, "pattern='(' is no regular expression"),
+        ({"scorers": {"reward": JUDGE | {"pattern": "[0-9]"}}}, "has no group"),
+        ({"scorers": {"reward": JUDGE | {"lowest": 10}}}, "lowest=10 must be less than highest=10"),
+        ({"rewards": {"both": {"kind": "max", "weights": TWO}}}, "rewards.both.kind='max' is refused"),
+        ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 1}}}}, "weights='b' is no scorer"),
+        ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 0}}}}, "weights.b=0 has no effect"),
+        ({"rewards": {"both": {"kind": "min", "wieghts": {}, "weights": TWO}}}, "did you mean rewards.both.weights?"),
+        ({"rewards": {"both": {"kind": "min", "weights": TWO, "step": 1}}}, "step is for kind lexicographic"),
+        ({"rewards": {"reward": {"kind": "min", "weights": TWO}}, "scorers": PAIR}, "has the name of a scorer"),
+        (
+            {"rewards": {"both": {"kind": "min", "weights": TWO}}, "scorers": PAIR, "objective": {"reward": "both"}},
+            "scorers.b.use must be `training`",
+        ),
         ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
         (
             {"policy": FULL | {"quantization": "nf4"}},
@@ -65,7 +86,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 def test_a_bad_setting_gets_one_clear_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_recipe(recipe_settings(**settings), "bad.yaml")
-    assert str(refused.value).count("\n") == 0
+    assert str(refused.value).count("\n") == 0, str(refused.value)
     assert sentence in str(refused.value)
     assert str(refused.value).startswith("bad.yaml: ")
 

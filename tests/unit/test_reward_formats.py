@@ -27,9 +27,9 @@ def ids(tokenizer, text):
 def test_the_settings_are_those_of_the_published_checkpoints():
     assert FORMATS == {"tldr": TLDR, "hh": HH}
     assert (TLDR.checkpoint_file, TLDR.tokenizer) == ("pytorch_model.bin", "EleutherAI/gpt-j-6B")
-    assert (TLDR.max_tokens, TLDR.truncation_side, TLDR.uses_attention_mask) == (550, "right", True)
+    assert (TLDR.max_tokens, TLDR.truncation_side) == (550, "right")
     assert (HH.checkpoint_file, HH.tokenizer) == ("hf_ckpt.pt", "gpt2")
-    assert (HH.max_tokens, HH.truncation_side, HH.uses_attention_mask) == (1024, "left", False)
+    assert (HH.max_tokens, HH.truncation_side) == (1024, "left")
 
 
 # -- texts
@@ -78,78 +78,68 @@ def test_gold_texts(prompt, gold, tldr):
 def test_tldr_is_read_at_the_token_before_eos_and_hh_at_eos(tokenizer):
     for format, offset in ((TLDR, -1), (HH, 0)):
         texts = [format.text("the cat", output) for output in (" sat on the mat", "", " sat")]
-        encoded = format.encode(tokenizer, texts)
-        for row, text in enumerate(texts):
+        for encoded, text in zip(format.encode(tokenizer, texts), texts, strict=True):
             expected = ids(tokenizer, text)
-            assert encoded.input_ids[row, : len(expected)].tolist() == expected
+            assert encoded.token_ids == expected
             assert expected.index(tokenizer.eos_token_id) == len(expected) - 1
-            assert encoded.read_index[row] == len(expected) - 1 + offset
-            assert encoded.attention_mask[row].tolist() == [
-                int(place < len(expected)) for place in range(encoded.input_ids.shape[1])
-            ]
-            assert (encoded.input_ids[row, len(expected) :] == tokenizer.eos_token_id).all()  # right padding
-        assert encoded.input_ids.shape == (3, len(ids(tokenizer, texts[0])))
-        assert {array.dtype.name for array in vars(encoded).values()} == {"int64"}
+            assert encoded.read_index == len(expected) - 1 + offset
+            assert encoded.read == expected[: len(expected) + offset]
 
 
 def test_texts_of_nothing(tokenizer):
     start = ids(tokenizer, START)
-    encoded = TLDR.encode(tokenizer, [TLDR.text("", "")])
-    assert encoded.input_ids.tolist() == [[*start, tokenizer.eos_token_id]]
-    assert encoded.read_index.tolist() == [len(start) - 1]
-    encoded = HH.encode(tokenizer, [HH.text("", "")])
-    assert encoded.input_ids.tolist() == [[tokenizer.eos_token_id]]
-    assert encoded.read_index.tolist() == [0]
+    (encoded,) = TLDR.encode(tokenizer, [TLDR.text("", "")])
+    assert encoded.token_ids == [*start, tokenizer.eos_token_id]
+    assert encoded.read == start
+    (encoded,) = HH.encode(tokenizer, [HH.text("", "")])
+    assert encoded.token_ids == encoded.read == [tokenizer.eos_token_id]
 
 
 def test_tldr_loses_tokens_on_the_right_and_is_read_at_the_last_one_then(tokenizer):
     text = TLDR.text(" the cat" * 600, " sat")
-    encoded = TLDR.encode(tokenizer, [text, TLDR.text("the", " cat")])
-    assert encoded.input_ids.shape == (2, 550)
-    assert encoded.input_ids[0].tolist() == ids(tokenizer, text)[:550]
-    assert tokenizer.eos_token_id not in encoded.input_ids[0]
-    assert encoded.read_index[0] == 549
+    encoded, short = TLDR.encode(tokenizer, [text, TLDR.text("the", " cat")])
+    assert encoded.token_ids == encoded.read == ids(tokenizer, text)[:550]
+    assert tokenizer.eos_token_id not in encoded.token_ids
+    assert short.token_ids == ids(tokenizer, TLDR.text("the", " cat"))
 
 
 def test_hh_loses_tokens_on_the_left_and_never_eos(tokenizer):
     text = HH.text(" the cat" * 1100, " sat")
-    encoded = HH.encode(tokenizer, [text, HH.text("the", " cat")])
-    assert encoded.input_ids.shape == (2, 1024)
-    assert encoded.input_ids[0].tolist() == ids(tokenizer, text)[-1024:]
-    assert encoded.read_index[0] == 1023
-    assert encoded.input_ids[0, 1023] == tokenizer.eos_token_id
+    encoded, short = HH.encode(tokenizer, [text, HH.text("the", " cat")])
+    assert encoded.token_ids == encoded.read == ids(tokenizer, text)[-1024:]
+    assert encoded.token_ids[-1] == tokenizer.eos_token_id
+    assert short.token_ids == ids(tokenizer, HH.text("the", " cat"))
 
 
 def test_truncation_to_exactly_the_length_and_to_one_less(tokenizer):
     text = TLDR.text("the cat", " sat")
     length = len(ids(tokenizer, text))
-    whole = TLDR.encode(tokenizer, [text], max_positions=length)
-    assert whole.read_index.tolist() == [length - 2]  # EOS is there, the token before it is read
-    cut = TLDR.encode(tokenizer, [text], max_positions=length - 1)
-    assert cut.input_ids.tolist() == [ids(tokenizer, text)[:-1]]
-    assert cut.read_index.tolist() == [length - 2]  # EOS is cut off: the same token
-    assert TLDR.encode(tokenizer, [text], max_positions=length - 2).read_index.tolist() == [length - 3]
+
+    def encode(max_positions):
+        return TLDR.encode(tokenizer, [text], max_positions)[0]
+
+    assert encode(length).read_index == length - 2  # EOS is there, the token before it is read
+    assert encode(length - 1).token_ids == ids(tokenizer, text)[:-1]
+    assert encode(length - 1).read_index == length - 2  # EOS is cut off: the same token
+    assert encode(length - 2).read_index == length - 3
 
 
 def test_a_model_that_reads_more_than_the_format_does_not_make_it_longer(tokenizer):
-    assert TLDR.encode(tokenizer, [TLDR.text(" the cat" * 600, "")], 2048).input_ids.shape == (1, 550)
+    (encoded,) = TLDR.encode(tokenizer, [TLDR.text(" the cat" * 600, "")], 2048)
+    assert len(encoded.token_ids) == 550
 
 
 def test_the_start_of_text_is_ordinary_pieces(tokenizer):
-    encoded = TLDR.encode(tokenizer, [TLDR.text("the", " cat")])
-    assert encoded.input_ids[0].tolist() == [
-        *ids(tokenizer, START),
-        *ids(tokenizer, "the cat"),
-        tokenizer.eos_token_id,
-    ]
+    (encoded,) = TLDR.encode(tokenizer, [TLDR.text("the", " cat")])
+    assert encoded.token_ids == [*ids(tokenizer, START), *ids(tokenizer, "the cat"), tokenizer.eos_token_id]
     assert len(ids(tokenizer, START)) > 3
 
 
 def test_the_real_vocabulary_gives_the_known_ids():
     if not GPT2.is_dir():
         pytest.skip(f"the real GPT-2 vocabulary is not in {GPT2}")
-    encoded = TLDR.encode(GPT2TokenizerFast.from_pretrained(GPT2), [TLDR.text("a\nTL;DR:", " b")])
-    assert encoded.input_ids[0].tolist() == [
+    (encoded,) = TLDR.encode(GPT2TokenizerFast.from_pretrained(GPT2), [TLDR.text("a\nTL;DR:", " b")])
+    assert encoded.token_ids == [
         *[27, 91, 9688, 1659, 5239, 91, 29],  # <|startoftext|>
         *[64, 198, 14990, 26, 7707, 25, 275],
         50256,
@@ -163,7 +153,7 @@ def test_the_tokenizers_own_settings_change_nothing(tokenizer):
     tokenizer.truncation_side, tokenizer.padding_side = "right", "left"
     after = HH.encode(tokenizer, [text], max_positions=8)
     tokenizer.truncation_side, tokenizer.padding_side = sides
-    assert before.input_ids.tolist() == after.input_ids.tolist()
+    assert before == after
 
 
 # -- tokenizers

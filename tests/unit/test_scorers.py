@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.recipe import PolicySection
+from common.config.recipe import PolicySection, Recipe
 from common.errors import UserError
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
@@ -16,6 +16,7 @@ from scorer.function import load_function
 from scorer.gptj_reward import Dtype
 from scorer.prior import load_prior
 from scorer.reward_model import load_reward_model
+from tests.unit.factories import recipe_settings
 from tests.unit.logprob_calls import group_logprobs
 from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
@@ -104,7 +105,7 @@ def test_an_empty_batch_gives_no_rows(reward_model):
 
 def test_a_reward_that_is_not_finite_is_null_with_its_error(reward_model):
     with torch.no_grad():
-        reward_model._model.v_head.weight.fill_(float("nan"))
+        reward_model._values._head.weight.fill_(float("nan"))
     (row,) = score(reward_model, group(gold="x"))
     assert row["values"] == [None, None]
     assert row["gold_value"] is None
@@ -298,14 +299,16 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, HH, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    policy = {"model": sft, "dtype": "float32"}
-    settings = {
-        PRIOR: {},
-        "truth": {"kind": "function", "function": f"{HERE}:lengths"},
-        "reward": {"kind": "hh", "path": str(tmp_path), "dtype": "float32"},
-    }
-    for name, section in settings.items():
-        (row,) = score(build_scorer(name, section, policy), group(gold="gold"))
+    settings = recipe_settings(
+        policy={"model": sft, "dtype": "float32"},
+        scorers={
+            "truth": {"kind": "function", "function": f"{HERE}:lengths"},
+            "reward": {"kind": "hh", "path": str(tmp_path), "dtype": "float32"},
+        },
+    )
+    recipe = Recipe.model_validate(settings)
+    for name in (PRIOR, *recipe.scorers):
+        (row,) = score(build_scorer(recipe.scorer(name), name, recipe.policy, tmp_path), group(gold="gold"))
         assert row["scorer"] == name
         assert None not in row["values"]
 

@@ -23,6 +23,7 @@ from deploy.worlds.training import Plan
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import HH, TLDR
 from scorer.gptj_reward import load_gptj_reward
+from scorer.text_values import TextValues
 
 SIZE = ModelSize(layers=2, width=64, heads=2, context=64)
 PROMPTS = ["POST: a b c\nTL;DR:", "POST: the cat\nTL;DR:"]
@@ -121,7 +122,8 @@ def test_saved_reward_model_gives_the_scorer_the_same_rewards(form, tokenizer, t
     save_reward_model(tmp_path, model, form, tokenizer)
     loaded = load_gptj_reward(find_checkpoint(str(tmp_path / "reward"), form), "float32")
     texts = [form.text(prompt, output) for prompt in PROMPTS for output in OUTPUTS]
-    rewards = loaded.rewards(form.encode(load_tokenizer(str(tmp_path / "reward")), texts), form, 4096)
+    encoded = form.encode(load_tokenizer(str(tmp_path / "reward")), texts)
+    rewards = TextValues(loaded.transformer, loaded.v_head, 4096).of([text.read for text in encoded])
     torch.testing.assert_close(torch.tensor(rewards), expected, atol=1e-5, rtol=1e-5)
 
 

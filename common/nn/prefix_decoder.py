@@ -1,0 +1,201 @@
+"""The last hidden states of texts that begin alike: what log-probabilities and rewards are read from.
+
+How a group's texts are laid out in a batch is decided here: as packed rows, in which their common beginning is computed
+once (common/nn/packing.py), or, for models that cannot read those, as padded rows. Attention is causal in both, so that
+a text's states depend neither on its neighbours nor on what follows in its row.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from common.nn.packing import Request, TokenBudget, pack
+from common.nn.prefix_models import enable_packed_rows, longest_packed
+
+_LOG = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
+_TOLERANCE_IN_16_BITS = 0.1
+"""How far, relative to its norm, rounding may move a hidden state; a wrong mask or position changes it altogether."""
+_EXAMPLE = (24, (1, 9, 4, 0, 6))
+"""Lengths of the prompt and the outputs with which a model is tried."""
+
+
+@dataclass(frozen=True)
+class PackedCheck:
+    """How far packed rows are from padded ones.
+
+    Attributes:
+        difference: the largest, in the unit of what was compared.
+        tolerance: what rounding explains.
+    """
+
+    difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the two agree; a difference of NaN does not."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Hidden states of texts, each a prompt and one of its outputs.
+
+    Attributes:
+        hidden: of all tokens of all rows.  # [tokens, h]
+        places: for each text, where in `hidden` its tokens are.  # [text tokens] int64 each, on the CPU
+    """
+
+    hidden: torch.Tensor
+    places: list[torch.Tensor]
+
+    def at(self, places: torch.Tensor) -> torch.Tensor:
+        """The hidden states at some places.  # [places, h]."""
+        return self.hidden[places.to(self.hidden.device)]
+
+
+class PrefixDecoder:
+    """The decoder of a causal model, over groups of texts with a common beginning.
+
+    Attributes:
+        model: the model, or its decoder alone.
+        padded_because: why rows are padded, each with a copy of its prompt; None where they are packed.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.padded_because = enable_packed_rows(model)
+        if self.padded_because:
+            _LOG.warning(
+                "A %s model is computed on padded rows, which repeat each prompt for every output: %s.",
+                model.config.model_type,
+                self.padded_because,
+            )
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.get_input_embeddings().weight.device
+
+    def budget(self, max_tokens: int) -> TokenBudget:
+        """A budget of a forward pass, for rows as they are laid out here."""
+        return TokenBudget(max_tokens, packed=self.padded_because is None)
+
+    def can_pack(self, requests: Sequence[Request]) -> bool:
+        """Whether packed rows are exact for these texts."""
+        window = longest_packed(self.config)
+        return not self.padded_because and (not window or max(map(longest_text, requests)) <= window)
+
+    def packed(self, requests: Sequence[Request]) -> TextStates:
+        """The states of groups in one packed row; differentiable."""
+        row, device = pack(requests), self.device
+        hidden = self._decode(row.token_ids.to(device), row.position_ids.to(device), row.layout.encode())
+        return TextStates(hidden[0], row.places)
+
+    def padded(self, request: Request) -> TextStates:
+        """The states of one group in padded rows, a row an output; differentiable."""
+        prompt, outputs = request
+        device = self.device
+        # Padding stands on the right, where no token sees it: any id will do.
+        rows = pad_sequence([torch.cat([prompt, output]) for output in outputs], batch_first=True).to(device)  # [n, t]
+        positions = torch.arange(rows.shape[1], device=device).expand_as(rows)
+        hidden = self._decode(rows, positions, None)  # [n, t, h]
+        starts = [row * rows.shape[1] for row in range(len(outputs))]
+        places = [
+            torch.arange(start, start + len(prompt) + len(output))
+            for start, output in zip(starts, outputs, strict=True)
+        ]
+        return TextStates(hidden.flatten(0, 1), places)
+
+    @torch.no_grad()
+    def last_states(self, requests: Sequence[Request], max_tokens: int) -> torch.Tensor:
+        """The hidden state of each text's last token, without gradients.
+
+        Args:
+            requests: groups; their texts are non-empty, and no longer than the model's context.
+            max_tokens: tokens of one forward pass, padding included; one text at least goes through in any case. How
+                groups are split and put together depends on the arguments alone.
+
+        Returns:
+            [texts, h], in the order of the requests and their outputs.
+        """
+        if not self.can_pack(requests):
+            budget = TokenBudget(max_tokens, packed=False)
+            return torch.cat([_last(self.padded(part)) for one in requests for part in _parts(one, budget)])
+        return torch.cat([_last(self.packed(batch)) for batch in _batches(requests, max_tokens)])
+
+    def check_packed(self) -> PackedCheck | None:
+        """Compare packed with padded rows on made-up texts; None where rows are padded anyway."""
+        generator = torch.Generator().manual_seed(0)
+
+        def text(length: int) -> torch.Tensor:
+            return torch.randint(self.config.vocab_size, (length,), generator=generator)
+
+        prompt, outputs = _EXAMPLE
+        request = (text(prompt), [text(length) for length in outputs])
+        if not self.can_pack([request]):
+            return None
+        with torch.no_grad():
+            packed, padded = _last(self.packed([request])).float(), _last(self.padded(request)).float()
+        difference = ((packed - padded).norm(dim=1) / padded.norm(dim=1)).max()
+        return PackedCheck(float(difference), _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS))
+
+    def _decode(self, rows: torch.Tensor, positions: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
+        """The last hidden states, [rows, t, h]."""
+        decoder: nn.Module = self.model.base_model  # `.model` of a Llama, `.transformer` of a GPT-J
+        outputs = decoder(input_ids=rows, position_ids=positions, attention_mask=layout, use_cache=False)
+        return outputs.last_hidden_state
+
+
+def longest_text(request: Request) -> int:
+    """Tokens of a group's longest text, prompt and output together."""
+    prompt, outputs = request
+    return len(prompt) + max(map(len, outputs))
+
+
+def _last(states: TextStates) -> torch.Tensor:
+    return states.at(torch.stack([places[-1] for places in states.places]))
+
+
+def _tokens(request: Request, budget: TokenBudget) -> int:
+    prompt, outputs = request
+    return budget.tokens(len(prompt), [len(output) + 1 for output in outputs])  # the last token is in the row, too
+
+
+def _parts(request: Request, budget: TokenBudget) -> list[Request]:
+    """A group in parts that one pass each has room for."""
+    prompt, outputs = request
+    slices = budget.parts(len(prompt), [len(output) + 1 for output in outputs])
+    return [(prompt, outputs[part]) for part in slices]
+
+
+def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]]:
+    """Groups, or parts of those that are too large, as one packed row each has room for."""
+    budget = TokenBudget(max_tokens, packed=True)
+    batches: list[list[Request]] = []
+    room = 0
+    for part in (part for request in requests for part in _parts(request, budget)):
+        tokens = _tokens(part, budget)
+        if tokens > room or not batches:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(part)
+        room -= tokens
+    return batches

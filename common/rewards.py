@@ -1,0 +1,82 @@
+"""Rewards as they are read from the store: one scorer's values, or several scorers' made into one.
+
+Values that are stored never change. How they are combined is decided when they are read, so that another combination
+needs no new scores.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from common.config.scorers import CombinationSection
+from common.schemas import LOGPROBS
+
+Values = npt.NDArray[np.float64]
+
+
+class StoredScores(Protocol):
+    """What holds SCORES rows: the sample store."""
+
+    def scores(self, group_ids: list[str], scorer: str) -> pa.Table:
+        """The SCORES rows of one scorer for some groups, in their order."""
+        ...
+
+
+def stored_rewards(store: StoredScores, group_ids: list[str], reward: str | CombinationSection) -> pa.Table:
+    """The rewards of groups.
+
+    Args:
+        store: holds the scores of all scorers that the reward needs.
+        group_ids: one row each.
+        reward: a scorer's name, or a combination of several.
+
+    Returns:
+        `values`, list<float32>, one per output, and `gold_value`, float32; null where a value that is needed is null.
+
+    Raises:
+        KeyError: a group, or a scorer's values for it, is not in the store.
+    """
+    if isinstance(reward, str):
+        return store.scores(group_ids, reward).select(["values", "gold_value"])
+    tables = [store.scores(group_ids, name).select(["values", "gold_value"]).to_pylist() for name in reward.weights]
+    rows = []
+    for group in zip(*tables, strict=True):
+        # Gold is one more text of its group: where only the order counts, it has its place in it.
+        values = np.array([[*row["values"], row["gold_value"]] for row in group], dtype=np.float64)
+        rows.append([None if np.isnan(value) else value for value in combine(values, reward)])
+    return pa.table(
+        {
+            "values": pa.array([row[:-1] for row in rows], LOGPROBS),
+            "gold_value": pa.array([row[-1] for row in rows], pa.float32()),
+        }
+    )
+
+
+def combine(values: Values, combination: CombinationSection) -> Values:
+    """Combine the values of one group.
+
+    Args:
+        values: of each scorer, in the order of `combination.weights`; NaN where there is none.  # [scorers, texts]
+        combination: how.
+
+    Returns:
+        [texts]; NaN where one of a text's values is.
+    """
+    weighted = values * np.array(list(combination.weights.values()))[:, None]
+    if combination.kind == "weighted-sum":
+        return weighted.sum(axis=0)
+    if combination.kind == "min":
+        return weighted.min(axis=0)
+    return _worse_texts(np.floor(weighted / combination.step) if combination.step else weighted)
+
+
+def _worse_texts(values: Values) -> Values:
+    """For each text, how many different tuples of values are below its own, compared from the first value on."""
+    known = ~np.isnan(values).any(axis=0)
+    ranks = np.full(values.shape[1], np.nan)
+    if known.any():
+        # Rows that are unique come sorted, from their first column on.
+        ranks[known] = np.unique(values[:, known].T, axis=0, return_inverse=True)[1].reshape(-1)
+    return ranks

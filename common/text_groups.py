@@ -1,0 +1,47 @@
+"""GROUPS rows for texts that no sampler of a run made: files to score, texts to test scorers with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_NOBODY = ""
+
+
+def text_group(
+    group_id: str,
+    prompt: str,
+    outputs: Sequence[str],
+    *,
+    prompt_token_ids: Sequence[int] = (),
+    output_token_ids: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """A GROUPS row of texts, without a gold output; what tells of sampling is empty.
+
+    Args:
+        group_id: names the row.
+        prompt: its text.
+        outputs: their texts.
+        prompt_token_ids: for scorers of token ids.
+        output_token_ids: one list an output, for the same.
+    """
+    tokens = output_token_ids or [()] * len(outputs)
+    return {
+        "group_id": group_id,
+        "prompt_id": group_id,
+        "round": 0,
+        "prompt_text": prompt,
+        "prompt_token_ids": list(prompt_token_ids),
+        "gold_text": None,
+        "proposal_version": 0,
+        "proposal_digest": _NOBODY,
+        "outputs": [
+            {"token_ids": list(ids), "token_logprobs": [0.0] * len(ids), "text": text, "finish_reason": "stop"}
+            for text, ids in zip(outputs, tokens, strict=True)
+        ],
+        "temperature": 1.0,
+        "max_tokens": 0,
+        "lease_id": _NOBODY,
+        "seed": 0,
+        "sampler_id": _NOBODY,
+        "started_at": 0.0,
+        "finished_at": 0.0,
+    }

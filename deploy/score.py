@@ -1,0 +1,222 @@
+"""`brain score`: rewards for a file of prompts and outputs by a recipe's scorers, which run as in a run."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.config.recipe import Recipe
+from common.durable import fsync_path, temporary_sibling
+from common.errors import UserError
+from common.prompts import read_rows
+from common.schemas import GROUPS, batch_from_rows
+from common.text_groups import text_group
+from deploy.recipe_files import with_world
+from deploy.run_directory import RunDirectory, resolve_output, run_directory
+
+_ROWS_A_CALL = 16
+
+
+class Pool(Protocol):
+    """Replicas of one scorer, see `deploy.services.Pool`."""
+
+    async def call(self, method: str, *args: Any, timeout: float) -> Any:
+        """See `deploy.services.Pool.call`."""
+
+
+Advance = Callable[[int], object]
+"""Is told how many rows more are done."""
+
+
+@dataclass
+class Outcome:
+    """What came of a file.
+
+    Attributes:
+        rows, outputs: how many were scored.
+        missing: by scorer, how many values are null.
+        errors: by scorer, the first reason.
+    """
+
+    rows: int = 0
+    outputs: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force: bool) -> None:
+    """Score a file; the target appears whole or not at all.
+
+    Args:
+        recipe: its `scorers` are used, all of them.
+        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz or .parquet.
+        target: gets a row {"prompt", "outputs", "scores": {NAME: [...]}} each, and "errors" where values are null.
+        console: for the progress bar and the result.
+        force: whether a target that exists is replaced.
+
+    Raises:
+        UserError: something is wrong with the file, a scorer or the cluster.
+        PipelineError: a scorer failed for good.
+    """
+    if target.exists() and not force:
+        raise UserError(f"{target} exists already; name another --output, or say --force to replace it.")
+    count = sum(1 for _ in read_texts(source))
+    resolved = _resolved(recipe, console)
+    logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
+    _take_over_golden(recipe, logs)
+    bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    temporary = temporary_sibling(target)
+    try:
+        with bar, open(temporary, "w", encoding="utf-8") as file:
+            task = bar.add_task("", total=count)
+            outcome = _score_with_services(resolved, logs, source, file, lambda rows: bar.advance(task, rows))
+        fsync_path(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", highlight=False, soft_wrap=True)
+    for name, missing in outcome.missing.items():
+        reason = outcome.errors[name]
+        console.print(f"WARNING: {name} has no value for {missing} outputs: {reason}", highlight=False, soft_wrap=True)
+
+
+def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file: TextIO, advance: Advance) -> Outcome:
+    from deploy.actors import scorer_pool  # Ray: not for a file that is refused
+    from deploy.cluster import ray_cluster, scoring_resources
+
+    with ray_cluster(recipe.ray, scoring_resources(recipe)):
+        pools = {name: scorer_pool(name, recipe, logs) for name in recipe.scorers}
+
+        async def run() -> Outcome:
+            await asyncio.gather(*(pool.start() for pool in pools.values()))
+            most = 2 * max(scorer.replicas for scorer in recipe.scorers.values())
+            return await score_rows(read_texts(source), pools, file, advance, recipe.timeouts.lease, most)
+
+        try:
+            return asyncio.run(run())
+        finally:
+            for pool in pools.values():
+                pool.kill()
+
+
+async def score_rows(
+    texts: Iterable[tuple[str, list[str]]],
+    pools: Mapping[str, Pool],
+    file: TextIO,
+    advance: Advance,
+    timeout: float,
+    most: int,
+) -> Outcome:
+    """Score rows as they come, and write them in their order.
+
+    Args:
+        texts: prompts with their outputs.
+        pools: of scorers, by name, started.
+        file: gets a JSON line a row.
+        advance: is told of rows that are written.
+        timeout: seconds for one call.
+        most: calls of each scorer under way, so that memory does not grow with the file.
+
+    Raises:
+        PipelineError, UserError: a scorer failed for good.
+    """
+    outcome = Outcome()
+    under_way: deque[asyncio.Task[list[dict[str, Any]]]] = deque()
+
+    async def write_oldest() -> None:
+        rows = await under_way.popleft()
+        for row in rows:
+            _count(row, outcome)
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        advance(len(rows))
+
+    rows = iter(texts)
+    try:
+        while part := list(islice(rows, _ROWS_A_CALL)):
+            if len(under_way) == most:
+                await write_oldest()
+            under_way.append(asyncio.create_task(_score_part(part, pools, timeout)))
+        while under_way:
+            await write_oldest()
+    finally:
+        for task in under_way:
+            task.cancel()
+    return outcome
+
+
+async def _score_part(
+    part: list[tuple[str, list[str]]], pools: Mapping[str, Pool], timeout: float
+) -> list[dict[str, Any]]:
+    groups = batch_from_rows(GROUPS, [text_group(str(n), prompt, outputs) for n, (prompt, outputs) in enumerate(part)])
+    tables = await asyncio.gather(*(pool.call("score", groups, timeout=timeout) for pool in pools.values()))
+    scores = dict(zip(pools, tables, strict=True))
+    return [_row(prompt, outputs, scores, place) for place, (prompt, outputs) in enumerate(part)]
+
+
+def _row(prompt: str, outputs: list[str], scores: Mapping[str, pa.RecordBatch], place: int) -> dict[str, Any]:
+    values = {name: batch["values"][place].as_py() for name, batch in scores.items()}
+    errors = {name: error for name, batch in scores.items() if (error := batch["error"][place].as_py())}
+    row = {"prompt": prompt, "outputs": outputs, "scores": values}
+    return {**row, "errors": errors} if errors else row
+
+
+def _count(row: dict[str, Any], outcome: Outcome) -> None:
+    outcome.rows += 1
+    outcome.outputs += len(row["outputs"])
+    for name, values in row["scores"].items():
+        if missing := values.count(None):
+            outcome.missing[name] += missing
+            outcome.errors.setdefault(name, row.get("errors", {}).get(name, "no reason was given"))
+
+
+def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
+    """Prompts and their outputs, row by row.
+
+    Raises:
+        UserError: the file or a row of it is not what it should be (named).
+    """
+    empty = True
+    for number, row in enumerate(read_rows(source), start=1):
+        prompt, outputs = row.get("prompt"), row.get("outputs")
+        if not isinstance(prompt, str):
+            raise UserError(f"{source}, row {number}, has no text under `prompt`; mend or remove the row.")
+        if not isinstance(outputs, list) or not outputs or not all(isinstance(output, str) for output in outputs):
+            raise UserError(f"{source}, row {number}, has no list of texts under `outputs`; mend or remove the row.")
+        yield prompt, outputs
+        empty = False
+    if empty:
+        raise UserError(f"{source} has no rows.")
+
+
+def _resolved(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe with its world, which is built if it is not there, and with scorers that can be loaded."""
+    from deploy.preflight import check_scorer  # torch and transformers: not for a file that is refused
+    from deploy.worlds.build import ensure_world
+
+    world = None
+    if recipe.prepare is not None:
+        cache = resolve_output(recipe.prepare.cache)
+        world = ensure_world(recipe.prepare, cache, recipe.data.path, lambda line: console.print(line, highlight=False))
+    resolved = with_world(recipe, world)
+    for name, scorer in resolved.scorers.items():
+        check_scorer(name, scorer)
+    return resolved
+
+
+def _take_over_golden(recipe: Recipe, logs: RunDirectory) -> None:
+    """Scorers must give golden texts the values that they have in the recipe's run, where there is one."""
+    shutil.rmtree(logs.root, ignore_errors=True)
+    run = run_directory(recipe)
+    for name in recipe.scorers:
+        if run.golden(name).exists():
+            logs.golden(name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.golden(name), logs.golden(name))

@@ -1,0 +1,199 @@
+"""Rewards from any sequence classifier of transformers with one label."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.config.scorers import ClassifierSection
+from common.errors import UserError
+from common.identity import digest, digest_files
+from common.nn.causal_lm import load_tokenizer
+from common.nn.sources import is_local
+from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from scorer.text_values import TextValues
+
+_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
+_TOLERANCE = {torch.float32: 1e-3}
+_TOLERANCE_IN_16_BITS = 0.1
+
+
+class ValuesOfTexts(Protocol):
+    """What computes the values of encoded texts."""
+
+    def of(self, texts: Sequence[list[int]]) -> list[float]:
+        """The value of each text; texts have at least one token."""
+        ...
+
+
+class WholeTexts:
+    """Values by the classifier's own forward pass, on padded batches with their mask: encoders, above all."""
+
+    def __init__(self, model: PreTrainedModel, max_tokens: int) -> None:
+        self._model = model
+        self._max_tokens = max_tokens
+
+    @torch.no_grad()
+    def of(self, texts: Sequence[list[int]]) -> list[float]:
+        """See `ValuesOfTexts`; all rows are as wide as the longest text, so that values depend on `texts` alone."""
+        padding = self._model.config.pad_token_id
+        # A causal classifier finds its last token by the padding's id: without one, it reads one text at a time.
+        width = max(map(len, texts), default=1)
+        rows = 1 if padding is None else max(1, self._max_tokens // width)
+        values: list[float] = []
+        for start in range(0, len(texts), rows):
+            part = [torch.tensor(text) for text in texts[start : start + rows]]
+            ids = pad_sequence(part, batch_first=True, padding_value=padding or 0).to(self._model.device)
+            lengths = torch.tensor([len(text) for text in part], device=ids.device)
+            mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+            values += self._model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        return values
+
+
+class ClassifierScorer:
+    """r(x, y) of every output of a group, and of its gold output, from texts encoded by the classifier's tokenizer."""
+
+    def __init__(
+        self,
+        name: str,
+        digest: str,
+        values: ValuesOfTexts,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ClassifierSection,
+        padding: int | None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            name: of the scorer.
+            digest: of the scorer.
+            values: of encoded texts.
+            tokenizer: the classifier's own.
+            settings: of the recipe.
+            padding: the id of padding that a causal classifier skips at the end of a text; None: it skips nothing.
+        """
+        self.name = name
+        self.digest = digest
+        self._values = values
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._padding = padding
+
+    def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """See `Scorer`."""
+        return annotate(self, batch, self._score_group)
+
+    def _score_group(self, group: Group) -> Annotation:
+        prompt, gold = group["prompt_text"], group["gold_text"]
+        outputs = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
+        texts = [self._encode(prompt, output) for output in outputs]
+        found = iter(self._values.of([text for text in texts if text]))
+        values, errors = finite_or_null([next(found) if text else None for text in texts], "text")
+        return Annotation(values, None if gold is None else values.pop(), tuple(errors))
+
+    def _encode(self, prompt: str, output: str) -> list[int]:
+        settings, text = self._settings, prompt + output
+        if settings.chat_template:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": output}]
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = list(
+            self._tokenizer(
+                text,
+                add_special_tokens=not settings.chat_template,  # a template brings its own
+                truncation=True,
+                max_length=settings.max_tokens,
+            )["input_ids"]
+        )
+        while len(ids) > 1 and ids[-1] == self._padding:
+            ids.pop()
+        return ids
+
+
+def load_classifier(name: str, settings: ClassifierSection, device: str, max_tokens: int) -> ClassifierScorer:
+    """Load a classifier from a directory or the hub.
+
+    Args:
+        name: of the scorer.
+        settings: its section of the recipe.
+        device: "cpu" or "cuda".
+        max_tokens: of one forward pass, padding included.
+
+    Raises:
+        UserError: it is missing or incomplete, or has another number of labels than one.
+    """
+    tokenizer = load_classifier_tokenizer(settings)
+    model = _load_model(settings, device)
+    values: ValuesOfTexts = WholeTexts(model, max_tokens)
+    padding = None
+    if (decoder := _as_decoder(model, values, max_tokens)) is not None:
+        values, padding = decoder, model.config.pad_token_id
+    read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
+    identity = digest("classifier", _files(settings.path, model), read, max_tokens)
+    return ClassifierScorer(name, identity, values, tokenizer, settings, padding)
+
+
+def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a classifier.
+
+    Raises:
+        UserError: it is missing, or has no chat template where the recipe wants it.
+    """
+    tokenizer = load_tokenizer(settings.path)
+    if settings.chat_template and not tokenizer.chat_template:
+        raise UserError(f"The tokenizer in {settings.path} has no chat template; set chat_template=false.")
+    tokenizer.truncation_side = settings.truncation
+    return tokenizer
+
+
+def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
+    source = settings.path
+    local = is_local(source, "The classifier")
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=getattr(torch, settings.dtype), local_files_only=local, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"No sequence classifier could be loaded from {source}: {reason}") from error
+    _require_exactly(report, source)
+    if model.config.num_labels != 1:
+        raise UserError(
+            f"The classifier in {source} has {model.config.num_labels} labels; a reward model has one (num_labels=1)."
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _require_exactly(report: dict[str, Any], source: str) -> None:
+    # transformers only warns here, and gives missing weights (the head, say) random values.
+    for what, names in (("lacks", report["missing_keys"]), ("has unexpected", report["unexpected_keys"])):
+        if names:
+            listed = ", ".join(sorted(names)[:8])
+            raise UserError(f"The classifier in {source} {what} weights: {listed}; it is no complete reward model.")
+
+
+def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -> TextValues | None:
+    """The classifier as a causal decoder with a linear head, if that is what it is by its own answers."""
+    heads = [module for name, module in model.named_children() if name == "score" and isinstance(module, nn.Linear)]
+    if not heads:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (24,), generator=generator).tolist()
+    line = [token for token in ids if token != model.config.pad_token_id]
+    texts = [line, line[:9], line[:9] + line[:4]]
+    expected = torch.tensor([whole.of([text])[0] for text in texts])  # each by itself: no padding
+    decoder = TextValues(model.base_model, heads[0], max_tokens)
+    difference = (torch.tensor(decoder.of(texts)) - expected).abs().max()
+    tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_IN_16_BITS) * (1 + expected.abs().max())
+    return decoder if difference <= tolerance else None
+
+
+def _files(source: str, model: PreTrainedModel) -> str:
+    root = Path(source)
+    if not root.is_dir():
+        return digest(source, model.config._commit_hash)
+    return digest_files(root, [file.name for pattern in _FILES for file in root.glob(pattern)])

@@ -1,0 +1,111 @@
+"""Requests to HTTP services: with a time limit, repeated a bounded number of times, and clear about what failed."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from common.config.scorers import RemotePool
+from common.errors import UserError
+
+_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_PAUSE = 60.0
+_LONGEST_QUOTE = 120
+
+
+class RequestFailedError(Exception):
+    """A service gave no usable answer, however often it was asked; says why."""
+
+
+@dataclass(frozen=True)
+class _Refused(Exception):
+    """One try failed."""
+
+    reason: str
+    is_final: bool
+
+
+class Client:
+    """Sends JSON and receives JSON; an asynchronous context manager.
+
+    A request has a time limit as a whole, also where a service sends its answer bit by bit.
+    """
+
+    def __init__(self, settings: RemotePool) -> None:
+        self._settings = settings
+        self._free = asyncio.Semaphore(settings.concurrency)
+        self._headers = {"Authorization": f"Bearer {token}"} if (token := bearer_token(settings)) else {}
+
+    async def __aenter__(self) -> Self:
+        self._http = httpx.AsyncClient(
+            timeout=self._settings.timeout,
+            headers=self._headers,
+            limits=httpx.Limits(max_connections=self._settings.concurrency),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a JSON object and return the one that is answered.
+
+        Raises:
+            RequestFailedError: no try brought one, or the service refused the request itself (400, 401, 404 …).
+        """
+        pause = self._settings.backoff
+        attempts = self._settings.attempts
+        for attempt in range(1, attempts + 1):
+            try:
+                async with self._free:
+                    return await self._try(url, body)
+            except _Refused as refused:
+                if refused.is_final or attempt == attempts:
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    raise RequestFailedError(f"{url} was asked {times}: {refused.reason}") from None
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _try(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                response = await self._http.post(url, json=body)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Refused(f"no answer within {self._settings.timeout:g} s", is_final=False) from None
+        except httpx.HTTPError as error:
+            raise _Refused(f"{type(error).__name__}: {error}", is_final=False) from None
+        if response.status_code != httpx.codes.OK:
+            final = response.status_code not in _WORTH_ANOTHER_TRY
+            raise _Refused(f"status {response.status_code}: {_quoted(response.text)}", is_final=final)
+        try:
+            answer = response.json()
+        except ValueError:
+            raise _Refused(f"the answer is no JSON: {_quoted(response.text)}", is_final=False) from None
+        if not isinstance(answer, dict):
+            raise _Refused(f"the answer is no JSON object: {_quoted(response.text)}", is_final=True)
+        return answer
+
+
+def bearer_token(settings: RemotePool) -> str | None:
+    """The token that the environment holds for a service, if it wants one.
+
+    Raises:
+        UserError: the variable that the recipe names is not set.
+    """
+    name = settings.token_variable
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise UserError(f"The environment variable {name}, which should hold the token of {settings.url}, is not set.")
+    return os.environ[name]
+
+
+def _quoted(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…")

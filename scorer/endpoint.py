@@ -1,0 +1,61 @@
+"""Rewards from an HTTP endpoint."""
+
+import asyncio
+
+import pyarrow as pa
+
+from common.config.scorers import EndpointSection
+from common.identity import digest
+from scorer.client import Client, RequestFailedError, bearer_token
+from scorer.scorers import Annotation, Group, numbers_or_null, scores_of
+
+
+class EndpointScorer:
+    """The endpoint's value for every output of a group, and for its gold output.
+
+    A request is `{"prompts": [...], "outputs": [...]}`, equally many of one group, answered by `{"scores": [...]}`,
+    where a value may be null. Requests of all groups are under way side by side.
+    """
+
+    def __init__(self, name: str, settings: EndpointSection) -> None:
+        self.name = name
+        self.digest = digest("http", settings.url)
+        self._settings = settings
+
+    def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """See `Scorer`."""
+        return scores_of(self, batch, asyncio.run(self._score(batch.to_pylist())))
+
+    async def _score(self, groups: list[Group]) -> list[Annotation]:
+        async with Client(self._settings) as client:
+            return await asyncio.gather(*(self._score_group(client, group) for group in groups))
+
+    async def _score_group(self, client: Client, group: Group) -> Annotation:
+        prompt, gold = group["prompt_text"], group["gold_text"]
+        texts = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
+        size = self._settings.batch_size
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        answers = await asyncio.gather(*(self._ask(client, prompt, part) for part in parts))
+        values = [value for part, _ in answers for value in part]
+        errors = tuple(error for _, part in answers for error in part)
+        return Annotation(values, None if gold is None else values.pop(), errors)
+
+    async def _ask(self, client: Client, prompt: str, outputs: list[str]) -> tuple[list[float | None], list[str]]:
+        body = {"prompts": [prompt] * len(outputs), "outputs": outputs}
+        try:
+            answer = await client.post(self._settings.url, body)
+        except RequestFailedError as error:
+            return [None] * len(outputs), [str(error)]
+        if "scores" not in answer:
+            return [None] * len(outputs), [f"{self._settings.url} answered without `scores`, but {', '.join(answer)}"]
+        return numbers_or_null(answer["scores"], len(outputs), self._settings.url, "output", nulls=True)
+
+
+def load_endpoint(name: str, settings: EndpointSection) -> EndpointScorer:
+    """Make a scorer of an endpoint, without asking it.
+
+    Raises:
+        UserError: its token is not in the environment.
+    """
+    bearer_token(settings)
+    return EndpointScorer(name, settings)

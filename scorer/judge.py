@@ -1,0 +1,90 @@
+"""Rewards from a language model that is asked to rate outputs."""
+
+import asyncio
+import re
+
+import pyarrow as pa
+
+from common.config.scorers import JudgeSection
+from common.identity import digest
+from scorer.client import Client, RequestFailedError, bearer_token
+from scorer.scorers import Annotation, Group, scores_of
+
+_PLACE = re.compile(r"\{(prompt|output)\}")
+_LONGEST_QUOTE = 80
+
+Rating = float | str
+"""A rating; or, where there is none, the reason."""
+
+
+class JudgeScorer:
+    """A judge's rating of every output of a group, and of its gold output, each asked for by itself, greedily.
+
+    An answer without a rating in range is null, and the row's error says how many there were.
+    """
+
+    def __init__(self, name: str, settings: JudgeSection) -> None:
+        asked = settings.model_dump(
+            include={"url", "model", "instructions", "pattern", "lowest", "highest", "max_tokens"}
+        )
+        self.name = name
+        self.digest = digest("judge", asked)
+        self._settings = settings
+
+    def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """See `Scorer`."""
+        return scores_of(self, batch, asyncio.run(self._score(batch.to_pylist())))
+
+    async def _score(self, groups: list[Group]) -> list[Annotation]:
+        async with Client(self._settings) as client:
+            return await asyncio.gather(*(self._score_group(client, group) for group in groups))
+
+    async def _score_group(self, client: Client, group: Group) -> Annotation:
+        prompt, gold = group["prompt_text"], group["gold_text"]
+        texts = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
+        ratings = await asyncio.gather(*(self._rate(client, prompt, text) for text in texts))
+        values = [None if isinstance(rating, str) else rating for rating in ratings]
+        reasons = [rating for rating in ratings if isinstance(rating, str)]
+        errors = (f"{len(reasons)} of {len(ratings)} outputs have no rating: {reasons[0]}",) if reasons else ()
+        return Annotation(values, None if gold is None else values.pop(), errors)
+
+    async def _rate(self, client: Client, prompt: str, output: str) -> Rating:
+        texts = {"prompt": prompt, "output": output}
+        body = {
+            "model": self._settings.model,
+            # One pass: a text may itself contain "{output}".
+            "messages": [
+                {"role": "user", "content": _PLACE.sub(lambda place: texts[place[1]], self._settings.instructions)}
+            ],
+            "temperature": 0,
+            "max_tokens": self._settings.max_tokens,
+        }
+        try:
+            answer = await client.post(f"{self._settings.url.rstrip('/')}/chat/completions", body)
+            return self._rating(answer["choices"][0]["message"]["content"])
+        except RequestFailedError as error:
+            return str(error)
+        except (KeyError, IndexError, TypeError):
+            return f"{self._settings.url} gave no chat completion"
+
+    def _rating(self, text: str) -> Rating:
+        found = list(re.finditer(self._settings.pattern, text))
+        if not found:
+            return f"the judge's answer has none: {text[-_LONGEST_QUOTE:]!r}"
+        try:
+            rating = float(found[-1][1])
+        except (TypeError, ValueError):
+            return f"the judge's rating {found[-1][1]!r} is no number"
+        if not self._settings.lowest <= rating <= self._settings.highest:
+            return f"the judge's rating {rating:g} is not from {self._settings.lowest:g} to {self._settings.highest:g}"
+        return rating
+
+
+def load_judge(name: str, settings: JudgeSection) -> JudgeScorer:
+    """Make a scorer of a judge, without asking it.
+
+    Raises:
+        UserError: its token is not in the environment.
+    """
+    bearer_token(settings)
+    return JudgeScorer(name, settings)

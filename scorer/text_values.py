@@ -1,0 +1,63 @@
+"""The value of a text under a causal model with a scalar head: read at the text's last token."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from common.nn.packing import Request
+from common.nn.prefix_decoder import PrefixDecoder
+from scorer.prefixes import SharedPrefix, shared_prefixes
+
+_LOG = logging.getLogger(__name__)
+
+
+class TextValues:
+    """Values of texts; what texts have in common is computed once.
+
+    Attributes:
+        decoder: the model without its head.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: nn.Linear, max_tokens: int) -> None:
+        """Try the model on packed rows, and compute on padded ones if they give something else.
+
+        Args:
+            model: a causal decoder.
+            head: from a hidden state to one value.
+            max_tokens: of one forward pass, padding included.
+        """
+        self.decoder = PrefixDecoder(model)
+        self._head = head
+        self._max_tokens = max_tokens
+        check = self.decoder.check_packed()
+        if check is not None and not check.passed:
+            self.decoder.padded_because = (
+                f"packed rows give other hidden states, {check.difference:.2g} of their norm away from those of padded "
+                f"rows, where rounding explains {check.tolerance:.2g}"
+            )
+            _LOG.warning("Scoring is several times slower: %s.", self.decoder.padded_because)
+
+    def of(self, texts: Sequence[list[int]]) -> list[float]:
+        """The value of each text, which depends on these texts alone; in other company it may be rounded otherwise.
+
+        Args:
+            texts: token ids, at least one each, and at most the model's context.
+        """
+        if not texts:
+            return []
+        parts = shared_prefixes(texts)
+        states = self.decoder.last_states([_request(texts, part) for part in parts], self._max_tokens)
+        # In float32: bfloat16 would round rewards to steps of 0.016.
+        bias = None if self._head.bias is None else self._head.bias.float()
+        values = linear(states.float(), self._head.weight.float(), bias).squeeze(-1).tolist()
+        order = [index for part in parts for index in part.texts]
+        return [value for _, value in sorted(zip(order, values, strict=True))]
+
+
+def _request(texts: Sequence[list[int]], part: SharedPrefix) -> Request:
+    prompt = torch.tensor(texts[part.texts[0]][: part.length], dtype=torch.int64)
+    return prompt, [torch.tensor(texts[index][part.length :], dtype=torch.int64) for index in part.texts]

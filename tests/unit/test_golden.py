@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from scorer.build import build_scorer
+from scorer.golden import check_golden
+from tests.unit.factories import recipe_settings
+from tests.unit.http_service import serving
+
+shift = 0.0
+
+
+def moving(prompts: list[str], outputs: list[str]) -> list[float | None]:
+    return [None if shift == -1 else len(output) + shift for output in outputs]
+
+
+def failing(prompts: list[str], outputs: list[str]) -> list[float]:
+    raise ValueError("no such prompt")
+
+
+def check(path: Path, **section: object) -> None:
+    recipe = Recipe.model_validate(recipe_settings(scorers={"reward": section}))
+    scorer = build_scorer(recipe.scorers["reward"], "reward", recipe.policy, path.parent)
+    check_golden(scorer, recipe.scorers["reward"], path)
+
+
+def test_a_scorer_that_has_drifted_stops_the_run_with_both_numbers(tmp_path, monkeypatch):
+    path = tmp_path / "golden" / "reward.json"
+    settings = {"kind": "function", "function": f"{__name__}:moving"}
+    check(path, **settings)
+    before = path.read_bytes()
+    check(path, **settings)
+    monkeypatch.setattr(f"{__name__}.shift", 0.5)
+    with pytest.raises(UserError) as drifted:
+        check(path, **settings)
+    assert "had the value 31.0, now it has 31.5" in str(drifted.value)
+    assert "its files are the same" in str(drifted.value)
+    monkeypatch.setattr(f"{__name__}.shift", -1)
+    with pytest.raises(UserError, match=r"had the value 31.0, now it has None"):
+        check(path, **settings)
+    assert path.read_bytes() == before
+
+
+def test_a_function_that_has_nothing_to_say_about_golden_texts_may_be_right_all_the_same(tmp_path):
+    for _ in range(2):
+        check(tmp_path / "golden.json", kind="function", function=f"{__name__}:failing")
+
+
+@pytest.mark.parametrize("content", ["{", '{"scorer": "reward"}', '{"scorer": "r", "digest": "", "values": [1]}'])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "golden.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"golden.json .* restore or delete it"):
+        check(path, kind="function", function=f"{__name__}:moving")
+
+
+def test_an_endpoint_that_cannot_be_reached_stops_the_start(tmp_path):
+    with serving(lambda body: (200, {"scores": [1.0] * len(body["outputs"])})) as service:
+        check(tmp_path / "golden.json", kind="http", url=service.url)
+    with pytest.raises(UserError, match=r"scorers.reward gives no values: .* was asked 2 times: ConnectError"):
+        check(tmp_path / "golden.json", kind="http", url=service.url, attempts=2, backoff=0)
+
+
+def test_a_judge_is_asked_but_not_held_to_its_word(tmp_path):
+    ratings = iter(range(1, 9))
+
+    def answer(body):
+        return 200, {"choices": [{"message": {"content": f"[[{next(ratings)}]]"}}]}
+
+    with serving(answer) as service:
+        for _ in range(2):
+            judge = {"kind": "judge", "url": service.url, "model": "m", "instructions": "{prompt}{output}"}
+            check(tmp_path / "golden.json", **judge)
+    assert not (tmp_path / "golden.json").exists()
