@@ -1,7 +1,8 @@
 """The registry of proposal versions: what the learner publishes and the samplers load.
 
-`policies/v000007/` holds one version, complete: the adapter files (PEFT format), and `version.json` with the digest of
-the files and the step that it came from. A version appears whole or not at all and is never changed.
+`policies/v000007/` holds one version, complete: an adapter (PEFT format) or a whole model (HF format), and
+`version.json` with the digest of the files and the step that it came from. A version appears whole or not at all and is
+never changed.
 """
 
 import json
@@ -14,6 +15,19 @@ from common.errors import UserError
 from common.identity import digest_files
 
 _MARKER = "version.json"
+
+
+@dataclass(frozen=True)
+class ProposalModel:
+    """What the versions are versions of.
+
+    Attributes:
+        source: directory or hub id of the model that adapters belong to, or whose weights the versions replace.
+        adapter_rank: the largest rank in the adapters; None where the versions are whole models.
+    """
+
+    source: str
+    adapter_rank: int | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,10 @@ class PolicyRegistry:
         """The directory of a version, published or not."""
         return self.root / f"v{version:06d}"
 
+    def is_published(self, version: int) -> bool:
+        """Whether a version is there."""
+        return self.path(version).exists()
+
     def publish(self, version: int, step: int, write: Callable[[Path], None]) -> ProposalVersion:
         """Publish a version whose files `write(directory)` creates; a version that exists already is kept as it is.
 
@@ -43,7 +61,7 @@ class PolicyRegistry:
         same weights; what samplers have already used must not change under them in any case.
         """
         target = self.path(version)
-        if not target.exists():
+        if not self.is_published(version):
             remove_leftovers(self.root)
             with new_directory(target) as directory:
                 write(directory)

@@ -18,6 +18,9 @@ SCHEMA_VERSION = 2
 PRIOR = "prior"
 """The scorer name under which log p(y|x) stands in SCORES."""
 
+PROPOSAL = "proposal"
+"""The scorer name under which log q'(y|x) stands in SCORES where the learner's numerics compute it again."""
+
 TOKEN_IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())
 
@@ -80,7 +83,8 @@ TRAIN_BATCH = pa.schema(
         pa.field("proposal_version", pa.int32(), nullable=False),
         pa.field("prompt_token_ids", TOKEN_IDS, nullable=False),
         pa.field("output_token_ids", pa.list_(TOKEN_IDS), nullable=False),
-        pa.field("proposal_logprobs", LOGPROBS, nullable=False),  # log q'(y|x): sums over the completion
+        pa.field("sampler_logprobs", LOGPROBS, nullable=False),  # log q'(y|x) as sampled: sums over the completion
+        pa.field("proposal_logprobs", LOGPROBS, nullable=False),  # the same, or computed again; null where missing
         pa.field("prior_logprobs", LOGPROBS, nullable=False),  # log p(y|x); null where missing
         pa.field("rewards", LOGPROBS, nullable=False),  # null where missing
     ]

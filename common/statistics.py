@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -36,3 +38,48 @@ def win_rate(rewards: Sequence[float], gold_rewards: Sequence[float]) -> WinRate
     ties = sum(ours == gold for ours, gold in pairs) / count
     half_width = 1.96 * math.sqrt(share * (1 - share) / count)
     return WinRate(100 * share, 100 * half_width, 100 * ties, count)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and spread of numbers that come in batches; merging batches loses no precision (Chan et al. 1979).
+
+    Attributes:
+        count: how many numbers.
+        mean: 0 where there are none.
+        squares: sum of squared deviations from the mean.
+        least, greatest: infinite where there are none.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    greatest: float = -math.inf
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moments":
+        """The moments of numbers, none of them NaN."""
+        if not len(values):
+            return cls()
+        mean = float(np.mean(values, dtype=np.float64))
+        squares = float(np.sum((values.astype(np.float64) - mean) ** 2))
+        return cls(len(values), mean, squares, float(values.min()), float(values.max()))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        if not count:
+            return self
+        apart, share = other.mean - self.mean, other.count / count
+        return Moments(
+            count,
+            self.mean + apart * share,
+            self.squares + other.squares + apart**2 * self.count * share,
+            min(self.least, other.least),
+            max(self.greatest, other.greatest),
+        )
+
+    @property
+    def std(self) -> float:
+        """The population standard deviation."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0

@@ -1,20 +1,35 @@
 """GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import pyarrow as pa
 
 from common.schemas import LOGPROBS, TRAIN_BATCH
-from common.store import SampleStore
 
 
-def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, prior: str) -> pa.RecordBatch:
-    """Join groups with their rewards and prior log-probabilities, in the given order.
+class JoinableSamples(Protocol):
+    """What a batch is joined from, see `SampleStore`."""
+
+    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+        """See `SampleStore.groups`."""
+
+    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+        """See `SampleStore.scores`."""
+
+
+def training_batch(
+    store: JoinableSamples, group_ids: list[str], *, reward: str, prior: str, proposal: str | None = None
+) -> pa.RecordBatch:
+    """Join groups with their rewards and their prior and proposal log-probabilities, in the given order.
 
     Args:
         store: holds the groups and both scorers' values for them.
         group_ids: one row each.
         reward: name of the scorer whose values are the rewards.
         prior: name of the scorer whose values are log p(y|x).
+        proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
 
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
@@ -22,15 +37,24 @@ def training_batch(store: SampleStore, group_ids: list[str], *, reward: str, pri
     groups = store.groups(group_ids).combine_chunks()
     outputs = groups["outputs"].combine_chunks()
     flat = outputs.flatten()
+    sampled = _relist(outputs, list_sums(flat.field("token_logprobs")), LOGPROBS)
     lists = {
         "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
-        "proposal_logprobs": _relist(outputs, _list_sums(flat.field("token_logprobs")), LOGPROBS),
+        "sampler_logprobs": sampled,
+        "proposal_logprobs": sampled if proposal is None else store.scores(group_ids, proposal)["values"],
         "prior_logprobs": store.scores(group_ids, prior)["values"],
         "rewards": store.scores(group_ids, reward)["values"],
     }
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=TRAIN_BATCH)
+
+
+def of_another_run(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, with versions that no version of this run is taken for: its proposals were another run's."""
+    place = batch.schema.get_field_index("proposal_version")
+    versions = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
+    return batch.set_column(place, batch.schema.field(place), versions)
 
 
 def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.ListArray:
@@ -40,7 +64,7 @@ def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.Lis
     return pa.ListArray.from_arrays(pa.array(offsets), values).cast(type_)
 
 
-def _list_sums(lists: pa.ListArray) -> pa.Array:
+def list_sums(lists: pa.ListArray) -> pa.Array:
     """The sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))

@@ -1,12 +1,13 @@
 """From a recipe to the pools of actors that serve it."""
 
 import os
+from collections.abc import Sequence
 
 import ray
 from ray.actor import ActorHandle
 
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection, ScorerSection
-from common.schemas import PRIOR
+from common.policies import ProposalModel
 from deploy.run_directory import RunDirectory
 from deploy.services import LearnerGroup, Pool, Services
 from learner.service import LearnerActor
@@ -16,21 +17,25 @@ from scorer.service import ScorerActor
 Service = SamplerSection | ScorerSection | PriorSection | LearnerSection
 
 
-def make_services(recipe: Recipe, directory: RunDirectory) -> Services:
-    """The pools of a recipe's services, not yet started; the prior's log-probabilities are a scorer like the others."""
-    scorers: dict[str, ScorerSection | PriorSection] = {PRIOR: recipe.prior, **recipe.scorers}
+def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
+    """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
     return Services(
-        _samplers(recipe, directory),
-        {name: _scorers(name, service, recipe, directory) for name, service in scorers.items()},
+        _samplers(recipe, directory, model),
+        {name: _scorers(name, scorer_section(recipe, name), recipe, directory) for name in scorers},
         _learner(recipe, directory),
     )
 
 
-def _samplers(recipe: Recipe, directory: RunDirectory) -> Pool:
+def scorer_section(recipe: Recipe, name: str) -> ScorerSection | PriorSection:
+    """The settings of a scorer; log-probabilities of prior and proposals are some like the others."""
+    return recipe.prior if name in recipe.logprob_scorers() else recipe.scorers[name]
+
+
+def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
     def spawn(name: str, log_path: str) -> ActorHandle:
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         actor = ray.remote(SamplerActor).options(**_options(recipe.sampler))
-        return actor.remote(name, settings, policies, log_path)
+        return actor.remote(name, settings, model, policies, log_path)
 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 
@@ -39,7 +44,8 @@ def _scorers(name: str, service: ScorerSection | PriorSection, recipe: Recipe, d
     def spawn(_label: str, log_path: str) -> ActorHandle:
         actor = ray.remote(ScorerActor).options(**_options(service))
         policy = recipe.policy.model_dump(mode="json")
-        return actor.remote(name, service.model_dump(mode="json"), policy, log_path, service.threads)
+        settings, policies = service.model_dump(mode="json"), str(directory.policies)
+        return actor.remote(name, settings, policy, policies, log_path, service.threads)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from common.errors import PipelineError, UserError
 from deploy.recipe_files import load_recipe
+from deploy.store_commands.parser import add_store_command
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -26,7 +27,7 @@ _QUIET = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
@@ -42,6 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("Interrupted: run the same command again to resume.", 130)
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; overrides may also stand after other options, where argparse by itself gives them up."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="brain", description="Align language models with BRAIn (arXiv 2402.02479).")
     parser.add_argument("--version", action="version", version=f"brain-align {version('brain-align')}")
@@ -54,7 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     run.set_defaults(command=_run)
+    _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
+    add_store_command(commands)
     return parser
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.description = "Write one version of a run's policy as an adapter (PEFT) or a whole model (transformers)."
+    export.add_argument("run", type=Path, metavar="RUN", help="the run directory, e.g. runs/demo")
+    export.add_argument("--version", default="best", help="best (on validation prompts; the default), newest or N")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="a directory that does not exist yet")
+    export.add_argument("--merge", action="store_true", help="add an adapter to its model's weights, and write those")
+    export.set_defaults(command=_export)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -62,6 +85,13 @@ def _run(options: argparse.Namespace) -> int:
     from deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
     run_recipe(recipe, Console())
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from deploy.export import export  # torch and transformers
+
+    print(export(options.run, options.version, options.output, merge=options.merge))
     return 0
 
 

@@ -3,18 +3,18 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
 
 from common.config.recipe import Recipe
 from common.errors import UserError
-from deploy.actors import Service
+from deploy.actors import Service, scorer_section
 
 
 @contextmanager
-def ray_cluster(recipe: Recipe) -> Iterator[None]:
+def ray_cluster(recipe: Recipe, scorers: Sequence[str]) -> Iterator[None]:
     """Connect to the cluster of the recipe or of the surrounding Ray job, else start one on this machine.
 
     A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
@@ -23,7 +23,7 @@ def ray_cluster(recipe: Recipe) -> Iterator[None]:
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
     """
-    needs = required_resources(recipe)
+    needs = required_resources(recipe, scorers)
     address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
     _check_reachable(address)
     own = {} if address else {"num_cpus": recipe.ray.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
@@ -55,13 +55,13 @@ def _check_reachable(address: str | None) -> None:
         ) from None
 
 
-def required_resources(recipe: Recipe) -> dict[str, float]:
-    """CPU and GPU that all services of a recipe reserve together."""
+def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
+    """CPU and GPU that a recipe's samplers, its learner and the named scorers reserve together."""
+    sections = [scorer_section(recipe, name) for name in scorers]
     services: list[tuple[int, Service]] = [
         (recipe.sampler.replicas, recipe.sampler),
-        (recipe.prior.replicas, recipe.prior),
         (recipe.learner.ranks, recipe.learner),
-        *((scorer.replicas, scorer) for scorer in recipe.scorers.values()),
+        *((section.replicas, section) for section in sections),
     ]
     return {
         "CPU": round(sum(count * service.cpus for count, service in services), 3),

@@ -1,6 +1,6 @@
 """Evaluation on held-back prompts: one output each, sampled and scored by the same services as in training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
 from common.errors import PipelineError
-from common.leases import Prompt
+from common.leases import Lease, Prompt
 from common.schemas import PRIOR
 from common.statistics import win_rate
 from common.store import SampleStore
-from deploy.rounds import LeasePlan
+from deploy.lease_plan import LeasePlan
 
 Split = Literal["validation", "test"]
 
@@ -67,13 +67,11 @@ class Evaluation:
         self._recipe = recipe
         self._plan = plan
         self._prompts = prompts
-        self._scorers = scorers
+        self.scorers = scorers
         self._group_ids: dict[tuple[Split, int], list[str]] = {}
-        self._reported: set[tuple[Split, int]] = set()
-
-    def prompts(self, split: Split) -> list[Prompt]:
-        """The prompts of a split."""
-        return self._prompts[split]
+        self._lacking: dict[tuple[Split, int], set[str]] = {}  # groups without all their scores
+        self._of: dict[str, tuple[Split, int]] = {}  # what a group evaluates
+        self._unreported: set[tuple[Split, int]] = set()  # complete ones
 
     def is_due(self, version: int) -> bool:
         """Whether a version takes part in the choice of the best: the first, the last and every few between."""
@@ -86,32 +84,70 @@ class Evaluation:
     def group_ids(self, split: Split, version: int) -> list[str]:
         """The groups that evaluate a version on a split."""
         if (split, version) not in self._group_ids:
-            leases = self._plan.leases(split, version, version, 1, self._prompts[split])
-            self._group_ids[split, version] = [group for lease in leases for group in lease.group_ids]
+            groups = [group for lease in self._leases(split, version) for group in lease.group_ids]
+            self._group_ids[split, version] = groups
+            self._of.update(dict.fromkeys(groups, (split, version)))
         return self._group_ids[split, version]
+
+    def leases_after(self, version: int) -> list[Lease]:
+        """What is still to be sampled once a version is published; the prior's test outputs are the baseline."""
+        validation = self.leases("validation", version) if self.is_due(version) else []
+        return validation + (self.leases("test", version) if version == 0 else [])
+
+    def leases(self, split: Split, version: int) -> list[Lease]:
+        """What is still to be sampled to evaluate a version on a split; its completion will be reported."""
+        self._watch(split, version)
+        return [lease for lease in self._leases(split, version) if not all(map(self.store.has_group, lease.group_ids))]
 
     def is_complete(self, split: Split, version: int) -> bool:
         """Whether every prompt is sampled and scored by every scorer."""
-        groups = self.group_ids(split, version)
-        return all(self.store.has_score(group, scorer) for group in groups for scorer in self._scorers)
+        self._watch(split, version)
+        return not self._lacking[split, version]
+
+    def scored(self, groups: Iterable[str]) -> None:
+        """These groups may have all their scores now."""
+        for group in groups:
+            lacking = self._lacking.get(self._of[group]) if group in self._of else None
+            if lacking and group in lacking and self._is_scored(group):
+                lacking.remove(group)
+                if not lacking:
+                    self._unreported.add(self._of[group])
 
     def newly_complete(self) -> Iterator[tuple[Split, int, Result]]:
         """Results that were not complete when last asked."""
-        splits: tuple[Split, ...] = ("validation", "test")
-        for split in splits:
-            for version in self.due_versions():
-                if (split, version) not in self._reported and self.is_complete(split, version):
-                    self._reported.add((split, version))
-                    yield split, version, self.result(split, version)
+        while self._unreported:
+            split, version = min(self._unreported)
+            self._unreported.remove((split, version))
+            yield split, version, self.result(split, version)
+
+    def _watch(self, split: Split, version: int) -> None:
+        """Ask the store once for an evaluation; after that, only what is said to be `scored` is looked at."""
+        if (split, version) not in self._lacking:
+            lacking = {group for group in self.group_ids(split, version) if not self._is_scored(group)}
+            self._lacking[split, version] = lacking
+            if not lacking:
+                self._unreported.add((split, version))
+
+    def _leases(self, split: Split, version: int) -> list[Lease]:
+        return self._plan.leases(split, version, version, 1, self._prompts[split])
+
+    def _is_scored(self, group: str) -> bool:
+        return all(self.store.has_score(group, scorer) for scorer in self.scorers)
 
     def best_version(self) -> int:
         """The version with the highest validation win rate; ties, or no gold, go to the higher mean reward."""
+        return max(self.due_versions(), key=self._merit)
 
-        def merit(version: int) -> tuple[float, float]:
-            result = self.result("validation", version)
-            return result.train_rm_win_rate or 0.0, result.mean_reward
+    def candidates(self, newest: int) -> list[int]:
+        """The versions up to the newest that may turn out the best: the best so far, and those not yet evaluated."""
+        due = [version for version in self.due_versions() if version <= newest]
+        complete = [version for version in due if self.is_complete("validation", version)]
+        best = [max(complete, key=self._merit)] if complete else []
+        return best + [version for version in due if version not in complete]
 
-        return max(self.due_versions(), key=merit)
+    def _merit(self, version: int) -> tuple[float, float]:
+        result = self.result("validation", version)
+        return result.train_rm_win_rate or 0.0, result.mean_reward
 
     def result(self, split: Split, version: int) -> Result:
         """The figures of a complete evaluation.

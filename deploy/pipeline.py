@@ -12,17 +12,17 @@ from rich.console import Console
 
 from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
-from common.schemas import PRIOR
-from common.store import SampleStore
+from common.policies import ProposalModel
 from deploy.actors import make_services
 from deploy.cluster import ray_cluster
 from deploy.conductor import Conductor
-from deploy.evaluation import Evaluation
 from deploy.recipe_files import with_world
-from deploy.rounds import LeasePlan, Rounds
-from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
+from deploy.restarts import with_smaller_passes
+from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
+from deploy.stored_inputs import StoredInputs, with_absolute_source
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
+from deploy.work import Work
 
 if TYPE_CHECKING:
     from deploy.preflight import Inputs
@@ -57,7 +57,8 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
-    directory = RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)))
+    recipe = with_absolute_source(recipe)
+    directory = run_directory(recipe)
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:
         console.print(f"{directory.root} holds this run, finished.", highlight=False)
@@ -65,13 +66,18 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         return
     world = _prepare(recipe, watch, console)
     resolved = with_world(recipe, world)
-    inputs = _check(resolved, watch, console)
+    inputs = _check(resolved, directory, watch, console)
     with claimed(directory):
         check_config(directory, recipe)
-        save_config(directory, recipe, {"world": world.name if world else None, "prompts": inputs.digest()})
+        save_config(directory, recipe, {"world": world.name if world else None, **inputs.facts()})
         with _own_log(directory):
-            run = Run(resolved, recipe_digest(recipe), directory, inputs, watch, console)
-            summary = run.to_the_end()
+            model = _proposal_model(resolved, directory, watch)
+
+            def start(resolved: Recipe) -> dict[str, Any]:
+                work = inputs.work(resolved, recipe_digest(recipe), directory)
+                return Run(resolved, directory, work, model, watch, console).to_the_end()
+
+            summary = with_smaller_passes(start, resolved, _reporter(console))
     show(console, directory, summary)
 
 
@@ -92,14 +98,23 @@ def _reporter(console: Console) -> Callable[[str], None]:
     return report
 
 
-def _check(recipe: Recipe, watch: Stopwatch, console: Console) -> "Inputs":
+def _check(recipe: Recipe, directory: RunDirectory, watch: Stopwatch, console: Console) -> "Inputs | StoredInputs":
     from deploy.preflight import check_inputs  # likewise
 
     with watch.stage("checks"):
-        inputs = check_inputs(recipe)
+        inputs = check_inputs(recipe, directory)
     for note in inputs.notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
     return inputs
+
+
+def _proposal_model(recipe: Recipe, directory: RunDirectory, watch: Stopwatch) -> ProposalModel:
+    if not recipe.sampler.replicas:
+        return ProposalModel(recipe.policy.model, None)
+    from deploy.proposal_model import proposal_model  # likewise
+
+    with watch.stage("checks"):
+        return proposal_model(recipe.policy, directory)
 
 
 @contextlib.contextmanager
@@ -125,24 +140,20 @@ class Run:
     def __init__(
         self,
         recipe: Recipe,
-        run_id: str,
         directory: RunDirectory,
-        inputs: "Inputs",
+        work: Work,
+        model: ProposalModel,
         watch: Stopwatch,
         console: Console,
     ) -> None:
         self._recipe = recipe
         self._directory = directory
+        self._work = work
+        self._model = model
         self._watch = watch
         self._console = console
-        plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts)
-        self._store = SampleStore(directory.store, run_id)
-        evaluation_store = SampleStore(directory.evaluation, run_id)
-        for message in (*self._store.damaged, *evaluation_store.damaged):
+        for message in work.damaged:
             console.print(message, highlight=False, soft_wrap=True)
-        self._evaluation = Evaluation(recipe, evaluation_store, plan, inputs.held_back, [PRIOR, *recipe.scorers])
-        self._rounds = Rounds(recipe.algorithm, inputs.train, recipe.seed)
-        self._plan = plan
 
     def to_the_end(self) -> dict[str, Any]:
         """Bring the services up, run the conductor, take them down; returns the summary.
@@ -154,17 +165,17 @@ class Run:
         self._console.print(
             f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True
         )
-        tracker.recovered(self._store)
+        tracker.recovered(self._work.store)
         try:
-            with ray_cluster(self._recipe):
+            with ray_cluster(self._recipe, self._work.started_scorers):
                 self._conduct(tracker)
         finally:
             tracker.close()
-        return finish(self._recipe, self._directory, self._evaluation, self._watch.total())
+        return finish(self._recipe, self._directory, self._work, self._watch.total())
 
     def _conduct(self, tracker: Tracker) -> None:
-        services = make_services(self._recipe, self._directory)
-        conductor = Conductor(self._recipe, self._store, self._rounds, self._plan, self._evaluation, tracker, services)
+        services = make_services(self._recipe, self._directory, self._model, self._work.started_scorers)
+        conductor = Conductor(self._recipe, self._work, tracker, services)
         try:
             with self._watch.stage("pipeline"):
                 asyncio.run(conductor.run())

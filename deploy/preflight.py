@@ -4,13 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.recipe import Recipe
+import pyarrow.compute as pc
+
+from common.config.recipe import Recipe, ScorerSection
 from common.errors import UserError
 from common.identity import digest
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.prompts import PromptFile, load_prompts
 from deploy.evaluation import Split
+from deploy.run_directory import RunDirectory
+from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
+from deploy.work import Work, sampling_work
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import FORMATS
 from scorer.function import load_function
@@ -29,14 +34,49 @@ class Inputs:
         splits = [self.train, *self.held_back.values()]
         return digest([[(prompt.prompt_id, prompt.gold_text) for prompt in prompts] for prompts in splits])
 
+    def facts(self) -> dict[str, str | None]:
+        """What must be the same whenever the run is resumed."""
+        return {"prompts": self.digest(), "source": None}
 
-def check_inputs(recipe: Recipe) -> Inputs:
-    """Check all that a run needs, and read its prompts.
+    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> Work:
+        """Sampling, scoring, training and evaluation."""
+        return sampling_work(recipe, run_id, directory, self.train, self.held_back)
+
+
+def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInputs:
+    """Check all that a run needs, and read its prompts, or the store that it trains from.
 
     Raises:
         UserError: something is missing or does not fit together.
     """
-    _check_scorers(recipe)
+    return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
+
+
+def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
+    inputs = read_stored_inputs(recipe, directory)
+    for name, count in lacking_scores(recipe, inputs).items():
+        need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
+        try:
+            if name in recipe.scorers:
+                _check_scorer(name, recipe.scorers[name])
+        except UserError as error:
+            raise UserError(f"{need}, so that its scorer must run: {error}") from None
+        inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
+    vocabulary = load_config(recipe.policy.model).vocab_size
+    for batch in inputs.source.store.batches(group_ids=inputs.index["group_id"].slice(0, 1).to_pylist()):
+        largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
+        if largest >= vocabulary:
+            raise UserError(
+                f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows "
+                f"{vocabulary} tokens: it was sampled with another tokenizer; set policy.model to one of the "
+                f"store's tokenizer."
+            )
+    return inputs
+
+
+def _check_prompts(recipe: Recipe) -> Inputs:
+    for name, scorer in recipe.scorers.items():
+        _check_scorer(name, scorer)
     model = recipe.policy.model
     tokenizer = load_tokenizer(recipe.policy.tokenizer or model)
     config = load_config(model)
@@ -85,15 +125,14 @@ def _check_context(recipe: Recipe, context: int) -> None:
         )
 
 
-def _check_scorers(recipe: Recipe) -> None:
-    """Refuse scorers whose function, checkpoint or tokenizer is not there or does not fit."""
-    for name, scorer in recipe.scorers.items():
-        if scorer.function is not None:
-            load_function(name, scorer.function)
-        if scorer.path is not None:
-            form = FORMATS[scorer.kind]
-            tokenizer = find_checkpoint(scorer.path, form).tokenizer
-            form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+def _check_scorer(name: str, scorer: ScorerSection) -> None:
+    """Refuse a scorer whose function, checkpoint or tokenizer is not there or does not fit."""
+    if scorer.function is not None:
+        load_function(name, scorer.function)
+    if scorer.path is not None:
+        form = FORMATS[scorer.kind]
+        tokenizer = find_checkpoint(scorer.path, form).tokenizer
+        form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

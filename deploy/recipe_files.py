@@ -19,7 +19,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     settings = _read_yaml(path)
     for override in overrides:
-        _apply(settings, override)
+        apply_override(settings, override)
     return parse_recipe(settings, path.name)
 
 
@@ -38,7 +38,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Put one `key.sub=value` into nested settings.
+
+    Raises:
+        UserError: it has no `=`, or treats a value as a section.
+    """
     name, separator, value = override.partition("=")
     if not separator or not name:
         raise UserError(f"{override!r} is no override; write it as section.setting=value.")

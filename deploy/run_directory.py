@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, recipe_digest
+from common.config.validation import differing_settings, parse_recipe, recipe_digest
 from common.durable import is_temporary, write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml
@@ -22,9 +22,10 @@ from deploy.recipe_files import dump_yaml
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The layout below a run's root."""
+    """The layout below a run's root, and where its store is if that is elsewhere."""
 
     root: Path
+    store_uri: str | None = None
 
     @property
     def config(self) -> Path:
@@ -32,9 +33,19 @@ class RunDirectory:
         return self.root / "config.yaml"
 
     @property
-    def store(self) -> Path:
-        """The sample store that training consumes."""
+    def facts(self) -> Path:
+        """What identifies the run and its inputs."""
+        return self.root / "run.json"
+
+    @property
+    def own_store(self) -> Path:
+        """The place of the sample store, unless the recipe names another."""
         return self.root / "store"
+
+    @property
+    def store(self) -> str | Path:
+        """The sample store of what the run samples, scores and trains."""
+        return self.own_store if self.store_uri is None else self.store_uri
 
     @property
     def evaluation(self) -> Path:
@@ -45,6 +56,11 @@ class RunDirectory:
     def policies(self) -> Path:
         """Published proposal versions."""
         return self.root / "policies"
+
+    @property
+    def dequantized(self) -> Path:
+        """The model that a quantised policy's samplers load."""
+        return self.root / "dequantized"
 
     @property
     def adapter(self) -> Path:
@@ -86,6 +102,19 @@ def resolve_output(path: str) -> Path:
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job else Path.cwd()
     return (base / wanted).absolute()
+
+
+def own_store_uri(recipe: Recipe) -> str | None:
+    """Where a recipe places the run's own store; without samplers, its store.uri is a store of another run."""
+    uri = recipe.store.uri
+    if uri is None or recipe.sampler.replicas == 0:
+        return None
+    return uri if "://" in uri else str(resolve_output(uri))
+
+
+def run_directory(recipe: Recipe) -> RunDirectory:
+    """The directory of a recipe's run."""
+    return RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)), own_store_uri(recipe))
 
 
 @contextmanager
@@ -134,7 +163,9 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
                 f"new or empty one."
             )
         return
-    differing = differing_settings(_saved_config(directory), recipe.model_dump(mode="json"))
+    saved = _saved_config(directory)
+    _check_kind(directory, saved, recipe)
+    differing = differing_settings(saved, recipe.model_dump(mode="json"))
     if differing and has_begun(directory):
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
@@ -142,9 +173,29 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         )
 
 
+def saved_recipe(directory: RunDirectory) -> Recipe:
+    """The recipe that a run was begun with.
+
+    Raises:
+        UserError: there is no run, or its configuration is not one of this version.
+    """
+    if not directory.config.exists():
+        raise UserError(f"{directory.root} is no run directory: it has no config.yaml.")
+    return parse_recipe(_saved_config(directory), str(directory.config))
+
+
+def _check_kind(directory: RunDirectory, saved: Mapping[str, Any], recipe: Recipe) -> None:
+    """Replicas may change, but not whether a run samples its own groups."""
+    sampled_then, samples_now = saved["sampler"]["replicas"] > 0, recipe.sampler.replicas > 0
+    if sampled_then != samples_now and has_begun(directory):
+        held = "samples its own groups" if sampled_then else "trains from another store"
+        raise UserError(f"{directory.root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
+
+
 def has_begun(directory: RunDirectory) -> bool:
     """Whether a run has published or sampled anything here."""
-    made = (directory.policies.glob("v*"), directory.store.glob("*/*.arrow"), directory.evaluation.glob("*/*.arrow"))
+    stores = (directory.own_store, directory.evaluation)
+    made = (directory.policies.glob("v*"), *(store.glob("*/*.arrow") for store in stores))
     return any(next(found, None) is not None for found in made)
 
 
@@ -164,22 +215,24 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     Args:
         directory: of the run.
         recipe: as the user gave it.
-        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts.
+        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts, or "source", that
+            of the groups of another store that are trained on.
 
     Raises:
         UserError: the run began on other inputs.
     """
-    facts_path = directory.root / "run.json"
+    facts_path = directory.facts
     if not has_begun(directory):
-        for store in (directory.store, directory.evaluation):
+        for store in (directory.own_store, directory.evaluation):
             shutil.rmtree(store, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
     begun = json.loads(facts_path.read_text())
     for name, value in inputs.items():
-        if begun[name] != value:
+        before = begun.get(name)
+        if before != value:
             raise UserError(
-                f"{directory.root} was begun with the {name} {begun[name]}, which is now {value}: the data or the way "
-                f"it is prepared has changed; restore it, or set another run.dir."
+                f"{directory.root} was begun with the {name} {before}, which is now {value}: the data or the way it is "
+                f"prepared has changed; restore it, or set another run.dir."
             )

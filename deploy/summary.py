@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from common.durable import new_directory, write_file
 from common.policies import PolicyRegistry
 from deploy.evaluation import Evaluation
 from deploy.run_directory import RunDirectory
+from deploy.work import Work
 
 _ROWS = (
     ("train-RM win rate vs gold, %", "train_rm_win_rate", "{:.1f}"),
@@ -24,29 +26,54 @@ _ROWS = (
     ("ended by itself, %", "ended", "{:.0f}"),
     ("test prompts", "prompts", "{}"),
 )
+_REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
+_NOT_EVALUATED = "skipped: without samplers no held-back prompt can be answered; the result is the newest version"
 
 
-def finish(
-    recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, seconds: dict[str, float]
-) -> dict[str, Any]:
+def finish(recipe: Recipe, directory: RunDirectory, work: Work, seconds: dict[str, float]) -> dict[str, Any]:
     """Write the result of a complete run and return the summary."""
-    best = evaluation.best_version()
-    _export_adapter(directory, best)
-    write_file(directory.examples, _examples(evaluation, best, recipe.evaluation.examples))
-    versions = evaluation.due_versions()
+    evaluation = work.evaluation
+    version = _newest(directory) if evaluation is None else evaluation.best_version()
+    result = _result(recipe, directory, version)
+    figures = _trained(work, version) if evaluation is None else _evaluated(recipe, directory, evaluation, version)
     summary = {
         "name": recipe.name,
         "config_digest": recipe_digest(recipe),
+        **figures,
+        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
+        "result": str(result),
+    }
+    write_file(directory.summary, json.dumps(summary, indent=1))
+    return summary
+
+
+def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, best: int) -> dict[str, Any]:
+    write_file(directory.examples, _examples(evaluation, best, recipe.evaluation.examples))
+    versions = evaluation.due_versions()
+    return {
         "best_version": best,
         "before": evaluation.result("test", 0).as_dict(),
         "after": evaluation.result("test", best).as_dict(),
         "validation": {str(version): evaluation.result("validation", version).as_dict() for version in versions},
-        "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
-        "adapter": str(directory.adapter),
     }
-    write_file(directory.summary, json.dumps(summary, indent=1))
-    return summary
+
+
+def _trained(work: Work, version: int) -> dict[str, Any]:
+    """What is known of a run that nothing was sampled to evaluate: its newest version stands for the best."""
+    steps = work.store.steps()
+    return {
+        "best_version": version,
+        "evaluation": _NOT_EVALUATED,
+        "steps": len(steps),
+        "last_step": steps[-1]["metrics"],
+    }
+
+
+def _newest(directory: RunDirectory) -> int:
+    newest = PolicyRegistry(directory.policies).newest()
+    assert newest is not None, "a run publishes its last step"
+    return newest.version
 
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
@@ -55,7 +82,29 @@ def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
 
 
 def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> None:
-    """Print before and after side by side, and where the results are."""
+    """Print before and after side by side, if anything was evaluated, and where the results are."""
+    evaluated = "before" in summary
+    if evaluated:
+        console.print(_before_and_after(summary))
+    else:
+        reached = ", ".join(
+            f"{name} {summary['last_step'][name]:.3f}" for name in _REACHED if name in summary["last_step"]
+        )
+        trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
+        console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
+    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
+    places = {
+        "time": spent,
+        "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",
+        "summary": directory.summary,
+        **({"examples": directory.examples} if evaluated else {}),
+        "metrics": f"{directory.metrics}, {directory.tensorboard}",
+    }
+    for label, text in places.items():
+        console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
+
+
+def _before_and_after(summary: dict[str, Any]) -> Table:
     before, after = summary["before"], summary["after"]
     table = Table(title=f"{summary['name']}: test prompts, before and after", title_justify="left")
     table.add_column("")
@@ -64,25 +113,24 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
     for label, field, form in _ROWS:
         if before[field] is not None:
             table.add_row(label, form.format(before[field]), form.format(after[field]))
-    console.print(table)
-    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
-    for label, text in (
-        ("time", spent),
-        ("adapter", f"{directory.adapter} (PeftModel.from_pretrained)"),
-        ("summary", directory.summary),
-        ("examples", directory.examples),
-        ("metrics", f"{directory.metrics}, {directory.tensorboard}"),
-    ):
-        console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
+    return table
 
 
-def _export_adapter(directory: RunDirectory, version: int) -> None:
-    if directory.adapter.exists():
-        return
+def _result(recipe: Recipe, directory: RunDirectory, version: int) -> Path:
+    """Where the best version lies: an adapter is copied out of the published versions, a whole model is not."""
     source = PolicyRegistry(directory.policies).verify(version).path
-    with new_directory(directory.adapter) as target:
-        for file in sorted(source.iterdir()):
-            shutil.copyfile(file, target / file.name)
+    if recipe.policy.method == "full":
+        return source
+    if not directory.adapter.exists():
+        with new_directory(directory.adapter) as target:
+            for file in sorted(source.iterdir()):
+                shutil.copyfile(file, target / file.name)
+    return directory.adapter
+
+
+def _loader(result: Path) -> str:
+    is_adapter = (result / "adapter_config.json").exists()
+    return f"{'PeftModel' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
 
 
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:

@@ -17,8 +17,8 @@ from tensorboardX import SummaryWriter
 
 from common.config.recipe import AlgorithmSection
 from common.durable import write_file
-from common.store import SampleStore
 from deploy.evaluation import Result, Split
+from deploy.run_store import StoredSamples
 
 _RATE_WINDOW = 60.0  # seconds over which rates are shown
 
@@ -67,7 +67,7 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def recovered(self, store: SampleStore) -> None:
+    def recovered(self, store: StoredSamples) -> None:
         """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
@@ -80,7 +80,7 @@ class Tracker:
         self._step = self._step_at_start = step
         self._began = time.monotonic()
         if step:
-            self._say(f"resumed at step {step}")
+            self.say(f"resumed at step {step}")
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2)
             self._live.start()
@@ -97,11 +97,11 @@ class Tracker:
         failed = [error for error in scores["error"].to_pylist() if error is not None]
         if failed and scorer not in self._complained:
             self._complained.add(scorer)
-            self._say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
+            self.say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
 
-    def ready(self, groups: pa.RecordBatch) -> None:
-        """Groups have all their annotations."""
-        self._counts["scored"] += groups.num_rows
+    def ready(self, groups: int) -> None:
+        """So many more groups have all their annotations."""
+        self._counts["scored"] += groups
 
     def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float]) -> None:
         """An optimiser step is recorded."""
@@ -115,7 +115,7 @@ class Tracker:
         """A new proposal version is out."""
         self._version = version
         if not self._console.is_terminal and self._last:
-            self._say(self._line())
+            self.say(self._line())
 
     def evaluated(self, split: Split, version: int, result: Result) -> None:
         """A version's result on a split is known."""
@@ -123,9 +123,15 @@ class Tracker:
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
-        self._say(
+        self.say(
             f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
         )
+
+    def say(self, *texts: str) -> None:
+        """Show sentences, and log them."""
+        for text in texts:
+            self._console.print(text, highlight=False, soft_wrap=True)
+            logging.getLogger(__name__).info(text)
 
     def close(self) -> None:
         """Stop the live display and flush everything."""
@@ -140,10 +146,6 @@ class Tracker:
             file.write(_line(kind, number, time.time(), figures))
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{name}", value, number)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
-        logging.getLogger(__name__).info(text)
 
     def _figures(self) -> list[tuple[str, str]]:
         algorithm, last = self._algorithm, self._last

@@ -26,9 +26,10 @@ class GroupBatch:
         completions: b lists of at most n times [completion tokens] int64
         lengths: completion tokens, 0 where there is no output.  # [b, n] int64
         prior_logprobs: NaN where missing.  # [b, n] float32
-        proposal_logprobs: NaN where missing.  # [b, n] float32
+        sampler_logprobs: log q' as the sampler computed it; NaN where there is no output.  # [b, n] float32
+        proposal_logprobs: log q' as the objective uses it; NaN where missing.  # [b, n] float32
         rewards: NaN where missing.  # [b, n] float32
-        valid: an output is there, and none of its three values is missing.  # [b, n] bool
+        valid: an output is there, and none of its values is missing.  # [b, n] bool
     """
 
     group_ids: list[str]
@@ -37,6 +38,7 @@ class GroupBatch:
     completions: list[list[Completion]]
     lengths: torch.Tensor
     prior_logprobs: torch.Tensor
+    sampler_logprobs: torch.Tensor
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
     valid: torch.Tensor
@@ -89,7 +91,7 @@ def group_batch(batch: pa.RecordBatch) -> GroupBatch:
     present = torch.from_numpy(np.arange(max(counts, default=0)) < counts[:, None])  # [b, n]
     values = {
         name: _padded_values(batch[name], counts, present, name, group_ids)
-        for name in ("prior_logprobs", "proposal_logprobs", "rewards")
+        for name in ("prior_logprobs", "sampler_logprobs", "proposal_logprobs", "rewards")
     }
     outputs = batch["output_token_ids"].flatten()
     lengths = torch.zeros(present.shape, dtype=torch.int64).masked_scatter_(

@@ -1,4 +1,4 @@
-"""Checkpoint directories: each appears complete or not at all, and only the newest few are kept.
+"""Checkpoint directories: each appears complete or not at all; the newest few are kept, and what is asked for.
 
 `checkpoints/step-000040/` holds whatever its writer put there, and `checkpoint.json`: the step and a digest
 of the files. The directory is written under another name and renamed when all is on disk
@@ -7,7 +7,7 @@ of the files. The directory is written under another name and renamed when all i
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,21 +37,26 @@ class CheckpointDirectory:
         self.root = Path(root)
         self.keep = keep
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
-        """Save a checkpoint whose files `write(directory)` creates, then delete the oldest beyond `keep`.
+    def has(self, step: int) -> bool:
+        """Whether there is a complete checkpoint of a step."""
+        return (self._path(step) / _MARKER).exists()
 
-        A checkpoint of the step that exists already is kept as it is.
-        """
-        target = self.root / f"{_PREFIX}{step:06d}"
-        if not (target / _MARKER).exists():
+    def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
+        """Save a checkpoint whose files `write(directory)` creates; one that exists already is kept as it is."""
+        target = self._path(step)
+        if not self.has(step):
             with new_directory(target) as directory:
                 write(directory)
                 names = sorted(file.name for file in directory.iterdir())
                 facts = {"step": step, "files": names, "digest": digest_files(directory, names)}
                 write_file(directory / _MARKER, json.dumps(facts, indent=1))
-        for old in self._complete()[: -self.keep]:
-            _remove(old.path)
         return Checkpoint(step, target)
+
+    def remove_old(self, kept_steps: Sequence[int] = ()) -> None:
+        """Delete all but the newest `keep` checkpoints and those of `kept_steps`."""
+        for old in self._complete()[: -self.keep]:
+            if old.step not in kept_steps:
+                _remove(old.path)
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, checked against its digest; None before the first.
@@ -82,6 +87,9 @@ class CheckpointDirectory:
         for entry in self.root.glob(f"{_PREFIX}*"):
             if entry not in marked:
                 _remove(entry)
+
+    def _path(self, step: int) -> Path:
+        return self.root / f"{_PREFIX}{step:06d}"
 
     def _complete(self) -> list[Checkpoint]:
         """All checkpoints with a marker, oldest first."""

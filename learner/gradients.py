@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
+from common.nn.packing import TokenBudget
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine
 from learner.objectives.values import GroupValues, ObjectiveResult
-from learner.partition import MicroBatch, Part, Unit, plan
+from learner.partition import MicroBatch, Part, plan
 
 Loss = Callable[[GroupValues], ObjectiveResult]
 """An objective with its settings."""
@@ -32,23 +33,19 @@ class BatchResult:
     objective: ObjectiveResult
 
 
-def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, max_tokens: int) -> BatchResult:
+def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, budget: TokenBudget) -> BatchResult:
     """Add up the gradient of the mean loss over the batch's trained prompts; the step is still to come.
 
     Args:
         engine: one rank; all ranks must call with the same batch.
         batch: the whole batch.
         loss: the objective; a prompt's loss must depend on that prompt's values alone.
-        max_tokens: padded tokens of one forward pass.
+        budget: of one forward pass.
     """
-    units = plan(batch, engine.ranks, max_tokens)
-    passes = [sum(len(unit) for unit in share) for share in units]
-    run = _Run(engine, batch, loss, passes_left=max(passes))
-    for unit in units[engine.rank]:
-        run.add_unit(unit)
-    if passes[engine.rank] < max(passes):
-        busiest = units[passes.index(max(passes))]
-        run.keep_step([micro for unit in busiest for micro in unit][passes[engine.rank] :])
+    shares = plan(batch, engine.ranks, budget)
+    run = _Run(engine, batch, loss)
+    run.compute_split([[micro for unit in share if len(unit) > 1 for micro in unit] for share in shares])
+    run.add_gradient([[micro for unit in share for micro in unit] for share in shares])
     policy = engine.sum_over_ranks(run.policy_logprobs)
     computed = batch.valid & batch.trained[:, None]
     policy = torch.where(computed, policy, torch.nan)
@@ -56,38 +53,47 @@ def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, max_token
 
 
 class _Run:
-    """One rank's passes over its share of a batch."""
+    """One rank's passes over its share of a batch.
 
-    def __init__(self, engine: Engine, batch: GroupBatch, loss: Loss, passes_left: int) -> None:
+    All ranks make the same number of passes, first those without and then those with gradients: from ZeRO-2 on every
+    backward pass reduces over the ranks, and with ZeRO-3 every pass gathers weights from them. A rank that has less to
+    do goes through others' work, with no weight.
+    """
+
+    def __init__(self, engine: Engine, batch: GroupBatch, loss: Loss) -> None:
         self.policy_logprobs = torch.zeros(batch.valid.shape)  # [b, n], filled in for this rank's outputs
         self._engine = engine
         self._batch = batch
         self._loss = loss
-        self._passes_left = passes_left
         # DeepSpeed averages over the ranks; what is wanted is the mean over the batch's prompts.
         self._scale = engine.ranks / max(1, int(batch.trained.sum()))
 
-    def add_unit(self, unit: Unit) -> None:
-        """Compute log-probabilities, coefficients and gradient of one unit."""
-        if len(unit) == 1:
-            graphs = [self._logprobs(unit[0])]
-            values = [graphs[0].detach()]
-        else:
-            graphs = []
-            with torch.no_grad():
-                values = [self._logprobs(micro) for micro in unit]
-        for micro, micro_values in zip(unit, values, strict=True):
-            self._record(micro, micro_values)
-        coefficients = self._coefficients(sorted({part.group for micro in unit for part in micro}))
-        for index, micro in enumerate(unit):
-            graph = graphs[index] if graphs else self._logprobs(micro)
-            self._backward(graph, _pick(coefficients, micro))
+    @torch.no_grad()
+    def compute_split(self, shares: list[list[MicroBatch]]) -> None:
+        """Compute the log-probabilities of groups that were split: coefficients need the whole group's."""
+        own, fillers = self._passes(shares)
+        for micro in own:
+            self._record(micro, self._logprobs(micro))
+        for micro in fillers:
+            self._logprobs(micro)
 
-    def keep_step(self, micro_batches: list[MicroBatch]) -> None:
-        """Pass through others' work, with no weight: ZeRO-2 reduces at every backward of all ranks."""
-        for micro in micro_batches:
+    def add_gradient(self, shares: list[list[MicroBatch]]) -> None:
+        """Add the gradient of every group."""
+        own, fillers = self._passes(shares)
+        last = len(own) + len(fillers) - 1
+        for index, micro in enumerate(own):
             graph = self._logprobs(micro)
-            self._backward(graph, torch.zeros(len(graph)))
+            self._record(micro, graph.detach())
+            coefficients = self._coefficients(sorted({part.group for part in micro}))
+            self._backward(graph, _pick(coefficients, micro), last=index == last)
+        for index, micro in enumerate(fillers, start=len(own)):
+            graph = self._logprobs(micro)
+            self._backward(graph, torch.zeros(len(graph)), last=index == last)
+
+    def _passes(self, shares: list[list[MicroBatch]]) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        """This rank's own micro-batches, and others' that fill its passes up to the number of the busiest rank."""
+        own, busiest = shares[self._engine.rank], max(shares, key=len)
+        return own, busiest[len(own) :]
 
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
         batch = self._batch
@@ -105,14 +111,15 @@ class _Run:
         leaf = self.policy_logprobs[groups].requires_grad_()
         losses = self._loss(self._batch.values(leaf, groups)).losses
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        # A loss that is not finite must leave a gradient that is not: the step is then skipped, on every rank.
+        gradient[~losses.isfinite()] = torch.nan
         coefficients = torch.zeros_like(self.policy_logprobs)
         coefficients[groups] = gradient
         return coefficients
 
-    def _backward(self, logprobs: torch.Tensor, coefficients: torch.Tensor) -> None:
-        self._passes_left -= 1
+    def _backward(self, logprobs: torch.Tensor, coefficients: torch.Tensor, *, last: bool) -> None:
         surrogate = (coefficients.to(logprobs.device) * logprobs).sum() * self._scale
-        self._engine.backward(surrogate, last=self._passes_left == 0)
+        self._engine.backward(surrogate, last=last)
 
 
 def _pick(matrix: torch.Tensor, parts: list[Part]) -> torch.Tensor:

@@ -5,12 +5,11 @@ into one forward pass needs only that one; a larger one is split over its output
 (learner/gradients.py).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.nn.logprobs import parts_within
+from common.nn.packing import TokenBudget
 from learner.batches import GroupBatch
 
 
@@ -29,28 +28,32 @@ Unit = list[MicroBatch]
 """The smallest work that has a gradient: one micro-batch of whole groups, or all those of one group."""
 
 
-def plan(batch: GroupBatch, ranks: int, max_tokens: int) -> list[list[Unit]]:
+def plan(batch: GroupBatch, ranks: int, budget: TokenBudget) -> list[list[Unit]]:
     """Each rank's units: a contiguous share of the prompts that are trained, with their valid outputs.
 
     Args:
         batch: the whole batch, the same on every rank.
-        ranks: how many share it.
-        max_tokens: padded tokens of a micro-batch; a single output may have more.
+        ranks: how many share it; the shares are about equal in tokens.
+        budget: of a micro-batch; a single output may have more.
 
     Returns:
         One list of units a rank; empty where there are fewer groups than ranks.
     """
     groups = batch.trained.nonzero().flatten().tolist()
-    shares = np.array_split(np.array(groups, dtype=np.int64), ranks)
-    return [_units(batch, share.tolist(), max_tokens) for share in shares]
+    tokens = [budget.tokens(*_lengths(batch, group)) for group in groups]
+    middles = np.cumsum(tokens) - np.array(tokens) / 2
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for group, middle in zip(groups, middles, strict=True):
+        shares[int(ranks * middle / sum(tokens))].append(group)
+    return [_units(batch, share, budget) for share in shares]
 
 
-def _units(batch: GroupBatch, groups: Sequence[int], max_tokens: int) -> list[Unit]:
+def _units(batch: GroupBatch, groups: list[int], budget: TokenBudget) -> list[Unit]:
     units: list[Unit] = []
     room = 0
     for group in groups:
-        parts = _parts(batch, group, max_tokens)
-        cost = len(parts[0].outputs) * _longest_row(batch, parts[0])
+        parts = _parts(batch, group, budget)
+        cost = budget.tokens(*_lengths(batch, group))
         if len(parts) > 1:
             units.append([[part] for part in parts])
             room = 0  # nothing joins a group that was split
@@ -58,17 +61,16 @@ def _units(batch: GroupBatch, groups: Sequence[int], max_tokens: int) -> list[Un
             units[-1][0].append(parts[0])
             room -= cost
         else:
-            units.append([[parts[0]]])
-            room = max_tokens - cost
+            units.append([parts])
+            room = budget.max_tokens - cost
     return units
 
 
-def _parts(batch: GroupBatch, group: int, max_tokens: int) -> list[Part]:
+def _parts(batch: GroupBatch, group: int, budget: TokenBudget) -> list[Part]:
     outputs = batch.valid[group].nonzero().flatten().tolist()
-    lengths = batch.lengths[group, outputs].tolist()
-    slices = parts_within(max_tokens, len(batch.prompts[group]), lengths)
-    return [Part(group, outputs[piece]) for piece in slices]
+    return [Part(group, outputs[piece]) for piece in budget.parts(*_lengths(batch, group))]
 
 
-def _longest_row(batch: GroupBatch, part: Part) -> int:
-    return len(batch.prompts[part.group]) + int(batch.lengths[part.group, part.outputs].max())
+def _lengths(batch: GroupBatch, group: int) -> tuple[int, list[int]]:
+    """Tokens of the prompt, and of each valid output."""
+    return len(batch.prompts[group]), batch.lengths[group, batch.valid[group]].tolist()

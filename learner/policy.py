@@ -1,55 +1,63 @@
-"""The policy q_θ: the prior with a LoRA adapter, as the module that the engine trains."""
+"""The policy q_θ as the module that the engine trains."""
+
+from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
+from transformers import PreTrainedModel
 
 from common.config.recipe import Recipe
+from common.errors import UserError
 from common.identity import seed_from
-from common.nn.adapters import attach_new_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import group_logprobs
-from learner.engine_protocol import OutputsOf
+from common.nn.adapters import save_adapter
+from common.nn.logprobs import SequenceLogprobs
+from common.nn.policy_model import load_policy_model
+from common.nn.saving import save_causal_lm
+from learner.engine_protocol import NamedTensors
+
+_MODEL = "model."
+"""How the names of the model's parameters begin within `Policy`."""
 
 
-class Policy(nn.Module):
-    """Its forward pass is the sequence log-probabilities of some groups' outputs.
+class Policy(SequenceLogprobs):
+    """log q_θ(y|x) of groups' outputs; of its parameters either the adapter's are trainable, or all."""
 
-    Attributes:
-        model: the prior with its adapter; only the adapter is trainable.
-    """
+    def write_proposal(self, weights: NamedTensors, directory: Path) -> None:
+        """Write what the samplers load: the adapter, or a whole model that transformers and vLLM read.
 
-    def __init__(self, model: PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, requests: list[OutputsOf]) -> torch.Tensor:
-        """The log q_θ(y|x) of all outputs of all requests, in their order.
-
-        Returns:
-            [outputs] float32
+        Args:
+            weights: the trainable ones by their names here, in full: this process may hold a part of them only.
+            directory: exists.
         """
-        return torch.cat([group_logprobs(self.model, prompt, outputs) for prompt, outputs in requests])
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The trainable weights by name."""
-        return {name: value.detach().cpu() for name, value in self.named_parameters() if value.requires_grad}
-
-    @torch.no_grad()
-    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take over what `weights` returned."""
-        trainable = {name: value for name, value in self.named_parameters() if value.requires_grad}
-        assert weights.keys() == trainable.keys(), "the weights are those of another adapter"
-        for name, value in trainable.items():
-            value.copy_(weights[name])
+        named = ((name.removeprefix(_MODEL), value) for name, value in weights)
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, directory, dict(named))
+        else:
+            save_causal_lm(self.model, directory, named)
 
 
-def new_policy(recipe: Recipe) -> Policy:
-    """Load the prior and attach a new adapter: q_θ = p until the first step.
+def elements(parameter: torch.Tensor) -> int:
+    """How many elements a parameter has, also where ZeRO-3 holds a part of it here."""
+    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+
+
+def load_policy(recipe: Recipe) -> Policy:
+    """Load the policy as it is before the first step: q_θ = p.
 
     Raises:
-        UserError: the model cannot be loaded, or has no such modules as the adapter is for.
+        UserError: the model or its adapter cannot be loaded, or not be trained as the recipe says.
     """
     device = "cuda" if recipe.learner.gpus and torch.cuda.is_available() else "cpu"
-    model = load_causal_lm(recipe.policy.model, recipe.policy.dtype, device)
-    return Policy(attach_new_adapter(model, recipe.policy.adapter, seed_from("adapter", recipe.seed)))
+    model = load_policy_model(recipe.policy, device, seed=seed_from("adapter", recipe.seed))
+    if recipe.learner.activation_checkpointing:
+        _checkpoint_activations(model)
+    return Policy(model)
+
+
+def _checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.supports_gradient_checkpointing:
+        raise UserError(
+            f"learner.activation_checkpointing=true: a {base.config.model_type} model does not support it; set false."
+        )
+    base.gradient_checkpointing_enable({"use_reentrant": False})

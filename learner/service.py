@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import ray
 
 from common.config.recipe import Recipe
 from common.logs import redirect_output
+from learner.step_report import StepReport
 
 if TYPE_CHECKING:
     from learner.trainer import Trainer
@@ -51,13 +53,13 @@ class LearnerActor:
         self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine)
         return self._trainer.start()
 
-    def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
+    def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """See `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, kept_steps: Sequence[int]) -> None:
         """See `Trainer.save`."""
-        self._trainer.save(step)
+        self._trainer.save(step, kept_steps)
 
     def publish(self, version: int, step: int) -> dict[str, Any]:
         """Publish the policy as a proposal version; see `Trainer.publish`."""

@@ -1,27 +1,40 @@
 """The learner: optimiser steps on batches of groups, checkpoints, and new proposal versions."""
 
+import logging
 import math
 import time
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from common.config.recipe import LearnerSection, Recipe
+from common.config.recipe import Recipe
 from common.errors import PipelineError
 from common.identity import seed_from
-from common.nn.adapters import save_adapter
 from common.policies import PolicyRegistry
 from learner.batches import GroupBatch, group_batch
 from learner.checkpoint import CheckpointDirectory
-from learner.engine_protocol import Engine, MakeEngine
-from learner.gradients import BatchResult, accumulate_gradient
+from learner.engine_protocol import Engine, EngineType
+from learner.gradients import BatchResult
+from learner.memory_plan import footprint, tokens_of_a_pass
 from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.values import GroupValues, ObjectiveResult
-from learner.policy import Policy, new_policy
+from learner.policy import Policy, load_policy
 from learner.randomness import random_state, seed_all, set_random_state
-from learner.training_state import TrainingState, read_training_state, settings_digest
+from learner.schedule import learning_rate
+from learner.step_report import StepReport
+from learner.stepper import Stepper
+from learner.training_state import (
+    SavedParameters,
+    TrainingState,
+    read_training_state,
+    settings_digest,
+    write_training_state,
+)
+
+_LOG = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -33,17 +46,19 @@ class Trainer:
         step: the last step that was done.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path, make_engine: MakeEngine) -> None:
+    def __init__(self, recipe: Recipe, run_dir: Path, engine_type: EngineType) -> None:
         self.step = 0
         self._recipe = recipe
-        self._make_engine = make_engine
+        self._engine_type = engine_type
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", recipe.learner.keep_checkpoints)
         self._registry = PolicyRegistry(run_dir / "policies")
+        self._notes: list[str] = []  # for the report of the next step
         self._policy: Policy
         self._engine: Engine
+        self._stepper: Stepper
 
     def start(self) -> int:
-        """Load prior and adapter: a new one, or the newest checkpoint's.
+        """Load the policy: as it is before the first step, or the newest checkpoint's.
 
         Returns:
             The checkpoint's step, 0 without one.
@@ -55,82 +70,92 @@ class Trainer:
         recipe = self._recipe
         checkpoint = self._checkpoints.newest()
         state = checkpoint and read_training_state(checkpoint.path, settings_digest(recipe))
-        self._policy = new_policy(recipe)
-        if state:
-            self._policy.load_weights(state.weights)
-        self._engine = self._make_engine(self._policy, recipe.learner)
+        with self._engine_type.loading(recipe.learner, recipe.policy.dtype):
+            self._policy = load_policy(recipe)
+        self._engine = self._engine_type(self._policy, recipe.learner)
+        self._stepper = Stepper(
+            self._policy,
+            self._engine,
+            self._loss,
+            recipe.learner,
+            max_tokens=recipe.learner.micro_batch_tokens or self._token_budget(),
+            note=self._say,
+        )
         seed_all(seed_from("learner", recipe.seed, self._engine.rank))
-        if state:
-            self._resume(state)
-        found = self._engine.gather(self.step)
+        found = self._engine.gather(state.step if state else 0)
         if len(set(found)) > 1:
             raise PipelineError(
                 f"the learner's ranks found checkpoints of different steps ({found}); all must see the same "
                 f"{self._checkpoints.root}."
             )
+        if checkpoint and state:
+            self._resume(state, SavedParameters(checkpoint.path))
         if self._engine.rank == 0:
             self._checkpoints.remove_leftovers()
         return self.step
 
-    def _resume(self, state: TrainingState) -> None:
+    def _resume(self, state: TrainingState, parameters: SavedParameters) -> None:
         self.step = state.step
-        self._engine.load_optimizer_state(state.optimizer)
+        self._engine.load_parameter_states(state.updates, parameters.state_of)
+        self._stepper.skipped = state.skipped
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
-    def train_step(self, step: int, batch: pa.RecordBatch) -> dict[str, float]:
+    def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """One optimiser step on a TRAIN_BATCH.
 
         A batch in which no prompt has two valid outputs has no gradient: neither weights nor optimiser
-        change, but it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`).
+        change, but it counts as a step, and the metrics say so (`trained_prompts` 0, and no `loss`). So does a
+        step that is skipped because its loss or gradient is not finite (`skipped_step` 1).
 
         Args:
             step: must be the one after the last.
             batch: the whole batch, the same on every rank.
 
         Returns:
-            Metrics, the same on every rank but for `seconds`.
+            Metrics, the same on every rank but for `seconds`, and what the user should know.
 
         Raises:
-            PipelineError: a step out of turn, or a loss or gradient that is not finite; no weight changes.
+            PipelineError: a step out of turn, too many skipped in a row, or memory that does not suffice.
         """
         started = time.perf_counter()
         if step != self.step + 1:
             raise PipelineError(f"the learner is at step {self.step} and was asked for step {step}.")
-        learner = self._recipe.learner
         groups = group_batch(batch)
-        result = accumulate_gradient(self._engine, groups, self._loss, learner.micro_batch_tokens)
-        metrics = _batch_metrics(groups, result)
-        metrics["learning_rate"] = learning_rate(step, learner)
-        if result.objective.trained.any():
-            _check_losses(step, groups, result)
-            metrics["grad_norm"] = self._engine.step(metrics["learning_rate"])
-            if not math.isfinite(metrics["grad_norm"]):
-                raise PipelineError(
-                    f"step {step}: the gradient is not finite, though the losses are; groups "
-                    f"{', '.join(groups.group_ids)}."
-                )
+        rate = learning_rate(step, self._recipe.learner, self._recipe.algorithm)
+        result, norm = self._stepper.take(step, groups, rate)
+        metrics = {**_batch_metrics(groups, result), "learning_rate": rate}
+        if norm is not None:
+            metrics["grad_norm"] = norm
+        elif result.objective.trained.any():
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped_step": 1.0}
         metrics |= self._sampler_gap(groups, result.policy_logprobs)
         self.step = step
         metrics["seconds"] = time.perf_counter() - started
-        return metrics
+        notes, self._notes = self._notes, []
+        return StepReport(metrics, notes)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, kept_steps: Sequence[int] = ()) -> None:
         """Save a checkpoint of the present state; all ranks return when it is complete.
+
+        Args:
+            step: must be the last step.
+            kept_steps: whose checkpoints are not deleted, however old they are.
 
         Raises:
             PipelineError: `step` is not the last step.
         """
         self._check_position(step, "save")
-        state = TrainingState(
-            step=step,
-            settings_digest=settings_digest(self._recipe),
-            weights=self._policy.weights(),
-            optimizer=self._engine.optimizer_state(),
-            random_states=self._engine.gather(random_state()),
-        )
+        if not self._exists(self._checkpoints.has(step)):
+            digest, updates = settings_digest(self._recipe), self._engine.updates()
+            state = TrainingState(step, updates, digest, self._engine.gather(random_state()), self._stepper.skipped)
+            parameters = self._engine.parameter_states()
+            if self._engine.rank == 0:
+                self._checkpoints.save(step, lambda directory: write_training_state(directory, state, parameters))
+            else:
+                _go_through(parameters)
         if self._engine.rank == 0:
-            self._checkpoints.save(step, state.write)
+            self._checkpoints.remove_old(kept_steps)
         self._engine.gather(None)
 
     def publish(self, version: int, step: int) -> str:
@@ -143,10 +168,32 @@ class Trainer:
             PipelineError: `step` is not the last step.
         """
         self._check_position(step, "publish")
-        if self._engine.rank == 0:
-            self._registry.publish(version, step, partial(save_adapter, self._policy.model))
+        if not self._exists(self._registry.is_published(version)):
+            weights = self._engine.weights()
+            if self._engine.rank == 0:
+                self._registry.publish(version, step, partial(self._policy.write_proposal, weights))
+            else:
+                _go_through(weights)
         self._engine.gather(None)
         return self._registry.get(version).digest
+
+    def _exists(self, on_this_rank: bool) -> bool:
+        """Whether something exists as rank 0 sees it: all ranks must take part in making it, or none."""
+        return self._engine.gather(on_this_rank)[0]
+
+    def _say(self, text: str) -> None:
+        _LOG.warning(text)
+        self._notes.append(text)
+
+    def _token_budget(self) -> int:
+        learner = self._recipe.learner
+        needs = footprint(
+            self._policy,
+            ranks=self._engine.ranks,
+            zero_stage=learner.zero_stage,
+            recomputes=learner.activation_checkpointing,
+        )
+        return tokens_of_a_pass(needs, self._policy.device)
 
     def _loss(self, values: GroupValues) -> ObjectiveResult:
         settings = self._recipe.objective
@@ -157,28 +204,43 @@ class Trainer:
             raise PipelineError(f"the learner is at step {self.step} and was asked to {what} step {step}.")
 
     def _sampler_gap(self, groups: GroupBatch, policy_logprobs: torch.Tensor) -> dict[str, float]:
-        """How far the sampler's log-probabilities are from the learner's, a token.
+        """How far the sampler's log-probabilities are from the learner's, in nats a token.
 
-        Known without a forward pass of its own where the proposal is the policy: at the first step after a
-        version was published, for that version's outputs, if they were sampled at temperature 1.
+        Where the proposal's were computed again, for every output. Otherwise what is known without a forward pass of
+        its own: right after a version was published the policy is the proposal, for that version's outputs.
         """
-        published = self._registry.newest()
-        if published is None or published.step != self.step or self._recipe.sampling.temperature != 1:
+        if self._recipe.sampling.temperature != 1:
             return {}
-        comparable = policy_logprobs.isfinite() & (groups.lengths > 0)
-        comparable &= (groups.proposal_versions == published.version)[:, None]
+        if self._recipe.logprobs.proposal == "recomputed":
+            ours, comparable = groups.proposal_logprobs, groups.valid.clone()
+        else:
+            published = self._registry.newest()
+            if published is None or published.step != self.step:
+                return {}
+            ours = policy_logprobs
+            comparable = policy_logprobs.isfinite() & (groups.proposal_versions == published.version)[:, None]
+        comparable &= groups.lengths > 0
         if not comparable.any():
             return {}
-        gap = ((policy_logprobs - groups.proposal_logprobs).abs() / groups.lengths)[comparable]
+        gap = ((ours - groups.sampler_logprobs).abs() / groups.lengths)[comparable]
+        self._warn_of_gap(float(gap.mean()))
         return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": float(gap.mean())}
 
+    def _warn_of_gap(self, mean: float) -> None:
+        settings = self._recipe.logprobs
+        if mean > settings.gap_warning:
+            remedy = "" if settings.proposal == "recomputed" else ", or set logprobs.proposal=recomputed"
+            self._say(
+                f"WARNING: step {self.step + 1}: sampler and learner differ by {mean:.2g} nats a token "
+                f"(logprobs.gap_warning is {settings.gap_warning:g}): over a whole output that is as large as rewards "
+                f"are; compare their precision and quantisation{remedy}."
+            )
 
-def learning_rate(step: int, settings: LearnerSection) -> float:
-    """Constant, after a linear warm-up that reaches it at step `warmup_steps`; steps count from 1.
 
-    A function of the step alone, so that there is no schedule whose state could be lost.
-    """
-    return settings.learning_rate * min(1.0, step / max(1, settings.warmup_steps))
+def _go_through(gathering: Iterable[object]) -> None:
+    """Take part in what rank 0 gathers."""
+    for _ in gathering:
+        pass
 
 
 def _batch_metrics(groups: GroupBatch, result: BatchResult) -> dict[str, float]:
@@ -193,10 +255,3 @@ def _batch_metrics(groups: GroupBatch, result: BatchResult) -> dict[str, float]:
     if trained.any():
         metrics["loss"] = float(result.objective.loss)
     return metrics | result.objective.metrics
-
-
-def _check_losses(step: int, groups: GroupBatch, result: BatchResult) -> None:
-    finite = result.objective.losses.isfinite()
-    if not finite.all():
-        names = [groups.group_ids[index] for index in (~finite).nonzero().flatten().tolist()]
-        raise PipelineError(f"step {step}: the loss is not finite for group {', '.join(names)}.")

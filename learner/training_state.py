@@ -1,62 +1,70 @@
 """What a checkpoint holds: all that the next step depends on, whatever the number of ranks or the ZeRO stage.
 
-    weights.safetensors    the adapter in float32, by parameter name
-    moments.safetensors    AdamW's moments, "exp_avg/<name>" and "exp_avg_sq/<name>"; absent before an update
-    random.pt              the generators' states of each rank
-    state.json             step, AdamW's count of updates, digest of the settings that decide what is learned
+    parameters*.safetensors   of each trainable parameter "weight/<name>" in float32, and AdamW's moments,
+                              "exp_avg/<name>" and "exp_avg_sq/<name>"; these are absent before an update
+    random.pt                 the generators' states of each rank
+    state.json                step, AdamW's count of updates, digest of the settings that decide what is learned, and
+                              why the last steps were skipped, if they were
 
-The frozen base weights are not in it.
+Frozen weights are not in it. The position in the stream of groups and in the schedule of the learning rate is the step:
+the sample store says which groups trained which step.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from common.config.recipe import Recipe
 from common.config.validation import identity_settings
 from common.errors import UserError
 from common.identity import digest
-from learner.engine_protocol import OptimizerState
+from common.nn.shards import ShardReader, write_shards
+from learner.engine_protocol import ParameterState
 from learner.randomness import RandomState
 
-_DECISIVE = ("seed", "policy.adapter.", "policy.dtype", "objective.", "learner.")
-_PORTABLE = ("learner.ranks", "learner.threads", "learner.zero_stage", "learner.micro_batch_tokens")
-_WEIGHTS, _MOMENTS, _RANDOM, _STATE = "weights.safetensors", "moments.safetensors", "random.pt", "state.json"
+_DECISIVE = ("seed", "policy.", "objective.", "learner.", "algorithm.rounds", "algorithm.updates_per_round")
+_PLACES = ("policy.model", "policy.tokenizer", "policy.sft_adapter")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_PARAMETERS, _RANDOM, _STATE = "parameters", "random.pt", "state.json"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state after `step`."""
+    """The state after `step`, but for the parameters."""
 
     step: int
+    updates: int
     settings_digest: str
-    weights: dict[str, torch.Tensor]
-    optimizer: OptimizerState
     random_states: list[RandomState]
-
-    def write(self, directory: Path) -> None:
-        """Write into a directory that exists."""
-        save_file(self.weights, directory / _WEIGHTS)
-        if self.optimizer.moments:
-            moments = self.optimizer.moments.items()
-            flat = {f"{key}/{name}": moment for name, both in moments for key, moment in both.items()}
-            save_file(flat, directory / _MOMENTS)
-        torch.save(self.random_states, directory / _RANDOM)
-        facts = {"step": self.step, "settings_digest": self.settings_digest, "updates": self.optimizer.updates}
-        (directory / _STATE).write_text(json.dumps(facts, indent=1))
+    skipped: list[str]
 
 
 def settings_digest(recipe: Recipe) -> str:
     """The digest of what the learner's steps depend on, but for paths (a run may be moved) and how work is shared."""
     settings = identity_settings(recipe.model_dump(mode="json"))
-    return digest({name: settings[name] for name in settings if name.startswith(_DECISIVE) and name not in _PORTABLE})
+    return digest({name: settings[name] for name in settings if name.startswith(_DECISIVE) and name not in _PLACES})
+
+
+def write_training_state(
+    directory: Path, state: TrainingState, parameters: Iterable[tuple[str, ParameterState]]
+) -> None:
+    """Write into a directory that exists; the parameters are held a file's worth at a time."""
+    write_shards(_flat(parameters), directory, _PARAMETERS)
+    torch.save(state.random_states, directory / _RANDOM)
+    facts = {
+        "step": state.step,
+        "settings_digest": state.settings_digest,
+        "updates": state.updates,
+        "skipped": state.skipped,
+    }
+    (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
 
 def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
-    """Read a checkpoint.
+    """Read a checkpoint, but for its parameters.
 
     Raises:
         UserError: it was made with other settings.
@@ -67,15 +75,41 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
             f"The checkpoint {directory} was made with other settings of seed, policy, objective or learner (their "
             f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
         )
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    if (directory / _MOMENTS).exists():
-        for path, moment in load_file(directory / _MOMENTS).items():
-            key, name = path.split("/", 1)
-            moments.setdefault(name, {})[key] = moment
-    return TrainingState(
-        step=facts["step"],
-        settings_digest=expected_digest,
-        weights=load_file(directory / _WEIGHTS),
-        optimizer=OptimizerState(facts["updates"], moments),
-        random_states=torch.load(directory / _RANDOM, weights_only=True),
-    )
+    random_states = torch.load(directory / _RANDOM, weights_only=True)
+    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states, facts["skipped"])
+
+
+class SavedParameters:
+    """A checkpoint's parameters, read one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._reader = ShardReader(directory, _PARAMETERS)
+
+    def names(self) -> list[str]:
+        """Of all parameters."""
+        return [name.removeprefix("weight/") for name in self._reader.names() if name.startswith("weight/")]
+
+    def state_of(self, name: str) -> ParameterState:
+        """Read a parameter's state.
+
+        Raises:
+            UserError: the checkpoint has no such parameter, since it is that of another model or adapter.
+        """
+        if f"weight/{name}" not in self._reader:
+            raise UserError(
+                f"The checkpoint {self._directory} has no parameter {name}: it was made with another model or adapter; "
+                f"restore that, or set another run.dir."
+            )
+        moments = {key: f"{key}/{name}" for key in _MOMENTS if f"{key}/{name}" in self._reader}
+        return ParameterState(
+            self._reader.read(f"weight/{name}"),
+            {key: self._reader.read(path) for key, path in moments.items()} or None,
+        )
+
+
+def _flat(parameters: Iterable[tuple[str, ParameterState]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, state in parameters:
+        yield f"weight/{name}", state.weight
+        for key, moment in (state.moments or {}).items():
+            yield f"{key}/{name}", moment

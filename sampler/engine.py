@@ -19,7 +19,7 @@ class EngineSettings:
     Attributes:
         model: directory or hub id of the base model.
         dtype: of weights and computation; the learner's own, so that both evaluate the same policy.
-        adapter_rank: rank of the LoRA adapters that will be loaded.
+        adapter_rank: rank of the LoRA adapters that will be loaded; None where whole models will be.
         max_model_tokens: prompt and output together.
         threads: CPU threads (ignored on GPU).
         kv_cache_gib: memory for keys and values on CPU (ignored on GPU).
@@ -28,7 +28,7 @@ class EngineSettings:
 
     model: str
     dtype: str
-    adapter_rank: int
+    adapter_rank: int | None
     max_model_tokens: int
     threads: int
     kv_cache_gib: int
@@ -45,10 +45,10 @@ class Completion:
 
 
 class Engine:
-    """A vLLM engine in this process that samples from one LoRA adapter after another.
+    """A vLLM engine in this process that samples from one proposal version after another: adapters or full weights.
 
     The log-probabilities are those of the distribution sampled from (`processed_logprobs`; vLLM's default would ignore
-    the temperature), and a lease's result depends on its prompts, adapter and seed alone: sampling is reseeded and the
+    the temperature), and a lease's result depends on its prompts, version and seed alone: sampling is reseeded and the
     prefix cache emptied before each, because vLLM draws from one generator for all requests and has no seeds of their
     own for requests on CPU.
     """
@@ -61,14 +61,14 @@ class Engine:
             model=settings.model,
             dtype=settings.dtype,
             skip_tokenizer_init=True,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=_supported_rank(settings.adapter_rank),
             max_model_len=settings.max_model_tokens,
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
-            **settings.extra,
+            **_lora_arguments(settings.adapter_rank),
+            **({"enforce_eager": _on_cpu()} | settings.extra),
         )
+        self._adapters = settings.adapter_rank is not None
+        self._loaded: int | None = None  # the version whose full weights the engine has
 
     def generate(
         self,
@@ -78,7 +78,8 @@ class Engine:
         n: int,
         eos_token_id: int,
         seed: int,
-        adapter: tuple[int, Path],
+        version: int,
+        directory: Path,
     ) -> list[list[Completion]]:
         """Sample n outputs for each prompt from one proposal version.
 
@@ -88,15 +89,16 @@ class Engine:
             n: outputs a prompt.
             eos_token_id: ends an output; it is then the output's last id.
             seed: of this call; equal calls give equal results.
-            adapter: version number and directory (PEFT format).
+            version: of the proposal.
+            directory: its files: an adapter (PEFT format), or a whole model (HF format).
 
         Raises:
             PipelineError: vLLM returned something else than was asked for.
         """
         from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
 
-        version, directory = adapter
+        if not self._adapters:
+            self._load_weights(version, directory)
         parameters = SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -111,13 +113,35 @@ class Engine:
         results = self._llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts],
             parameters,
-            lora_request=LoRARequest(f"v{version}", version + 1, str(directory)),  # ids start at 1
+            lora_request=_lora_request(version, directory) if self._adapters else None,
             use_tqdm=False,
         )
         groups = [[_completion(output) for output in result.outputs] for result in results]
         if len(groups) != len(prompts) or any(len(group) != n for group in groups):
             raise PipelineError(f"vLLM returned {[len(group) for group in groups]} outputs, not {n} for each prompt.")
         return groups
+
+    def _load_weights(self, version: int, directory: Path) -> None:
+        """Put a version's full weights in place of the engine's; `generate` empties the prefix cache after it."""
+        if version == self._loaded:
+            return
+        self._loaded = None  # should loading fail half-way
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        self._llm.collective_rpc(_repack_output_layer)
+        self._loaded = version
+
+
+def _lora_arguments(rank: int | None) -> dict[str, Any]:
+    if rank is None:
+        return {}
+    supported = next(supported for supported in _LORA_RANKS if supported >= rank)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": supported}
+
+
+def _lora_request(version: int, directory: Path) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(f"v{version}", version + 1, str(directory))  # ids start at 1
 
 
 def _prepare_environment(settings: EngineSettings) -> None:
@@ -129,21 +153,30 @@ def _prepare_environment(settings: EngineSettings) -> None:
         OMP_NUM_THREADS=str(settings.threads),
         VLLM_NO_USAGE_STATS="1",
     )
-    import torch
-
-    if not torch.cuda.is_available():
-        # vLLM runs the model eagerly on CPU, but compiles one small sampling function: 20 s for nothing gained
+    if _on_cpu():
+        # the model runs eagerly there, but vLLM compiles one small sampling function: 20 s for nothing gained
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
-def _supported_rank(rank: int) -> int:
-    return next(supported for supported in _LORA_RANKS if supported >= rank)
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def _seed_worker(_worker: Any, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+def _repack_output_layer(worker: Any) -> None:
+    """Pack the output layer's weights anew: on CPUs `reload_weights` leaves the old ones where they are tied."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.model_runner.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _completion(output: Any) -> Completion:

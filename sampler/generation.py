@@ -42,7 +42,8 @@ def generate_groups(
         n=lease.n,
         eos_token_id=eos_token_id,
         seed=lease.seed,
-        adapter=(proposal.version, proposal.path),
+        version=proposal.version,
+        directory=proposal.path,
     )
     shared = {
         "round": lease.round,

@@ -8,21 +8,31 @@ import pyarrow as pa
 from common.config.recipe import Recipe
 from common.leases import Lease
 from common.logs import redirect_output
-from common.policies import PolicyRegistry, ProposalVersion
+from common.policies import PolicyRegistry, ProposalModel, ProposalVersion
 
 
 class SamplerActor:
     """One vLLM engine that samples from whichever published proposal version a lease names."""
 
-    def __init__(self, name: str, recipe: dict[str, Any], policies: str, log_path: str) -> None:
+    def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, policies: str, log_path: str) -> None:
+        """Load nothing yet: an error raised here would reach the caller as the death of the actor.
+
+        Args:
+            name: of the replica.
+            recipe: the run's.
+            model: what the published versions are versions of.
+            policies: the directory of the published versions.
+            log_path: the file that gets this process's output.
+        """
         redirect_output(Path(log_path))
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
+        self._model = model
         self._registry = PolicyRegistry(Path(policies))
         self._verified: dict[int, ProposalVersion] = {}
 
     def ready(self) -> str:
-        """Start the engine; here and not in the constructor, whose errors Ray reports without their cause.
+        """Start the engine.
 
         Raises:
             UserError: the model cannot be loaded.
@@ -32,9 +42,9 @@ class SamplerActor:
         policy, settings = self._recipe.policy, self._recipe.sampler
         self._engine = Engine(
             EngineSettings(
-                model=policy.model,
+                model=self._model.source,
                 dtype=policy.dtype,
-                adapter_rank=policy.adapter.r,
+                adapter_rank=self._model.adapter_rank,
                 max_model_tokens=self._recipe.data.max_prompt_tokens + self._recipe.sampling.max_tokens,
                 threads=settings.threads,
                 kv_cache_gib=settings.kv_cache_gib,

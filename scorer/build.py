@@ -1,14 +1,16 @@
 """From the settings of a recipe to a scorer that is ready."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.config.recipe import PolicySection, PriorSection, ScorerSection
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from scorer.formats import FORMATS
 from scorer.function import load_function
 from scorer.prior import load_prior
+from scorer.proposal import ProposalScorer
 from scorer.reward_model import load_reward_model
 from scorer.scorers import Scorer
 
@@ -16,20 +18,26 @@ MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
 
 
-def build_scorer(name: str, settings: dict[str, Any], policy: dict[str, Any] | None = None) -> Scorer:
+def build_scorer(
+    name: str, settings: dict[str, Any], policy: dict[str, Any] | None = None, policies: Path | None = None
+) -> Scorer:
     """Load a scorer.
 
     Args:
-        name: of the scorer; `prior` is the prior's log-probabilities.
+        name: of the scorer; `prior` and `proposal` are the log-probabilities of these.
         settings: the fields of its ScorerSection, or of the PriorSection.
-        policy: the fields of the PolicySection: what the prior is; no other scorer needs it.
+        policy: the fields of the PolicySection: what the prior is; only `prior` and `proposal` need it.
+        policies: where proposal versions are published; only `proposal` needs it.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
     """
-    if name == PRIOR:
-        prior, model = PriorSection.model_validate(settings), PolicySection.model_validate(policy)
-        return load_prior(model.model, model.dtype, _device(prior.gpus), MAX_TOKENS)
+    if name in (PRIOR, PROPOSAL):
+        model, device = PolicySection.model_validate(policy), _device(PriorSection.model_validate(settings).gpus)
+        if name == PRIOR:
+            return load_prior(model, device, MAX_TOKENS)
+        assert policies, "the proposals are published somewhere"
+        return ProposalScorer(model, policies, device, MAX_TOKENS)
     section = ScorerSection.model_validate(settings)
     if section.kind == "function":
         assert section.function, "ScorerSection requires it"

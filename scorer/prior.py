@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pyarrow as pa
+from peft import PeftModel
 from transformers import PreTrainedModel
 
+from common.config.recipe import PolicySection
 from common.identity import digest, digest_files
-from common.nn.causal_lm import Dtype, load_causal_lm
-from common.nn.logprobs import group_logprobs_in_parts
+from common.nn.adapters import find_adapter
+from common.nn.logprobs import SequenceLogprobs, request_of
+from common.nn.policy_model import load_prior_model
 from common.schemas import PRIOR
 from scorer.scorers import Annotation, Group, annotate, finite_or_null
 
@@ -17,9 +20,9 @@ class PriorScorer:
 
     name = PRIOR
 
-    def __init__(self, digest: str, model: PreTrainedModel, max_tokens: int) -> None:
+    def __init__(self, digest: str, model: PreTrainedModel | PeftModel, max_tokens: int) -> None:
         self.digest = digest
-        self._model = model
+        self._logprobs = SequenceLogprobs(model)
         self._max_tokens = max_tokens
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -27,28 +30,43 @@ class PriorScorer:
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
-        outputs = [output["token_ids"] for output in group["outputs"]]
-        try:
-            logprobs = group_logprobs_in_parts(self._model, group["prompt_token_ids"], outputs, self._max_tokens)
-        except ValueError as error:  # no prompt token, or more tokens than the model reads
-            return Annotation([None] * len(outputs), errors=(str(error),))
-        values, errors = finite_or_null(logprobs.tolist(), "output")
-        return Annotation(values, errors=tuple(errors))
+        return annotate_logprobs(self._logprobs, group, self._max_tokens)
 
 
-def load_prior(source: str, dtype: Dtype, device: str, max_tokens: int) -> PriorScorer:
-    """Load the SFT model, from a directory or the hub, as the prior.
+def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int) -> Annotation:
+    """A group's sequence log-probabilities under a model; null where the model cannot read a sequence."""
+    outputs = [output["token_ids"] for output in group["outputs"]]
+    try:
+        values = logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), max_tokens)
+    except ValueError as error:  # no prompt token, or more tokens than the model reads
+        return Annotation([None] * len(outputs), errors=(str(error),))
+    kept, errors = finite_or_null(values.tolist(), "output")
+    return Annotation(kept, errors=tuple(errors))
+
+
+def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScorer:
+    """Load the prior: the very model that the learner starts from.
 
     Raises:
-        UserError: it is missing or incompatible.
+        UserError: model or adapter is missing or incompatible.
     """
-    model = load_causal_lm(source, dtype, device)
-    return PriorScorer(digest(PRIOR, _files(source, model), dtype, max_tokens), model, max_tokens)
+    model = load_prior_model(policy, device)
+    return PriorScorer(logprobs_digest(PRIOR, policy, model, max_tokens), model, max_tokens)
 
 
-def _files(source: str, model: PreTrainedModel) -> str:
-    root = Path(source)
-    if not root.is_dir():
+def logprobs_digest(name: str, policy: PolicySection, model: PreTrainedModel | PeftModel, max_tokens: int) -> str:
+    """The digest of a scorer of log-probabilities: of model files and numerics."""
+    files = [_model_files(policy.model, model)]
+    if policy.sft_adapter:
+        files.append(_files(find_adapter(policy.sft_adapter), ["adapter_config.json", "*.safetensors"]))
+    return digest(name, files, policy.dtype, policy.quantization, max_tokens)
+
+
+def _model_files(source: str, model: PreTrainedModel | PeftModel) -> str:
+    if not Path(source).is_dir():
         return digest(source, model.config._commit_hash)
-    names = [file.name for pattern in ("config.json", "*.safetensors", "*.bin") for file in root.glob(pattern)]
-    return digest_files(root, names)
+    return _files(Path(source), ["config.json", "*.safetensors", "*.bin"])
+
+
+def _files(root: Path, patterns: list[str]) -> str:
+    return digest_files(root, [file.name for pattern in patterns for file in root.glob(pattern)])

@@ -15,14 +15,15 @@ class ScorerActor:
     """One replica of one scorer."""
 
     def __init__(
-        self, name: str, settings: dict[str, Any], policy: dict[str, Any] | None, log_path: str, threads: int
+        self, name: str, settings: dict[str, Any], policy: dict[str, Any], policies: str, log_path: str, threads: int
     ) -> None:
         """Load nothing yet: an error raised here would reach the caller as the death of the actor.
 
         Args:
             name: of the scorer.
             settings: its section of the recipe.
-            policy: the policy's section, for the prior.
+            policy: the policy's section, for the log-probabilities of prior and proposals.
+            policies: where proposal versions are published.
             log_path: the file that gets this process's output.
             threads: CPU threads to compute with.
         """
@@ -30,6 +31,7 @@ class ScorerActor:
         self._name = name
         self._settings = settings
         self._policy = policy
+        self._policies = Path(policies)
         self._threads = threads
         self._scorer: Scorer | None = None
 
@@ -44,7 +46,7 @@ class ScorerActor:
         from scorer.build import build_scorer
 
         torch.set_num_threads(self._threads)
-        self._scorer = build_scorer(self._name, self._settings, self._policy)
+        self._scorer = build_scorer(self._name, self._settings, self._policy, self._policies)
         return {"name": self._scorer.name, "digest": self._scorer.digest}
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:

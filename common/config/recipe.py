@@ -26,6 +26,17 @@ class RunSection(Section):
     dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
 
 
+class StoreSection(Section):
+    """Where the sample store lives; or, for a run without samplers, the store that it trains from."""
+
+    uri: str | None = Field(
+        None,
+        description="directory, or URI of a file system that pyarrow knows (s3://…); default: <run.dir>/store. With "
+        "sampler.replicas=0: the store to train from, or the directory of its run, which is only read",
+    )
+    replay: bool = Field(False, description="train the steps that store.uri records again, in their order")
+
+
 class PrepareSection(Section):
     """A world to build first, where the models and data are not given: see deploy/worlds."""
 
@@ -47,7 +58,7 @@ class DataSection(Section):
 
 
 class AdapterSection(Section):
-    """The LoRA adapter that is trained."""
+    """A new LoRA adapter."""
 
     r: int = Field(64, ge=1, le=512)
     alpha: float = Field(16, gt=0)
@@ -59,10 +70,36 @@ class AdapterSection(Section):
 class PolicySection(Section):
     """The SFT model: the prior p, and the starting point of the policy q."""
 
-    model: str = Field(description="HF directory or hub id of the SFT model")
+    model: str = Field(description="HF directory or hub id of the SFT model, or of the base of sft_adapter")
     tokenizer: str | None = Field(None, description="HF directory or hub id; default: the model's")
-    adapter: AdapterSection = AdapterSection()
+    sft_adapter: str | None = Field(
+        None,
+        description="directory or hub id of a LoRA adapter: the prior is the model with it, frozen, and the policy's "
+        "adapter starts as its copy",
+    )
+    method: Literal["lora", "full"] = Field("lora", description="what is trained: an adapter, or all weights")
+    adapter: AdapterSection | None = Field(
+        None, description="shape of the adapter; default: that of sft_adapter, else AdapterSection's own defaults"
+    )
+    quantization: Literal["nf4"] | None = Field(
+        None, description="nf4: the frozen model in 4 bits, doubly quantised (QLoRA, bitsandbytes)"
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _trains_something_that_can_be_trained(self) -> Self:
+        if self.method == "lora":
+            return self
+        if self.quantization is not None:
+            raise ValueError(
+                f"quantization={self.quantization} freezes the weights that method=full trains; remove one of them"
+            )
+        if self.adapter is not None or self.sft_adapter is not None:
+            raise ValueError(
+                "method=full trains the model's own weights and no adapter; remove adapter, and merge sft_adapter into "
+                "the model first"
+            )
+        return self
 
 
 class SamplingSection(Section):
@@ -120,7 +157,7 @@ _ENGINE_S_OWN = {
 class SamplerSection(Section):
     """The sampling service."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=0, description="0: nothing is sampled, and training is on the groups of store.uri")
     gpus: float = Field(0, ge=0, description="GPUs a replica")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
     threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
@@ -172,6 +209,18 @@ class PriorSection(Section):
     threads: int = Field(1, ge=1)
 
 
+class LogprobsSection(Section):
+    """Log-probabilities. BRAIn's weights take their errors at face value: 0.01 nats a token are 1 in 100 tokens."""
+
+    proposal: Literal["sampler", "recomputed"] = Field(
+        "sampler",
+        description="whose log q' the objective uses: as sampled, or computed again by the prior's replicas",
+    )
+    gap_warning: float = Field(
+        0.01, gt=0, description="warn where sampler and learner differ by more nats a token than this, on average"
+    )
+
+
 class ObjectiveSection(Section):
     """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
 
@@ -202,16 +251,35 @@ class LearnerSection(Section):
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up; linear and cosine end at 0 with the run"
+    )
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 means no clipping")
-    zero_stage: Literal[0, 1, 2] = 0
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="what ranks share out: 1 optimiser state, 2 also gradients, 3 also weights, frozen ones too",
+    )
+    offload_optimizer: bool = Field(False, description="optimiser state and update on the CPU (from ZeRO-1 on)")
+    activation_checkpointing: bool = Field(False, description="recompute each layer's activations: less memory, slower")
     ranks: int = Field(1, ge=1, description="data-parallel processes")
     gpus: float = Field(0, ge=0, description="GPUs a rank")
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a rank")
     threads: int = Field(1, ge=1, description="CPU threads that a rank computes with")
-    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one forward pass")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="tokens of one forward pass; default: what the device has room for"
+    )
+    max_skipped_in_a_row: int = Field(
+        3, ge=0, description="steps skipped because loss or gradient is not finite; one more in a row ends the run"
+    )
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints; each publication makes one too")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest; that of the best version is kept besides")
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> Self:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer=true needs zero_stage=1 or more; one rank is enough for that")
+        return self
 
 
 class EvaluationSection(Section):
@@ -245,6 +313,7 @@ class Recipe(Section):
     name: Name
     seed: int = Field(0, ge=0)
     run: RunSection = RunSection()
+    store: StoreSection = StoreSection()
     prepare: PrepareSection | None = None
     data: DataSection
     policy: PolicySection
@@ -252,6 +321,7 @@ class Recipe(Section):
     sampler: SamplerSection = SamplerSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
     prior: PriorSection = PriorSection()
+    logprobs: LogprobsSection = LogprobsSection()
     objective: ObjectiveSection = ObjectiveSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     learner: LearnerSection = LearnerSection()
@@ -259,10 +329,17 @@ class Recipe(Section):
     timeouts: TimeoutsSection = TimeoutsSection()
     ray: RaySection = RaySection()
 
+    def logprob_scorers(self) -> list[str]:
+        """The names of the scorers that compute log-probabilities, on the prior's replicas."""
+        return ["prior", "proposal"] if self.logprobs.proposal == "recomputed" else ["prior"]
+
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        if "prior" in self.scorers:
-            raise ValueError("scorers.prior: `prior` is the name of the prior's log-probabilities; choose another")
+        for name in ("prior", "proposal"):
+            if name in self.scorers:
+                raise ValueError(
+                    f"scorers.{name}: `{name}` is the name of the {name}'s log-probabilities; choose another"
+                )
         reward = self.scorers.get(self.objective.reward)
         if reward is None:
             raise ValueError(
@@ -279,6 +356,46 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_learner_can_hold_the_policy(self) -> Self:
+        policy, stage = self.policy, self.learner.zero_stage
+        if policy.quantization is not None and stage == 3:
+            raise ValueError(
+                f"policy.quantization={policy.quantization} and learner.zero_stage=3 do not go together: DeepSpeed "
+                f"cannot partition 4-bit weights; set zero_stage=2"
+            )
+        if policy.method == "full" and policy.dtype == "bfloat16" and stage == 0:
+            raise ValueError(
+                "policy.method=full in bfloat16 needs a float32 copy of the weights, which ZeRO keeps: set "
+                "learner.zero_stage=1 or more (one rank is enough), or policy.dtype=float32"
+            )
+        if policy.method == "full" and policy.dtype == "bfloat16" and self.learner.offload_optimizer and stage < 3:
+            raise ValueError(
+                "learner.offload_optimizer=true with policy.method=full in bfloat16 needs learner.zero_stage=3 (one "
+                "rank is enough): DeepSpeed's stages 1 and 2 do not recover there from a gradient that is not finite"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputes_what_was_sampled_from(self) -> Self:
+        if self.logprobs.proposal == "recomputed" and self.sampling.temperature != 1:
+            raise ValueError(
+                f"logprobs.proposal=recomputed computes the model's own distribution, but sampling.temperature="
+                f"{self.sampling.temperature} samples from another; set temperature=1, or logprobs.proposal=sampler"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_groups_to_train_on(self) -> Self:
+        if self.sampler.replicas == 0 and self.store.uri is None:
+            raise ValueError(
+                "sampler.replicas=0 samples nothing, so that training needs the groups of an existing store; set "
+                "store.uri to it, or to the directory of its run"
+            )
+        if self.store.replay and self.sampler.replicas:
+            raise ValueError("store.replay trains what a store records; set sampler.replicas=0")
+        return self
+
+    @model_validator(mode="after")
     def _one_round_fills_a_batch(self) -> Self:
         algorithm = self.algorithm
         if algorithm.batch_prompts > algorithm.prompts_per_round:
@@ -291,6 +408,7 @@ class Recipe(Section):
 
 OPERATIONAL = (
     "run.*",
+    "store.uri",
     "ray.*",
     "timeouts.*",
     "prepare.cache",
@@ -303,9 +421,18 @@ OPERATIONAL = (
     "scorers.*.replicas",
     "scorers.*.gpus",
     "scorers.*.cpus",
+    "learner.ranks",
     "learner.gpus",
     "learner.cpus",
+    "learner.threads",
+    "learner.zero_stage",
+    "learner.offload_optimizer",
+    "learner.activation_checkpointing",
+    "learner.micro_batch_tokens",
+    "learner.max_skipped_in_a_row",
+    "logprobs.gap_warning",
     "learner.checkpoint_steps",
     "learner.keep_checkpoints",
 )
-"""Settings that change how fast a run goes, but not what it learns: they may differ when a run is resumed."""
+"""Settings that change how a run is computed, but not what it learns, but for the rounding of floats: they may differ
+when a run is resumed."""

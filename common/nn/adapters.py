@@ -2,10 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from common.config.recipe import AdapterSection
 from common.errors import UserError
+from common.nn.sources import local_directory
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -43,6 +45,46 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     return peft_model
 
 
+def find_adapter(source: str) -> Path:
+    """The directory of an adapter, fetched first if `source` is a hub id.
+
+    Raises:
+        UserError: there is no such directory or repository.
+    """
+    return local_directory(source, "The adapter", [CONFIG, WEIGHTS])
+
+
+def read_adapter_config(directory: Path) -> LoraConfig:
+    """Read an adapter's configuration.
+
+    Raises:
+        UserError: there is none, or it is not that of a LoRA adapter which training and vLLM can go on with.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"The adapter in {directory} could not be loaded: {_first_line(error)}") from error
+    if not isinstance(config, LoraConfig):
+        raise UserError(f"The adapter in {directory} is of type {config.peft_type}; only LoRA adapters are supported.")
+    unsupported = {
+        "use_dora": config.use_dora,
+        "modules_to_save": config.modules_to_save,
+        "trainable_token_indices": config.trainable_token_indices,
+        "layer_replication": config.layer_replication,
+        "a rank above 512": config.r > 512,
+        "bias": config.bias != "none",
+        # PiSSA and its like change the base weights too when such an adapter is attached.
+        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian"),
+    }
+    found = [name for name, is_set in unsupported.items() if is_set]
+    if found:
+        raise UserError(
+            f"The adapter in {directory} uses {', '.join(found)}, which vLLM cannot sample from; merge it into the "
+            f"model instead."
+        )
+    return config
+
+
 def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:
     """Attach a saved adapter.
 
@@ -54,12 +96,14 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     Raises:
         UserError: the directory holds no adapter, or one of another model.
     """
+    config = read_adapter_config(directory)
+    config.lora_dropout = 0.0
+    config.inference_mode = not trainable
     try:
         saved = load_file(directory / WEIGHTS)
-        peft_model = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable)
+        peft_model = PeftModel.from_pretrained(model, str(directory), config=config, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The adapter in {directory} could not be loaded: {reason}") from error
+        raise UserError(f"The adapter in {directory} could not be loaded: {_first_line(error)}") from error
     # PEFT only warns about these, and leaves missing weights at random values.
     differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
     if differing:
@@ -70,12 +114,17 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     return peft_model
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
+def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the adapter's two files into a directory that exists; the same weights give the same bytes.
 
     PEFT's own `save_pretrained` writes the target modules in the order of a set: another one in each process.
+
+    Args:
+        model: with its adapter.
+        directory: where the files go.
+        weights: the adapter's, by parameter name, where the model itself has only a part of them (ZeRO-3).
     """
-    weights = get_peft_model_state_dict(model)
+    weights = get_peft_model_state_dict(model, state_dict=weights)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     settings = model.active_peft_config.to_dict() | {"inference_mode": True}
@@ -106,3 +155,7 @@ def _initialise(model: PeftModel, seed: int) -> None:
             value = torch.empty(weight.shape, dtype=torch.float32)
             nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
             weight.copy_(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -7,18 +7,23 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from common.errors import UserError
 from common.nn.sources import is_local
 
 Dtype = Literal["float32", "bfloat16"]
+Quantization = Literal["nf4"]
 
 
-def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu") -> PreTrainedModel:
+def load_causal_lm(
+    source: str, dtype: Dtype, device: str | torch.device = "cpu", quantization: Quantization | None = None
+) -> PreTrainedModel:
     """Load a causal language model for exact log-probabilities: eval mode, no dropout, no cache.
 
     Dropout is removed, not only switched off, so that a later `train()` (gradient checkpointing needs it)
@@ -26,15 +31,17 @@ def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu"
 
     Args:
         source: HF directory, read without any network, or hub id.
-        dtype: of the weights.
+        dtype: of the weights, and of the computation with those that are quantised.
         device: where they go.
+        quantization: nf4: the linear layers but the output layer in 4 bits, doubly quantised.
 
     Raises:
-        UserError: the directory is missing, holds no causal language model or not all of its weights, or the
-            model computes logits in a way that `common.nn.logprobs` does not reproduce.
+        UserError: the directory is missing, holds no causal language model or not all of its weights, one that is
+            quantised already, or the model computes logits in a way that `common.nn.logprobs` does not reproduce.
     """
     local = is_local(source, "The language model")
     config = load_config(source)
+    _refuse_quantized(config, source)
     _remove_dropout(config)
     config.use_cache = False
     try:
@@ -44,13 +51,34 @@ def load_causal_lm(source: str, dtype: Dtype, device: str | torch.device = "cpu"
             dtype=getattr(torch, dtype),
             local_files_only=local,
             output_loading_info=True,
+            **_placement(dtype, device, quantization),
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"No language model could be loaded from {source}: {_first_line(error)}") from error
     _refuse_incomplete(report, source)
-    model = model.to(device).eval()
+    model.eval()
+    if is_deepspeed_zero3_enabled():
+        _restore_buffers(model)
+        return model  # partitioned: no forward pass before DeepSpeed's engine stands
+    if quantization is None:
+        model.to(device)
+    else:
+        _compute_alike(model)
     _check_logits(model, source)
     return model
+
+
+def _placement(dtype: Dtype, device: str | torch.device, quantization: Quantization | None) -> dict[str, Any]:
+    """What `from_pretrained` must be told; quantised weights cannot be moved afterwards."""
+    if quantization is None:
+        return {}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def load_config(source: str) -> PreTrainedConfig:
@@ -120,6 +148,26 @@ def context_length(config: PreTrainedConfig) -> int:
     return length
 
 
+def _compute_alike(model: PreTrainedModel) -> None:
+    """Switch off the path that bitsandbytes takes on CPUs where no gradient is needed.
+
+    It rounds the scales of the weights to bfloat16, so that prior and policy would differ.
+    """
+    from bitsandbytes.nn import Linear4bit  # seconds, which only quantised models need
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _refuse_quantized(config: PreTrainedConfig, source: str) -> None:
+    if hasattr(config, "quantization_config"):
+        raise UserError(
+            f"The model in {source} is quantised already; give the one it was made from, and set "
+            f"policy.quantization=nf4 to train it in 4 bits."
+        )
+
+
 def _remove_dropout(config: PreTrainedConfig) -> None:
     # The names differ: attention_dropout, hidden_dropout (NeoX), resid_pdrop, embd_pdrop, attn_pdrop (GPT-J).
     for name, value in config.to_dict().items():
@@ -133,6 +181,16 @@ def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
     if missing:
         names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"The model in {source} lacks {len(missing)} of its weights: {names}")
+
+
+def _restore_buffers(model: PreTrainedModel) -> None:
+    """Compute constants (rotary frequencies) in float32 again, which DeepSpeed rounds where it partitions weights."""
+    for module in model.modules():
+        rounded = [name for name, value in module.named_buffers(recurse=False) if value.dtype == torch.bfloat16]
+        for name in rounded:
+            module.register_buffer(name, module.get_buffer(name).float(), persistent=False)
+        if rounded:
+            model._init_weights(module)  # leaves weights that were loaded as they are
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from common.errors import UserError
 
 
@@ -23,3 +25,23 @@ def is_local(source: str, what: str) -> bool:
     if path.is_absolute() or source.startswith((".", "~")) or len(path.parts) > 2:
         raise UserError(f"{what}: the directory {source} does not exist.")
     return False
+
+
+def local_directory(source: str, what: str, patterns: list[str]) -> Path:
+    """The directory that holds a source's files, fetched from the hub first if `source` is a hub id.
+
+    Args:
+        source: a directory or a hub id.
+        what: what is looked for, to name in the error.
+        patterns: names of the files that are wanted, such as "*.json".
+
+    Raises:
+        UserError: there is no such directory, and no such repository on the hub.
+    """
+    if is_local(source, what):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{what}: {source} could not be fetched from the hub: {reason}") from error

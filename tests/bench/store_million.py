@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from rich.console import Console
+
+from common.config.recipe import AlgorithmSection
 from common.storage.compaction import remove_superseded
 from common.store import SampleStore
+from deploy.draws import StoredGroups
+from deploy.rounds import Rounds
+from deploy.tracking import Tracker
 from tests.bench import store_rows
 
 RUN = "million"
@@ -26,7 +32,7 @@ STEP_GROUPS = 64
 def build(root: Path, groups: int) -> None:
     """Append leases, their scores, and a step for each, as a run does; but nothing waits for the disk."""
     at_once = functools.partial(remove_superseded, grace=0.0)
-    with mock.patch("os.fsync"), mock.patch("common.storage.opening.remove_superseded", at_once):
+    with mock.patch("os.fsync"), mock.patch("common.store.remove_superseded", at_once):
         store = SampleStore(root, RUN)
         for number, first in enumerate(range(0, groups, LEASE), start=1):
             names = store_rows.ids(first, min(LEASE, groups - first))
@@ -63,18 +69,21 @@ def opened(root: Path) -> dict[str, float]:
 
 
 def resumed(root: Path) -> dict[str, float]:
-    """What a run does with its store before it goes on: recount its steps, and find what is ready and what is not."""
+    """What a run does with its store before it goes on: count, rewrite the metrics, find what is ready."""
+    algorithm = AlgorithmSection(rounds=1, prompts_per_round=1, updates_per_round=1, batch_prompts=1)
 
     def resume() -> None:
         store = SampleStore(root, RUN)
-        assert sum(len(row["group_ids"]) for row in store.steps()) == store.counts()["groups"]
+        tracker = Tracker(algorithm, root.parent / "metrics.jsonl", root.parent / "board", Console(quiet=True))
+        tracker.recovered(store)
+        tracker.close()
         missing = {group for scorer in SCORERS for group in store.unscored(scorer)}
         index = store.index()
+        rounds = Rounds(algorithm, StoredGroups(index), 0)
         columns = (index[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
-        ready = {
-            (round_, prompt): group for round_, prompt, group in zip(*columns, strict=True) if group not in missing
-        }
-        assert len(ready) == store.counts()["groups"]
+        for round_, prompt_id, group in zip(*columns, strict=True):
+            if group not in missing:
+                rounds.add(round_, prompt_id, group)
 
     _, seconds = _timed(resume)
     return {"resume_seconds": seconds, "resume_mb": _resident_mb()}

@@ -4,6 +4,7 @@ import pytest
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from common.schemas import PRIOR
 from deploy.cluster import ray_cluster, required_resources
 from tests.unit.factories import recipe_settings
 
@@ -13,7 +14,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     recipe = Recipe.model_validate(recipe_settings(ray={"address": f"127.0.0.1:{port}"}))
-    with pytest.raises(UserError, match=f"No Ray cluster answers at 127.0.0.1:{port}"), ray_cluster(recipe):
+    with pytest.raises(UserError, match=f"No Ray cluster answers at 127.0.0.1:{port}"), ray_cluster(recipe, ["reward"]):
         pass
 
 
@@ -21,4 +22,6 @@ def test_what_the_services_reserve_is_summed_over_replicas() -> None:
     recipe = Recipe.model_validate(
         recipe_settings(sampler={"replicas": 3, "cpus": 2, "gpus": 1}, learner={"cpus": 0.5, "ranks": 2, "gpus": 1})
     )
-    assert required_resources(recipe) == {"CPU": 3 * 2 + 1 + 2 * 0.5 + 1, "GPU": 3 + 2}
+    everyone = required_resources(recipe, [PRIOR, "reward"])
+    assert everyone == {"CPU": 3 * 2 + 1 + 2 * 0.5 + 1, "GPU": 3 + 2}
+    assert required_resources(recipe, []) == {"CPU": 3 * 2 + 2 * 0.5, "GPU": 3 + 2}

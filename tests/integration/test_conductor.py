@@ -5,6 +5,7 @@ which order it commits, and what a second start makes of an interruption.
 """
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,10 +20,14 @@ from common.leases import Lease, Prompt
 from common.schemas import GROUPS, PRIOR, batch_from_rows
 from common.store import SampleStore
 from deploy.conductor import Conductor
+from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation
-from deploy.rounds import LeasePlan, Rounds
+from deploy.lease_plan import LeasePlan
+from deploy.rounds import Rounds
 from deploy.services import ActorLostError, Pool, Services
 from deploy.tracking import Tracker
+from deploy.work import Work
+from learner.step_report import StepReport
 from tests.unit.factories import group, recipe_settings, scores
 
 TRAIN = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(24)]
@@ -37,8 +42,9 @@ class PowerCut(Exception):
 class World:
     """What outlives a crash: the learner's checkpoint; and when the next crash comes."""
 
-    def __init__(self, crash_at: int | None = None) -> None:
+    def __init__(self, crash_at: int | None = None, last_step: int = ROUNDS * STEPS_A_ROUND) -> None:
         self.calls = 0
+        self.last_step = last_step
         self.crash_at = crash_at
         self.saved = 0
         self.published: list[int] = []
@@ -90,12 +96,15 @@ class StandInLearner:
         if method == "train_step":
             assert arguments[0] == self.step + 1
             self.step += 1
-            return {"loss": 1.0, "tokens": 10.0}
+            return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
         if method == "save":
+            _step, kept = arguments
+            assert kept and all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)
             self.world.saved = self.step
         else:
             version, step = arguments
-            assert step == self.world.saved == version * STEPS_A_ROUND, "published without its checkpoint"
+            ends = min(version * STEPS_A_ROUND, self.world.last_step)
+            assert step == self.world.saved == ends, "published without its checkpoint"
             self.world.published.append(version)
         return None
 
@@ -122,9 +131,11 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     )
     tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(store)
-    conductor = Conductor(
-        recipe, store, Rounds(recipe.algorithm, TRAIN, 0), plan, evaluation, tracker, cast(Services, services)
-    )
+    draws = DrawnPrompts(recipe.algorithm, TRAIN, 0)
+    scorers = [PRIOR, "reward"]
+    leases = TrainingLeases(recipe.algorithm, draws, plan, n=2)
+    work = Work(store, Rounds(recipe.algorithm, draws, 0), scorers, scorers, leases, evaluation)
+    conductor = Conductor(recipe, work, tracker, cast(Services, services))
     try:
         asyncio.run(asyncio.wait_for(conductor.run(), 20))
     finally:
@@ -248,3 +259,22 @@ def test_a_call_that_loses_its_replica_each_time_stops_the_run(tmp_path: Path, m
     with pytest.raises(PipelineError, match=r"3 times: sampler-0 gave no answer .*sampler-0\.log") as stopped:
         asyncio.run(started_call(subject))
     assert not isinstance(stopped.value, ActorLostError)
+
+
+def test_a_start_reads_no_group_that_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a million groups in the store, a resumed run looks at its index, and at the few that lack scores."""
+    world = crash_after_step(tmp_path, 6)
+    read: list[str] = []
+    batches = SampleStore.batches
+
+    def recording(store: SampleStore, **selection: Any) -> Iterator[pa.RecordBatch]:
+        for batch in batches(store, **selection):
+            read.extend(batch["group_id"].to_pylist())
+            yield batch
+
+    store = SampleStore(tmp_path / "store", "run")
+    complete = set(store.group_ids) - set(store.unscored("reward")) - set(store.unscored(PRIOR))
+    assert len(complete) >= 16
+    monkeypatch.setattr(SampleStore, "batches", recording)
+    start(tmp_path, world, 0)
+    assert not complete & set(read)

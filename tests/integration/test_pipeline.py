@@ -7,9 +7,9 @@ import torch
 
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm, load_tokenizer
-from common.nn.logprobs import token_logprobs
+from common.nn.logprobs import SequenceLogprobs, request_of
 from common.policies import PolicyRegistry
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from tests.integration.pipeline_runs import (
     FinishedRun,
     command,
@@ -67,12 +67,12 @@ def test_sampler_and_learner_agree_on_every_token(uninterrupted: FinishedRun) ->
     worst, tokens = 0.0, 0
     for version in (0, 1):
         model = load_causal_lm(policy_directory(uninterrupted), "float32")
-        model = load_adapter(model, registry.verify(version).path)
+        logprobs = SequenceLogprobs(load_adapter(model, registry.verify(version).path))
         rows = store.groups(list(store.group_ids)).to_pylist()
         for row in [row for row in rows if row["proposal_version"] == version][:6]:
             ids = [output["token_ids"] for output in row["outputs"]]
             with torch.no_grad():
-                ours = token_logprobs(model, row["prompt_token_ids"], ids)
+                ours = logprobs.token_logprobs([request_of(row["prompt_token_ids"], ids)])
             for output, mine in zip(row["outputs"], ours, strict=True):
                 theirs = torch.tensor(output["token_logprobs"])
                 worst = max(worst, float((theirs - mine).abs().max()))
@@ -168,3 +168,19 @@ def test_overlapped_mode_keeps_the_staleness_bound(tmp_path: Path) -> None:
     assert staleness <= {0, 1} and 1 in staleness
     assert sorted(trained_groups(overlapped)) == sorted(store.group_ids)
     assert len(rows) == 48
+
+
+@pytest.mark.timeout(400)
+def test_recomputed_proposals_are_the_sampler_s_to_rounding(tmp_path: Path) -> None:
+    short = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.updates_per_round=2"]
+    finished = run(tmp_path / "run", "logprobs.proposal=recomputed", *short)
+    store = finished.store()
+    ids = list(store.group_ids)
+    recomputed = store.scores(ids, PROPOSAL)["values"].to_pylist()
+    for row, values in zip(store.groups(ids).to_pylist(), recomputed, strict=True):
+        sampled = [sum(output["token_logprobs"]) for output in row["outputs"]]
+        assert values == pytest.approx(sampled, abs=2e-3)
+    assert {row["proposal_version"] for row in store.groups(ids).to_pylist()} == {0, 1}
+    steps = [row["metrics"] for row in store.steps()]
+    assert len(steps) == 4
+    assert all(0 < metrics["sampler_gap_max"] < 1e-4 for metrics in steps)

@@ -1,11 +1,13 @@
 """The learner's engine on torch alone: what DeepSpeed's must be equal to, and what unit tests train with."""
 
-import copy
 import math
+from contextlib import nullcontext
 
 import torch
 
-from learner.engine_protocol import OptimizerState
+from learner.engine_protocol import ParameterState
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class PlainEngine:
@@ -13,9 +15,10 @@ class PlainEngine:
 
     rank = 0
     ranks = 1
+    can_discard = True
 
     def __init__(self, module, settings):
-        self.module = module
+        self.module = module.train(settings.activation_checkpointing)
         self.max_grad_norm = settings.max_grad_norm
         self.parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.optimizer = torch.optim.AdamW(
@@ -26,6 +29,10 @@ class PlainEngine:
         )
         self.forward_passes = 0
         self.complete = False
+
+    @staticmethod
+    def loading(settings, dtype):
+        return nullcontext()
 
     def logprobs(self, requests):
         self.forward_passes += 1
@@ -49,23 +56,34 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return norm
 
+    def discard_gradient(self):
+        self.complete = False
+        self.optimizer.zero_grad()
+
     def sum_over_ranks(self, values):
         return values.clone()
 
     def gather(self, value):
         return [value]
 
-    def optimizer_state(self):
-        states = self.optimizer.state
-        if not states:
-            return OptimizerState(0, {})
-        moments = {
-            name: {key: states[value][key].clone() for key in ("exp_avg", "exp_avg_sq")}
-            for name, value in self.parameters.items()
-        }
-        return OptimizerState(int(next(iter(states.values()))["step"]), moments)
+    def weights(self):
+        for name, value in self.parameters.items():
+            yield name, value.detach().clone()
 
-    def load_optimizer_state(self, state):
-        for name, moments in state.moments.items():
-            own = {"step": torch.tensor(float(state.updates)), **copy.deepcopy(moments)}
-            self.optimizer.state[self.parameters[name]] = own
+    def updates(self):
+        states = self.optimizer.state
+        return int(next(iter(states.values()))["step"]) if states else 0
+
+    def parameter_states(self):
+        for name, value in self.parameters.items():
+            moments = {key: self.optimizer.state[value][key].clone() for key in MOMENTS} if self.updates() else None
+            yield name, ParameterState(value.detach().float(), moments)
+
+    @torch.no_grad()
+    def load_parameter_states(self, updates, state_of):
+        for name, value in self.parameters.items():
+            state = state_of(name)
+            value.copy_(state.weight)
+            if state.moments:
+                own = {key: moment.to(value.dtype) for key, moment in state.moments.items()}
+                self.optimizer.state[value] = {"step": torch.tensor(float(updates)), **own}

@@ -10,7 +10,7 @@ from common.config.recipe import AdapterSection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
 from common.nn.causal_lm import check_tokenizer, context_length, load_causal_lm, load_tokenizer
-from common.nn.logprobs import group_logprobs
+from tests.unit.logprob_calls import group_logprobs
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj, gptj_config, llama, save
 
 ADAPTER = AdapterSection(r=4, alpha=8)  # all seven linear layers

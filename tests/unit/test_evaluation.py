@@ -8,7 +8,7 @@ from common.leases import Prompt
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.evaluation import Evaluation
-from deploy.rounds import LeasePlan
+from deploy.lease_plan import LeasePlan
 from tests.unit.factories import groups, output, recipe_settings, scores
 
 PROMPTS = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(4)]
@@ -37,6 +37,7 @@ def record(subject: Evaluation, version: int, rewards: list[float | None], prior
         scores("reward", {name: [reward] for name, reward in zip(ids, rewards, strict=True)}, gold_value=1.0)
     )
     subject.store.append_scores(scores(PRIOR, {name: [prior] for name in ids}, gold_value=None))
+    subject.scored(ids)
 
 
 def test_figures_are_those_of_the_stored_groups(tmp_path: Path) -> None:
@@ -74,8 +75,47 @@ def test_the_best_version_has_most_wins_and_then_the_higher_reward(tmp_path: Pat
 def test_each_result_is_reported_once_and_only_when_complete(tmp_path: Path) -> None:
     subject = evaluation(tmp_path)
     ids = subject.group_ids("validation", 0)
+    assert [lease.group_ids for lease in subject.leases("validation", 0)] == [tuple(ids[:2]), tuple(ids[2:])]
     subject.store.append_groups(groups(*ids))
-    assert list(subject.newly_complete()) == []
+    assert subject.leases("validation", 0) == []
+    assert list(subject.newly_complete()) == [] and not subject.is_complete("validation", 0)
     record(subject, 0, [1.0] * 4)
     assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
     assert list(subject.newly_complete()) == []
+
+
+def test_the_best_so_far_and_what_is_not_evaluated_yet_may_turn_out_the_best(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    assert subject.candidates(0) == [0]
+    record(subject, 0, [2.0, 0.0, 0.0, 0.0])
+    assert subject.candidates(2) == [0]
+    assert subject.candidates(3) == [0, 3]
+    record(subject, 3, [2.0, 2.0, 0.0, 0.0])
+    assert subject.candidates(4) == [3, 4]
+
+
+def test_what_an_earlier_start_has_completed_is_reported_too(tmp_path: Path) -> None:
+    record(evaluation(tmp_path), 0, [1.0] * 4)
+    subject = evaluation(tmp_path)
+    assert subject.leases_after(0)  # the prior's test outputs; validation is complete
+    assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
+
+
+def test_the_store_is_asked_once_for_each_group_and_then_only_for_what_was_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is asked whether all is complete: at each lease of training, for each version."""
+    subject = evaluation(tmp_path)
+    asked: list[str] = []
+    has_score = SampleStore.has_score
+
+    def counting(store: SampleStore, group: str, scorer: str) -> bool:
+        asked.append(group)
+        return has_score(store, group, scorer)
+
+    monkeypatch.setattr(SampleStore, "has_score", counting)
+    for _ in range(100):
+        assert not subject.is_complete("validation", 3)
+        assert list(subject.newly_complete()) == []
+        subject.scored(["a training group"])
+    assert len(asked) == len(PROMPTS)  # the first scorer's answer is enough for a group without scores

@@ -17,10 +17,20 @@ def test_the_newest_is_found_and_only_the_last_are_kept(checkpoints):
     assert checkpoints.newest() is None
     for step in (5, 10, 100, 20):
         checkpoints.save(step, write(str(step)))
+        checkpoints.remove_old()
     newest = checkpoints.newest()
     assert newest.step == 100
     assert (newest.path / "state").read_text() == "100"
     assert sorted(path.name for path in checkpoints.root.iterdir()) == ["step-000020", "step-000100"]
+
+
+def test_a_checkpoint_that_is_asked_for_is_kept_besides(checkpoints):
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, write(str(step)))
+        checkpoints.remove_old(kept_steps=[1, 4])
+    assert [step for step in range(6) if checkpoints.has(step)] == [1, 3, 4]
+    checkpoints.remove_old(kept_steps=[9])
+    assert [step for step in range(6) if checkpoints.has(step)] == [3, 4]
 
 
 def test_a_failed_save_leaves_nothing(checkpoints):

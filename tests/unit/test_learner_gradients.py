@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from common.config.recipe import LearnerSection, ObjectiveSection
+from common.nn.packing import TokenBudget
 from learner.batches import group_batch
 from learner.gradients import accumulate_gradient
 from learner.objectives.brain import brain
@@ -35,7 +36,7 @@ def loss(values):
 
 def gradient(record_batch, max_tokens):
     engine = PlainEngine(BigramPolicy(), LearnerSection())
-    result = accumulate_gradient(engine, group_batch(record_batch), loss, max_tokens)
+    result = accumulate_gradient(engine, group_batch(record_batch), loss, TokenBudget(max_tokens, packed=False))
     return engine.module.table.grad, result, engine
 
 

@@ -1,6 +1,11 @@
+from common.nn.packing import TokenBudget
 from learner.batches import group_batch
 from learner.partition import Part, plan
 from tests.unit.train_batches import train_batch, train_row
+
+
+def padded(max_tokens):
+    return TokenBudget(max_tokens, packed=False)
 
 
 def batch_of(*sizes, prompt=4, length=6):
@@ -12,13 +17,13 @@ def batch_of(*sizes, prompt=4, length=6):
 
 
 def test_groups_share_a_micro_batch_while_there_is_room():
-    assert plan(batch_of(2, 2, 2), ranks=1, max_tokens=40) == [
+    assert plan(batch_of(2, 2, 2), ranks=1, budget=padded(40)) == [
         [[[Part(0, [0, 1]), Part(1, [0, 1])]], [[Part(2, [0, 1])]]]
     ]
 
 
 def test_a_group_beyond_the_budget_is_split_and_stays_alone():
-    assert plan(batch_of(2, 5, 2), ranks=1, max_tokens=25) == [
+    assert plan(batch_of(2, 5, 2), ranks=1, budget=padded(25)) == [
         [
             [[Part(0, [0, 1])]],
             [[Part(1, [0, 1])], [Part(1, [2, 3])], [Part(1, [4])]],
@@ -28,7 +33,7 @@ def test_a_group_beyond_the_budget_is_split_and_stays_alone():
 
 
 def test_an_output_beyond_the_budget_goes_alone():
-    assert plan(batch_of(2), ranks=1, max_tokens=1) == [[[[Part(0, [0])], [Part(0, [1])]]]]
+    assert plan(batch_of(2), ranks=1, budget=padded(1)) == [[[[Part(0, [0])], [Part(0, [1])]]]]
 
 
 def test_only_valid_outputs_of_trained_prompts_are_computed():
@@ -38,17 +43,27 @@ def test_only_valid_outputs_of_trained_prompts_are_computed():
             train_row("some", outputs=[[1], [2], [3]], rewards=[1.0, None, 2.0]),
         )
     )
-    assert plan(batch, ranks=1, max_tokens=100) == [[[[Part(1, [0, 2])]]]]
+    assert plan(batch, ranks=1, budget=padded(100)) == [[[[Part(1, [0, 2])]]]]
 
 
 def test_ranks_take_contiguous_shares_of_what_is_trained():
-    shares = plan(batch_of(2, 1, 2, 2, 2), ranks=2, max_tokens=20)
+    shares = plan(batch_of(2, 1, 2, 2, 2), ranks=2, budget=padded(20))
     assert [[part.group for unit in share for micro in unit for part in micro] for share in shares] == [
         [0, 2],
         [3, 4],
     ]
 
 
+def test_shares_are_equal_in_tokens_not_in_groups():
+    shares = plan(batch_of(2, 2, 2, 6), ranks=2, budget=padded(100))
+    assert [[part.group for unit in share for micro in unit for part in micro] for share in shares] == [[0, 1, 2], [3]]
+
+
+def test_packed_groups_pay_for_their_prompt_once():
+    packed = TokenBudget(20, packed=True)  # a prompt of 4, and 5 tokens an output: its last predicts nothing
+    assert plan(batch_of(3, 1, 2), ranks=1, budget=packed) == [[[[Part(0, [0, 1, 2])]], [[Part(2, [0, 1])]]]]
+
+
 def test_more_ranks_than_groups():
-    assert plan(batch_of(2), ranks=3, max_tokens=100) == [[[[Part(0, [0, 1])]]], [], []]
-    assert plan(batch_of(1), ranks=2, max_tokens=100) == [[], []]
+    assert plan(batch_of(2), ranks=3, budget=padded(100)) == [[], [[[Part(0, [0, 1])]]], []]
+    assert plan(batch_of(1), ranks=2, budget=padded(100)) == [[], []]

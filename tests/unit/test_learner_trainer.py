@@ -1,21 +1,20 @@
 import math
-import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
+import transformers
 
 from common.config.recipe import Recipe
-from common.errors import PipelineError, UserError
+from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import group_logprobs
 from common.policies import PolicyRegistry
-from learner.randomness import random_state, seed_all, set_random_state
-from learner.trainer import Trainer, learning_rate
+from learner.trainer import Trainer
+from learner.training_state import SavedParameters
 from tests.unit import tiny_models
 from tests.unit.factories import recipe_settings
+from tests.unit.logprob_calls import group_logprobs
 from tests.unit.plain_engine import PlainEngine
 from tests.unit.train_batches import gappy_batch, train_batch, train_row
 
@@ -68,7 +67,7 @@ def test_training_raises_the_probability_of_what_is_rewarded(trainer, model_dir,
     prior = load_causal_lm(str(model_dir), "float32")
     before = group_logprobs(prior, [7, 8], [[1, 2], [3, 4]]).detach()
     row |= {"proposal_logprobs": before.tolist(), "prior_logprobs": before.tolist()}
-    losses = [trainer.train_step(step, train_batch(row))["loss"] for step in range(1, 31)]
+    losses = [trainer.train_step(step, train_batch(row)).metrics["loss"] for step in range(1, 31)]
     trainer.publish(1, 30)
     policy = load_adapter(prior, PolicyRegistry(tmp_path / "policies").get(1).path)
     change = group_logprobs(policy, [7, 8], [[1, 2], [3, 4]]).detach() - before
@@ -79,7 +78,7 @@ def test_training_raises_the_probability_of_what_is_rewarded(trainer, model_dir,
 
 
 def test_the_metrics_of_a_step(trainer):
-    metrics = trainer.train_step(1, gappy_batch(0))
+    metrics = trainer.train_step(1, gappy_batch(0)).metrics
     assert metrics["trained_prompts"] == 3
     assert metrics["missing_outputs"] == 2
     assert metrics["learning_rate"] == 1e-2
@@ -101,12 +100,26 @@ def test_the_gap_to_the_sampler_is_known_right_after_a_publication_only(trainer,
     sampled = [exact[0].item() + 0.02, exact[1].item()]
     row = train_row("a", prompt=[7, 8], outputs=[[1, 2], [3]], proposal_logprobs=sampled)
     other = train_row("b", proposal_version=7)
-    metrics = trainer.train_step(1, train_batch(row, other))
+    metrics = trainer.train_step(1, train_batch(row, other)).metrics
     assert metrics["sampler_gap_max"] == pytest.approx(0.01, abs=1e-5)
     assert metrics["sampler_gap_mean"] == pytest.approx(0.005, abs=1e-5)
-    assert "sampler_gap_max" not in trainer.train_step(2, train_batch(row))
+    assert "sampler_gap_max" not in trainer.train_step(2, train_batch(row)).metrics
     trainer.publish(1, 2)
-    assert "sampler_gap_max" not in trainer.train_step(3, train_batch(row))
+    assert "sampler_gap_max" not in trainer.train_step(3, train_batch(row)).metrics
+
+
+def test_with_recomputed_proposals_the_gap_is_known_at_every_step_and_a_wide_one_is_named(model_dir, tmp_path):
+    settings = recipe(model_dir).model_dump() | {"logprobs": {"proposal": "recomputed", "gap_warning": 0.05}}
+    trainer = Trainer(Recipe.model_validate(settings), tmp_path, PlainEngine)
+    trainer.start()
+    near = train_row("a", outputs=[[1, 2], [3]], proposal_logprobs=[-3.0, -3.0], sampler_logprobs=[-3.04, -3.0])
+    report = trainer.train_step(1, train_batch(near))
+    assert report.metrics["sampler_gap_max"] == pytest.approx(0.02, abs=1e-5)
+    assert report.notes == []
+    (note,) = trainer.train_step(2, train_batch(near | {"sampler_logprobs": [-3.4, -3.0]})).notes
+    assert note.startswith(
+        "WARNING: step 2: sampler and learner differ by 0.1 nats a token (logprobs.gap_warning is 0.05)"
+    )
 
 
 def test_steps_out_of_turn_are_refused(trainer):
@@ -123,20 +136,114 @@ def test_steps_out_of_turn_are_refused(trainer):
 def test_a_batch_that_trains_nothing_is_a_step_that_changes_nothing(trainer):
     trainer.train_step(1, gappy_batch(0))
     before = trainer.publish(1, 1)
-    metrics = trainer.train_step(2, train_batch(train_row("a", rewards=[1.0, None])))
+    metrics = trainer.train_step(2, train_batch(train_row("a", rewards=[1.0, None]))).metrics
     assert (metrics["trained_prompts"], metrics["skipped_prompts"]) == (0, 1)
     assert not {"loss", "grad_norm", "ess_alpha"} & metrics.keys()
     assert trainer.step == 2
     assert trainer.publish(2, 2) == before
 
 
-def test_a_loss_that_is_not_finite_names_the_groups_and_changes_nothing(trainer):
-    before = trainer.publish(0, 0)
-    bad = train_row("bad", rewards=[3e38, -3e38])
-    with pytest.raises(PipelineError, match="step 1: the loss is not finite for group bad"):
-        trainer.train_step(1, train_batch(train_row("good"), bad))
+BAD = {"rewards": [3e38, -3e38]}
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(trainer):
+    before = {name: value.detach().clone() for name, value in trainer._policy.trainable().items()}
+    report = trainer.train_step(1, train_batch(train_row("good"), train_row("bad", **BAD)))
+    assert report.metrics["skipped_step"] == 1
+    assert not {"loss", "grad_norm"} & report.metrics.keys()
+    assert all(math.isfinite(value) for value in report.metrics.values())
+    assert report.notes == ["step 1: the loss is not finite for group bad; the step is skipped (1 in a row)."]
+    assert trainer.step == 1
+    assert all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
+    assert "skipped_step" not in trainer.train_step(2, gappy_batch(0)).metrics
+    assert not all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_with_all_their_groups(model_dir, tmp_path):
+    trainer = started(model_dir, tmp_path, max_skipped_in_a_row=1)
+    bad = [train_batch(train_row(name, **BAD)) for name in ("first", "second", "third")]
+    trainer.train_step(1, bad[0])
+    trainer.train_step(2, gappy_batch(0))  # a step in between: counted anew
+    trainer.train_step(3, bad[1])
+    expected = r"2 steps in a row .* step 3: .* group second; step 4: .* group third"
+    with pytest.raises(PipelineError, match=expected) as end:
+        trainer.train_step(4, bad[2])
+    assert "learner.max_skipped_in_a_row is 1" in str(end.value)
+    assert trainer.step == 3
+
+
+def test_skipped_steps_are_counted_across_a_resume(model_dir, tmp_path):
+    first = started(model_dir, tmp_path, max_skipped_in_a_row=1)
+    first.train_step(1, train_batch(train_row("first", **BAD)))
+    first.save(1)
+    second = started(model_dir, tmp_path, max_skipped_in_a_row=1)
+    with pytest.raises(PipelineError, match=r"group first.* group second"):
+        second.train_step(2, train_batch(train_row("second", **BAD)))
+
+
+class ForgetfulEngine(PlainEngine):
+    """Runs out of memory above a number of tokens, with part of the gradient done."""
+
+    room = 30
+
+    def logprobs(self, requests):
+        tokens = sum(self.module.budget(1).tokens(len(prompt), list(map(len, ids))) for prompt, ids in requests)
+        values = super().logprobs(requests)
+        if tokens > self.room and torch.is_grad_enabled():
+            values.sum().backward()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And so on.")
+        return values
+
+
+def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(model_dir, tmp_path):
+    small = started(model_dir, tmp_path / "small", micro_batch_tokens=25)
+    large = Trainer(recipe(model_dir, micro_batch_tokens=100), tmp_path / "large", ForgetfulEngine)
+    large.start()
+    for step in (1, 2):
+        expected, actual = small.train_step(step, gappy_batch(step)), large.train_step(step, gappy_batch(step))
+        assert {**actual.metrics, "seconds": 0} == {**expected.metrics, "seconds": 0}
+        if step == 1:
+            assert [note.split(" (")[0] for note in actual.notes] == [
+                "step 1: out of memory with 100 tokens a forward pass; it is taken again with 50",
+                "step 1: out of memory with 50 tokens a forward pass; it is taken again with 25",
+            ]
+    assert large.publish(1, 2) == small.publish(1, 2)
+
+
+def test_memory_that_never_suffices_ends_the_run_with_advice(model_dir, tmp_path):
+    class FullEngine(ForgetfulEngine):
+        room = 0
+
+    trainer = Trainer(recipe(model_dir, micro_batch_tokens=30), tmp_path, FullEngine)
+    trainer.start()
+    with pytest.raises(
+        PipelineError, match=r"out of memory with 30 tokens .*set learner.activation_checkpointing=true, or"
+    ):
+        trainer.train_step(1, gappy_batch(0))
+
+
+def test_where_half_a_gradient_cannot_be_forgotten_the_services_have_to_start_again(model_dir, tmp_path):
+    class OneOfMany(ForgetfulEngine):
+        can_discard = False
+
+    trainer = Trainer(recipe(model_dir, micro_batch_tokens=100), tmp_path, OneOfMany)
+    trainer.start()
+    with pytest.raises(LearnerOutOfMemoryError, match="step 1: out of memory with 100 tokens a forward pass") as error:
+        trainer.train_step(1, gappy_batch(0))
+    assert error.value.smaller == 50
     assert trainer.step == 0
-    assert trainer.publish(1, 0) == before
+
+
+def test_rows_are_padded_where_the_first_group_shows_that_packed_ones_are_wrong(model_dir, tmp_path):
+    right, wrong = started(model_dir, tmp_path / "right"), started(model_dir, tmp_path / "wrong")
+    rotary = wrong._policy.model.get_base_model().model.rotary_emb
+    stock = rotary.forward
+    rotary.forward = lambda hidden, position_ids: stock(hidden, torch.arange(position_ids.shape[1])[None])
+    expected, actual = right.train_step(1, gappy_batch(0)), wrong.train_step(1, gappy_batch(0))
+    assert actual.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=1e-4)
+    (note,) = actual.notes
+    assert note.startswith("WARNING: this model's packed rows are not used")
+    assert wrong.train_step(2, gappy_batch(1)).notes == []
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(model_dir, tmp_path):
@@ -159,7 +266,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(model_dir, tmp_path):
 def test_a_checkpoint_has_no_base_weights(trainer, tmp_path):
     trainer.train_step(1, gappy_batch(0))
     trainer.save(1)
-    names = trainer._policy.weights().keys()
+    names = SavedParameters(tmp_path / "checkpoints/step-000001").names()
     assert names
     assert all(".lora_" in name for name in names)
     size = sum(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*"))
@@ -188,20 +295,44 @@ def test_a_published_version_is_never_rewritten(trainer):
     assert trainer.publish(0, 1) == before
 
 
-def test_the_learning_rate(model_dir):
-    settings = recipe(model_dir, learning_rate=0.8, warmup_steps=4).learner
-    assert [learning_rate(step, settings) for step in (1, 2, 4, 5, 100)] == [0.2, 0.4, 0.8, 0.8, 0.8]
-    assert learning_rate(1, recipe(model_dir, learning_rate=0.8).learner) == 0.8
+def test_recomputed_activations_give_the_same_gradient(model_dir, tmp_path):
+    kept = started(model_dir, tmp_path / "kept")
+    recomputed = started(model_dir, tmp_path / "recomputed", activation_checkpointing=True)
+    passes: dict[Trainer, list[int]] = {kept: [], recomputed: []}
+    for trainer, seen in passes.items():
+        layer = trainer._policy.get_submodule("model.base_model.model.model.layers.0.mlp")
+        layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+    ours, theirs = (trainer.train_step(1, gappy_batch(0)).metrics for trainer in (recomputed, kept))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert recomputed.publish(1, 1) == kept.publish(1, 1)
+    assert len(passes[recomputed]) > len(passes[kept])  # once more in each backward pass
 
 
-def test_random_states_are_restored_through_a_file(tmp_path):
-    def draw():
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
+def test_a_model_that_cannot_recompute_is_refused(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="activation_checkpointing=true: a llama model does not support it; set false"):
+        started(model_dir, tmp_path, activation_checkpointing=True)
 
-    seed_all(3)
-    np.random.randn(3)  # leaves half of a pair behind
-    torch.save(random_state(), tmp_path / "state")
-    expected = draw()
-    assert draw() != expected
-    set_random_state(torch.load(tmp_path / "state", weights_only=True))
-    assert draw() == expected
+
+def test_full_weights_are_trained_saved_and_published(model_dir, tmp_path):
+    def full(name):
+        settings = {"policy": {"model": str(model_dir), "dtype": "float32", "method": "full"}}
+        learner = {"learning_rate": 1e-2, "micro_batch_tokens": 40}
+        trainer = Trainer(Recipe.model_validate(recipe_settings(**settings, learner=learner)), name, PlainEngine)
+        trainer.start()
+        return trainer
+
+    whole, cut = full(tmp_path / "whole"), full(tmp_path / "cut")
+    for step in (1, 2):
+        whole.train_step(step, gappy_batch(step))
+    cut.train_step(1, gappy_batch(1))
+    cut.save(1)
+    resumed = full(tmp_path / "cut")
+    resumed.train_step(2, gappy_batch(2))
+    assert resumed.publish(1, 2) == whole.publish(1, 2)
+    published = load_causal_lm(str(PolicyRegistry(tmp_path / "whole/policies").verify(1).path), "float32")
+    trained = dict(whole._policy.model.named_parameters())
+    prior = load_causal_lm(str(model_dir), "float32")
+    for name, value in published.named_parameters():
+        assert torch.equal(value, trained[name])
+        assert not torch.equal(value, prior.get_parameter(name))

@@ -1,11 +1,17 @@
 import random
+from collections import Counter
+from typing import Any, ClassVar
 
+import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.recipe import AlgorithmSection
 from common.leases import Prompt
-from deploy.rounds import LeasePlan, Rounds
+from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
+from deploy.lease_plan import LeasePlan
+from deploy.rounds import RecordedSteps, Rounds
 
 PROMPTS = [Prompt(f"p{number}", f"text {number}", (1, 2), None) for number in range(20)]
 
@@ -15,92 +21,204 @@ def algorithm(**changes: object) -> AlgorithmSection:
     return AlgorithmSection.model_validate({**base, **changes})
 
 
-def fill(rounds: Rounds, round_: int, version: int = 0) -> list[str]:
-    names = [f"r{round_}-{prompt.prompt_id}-v{version}" for prompt in rounds.prompts(round_)]
-    for prompt, name in zip(rounds.prompts(round_), names, strict=True):
-        rounds.add(round_, prompt.prompt_id, name)
-    return names
+class Drawing:
+    """Rounds over drawn prompts, with both at hand."""
 
+    def __init__(self, seed: int = 0, **changes: Any) -> None:
+        self.draws = DrawnPrompts(algorithm(**changes), PROMPTS, seed)
+        self.rounds = Rounds(algorithm(**changes), self.draws, seed)
 
-def train_round(rounds: Rounds, round_: int, steps: int) -> list[list[str]]:
-    taken: list[list[str]] = []
-    for _ in range(steps):
-        batch = rounds.next_batch(round_, taken)
-        assert batch is not None
-        taken.append(batch)
-    return taken
+    def fill(self, round_: int, version: int = 0) -> list[str]:
+        prompts = self.draws.prompts(round_)
+        names = [f"r{round_}-{prompt.prompt_id}-v{version}" for prompt in prompts]
+        for prompt, name in zip(prompts, names, strict=True):
+            self.rounds.add(round_, prompt.prompt_id, name)
+        return names
+
+    def train_round(self, round_: int, steps: int) -> list[list[str]]:
+        self.rounds.begin(round_, [])
+        return self.train(steps)
+
+    def train(self, steps: int) -> list[list[str]]:
+        taken: list[list[str]] = []
+        for _ in range(steps):
+            batch = self.rounds.next_batch()
+            assert batch is not None
+            self.rounds.take(batch)
+            taken.append(batch)
+        return taken
 
 
 def test_strict_mode_waits_for_the_whole_round() -> None:
-    rounds = Rounds(algorithm(), PROMPTS, seed=0)
-    *most, last = rounds.prompts(0)
+    drawing = Drawing()
+    drawing.rounds.begin(0, [])
+    *most, last = drawing.draws.prompts(0)
     for prompt in most:
-        rounds.add(0, prompt.prompt_id, prompt.prompt_id)
-    assert rounds.next_batch(0, []) is None
-    rounds.add(0, last.prompt_id, last.prompt_id)
-    assert rounds.next_batch(0, []) is not None
+        drawing.rounds.add(0, prompt.prompt_id, prompt.prompt_id)
+    assert drawing.rounds.next_batch() is None
+    drawing.rounds.add(0, last.prompt_id, last.prompt_id)
+    assert drawing.rounds.next_batch() is not None
 
 
 def test_one_pass_trains_every_group_of_the_round_exactly_once() -> None:
-    rounds = Rounds(algorithm(), PROMPTS, seed=0)
-    names = fill(rounds, 0)
-    trained = [name for batch in train_round(rounds, 0, 4) for name in batch]
-    assert sorted(trained) == sorted(names)
+    drawing = Drawing()
+    names = drawing.fill(0)
+    assert sorted(name for batch in drawing.train_round(0, 4) for name in batch) == sorted(names)
 
 
 def test_the_order_of_arrival_does_not_matter_in_strict_mode() -> None:
     batches = []
     for arrival in (0, 1):
-        rounds = Rounds(algorithm(), PROMPTS, seed=0)
-        prompts = list(rounds.prompts(0))
+        drawing = Drawing()
+        prompts = list(drawing.draws.prompts(0))
         random.Random(arrival).shuffle(prompts)
         for prompt in prompts:
-            rounds.add(0, prompt.prompt_id, prompt.prompt_id)
-        batches.append(train_round(rounds, 0, 4))
+            drawing.rounds.add(0, prompt.prompt_id, prompt.prompt_id)
+        batches.append(drawing.train_round(0, 4))
     assert batches[0] == batches[1]
 
 
 def test_further_passes_reshuffle_and_again_take_each_group_once() -> None:
-    rounds = Rounds(algorithm(updates_per_round=8), PROMPTS, seed=0)
-    names = fill(rounds, 0)
-    taken = train_round(rounds, 0, 8)
+    drawing = Drawing(updates_per_round=8)
+    names = drawing.fill(0)
+    taken = drawing.train_round(0, 8)
     assert sorted(name for batch in taken[4:] for name in batch) == sorted(names)
     assert taken[:4] != taken[4:]
 
 
 def test_overlapped_mode_takes_what_is_ready_and_nothing_twice() -> None:
-    rounds = Rounds(algorithm(max_staleness=1), PROMPTS, seed=0)
-    first, second, third, *_ = rounds.prompts(0)
+    drawing = Drawing(max_staleness=1)
+    rounds = drawing.rounds
+    first, second, third, *_ = drawing.draws.prompts(0)
+    rounds.begin(0, [])
     rounds.add(0, third.prompt_id, "third")
-    assert rounds.next_batch(0, []) is None
+    assert rounds.next_batch() is None
     rounds.add(0, second.prompt_id, "second")
-    assert rounds.next_batch(0, []) == ["second", "third"]
+    assert rounds.next_batch() == ["second", "third"]
+    rounds.take(["second", "third"])
     rounds.add(0, first.prompt_id, "first")
-    assert rounds.next_batch(0, [["second", "third"]]) is None
+    assert rounds.next_batch() is None
 
 
 def test_accumulate_draws_from_all_rounds_so_far() -> None:
-    rounds = Rounds(algorithm(buffer="accumulate", updates_per_round=8), PROMPTS, seed=0)
-    names = fill(rounds, 0) + fill(rounds, 1)
-    assert sorted(name for batch in train_round(rounds, 1, 8) for name in batch) == sorted(names)
+    drawing = Drawing(buffer="accumulate", updates_per_round=8)
+    names = drawing.fill(0) + drawing.fill(1)
+    assert sorted(name for batch in drawing.train_round(1, 8) for name in batch) == sorted(names)
+
+
+@pytest.mark.parametrize("changes", [{}, {"buffer": "accumulate"}, {"max_staleness": 2}])
+@pytest.mark.parametrize("done", range(9))
+def test_a_round_resumed_after_any_step_goes_on_as_if_it_had_not_ended(done: int, changes: dict[str, Any]) -> None:
+    whole, resumed = Drawing(updates_per_round=9, **changes), Drawing(updates_per_round=9, **changes)
+    for drawing in (whole, resumed):
+        drawing.fill(0)
+    taken = whole.train_round(0, 9)
+    resumed.rounds.begin(0, taken[:done])
+    assert resumed.train(9 - done) == taken[done:]
+
+
+def test_recorded_steps_are_taken_as_they_come_across_the_end_of_a_pass() -> None:
+    whole, resumed = Drawing(updates_per_round=8), Drawing(updates_per_round=8)
+    for drawing in (whole, resumed):
+        drawing.fill(0)
+    taken = whole.train_round(0, 8)
+    resumed.rounds.begin(0, taken[:2])  # the checkpoint's; the store records six
+    for recorded in taken[2:6]:
+        resumed.rounds.take(recorded)
+    assert resumed.train(2) == taken[6:]
+
+
+class Counted(str):
+    """A name that counts how often it is looked up."""
+
+    lookups: ClassVar[Counter[str]] = Counter()
+
+    def __hash__(self) -> int:
+        Counted.lookups["all"] += 1
+        return super().__hash__()
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_staleness": 1}, {"buffer": "accumulate"}])
+def test_the_work_of_a_step_does_not_grow_with_the_pool(changes: dict[str, Any]) -> None:
+    """Asked at every arrival and every step, as the conductor asks: a bounded number of look-ups a group."""
+
+    def lookups_a_group(count: int) -> float:
+        names = [Counted(f"g{number}") for number in range(count)]
+        index = pa.table({"group_id": pa.array(map(str, names)), "round": pa.array([0] * count, pa.int32())})
+        sizes = {"prompts_per_round": count, "updates_per_round": count // 4, "batch_prompts": 4, **changes}
+
+        class Named(StoredGroups):
+            def keys(self, round_: int) -> list[str]:
+                return list(names)  # not the plain strings that Arrow gives
+
+        rounds = Rounds(algorithm(**sizes), Named(index), seed=0)
+        rounds.begin(0, [])
+        Counted.lookups.clear()
+        for name in names:
+            rounds.add(0, "prompt", name)
+            rounds.next_batch()
+        for _ in range(count // 4):
+            batch = rounds.next_batch()
+            assert batch is not None
+            rounds.take(batch)
+        return Counted.lookups["all"] / count
+
+    assert lookups_a_group(4096) < 1.5 * lookups_a_group(256)
+
+
+def test_a_store_s_round_has_its_groups_in_the_order_of_commitment() -> None:
+    index = pa.table({"group_id": ["b", "x", "a", "c"], "round": pa.array([0, 1, 0, 0], pa.int32())})
+    rounds = Rounds(algorithm(batch_prompts=3), StoredGroups(index), seed=0)
+    for name in ("a", "b", "c"):
+        rounds.add(0, "the same prompt", name)
+    rounds.begin(0, [])
+    assert rounds.next_batch() == ["b", "a", "c"]
+
+
+def test_recorded_steps_come_again_in_their_order_and_end_with_the_last() -> None:
+    steps = [["a", "b"], ["c"], ["b", "c"]]
+    schedule = RecordedSteps(steps, updates_per_round=2)
+    assert schedule.last_step == 3
+    schedule.begin(0, [])
+    assert schedule.next_batch() is None
+    for name in "abc":
+        schedule.add(0, "prompt", name)
+    for expected in steps:
+        assert schedule.next_batch() == expected
+        schedule.take(expected)
+    schedule.begin(1, [])  # resumed after two steps of two
+    assert schedule.next_batch() == ["b", "c"]
 
 
 @given(staleness=st.integers(0, 3), version=st.integers(0, 3))
 def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> None:
-    rounds = Rounds(algorithm(max_staleness=staleness, rounds=4), PROMPTS, seed=0)
-    for round_ in rounds.admitted(version):
+    section = algorithm(max_staleness=staleness, rounds=4)
+    leases = TrainingLeases(section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4), n=2)
+    for round_ in leases.admitted(version):
         assert version <= round_ < 4
         assert round_ - version <= staleness
+
+
+def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
+    section = algorithm()
+    draws = DrawnPrompts(section, PROMPTS, 0)
+    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4), n=2)
+    names = [prompt.prompt_id for prompt in draws.prompts(1)]
+    assert [lease.lease_id for lease in leases.of_round(1, 1, set())] == ["train-0001-0000", "train-0001-0001"]
+    assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]))] == ["train-0001-0001"]
+    assert len(leases.of_round(1, 1, set(names[1:]))) == 1
+    assert leases.of_round(1, 1, set(names)) == []
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
-    rounds = Rounds(algorithm(), PROMPTS, seed=seed)
-    drawn = [[prompt.prompt_id for prompt in rounds.prompts(round_)] for round_ in range(4)]
+    draws = DrawnPrompts(algorithm(), PROMPTS, seed)
+    drawn = [[prompt.prompt_id for prompt in draws.prompts(round_)] for round_ in range(4)]
     assert all(len(set(names)) == 8 for names in drawn)
     assert not set(drawn[0]) & set(drawn[1])  # one epoch
-    assert drawn == [[prompt.prompt_id for prompt in Rounds(algorithm(), PROMPTS, seed).prompts(r)] for r in range(4)]
+    again = DrawnPrompts(algorithm(), PROMPTS, seed)
+    assert drawn == [[prompt.prompt_id for prompt in again.prompts(round_)] for round_ in range(4)]
 
 
 def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:

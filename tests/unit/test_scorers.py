@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from common.config.recipe import PolicySection
 from common.errors import UserError
-from common.nn.logprobs import group_logprobs
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
 from scorer.build import build_scorer
@@ -16,6 +16,7 @@ from scorer.function import load_function
 from scorer.gptj_reward import Dtype
 from scorer.prior import load_prior
 from scorer.reward_model import load_reward_model
+from tests.unit.logprob_calls import group_logprobs
 from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
 
@@ -140,21 +141,25 @@ def sft(tmp_path_factory):
     return str(directory)
 
 
+def policy(model, **settings):
+    return PolicySection(model=model, **({"dtype": "float32"} | settings))
+
+
 def test_the_prior_gives_sums_of_log_probabilities_of_token_ids(sft):
-    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    prior = load_prior(policy(sft), "cpu", max_tokens=10_000)
     token_ids = [[7, 8, EOS_ID], [9], []]
     (row,) = score(prior, group(outputs=("x", "y", ""), token_ids=token_ids, gold="gold"))
     with torch.no_grad():
         expected = group_logprobs(llama(), [1, 2], token_ids).tolist()
     assert row["scorer"] == PRIOR
-    assert row["values"] == expected
+    assert row["values"] == pytest.approx(expected, abs=1e-5)
     assert row["values"][2] == 0
     assert row["gold_value"] is None
     assert row["error"] is None
 
 
 def test_a_group_that_the_prior_cannot_read_is_null_and_the_others_are_not(sft):
-    prior = load_prior(sft, "float32", "cpu", max_tokens=10_000)
+    prior = load_prior(policy(sft), "cpu", max_tokens=10_000)
     long, fine = score(prior, group(prompt_ids=[1] * CONTEXT), group())
     assert long["values"] == [None, None]
     assert f"{CONTEXT + 2} tokens" in long["error"]
@@ -164,11 +169,12 @@ def test_a_group_that_the_prior_cannot_read_is_null_and_the_others_are_not(sft):
 def test_the_priors_digest_depends_on_its_weights_and_type(sft, tmp_path):
     save(llama(seed=1), tmp_path)
     digests = {
-        load_prior(sft, "float32", "cpu", max_tokens=100).digest,
-        load_prior(sft, "bfloat16", "cpu", max_tokens=100).digest,
-        load_prior(str(tmp_path), "float32", "cpu", max_tokens=100).digest,
+        load_prior(policy(sft), "cpu", max_tokens=100).digest,
+        load_prior(policy(sft, dtype="bfloat16"), "cpu", max_tokens=100).digest,
+        load_prior(policy(str(tmp_path)), "cpu", max_tokens=100).digest,
+        load_prior(policy(sft, quantization="nf4"), "cpu", max_tokens=100).digest,
     }
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 # -- functions

@@ -3,7 +3,8 @@ import torch
 
 from common.config.recipe import AdapterSection
 from common.nn.adapters import attach_new_adapter
-from common.nn.logprobs import group_logprobs, group_logprobs_in_parts, parts_within, token_logprobs
+from common.nn.logprobs import SequenceLogprobs, request_of
+from tests.unit.logprob_calls import group_logprobs, token_logprobs
 from tests.unit.tiny_models import CONTEXT, EOS_ID, VOCABULARY, gptj, llama
 
 MODELS = {"llama": llama, "tied llama": lambda: llama(tie_word_embeddings=True), "gptj": gptj}
@@ -64,15 +65,6 @@ def test_the_log_probabilities_of_all_continuations_sum_to_one(model):
     assert logprobs.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_lists_and_tensors_are_the_same(model):
-    with torch.no_grad():
-        lists = group_logprobs(model, PROMPT, OUTPUTS)
-        tensors = group_logprobs(
-            model, torch.tensor(PROMPT), [torch.tensor(output, dtype=torch.int64) for output in OUTPUTS]
-        )
-    assert torch.equal(lists, tensors)
-
-
 def test_tokens_are_those_that_the_sums_are_made_of(model):
     with torch.no_grad():
         tokens = token_logprobs(model, PROMPT, OUTPUTS)
@@ -90,7 +82,7 @@ def test_one_output_of_a_one_token_prompt(model, output):
 
 def test_parts_give_the_same_values_as_the_whole(model):
     whole = group_logprobs(model, PROMPT, OUTPUTS)
-    parts = group_logprobs_in_parts(model, PROMPT, OUTPUTS, max_tokens=20)
+    parts = SequenceLogprobs(model).in_parts(request_of(PROMPT, OUTPUTS), max_tokens=12)
     assert not parts.requires_grad
     torch.testing.assert_close(parts, whole.detach(), atol=1e-5, rtol=0)
 
@@ -129,19 +121,3 @@ def test_bfloat16_models_give_float32_sums_near_the_float32_ones(model):
 def test_what_cannot_be_computed_is_refused(prompt, outputs, message):
     with pytest.raises(ValueError, match=message):
         group_logprobs(llama(), prompt, outputs)
-
-
-@pytest.mark.parametrize(
-    ("max_tokens", "lengths", "expected"),
-    [
-        (100, [5, 5, 5], [(0, 3)]),
-        (30, [5, 5, 5], [(0, 2), (2, 3)]),
-        (1, [5, 0, 5], [(0, 1), (1, 2), (2, 3)]),
-        (32, [1, 6, 1, 1], [(0, 2), (2, 4)]),  # padding to the longest counts: 2 * (10 + 6) = 32
-        (31, [1, 6, 1, 1], [(0, 1), (1, 2), (2, 4)]),
-        (10, [], []),
-    ],
-)
-def test_parts_cover_all_outputs_within_the_budget(max_tokens, lengths, expected):
-    parts = list(parts_within(max_tokens, 10, lengths))
-    assert [(part.start, part.stop) for part in parts] == expected

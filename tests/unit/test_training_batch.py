@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from common.schemas import PRIOR, TRAIN_BATCH
+from common.schemas import PRIOR, PROPOSAL, TRAIN_BATCH
 from common.store import SampleStore
 from common.training_batch import training_batch
 from tests.unit.factories import groups, output, scores
@@ -24,6 +24,22 @@ def test_groups_meet_their_own_scores_in_the_order_asked_for(tmp_path: Path) -> 
     assert rows[0]["rewards"] == [3.0, None, 5.0]
     assert rows[1]["proposal_logprobs"] == [-0.75, -1.0]
     assert rows[1]["prior_logprobs"] == [-1.5, -2.5]
+    assert [row["sampler_logprobs"] for row in rows] == [row["proposal_logprobs"] for row in rows]
+
+
+def test_recomputed_proposal_log_probabilities_take_the_place_of_the_sampler_s(tmp_path: Path) -> None:
+    store = SampleStore(tmp_path, "run")
+    store.append_groups(groups("a"))
+    annotations: dict[str, list[float | None]] = {
+        "reward": [1.0, 2.0],
+        PRIOR: [-1.5, -2.5],
+        PROPOSAL: [-0.7, None],
+    }
+    for name, values in annotations.items():
+        store.append_scores(scores(name, {"a": values}))
+    (row,) = training_batch(store, ["a"], reward="reward", prior=PRIOR, proposal=PROPOSAL).to_pylist()
+    assert row["sampler_logprobs"] == [-0.75, -1.0]
+    assert row["proposal_logprobs"] == [pytest.approx(-0.7), None]
 
 
 def test_a_group_that_is_not_scored_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""Packed rows: `[prompt | y_1 | … | y_n]`, the prompt once, several groups one behind the other.
+
+A row holds what has to be processed and nothing else: the last token of an output predicts nothing that is wanted, so
+it is left out. Each output's positions go on where its prompt's end, and it may see its prompt and itself; the
+attention that does so is in common/nn/prefix_attention.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+
+Request = tuple[torch.Tensor, Sequence[torch.Tensor]]
+"""A prompt [tokens] and some of its outputs, each [tokens]; int64, on the CPU."""
+
+
+@dataclass(frozen=True)
+class GroupSegments:
+    """The segments of one group in a packed row.
+
+    Attributes:
+        start: the place of the prompt's first token in the row.
+        prompt: tokens of the prompt.
+        outputs: tokens of each output that has any in the row.
+    """
+
+    start: int
+    prompt: int
+    outputs: tuple[int, ...]
+
+    @property
+    def prompt_slice(self) -> slice:
+        """The prompt's places in the row."""
+        return slice(self.start, self.start + self.prompt)
+
+    @property
+    def outputs_slice(self) -> slice:
+        """The places of all outputs, which lie one behind the other."""
+        first = self.start + self.prompt
+        return slice(first, first + sum(self.outputs))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the attention needs to know about a packed row.
+
+    It travels through a stock model where an attention mask would, as a small integer tensor (`encode`, `decode`): the
+    argument reaches every layer of every architecture, also when a layer is computed again for its gradient.
+    """
+
+    groups: tuple[GroupSegments, ...]
+
+    def encode(self) -> torch.Tensor:
+        """For each group: how many outputs, tokens of the prompt, tokens of each output.  # [1, 1, 1, k] int64."""
+        numbers = [number for one in self.groups for number in (len(one.outputs), one.prompt, *one.outputs)]
+        return torch.tensor(numbers, dtype=torch.int64).view(1, 1, 1, -1)
+
+    @staticmethod
+    def decode(mask: torch.Tensor) -> "Layout":
+        """The layout that `encode` made a tensor of; the same object for each layer of a model."""
+        return _layout(tuple(mask.flatten().tolist()))
+
+    @property
+    def tokens(self) -> int:
+        """The row's length."""
+        return self.groups[-1].outputs_slice.stop
+
+    @cached_property
+    def output_places(self) -> torch.Tensor:
+        """The places of all groups' output tokens, in the row's order.  # [output tokens] int64."""
+        slices = [one.outputs_slice for one in self.groups]
+        return torch.cat([torch.arange(places.start, places.stop) for places in slices])
+
+    @cached_property
+    def padded_outputs(self) -> torch.Tensor:
+        """All outputs as rows of equal length; an output's last place is repeated.  # [outputs, longest] int64."""
+        lengths = torch.tensor([length for one in self.groups for length in one.outputs])
+        steps = torch.minimum(torch.arange(int(lengths.max()))[None], lengths[:, None] - 1)
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)[:-1]])
+        return self.output_places[first[:, None] + steps]
+
+    @cached_property
+    def is_padding(self) -> torch.Tensor:
+        """Where `padded_outputs` repeats.  # [outputs, longest] bool."""
+        lengths = torch.tensor([length for one in self.groups for length in one.outputs])
+        return torch.arange(int(lengths.max())) >= lengths[:, None]
+
+
+@lru_cache(maxsize=4)
+def _layout(encoded: tuple[int, ...]) -> Layout:
+    numbers = iter(encoded)
+    groups, start = [], 0
+    for count in numbers:
+        groups.append(GroupSegments(start, next(numbers), tuple(next(numbers) for _ in range(count))))
+        start = groups[-1].outputs_slice.stop
+    return Layout(tuple(groups))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row for the model, and where in it the completions' tokens are predicted.
+
+    Attributes:
+        token_ids: [1, t] int64
+        position_ids: [1, t] int64
+        layout: for the attention.
+        predictors: the places whose hidden states predict something, each once.  # [u] int64
+        predictor_of: for each completion token, which of `predictors` predicts it.  # [tokens] int64
+        targets: the completion tokens, output by output.  # [tokens] int64
+        lengths: tokens of each output.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    layout: Layout
+    predictors: torch.Tensor
+    predictor_of: torch.Tensor
+    targets: torch.Tensor
+    lengths: list[int]
+
+
+def pack(requests: Sequence[Request]) -> PackedRow:
+    """Pack groups into one row.
+
+    Args:
+        requests: at least one; prompts have at least one token, outputs may have none.
+    """
+    tokens: list[torch.Tensor] = []
+    positions: list[torch.Tensor] = []
+    predicting: list[torch.Tensor] = []
+    groups: list[GroupSegments] = []
+    place = 0
+    for prompt, outputs in requests:
+        kept = [output[:-1] for output in outputs if len(output) > 1]
+        groups.append(GroupSegments(place, len(prompt), tuple(map(len, kept))))
+        tokens += [prompt, *kept]
+        positions += [torch.arange(len(prompt)), *(torch.arange(len(one)) + len(prompt) for one in kept)]
+        last, place = place + len(prompt) - 1, place + len(prompt)
+        for output in outputs:
+            # The prompt's last token predicts the output's first one, each of its tokens the one after it.
+            own = torch.arange(place, place + max(0, len(output) - 1))
+            predicting.append(torch.cat([torch.tensor([last]), own])[: len(output)])
+            place += len(own)
+    predictors, predictor_of = torch.cat(predicting).unique(return_inverse=True)
+    return PackedRow(
+        token_ids=torch.cat(tokens)[None],
+        position_ids=torch.cat(positions)[None],
+        layout=Layout(tuple(groups)),
+        predictors=predictors,
+        predictor_of=predictor_of,
+        targets=torch.cat([output for _, outputs in requests for output in outputs]),
+        lengths=[len(output) for _, outputs in requests for output in outputs],
+    )
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """What one forward pass has room for.
+
+    Attributes:
+        max_tokens: the most tokens of a pass, padding included; but a pass takes at least one output.
+        packed: whether rows are packed, or each output is a padded row of its own, behind a copy of the prompt.
+    """
+
+    max_tokens: int
+    packed: bool
+
+    def tokens(self, prompt_length: int, output_lengths: Sequence[int]) -> int:
+        """Tokens that go through the model for a group's outputs of these lengths."""
+        if self.packed:
+            return prompt_length + sum(max(0, length - 1) for length in output_lengths)
+        return len(output_lengths) * (prompt_length + max(output_lengths, default=0))
+
+    def parts(self, prompt_length: int, output_lengths: Sequence[int]) -> Iterator[slice]:
+        """Split a group's outputs into parts that one pass each has room for.
+
+        Yields:
+            Slices that cover all outputs in their order; they depend on the arguments alone.
+        """
+        start = 0
+        for index in range(1, len(output_lengths)):
+            if self.tokens(prompt_length, output_lengths[start : index + 1]) > self.max_tokens:
+                yield slice(start, index)
+                start = index
+        if output_lengths:
+            yield slice(start, len(output_lengths))

@@ -1,0 +1,89 @@
+"""The models of a run: the prior p, and the policy q_θ that starts as its copy.
+
+One place for both, so that scorer and learner hold the same numbers: one dtype, one quantisation, one SFT adapter.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel
+
+from common.config.recipe import AdapterSection, PolicySection
+from common.errors import UserError
+from common.nn.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
+from common.nn.causal_lm import load_causal_lm
+from common.nn.saving import check_saveable
+
+
+def load_prior_model(policy: PolicySection, device: str | torch.device = "cpu") -> PreTrainedModel | PeftModel:
+    """Load the prior, frozen: the model, with the SFT adapter where there is one.
+
+    Raises:
+        UserError: model or adapter cannot be loaded.
+    """
+    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization)
+    model.requires_grad_(False)
+    return load_adapter(model, find_adapter(policy.sft_adapter)) if policy.sft_adapter else model
+
+
+def load_policy_model(
+    policy: PolicySection, device: str | torch.device = "cpu", *, seed: int
+) -> PreTrainedModel | PeftModel:
+    """Load the policy as it is before the first step: equal to the prior, with what is trained marked `requires_grad`.
+
+    Args:
+        policy: what is trained: all weights, a new adapter that changes nothing yet, or a copy of the SFT adapter.
+        device: where the weights go.
+        seed: of a new adapter.
+
+    Raises:
+        UserError: model or adapter cannot be loaded, or the recipe asks for another adapter than the SFT adapter.
+    """
+    adapter = _sft_adapter(policy)
+    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization)
+    if policy.method == "full":
+        check_saveable(model)
+        return model
+    if adapter is not None:
+        return load_adapter(model, adapter, trainable=True)
+    return attach_new_adapter(model, policy.adapter or AdapterSection(), seed)
+
+
+def adapter_rank(policy: PolicySection) -> int:
+    """The largest rank among the policy's LoRA matrices; reads no weights.
+
+    Raises:
+        UserError: the SFT adapter's configuration cannot be read, or the recipe asks for another adapter.
+    """
+    adapter = _sft_adapter(policy)
+    if adapter is None:
+        return (policy.adapter or AdapterSection()).r
+    config = read_adapter_config(adapter)
+    return max([config.r, *config.rank_pattern.values()])
+
+
+def _sft_adapter(policy: PolicySection) -> Path | None:
+    """The directory of the SFT adapter, if there is one, whose shape the recipe does not contradict."""
+    if policy.sft_adapter is None:
+        return None
+    directory = find_adapter(policy.sft_adapter)
+    if policy.adapter is not None:
+        _refuse_other_shape(policy.adapter, read_adapter_config(directory))
+    return directory
+
+
+def _refuse_other_shape(asked: AdapterSection, config: LoraConfig) -> None:
+    wanted = {"r": asked.r, "alpha": asked.alpha, "targets": sorted(asked.targets)}
+    targets = config.target_modules
+    given = {
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+    }
+    differing = [f"{name} {given[name]} there, {wanted[name]} here" for name in wanted if given[name] != wanted[name]]
+    if differing:
+        raise UserError(
+            f"policy.adapter differs from policy.sft_adapter, whose copy the policy's adapter is "
+            f"({'; '.join(differing)}); remove policy.adapter."
+        )

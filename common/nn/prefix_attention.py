@@ -1,0 +1,67 @@
+"""Attention over packed rows: each prompt attends to itself, each output to its prompt and to itself.
+
+The masked blocks are never computed. What is computed, with fused kernels that return the log-sum-exp of each query's
+scores, is
+
+1. every segment's causal attention to itself: a prompt's once, whatever the number of its outputs;
+2. the outputs' queries against their prompt's keys, not causal.
+
+An output's two parts are merged by their log-sum-exps. A kernel's own backward pass, given the *merged* result and the
+*merged* log-sum-exp, yields each block's exact gradient (the identity that ring attention rests on: the weights
+exp(score − lse) and the term rowsum(dO ∘ O) are those of the whole softmax).
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from common.nn import prefix_attention_cpu, prefix_attention_cuda
+from common.nn.packing import Layout
+
+
+def prefix_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
+) -> torch.Tensor:
+    """Attend within a packed row.
+
+    Args:
+        query: [t, heads, d]
+        key: [t, heads, d], heads already repeated where several queries share one
+        value: [t, heads, d]
+        layout: of the row.
+        scale: of the scores.
+
+    Returns:
+        [t, heads, d]
+    """
+    return _PrefixAttention.apply(query, key, value, layout, scale)
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why there is no kernel for such tensors; None where there is one."""
+    if device.type == "cuda":
+        return prefix_attention_cuda.unsupported(dtype, head_dim)
+    return None if device.type == "cpu" else f"there is no attention kernel for {device.type}"
+
+
+class _PrefixAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
+    ) -> torch.Tensor:
+        out, lse = _kernels(query).forward(query, key, value, layout, scale)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+        kernels = _kernels(query)
+        inputs = kernels.backward(gradients[0], query, key, value, out, lse, ctx.layout, ctx.scale)
+        return *inputs, None, None
+
+
+def _kernels(tensor: torch.Tensor) -> ModuleType:
+    return prefix_attention_cuda if tensor.is_cuda else prefix_attention_cpu

@@ -1,0 +1,112 @@
+"""The blocks of `prefix_attention` on CPUs, by ATen's fused kernel, which has no variable lengths.
+
+Prompts, and outputs against their prompt, are slices of the row; the outputs' attention to themselves is one batch,
+padded to the longest: they are short, so that little is wasted.
+"""
+
+import torch
+
+from common.nn.packing import Layout
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query, key and value of a packed row, each [t, heads, d]; or their gradients."""
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the result [t, heads, d] and its log-sum-exp [t, heads] in float32 (float64 for float64)."""
+    row = (query, key, value)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    for group in layout.groups:
+        prompt = group.prompt_slice
+        out[prompt], lse[prompt] = _attend(row, prompt, prompt, scale, causal=True)
+    if not len(layout.output_places):
+        return out, lse
+    padded = [tensor[layout.padded_outputs].transpose(1, 2) for tensor in row]
+    own, own_lse = _forward(*padded, is_causal=True, scale=scale)  # [outputs, heads, longest, d]
+    real = ~layout.is_padding
+    out[layout.output_places] = own.transpose(1, 2)[real]
+    lse[layout.output_places] = own_lse.transpose(1, 2)[real]
+    for group in layout.groups:
+        if not group.outputs:
+            continue
+        outputs = group.outputs_slice
+        seen, seen_lse = _attend(row, outputs, group.prompt_slice, scale, causal=False)
+        _merge(out[outputs], lse[outputs], seen, seen_lse)
+    return out, lse
+
+
+def backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    layout: Layout,
+    scale: float,
+) -> Row:
+    """The gradients of query, key and value, each [t, heads, d]."""
+    row, result = (query, key, value), (grad, out, lse)
+    gradients = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
+    if len(layout.output_places):
+        for total, part in zip(gradients, _own_backward(row, result, layout, scale), strict=True):
+            total[layout.output_places] = part
+    for group in layout.groups:
+        prompt, outputs = group.prompt_slice, group.outputs_slice
+        own = _attend_backward(row, result, prompt, prompt, scale, causal=True)
+        for total, part in zip(gradients, own, strict=True):
+            total[prompt] = part
+        if group.outputs:
+            seen = _attend_backward(row, result, outputs, prompt, scale, causal=False)
+            for total, part, places in zip(gradients, seen, (outputs, prompt, prompt), strict=True):
+                total[places] += part
+    return gradients
+
+
+def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
+    """Merge attention to more keys into `out` [..., d] and `lse` [...], in place."""
+    total = torch.logaddexp(lse, more_lse)
+    weight = (lse - total).exp()[..., None]
+    more_weight = (more_lse - total).exp()[..., None]
+    out.copy_(out * weight + more * more_weight)  # in the log-sum-exp's precision, then rounded once
+    lse.copy_(total)
+
+
+def _block(row: Row, queries: slice, keys: slice) -> Row:
+    """A block's query, key and value as the kernel wants them: [1, heads, tokens, d]."""
+    query, key, value = row
+    return _batch(query[queries]), _batch(key[keys]), _batch(value[keys])
+
+
+def _batch(tensor: torch.Tensor) -> torch.Tensor:
+    """[tokens, heads, …] to [1, heads, tokens, …]."""
+    return tensor.transpose(0, 1)[None]
+
+
+def _attend(row: Row, queries: slice, keys: slice, scale: float, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = _forward(*_block(row, queries, keys), is_causal=causal, scale=scale)
+    return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+
+
+def _attend_backward(
+    row: Row, result: Row, queries: slice, keys: slice, scale: float, *, causal: bool
+) -> list[torch.Tensor]:
+    """The gradients that one block contributes to its query, key and value, each [tokens, heads, d]."""
+    grad, out, lse = (_batch(tensor[queries]) for tensor in result)
+    parts = _backward(grad, *_block(row, queries, keys), out, lse, 0.0, causal, scale=scale)
+    return [part[0].transpose(0, 1) for part in parts]
+
+
+def _own_backward(row: Row, result: Row, layout: Layout, scale: float) -> list[torch.Tensor]:
+    """The gradients that come from the outputs' attention to themselves, each [output tokens, heads, d]."""
+    padded = [tensor[layout.padded_outputs].transpose(1, 2) for tensor in row]
+    grad, out, lse = (tensor[layout.padded_outputs] for tensor in result)
+    grad[layout.is_padding] = 0  # the place that is repeated counts once
+    parts = _backward(grad.transpose(1, 2), *padded, out.transpose(1, 2), lse.transpose(1, 2), 0.0, True, scale=scale)
+    return [part.transpose(1, 2)[~layout.is_padding] for part in parts]

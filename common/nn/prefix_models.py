@@ -1,0 +1,124 @@
+"""Stock transformers models over packed rows.
+
+A model takes part by its attention alone, where the row's layout stands in for the attention mask
+(common/nn/packing.py): models on transformers' attention interface by an attention function registered there, GPT-J,
+which has an attention of its own, by a subclass of it. Without a layout both do what they always did.
+"""
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.gptj.modeling_gptj import GPTJAttention
+
+from common.nn.packing import Layout
+from common.nn.prefix_attention import prefix_attention, unsupported
+
+NAME = "brain_shared_prefix"
+"""What the attention function is called in transformers' attention interface."""
+
+_CHANGES_SCORES = ("attn_logit_softcapping", "alibi")
+
+
+def enable_packed_rows(model: PreTrainedModel) -> str | None:
+    """Let a model read packed rows; in place, and harmless to repeat.
+
+    Returns:
+        None; or, where it cannot, the reason, and the model is as it was.
+    """
+    config = model.config
+    if reason := _unsuitable(config) or unsupported(model.device, model.dtype, _head_dim(config)):
+        return reason
+    _fuse_activations(model)
+    if attentions := [module for module in model.modules() if isinstance(module, GPTJAttention)]:
+        if any(type(module) not in (GPTJAttention, _GPTJPrefixAttention) for module in attentions):
+            return "its GPT-J attention is not the eager one"
+        for module in attentions:
+            module.__class__ = _GPTJPrefixAttention
+        return None
+    # What a fused kernel cannot compute (attention sinks, say) the one registered here cannot either.
+    if not (model._supports_sdpa and model._can_set_attn_implementation()):
+        return "it has no plain attention on transformers' attention interface"
+    AttentionInterface.register(NAME, _interface_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # for padded rows: sliding windows need their masks
+    model.set_attn_implementation(NAME)
+    return None
+
+
+def longest_packed(config: PreTrainedConfig) -> int | None:
+    """The most tokens (prompt and output) for which a packed row is exact: a sliding window's; None: any."""
+    windows = [value for name in ("sliding_window", "attention_window_size") if (value := config.to_dict().get(name))]
+    return min(windows) if windows else None
+
+
+class _GPTJPrefixAttention(GPTJAttention):
+    """GPT-J's attention; stock instances are turned into it, their parameters and names stay."""
+
+    def _attn(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not _is_layout(attention_mask):
+            return super()._attn(query, key, value, attention_mask)
+        out = _attend(query, key, value, attention_mask, 1 / self.scale_attn)
+        return out.transpose(1, 2), None  # [1, heads, t, d], as the caller expects
+
+
+def _interface_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers: query [b, heads, t, d] to result [b, t, heads, d]."""
+    if not _is_layout(attention_mask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _attend(query, key, value, attention_mask, scale), None
+
+
+def _fuse_activations(model: nn.Module) -> None:
+    """GELU's tanh form as one kernel: GPT-J's own is written out in nine, a quarter of a step on CPUs."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _is_layout(mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    return mask is not None and mask.dtype == torch.int64
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """[1, heads, t, d] to [1, t, heads, d]."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+    query, key, value = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    return prefix_attention(query, key, value, Layout.decode(layout), scale)[None]
+
+
+def _unsuitable(config: PreTrainedConfig) -> str | None:
+    settings = config.to_dict()
+    kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of type {', '.join(sorted(kinds))}"
+    changed = [name for name in _CHANGES_SCORES if settings.get(name)]
+    return f"its attention scores are changed by {', '.join(changed)}" if changed else None
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    explicit = config.to_dict().get("head_dim")
+    return explicit or config.hidden_size // config.num_attention_heads

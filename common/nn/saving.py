@@ -1,0 +1,70 @@
+"""Whole models in HF format, which transformers and vLLM load; written tensor by tensor."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from common.errors import UserError
+from common.nn.causal_lm import Dtype, load_causal_lm, load_config
+from common.nn.shards import write_shards
+
+
+def save_causal_lm(
+    model: PreTrainedModel, directory: Path, weights: Iterable[tuple[str, torch.Tensor]] | None = None
+) -> None:
+    """Write a model into a directory that exists; the same weights give the same bytes.
+
+    Args:
+        model: what `load_causal_lm` gave, not quantised.
+        directory: where the files go.
+        weights: all weights, by the model's own names and in its dtype, where the model itself has only a part of
+            them (ZeRO-3).
+
+    Raises:
+        UserError: as for `check_saveable`.
+    """
+    check_saveable(model)
+    config = load_config(model.name_or_path)  # dropout and cache as they were
+    config.architectures = [type(model).__name__]
+    config.dtype = model.dtype
+    config.save_pretrained(directory)
+    write_shards(model.named_parameters() if weights is None else weights, directory, "model")
+
+
+def check_saveable(model: PreTrainedModel) -> None:
+    """Refuse a model whose files hold its weights in another form than the model itself (merged experts, say).
+
+    Raises:
+        UserError: its weights cannot be written tensor by tensor.
+    """
+    if get_model_conversion_mapping(model, add_legacy=False):
+        raise UserError(
+            f"The files of a {model.config.model_type} model ({model.name_or_path}) hold its weights in another form "
+            f"than the model itself, so that they cannot be written one by one; train an adapter without quantisation "
+            f"(policy.method=lora), and export it without --merge."
+        )
+
+
+def save_dequantized(source: str, dtype: Dtype, directory: Path) -> None:
+    """Write what an NF4-quantised model computes with as an ordinary model, into a directory that exists.
+
+    Its weights are the quantised ones, each in `dtype`: it gives the quantised model's log-probabilities where there
+    are no 4-bit kernels (vLLM has none for bitsandbytes).
+
+    Raises:
+        UserError: the model cannot be loaded, or as for `check_saveable`.
+    """
+    save_causal_lm(load_dequantized(source, dtype), directory)
+
+
+def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:
+    """Load a model, quantise it to NF4, and expand its weights to `dtype` again.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    model = load_causal_lm(source, dtype, "cpu", "nf4")
+    return model.dequantize(dtype=getattr(torch, dtype))

@@ -1,0 +1,99 @@
+"""`brain export`: a run's policy as a directory that PEFT or transformers open without this project."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from common.config.recipe import PolicySection, Recipe
+from common.durable import new_directory
+from common.errors import UserError
+from common.nn.adapters import CONFIG, WEIGHTS, load_adapter
+from common.nn.causal_lm import load_causal_lm, load_tokenizer
+from common.nn.saving import load_dequantized, save_causal_lm
+from common.policies import PolicyRegistry, ProposalVersion
+from deploy.recipe_files import with_world
+from deploy.run_directory import RunDirectory, resolve_output, saved_recipe
+from deploy.summary import read_summary
+
+_MARKER = "version.json"
+
+
+def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
+    """Write one version of a run's policy into a new directory, which appears whole or not at all.
+
+    Args:
+        run: the run directory.
+        version: "best" on validation prompts, "newest", or a number.
+        output: must not exist.
+        merge: write a whole model where the version is an adapter.
+
+    Returns:
+        What was written, and how to load it.
+
+    Raises:
+        UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
+    """
+    directory = RunDirectory(run.absolute())
+    policy = _recipe(directory).policy
+    found = _find_version(directory, version)
+    if output.exists():
+        raise UserError(f"{output} exists already; name a new directory as --output.")
+    with new_directory(output.absolute()) as target:
+        if policy.method == "lora" and not merge:
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(found.path / name, target / name)
+            base = f"{policy.model}{', quantised to nf4' if policy.quantization else ''}"
+            return f"version {found.version}: {output} (PeftModel.from_pretrained; its base is {base})"
+        if policy.method == "lora":
+            _write_merged(policy, found.path, target)
+        else:
+            shutil.copytree(found.path, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MARKER))
+        _write_companions(policy, target)
+    return f"version {found.version}: {output} (AutoModelForCausalLM.from_pretrained)"
+
+
+def _recipe(directory: RunDirectory) -> Recipe:
+    recipe = saved_recipe(directory)
+    if recipe.prepare is None:
+        return recipe
+    world = json.loads(directory.facts.read_text())["world"]
+    return with_world(recipe, resolve_output(recipe.prepare.cache) / world)
+
+
+def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
+    registry = PolicyRegistry(directory.policies)
+    versions = registry.versions()
+    if not versions:
+        raise UserError(f"The run in {directory.root} has published nothing yet.")
+    if version == "newest":
+        return registry.verify(versions[-1])
+    if version == "best":
+        summary = read_summary(directory)
+        if summary is None:
+            raise UserError(f"The run in {directory.root} has not ended, so no version is the best; say --version.")
+        return registry.verify(summary["best_version"])
+    if not version.isdigit() or int(version) not in versions:
+        raise UserError(
+            f"--version {version}: the run in {directory.root} has versions 0 to {versions[-1]}; give one of them, "
+            f"best or newest."
+        )
+    return registry.verify(int(version))
+
+
+def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
+    """The model with the adapter added to its weights; of a quantised model, to what its 4 bits stand for."""
+    if policy.quantization is None:
+        model = load_causal_lm(policy.model, policy.dtype)
+    else:
+        model = load_dequantized(policy.model, policy.dtype)
+    save_causal_lm(load_adapter(model, adapter).merge_and_unload(), target)
+
+
+def _write_companions(policy: PolicySection, target: Path) -> None:
+    """What belongs to a whole model beside its weights."""
+    load_tokenizer(policy.tokenizer or policy.model).save_pretrained(target)
+    with contextlib.suppress(OSError):  # a model need not have one
+        GenerationConfig.from_pretrained(policy.model).save_pretrained(target)

@@ -1,0 +1,228 @@
+"""The stores that a run trains from: its own, or its own over another's, which is only read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.errors import UserError
+from common.store import SampleStore, ScorerFacts
+
+
+class StoredSamples(Protocol):
+    """What can be read from a store, see `SampleStore`.
+
+    Attributes:
+        root: where it lies, for messages.
+        run_id: the run that it belongs to.
+        damaged: what was found damaged.
+    """
+
+    @property
+    def root(self) -> Path | str:
+        """See above."""
+
+    @property
+    def run_id(self) -> str:
+        """See above."""
+
+    @property
+    def damaged(self) -> list[str]:
+        """See above."""
+
+    def index(self) -> pa.Table:
+        """See `SampleStore.index`."""
+
+    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+        """See `SampleStore.unscored`."""
+
+    def scorers(self) -> list[ScorerFacts]:
+        """See `SampleStore.scorers`."""
+
+    def batches(
+        self,
+        *,
+        round_: int | None = None,
+        version: int | None = None,
+        group_ids: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """See `SampleStore.batches`."""
+
+    def has_group(self, group_id: str) -> bool:
+        """See `SampleStore.has_group`."""
+
+    def has_score(self, group_id: str, scorer: str) -> bool:
+        """See `SampleStore.has_score`."""
+
+    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+        """See `SampleStore.groups`."""
+
+    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+        """See `SampleStore.scores`."""
+
+    def steps(self) -> list[dict[str, Any]]:
+        """See `SampleStore.steps`."""
+
+    def step_groups(self, step: int) -> list[str] | None:
+        """See `SampleStore.step_groups`."""
+
+    def counts(self) -> dict[str, int]:
+        """See `SampleStore.counts`."""
+
+
+class RunStore(StoredSamples, Protocol):
+    """A store that a run writes to."""
+
+    def append_groups(self, batch: pa.RecordBatch) -> int:
+        """See `SampleStore.append_groups`."""
+
+    def append_scores(self, batch: pa.RecordBatch) -> int:
+        """See `SampleStore.append_scores`."""
+
+    def append_step(self, row: Mapping[str, Any]) -> int:
+        """See `SampleStore.append_step`."""
+
+
+class OverlaidStore:
+    """The groups and scores of one store with those of another under them, which is never written to.
+
+    Everything appended stands in the upper store, and the steps are the upper store's alone: they are what its own run
+    has trained. Of the lower store only the groups of the first `rounds` rounds are there.
+    """
+
+    def __init__(self, upper: SampleStore, lower: StoredSamples, rounds: int) -> None:
+        self._upper = upper
+        self._lower = lower
+        below = lower.index()
+        self._below = below.filter(pc.less(below["round"], rounds))
+        self._lower_digests: dict[str, set[str]] = {}
+        for facts in lower.scorers():
+            self._lower_digests.setdefault(facts.name, set()).add(facts.digest)
+
+    @property
+    def root(self) -> Path | str:
+        """Of the upper store."""
+        return self._upper.root
+
+    @property
+    def run_id(self) -> str:
+        """Of the upper store."""
+        return self._upper.run_id
+
+    @property
+    def damaged(self) -> list[str]:
+        """Of both stores."""
+        return [*self._upper.damaged, *self._lower.damaged]
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def append_groups(self, batch: pa.RecordBatch) -> int:
+        """Commit groups to the upper store."""
+        return self._upper.append_groups(batch)
+
+    def append_scores(self, batch: pa.RecordBatch) -> int:
+        """Commit scores to the upper store.
+
+        Raises:
+            UserError: the lower store has values under the scorer's name that are another scorer's.
+        """
+        for name, digest in {*zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True)}:
+            there = self._lower_digests.get(name, {digest})
+            if digest not in there:
+                raise UserError(
+                    f"The scorer {name!r} of this recipe (digest {digest}) is not the one whose values the store "
+                    f"{self._lower.root} has under that name ({', '.join(sorted(there))}), and the two must not be "
+                    f"mixed; give it another name in the recipe, and all groups are scored anew."
+                )
+        return self._upper.append_scores(batch)
+
+    def append_step(self, row: Mapping[str, Any]) -> int:
+        """Commit a step to the upper store."""
+        return self._upper.append_step(row)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def index(self) -> pa.Table:
+        """The lower store's groups, then the upper's own."""
+        return pa.concat_tables([self._below, self._upper.index()])
+
+    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+        """Ids of groups that neither store has that scorer's values for."""
+        below = self._below["group_id"]
+        lacking = pa.array(self._lower.unscored(scorer, digest=digest), pa.string())
+        names = below.filter(pc.is_in(below, value_set=lacking)).to_pylist()
+        own = self._upper.unscored(scorer, digest=digest)
+        return [name for name in names if not self._upper.has_score(name, scorer)] + own
+
+    def scorers(self) -> list[ScorerFacts]:
+        """Of both stores, each for itself."""
+        return [*self._lower.scorers(), *self._upper.scorers()]
+
+    def batches(
+        self,
+        *,
+        round_: int | None = None,
+        version: int | None = None,
+        group_ids: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """The lower store's, then the upper's own."""
+        wanted = self._below["group_id"].to_pylist() if group_ids is None else group_ids
+        yield from self._lower.batches(round_=round_, version=version, group_ids=wanted, columns=columns)
+        yield from self._upper.batches(round_=round_, version=version, group_ids=group_ids, columns=columns)
+
+    def has_group(self, group_id: str) -> bool:
+        """Whether either has it."""
+        return self._upper.has_group(group_id) or self._lower.has_group(group_id)
+
+    def has_score(self, group_id: str, scorer: str) -> bool:
+        """Whether either has it."""
+        return self._upper.has_score(group_id, scorer) or self._lower.has_score(group_id, scorer)
+
+    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+        """The GROUPS rows of the given ids, in the given order."""
+        upper = [self._upper.has_group(name) for name in group_ids]
+        return _interleaved(group_ids, upper, self._upper.groups, self._lower.groups)
+
+    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+        """The SCORES rows of one scorer for the given groups, in the given order."""
+        upper = [self._upper.has_score(name, scorer) for name in group_ids]
+        return _interleaved(
+            group_ids,
+            upper,
+            lambda names: self._upper.scores(names, scorer),
+            lambda names: self._lower.scores(names, scorer),
+        )
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The upper store's."""
+        return self._upper.steps()
+
+    def step_groups(self, step: int) -> list[str] | None:
+        """The upper store's."""
+        return self._upper.step_groups(step)
+
+    def counts(self) -> dict[str, int]:
+        """Groups and scores of both (scores of all rounds), steps of the upper."""
+        upper = self._upper.counts()
+        scores = self._lower.counts()["scores"] + upper["scores"]
+        return {"groups": self._below.num_rows + upper["groups"], "scores": scores, "steps": upper["steps"]}
+
+
+Read = Callable[[Sequence[str]], pa.Table]
+
+
+def _interleaved(names: Sequence[str], is_upper: Sequence[bool], upper: Read, lower: Read) -> pa.Table:
+    """Rows from two stores in the order of the names."""
+    if all(is_upper):
+        return upper(names)
+    if not any(is_upper):
+        return lower(names)
+    above = [place for place, here in enumerate(is_upper) if here]
+    below = [place for place, here in enumerate(is_upper) if not here]
+    rows = pa.concat_tables([upper([names[place] for place in above]), lower([names[place] for place in below])])
+    return rows.take(pa.array(np.argsort([*above, *below])))

@@ -1,0 +1,125 @@
+"""`brain store export`: stored samples in the formats of other tools."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.progress import Progress
+
+from common.errors import UserError
+from deploy.run_store import StoredSamples
+from deploy.source import open_source, ranking_scorer
+from deploy.store_commands.damage import readable
+from deploy.store_commands.flat_rows import FlatRows
+from deploy.store_commands.output import new_output
+from deploy.store_commands.pairs import PAIRINGS, Pairs
+from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+
+Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
+
+_CHUNK = 256  # groups in memory at a time
+_WRITERS: dict[str, Write] = {"parquet": write_parquet, "jsonl": write_jsonl, "hf": write_dataset}
+
+
+def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "export",
+        help="parquet, JSON lines, preference pairs or a Hugging Face dataset",
+        description="Write stored samples to a file: one row an output with all its scores, or preference pairs.",
+    )
+    parser.add_argument("place", metavar="STORE", help=PLACE)
+    parser.add_argument("--format", required=True, choices=[*_WRITERS, "pairs"])
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="pairs: .jsonl or .parquet")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--round", type=int, metavar="N", help="only the groups of this round")
+    parser.add_argument("--version", type=int, metavar="N", help="only the groups of this proposal version")
+    parser.add_argument(
+        "--scorer", metavar="NAME", help="only groups that it has scored, with its values alone; pairs: which ranks"
+    )
+    parser.add_argument(
+        "--pairing", choices=list(PAIRINGS), default="consecutive", help="which pairs (default: %(default)s, disjoint)"
+    )
+    parser.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    write = _writer(options.format, options.output)
+    source = open_source(options.place)
+    store = source.store
+    wanted: str | None = options.scorer
+    if options.format == "pairs":
+        wanted = ranking_scorer(source, wanted)
+    terminal().print(f"{_write(store, wanted, write, options)}: {options.output}", soft_wrap=True)
+    for damage in store.damaged:
+        terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
+    return 0
+
+
+def _write(store: StoredSamples, scorer: str | None, write: Write, options: argparse.Namespace) -> str:
+    """Write the output; returns what is in it."""
+    selected = _selected(store, options.round, options.version, scorer)
+    rows: FlatRows | Pairs
+    if options.format == "pairs":
+        assert scorer is not None
+        rows = Pairs(store, scorer, options.pairing)
+    else:
+        rows = FlatRows(store, [scorer] if scorer else sorted({facts.name for facts in store.scorers()}))
+    groups = 0
+
+    def converted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        nonlocal groups
+        for batch in batches:
+            groups += batch.num_rows
+            yield rows.rows(batch)
+
+    with (
+        Progress(console=terminal(stderr=True), transient=True) as progress,
+        new_output(options.output, force=options.force) as target,
+    ):
+        count = write(target, rows.schema, converted(_batches(store, selected, progress)))
+    dropped = "".join(f", {number:,} {reason} left out" for reason, number in rows.dropped.items() if number)
+    return f"{groups:,} groups, {count:,} {'pairs' if options.format == 'pairs' else 'rows'}{dropped}"
+
+
+def _writer(form: str, output: Path) -> Write:
+    if form == "hf":
+        import_datasets()  # before anything is read
+    if form != "pairs":
+        return _WRITERS[form]
+    suffix = output.suffix.removeprefix(".")
+    if suffix not in ("jsonl", "parquet"):
+        raise UserError(f"--output {output}: pairs are written as .jsonl or .parquet; end the name in one of them.")
+    return _WRITERS[suffix]
+
+
+def _selected(store: StoredSamples, round_: int | None, version: int | None, scorer: str | None) -> pa.ChunkedArray:
+    """Ids of the groups to export, in order of commitment.
+
+    Raises:
+        UserError: there is none.
+    """
+    index = store.index()
+    filters = {"round": round_, "proposal_version": version}
+    for column, value in filters.items():
+        if value is not None:
+            index = index.filter(pc.equal(index[column], value))
+    ids = index["group_id"]
+    if scorer is not None:
+        ids = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(store.unscored(scorer), pa.string()))))
+    if not len(ids):
+        asked = [f"{name} {value}" for name, value in (*filters.items(), ("scorer", scorer)) if value is not None]
+        raise UserError(f"The store {store.root} has no groups{' of ' if asked else ''}{', '.join(asked)}.")
+    return ids
+
+
+def _batches(store: StoredSamples, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
+    task = progress.add_task("exporting", total=len(groups))
+    for start in range(0, len(groups), _CHUNK):
+        piece = groups.slice(start, _CHUNK).to_pylist()
+        for rows in readable(store.groups, piece):
+            yield from rows.combine_chunks().to_batches()
+        progress.advance(task, len(piece))

@@ -1,0 +1,101 @@
+"""One stored group with everything that is known of it, put together from groups, scores and steps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from common.config.recipe import ObjectiveSection
+from common.errors import UserError
+from common.schemas import PRIOR
+from deploy.run_store import StoredSamples
+from deploy.store_commands.posterior import log_weights, self_normalised
+
+_CANDIDATES = 5  # ids that an ambiguous prefix's error shows
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group, column-wise over its n outputs; NaN where a value is missing.
+
+    Attributes:
+        row: the GROUPS row.
+        values: of each scorer but the prior.  # [n] each
+        gold: of the gold output, by scorer; None where there is none.
+        errors: of scorers that could not compute something, by name.
+        prior: log p(y|x).  # [n]
+        proposal: log q'(y|x) as sampled.  # [n]
+        log_weights: unnormalised; None where no scorer ranks.  # [n]
+        steps: that trained it.
+    """
+
+    row: dict[str, Any]
+    values: dict[str, np.ndarray]
+    gold: dict[str, float | None]
+    errors: dict[str, str]
+    prior: np.ndarray
+    proposal: np.ndarray
+    log_weights: np.ndarray | None
+    steps: list[int]
+
+    @property
+    def alpha(self) -> np.ndarray | None:
+        """The posterior's weights.  # [n]."""
+        return None if self.log_weights is None else self_normalised(self.log_weights)
+
+    def by_weight(self) -> list[int]:
+        """The outputs, the heaviest first; those without a weight last, all else as sampled."""
+        if self.log_weights is None:
+            return list(range(len(self.proposal)))
+        known = np.nan_to_num(self.log_weights, nan=-np.inf)
+        return np.argsort(-known, kind="stable").tolist()
+
+
+def find_group(store: StoredSamples, prefix: str) -> str:
+    """The id that begins with `prefix`.
+
+    Raises:
+        UserError: none does, or several do.
+    """
+    ids = store.index()["group_id"]
+    found = ids.filter(pc.starts_with(ids, prefix)).to_pylist()
+    if prefix in found:
+        return prefix
+    if not found:
+        raise UserError(
+            f"No group of {store.root} has an id that begins with {prefix!r}; `brain store export` lists all."
+        )
+    if len(found) > 1:
+        shown = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
+        raise UserError(f"{len(found)} groups begin with {prefix!r} ({shown}); give more of the id.")
+    return found[0]
+
+
+def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness: ObjectiveSection) -> GroupView:
+    """Gather what the store holds of a group.
+
+    Args:
+        store: holds it.
+        group: its full id.
+        ranked_by: the scorer whose values are the rewards, if any is.
+        goodness: how a reward becomes goodness.
+    """
+    row = store.groups([group]).to_pylist()[0]
+    count = len(row["outputs"])
+    names = {facts.name for facts in store.scorers()}
+    scores = {name: store.scores([group], name).to_pylist()[0] for name in names if store.has_score(group, name)}
+    values = {name: np.array(scores[name]["values"], dtype=np.float64) for name in sorted(scores)}  # null -> NaN
+    prior = values.pop(PRIOR, np.full(count, np.nan))
+    proposal = np.array([sum(output["token_logprobs"]) for output in row["outputs"]])
+    weights = log_weights(values[ranked_by], prior, proposal, goodness) if ranked_by in values else None
+    return GroupView(
+        row=row,
+        values=values,
+        gold={name: scores[name]["gold_value"] for name in values},
+        errors={name: score["error"] for name, score in sorted(scores.items()) if score["error"]},
+        prior=prior,
+        proposal=proposal,
+        log_weights=weights,
+        steps=[step["step"] for step in store.steps() if group in step["group_ids"]],
+    )

@@ -1,0 +1,107 @@
+"""Preference pairs from stored groups, in the form that trainers of DPO and its kin read."""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+
+from common.schemas import PRIOR, batch_from_rows
+from deploy.run_store import StoredSamples
+from deploy.store_commands.flat_rows import scores_of
+
+Rewards = list[float | None]
+
+
+def consecutive(rewards: Rewards) -> Iterator[tuple[int, int]]:
+    """Disjoint pairs of neighbours in the order of sampling: 16 of 32 outputs, each output at most once."""
+    yield from zip(range(0, len(rewards) - 1, 2), range(1, len(rewards), 2), strict=True)
+
+
+def best_worst(rewards: Rewards) -> Iterator[tuple[int, int]]:
+    """The output with the highest reward and the one with the lowest, the first of each where several are."""
+    known = [number for number, reward in enumerate(rewards) if reward is not None]
+    if len(known) > 1:
+        by_reward = sorted(known, key=lambda number: rewards[number] or 0.0)
+        yield by_reward[0], max(known, key=lambda number: rewards[number] or 0.0)
+
+
+def every(rewards: Rewards) -> Iterator[tuple[int, int]]:
+    """All pairs: n (n − 1) / 2."""
+    yield from combinations(range(len(rewards)), 2)
+
+
+PAIRINGS: dict[str, Callable[[Rewards], Iterator[tuple[int, int]]]] = {
+    "consecutive": consecutive,
+    "best-worst": best_worst,
+    "all": every,
+}
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("prompt", pa.string()),
+        pa.field("chosen", pa.string()),
+        pa.field("rejected", pa.string()),
+        pa.field("score_chosen", pa.float32()),
+        pa.field("score_rejected", pa.float32()),
+        pa.field("margin", pa.float32()),
+        pa.field("ref_chosen_logps", pa.float32()),  # log p(y|x) of the prior, under the name that TRL reads
+        pa.field("ref_rejected_logps", pa.float32()),
+        pa.field("prompt_id", pa.string()),
+        pa.field("group_id", pa.string()),
+        pa.field("round", pa.int32()),
+        pa.field("proposal_version", pa.int32()),
+    ]
+)
+
+
+class Pairs:
+    """Turns GROUPS batches into preference pairs: the higher reward is chosen.
+
+    Attributes:
+        schema: of the rows.
+        dropped: how many pairs were left out, by the reason.
+    """
+
+    def __init__(self, store: StoredSamples, scorer: str, pairing: str) -> None:
+        self.schema = _SCHEMA
+        self.dropped = {"tied": 0, "without a reward": 0}
+        self._store = store
+        self._scorer = scorer
+        self._pairing = PAIRINGS[pairing]
+
+    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The pairs of each group, in the order of groups."""
+        groups = batch.to_pylist()
+        ids = [group["group_id"] for group in groups]
+        rewards, prior = (scores_of(self._store, ids, name) for name in (self._scorer, PRIOR))
+        rows: list[dict[str, Any]] = []
+        for group in groups:
+            nothing: dict[str, Any] = {"values": [None] * len(group["outputs"])}
+            name = group["group_id"]
+            rows += self._pairs(group, rewards.get(name, nothing)["values"], prior.get(name, nothing)["values"])
+        return batch_from_rows(self.schema, rows)
+
+    def _pairs(self, group: dict[str, Any], rewards: Rewards, prior: Rewards) -> Iterator[dict[str, Any]]:
+        texts = [output["text"] for output in group["outputs"]]
+        shared = {name: group[name] for name in ("prompt_id", "group_id", "round", "proposal_version")}
+        for pair in self._pairing(rewards):
+            first, second = (rewards[number] for number in pair)
+            if first is None or second is None:
+                self.dropped["without a reward"] += 1
+                continue
+            if first == second:
+                self.dropped["tied"] += 1
+                continue
+            chosen, rejected = pair if first > second else pair[::-1]
+            yield {
+                "prompt": group["prompt_text"],
+                "chosen": texts[chosen],
+                "rejected": texts[rejected],
+                "score_chosen": rewards[chosen],
+                "score_rejected": rewards[rejected],
+                "margin": abs(first - second),
+                "ref_chosen_logps": prior[chosen],
+                "ref_rejected_logps": prior[rejected],
+                **shared,
+            }

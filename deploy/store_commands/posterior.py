@@ -1,0 +1,40 @@
+"""BRAIn's weights of stored outputs (paper, equations 5-11 and 19-20), in numpy: tools look at them without torch.
+
+The learner's own (learner/objectives/brain.py) are the same numbers, which tests/unit/test_store_posterior.py checks.
+"""
+
+import numpy as np
+
+from common.config.recipe import ObjectiveSection
+
+
+def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: ObjectiveSection) -> np.ndarray:
+    """The logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant; NaN where one of them is missing.
+
+    Args:
+        rewards: r(x, y), NaN where missing.  # [n]
+        prior: log p(y|x), likewise.  # [n]
+        proposal: log q'(y|x), likewise.  # [n]
+        goodness: the goodness model and its temperature γ.
+
+    Returns:
+        [n] float64
+    """
+    scaled = rewards.astype(np.float64) / goodness.temperature
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        gained = scaled if goodness.goodness == "bradley-terry" else -np.logaddexp(0.0, -scaled)
+    return gained + prior.astype(np.float64) - proposal.astype(np.float64)
+
+
+def self_normalised(log_weights: np.ndarray) -> np.ndarray:
+    """The softmax over what is known; NaN elsewhere.
+
+    Returns:
+        α from `log_weights`, or β from log q_θ − log q'.  # [n]
+    """
+    known = np.isfinite(log_weights)
+    weights = np.full(log_weights.shape, np.nan)
+    if known.any():
+        exponentials = np.exp(log_weights[known] - log_weights[known].max())
+        weights[known] = exponentials / exponentials.sum()
+    return weights

@@ -1,0 +1,69 @@
+"""`brain store replay`: train a run's recorded steps again, as they were or with another objective or learner."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.config.validation import parse_recipe
+from common.errors import UserError
+from deploy.recipe_files import apply_override
+from deploy.source import open_source
+
+_CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
+
+
+def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "replay",
+        help="train a run's recorded steps again",
+        description="Train the steps that a run has recorded again: the same groups in the same order, with the run's "
+        "own settings to the same weights, or with another objective or learner. Running it again on the same output "
+        "resumes. Nothing is sampled, and the run is only read.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--output", required=True, type=Path, metavar="RUNDIR", help="the new run's directory")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="settings of objective and learner that replace the run's"
+    )
+    parser.set_defaults(command=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    recipe = replay_recipe(options.run, options.output, options.overrides)
+    from deploy.pipeline import run_recipe  # Ray: not for what is refused
+
+    run_recipe(recipe, Console())
+    return 0
+
+
+def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe that trains a run's recorded steps again.
+
+    Args:
+        run: the run's directory.
+        output: the new run's.
+        overrides: `key.sub=value` settings that differ from the run's.
+
+    Raises:
+        UserError: `run` is no run directory, or an override would change more than how the steps are trained.
+    """
+    source = open_source(run)
+    if source.recipe is None or source.directory is None:
+        raise UserError(f"{run} is a store without its run's recipe; name the run directory.")
+    settings: dict[str, Any] = source.recipe.model_dump(mode="json")
+    for override in overrides:
+        if not override.startswith(_CHANGEABLE):
+            raise UserError(
+                f"{override!r}: a replay trains the steps as they were sampled, so that only objective.* and learner.* "
+                f"(and resources) can differ; for anything else: brain run RECIPE sampler.replicas=0 store.uri={run}."
+            )
+        apply_override(settings, override)
+    settings["run"] = {"dir": str(output)}
+    settings["sampler"]["replicas"] = 0
+    settings["store"] = {"uri": str(source.directory.root), "replay": True}
+    return parse_recipe(settings, f"the recipe of {run}")

@@ -1,0 +1,124 @@
+"""`brain store show`: one group, to be read by a human."""
+
+import argparse
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.config.recipe import ObjectiveSection
+from deploy.source import Source, open_source, ranking_scorer
+from deploy.store_commands.group_view import GroupView, find_group, group_view
+from deploy.store_commands.terminal import PLACE, terminal
+
+_PROMPT_SHOWN = 300  # characters of a prompt without --full
+_NARROWEST_TEXT = 20  # columns
+
+
+def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "show",
+        help="one group: prompt, outputs, rewards, weights and log-probabilities",
+        description="One group, its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).",
+    )
+    parser.add_argument("place", metavar="STORE", help=PLACE)
+    parser.add_argument("group", metavar="GROUP", help="a group's id, or as much of its beginning as is unique")
+    parser.add_argument("--scorer", metavar="NAME", help="whose values are the rewards; default: the run's objective's")
+    parser.add_argument("--full", action="store_true", help="whole texts")
+    parser.set_defaults(command=_show)
+
+
+def _show(options: argparse.Namespace) -> int:
+    source = open_source(options.place)
+    group = find_group(source.store, options.group)
+    scored = any(facts.name != "prior" for facts in source.store.scorers())
+    ranked_by = ranking_scorer(source, options.scorer) if scored or options.scorer else None
+    objective = source.recipe.objective if source.recipe else ObjectiveSection()
+    view = group_view(source.store, group, ranked_by, objective)
+    show_group(view, terminal(), full=options.full)
+    for note in _notes(view, source, ranked_by, objective):
+        terminal().print(note, soft_wrap=True, style="dim")
+    return 0
+
+
+def show_group(view: GroupView, console: Console, *, full: bool) -> None:
+    """Print a group."""
+    row = view.row
+    sampled = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row["finished_at"]))
+    trained = f"trained in step {', '.join(map(str, view.steps))}" if view.steps else "not trained"
+    console.print(
+        f"group   {row['group_id']}, prompt {row['prompt_id']}\n"
+        f"sampled in round {row['round']} from version {row['proposal_version']} (digest "
+        f"{row['proposal_digest'][:8]}) by {row['sampler_id']}, {sampled} UTC, temperature {row['temperature']:g}; "
+        f"{trained}",
+        markup=False,
+    )
+    prompt = row["prompt_text"].strip()
+    if not full and len(prompt) > _PROMPT_SHOWN:
+        prompt = f"{prompt[:_PROMPT_SHOWN]} … (--full shows all)"
+    console.print(f"\n{prompt}\n", markup=False)
+    if row["gold_text"] is not None:
+        golds = [f"{name} {value:.3f}" for name, value in view.gold.items() if value is not None]
+        figures = f" ({', '.join(golds)})" if golds else ""
+        console.print(
+            f"gold{figures}: {_one_line(row['gold_text'])}\n", markup=False, no_wrap=not full, overflow="ellipsis"
+        )
+    console.print(_outputs(view, console.width, full=full))
+    for name, error in view.errors.items():
+        console.print(f"{name} could not compute everything: {error}", markup=False, style="red")
+
+
+def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
+    figures = {
+        "α": (view.alpha, "{:.3f}"),
+        **{name: (values, "{:.2f}") for name, values in view.values.items()},
+        "log p": (view.prior, "{:.2f}"),
+        "log q'": (view.proposal, "{:.2f}"),
+        "log w": (view.log_weights, "{:.2f}"),
+    }
+    rows = []
+    for number in view.by_weight():
+        output = view.row["outputs"][number]
+        shown = [_figure(values, number, form) for values, form in figures.values()]
+        ends = "eos" if output["finish_reason"] == "stop" else output["finish_reason"]
+        text = output["text"].strip() if full else _one_line(output["text"])
+        rows.append([str(number), *shown, str(len(output["token_ids"])), ends, text or "(empty)"])
+    names = ["#", *figures, "tokens", "end"]
+    widths = [max(map(len, cells)) for cells in zip(names, *(row[:-1] for row in rows), strict=True)]
+    for name, width in zip(names, widths, strict=True):
+        table.add_column(name, justify="right", no_wrap=True, width=width)
+    left = max(_NARROWEST_TEXT, console_width - sum(widths) - len(names))  # one space between columns
+    table.add_column("output", no_wrap=not full, overflow="fold" if full else "ellipsis", width=left)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _notes(view: GroupView, source: Source, ranked_by: str | None, objective: ObjectiveSection) -> list[str]:
+    notes = []
+    if ranked_by is None or view.alpha is None:
+        notes.append("α needs rewards and prior log-probabilities; this group has no rewards yet.")
+    else:
+        whose = "as in the run's recipe" if source.recipe else "the paper's, as only a store was named, not its run"
+        notes.append(
+            f"α ∝ p(G=1|x,y)·p/q' (eq. 20), goodness {objective.goodness} of {ranked_by} at γ = "
+            f"{objective.temperature:g}, {whose}; log w is its logarithm, not normalised."
+        )
+    count = len(view.proposal)
+    notes.append(
+        f"β ∝ q_θ/q' is not shown: it needs a policy's log-probabilities, which a store does not hold. At the proposal "
+        f"itself (q_θ = q') it is 1/{count} = {1 / count:.3f} for each output."
+    )
+    return notes
+
+
+def _figure(values: np.ndarray | None, number: int, form: str) -> str:
+    return "–" if values is None or np.isnan(values[number]) else form.format(values[number])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,79 @@
+"""Rows into files, batch by batch."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import UserError
+
+_ROW_GROUP = 16384  # rows; a store's parts are smaller than a parquet reader likes
+
+
+def write_jsonl(path: Path, _schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """One JSON object a line; returns the number of rows."""
+    count = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for batch in batches:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+            count += batch.num_rows
+    return count
+
+
+def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """One parquet file; returns the number of rows."""
+    count, waiting = 0, 0
+    held: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in batches:
+            held.append(batch)
+            waiting += batch.num_rows
+            if waiting >= _ROW_GROUP:
+                writer.write_table(pa.Table.from_batches(held, schema))
+                count, waiting, held = count + waiting, 0, []
+        writer.write_table(pa.Table.from_batches(held, schema))
+    return count + waiting
+
+
+def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """A directory that `datasets.load_from_disk` opens; returns the number of rows.
+
+    Raises:
+        UserError: `datasets` is not installed.
+    """
+    datasets = import_datasets()
+    path.mkdir()
+    scratch = path / ".scratch"
+    scratch.mkdir()
+    count = write_parquet(scratch / "rows.parquet", schema, batches)
+    was_enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # one is shown already
+    try:
+        rows = datasets.Dataset.from_parquet(str(scratch / "rows.parquet"), cache_dir=str(scratch / "cache"))
+        rows.save_to_disk(str(path))
+    finally:
+        if was_enabled:
+            datasets.enable_progress_bars()
+    del rows  # it maps the files that go now
+    shutil.rmtree(scratch)
+    return count
+
+
+def import_datasets() -> ModuleType:
+    """The library, which nothing else here needs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("datasets")
+    except ImportError:
+        raise UserError(
+            "--format hf needs the package `datasets`, which is not installed: pip install datasets, or export "
+            "parquet, which datasets.load_dataset reads too."
+        ) from None

@@ -1,0 +1,159 @@
+"""Training from an existing store alone: what is checked before anything starts, and the work that is then to do.
+
+The source store is only read. What the run adds (scores that were missing, its steps) stands in the run's own store.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from common.identity import digest
+from common.store import SampleStore
+from deploy.draws import StoredGroups
+from deploy.rounds import RecordedSteps, Rounds, Schedule
+from deploy.run_directory import RunDirectory
+from deploy.run_store import OverlaidStore
+from deploy.source import Source, open_source
+from deploy.work import Work, training_scorers
+
+
+@dataclass(frozen=True)
+class StoredInputs:
+    """The groups that a run without samplers trains on, in place of prompts.
+
+    Attributes:
+        source: the store that has them.
+        index: one row a group, those of the rounds that the recipe has.
+        steps: the groups of each step, where recorded ones are trained again; else None.
+        notes: what the user should know.
+    """
+
+    source: Source
+    index: pa.Table
+    steps: list[list[str]] | None
+    notes: list[str]
+
+    def facts(self) -> dict[str, str | None]:
+        """What must be the same whenever the run is resumed."""
+        trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
+        return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
+
+    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> Work:
+        """Training alone, with the scorers that have anything to add."""
+        store = OverlaidStore(SampleStore(directory.store, run_id), self.source.store, recipe.algorithm.rounds)
+        needed = training_scorers(recipe)
+        schedule: Schedule
+        if self.steps is None:
+            schedule = Rounds(recipe.algorithm, StoredGroups(self.index), recipe.seed)
+        else:
+            schedule = RecordedSteps(self.steps, recipe.algorithm.updates_per_round)
+        return Work(
+            store=store,
+            schedule=schedule,
+            training_scorers=needed,
+            started_scorers=[name for name in needed if store.unscored(name)],
+            leases=None,
+            evaluation=None,
+        )
+
+
+def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
+    """Open the source store and check that it has what the recipe trains on.
+
+    Raises:
+        UserError: it has not, or is the run's own.
+    """
+    assert recipe.store.uri, "a recipe without samplers has it"
+    source = open_source(recipe.store.uri)
+    named = {str(source.store.root)} | ({str(source.directory.root)} if source.directory else set())
+    if named & {str(directory.root), str(directory.store)}:
+        raise UserError(
+            f"store.uri={recipe.store.uri} is the store of this run itself, which is not to change by training from "
+            f"it; set another run.dir."
+        )
+    index = source.store.index()
+    index = index.filter(pc.less(index["round"], recipe.algorithm.rounds))
+    steps = _recorded_steps(source) if recipe.store.replay else None
+    if steps is None:
+        _check_rounds(recipe, source, index)
+    return StoredInputs(source, index, steps, _notes(recipe, source, index, steps))
+
+
+def with_absolute_source(recipe: Recipe) -> Recipe:
+    """The recipe with a source that is found from any current directory, as the saved configuration must name it."""
+    uri = recipe.store.uri
+    if recipe.sampler.replicas or uri is None or "://" in uri:
+        return recipe
+    absolute = recipe.store.model_copy(update={"uri": str(Path(uri).expanduser().absolute())})
+    return recipe.model_copy(update={"store": absolute})
+
+
+def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:
+    """How many of the groups lack the values of a scorer that training needs, by scorer; only where any does."""
+    ids = inputs.index["group_id"]
+    lacking = {
+        name: pc.sum(pc.is_in(ids, value_set=pa.array(inputs.source.store.unscored(name), pa.string()))).as_py() or 0
+        for name in training_scorers(recipe)
+    }
+    return {name: count for name, count in lacking.items() if count}
+
+
+def _recorded_steps(source: Source) -> list[list[str]]:
+    """The groups of all recorded steps, which must be there without a gap."""
+    rows = source.store.steps()
+    if not rows:
+        raise UserError(f"The store {source.store.root} records no step, so that there is nothing to replay.")
+    for number, row in enumerate(rows, start=1):
+        if row["step"] != number:
+            raise UserError(
+                f"The store {source.store.root} lacks the record of step {number}, so that its steps cannot be "
+                f"replayed; train from its rounds instead (store.replay=false)."
+            )
+    steps = [row["group_ids"] for row in rows]
+    lost = [name for step in steps for name in step if not source.store.has_group(name)]
+    if lost:
+        raise UserError(f"The store {source.store.root} lacks group {lost[0]}, which its steps were trained on.")
+    return steps
+
+
+def _check_rounds(recipe: Recipe, source: Source, index: pa.Table) -> None:
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(index["round"].combine_chunks()).to_pylist()}
+    wanted, batch = recipe.algorithm.rounds, recipe.algorithm.batch_prompts
+    short = [round_ for round_ in range(wanted) if counts.get(round_, 0) < batch]
+    if short:
+        raise UserError(
+            f"The store {source.store.root} has {counts.get(short[0], 0)} groups of round {short[0]} (rounds count "
+            f"from 0), fewer than algorithm.batch_prompts={batch}; algorithm.rounds={wanted} asks for rounds 0 to "
+            f"{wanted - 1}: lower it{'' if short[0] else ', or name another store'}."
+        )
+
+
+def _notes(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str]] | None) -> list[str]:
+    what = f"{len(steps)} recorded steps" if steps is not None else f"{recipe.algorithm.rounds} rounds"
+    notes = [
+        f"training on {what} of {source.store.root} ({index.num_rows} groups), which is only read; nothing is sampled, "
+        f"so nothing is evaluated"
+    ]
+    names = set(training_scorers(recipe))
+    digests: dict[str, set[str]] = {}
+    for facts in source.store.scorers():
+        digests.setdefault(facts.name, set()).add(facts.digest)
+    notes += [
+        f"note: the store's values of {name} come from {len(found)} different scorers of that name"
+        for name, found in sorted(digests.items())
+        if name in names and len(found) > 1
+    ]
+    return notes + list(_notes_on_policy(recipe, source))
+
+
+def _notes_on_policy(recipe: Recipe, source: Source) -> Iterable[str]:
+    if source.recipe is not None and source.recipe.policy.dtype != recipe.policy.dtype:
+        yield (
+            f"note: the store's log-probabilities were computed in {source.recipe.policy.dtype}, the policy is trained "
+            f"in {recipe.policy.dtype}"
+        )

@@ -1,0 +1,111 @@
+"""How many tokens one forward and backward pass has room for, estimated from the model and the device.
+
+What a pass keeps for its gradient is, for each token, the inputs and outputs of the linear layers, and some hidden
+states in float32 (norms, residuals). The estimate errs to the safe side by about a third; where it is too bold all the
+same, the learner halves the budget when memory runs out (learner/stepper.py).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from common.errors import UserError
+from common.nn.logprobs import SequenceLogprobs
+from learner.policy import elements
+
+TOKENS_ON_CPU = 16384
+"""Where memory is the machine's, shared by all services, the budget is a fixed one."""
+
+_USABLE = 0.85
+"""Of a GPU's memory; the rest is for kernels' workspaces and what the allocator cannot use."""
+_LARGEST = 131_072
+_STEP = 256
+_FLOAT32_STATES = 8
+"""Hidden states that a layer keeps in float32: two norms' inputs and statistics, residuals, rotary embeddings."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a policy takes, in bytes.
+
+    Attributes:
+        fixed: weights, gradients and optimiser.
+        token: activations of one token.
+    """
+
+    fixed: int
+    token: int
+
+
+def footprint(policy: SequenceLogprobs, *, ranks: int = 1, zero_stage: int = 0, recomputes: bool = False) -> Footprint:
+    """Estimate what training a policy takes on one rank.
+
+    Args:
+        policy: its trainable parameters have gradients and two moments, and 16-bit ones a copy in float32.
+        ranks: that share the work.
+        zero_stage: what they share of the state: the optimiser (1), gradients too (2), weights too (3).
+        recomputes: whether layers keep their input only (activation checkpointing).
+    """
+    weights = sum(elements(value) * value.itemsize for value in policy.parameters())
+    trainable = policy.trainable().values()
+    gradients = 4 * sum(map(elements, trainable))
+    optimiser = sum(elements(value) * (8 + (4 if value.itemsize < 4 else 0)) for value in trainable)
+    weights, gradients, optimiser = (
+        size // ranks if zero_stage >= stage else size for size, stage in ((weights, 3), (gradients, 2), (optimiser, 1))
+    )
+    config = policy.config
+    layers, hidden, width = config.num_hidden_layers, config.hidden_size, policy.dtype.itemsize
+    kept = layers * _FLOAT32_STATES * hidden * 4 + sum(_kept_by(layer, width) for layer in _linear_layers(policy))
+    if recomputes:
+        kept = kept // layers + layers * hidden * width
+    return Footprint(weights + gradients + optimiser, kept + 3 * hidden * 4)  # and the LM head's tiles
+
+
+def tokens_of_a_pass(footprint: Footprint, device: torch.device) -> int:
+    """The token budget for a device.
+
+    It follows from the model and the kind of device alone, not from what else is on it: a run repeats exactly.
+
+    Raises:
+        UserError: not even the weights fit.
+    """
+    if device.type != "cuda":
+        return TOKENS_ON_CPU
+    return tokens_within(torch.cuda.get_device_properties(device).total_memory, footprint)
+
+
+def tokens_within(memory: int, footprint: Footprint) -> int:
+    """The token budget for a GPU of so many bytes; see `tokens_of_a_pass`."""
+    tokens = int(_USABLE * memory - footprint.fixed) // footprint.token // _STEP * _STEP
+    if tokens < _STEP:
+        raise UserError(
+            f"The policy does not fit: its weights, gradients and optimiser take {footprint.fixed / _GIB:.1f} GiB and "
+            f"{_STEP} tokens {_STEP * footprint.token / _GIB:.1f} GiB, of a GPU with {memory / _GIB:.0f} GiB; use "
+            f"learner.activation_checkpointing, policy.quantization, learner.zero_stage or more ranks."
+        )
+    return min(tokens, _LARGEST)
+
+
+def _linear_layers(policy: SequenceLogprobs) -> list[nn.Module]:
+    """The model's own linear layers, with their adapters, but for the LM head."""
+    head = policy.head.weight
+    adapted = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+    inside = {id(part) for module in adapted for part in module.modules() if part is not module}
+    plain = [
+        module
+        for module in policy.modules()
+        if isinstance(module, nn.Linear) and id(module) not in inside and module.weight is not head
+    ]
+    return [*adapted, *plain]
+
+
+def _kept_by(layer: nn.Module, width: int) -> int:
+    """Bytes a token that a linear layer keeps: input and output, and the input in float32 for an adapter."""
+    if isinstance(layer, LoraLayer):
+        copies = layer.in_features * 4 if width < 4 else 0
+        return (layer.in_features + layer.out_features) * width + copies
+    assert isinstance(layer, nn.Linear)
+    return (layer.in_features + layer.out_features) * width

@@ -1,0 +1,27 @@
+"""The learning rate as a function of the step alone, so that there is no schedule whose state could be lost."""
+
+import math
+
+from common.config.recipe import AlgorithmSection, LearnerSection
+
+
+def learning_rate(step: int, learner: LearnerSection, algorithm: AlgorithmSection) -> float:
+    """The learning rate of a step.
+
+    It rises linearly and reaches its full value at step `warmup_steps`. From there it stays constant, or falls, in a
+    straight line or along half a cosine, so that it would be 0 at the step after the run's last.
+
+    Args:
+        step: counted from 1.
+        learner: full value, warm-up and schedule.
+        algorithm: how many steps the run has.
+    """
+    if step < learner.warmup_steps:
+        return learner.learning_rate * step / learner.warmup_steps
+    if learner.schedule == "constant":
+        return learner.learning_rate
+    total = algorithm.rounds * algorithm.updates_per_round
+    start = max(1, learner.warmup_steps)  # the step of the full value
+    progress = (step - start) / max(1, total + 1 - start)
+    factor = 1 - progress if learner.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return learner.learning_rate * factor

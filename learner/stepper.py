@@ -1,0 +1,133 @@
+"""One optimiser step on a batch of groups, and what is done when it cannot be taken as it is.
+
+- The first group that is trained goes through packed and padded rows; where they disagree, the run is padded.
+- Out of GPU memory: the token budget is halved, and the step taken again from its start, with the same gradient. Where
+  DeepSpeed cannot forget half a gradient (several ranks, ZeRO-2 and -3), the services are started again for it.
+- A loss or gradient that is not finite: the step is skipped, and counted; too many in a row end the run.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from common.config.recipe import LearnerSection
+from common.errors import LearnerOutOfMemoryError, PipelineError
+from learner.batches import GroupBatch
+from learner.engine_protocol import Engine
+from learner.gradients import BatchResult, Loss, accumulate_gradient
+from learner.policy import Policy
+
+_SMALLEST_BUDGET = 16
+"""Tokens; where not even these fit, the budget is not what is wrong."""
+
+
+class Stepper:
+    """Takes steps; the same on every rank.
+
+    Attributes:
+        max_tokens: the token budget of a forward pass, as it is now.
+        skipped: the steps skipped in a row up to now, each with why.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: Engine,
+        loss: Loss,
+        settings: LearnerSection,
+        *,
+        max_tokens: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self.max_tokens = max_tokens
+        self.skipped: list[str] = []
+        self._policy = policy
+        self._engine = engine
+        self._loss = loss
+        self._settings = settings
+        self._note = note
+        self._checked = False
+
+    def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
+        """Compute the gradient and update the weights.
+
+        Returns:
+            What was computed, and the gradient's norm before clipping; None where the weights were left as they are.
+
+        Raises:
+            PipelineError: one step too many in a row was not finite, or memory does not suffice.
+            LearnerOutOfMemoryError: all ranks have to start again with a smaller token budget.
+        """
+        if not self._checked:
+            self._check_packed(groups)
+        result = self._accumulate(step, groups)
+        if not result.objective.trained.any():
+            return result, None
+        norm = self._update(groups, result, learning_rate)
+        if isinstance(norm, str):
+            self._skip(f"step {step}: {norm}")
+            return result, None
+        self.skipped = []
+        return result, norm
+
+    def _check_packed(self, groups: GroupBatch) -> None:
+        rows = groups.trained.nonzero().flatten().tolist()
+        if not rows:
+            return
+        self._checked = True
+        outputs = [groups.completions[rows[0]][index] for index in groups.valid[rows[0]].nonzero().flatten().tolist()]
+        check = self._policy.check_packed((groups.prompts[rows[0]], outputs), self.max_tokens)
+        if check is not None and not all(self._engine.gather(check.passed)):
+            self._policy.padded_because = (
+                f"packed rows give other log-probabilities: {check.difference:.2g} nats a token from padded ones, "
+                f"where rounding explains {check.tolerance:.2g}"
+            )
+            self._note(
+                f"WARNING: this model's packed rows are not used, and training is several times slower: in group "
+                f"{groups.group_ids[rows[0]]}, {self._policy.padded_because}."
+            )
+
+    def _accumulate(self, step: int, groups: GroupBatch) -> BatchResult:
+        while True:
+            try:
+                return accumulate_gradient(self._engine, groups, self._loss, self._policy.budget(self.max_tokens))
+            except torch.OutOfMemoryError as error:
+                reason = str(error).split(". ")[0]
+            # Outside of the handler, whose traceback would keep the pass's tensors.
+            self._halve_budget(step, reason)
+
+    def _halve_budget(self, step: int, reason: str) -> None:
+        smaller = self.max_tokens // 2
+        what = f"step {step}: out of memory with {self.max_tokens} tokens a forward pass"
+        if smaller < _SMALLEST_BUDGET:
+            raise PipelineError(f"{what} ({reason}); set learner.activation_checkpointing=true, or use more memory")
+        if not self._engine.can_discard:
+            # Other ranks wait in the middle of a reduction for a gradient that does not come: all have to start anew.
+            raise LearnerOutOfMemoryError(f"{what} ({reason})", smaller)
+        self._engine.discard_gradient()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._note(f"{what}; it is taken again with {smaller} ({reason}).")
+        self.max_tokens = smaller
+
+    def _update(self, groups: GroupBatch, result: BatchResult, learning_rate: float) -> float | str:
+        """The gradient's norm; or, where loss or gradient is not finite, a sentence that says so."""
+        norm = self._engine.step(learning_rate)
+        if math.isfinite(norm):
+            return norm
+        finite = result.objective.losses.isfinite()
+        if finite.all():
+            return f"the gradient is not finite, though the losses are; groups {', '.join(groups.group_ids)}"
+        names = [groups.group_ids[index] for index in (~finite).nonzero().flatten().tolist()]
+        return f"the loss is not finite for group {', '.join(names)}"
+
+    def _skip(self, reason: str) -> None:
+        self.skipped.append(reason)
+        if len(self.skipped) > self._settings.max_skipped_in_a_row:
+            most = self._settings.max_skipped_in_a_row
+            raise PipelineError(
+                f"{len(self.skipped)} steps in a row could not be taken, and learner.max_skipped_in_a_row is {most}. "
+                f"{'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
+            )
+        self._note(f"{reason}; the step is skipped ({len(self.skipped)} in a row).")
