@@ -109,14 +109,6 @@ class Catalogue:
                 self.holdings.discard([extent.file])
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
-    def is_good(self, file: str) -> bool:
-        """Whether a part matches its checksum; checked once in an opening."""
-        try:
-            self._reader.batch(file)
-        except (FileNotFoundError, DamagedPartError):
-            return False
-        return True
-
     def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
         """Each commit with the rows of it that count, in the order of commitment.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from common.storage.catalogue import Catalogue
-from common.storage.names import checksum, compacted_file, sequence_of
+from common.storage.names import checksum, checksum_of, compacted_file, sequence_of
 from common.storage.part_files import encode_part
 from common.storage.places import Place
 
@@ -67,20 +67,29 @@ def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) ->
 def remove_superseded(place: Place, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
     """Delete parts whose commits are all read from other parts for at least the grace time; returns their names.
 
-    The parts that are read in their place are verified first. A clock that went backwards keeps parts longer.
+    The parts that are read in their place are verified on the disk first. A clock set back keeps parts longer.
     """
     superseded = catalogue.holdings.superseded()
     if not superseded:
         return []
-    modified = {entry.name: entry.modified for entry in place.list(catalogue.kind)}
-    removed = []
-    for name, instead in superseded.items():
-        old_enough = all(time.time() - modified.get(other, time.time()) >= grace for other in instead)
-        if old_enough and all(catalogue.is_good(other) for other in instead):
-            place.remove(f"{catalogue.kind}/{name}")
-            removed.append(name)
+    now, modified = time.time(), {entry.name: entry.modified for entry in place.list(catalogue.kind)}
+    safe = {
+        file
+        for file in set().union(*superseded.values())
+        if file in modified and now - modified[file] >= grace and _is_good(place, catalogue.kind, file)
+    }
+    removed = [name for name, instead in superseded.items() if instead <= safe]
+    for name in removed:
+        place.remove(f"{catalogue.kind}/{name}")
     catalogue.holdings.discard(removed)
     return removed
+
+
+def _is_good(place: Place, kind: str, file: str) -> bool:
+    try:
+        return place.read_checked(f"{kind}/{file}", checksum_of(file)) is not None
+    except FileNotFoundError:
+        return False
 
 
 def rewrite_without(place: Place, catalogue: Catalogue, author: Author, commits: set[str]) -> int:

@@ -119,7 +119,8 @@ class Opening:
                 f"{reason} It was moved to {self.place.uri}/{target}; what it held is made again at the next start."
             )
             _LOG.warning(reason)
-        self.damaged.append(reason)
+        if reason not in self.damaged:
+            self.damaged.append(reason)
         return reason
 
     def _remove_unfinished(self) -> None:

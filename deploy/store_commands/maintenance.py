@@ -36,7 +36,9 @@ def add_maintenance_commands(commands: "argparse._SubParsersAction[argparse.Argu
         description="Rewrite small parts as large ones, beside them; a run may go on meanwhile. The small ones are "
         "removed by a later compact or gc, when nobody reads them any more.",
     )
-    parser.add_argument("--target-mb", type=int, default=LARGE.target >> 20, metavar="MB", help="size of a large part")
+    parser.add_argument(
+        "--target-mb", type=_megabytes, default=LARGE.target >> 20, metavar="MB", help="size of a large part"
+    )
     _has_grace(_has_place(parser)).set_defaults(command=_compact)
     parser = commands.add_parser(
         "gc",
@@ -132,3 +134,9 @@ def _seconds(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no age; say for instance 30d, 12h or 90s")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _megabytes(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size from 1 to 1024 MB")
+    return int(text)

@@ -146,7 +146,7 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(uri: st
         assert lasting.failed == 5
         for sign, advice in (
             ("ACCESS_DENIED", "set AWS_ACCESS_KEY_ID"),
-            ("INVALID_ACCESS_KEY_ID", "the access key is"),
+            ("INVALID_ACCESS_KEY_ID", "the key is"),
         ):
             denied = Failing(uri, 99, OSError(f"When reading: AWS Error {sign} during HeadObject"))
             with pytest.raises(UserError, match=advice):

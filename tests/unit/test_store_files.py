@@ -130,6 +130,18 @@ def test_compaction_keeps_the_replaced_parts_for_the_grace_time(root: Path) -> N
     assert len(names(root, "groups")) == 1
 
 
+def test_parts_stay_while_what_replaces_them_is_damaged(root: Path) -> None:
+    expected = everything(filled(root))
+    store = Opening(root, None, read_only=False)
+    catalogue = store.kinds["groups"]
+    compact(store.place, catalogue, store.author, LARGE)
+    (part,) = (root / "groups").glob("compact-*")
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    assert remove_superseded(store.place, catalogue, grace=0.0) == []
+    assert len(names(root, "groups")) == 5
+    assert everything(SampleStore(root, None, read_only=True)) == expected
+
+
 def test_a_reader_whose_parts_are_compacted_away_reads_on_and_sees_nothing_new(root: Path) -> None:
     writer = filled(root)
     reader = SampleStore(root, None, read_only=True)

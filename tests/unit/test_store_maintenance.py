@@ -73,3 +73,6 @@ def test_a_place_that_is_no_store_and_an_age_that_is_none(tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         command("gc", tmp_path, "--older-than", "soon")
     assert "'soon' is no age" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command("compact", tmp_path, "--target-mb", "0")
+    assert "'0' is no size from 1 to 1024 MB" in capsys.readouterr().err
