@@ -18,3 +18,18 @@ class PipelineError(Exception):
 
     The command line prints it alone and exits with status 1; the run can be resumed.
     """
+
+
+class LearnerOutOfMemoryError(PipelineError):
+    """A forward or backward pass of the learner does not fit into memory, and this process cannot repeat it.
+
+    Attributes:
+        smaller: the token budget to try instead.
+    """
+
+    def __init__(self, message: str, smaller: int) -> None:
+        super().__init__(message, smaller)  # both, so that it survives its way through Ray
+        self.smaller = smaller
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -134,6 +134,16 @@ class SampleStore:
         """Whether a scorer's values for a group are committed."""
         return bool(self._kinds["scores"].find([group_id], [scorer])[0] >= 0)
 
+    def part_files(self, kind: str) -> list[str]:
+        """The parts that hold the rows of a kind, in the order of commitment: for tools that open Arrow files.
+
+        Parts that compaction has replaced, and that are still there for a while, are not among them.
+
+        Args:
+            kind: groups, scores or steps.
+        """
+        return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].holdings.read_files()]
+
     def index(self) -> pa.Table:
         """One light row a group, in the order of commitment; reads no part.
 

@@ -37,7 +37,7 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
     """
     directory = RunDirectory(run.absolute())
-    policy = _recipe(directory).policy
+    policy = recipe_with_world(directory).policy
     found = _find_version(directory, version)
     if output.exists():
         raise UserError(f"{output} exists already; name a new directory as --output.")
@@ -45,9 +45,8 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         if policy.method == "lora" and not merge:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(found.path / name, target / name)
-            return (
-                f"version {found.version}: {output} (PeftModel.from_pretrained(base, directory), base {policy.model})"
-            )
+            base = f"{policy.model}{', quantised to nf4' if policy.quantization else ''}"
+            return f"version {found.version}: {output} (PeftModel.from_pretrained; its base is {base})"
         if policy.method == "lora":
             _write_merged(policy, found.path, target)
         else:
@@ -56,7 +55,12 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     return f"version {found.version}: {output} (AutoModelForCausalLM.from_pretrained)"
 
 
-def _recipe(directory: RunDirectory) -> Recipe:
+def recipe_with_world(directory: RunDirectory) -> Recipe:
+    """A run's recipe, with the prepared world that it was begun with in its paths.
+
+    Raises:
+        UserError: there is no run, or its configuration is not one of this version.
+    """
     recipe = saved_recipe(directory)
     if recipe.prepare is None:
         return recipe
@@ -74,9 +78,7 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
     if version == "best":
         summary = read_summary(directory)
         if summary is None:
-            raise UserError(
-                f"The run in {directory.root} has not ended, so that no version is the best; say --version."
-            )
+            raise UserError(f"The run in {directory.root} has not ended, so no version is the best; say --version.")
         return registry.verify(summary["best_version"])
     if not version.isdigit() or int(version) not in versions:
         raise UserError(

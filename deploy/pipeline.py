@@ -17,6 +17,7 @@ from deploy.actors import make_services
 from deploy.cluster import ray_cluster, required_resources
 from deploy.conductor import Conductor
 from deploy.recipe_files import with_world
+from deploy.restarts import with_smaller_passes
 from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
 from deploy.stored_inputs import StoredInputs, with_absolute_source
 from deploy.summary import finish, read_summary, show
@@ -70,9 +71,13 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         check_config(directory, recipe)
         save_config(directory, recipe, {"world": world.name if world else None, **inputs.facts()})
         with _own_log(directory):
-            work = inputs.work(resolved, recipe_digest(recipe), directory)
             model = _proposal_model(resolved, directory, watch)
-            summary = Run(resolved, directory, work, model, watch, console).to_the_end()
+
+            def start(resolved: Recipe) -> dict[str, Any]:
+                work = inputs.work(resolved, recipe_digest(recipe), directory)
+                return Run(resolved, directory, work, model, watch, console).to_the_end()
+
+            summary = with_smaller_passes(start, resolved, _reporter(console))
     show(console, directory, summary)
 
 

@@ -13,6 +13,7 @@ from common.identity import digest
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.prompts import PromptFile, load_prompts
+from common.schemas import PROPOSAL
 from deploy.evaluation import Split
 from deploy.run_directory import RunDirectory
 from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
@@ -59,6 +60,10 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     inputs = read_stored_inputs(recipe, directory)
     for name, count in lacking_scores(recipe, inputs).items():
         need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
+        if name == PROPOSAL:
+            raise UserError(
+                f"{need}, which only the run that published those versions can compute; set logprobs.proposal=sampler."
+            )
         try:
             if name in recipe.scorers:
                 check_scorer(name, recipe.scorers[name])

@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from common.errors import PipelineError, UserError
+from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
 from deploy.run_directory import RunDirectory
 
 Spawn = Callable[[str, str], ActorHandle]
@@ -88,6 +88,8 @@ class Actor:
         cause = error.cause
         if isinstance(cause, UserError):
             return UserError(f"{cause} ({self.name}; its log is {self._log_path})")
+        if isinstance(cause, LearnerOutOfMemoryError):
+            return LearnerOutOfMemoryError(f"{cause} ({self.name}; its log is {self._log_path}).", cause.smaller)
         return PipelineError(
             f"{self.name} failed in {method!r}: {type(cause).__name__}: {cause}; its log is {self._log_path}."
         )

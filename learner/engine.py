@@ -65,11 +65,15 @@ class DeepSpeedEngine:
             config=_config(settings, module),
             dist_init_required=False,
         )
+        for value in module.buffers():
+            value.data = value.to(self._engine.device)  # what was loaded partitioned is not moved as a whole
         # Transformers recompute activations in training mode only. There is no dropout that it could bring back: the
         # log-probabilities are those of the stored outputs in either mode.
         self._engine.train(settings.activation_checkpointing)
         self.rank: int = torch.distributed.get_rank()
         self.ranks: int = torch.distributed.get_world_size()
+        # From stage 2 on DeepSpeed reduces, and from 3 on gathers, as it goes: a pass that breaks off leaves traces.
+        self.can_discard = self.ranks == 1 and self._stage < 2
 
     @staticmethod
     def loading(settings: LearnerSection, dtype: str) -> AbstractContextManager[None]:

@@ -33,6 +33,7 @@ class Engine(Protocol):
 
     rank: int
     ranks: int
+    can_discard: bool
 
     def logprobs(self, requests: list[Request]) -> torch.Tensor:
         """The log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
@@ -51,7 +52,7 @@ class Engine(Protocol):
         """
 
     def discard_gradient(self) -> None:
-        """Forget what `backward` has added up, also where it was interrupted; there must be one rank only."""
+        """Forget what `backward` has added up, also where a pass broke off; only if `can_discard`."""
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, on every rank; also waits for all of them."""

@@ -1,7 +1,8 @@
 """One optimiser step on a batch of groups, and what is done when it cannot be taken as it is.
 
 - The first group that is trained goes through packed and padded rows; where they disagree, the run is padded.
-- Out of GPU memory: the token budget is halved, and the step taken again from its start. The gradient is the same.
+- Out of GPU memory: the token budget is halved, and the step taken again from its start, with the same gradient. Where
+  DeepSpeed cannot forget half a gradient (several ranks, ZeRO-2 and -3), the services are started again for it.
 - A loss or gradient that is not finite: the step is skipped, and counted; too many in a row end the run.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from common.config.recipe import LearnerSection
-from common.errors import PipelineError
+from common.errors import LearnerOutOfMemoryError, PipelineError
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine
 from learner.gradients import BatchResult, Loss, accumulate_gradient
@@ -56,6 +57,7 @@ class Stepper:
 
         Raises:
             PipelineError: one step too many in a row was not finite, or memory does not suffice.
+            LearnerOutOfMemoryError: all ranks have to start again with a smaller token budget.
         """
         if not self._checked:
             self._check_packed(groups)
@@ -97,20 +99,16 @@ class Stepper:
 
     def _halve_budget(self, step: int, reason: str) -> None:
         smaller = self.max_tokens // 2
-        # Other ranks cannot be told: they wait in the middle of a reduction for a gradient that does not come.
-        is_alone = self._engine.ranks == 1 and self._settings.zero_stage < 3
-        if not is_alone or smaller < _SMALLEST_BUDGET:
-            raise PipelineError(
-                f"step {step}: out of memory with {self.max_tokens} tokens a forward pass ({reason}); set "
-                f"learner.micro_batch_tokens={smaller}, or learner.activation_checkpointing=true"
-            )
+        what = f"step {step}: out of memory with {self.max_tokens} tokens a forward pass"
+        if smaller < _SMALLEST_BUDGET:
+            raise PipelineError(f"{what} ({reason}); set learner.activation_checkpointing=true, or use more memory")
+        if not self._engine.can_discard:
+            # Other ranks wait in the middle of a reduction for a gradient that does not come: all have to start anew.
+            raise LearnerOutOfMemoryError(f"{what} ({reason})", smaller)
         self._engine.discard_gradient()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._note(
-            f"step {step}: out of memory with {self.max_tokens} tokens a forward pass; it is taken again with "
-            f"{smaller} ({reason})."
-        )
+        self._note(f"{what}; it is taken again with {smaller} ({reason}).")
         self.max_tokens = smaller
 
     def _update(self, groups: GroupBatch, result: BatchResult, learning_rate: float) -> float | str:

@@ -354,7 +354,7 @@ class Recipe(Section):
         if policy.quantization is not None and stage == 3:
             raise ValueError(
                 f"policy.quantization={policy.quantization} and learner.zero_stage=3 do not go together: DeepSpeed "
-                f"cannot share out 4-bit weights; set zero_stage=2"
+                f"cannot partition 4-bit weights; set zero_stage=2"
             )
         if policy.method == "full" and policy.dtype == "bfloat16" and stage == 0:
             raise ValueError(

@@ -48,6 +48,7 @@ class Catalogue:
         self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
         self._segments: list[_OnDisk] = []  # by their rows
         self._unusable: list[str] = []  # index files that were written by another version, or are damaged
+        self._postponed: set[str] = set()  # compacted parts that are read, but whose new rows are not taken in yet
         self._unindexed = 0  # commits
         self.next_sequence = 0  # of the next commit: one more than any that was seen
         self._load(read_segments(place, kind) if use_index else {})
@@ -101,7 +102,7 @@ class Catalogue:
                 batch = self._reader.batch(extent.file)
                 return batch if extent.rows is None else batch.slice(extent.first, extent.rows)
             except FileNotFoundError:  # compacted since we looked
-                self.refresh()
+                self._look_again(with_rows=False)
                 if self.holdings.extent(commit) == extent:
                     self.holdings.discard([extent.file])
             except DamagedPartError as error:
@@ -130,17 +131,15 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, size: int, batch: pa.RecordBatch) -> None:
-        """A part was written by this opening; its keys are new."""
+    def committed(self, commit: str, size: int, light: pa.RecordBatch) -> None:
+        """A part was written by this opening, with these light rows; their keys are new."""
         self.holdings.add({plain_file(commit): size}, {})
-        self.rows.add_fresh(located(self.kind, light_rows(self.kind, batch), self._number(commit)))
+        self.rows.add_fresh(located(self.kind, light, self._number(commit)))
         self._unindexed += 1
 
     def refresh(self) -> None:
         """Take in what other writers have done since."""
-        entries = {entry.name: entry for entry in self._place.list(self.kind)}
-        gone = self.holdings.sizes.keys() - entries.keys()
-        self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], [], gone)
+        self._look_again(with_rows=True)
 
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
         """Bring the index files up to date, if that many commits and compacted parts are missing in them.
@@ -193,7 +192,17 @@ class Catalogue:
             first = end
         self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], tables, ())
 
-    def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any) -> None:
+    def _look_again(self, *, with_rows: bool) -> None:
+        """Find the files that are there now; without their new rows, what this opening sees stays what it was."""
+        entries = {entry.name: entry for entry in self._place.list(self.kind)}
+        gone = self.holdings.sizes.keys() - entries.keys()
+        new = [entry for name, entry in entries.items() if name not in self.holdings.sizes or name in self._postponed]
+        if not with_rows:
+            new = [entry for entry in new if is_compacted(entry.name)]
+            self._postponed.update(entry.name for entry in new)
+        self._take_in(new, [], gone, with_rows=with_rows)
+
+    def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any, *, with_rows: bool = True) -> None:
         """Add the rows of new files, and those of index segments; hide rows that no file holds any more."""
         sizes, compacted, new_tables = {}, {}, []
         for entry in sorted(new, key=lambda entry: entry.name):
@@ -202,7 +211,9 @@ class Catalogue:
                 sizes[entry.name] = entry.size
                 if is_compacted(entry.name):
                     compacted[entry.name] = part.commits
-                new_tables += self._new_rows(part)
+                if with_rows:
+                    new_tables += self._new_rows(part)
+                    self._postponed.discard(entry.name)
         if not (sizes or tables or gone):
             return
         self.holdings.discard(gone)

@@ -100,7 +100,7 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     run: list[str] = []
     size = 0
     sizes_of = catalogue.holdings.sizes
-    for file in _read_in_order(catalogue):
+    for file in catalogue.holdings.read_files():
         if sizes_of[file] > sizes.largest:
             continue
         if run and size + sizes_of[file] > sizes.target:
@@ -109,11 +109,6 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
         run.append(file)
         size += sizes_of[file]
     return [run for run in [*runs, run] if len(run) >= sizes.fewest]
-
-
-def _read_in_order(catalogue: Catalogue) -> list[str]:
-    holdings = catalogue.holdings
-    return sorted(holdings.sizes.keys() - holdings.superseded().keys(), key=lambda file: holdings.commits(file)[0])
 
 
 def _write(place: Place, catalogue: Catalogue, author: Author, commits: list[str]) -> None:

@@ -65,6 +65,10 @@ class Holdings:
             if file not in read and all(commit in self._extents for commit in self.commits(file))
         }
 
+    def read_files(self) -> list[str]:
+        """The parts that are read, in the order of their first commits."""
+        return sorted(self.sizes.keys() - self.superseded().keys(), key=lambda file: self.commits(file)[0])
+
     def _choose(self) -> None:
         self._extents = {}
         for file, commits in sorted(self.compacted.items(), key=lambda item: (-len(item[1]), item[0])):

@@ -54,8 +54,11 @@ def light_rows(kind: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = {"groups": _of_groups, "scores": _of_scores, "steps": _of_steps}[kind](batch)
     schema = LIGHT[kind]
     arrays = [columns[field.name] if field.name in columns else batch[field.name] for field in schema]
-    cast = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-    return pa.RecordBatch.from_arrays(cast, schema=schema)
+    typed = [
+        array if array.type == field.type else array.cast(field.type)
+        for array, field in zip(arrays, schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(typed, schema=schema)
 
 
 def _of_groups(batch: pa.RecordBatch) -> dict[str, pa.Array]:

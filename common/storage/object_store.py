@@ -23,7 +23,7 @@ _LASTING = (FileNotFoundError, PermissionError)
 _ADVICE = {
     "NO_SUCH_BUCKET": "there is no such bucket; make it, or correct the URI",
     "ACCESS_DENIED": "access is denied; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights of their owner",
-    "INVALID_ACCESS_KEY_ID": "the access key is unknown; correct AWS_ACCESS_KEY_ID",
+    "INVALID_ACCESS_KEY_ID": "the key is unknown; correct AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY",
     "Unable to locate credentials": "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
 }

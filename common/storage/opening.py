@@ -13,6 +13,7 @@ from common.schemas import KINDS
 from common.storage.catalogue import Catalogue
 from common.storage.compaction import SMALL, Author, compact, remove_superseded
 from common.storage.facts import claim
+from common.storage.light_rows import light_rows
 from common.storage.names import checksum, commit_name, commit_of, plain_file
 from common.storage.part_files import encode_part
 from common.storage.places import LocalPlace, open_place
@@ -84,13 +85,16 @@ class Opening:
             raise ValueError(f"the sample store {self.place.uri} was opened read-only")
         catalogue = self.kinds[kind]
         content = encode_part(kind, batch, self.author.origin, self.run_id)
+        light: pa.RecordBatch | None = None
 
         def naming() -> str:
+            nonlocal light
+            light = light_rows(kind, batch)  # here, as there is nothing to do while the content goes to the disk
             return plain_file(commit_name(catalogue.next_sequence, self.author.writer, checksum(content)))
 
         try:
             file = self.place.put(kind, naming, content)
-            catalogue.committed(commit_of(file), content.size, batch)
+            catalogue.committed(commit_of(file), content.size, light)
             catalogue.write_index()
             self._compact_small(kind)
         except OSError as error:

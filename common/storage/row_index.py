@@ -21,11 +21,10 @@ LOCATED = {
 """Light rows with the place of each: which commit (a number), which of its rows; and the hash of its key."""
 
 
-def located(kind: str, light: pa.RecordBatch, commit: int, rows: Rows | None = None) -> pa.RecordBatch:
-    """Light rows of one commit, with their places: rows 0, 1, 2 ... unless others are given."""
-    numbers = np.arange(light.num_rows) if rows is None else rows
+def located(kind: str, light: pa.RecordBatch, commit: int) -> pa.RecordBatch:
+    """All light rows of one commit, with their places."""
     hashes = hash_keys([light[name] for name in KEYS[kind]])
-    places = [np.full(light.num_rows, commit, dtype=np.int32), numbers.astype(np.int32), hashes]
+    places = [np.full(light.num_rows, commit, dtype=np.int32), np.arange(light.num_rows, dtype=np.int32), hashes]
     return pa.RecordBatch.from_arrays([*light.columns, *map(pa.array, places)], schema=LOCATED[kind])
 
 
@@ -48,7 +47,8 @@ class RowIndex:
         self._hidden_rows = 0
         self._table: pa.Table | None = None
         self._listed: pa.Table | None = None
-        self._rebuild(np.zeros(0, dtype=bool))
+        self._gone = np.zeros(0, dtype=np.int32)  # commits that no file holds any more
+        self._settle()
 
     def __len__(self) -> int:
         return self._rows - self._hidden_rows
@@ -68,18 +68,14 @@ class RowIndex:
         self._recent.update((key, number) for number, key in enumerate(keys, start=self._rows))
         self._append(pa.Table.from_batches([rows]))
         if self._rows - self._settled > max(_RECENT_ROWS, self._settled // 16):
-            self.settle()
+            self._settle()
 
     def add_any(self, tables: Sequence[pa.Table], gone: Sequence[int] = ()) -> None:
-        """Add rows of which some may have keys that are there already, and hide those of commits that are gone."""
+        """Add rows of which some may have keys that are there already; from now on these commits are gone."""
         for table in tables:
             self._append(table)
-        self.settle(gone)
-
-    def settle(self, gone: Sequence[int] = ()) -> None:
-        """Sort all rows into the hash table; decide which of those with the same key counts."""
-        lost = np.isin(self._column("commit"), np.asarray(gone, dtype=np.int32)) if len(gone) else None
-        self._rebuild(np.zeros(self._rows, dtype=bool) if lost is None else lost)
+        self._gone = np.asarray(gone, dtype=np.int32)
+        self._settle()
 
     def find(self, keys: Sequence[pa.Array]) -> Rows:
         """[wanted] number of the row with each key, -1 where there is none.
@@ -88,7 +84,7 @@ class RowIndex:
             keys: the key's columns, side by side.
         """
         found = np.full(len(keys[0]), -1, dtype=np.int64)
-        asked, rows = self._hash_table.candidates(hash_keys(keys))
+        asked, rows = self._hash_table.candidates(hash_keys(keys)) if self._settled else (found[:0], found[:0])
         for chunk, which, local in self._by_chunk(rows):
             same = ~self._hidden[rows[which]]
             for name, wanted in zip(KEYS[self._kind], keys, strict=True):
@@ -156,11 +152,12 @@ class RowIndex:
             chunks[-last:] = [pa.concat_tables(chunks[-last:]).combine_chunks()]
         self._table = self._starts = None
 
-    def _rebuild(self, hidden: "np.typing.NDArray[np.bool_]") -> None:
+    def _settle(self) -> None:
+        """Sort all rows into the hash table; decide which of those with the same key counts."""
         self._tidy()
         hashes: Hashes = self._column("hash")
         self._hash_table = HashTable(hashes)
-        self._hidden = hidden
+        self._hidden = np.isin(self._column("commit"), self._gone)
         self._hide_losers()
         self._hidden_rows = int(self._hidden.sum())
         self._settled = self._rows

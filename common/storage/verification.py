@@ -80,10 +80,8 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
 def _check_index(store: Opening, uri: str | Path, found: Findings) -> None:
     indexed = Opening(uri, None, read_only=True)
     for kind, catalogue in store.kinds.items():
-        columns = LIGHT[kind].names
-        ours, theirs = catalogue.rows.listed().select(columns), indexed.kinds[kind].rows.listed().select(columns)
-        plain = pa.schema([(name, _plain(ours.schema.field(name).type)) for name in columns])
-        if not ours.cast(plain).equals(theirs.cast(plain)):
+        ours, theirs = (_comparable(one.rows.listed(), kind) for one in (catalogue, indexed.kinds[kind]))
+        if not ours.equals(theirs):
             found.problems.append(
                 f"{store.place.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
                 f"repair` makes them again."
@@ -129,5 +127,14 @@ def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArr
         found.problems.append(f"{len(wrong)} {problem} ({listed}{', …' if len(wrong) > _NAMED else ''}).")
 
 
-def _plain(type_: pa.DataType) -> pa.DataType:
-    return type_.value_type if pa.types.is_dictionary(type_) else type_
+def _comparable(rows: pa.Table, kind: str) -> pa.Table:
+    """Light rows without what makes equal ones differ: dictionaries, and NaN, which equals nothing."""
+    columns = []
+    for column_field in LIGHT[kind]:
+        column = rows[column_field.name]
+        if pa.types.is_dictionary(column_field.type):
+            column = column.cast(column_field.type.value_type)
+        if pa.types.is_floating(column_field.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        columns.append(column)
+    return pa.table(columns, names=LIGHT[kind].names)

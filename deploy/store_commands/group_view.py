@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from common.config.recipe import ObjectiveSection
 from common.errors import UserError
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from deploy.run_store import StoredSamples
 from deploy.store_commands.posterior import log_weights, self_normalised
 
@@ -25,7 +25,8 @@ class GroupView:
         gold: of the gold output, by scorer; None where there is none.
         errors: of scorers that could not compute something, by name.
         prior: log p(y|x).  # [n]
-        proposal: log q'(y|x) as sampled.  # [n]
+        proposal: log q'(y|x) as sampled, or recomputed where the run has done so.  # [n]
+        policy: log q_θ(y|x) of the version that was asked for, if one was.  # [n]
         log_weights: unnormalised; None where no scorer ranks.  # [n]
         steps: that trained it.
     """
@@ -36,6 +37,7 @@ class GroupView:
     errors: dict[str, str]
     prior: np.ndarray
     proposal: np.ndarray
+    policy: np.ndarray | None
     log_weights: np.ndarray | None
     steps: list[int]
 
@@ -43,6 +45,11 @@ class GroupView:
     def alpha(self) -> np.ndarray | None:
         """The posterior's weights.  # [n]."""
         return None if self.log_weights is None else self_normalised(self.log_weights)
+
+    @property
+    def beta(self) -> np.ndarray | None:
+        """The policy's own weights, β ∝ q_θ/q'.  # [n]."""
+        return None if self.policy is None else self_normalised(self.policy - self.proposal)
 
     def by_weight(self) -> list[int]:
         """The outputs, the heaviest first; those without a weight last, all else as sampled."""
@@ -72,7 +79,13 @@ def find_group(store: StoredSamples, prefix: str) -> str:
     return found[0]
 
 
-def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness: ObjectiveSection) -> GroupView:
+def group_view(
+    store: StoredSamples,
+    group: str,
+    ranked_by: str | None,
+    goodness: ObjectiveSection,
+    policy: np.ndarray | None = None,
+) -> GroupView:
     """Gather what the store holds of a group.
 
     Args:
@@ -80,6 +93,7 @@ def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness
         group: its full id.
         ranked_by: the scorer whose values are the rewards, if any is.
         goodness: how a reward becomes goodness.
+        policy: log q_θ(y|x), where it is known.  # [n]
     """
     row = store.groups([group]).to_pylist()[0]
     count = len(row["outputs"])
@@ -87,7 +101,8 @@ def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness
     scores = {name: store.scores([group], name).to_pylist()[0] for name in names if store.has_score(group, name)}
     values = {name: np.array(scores[name]["values"], dtype=np.float64) for name in sorted(scores)}  # null -> NaN
     prior = values.pop(PRIOR, np.full(count, np.nan))
-    proposal = np.array([sum(output["token_logprobs"]) for output in row["outputs"]])
+    sampled = np.array([sum(output["token_logprobs"]) for output in row["outputs"]])
+    proposal = values.pop(PROPOSAL, sampled)  # the recomputed ones where there are any, as the learner takes them
     weights = log_weights(values[ranked_by], prior, proposal, goodness) if ranked_by in values else None
     return GroupView(
         row=row,
@@ -96,6 +111,7 @@ def group_view(store: StoredSamples, group: str, ranked_by: str | None, goodness
         errors={name: score["error"] for name, score in sorted(scores.items()) if score["error"]},
         prior=prior,
         proposal=proposal,
+        policy=policy,
         log_weights=weights,
         steps=[step["step"] for step in store.steps() if group in step["group_ids"]],
     )

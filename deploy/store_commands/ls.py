@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from common.statistics import Moments
 from deploy.source import open_source
 from deploy.store_commands.overview import Cell, Overview, Scored, overview
@@ -49,7 +49,7 @@ def show_overview(found: Overview, console: Console) -> None:
 
 
 def _rounds(found: Overview) -> Table:
-    rewards = [name for name in found.scorers if name != PRIOR]
+    rewards = [name for name in found.scorers if name not in (PRIOR, PROPOSAL)]
     table = Table("round", "version", "groups", "outputs", "tokens", box=None, header_style="dim")
     for name in found.scorers:
         table.add_column(f"scored by\n{name}")

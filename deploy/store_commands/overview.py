@@ -140,7 +140,7 @@ def overview(source: Source) -> Overview:
     for cell in cells:
         for name, scored in cell.scored.items():
             scorers[name].merge(scored)
-    sizes = folder_sizes(source.uri)
+    sizes = folder_sizes(source.location.uri)
     return Overview(str(store.root), store.run_id, store.counts(), sizes, cells, scorers, digests, list(store.damaged))
 
 

@@ -13,10 +13,9 @@ def add_store_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     """Add `brain store` with its sub-commands."""
     parser = commands.add_parser(
         "store",
-        help="look at, export and train again from stored samples",
+        help="look at, export, keep in order and train again from stored samples",
         description="Work on a sample store: what a run has sampled, scored and trained.",
     )
     store_commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_ls, add_show, add_export, add_replay):
+    for add in (add_ls, add_show, add_export, add_replay, add_maintenance_commands):
         add(store_commands)
-    add_maintenance_commands(store_commands)

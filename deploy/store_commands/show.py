@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.config.recipe import ObjectiveSection
+from common.schemas import PRIOR, PROPOSAL
 from deploy.source import Source, open_source, ranking_scorer
 from deploy.store_commands.group_view import GroupView, find_group, group_view
 from deploy.store_commands.terminal import PLACE, terminal
@@ -27,6 +28,9 @@ def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("place", metavar="STORE", help=PLACE)
     parser.add_argument("group", metavar="GROUP", help="a group's id, or as much of its beginning as is unique")
     parser.add_argument("--scorer", metavar="NAME", help="whose values are the rewards; default: the run's objective's")
+    parser.add_argument(
+        "--policy", type=int, metavar="N", help="compute log q_θ and β under version N of the run's policy"
+    )
     parser.add_argument("--full", action="store_true", help="whole texts")
     parser.set_defaults(command=_show)
 
@@ -34,14 +38,21 @@ def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def _show(options: argparse.Namespace) -> int:
     source = open_source(options.place)
     group = find_group(source.store, options.group)
-    scored = any(facts.name != "prior" for facts in source.store.scorers())
+    scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking_scorer(source, options.scorer) if scored or options.scorer else None
     objective = source.recipe.objective if source.recipe else ObjectiveSection()
-    view = group_view(source.store, group, ranked_by, objective)
+    policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
+    view = group_view(source.store, group, ranked_by, objective, policy)
     show_group(view, terminal(), full=options.full)
-    for note in _notes(view, source, ranked_by, objective):
+    for note in _notes(view, source, ranked_by, objective, options.policy):
         terminal().print(note, soft_wrap=True, style="dim")
     return 0
+
+
+def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
+    from deploy.store_commands.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
+
+    return policy_logprobs(source, group, version)
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:
@@ -75,6 +86,7 @@ def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0), pad_edge=False)
     figures = {
         "α": (view.alpha, "{:.3f}"),
+        **({} if view.policy is None else {"β": (view.beta, "{:.3f}"), "log q": (view.policy, "{:.2f}")}),
         **{name: (values, "{:.2f}") for name, values in view.values.items()},
         "log p": (view.prior, "{:.2f}"),
         "log q'": (view.proposal, "{:.2f}"),
@@ -98,7 +110,9 @@ def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
     return table
 
 
-def _notes(view: GroupView, source: Source, ranked_by: str | None, objective: ObjectiveSection) -> list[str]:
+def _notes(
+    view: GroupView, source: Source, ranked_by: str | None, objective: ObjectiveSection, version: int | None
+) -> list[str]:
     notes = []
     if ranked_by is None or view.alpha is None:
         notes.append("α needs rewards and prior log-probabilities; this group has no rewards yet.")
@@ -109,10 +123,13 @@ def _notes(view: GroupView, source: Source, ranked_by: str | None, objective: Ob
             f"{objective.temperature:g}, {whose}; log w is its logarithm, not normalised."
         )
     count = len(view.proposal)
-    notes.append(
-        f"β ∝ q_θ/q' is not shown: it needs a policy's log-probabilities, which a store does not hold. At the proposal "
-        f"itself (q_θ = q') it is 1/{count} = {1 / count:.3f} for each output."
-    )
+    if view.policy is not None:
+        notes.append(f"β ∝ q_θ/q' (eq. 11), with the log q_θ of version {version}, computed now.")
+    else:
+        notes.append(
+            f"β ∝ q_θ/q' needs a policy's log-probabilities, which a store does not hold: --policy N computes them. At "
+            f"the proposal itself (q_θ = q') it is 1/{count} = {1 / count:.3f} for each output."
+        )
     return notes
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from common.config.recipe import Recipe
@@ -19,6 +20,8 @@ from common.nn.logprobs import request_of
 from learner.trainer import Trainer
 from tests.unit.factories import recipe_settings
 from tests.unit.train_batches import gappy_batch
+
+FIRST_LAYER = {"lora": "model.base_model.model.model.layers.0", "full": "model.model.layers.0"}
 
 
 def learner_recipe(model, policy=(), learner=()):
@@ -39,11 +42,26 @@ def learner_recipe(model, policy=(), learner=()):
     )
 
 
-def spoil(engine):
-    """A gradient that is not finite: nothing may change."""
-    outputs = engine.logprobs([request_of([3, 4], [[7, 8], [9]])])
-    engine.backward(outputs.sum() * torch.nan, last=True)
+class BrokenOff(Exception):
+    pass
+
+
+def spoil(trainer):
+    """A gradient that is not finite, and a pass that ends in its middle: nothing may change."""
+    engine, request = trainer._engine, request_of([3, 4], [[7, 8], [9]])
+    engine.backward(engine.logprobs([request]).sum() * torch.nan, last=True)
     assert not math.isfinite(engine.step(1.0))
+    if engine.can_discard:
+        layer = trainer._policy.get_submodule(FIRST_LAYER[trainer._recipe.policy.method])
+        handle = layer.register_full_backward_pre_hook(fail)
+        with pytest.raises(BrokenOff):
+            engine.backward(engine.logprobs([request]).sum(), last=True)
+        handle.remove()
+        engine.discard_gradient()
+
+
+def fail(*_arguments):
+    raise BrokenOff
 
 
 def train(trainer, last, saved=None, spoiled=None):
@@ -51,7 +69,7 @@ def train(trainer, last, saved=None, spoiled=None):
     metrics = []
     for step in range(trainer.step + 1, last + 1):
         if step == spoiled:
-            spoil(trainer._engine)
+            spoil(trainer)
         metrics.append(trainer.train_step(step, gappy_batch(step)).metrics)
         if step == saved:
             trainer.save(step)

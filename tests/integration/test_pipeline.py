@@ -9,7 +9,7 @@ from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm, load_tokenizer
 from common.nn.logprobs import SequenceLogprobs, request_of
 from common.policies import PolicyRegistry
-from common.schemas import PRIOR
+from common.schemas import PRIOR, PROPOSAL
 from tests.integration.pipeline_runs import (
     FinishedRun,
     command,
@@ -168,3 +168,19 @@ def test_overlapped_mode_keeps_the_staleness_bound(tmp_path: Path) -> None:
     assert staleness <= {0, 1} and 1 in staleness
     assert sorted(trained_groups(overlapped)) == sorted(store.group_ids)
     assert len(rows) == 48
+
+
+@pytest.mark.timeout(400)
+def test_recomputed_proposals_are_the_sampler_s_to_rounding(tmp_path: Path) -> None:
+    short = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.updates_per_round=2"]
+    finished = run(tmp_path / "run", "logprobs.proposal=recomputed", *short)
+    store = finished.store()
+    ids = list(store.group_ids)
+    recomputed = store.scores(ids, PROPOSAL)["values"].to_pylist()
+    for row, values in zip(store.groups(ids).to_pylist(), recomputed, strict=True):
+        sampled = [sum(output["token_logprobs"]) for output in row["outputs"]]
+        assert values == pytest.approx(sampled, abs=2e-3)
+    assert {row["proposal_version"] for row in store.groups(ids).to_pylist()} == {0, 1}
+    steps = [row["metrics"] for row in store.steps()]
+    assert len(steps) == 4
+    assert all(0 < metrics["sampler_gap_max"] < 1e-4 for metrics in steps)

@@ -15,6 +15,7 @@ class PlainEngine:
 
     rank = 0
     ranks = 1
+    can_discard = True
 
     def __init__(self, module, settings):
         self.module = module.train(settings.activation_checkpointing)

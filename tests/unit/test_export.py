@@ -13,10 +13,12 @@ from common.nn.adapters import save_adapter
 from common.nn.policy_model import load_policy_model
 from common.nn.saving import save_causal_lm
 from common.policies import PolicyRegistry
+from common.schemas import GROUPS, batch_from_rows
+from common.store import SampleStore
 from deploy.cli import main
 from deploy.export import export
 from deploy.run_directory import RunDirectory, save_config
-from tests.unit.factories import recipe_settings
+from tests.unit.factories import group, output, recipe_settings
 from tests.unit.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -90,7 +92,7 @@ def test_an_adapter_is_what_peft_loads(tmp_path, kind):
 
 def test_the_best_version_is_the_default(tmp_path, capsys):
     directory, policy = a_run(tmp_path)
-    with pytest.raises(UserError, match="has not ended, so no version is the best; say --version"):
+    with pytest.raises(UserError, match="has not ended, so that no version is the best; say --version"):
         export(directory.root, "best", tmp_path / "out", merge=False)
     directory.summary.write_text(json.dumps({"best_version": 0}))
     assert main(["export", str(directory.root), "--output", str(tmp_path / "out"), "--merge"]) == 0
@@ -124,3 +126,25 @@ def test_a_run_without_versions_is_named(tmp_path):
     save_config(directory, recipe_of(tmp_path, {}), {"world": None, "prompts": "digest"})
     with pytest.raises(UserError, match="has published nothing yet"):
         export(directory.root, "newest", tmp_path / "out", merge=False)
+
+
+def test_show_computes_beta_under_a_published_version(tmp_path, capsys):
+    """At the proposal itself all outputs have the same β; later they have the softmax of what the policy gained."""
+    directory, policy = a_run(tmp_path)
+    with policy.disable_adapter():
+        prior = logprobs(policy)
+    sampled = [
+        output(tokens, [float(value), *[0.0] * (len(tokens) - 1)])
+        for tokens, value in zip([[7, 8, 9], [10]], prior, strict=True)
+    ]
+    rows = [group("ab", prompt_token_ids=[3, 4], outputs=sampled)]
+    SampleStore(directory.store, "run").append_groups(batch_from_rows(GROUPS, rows))
+    for version, expected in ((0, torch.tensor([0.5, 0.5])), (1, (logprobs(policy) - prior).softmax(0))):
+        assert main(["store", "show", str(directory.root), "ab", "--policy", str(version)]) == 0
+        table = [line.split() for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("text")]
+        shown = {int(row[0]): float(row[2]) for row in table}
+        assert [shown[0], shown[1]] == pytest.approx(expected.tolist(), abs=6e-4)
+    assert main(["store", "show", str(directory.root), "ab", "--policy", "7"]) == 2
+    assert "has published versions 0 to 1" in capsys.readouterr().err
+    assert main(["store", "show", str(directory.store), "ab", "--policy", "1"]) == 2
+    assert "name the run's directory" in capsys.readouterr().err

@@ -3,9 +3,10 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from common.config.recipe import Recipe
-from common.errors import PipelineError, UserError
+from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.policies import PolicyRegistry
@@ -215,8 +216,22 @@ def test_memory_that_never_suffices_ends_the_run_with_advice(model_dir, tmp_path
 
     trainer = Trainer(recipe(model_dir, micro_batch_tokens=30), tmp_path, FullEngine)
     trainer.start()
-    with pytest.raises(PipelineError, match=r"out of memory with 30 tokens .*set learner.micro_batch_tokens=15, or"):
+    with pytest.raises(
+        PipelineError, match=r"out of memory with 30 tokens .*set learner.activation_checkpointing=true, or"
+    ):
         trainer.train_step(1, gappy_batch(0))
+
+
+def test_where_half_a_gradient_cannot_be_forgotten_the_services_have_to_start_again(model_dir, tmp_path):
+    class OneOfMany(ForgetfulEngine):
+        can_discard = False
+
+    trainer = Trainer(recipe(model_dir, micro_batch_tokens=100), tmp_path, OneOfMany)
+    trainer.start()
+    with pytest.raises(LearnerOutOfMemoryError, match="step 1: out of memory with 100 tokens a forward pass") as error:
+        trainer.train_step(1, gappy_batch(0))
+    assert error.value.smaller == 50
+    assert trainer.step == 0
 
 
 def test_rows_are_padded_where_the_first_group_shows_that_packed_ones_are_wrong(model_dir, tmp_path):
@@ -278,3 +293,46 @@ def test_a_published_version_is_never_rewritten(trainer):
     before = trainer.publish(0, 0)
     trainer.train_step(1, gappy_batch(0))
     assert trainer.publish(0, 1) == before
+
+
+def test_recomputed_activations_give_the_same_gradient(model_dir, tmp_path):
+    kept = started(model_dir, tmp_path / "kept")
+    recomputed = started(model_dir, tmp_path / "recomputed", activation_checkpointing=True)
+    passes: dict[Trainer, list[int]] = {kept: [], recomputed: []}
+    for trainer, seen in passes.items():
+        layer = trainer._policy.get_submodule("model.base_model.model.model.layers.0.mlp")
+        layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+    ours, theirs = (trainer.train_step(1, gappy_batch(0)).metrics for trainer in (recomputed, kept))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert recomputed.publish(1, 1) == kept.publish(1, 1)
+    assert len(passes[recomputed]) > len(passes[kept])  # once more in each backward pass
+
+
+def test_a_model_that_cannot_recompute_is_refused(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="activation_checkpointing=true: a llama model does not support it; set false"):
+        started(model_dir, tmp_path, activation_checkpointing=True)
+
+
+def test_full_weights_are_trained_saved_and_published(model_dir, tmp_path):
+    def full(name):
+        settings = {"policy": {"model": str(model_dir), "dtype": "float32", "method": "full"}}
+        learner = {"learning_rate": 1e-2, "micro_batch_tokens": 40}
+        trainer = Trainer(Recipe.model_validate(recipe_settings(**settings, learner=learner)), name, PlainEngine)
+        trainer.start()
+        return trainer
+
+    whole, cut = full(tmp_path / "whole"), full(tmp_path / "cut")
+    for step in (1, 2):
+        whole.train_step(step, gappy_batch(step))
+    cut.train_step(1, gappy_batch(1))
+    cut.save(1)
+    resumed = full(tmp_path / "cut")
+    resumed.train_step(2, gappy_batch(2))
+    assert resumed.publish(1, 2) == whole.publish(1, 2)
+    published = load_causal_lm(str(PolicyRegistry(tmp_path / "whole/policies").verify(1).path), "float32")
+    trained = dict(whole._policy.model.named_parameters())
+    prior = load_causal_lm(str(model_dir), "float32")
+    for name, value in published.named_parameters():
+        assert torch.equal(value, trained[name])
+        assert not torch.equal(value, prior.get_parameter(name))

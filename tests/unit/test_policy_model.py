@@ -10,6 +10,7 @@ from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.nn.policy_model import adapter_rank, load_policy_model, load_prior_model
 from common.nn.saving import save_causal_lm, save_dequantized
+from common.nn.shards import write_shards
 from tests.unit.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gptj, llama, save
 
@@ -156,6 +157,14 @@ def test_a_saved_model_is_what_transformers_loads(tmp_path, tied):
     assert torch.equal(logprobs(loaded.eval()), logprobs(model))
     assert loaded.config.attention_dropout == 0.5
     assert loaded.config.use_cache
+
+
+def test_transformers_loads_several_files(base, tmp_path):
+    model = load_causal_lm(base, "float32")
+    model.config.save_pretrained(tmp_path)
+    write_shards(model.named_parameters(), tmp_path, "model", max_bytes=30_000)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert torch.equal(logprobs(load_causal_lm(str(tmp_path), "float32")), logprobs(model))
 
 
 def test_a_bfloat16_model_stays_one(base, tmp_path):

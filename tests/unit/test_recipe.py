@@ -13,6 +13,7 @@ from tests.unit.factories import recipe_settings
 JUDGE = {"kind": "judge", "url": "http://here/v1", "model": "m", "instructions": "rate {prompt} {output}"}
 TWO = {"reward": 1, "b": -1}
 PAIR = {"reward": JUDGE, "b": {"kind": "function", "function": "m:f", "use": "evaluation"}}
+FULL = {"model": "m", "method": "full"}
 RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
 
 
@@ -63,6 +64,23 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             "scorers.b.use must be `training`",
         ),
         ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
+        (
+            {"policy": FULL | {"quantization": "nf4"}},
+            "policy: quantization=nf4 freezes the weights that method=full trains",
+        ),
+        ({"policy": FULL | {"adapter": {"r": 8}}}, "policy: method=full trains the model's own weights and no adapter"),
+        ({"policy": FULL | {"sft_adapter": "sft"}}, "merge sft_adapter into the model first"),
+        ({"policy": FULL}, "policy.method=full in bfloat16 needs a float32 copy of the weights"),
+        (
+            {"policy": FULL, "learner": {"zero_stage": 2, "offload_optimizer": True}},
+            "learner.offload_optimizer=true with policy.method=full in bfloat16 needs learner.zero_stage=3",
+        ),
+        (
+            {"policy": {"model": "m", "quantization": "nf4"}, "learner": {"zero_stage": 3}},
+            "DeepSpeed cannot partition 4-bit weights; set zero_stage=2",
+        ),
+        ({"learner": {"offload_optimizer": True}}, "learner: offload_optimizer=true needs zero_stage=1 or more"),
+        ({"policy": {"model": "m", "quantization": "int8"}}, "policy.quantization='int8' is refused"),
     ],
 )
 def test_a_bad_setting_gets_one_clear_sentence(settings: dict[str, Any], sentence: str) -> None:

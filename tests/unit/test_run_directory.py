@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.config.recipe import Recipe
+from common.config.validation import recipe_digest
 from common.errors import UserError
 from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, save_config
 from tests.unit.factories import recipe_settings
@@ -25,6 +26,16 @@ def test_the_same_configuration_may_come_back_and_another_is_refused(directory: 
     check_config(directory, recipe(sampler={"replicas": 3}))
     with pytest.raises(UserError, match=r"sampling\.n: 32 there, 4 now"):
         check_config(directory, recipe(sampling={"n": 4}))
+
+
+def test_how_the_learner_shares_its_work_may_change_on_resume(directory: RunDirectory) -> None:
+    save_config(directory, recipe(), {"world": None, "prompts": "a"})
+    (directory.policies / "v000000").mkdir(parents=True)
+    elsewhere = {"ranks": 2, "zero_stage": 3, "threads": 4, "micro_batch_tokens": 99, "offload_optimizer": True}
+    check_config(directory, recipe(learner=elsewhere | {"activation_checkpointing": True}))
+    assert recipe_digest(recipe(learner=elsewhere)) == recipe_digest(recipe())
+    with pytest.raises(UserError, match=r"learner\.schedule: 'constant' there, 'cosine' now"):
+        check_config(directory, recipe(learner={"schedule": "cosine"}))
 
 
 @pytest.mark.parametrize("changed", [{"world": "demo-2", "prompts": "a"}, {"world": "demo-1", "prompts": "b"}])

@@ -166,3 +166,13 @@ def test_what_stands_in_good_parts_is_read_in_order_and_nothing_else() -> None:
     assert list(readable(read, ["h"])) == list(readable(read, [])) == []
     asked.clear()
     assert len(list(readable(read, list("efg")))) == len(asked) == 1
+
+
+def test_a_run_s_store_is_found_where_its_recipe_places_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = stored_run(tmp_path)
+    (directory / "store").rename(tmp_path / "elsewhere")
+    config = directory / "config.yaml"
+    config.write_text(config.read_text().replace("uri: null", f"uri: {tmp_path / 'elsewhere'}"))
+    found = listed(directory, capsys)
+    assert found["uri"] == str(tmp_path / "elsewhere")
+    assert found["counts"]["groups"] == 4

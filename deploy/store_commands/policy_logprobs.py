@@ -1,0 +1,35 @@
+"""A published version's log-probabilities of a stored group, which the store itself does not hold."""
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import UserError
+from common.policies import PolicyRegistry
+from deploy.export import recipe_with_world
+from deploy.source import Source
+from scorer.build import MAX_TOKENS
+from scorer.proposal import ProposalScorer
+
+
+def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
+    """The log q_θ(y|x) of a group's outputs under a published version of its run; NaN where it has none.
+
+    Returns:
+        [n] float64
+
+    Raises:
+        UserError: only a store was named, or its run has published no such version.
+    """
+    if source.directory is None:
+        raise UserError("--policy needs the versions that a run has published; name the run's directory.")
+    versions = PolicyRegistry(source.directory.policies).versions()
+    if version not in versions:
+        there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
+        raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
+    policy = recipe_with_world(source.directory).policy
+    rows = source.store.groups([group])
+    place = rows.column_names.index("proposal_version")
+    asked = rows.set_column(place, rows.schema.field(place), pa.array([version], pa.int32()))
+    scorer = ProposalScorer(policy, source.directory.policies, "cpu", MAX_TOKENS)
+    values = scorer.score(asked.combine_chunks().to_batches()[0])["values"][0]
+    return np.array(values.as_py(), dtype=np.float64)  # null -> NaN
