@@ -2,16 +2,15 @@
 
 import argparse
 import re
-from pathlib import Path
 
-from common.errors import UserError
 from common.storage.compaction import GRACE_SECONDS, LARGE, Sizes, compact, remove_superseded
 from common.storage.opening import Opening
 from common.storage.removal import Criterion, plan_removal, remove
 from common.storage.repair import repair
 from common.storage.verification import verify
+from deploy.source import locate
+from deploy.store_commands.terminal import PLACE
 
-_PLACE = "a run directory, a store directory, or a store's URI"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -54,7 +53,7 @@ def add_maintenance_commands(commands: "argparse._SubParsersAction[argparse.Argu
 
 
 def _verify(options: argparse.Namespace) -> int:
-    uri = store_uri(options.place)
+    uri = locate(options.place).uri
     found = verify(uri)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
     print(f"{uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
@@ -67,7 +66,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _repair(options: argparse.Namespace) -> int:
-    done = repair(store_uri(options.place))
+    done = repair(locate(options.place).uri)
     print("\n".join(done) if done else "nothing was damaged; the index was made again")
     return 0
 
@@ -105,33 +104,15 @@ def _gc(options: argparse.Namespace) -> int:
     return 0
 
 
-def store_uri(place: str) -> str:
-    """The URI of the store that a command is pointed at.
-
-    Raises:
-        UserError: it is neither a URI nor a store's or a run's directory.
-    """
-    if "://" in place:
-        return place
-    path = Path(place).expanduser().absolute()
-    for folder in (path, path / "store"):
-        if (folder / "store.json").is_file():
-            return str(folder)
-    raise UserError(
-        f"{path} is neither a sample store (it has no store.json) nor a run directory with one; name one of these, or "
-        f"a store's URI."
-    )
-
-
 def _opened(place: str) -> Opening:
-    store = Opening(store_uri(place), None, read_only=False)
+    store = Opening(locate(place).uri, None, read_only=False)
     for message in store.damaged:
         print(f"damaged: {message}")
     return store
 
 
 def _has_place(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("place", metavar="STORE", help=_PLACE)
+    parser.add_argument("place", metavar="STORE", help=PLACE)
     return parser
 
 

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 
 from common.durable import fsync_path
 from common.store import SampleStore
-from tests.bench import store_million, store_rows
 from tests.bench.harness import ROOT, Timing, comparison, side_by_side, table, write
+from tests.bench.store_cases import million, rows
 
 LEASES, GROUPS_A_LEASE = 96, 16
 N, TOKENS = 32, 48
@@ -32,7 +32,7 @@ REPEATS = 5
 
 def leases() -> list[pa.RecordBatch]:
     return [
-        store_rows.groups(store_rows.ids(first, GROUPS_A_LEASE), N, TOKENS, round_=first)
+        rows.groups(rows.ids(first, GROUPS_A_LEASE), N, TOKENS, round_=first)
         for first in range(0, LEASES * GROUPS_A_LEASE, GROUPS_A_LEASE)
     ]
 
@@ -95,13 +95,13 @@ def scan_cases(folder: Path) -> dict[str, Timing]:
     )
 
 
-def million(folder: Path, groups: int) -> dict[str, float]:
+def large_store(folder: Path, groups: int) -> dict[str, float]:
     """Median figures over processes that each open the store once; its files are in the page cache."""
     root = folder / "million"
-    store_million.build(root, groups)
+    million.build(root, groups)
     runs: dict[str, list[float]] = {}
-    for what in ["open", "resume"] * 3:
-        command = [sys.executable, "-m", "tests.bench.store_million", str(root), what]
+    for what in ["million", "resume"] * 3:
+        command = [sys.executable, "-m", f"tests.bench.store_cases.{what}", str(root)]
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True)
         for name, value in json.loads(answer.stdout.splitlines()[-1]).items():
             runs.setdefault(name, []).append(value)
@@ -130,16 +130,16 @@ def main() -> None:
         batches = leases()
         append = append_cases(folder, batches)
         scan = scan_cases(folder)
-        large = million(folder, options.groups)
+        large = large_store(folder, options.groups)
     report(append, scan, large, sum(batch.nbytes for batch in batches) / 2**20)
 
 
 def report(append: dict[str, Timing], scan: dict[str, Timing], large: dict[str, Any], megabytes: float) -> None:
     for title, timings in (("append", append), ("scan", scan)):
-        rows = [{**row, "MiB/s": megabytes / row["median s"]} for row in comparison(timings)]
+        lines = [{**row, "MiB/s": megabytes / row["median s"]} for row in comparison(timings)]
         print(f"\n{title}: {LEASES} leases of {GROUPS_A_LEASE} groups, {N} x {TOKENS} tokens, {megabytes:.0f} MiB\n")
-        print(table(rows))
-    print(f"\na store of many groups, leases of {store_million.LEASE}\n")
+        print(table(lines))
+    print(f"\na store of many groups, leases of {million.LEASE}\n")
     print(table([{"figure": name, "value": value} for name, value in large.items()]))
     path = write(
         "store",

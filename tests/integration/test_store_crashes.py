@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,17 @@ from tests.integration.store_faults import (
 KILLS = 200
 FAILURES = 150
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where syncing costs nothing, if there is such a place: what a power cut does cannot be tested here anyway."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("disk")
+        return
+    with tempfile.TemporaryDirectory(prefix="brain-test-", dir=memory) as name:
+        yield Path(name)
 
 
 def report(faults: int, lost: int, bad: int, what: str) -> None:
@@ -70,16 +82,14 @@ def forks() -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.mark.timeout(240)
-def test_writers_killed_at_random_moments_lose_nothing_acknowledged(
-    tmp_path: Path, forks: "subprocess.Popen[str]"
-) -> None:
-    chance = random.Random(0)
+def test_writers_killed_at_random_moments_lose_nothing_acknowledged(disk: Path, forks: "subprocess.Popen[str]") -> None:
+    chance, root = random.Random(0), disk / "killed"
     acknowledged, bad = Acknowledged(), 0
     assert forks.stdin and forks.stdout
     for run in range(KILLS):
         by_clock = run % 4 == 0  # the others die at one operation: before it, after it, or in the middle of a write
         moment = 10**9 if by_clock else chance.randint(1, 90)
-        forks.stdin.write(f"{tmp_path / 'store'} {run} {moment} {chance.choice(['before', 'after'])}\n")
+        forks.stdin.write(f"{root} {run} {moment} {chance.choice(['before', 'after'])}\n")
         forks.stdin.flush()
         for line in forks.stdout:
             if line == "dead\n":
@@ -90,37 +100,37 @@ def test_writers_killed_at_random_moments_lose_nothing_acknowledged(
                 time.sleep(chance.uniform(0, 0.06))
                 os.kill(int(line.split()[1]), signal.SIGKILL)
         if run % 25 == 24:
-            store = SampleStore(tmp_path / "store", None, read_only=True)
+            store = SampleStore(root, None, read_only=True)
             assert store.damaged == []
             bad += len(bad_rows(snapshot(store)))
-    store = SampleStore(tmp_path / "store", None, read_only=True)
+    store = SampleStore(root, None, read_only=True)
     assert len(acknowledged.rows["group"]) > KILLS
-    assert verify(tmp_path / "store").problems == []
+    assert verify(root).problems == []
     report(KILLS, len(acknowledged.lost(store)), bad + len(bad_rows(snapshot(store))), "SIGKILL")
 
 
 @pytest.mark.timeout(120)
-def test_a_file_system_that_fails_or_fills_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    chance = random.Random(1)
+def test_a_file_system_that_fails_or_fills_loses_nothing_acknowledged(disk: Path) -> None:
+    chance, root = random.Random(1), disk / "failing"
     acknowledged, bad, injected = Acknowledged(), 0, 0
     for run in range(FAILURES):
         faults = Faults(chance.randint(1, 90), chance.choice(["before", "after"]), fail_with(chance.choice(ERRORS)))
         with busy_housekeeping(), faults.at_work(), pytest.raises(UserError, match=r"cannot be (written|opened)"):
-            store = SampleStore(tmp_path / "store", "run")
+            store = SampleStore(root, "run")
             for lease in range(100):
                 append_lease(store, f"f{run}-{lease}", run * 1000 + lease, acknowledged)
         injected += 1
         if run % 25 == 24:
-            bad += len(bad_rows(snapshot(SampleStore(tmp_path / "store", None, read_only=True))))
-    store = SampleStore(tmp_path / "store", "run")
-    assert store.damaged == [] and verify(tmp_path / "store").problems == []
+            bad += len(bad_rows(snapshot(SampleStore(root, None, read_only=True))))
+    store = SampleStore(root, "run")
+    assert store.damaged == [] and verify(root).problems == []
     report(injected, len(acknowledged.lost(store)), bad + len(bad_rows(snapshot(store))), "failing file system")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(disk: Path) -> Path:
     """A store with every kind of file: plain and compacted parts, some in the index and some not."""
-    root: Path = tmp_path_factory.mktemp("whole") / "store"
+    root = disk / "whole"
     with busy_housekeeping():
         store = SampleStore(root, "run")
         for lease in range(8):
@@ -175,9 +185,9 @@ def bad_when_read(root: Path, part: Path) -> int:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_every_damage_is_named_and_nothing_bad_returned(whole: Path, tmp_path: Path, damage: str) -> None:
+def test_every_damage_is_named_and_nothing_bad_returned(whole: Path, disk: Path, damage: str) -> None:
     complete = snapshot(SampleStore(whole, None, read_only=True))
-    faults, lost, bad, root = 0, 0, 0, tmp_path / "store"
+    faults, lost, bad, root = 0, 0, 0, disk / damage
     for part in parts_of(whole):
         for place in places_in(part):
             content = bytearray(part.read_bytes())

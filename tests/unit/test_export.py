@@ -92,7 +92,7 @@ def test_an_adapter_is_what_peft_loads(tmp_path, kind):
 
 def test_the_best_version_is_the_default(tmp_path, capsys):
     directory, policy = a_run(tmp_path)
-    with pytest.raises(UserError, match="has not ended, so that no version is the best; say --version"):
+    with pytest.raises(UserError, match="has not ended, so no version is the best; say --version"):
         export(directory.root, "best", tmp_path / "out", merge=False)
     directory.summary.write_text(json.dumps({"best_version": 0}))
     assert main(["export", str(directory.root), "--output", str(tmp_path / "out"), "--merge"]) == 0

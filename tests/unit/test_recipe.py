@@ -10,10 +10,10 @@ from common.errors import UserError
 from deploy.recipe_files import load_recipe, with_world
 from tests.unit.factories import recipe_settings
 
+FULL = {"model": "m", "method": "full"}
 JUDGE = {"kind": "judge", "url": "http://here/v1", "model": "m", "instructions": "rate {prompt} {output}"}
 TWO = {"reward": 1, "b": -1}
 PAIR = {"reward": JUDGE, "b": {"kind": "function", "function": "m:f", "use": "evaluation"}}
-FULL = {"model": "m", "method": "full"}
 RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from common.errors import UserError
 from common.store import SampleStore
-from deploy.store_commands.maintenance import add_maintenance_commands, store_uri
+from deploy.store_commands.maintenance import add_maintenance_commands
 from tests.unit.factories import groups, scores, step
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The store of a run of four rounds, below its run directory."""
+    """The store of a run of four rounds, as it lies below its run directory."""
     store = SampleStore(tmp_path / "run" / "store", "run")
     for round_ in range(4):
         names = [f"{round_}-a", f"{round_}-b"]
@@ -31,7 +31,7 @@ def command(*arguments: object) -> int:
 
 
 def test_verify_says_that_all_is_well_or_names_the_damage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("verify", root.parent) == 0
+    assert command("verify", root) == 0
     assert "8 groups in 12 parts" in (out := capsys.readouterr().out) and "all is well" in out
     part = sorted((root / "scores").iterdir())[0]
     part.write_bytes(part.read_bytes()[:-1])
@@ -68,9 +68,8 @@ def test_gc_shows_what_it_would_do_and_does_it_when_told(root: Path, capsys: pyt
 
 
 def test_a_place_that_is_no_store_and_an_age_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="neither a sample store"):
-        store_uri(str(tmp_path))
-    assert store_uri("s3://bucket/store") == "s3://bucket/store"
+    with pytest.raises(UserError, match="neither a run directory"):
+        command("verify", tmp_path)
     with pytest.raises(SystemExit):
         command("gc", tmp_path, "--older-than", "soon")
     assert "'soon' is no age" in capsys.readouterr().err
