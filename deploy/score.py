@@ -70,7 +70,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
     if target.exists() and not force:
         raise UserError(f"{target} exists already; name another --output, or say --force to replace it.")
     count = sum(1 for _ in read_texts(source))
-    resolved = _resolved(recipe, console)
+    resolved = resolved_for_scoring(recipe, recipe.scorers, console)
     logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
     shutil.rmtree(logs.root, ignore_errors=True)
     take_over_golden(recipe, recipe.scorers, logs)
@@ -198,13 +198,17 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{source} has no rows.")
 
 
-def _resolved(recipe: Recipe, console: Console) -> Recipe:
-    """The recipe with its world, and with scorers that can be loaded."""
+def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], console: Console) -> Recipe:
+    """The recipe with its world, which is built if it is not there, once the named scorers are known to be loadable.
+
+    Raises:
+        UserError: the world cannot be built, or a scorer not be loaded.
+    """
     from deploy.preflight import check_scorer  # torch and transformers: not for a file that is refused
 
     resolved = resolved_world(recipe, console)
-    for name, scorer in resolved.scorers.items():
-        check_scorer(name, scorer)
+    for name in scorers:
+        check_scorer(name, resolved.scorers[name])
     return resolved
 
 

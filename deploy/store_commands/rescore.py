@@ -1,0 +1,165 @@
+"""`brain store rescore`: another reward model over an existing store, without samplers."""
+
+import argparse
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.config.recipe import Recipe
+from common.config.validation import parse_recipe
+from common.errors import UserError
+from common.store import SampleStore
+from deploy.recipe_files import apply_override, load_recipe
+from deploy.run_directory import RunDirectory, run_directory
+from deploy.score import resolved_for_scoring
+from deploy.source import Location, locate
+from deploy.store_commands.terminal import PLACE, terminal
+
+
+class Pool(Protocol):
+    """Replicas of one scorer, see `deploy.services.Pool`."""
+
+    async def start(self) -> None:
+        """See `deploy.services.Pool.start`."""
+
+    async def call(self, method: str, *args: Any, timeout: float) -> Any:
+        """See `deploy.services.Pool.call`."""
+
+
+def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "rescore",
+        help="score stored groups with another scorer",
+        description="Score the groups that lack a scorer's values, and commit them to the store as they come: running "
+        "it again goes on where it stopped. The scorer is one of the recipe's; a new one gets a name of its own, e.g. "
+        "brain store rescore runs/demo --scorer second scorers.second.kind=hh scorers.second.path=DIR",
+    )
+    parser.add_argument("store", metavar="STORE", help=PLACE)
+    parser.add_argument("--scorer", required=True, metavar="NAME", help="whose values are wanted")
+    parser.add_argument("--recipe", type=Path, help="where the scorer stands; default: the run's own")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    parser.set_defaults(command=_rescore)
+
+
+def _rescore(options: argparse.Namespace) -> int:
+    location = locate(options.store)
+    recipe = _recipe(location, options.recipe, options.overrides)
+    name: str = options.scorer
+    if name not in recipe.scorers:
+        raise UserError(
+            f"{name} is no scorer of the recipe, which has {', '.join(recipe.scorers)}; see scorers.{name}."
+        )
+    console = terminal(stderr=True)
+    store = _writable(location)
+    missing = store.unscored(name)
+    if missing:
+        resolved = resolved_for_scoring(recipe, [name], console)
+        bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+        with bar:
+            task = bar.add_task("", total=len(missing))
+            _score_with_services(store, name, missing, resolved, location, lambda rows: bar.advance(task, rows))
+    _report(store, name, len(missing))
+    return 0
+
+
+def _recipe(location: Location, path: Path | None, overrides: list[str]) -> Recipe:
+    if path is not None:
+        return load_recipe(path, overrides)
+    if location.recipe is None:
+        raise UserError(f"{location.uri} is a store without its run's recipe; say --recipe, or name the run directory.")
+    settings = location.recipe.model_dump(mode="json")
+    for override in overrides:
+        apply_override(settings, override)
+    return parse_recipe(settings, f"the recipe of {location.uri}")
+
+
+def _writable(location: Location) -> SampleStore:
+    run_id = SampleStore(location.uri, None, read_only=True).run_id
+    return SampleStore(location.uri, run_id)
+
+
+def _score_with_services(
+    store: SampleStore,
+    name: str,
+    missing: list[str],
+    recipe: Recipe,
+    location: Location,
+    advance: Callable[[int], object],
+) -> None:
+    from deploy.actors import scorer_pool  # Ray: not where there is nothing to do
+    from deploy.cluster import ray_cluster, scoring_resources
+
+    alone = recipe.model_copy(update={"scorers": {name: recipe.scorers[name]}})
+    logs = location.directory or run_directory(recipe)
+    with ray_cluster(recipe.ray, scoring_resources(alone)):
+        pool = scorer_pool(name, recipe, RunDirectory(logs.root))
+        try:
+            asyncio.run(score_missing(store, name, missing, pool, recipe, advance))
+        finally:
+            pool.kill()
+
+
+async def score_missing(
+    store: SampleStore, name: str, missing: list[str], pool: Pool, recipe: Recipe, advance: Callable[[int], object]
+) -> None:
+    """Score groups and commit their values, lease by lease.
+
+    Args:
+        store: open for writing.
+        name: of the scorer.
+        missing: ids of the groups.
+        pool: of the scorer, not yet started.
+        recipe: says how many groups a call has, and how long one may take.
+        advance: is told of groups that are committed.
+
+    Raises:
+        UserError: the store has values of another scorer under this name; none was committed.
+        PipelineError: the scorer failed for good; what was committed stays.
+    """
+    await pool.start()
+    known = {facts.digest for facts in store.scorers() if facts.name == name}
+    room = asyncio.Semaphore(2 * recipe.scorers[name].replicas)
+
+    async def score(groups: pa.RecordBatch) -> None:
+        try:
+            scores = await pool.call("score", groups, timeout=recipe.timeouts.lease)
+        finally:
+            room.release()
+        _refuse_another(scores, known, name)
+        store.append_scores(scores)
+        advance(groups.num_rows)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for groups in _pieces(store, missing, recipe.sampler.lease_prompts):
+                await room.acquire()
+                tasks.create_task(score(groups))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+
+
+def _pieces(store: SampleStore, groups: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    for batch in store.batches(group_ids=groups):
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
+
+
+def _refuse_another(scores: pa.RecordBatch, known: set[str], name: str) -> None:
+    found = scores["scorer_digest"][0].as_py()
+    if known and found not in known:
+        raise UserError(
+            f"The store has values of {name} from another scorer (digest {', '.join(sorted(known))}; this one's is "
+            f"{found}), and a group has one value a name; give this scorer a name of its own (scorers.NAME.…)."
+        )
+
+
+def _report(store: SampleStore, name: str, new: int) -> None:
+    facts = [one for one in store.scorers() if one.name == name]
+    total, nulls = sum(one.groups for one in facts), sum(one.nulls for one in facts)
+    without = f"; {nulls} outputs have no value (brain store show says why)" if nulls else ""
+    terminal().print(f"{store.root}: {name} has values for {total} groups, {new} of them new{without}", soft_wrap=True)
