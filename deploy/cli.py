@@ -68,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
     add_store_command(commands)
+    doctor = commands.add_parser("doctor", help="find what would not work in a run, before it begins")
+    doctor.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe")
+    doctor.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    doctor.set_defaults(command=_doctor)
     _add_score(commands.add_parser("score", help="rewards for a file of prompts and outputs"))
     return parser
 
@@ -101,6 +105,12 @@ def _run(options: argparse.Namespace) -> int:
 
     run_recipe(recipe, Console())
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from deploy.doctor import examine
+
+    return 2 if examine(load_recipe(options.recipe, options.overrides), Console()) else 0
 
 
 def _score(options: argparse.Namespace) -> int:

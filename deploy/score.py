@@ -72,7 +72,8 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
     count = sum(1 for _ in read_texts(source))
     resolved = resolved_for_scoring(recipe, recipe.scorers, console)
     logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
-    _take_over_golden(recipe, logs)
+    shutil.rmtree(logs.root, ignore_errors=True)
+    take_over_golden(recipe, recipe.scorers, logs)
     bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     temporary = temporary_sibling(target)
     try:
@@ -204,23 +205,37 @@ def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], console: Consol
         UserError: the world cannot be built, or a scorer not be loaded.
     """
     from deploy.preflight import check_scorer  # torch and transformers: not for a file that is refused
-    from deploy.worlds.build import ensure_world
 
-    world = None
-    if recipe.prepare is not None:
-        cache = resolve_output(recipe.prepare.cache)
-        world = ensure_world(recipe.prepare, cache, recipe.data.path, lambda line: console.print(line, highlight=False))
-    resolved = with_world(recipe, world)
+    resolved = resolved_world(recipe, console)
     for name in scorers:
         check_scorer(name, resolved.scorers[name])
     return resolved
 
 
-def _take_over_golden(recipe: Recipe, logs: RunDirectory) -> None:
-    """Scorers must give golden texts the values that they have in the recipe's run, where there is one."""
-    shutil.rmtree(logs.root, ignore_errors=True)
+def resolved_world(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe with the paths of its world, which is built if it is not there.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    if recipe.prepare is None:
+        return with_world(recipe, None)
+    from deploy.worlds.build import ensure_world  # likewise
+
+    cache = resolve_output(recipe.prepare.cache)
+    world = ensure_world(recipe.prepare, cache, recipe.data.path, lambda line: console.print(line, highlight=False))
+    return with_world(recipe, world)
+
+
+def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory) -> list[str]:
+    """Have scorers compared with the golden values of the recipe's run.
+
+    Returns:
+        For which of them the run has any.
+    """
     run = run_directory(recipe)
-    for name in recipe.scorers:
-        if run.golden(name).exists():
-            logs.golden(name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.golden(name), logs.golden(name))
+    found = [name for name in scorers if run.golden(name).exists()]
+    for name in found:
+        logs.golden(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run.golden(name), logs.golden(name))
+    return found

@@ -1,6 +1,7 @@
 """Requests to HTTP services: with a time limit, repeated a bounded number of times, and clear about what failed."""
 
 import asyncio
+import logging
 import os
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,6 +11,8 @@ import httpx
 
 from common.config.scorers import RemotePool
 from common.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_PAUSE = 60.0
@@ -31,12 +34,15 @@ class _Refused(Exception):
 class Client:
     """Sends JSON and receives JSON; an asynchronous context manager.
 
-    A request has a time limit as a whole, also where a service sends its answer bit by bit.
+    A request has a time limit as a whole, also where a service sends its answer bit by bit. While a service seems to be
+    down, because a request has used up all its tries, others are tried once only: hundreds that wait in line must not
+    each wait for it. The first answer ends that.
     """
 
     def __init__(self, settings: RemotePool) -> None:
         self._settings = settings
         self._free = asyncio.Semaphore(settings.concurrency)
+        self._seems_down = False
         self._headers = {"Authorization": f"Bearer {token}"} if (token := bearer_token(settings)) else {}
 
     async def __aenter__(self) -> Self:
@@ -58,19 +64,26 @@ class Client:
         Raises:
             RequestFailedError: no try brought one, or the service refused the request itself (400, 401, 404 …).
         """
-        pause = self._settings.backoff
-        attempts = self._settings.attempts
-        for attempt in range(1, attempts + 1):
+        async with self._free:  # pauses included: a service in trouble is not asked by others meanwhile
+            return await self._insist(url, body)
+
+    async def _insist(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                async with self._free:
-                    return await self._try(url, body)
+                answer = await self._try(url, body)
             except _Refused as refused:
-                if refused.is_final or attempt == attempts:
+                if refused.is_final or self._seems_down or attempt == self._settings.attempts:
+                    self._seems_down = not refused.is_final
                     times = "once" if attempt == 1 else f"{attempt} times"
-                    raise RequestFailedError(f"{url} was asked {times}: {refused.reason}") from None
-            await asyncio.sleep(min(pause, _LONGEST_PAUSE))
-            pause *= 2
-        raise AssertionError("the last attempt returns or raises")
+                    failure = f"{url} was asked {times}: {refused.reason}"
+                    _LOG.warning("%s", failure)
+                    raise RequestFailedError(failure) from None
+            else:
+                self._seems_down = False
+                return answer
+            await asyncio.sleep(min(self._settings.backoff * 2 ** (attempt - 1), _LONGEST_PAUSE))
 
     async def _try(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         try:

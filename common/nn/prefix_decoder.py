@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from common.nn.causal_lm import context_length
 from common.nn.packing import Request, TokenBudget, pack
 from common.nn.prefix_models import enable_packed_rows, longest_packed
 
@@ -149,7 +150,8 @@ class PrefixDecoder:
             return torch.randint(self.config.vocab_size, (length,), generator=generator)
 
         prompt, outputs = _EXAMPLE
-        request = (text(prompt), [text(length) for length in outputs])
+        room = context_length(self.config) - max(outputs)
+        request = (text(max(1, min(prompt, room))), [text(length) for length in outputs])
         if not self.can_pack([request]):
             return None
         with torch.no_grad():

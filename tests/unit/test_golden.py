@@ -4,10 +4,14 @@ import pytest
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from common.schemas import PRIOR
 from scorer.build import build_scorer
+from scorer.formats import TLDR
 from scorer.golden import check_golden
 from tests.unit.factories import recipe_settings
 from tests.unit.http_service import serving
+from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
+from tests.unit.tiny_models import llama, save
 
 shift = 0.0
 
@@ -20,10 +24,10 @@ def failing(prompts: list[str], outputs: list[str]) -> list[float]:
     raise ValueError("no such prompt")
 
 
-def check(path: Path, **section: object) -> None:
+def check(golden: Path, **section: object) -> None:
     recipe = Recipe.model_validate(recipe_settings(scorers={"reward": section}))
-    scorer = build_scorer(recipe.scorers["reward"], "reward", recipe.policy, path.parent)
-    check_golden(scorer, recipe.scorers["reward"], path)
+    scorer = build_scorer(recipe.scorers["reward"], "reward", recipe.policy, golden.parent)
+    check_golden(scorer, recipe.scorers["reward"], golden)
 
 
 def test_a_scorer_that_has_drifted_stops_the_run_with_both_numbers(tmp_path, monkeypatch):
@@ -74,3 +78,37 @@ def test_a_judge_is_asked_but_not_held_to_its_word(tmp_path):
             judge = {"kind": "judge", "url": service.url, "model": "m", "instructions": "{prompt}{output}"}
             check(tmp_path / "golden.json", **judge)
     assert not (tmp_path / "golden.json").exists()
+
+
+def test_a_prior_of_other_weights_is_found_out(tmp_path):
+    path = tmp_path / "prior.json"
+    model = tmp_path / "model"
+
+    def check_prior() -> None:
+        settings = recipe_settings(policy={"model": str(model), "dtype": "float32"})
+        recipe = Recipe.model_validate(settings)
+        check_golden(build_scorer(recipe.prior, PRIOR, recipe.policy, tmp_path), recipe.policy, path)
+
+    save(llama(), model)
+    check_prior()
+    check_prior()
+    save(llama(seed=1), model)
+    with pytest.raises(UserError, match=r"'prior' has drifted: .*; its files have changed"):
+        check_prior()
+
+
+def test_a_reward_model_of_other_weights_is_found_out_and_one_of_another_precision_is_not(tmp_path):
+    path = tmp_path / "reward.json"
+    settings = {"kind": "tldr", "path": str(tmp_path / "model")}
+
+    def replace(seed: int) -> None:
+        config, weights = tiny_weights(seed=seed)
+        write(tmp_path / "model", TLDR, weights, config)
+        TOKENIZER.save_pretrained(tmp_path / "model")
+
+    replace(seed=0)
+    check(path, **settings, dtype="float32")
+    check(path, **settings, dtype="bfloat16")
+    replace(seed=1)
+    with pytest.raises(UserError, match="'reward' has drifted"):
+        check(path, **settings, dtype="float32")

@@ -138,6 +138,17 @@ def test_an_endpoint_that_hangs_or_is_down_is_given_up_in_time():
     assert "was asked 2 times: ConnectError" in row["error"]
 
 
+def test_what_waits_in_line_for_a_service_that_is_down_is_tried_once():
+    with serving(lambda body: (503, "down")) as service:
+        rows = endpoint(service.url, concurrency=1).score(groups(*[["a"]] * 20)).to_pylist()
+    assert all(row["values"] == [None] for row in rows)
+    assert len(service.bodies) < 2 * 20  # not three times each
+    down = iter([True] * 10)
+    with serving(lambda body: (503, "down") if next(down, False) else lengths(body)) as service:
+        rows = endpoint(service.url, concurrency=1).score(groups(*[["a"]] * 20)).to_pylist()
+    assert 10 <= sum(row["values"] == [1] for row in rows) < 20  # it is asked on, and believed when it answers
+
+
 def test_a_token_comes_from_the_environment_alone(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "secret")
     with serving(lengths) as service:

@@ -1,0 +1,104 @@
+"""`brain doctor`: what would not work in a run, found before it begins.
+
+The scorers are really loaded, in actors as in a run, and pass their golden self-test; samplers and learner are not.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.errors import PipelineError, UserError
+from common.schemas import PRIOR
+from deploy.run_directory import RunDirectory, run_directory
+from deploy.score import resolved_world, take_over_golden
+
+Problems = Mapping[str, str | None]
+"""By scorer, what is wrong with it; None: nothing."""
+
+
+class Findings:
+    """Prints what was checked, and counts what failed."""
+
+    def __init__(self, console: Console) -> None:
+        self.failed = 0
+        self._console = console
+
+    def say(self, subject: str, problem: str | None, note: str = "") -> None:
+        """One line: a subject is in order, or what is wrong with it."""
+        self.failed += problem is not None
+        text = f"FAILED  {subject}: {problem}" if problem else f"ok      {subject}{note}"
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def check(self, subject: str) -> Iterator[None]:
+        """The block's errors are what is wrong with a subject."""
+        try:
+            yield
+        except (UserError, PipelineError) as error:
+            self.say(subject, str(error))
+        else:
+            self.say(subject, None)
+
+
+def examine(
+    recipe: Recipe, console: Console, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
+) -> int:
+    """Check a recipe: inputs, the cluster's size, and every scorer; says all that is wrong, not only the first.
+
+    Args:
+        recipe: as the user gave it.
+        console: gets a line a subject.
+        try_scorers: loads the scorers of a recipe and says what is wrong with each; default: on the cluster.
+
+    Returns:
+        How many checks failed.
+
+    Raises:
+        UserError: the recipe's world cannot be built, without which there is nothing to check.
+    """
+    from deploy.preflight import check_inputs  # torch and transformers: not for a recipe that is refused
+
+    findings = Findings(console)
+    resolved = resolved_world(recipe, console)
+    with findings.check("prompts, policy, and files of scorers"):
+        for note in check_inputs(resolved, run_directory(recipe)).notes:
+            console.print(f"        {note}", highlight=False, soft_wrap=True, markup=False)
+    logs = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
+    with findings.check("the cluster has room for all services"):
+        names = [PRIOR, *recipe.scorers]
+        compared = take_over_golden(recipe, names, logs)
+        problems = (try_scorers or _try_on_cluster)(resolved, logs)
+        for name in names:
+            golden = "agrees with the run's golden values" if name in compared else "gives golden texts values"
+            findings.say(f"scorer {name}", problems[name], f" loads and {golden}")
+    if not findings.failed:
+        shutil.rmtree(logs.root)  # else its logs say more
+    return findings.failed
+
+
+def _try_on_cluster(recipe: Recipe, logs: RunDirectory) -> Problems:
+    from deploy.actors import scorer_pool  # Ray
+    from deploy.cluster import ray_cluster, required_resources
+
+    names = [PRIOR, *recipe.scorers]
+    with ray_cluster(recipe.ray, required_resources(recipe, names)):
+        pools = {name: scorer_pool(name, recipe, logs) for name in names}
+
+        async def start() -> list[BaseException | None]:
+            return await asyncio.gather(*(pool.start() for pool in pools.values()), return_exceptions=True)
+
+        try:
+            results = asyncio.run(start())
+        finally:
+            for pool in pools.values():
+                pool.kill()
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, UserError | PipelineError):
+            raise result
+    return {name: None if result is None else str(result) for name, result in zip(names, results, strict=True)}

@@ -1,0 +1,60 @@
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from common.schemas import PRIOR
+from deploy.doctor import Problems, examine
+from deploy.run_directory import RunDirectory
+from tests.unit.factories import recipe_settings
+
+ABSENT: dict[str, Any] = {  # and no hub ids
+    "policy": {"model": "./none"},
+    "scorers": {"reward": {"kind": "tldr", "path": "./none"}},
+}
+
+
+def examined(recipe: Recipe, problems: Problems | UserError) -> tuple[int, str]:
+    def try_scorers(_: Recipe, __: RunDirectory) -> Problems:
+        if isinstance(problems, UserError):
+            raise problems
+        return problems
+
+    text = io.StringIO()
+    return examine(recipe, Console(file=text, width=100), try_scorers), text.getvalue()
+
+
+def test_all_that_is_wrong_is_said(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate(recipe_settings(**ABSENT))
+    failed, text = examined(recipe, {PRIOR: None, "reward": "it has drifted"})
+    assert failed == 2
+    assert "FAILED  prompts, policy, and files of scorers: " in text
+    assert "ok      scorer prior loads and gives golden texts values" in text
+    assert "FAILED  scorer reward: it has drifted" in text
+    assert "ok      the cluster has room" in text
+    failed, text = examined(recipe, UserError("The Ray cluster is too small"))
+    assert failed == 2
+    assert "FAILED  the cluster has room for all services: The Ray cluster is too small" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate(recipe_settings(run={"dir": "here"}, **ABSENT))
+    golden = RunDirectory(tmp_path / "here").golden("reward")
+    golden.parent.mkdir(parents=True)
+    golden.write_text("kept")
+    seen = []
+
+    def try_scorers(_: Recipe, logs: RunDirectory) -> Problems:
+        seen.append(logs.golden("reward").read_text())
+        return {PRIOR: None, "reward": None}
+
+    text = io.StringIO()
+    examine(recipe, Console(file=text, width=100), try_scorers)
+    assert seen == ["kept"]
+    assert "scorer reward loads and agrees with the run's golden values" in text.getvalue()
