@@ -55,6 +55,7 @@ class ProposalScorer:
             base = self._model.unload() if isinstance(self._model, PeftModel) else self._model
             self._model = load_adapter(base, directory)
         self._logprobs, self._version = SequenceLogprobs(self._model), version
+        self._logprobs.pad_unless_exact()
 
     def _load(self, source: str) -> PreTrainedModel:
         return load_causal_lm(source, self._policy.dtype, self._device, self._policy.quantization)

@@ -1,6 +1,5 @@
 """The value of a text under a causal model with a scalar head: read at the text's last token."""
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +10,6 @@ from transformers import PreTrainedModel
 from common.nn.packing import Request
 from common.nn.prefix_decoder import PrefixDecoder
 from scorer.prefixes import SharedPrefix, shared_prefixes
-
-_LOG = logging.getLogger(__name__)
 
 
 class TextValues:
@@ -33,13 +30,7 @@ class TextValues:
         self.decoder = PrefixDecoder(model)
         self._head = head
         self._max_tokens = max_tokens
-        check = self.decoder.check_packed()
-        if check is not None and not check.passed:
-            self.decoder.padded_because = (
-                f"packed rows give other hidden states, {check.difference:.2g} of their norm away from those of padded "
-                f"rows, where rounding explains {check.tolerance:.2g}"
-            )
-            _LOG.warning("Scoring is several times slower: %s.", self.decoder.padded_because)
+        self.decoder.pad_unless_exact()
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         """The value of each text, which depends on these texts alone; in other company it may be rounded otherwise.

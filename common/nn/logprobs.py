@@ -73,6 +73,10 @@ class SequenceLogprobs(nn.Module):
             self._check_lengths(prompt, outputs)
         return self._packed(requests) if self._decoder.can_pack(requests) else self._padded(requests)
 
+    def pad_unless_exact(self) -> None:
+        """See `PrefixDecoder.pad_unless_exact`."""
+        self._decoder.pad_unless_exact()
+
     def budget(self, max_tokens: int) -> TokenBudget:
         """A budget of a forward pass, for rows as they are laid out here."""
         return self._decoder.budget(max_tokens)

@@ -159,6 +159,16 @@ class PrefixDecoder:
         difference = ((packed - padded).norm(dim=1) / padded.norm(dim=1)).max()
         return PackedCheck(float(difference), _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS))
 
+    def pad_unless_exact(self) -> None:
+        """Try the model on packed rows, and compute on padded ones, with a warning, if they give something else."""
+        check = self.check_packed()
+        if check is not None and not check.passed:
+            self.padded_because = (
+                f"packed rows give other hidden states, {check.difference:.2g} of their norm away from those of padded "
+                f"rows, where rounding explains {check.tolerance:.2g}"
+            )
+            _LOG.warning("Padded rows, which are several times slower: %s.", self.padded_because)
+
     def _decode(self, rows: torch.Tensor, positions: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
         """The last hidden states, [rows, t, h]."""
         decoder: nn.Module = self.model.base_model  # `.model` of a Llama, `.transformer` of a GPT-J
