@@ -156,6 +156,8 @@ class Conductor:
 
     async def _resume_from(self, step: int) -> None:
         """Take up the work where checkpoint and store stand; for a new run, publish the prior as version 0."""
+        if step and self._store.step_groups(step) is None:  # it was recorded before its checkpoint was written
+            raise self._lost_record(step)
         version, within_round = divmod(step, self._recipe.algorithm.updates_per_round)
         self._production.carry_on(self._schedule.earliest_round(version))
         if self._leases is not None:
@@ -175,11 +177,15 @@ class Conductor:
         first = step - step % self._recipe.algorithm.updates_per_round + 1
         recorded = [self._store.step_groups(number) for number in range(first, step + 1)]
         if None in recorded:
-            raise UserError(
-                f"The sample store has lost the record of step {first + recorded.index(None)}, so that its groups "
-                f"might be trained twice; put back the part from its `damaged` folder, or set another run.dir."
-            )
+            raise self._lost_record(first + recorded.index(None))
         return [groups for groups in recorded if groups is not None]
+
+    def _lost_record(self, step: int) -> UserError:
+        return UserError(
+            f"The sample store {self._store.root} has lost the record of step {step}, which the learner has trained, so "
+            f"that groups might be trained twice; put back the part from its `damaged` folder, name the store that the "
+            f"run began with, or set another run.dir."
+        )
 
     async def _evaluate(self, version: int) -> None:
         if self._evaluation is not None:

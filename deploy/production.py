@@ -104,9 +104,15 @@ class Production:
                 self._busy += 1
             training = lease.purpose == "train"
             groups = await self._samplers.call("generate", lease, timeout=self._recipe.timeouts.lease)
-            self._store_of(training).append_groups(groups)
+            groups = self._commit(groups, self._store_of(training))
             self._tracker.sampled(groups, training=training)
             self._tasks.create_task(self._score_and_finish(groups, training=training))
+
+    def _commit(self, groups: pa.RecordBatch, store: RunStore) -> pa.RecordBatch:
+        """Commit a lease; returns it as the store has it, where another writer was first with some group of it."""
+        if store.append_groups(groups) == groups.num_rows:
+            return groups
+        return store.groups(groups["group_id"].to_pylist()).combine_chunks().to_batches()[0]
 
     async def _score_and_finish(self, groups: pa.RecordBatch, *, training: bool) -> None:
         await self._score(groups, training=training)

@@ -115,9 +115,10 @@ def _recorded_steps(source: Source) -> list[list[str]]:
                 f"replayed; train from its rounds instead (store.replay=false)."
             )
     steps = [row["group_ids"] for row in rows]
-    lost = [name for step in steps for name in step if not source.store.has_group(name)]
-    if lost:
-        raise UserError(f"The store {source.store.root} lacks group {lost[0]}, which its steps were trained on.")
+    there = set(source.store.index()["group_id"].to_pylist())
+    lost = next((name for step in steps for name in step if name not in there), None)
+    if lost is not None:
+        raise UserError(f"The store {source.store.root} lacks group {lost}, which its steps were trained on.")
     return steps
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from common.errors import UserError
 from common.nn.logprobs import SequenceLogprobs
@@ -40,7 +41,14 @@ class Footprint:
     token: int
 
 
-def footprint(policy: SequenceLogprobs, *, ranks: int = 1, zero_stage: int = 0, recomputes: bool = False) -> Footprint:
+def footprint(
+    policy: SequenceLogprobs,
+    *,
+    ranks: int = 1,
+    zero_stage: int = 0,
+    recomputes: bool = False,
+    offloads: bool = False,
+) -> Footprint:
     """Estimate what training a policy takes on one rank.
 
     Args:
@@ -48,11 +56,13 @@ def footprint(policy: SequenceLogprobs, *, ranks: int = 1, zero_stage: int = 0, 
         ranks: that share the work.
         zero_stage: what they share of the state: the optimiser (1), gradients too (2), weights too (3).
         recomputes: whether layers keep their input only (activation checkpointing).
+        offloads: whether the optimiser is in the machine's own memory.
     """
     weights = sum(elements(value) * value.itemsize for value in policy.parameters())
     trainable = policy.trainable().values()
     gradients = 4 * sum(map(elements, trainable))
     optimiser = sum(elements(value) * (8 + (4 if value.itemsize < 4 else 0)) for value in trainable)
+    optimiser = 0 if offloads else optimiser
     weights, gradients, optimiser = (
         size // ranks if zero_stage >= stage else size for size, stage in ((weights, 3), (gradients, 2), (optimiser, 1))
     )
@@ -64,8 +74,8 @@ def footprint(policy: SequenceLogprobs, *, ranks: int = 1, zero_stage: int = 0, 
     return Footprint(weights + gradients + optimiser, kept + 3 * hidden * 4)  # and the LM head's tiles
 
 
-def tokens_of_a_pass(footprint: Footprint, device: torch.device) -> int:
-    """The token budget for a device.
+def tokens_of_a_pass(footprint: Footprint, device: torch.device, share: float = 1.0) -> int:
+    """The token budget for a device, or for a share of one.
 
     It follows from the model and the kind of device alone, not from what else is on it: a run repeats exactly.
 
@@ -74,7 +84,8 @@ def tokens_of_a_pass(footprint: Footprint, device: torch.device) -> int:
     """
     if device.type != "cuda":
         return TOKENS_ON_CPU
-    return tokens_within(torch.cuda.get_device_properties(device).total_memory, footprint)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return tokens_within(int(memory * min(1.0, share)), footprint)
 
 
 def tokens_within(memory: int, footprint: Footprint) -> int:
@@ -97,7 +108,7 @@ def _linear_layers(policy: SequenceLogprobs) -> list[nn.Module]:
     plain = [
         module
         for module in policy.modules()
-        if isinstance(module, nn.Linear) and id(module) not in inside and module.weight is not head
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in inside and module.weight is not head
     ]
     return [*adapted, *plain]
 
@@ -107,5 +118,7 @@ def _kept_by(layer: nn.Module, width: int) -> int:
     if isinstance(layer, LoraLayer):
         copies = layer.in_features * 4 if width < 4 else 0
         return (layer.in_features + layer.out_features) * width + copies
+    if isinstance(layer, Conv1D):  # GPT-2's linear layers
+        return sum(layer.weight.shape) * width
     assert isinstance(layer, nn.Linear)
     return (layer.in_features + layer.out_features) * width

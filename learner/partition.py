@@ -54,9 +54,11 @@ def _units(batch: GroupBatch, groups: list[int], budget: TokenBudget) -> list[Un
     for group in groups:
         parts = _parts(batch, group, budget)
         cost = budget.tokens(*_lengths(batch, group))
-        if len(parts) > 1:
+        if len(parts) > 1 or not budget.packs(*_lengths(batch, group)):
+            # Nothing joins a group that was split; nor one whose rows are padded, which is a pass of its own: with
+            # ZeRO-3 all ranks must make the same number of passes.
             units.append([[part] for part in parts])
-            room = 0  # nothing joins a group that was split
+            room = 0
         elif cost <= room:
             units[-1][0].append(parts[0])
             room -= cost

@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -20,6 +21,21 @@ from learner.policy import Policy
 
 _SMALLEST_BUDGET = 16
 """Tokens; where not even these fit, the budget is not what is wrong."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the steps up to now have shown, and those after a resume must know to be the same.
+
+    Attributes:
+        skipped: the steps skipped in a row up to now, each with why.
+        halved_to: the token budget that memory had room for; None where it was never too large.
+        padded_because: what the first group showed, see `SequenceLogprobs`.
+    """
+
+    skipped: list[str]
+    halved_to: int | None
+    padded_because: str | None
 
 
 class Stepper:
@@ -48,6 +64,20 @@ class Stepper:
         self._settings = settings
         self._note = note
         self._checked = False
+        self._halved_to: int | None = None
+
+    def lessons(self) -> Lessons:
+        """What a checkpoint must hold."""
+        return Lessons(self.skipped, self._halved_to, self._policy.padded_because)
+
+    def take_up(self, lessons: Lessons) -> None:
+        """Go on after the step whose checkpoint held `lessons`."""
+        self.skipped, self._halved_to = lessons.skipped, lessons.halved_to
+        if lessons.halved_to is not None:
+            self.max_tokens = min(self.max_tokens, lessons.halved_to)
+        if lessons.padded_because is not None:
+            self._policy.padded_because = lessons.padded_because
+        self._checked = True
 
     def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
         """Compute the gradient and update the weights.
@@ -109,7 +139,7 @@ class Stepper:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._note(f"{what}; it is taken again with {smaller} ({reason}).")
-        self.max_tokens = smaller
+        self.max_tokens = self._halved_to = smaller
 
     def _update(self, groups: GroupBatch, result: BatchResult, learning_rate: float) -> float | str:
         """The gradient's norm; or, where loss or gradient is not finite, a sentence that says so."""

@@ -78,9 +78,11 @@ class Trainer:
             self._engine,
             self._loss,
             recipe.learner,
-            max_tokens=recipe.learner.micro_batch_tokens or self._token_budget(),
+            max_tokens=recipe.learner.micro_batch_tokens or min(self._engine.gather(self._token_budget())),
             note=self._say,
         )
+        if self._policy.padded_because:
+            self._say(f"WARNING: rows are padded, which repeats each prompt: {self._policy.padded_because}.")
         seed_all(seed_from("learner", recipe.seed, self._engine.rank))
         found = self._engine.gather(state.step if state else 0)
         if len(set(found)) > 1:
@@ -97,7 +99,7 @@ class Trainer:
     def _resume(self, state: TrainingState, parameters: SavedParameters) -> None:
         self.step = state.step
         self._engine.load_parameter_states(state.updates, parameters.state_of)
-        self._stepper.skipped = state.skipped
+        self._stepper.take_up(state.lessons)
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
@@ -148,7 +150,7 @@ class Trainer:
         self._check_position(step, "save")
         if not self._exists(self._checkpoints.has(step)):
             digest, updates = settings_digest(self._recipe), self._engine.updates()
-            state = TrainingState(step, updates, digest, self._engine.gather(random_state()), self._stepper.skipped)
+            state = TrainingState(step, updates, digest, self._engine.gather(random_state()), self._stepper.lessons())
             parameters = self._engine.parameter_states()
             if self._engine.rank == 0:
                 self._checkpoints.save(step, lambda directory: write_training_state(directory, state, parameters))
@@ -192,8 +194,9 @@ class Trainer:
             ranks=self._engine.ranks,
             zero_stage=learner.zero_stage,
             recomputes=learner.activation_checkpointing,
+            offloads=learner.offload_optimizer,
         )
-        return tokens_of_a_pass(needs, self._policy.device)
+        return tokens_of_a_pass(needs, self._policy.device, learner.gpus)
 
     def _loss(self, values: GroupValues) -> ObjectiveResult:
         settings = self._recipe.objective

@@ -4,7 +4,7 @@
                               "exp_avg/<name>" and "exp_avg_sq/<name>"; these are absent before an update
     random.pt                 the generators' states of each rank
     state.json                step, AdamW's count of updates, digest of the settings that decide what is learned, and
-                              why the last steps were skipped, if they were
+                              what the steps have shown (skipped ones, memory, padding)
 
 Frozen weights are not in it. The position in the stream of groups and in the schedule of the learning rate is the step:
 the sample store says which groups trained which step.
@@ -12,7 +12,7 @@ the sample store says which groups trained which step.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from common.identity import digest
 from common.nn.shards import ShardReader, write_shards
 from learner.engine_protocol import ParameterState
 from learner.randomness import RandomState
+from learner.stepper import Lessons
 
 _DECISIVE = ("seed", "policy.", "objective.", "learner.", "algorithm.rounds", "algorithm.updates_per_round")
 _PLACES = ("policy.model", "policy.tokenizer", "policy.sft_adapter")
@@ -39,7 +40,7 @@ class TrainingState:
     updates: int
     settings_digest: str
     random_states: list[RandomState]
-    skipped: list[str]
+    lessons: Lessons
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -58,7 +59,7 @@ def write_training_state(
         "step": state.step,
         "settings_digest": state.settings_digest,
         "updates": state.updates,
-        "skipped": state.skipped,
+        "lessons": asdict(state.lessons),
     }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
@@ -76,7 +77,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
             f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
         )
     random_states = torch.load(directory / _RANDOM, weights_only=True)
-    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states, facts["skipped"])
+    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states, Lessons(**facts["lessons"]))
 
 
 class SavedParameters:

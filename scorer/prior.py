@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from common.config.recipe import PolicySection
 from common.identity import digest, digest_files
 from common.nn.adapters import find_adapter
+from common.nn.causal_lm import load_config
 from common.nn.logprobs import SequenceLogprobs, request_of
 from common.nn.policy_model import load_prior_model
 from common.schemas import PRIOR
@@ -52,20 +53,20 @@ def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScor
         UserError: model or adapter is missing or incompatible.
     """
     model = load_prior_model(policy, device)
-    return PriorScorer(logprobs_digest(PRIOR, policy, model, max_tokens), model, max_tokens)
+    return PriorScorer(logprobs_digest(PRIOR, policy, max_tokens), model, max_tokens)
 
 
-def logprobs_digest(name: str, policy: PolicySection, model: PreTrainedModel | PeftModel, max_tokens: int) -> str:
+def logprobs_digest(name: str, policy: PolicySection, max_tokens: int) -> str:
     """The digest of a scorer of log-probabilities: of model files and numerics."""
-    files = [_model_files(policy.model, model)]
+    files = [_model_files(policy.model)]
     if policy.sft_adapter:
         files.append(_files(find_adapter(policy.sft_adapter), ["adapter_config.json", "*.safetensors"]))
     return digest(name, files, policy.dtype, policy.quantization, max_tokens)
 
 
-def _model_files(source: str, model: PreTrainedModel | PeftModel) -> str:
+def _model_files(source: str) -> str:
     if not Path(source).is_dir():
-        return digest(source, model.config._commit_hash)
+        return digest(source, load_config(source)._commit_hash)
     return _files(Path(source), ["config.json", "*.safetensors", "*.bin"])
 
 

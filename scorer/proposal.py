@@ -29,33 +29,35 @@ class ProposalScorer:
     name = PROPOSAL
 
     def __init__(self, policy: PolicySection, policies: Path, device: str, max_tokens: int) -> None:
+        self.digest = logprobs_digest(PROPOSAL, policy, max_tokens)
         self._policy = policy
         self._registry = PolicyRegistry(policies)
         self._device = device
         self._max_tokens = max_tokens
         self._version: int | None = None
-        self._model: PreTrainedModel | PeftModel = self._load(policy.model)
-        self.digest = logprobs_digest(PROPOSAL, policy, self._model, max_tokens)
-        self._logprobs: SequenceLogprobs
+        self._logprobs: SequenceLogprobs | None = None
+        self._base = None if policy.method == "full" else self._load(policy.model)  # of all versions' adapters
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
-        if group["proposal_version"] != self._version:
-            self._take_up(group["proposal_version"])
-        return annotate_logprobs(self._logprobs, group, self._max_tokens)
+        return annotate_logprobs(self._of_version(group["proposal_version"]), group, self._max_tokens)
 
-    def _take_up(self, version: int) -> None:
-        directory = self._registry.verify(version).path
-        if self._policy.method == "full":
-            self._model = self._load(str(directory))
-        else:
-            base = self._model.unload() if isinstance(self._model, PeftModel) else self._model
-            self._model = load_adapter(base, directory)
-        self._logprobs, self._version = SequenceLogprobs(self._model), version
-        self._logprobs.pad_unless_exact()
+    def _of_version(self, version: int) -> SequenceLogprobs:
+        if self._logprobs is None or version != self._version:
+            directory = self._registry.verify(version).path
+            self._release()  # before the next is loaded: there may not be room for two
+            model = self._load(str(directory)) if self._base is None else load_adapter(self._base, directory)
+            self._logprobs, self._version = SequenceLogprobs(model), version
+            self._logprobs.pad_unless_exact()
+        return self._logprobs
+
+    def _release(self) -> None:
+        if self._logprobs is not None and isinstance(self._logprobs.model, PeftModel):
+            self._base = self._logprobs.model.unload()
+        self._logprobs = None
 
     def _load(self, source: str) -> PreTrainedModel:
         return load_causal_lm(source, self._policy.dtype, self._device, self._policy.quantization)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -110,6 +111,11 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
         raise UserError(
             f"The adapter in {directory} is not one for this model: {len(differing)} weights are missing or "
             f"unexpected, the first is {differing[0]}."
+        )
+    if isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            f"The adapter in {directory} adapts the output layer, which is computed in tiles that know nothing of it; "
+            f"merge the adapter into the model first."
         )
     return peft_model
 

@@ -77,8 +77,8 @@ class _TokenLogprobs(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = gradients[0]
         of_hidden = torch.empty_like(hidden) if needs_hidden else None
-        of_weight = torch.zeros_like(weight) if needs_weight else None
-        of_bias = torch.zeros_like(bias) if needs_bias else None
+        of_weight = torch.zeros_like(weight, dtype=_precision(hidden)) if needs_weight else None
+        of_bias = torch.zeros_like(bias, dtype=_precision(hidden)) if needs_bias else None
         per_row = torch.zeros_like(total).index_add_(0, predictor_of, grad)  # Σ of a hidden state's targets
         for rows in _row_tiles(hidden):
             of_rows = _targets_of(rows, predictor_of)
@@ -95,14 +95,19 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope = slope.to(hidden.dtype)
                 _add_product(sum_of_rows, slope, weight[columns])
                 if of_weight is not None:
-                    of_weight[columns].addmm_(slope.T, hidden[rows])
+                    _add_product(of_weight[columns], slope.T, hidden[rows])
             if of_hidden is not None:
                 of_hidden[rows] = sum_of_rows
-        return of_hidden, of_weight, of_bias, None, None
+        return of_hidden, _rounded(of_weight, weight), _rounded(of_bias, bias), None, None
 
 
 def _precision(hidden: torch.Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def _rounded(gradient: torch.Tensor | None, parameter: torch.Tensor | None) -> torch.Tensor | None:
+    """A gradient in its parameter's precision, rounded once when all tiles are summed."""
+    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

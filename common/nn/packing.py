@@ -145,14 +145,21 @@ class TokenBudget:
     Attributes:
         max_tokens: the most tokens of a pass, padding included; but a pass takes at least one output.
         packed: whether rows are packed, or each output is a padded row of its own, behind a copy of the prompt.
+        window: the longest text (prompt and output) that can be packed; None: any.
     """
 
     max_tokens: int
     packed: bool
+    window: int | None = None
+
+    def packs(self, prompt_length: int, output_lengths: Sequence[int]) -> bool:
+        """Whether a group goes into a packed row, which others may share."""
+        longest = prompt_length + max(output_lengths, default=0)
+        return self.packed and (self.window is None or longest <= self.window)
 
     def tokens(self, prompt_length: int, output_lengths: Sequence[int]) -> int:
         """Tokens that go through the model for a group's outputs of these lengths."""
-        if self.packed:
+        if self.packs(prompt_length, output_lengths):
             return prompt_length + sum(max(0, length - 1) for length in output_lengths)
         return len(output_lengths) * (prompt_length + max(output_lengths, default=0))
 

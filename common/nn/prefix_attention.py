@@ -41,7 +41,7 @@ def prefix_attention(
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why there is no kernel for such tensors; None where there is one."""
     if device.type == "cuda":
-        return prefix_attention_cuda.unsupported(dtype, head_dim)
+        return prefix_attention_cuda.unsupported(device, dtype, head_dim)
     return None if device.type == "cpu" else f"there is no attention kernel for {device.type}"
 
 

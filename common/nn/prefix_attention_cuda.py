@@ -4,6 +4,7 @@ Every prompt and every output is a sequence of the first call; in the second, al
 one sequence, and their prompt its keys.
 """
 
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from common.nn.packing import Layout
 
 _LARGEST_HEAD = 256
+_OLDEST_CAPABILITY = (8, 0)
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -38,8 +40,10 @@ class _Blocks:
             self.prompt_places = torch.cat(prompts).to(device)
 
 
-def unsupported(dtype: torch.dtype, head_dim: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why there is no kernel for such tensors; None where there is one."""
+    if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
+        return f"flash attention needs a GPU of compute capability {'.'.join(map(str, _OLDEST_CAPABILITY))} or more"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash attention computes in bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
     if head_dim > _LARGEST_HEAD or head_dim % 8:
@@ -91,15 +95,10 @@ def backward(
     return gradients
 
 
-_KEPT: dict[tuple[Layout, torch.device], _Blocks] = {}
-
-
+@lru_cache(maxsize=1)
 def _blocks(layout: Layout, device: torch.device) -> _Blocks:
-    """A layout's blocks; those of the newest row are kept, since every layer of it asks for them."""
-    if (layout, device) not in _KEPT:
-        _KEPT.clear()
-        _KEPT[layout, device] = _Blocks(layout, device)
-    return _KEPT[layout, device]
+    """A layout's blocks; kept, since every layer asks for those of the same row."""
+    return _Blocks(layout, device)
 
 
 def _attend(

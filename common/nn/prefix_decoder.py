@@ -97,7 +97,7 @@ class PrefixDecoder:
 
     def budget(self, max_tokens: int) -> TokenBudget:
         """A budget of a forward pass, for rows as they are laid out here."""
-        return TokenBudget(max_tokens, packed=self.padded_because is None)
+        return TokenBudget(max_tokens, packed=self.padded_because is None, window=longest_packed(self.config))
 
     def can_pack(self, requests: Sequence[Request]) -> bool:
         """Whether packed rows are exact for these texts."""

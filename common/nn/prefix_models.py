@@ -33,12 +33,12 @@ def enable_packed_rows(model: PreTrainedModel) -> str | None:
     config = model.config
     if reason := _unsuitable(config) or unsupported(model.device, model.dtype, _head_dim(config)):
         return reason
-    _fuse_activations(model)
     if attentions := [module for module in model.modules() if isinstance(module, GPTJAttention)]:
         if any(type(module) not in (GPTJAttention, _GPTJPrefixAttention) for module in attentions):
             return "its GPT-J attention is not the eager one"
         for module in attentions:
             module.__class__ = _GPTJPrefixAttention
+        _fuse_activations(model)
         return None
     # What a fused kernel cannot compute (attention sinks, say) the one registered here cannot either.
     if not (model._supports_sdpa and model._can_set_attn_implementation()):
@@ -46,6 +46,7 @@ def enable_packed_rows(model: PreTrainedModel) -> str | None:
     AttentionInterface.register(NAME, _interface_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # for padded rows: sliding windows need their masks
     model.set_attn_implementation(NAME)
+    _fuse_activations(model)
     return None
 
 

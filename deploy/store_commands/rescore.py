@@ -48,6 +48,9 @@ def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _rescore(options: argparse.Namespace) -> int:
     location = locate(options.store)
+    if location.recipe is not None and not location.recipe.sampler.replicas:
+        source = location.recipe.store.uri
+        raise UserError(f"{location.uri} holds no groups of its own: its run trains from {source}; name that store.")
     recipe = _recipe(location, options.recipe, options.overrides)
     name: str = options.scorer
     if name not in recipe.scorers:

@@ -78,7 +78,7 @@ def necessary_flops(config: PreTrainedConfig, weights: int, trained: int) -> flo
 
 
 def measure(name: str, subject: SequenceLogprobs, layer_weights: int) -> dict[str, Any]:
-    """Times steps that fill the device's token budget with whole groups."""
+    """Times forward and backward of as many groups as the device's token budget holds, eight at most."""
     trained = sum(value.numel() for value in subject.trainable().values())
     budget = tokens_of_a_pass(footprint(subject), subject.device)
     count = max(1, min(8, budget // subject.budget(1).tokens(PROMPT, [LENGTH] * OUTPUTS)))

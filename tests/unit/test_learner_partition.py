@@ -1,3 +1,5 @@
+import pytest
+
 from common.nn.packing import TokenBudget
 from learner.batches import group_batch
 from learner.partition import Part, plan
@@ -16,10 +18,21 @@ def batch_of(*sizes, prompt=4, length=6):
     return group_batch(train_batch(*rows))
 
 
-def test_groups_share_a_micro_batch_while_there_is_room():
-    assert plan(batch_of(2, 2, 2), ranks=1, budget=padded(40)) == [
+def test_packed_groups_share_a_micro_batch_while_there_is_room():
+    packed = TokenBudget(28, packed=True)  # 4 + 2 * 5 tokens a group
+    assert plan(batch_of(2, 2, 2), ranks=1, budget=packed) == [
         [[[Part(0, [0, 1]), Part(1, [0, 1])]], [[Part(2, [0, 1])]]]
     ]
+
+
+@pytest.mark.parametrize("budget", [padded(100), TokenBudget(100, packed=True, window=9)])
+def test_padded_groups_are_passes_of_their_own_so_that_ranks_can_count_them(budget):
+    assert plan(batch_of(2, 2), ranks=1, budget=budget) == [[[[Part(0, [0, 1])]], [[Part(1, [0, 1])]]]]
+
+
+def test_beyond_a_sliding_window_every_output_pays_for_its_prompt():
+    budget = TokenBudget(25, packed=True, window=9)
+    assert plan(batch_of(3), ranks=1, budget=budget) == [[[[Part(0, [0, 1])], [Part(0, [2])]]]]
 
 
 def test_a_group_beyond_the_budget_is_split_and_stays_alone():
