@@ -182,9 +182,9 @@ class Conductor:
 
     def _lost_record(self, step: int) -> UserError:
         return UserError(
-            f"The sample store {self._store.root} has lost the record of step {step}, which the learner has trained, so "
-            f"that groups might be trained twice; put back the part from its `damaged` folder, name the store that the "
-            f"run began with, or set another run.dir."
+            f"The sample store {self._store.root} has lost the record of step {step}, which the learner has trained: "
+            f"groups might be trained twice; put back the part from its `damaged` folder, name the store that the run "
+            f"began with, or set another run.dir."
         )
 
     async def _evaluate(self, version: int) -> None:

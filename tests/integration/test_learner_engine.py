@@ -29,10 +29,13 @@ POLICIES = {
     "qlora": {"adapter": {"r": 4, "alpha": 8}, "quantization": "nf4"},
     "full": {"method": "full"},
     "full16": {"method": "full", "dtype": "bfloat16"},
+    "lora16": {"adapter": {"r": 4, "alpha": 8}, "dtype": "bfloat16"},
 }
 EXACT = [*(f"{policy}-{stage}" for policy in ("lora", "full") for stage in STAGES), "qlora-2"]
 """In float32: what plain torch trains, to rounding."""
 SIXTEEN = [f"full16-{stage}" for stage in (1, 2, 3)]
+LORA_ON_SIXTEEN = [f"lora16-{stage}" for stage in (0, 2, 3)]
+"""What recipes have by default: adapters in float32 on a model in bfloat16."""
 OFFLOADED = ["lora-1-offload", "lora-2-offload", "full-3-offload"]
 RECOMPUTED = ["lora-0-recompute", "full-3-recompute"]
 
@@ -105,9 +108,10 @@ def trained(tmp_path_factory):
     """
     directory = tmp_path_factory.mktemp("learner")
     tiny_models.save(tiny_models.llama(), directory / "model")
-    cut = ["lora-0", "lora-1", "lora-2", "lora-3", "full-2", *SIXTEEN]
+    cut = ["lora-0", "lora-1", "lora-2", "lora-3", "full-2", *SIXTEEN, *LORA_ON_SIXTEEN]
+    whole = EXACT + SIXTEEN + LORA_ON_SIXTEEN + OFFLOADED + RECOMPUTED
     finish(
-        spawn(directory, runs(directory, "whole", EXACT + SIXTEEN + OFFLOADED + RECOMPUTED, last=LAST, spoiled=3)),
+        spawn(directory, runs(directory, "whole", whole, last=LAST, spoiled=3)),
         spawn(directory, runs(directory, "cut", cut, last=SAVED + 1, saved=SAVED), die=True),
     )
     for run in runs(directory, "cut", cut):
@@ -118,7 +122,7 @@ def trained(tmp_path_factory):
         + moved(directory, "moved-wide", "full-2", "full-3")
         + moved(directory, "moved-wide", "full16-2", "full16-3")
     )
-    wide = [*EXACT, "lora-3-recompute"]
+    wide = [*EXACT, "lora-3-recompute", "lora16-2", "lora16-3"]
     finish(
         spawn(directory, runs(directory, "cut", cut, last=LAST) + alone),
         spawn(directory, runs(directory, "wide", wide, last=LAST) + two, ranks=2),
@@ -188,7 +192,7 @@ def test_bfloat16_weights_have_a_float32_master_copy(trained, plain):
     assert not torch.equal(values, values.bfloat16().float())
 
 
-@pytest.mark.parametrize("name", ["lora-0", "lora-1", "lora-2", "lora-3", "full-2", *SIXTEEN])
+@pytest.mark.parametrize("name", ["lora-0", "lora-1", "lora-2", "lora-3", "full-2", *SIXTEEN, *LORA_ON_SIXTEEN])
 def test_a_killed_and_resumed_run_ends_with_the_same_bytes(trained, name):
     whole, cut = trained / f"whole-{name}", trained / f"cut-{name}"
     (file,) = (whole / "policies/v000001").glob("*.safetensors")
@@ -207,6 +211,15 @@ def test_metrics_are_the_same_on_all_ranks_and_any_number_of_them(trained, name)
 @pytest.mark.parametrize("run", ["moved-lora-2-offload", "moved-lora-3", "moved-wide-lora-1", "moved-wide-full-3"])
 def test_a_checkpoint_resumes_on_another_stage_and_on_more_ranks(trained, plain, run):
     assert largest_difference(weights(trained / run), plain[run.split("-")[-2 if "offload" not in run else -3]]) < 1e-5
+
+
+@pytest.mark.parametrize("run", ["whole-lora16-2", "whole-lora16-3", "wide-lora16-2", "wide-lora16-3"])
+def test_adapters_on_a_bfloat16_model_are_trained_alike_by_all_stages(trained, run):
+    ours, theirs = weights(trained / run), weights(trained / "whole-lora16-0")
+    assert {value.dtype for value in load_file(next((trained / run).glob("policies/*/*.safetensors"))).values()} == {
+        torch.float32
+    }
+    assert largest_difference(ours, theirs) < 0.05
 
 
 def test_a_bfloat16_checkpoint_resumes_on_another_stage_and_on_more_ranks(trained):
