@@ -104,9 +104,9 @@ class Catalogue:
             except FileNotFoundError:  # compacted since we looked
                 self._look_again(with_rows=False)
                 if self.holdings.extent(commit) == extent:
-                    self.holdings.discard([extent.file])
+                    self._lose(extent.file)
             except DamagedPartError as error:
-                self.holdings.discard([extent.file])
+                self._lose(extent.file)
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
     def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
@@ -210,8 +210,17 @@ class Catalogue:
             return
         self.holdings.discard(gone)
         self.holdings.add(sizes, compacted)
+        self._hide_lost([*tables, *new_tables])
+
+    def _lose(self, file: str) -> None:
+        """A part turned out to be damaged or gone: what no other part holds is not claimed any more."""
+        self.holdings.discard([file])
+        self._hide_lost([])
+
+    def _hide_lost(self, tables: list[pa.Table]) -> None:
+        """Hide the rows that no part holds; take in the rows of `tables`."""
         lost = [number for number, commit in enumerate(self.rows.commits) if self.holdings.extent(commit) is None]
-        self.rows.add_any([*tables, *new_tables], lost)
+        self.rows.add_any(tables, lost)
 
     def _examine(self, entry: Entry) -> Part | None:
         """Read and check a part that no index knows."""

@@ -9,6 +9,7 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
+from common.durable import new_directory
 from common.errors import DamagedPartError, UserError
 from common.storage import facts
 from common.storage.compaction import LARGE, compact, remove_superseded
@@ -35,7 +36,7 @@ def filled(root: Path, leases: int = 4) -> SampleStore:
         store.append_groups(groups(*names, round=lease, proposal_version=lease, finished_at=float(lease)))
         scored = names if lease < leases - 1 else names[:1]
         store.append_scores(scores("reward", {name: [float(lease), None] for name in scored}))
-        store.append_step(step(lease + 1, names))
+        store.append_step(step(lease + 1, names, round=lease))
     return store
 
 
@@ -261,6 +262,41 @@ def test_a_bit_that_flips_after_indexing_is_found_before_its_rows_are_given_out(
     assert list(SampleStore(root, "run").group_ids) == ["0-a", "0-b", "2-a", "2-b", "3-a", "3-b"]
 
 
+def test_what_a_part_held_that_turned_out_damaged_is_missing_at_once_and_can_be_written_again(root: Path) -> None:
+    filled(root)
+    with_index(root)
+    part = sorted((root / "groups").iterdir())[1]
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    store = SampleStore(root, "run")
+    assert store.has_group("1-a")  # the size is right, and nobody has read it
+    with pytest.raises(DamagedPartError, match=part.name):
+        store.groups(["1-a"])
+    assert not store.has_group("1-a") and store.counts()["groups"] == 6
+    assert store.unscored("reward") == ["3-b"]
+    assert store.append_groups(groups("1-a", "0-a")) == 1
+    assert store.groups(["1-a"]).num_rows == 1
+
+
+def test_new_directories_are_synced_into_those_above_them(root: Path) -> None:
+    synced: list[Path] = []
+    with mock.patch("common.durable.fsync_path", side_effect=synced.append):
+        store = SampleStore(root / "deep" / "store", "run")
+        assert {root.parent, root, root / "deep"} <= set(synced)
+        synced.clear()
+        store.append_groups(groups("a"))
+        assert {root / "deep" / "store", root / "deep" / "store" / "groups"} == set(synced)
+        synced.clear()
+        with new_directory(root / "models" / "1" / "adapter"):
+            pass
+    assert {root, root / "models"} <= set(synced)
+
+
+def test_an_unfinished_file_that_vanishes_meanwhile_is_no_obstacle(root: Path) -> None:
+    filled(root)
+    (root / "groups" / ".tmp-new-12345678").symlink_to(root / "gone")  # listed, but not there
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
 def test_what_a_lost_part_held_stays_lost_while_others_are_appended(root: Path) -> None:
     filled(root)
     with_index(root)
@@ -364,11 +400,27 @@ def test_gc_removes_old_versions_and_nothing_that_is_needed(root: Path) -> None:
     assert "untrained" in plan_removal(store, Criterion(older_than=1.0, untrained=True)).group_ids
 
 
+def test_gc_keeps_the_newest_trained_round_and_all_later_ones(root: Path) -> None:
+    filled(root, leases=3)
+    store = SampleStore(root, "run")
+    store.append_groups(groups("2-c", round=2, proposal_version=2))  # for the next pass over the round
+    store.append_groups(groups("3-a", round=3, proposal_version=2))  # sampled ahead, while round 2 trains
+    opening = Opening(root, None, read_only=True)
+    assert plan_removal(opening, Criterion(below_version=9)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+    assert plan_removal(opening, Criterion(below_version=9, untrained=True)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+
+
+def test_gc_takes_nothing_of_a_run_that_has_trained_nothing(root: Path) -> None:
+    SampleStore(root, "run").append_groups(groups("a", round=0, proposal_version=0))
+    opening = Opening(root, None, read_only=True)
+    assert plan_removal(opening, Criterion(below_version=9, untrained=True)).group_ids == []
+
+
 def test_gc_by_age_spares_groups_that_a_clock_dated_into_the_future(root: Path) -> None:
     store = SampleStore(root, "run")
     for lease, finished in enumerate((1.0, time.time() + 1e6, time.time() + 1e6)):
         store.append_groups(groups(f"{lease}", round=lease, finished_at=finished))
-        store.append_step(step(lease, [f"{lease}"]))
+        store.append_step(step(lease, [f"{lease}"], round=lease))
     assert plan_removal(Opening(root, None, read_only=False), Criterion(older_than=3600.0)).group_ids == ["0"]
 
 
