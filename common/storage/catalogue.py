@@ -38,13 +38,13 @@ class _OnDisk(NamedTuple):
 class Catalogue:
     """Everything of one kind that one opening of a store knows."""
 
-    def __init__(self, kind: str, place: Place, on_damage: OnDamage, *, use_index: bool = True) -> None:
+    def __init__(self, kind: str, place: Place, run_id: str, on_damage: OnDamage, *, use_index: bool = True) -> None:
         self.kind = kind
         self.rows = RowIndex(kind)
         self.holdings = Holdings()
         self._place = place
         self._on_damage = on_damage
-        self._reader = PartReader(place, kind)
+        self._reader = PartReader(place, kind, run_id)
         self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
         self._segments: list[_OnDisk] = []  # by their rows
         self._unusable: list[str] = []  # index files that were written by another version, or are damaged

@@ -66,7 +66,7 @@ class Opening:
             if not read_only:
                 self._remove_unfinished()
             self.kinds = {
-                kind: Catalogue(kind, self.place, self._found_damaged, use_index=use_index)
+                kind: Catalogue(kind, self.place, self.run_id, self._found_damaged, use_index=use_index)
                 for kind in IN_ORDER_OF_DEPENDENCE
             }
             if not read_only:

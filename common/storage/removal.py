@@ -1,8 +1,8 @@
 """Removing old groups: what `brain store gc` does. It is the only thing that deletes rows of a store.
 
 Whole commits go, that is leases: all groups of a lease are of one version and one age. Groups that no step has trained,
-and those of the newest round that was trained and of later ones, stay. The ids of what goes are written down first (`removed/`), so that a score or a step
-that refers to them is not taken for damaged.
+and those from the newest round on that was trained, stay. The ids of what goes are written down first (`removed/`), so
+that a score or a step that refers to them is not taken for damaged.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from common.storage.catalogue import Catalogue
 from common.storage.compaction import rewrite_without
-from common.storage.names import checksum
+from common.storage.names import checksum, checksum_of
 from common.storage.opening import Opening
 from common.storage.part_files import encode_table
 from common.storage.places import Place
@@ -89,10 +89,20 @@ def remove(store: Opening, removal: Removal) -> int:
     return deleted
 
 
-def removed_group_ids(place: Place) -> set[str]:
-    """The groups that were removed on purpose."""
-    tables = [pa.ipc.open_file(place.read(f"{_DIRECTORY}/{entry.name}")).read_all() for entry in place.list(_DIRECTORY)]
-    return set(itertools.chain.from_iterable(table["group_id"].to_pylist() for table in tables))
+def removed_group_ids(place: Place) -> tuple[set[str], list[str]]:
+    """The groups that were removed on purpose, and a sentence for each list of them that is damaged."""
+    removed: set[str] = set()
+    problems = []
+    for entry in place.list(_DIRECTORY):
+        content = place.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
+        if content is None:
+            problems.append(
+                f"{place.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
+                f"restore it from a copy, or what it lists is taken for lost."
+            )
+        else:
+            removed.update(pa.ipc.open_file(content).read_all()["group_id"].to_pylist())
+    return removed, problems
 
 
 def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
@@ -107,8 +117,8 @@ def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
 def _needed(store: Opening, light: pa.Table, *, untrained_too: bool) -> pa.ChunkedArray:
     """Which groups the run may still ask for.
 
-    An overlapped run samples round r+1 while r trains, and a round may be trained in several passes: so it is the newest
-    round that a step has trained that counts, and whatever is of it or later is needed.
+    An overlapped run samples round r+1 while r trains, and a round may be trained in several passes: so everything from
+    the newest round on that a step has trained is needed.
     """
     steps = store.kinds["steps"]
     trained: set[str] = set()

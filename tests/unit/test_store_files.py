@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pyarrow as pa
@@ -11,15 +12,17 @@ import pytest
 
 from common.durable import new_directory
 from common.errors import DamagedPartError, UserError
-from common.storage import facts
+from common.storage import facts, verification
 from common.storage.compaction import LARGE, compact, remove_superseded
 from common.storage.names import checksum, commit_name, is_part, plain_file
 from common.storage.opening import Opening
 from common.storage.part_files import encode_part
+from common.storage.places import LocalPlace
 from common.storage.removal import Criterion, plan_removal, remove
 from common.storage.repair import repair
 from common.storage.verification import verify
 from common.store import SampleStore
+from deploy.source import locate
 from tests.unit.factories import groups, scores, step
 
 
@@ -332,6 +335,77 @@ def test_a_damaged_store_json_is_named_and_repaired(root: Path, content: bytes) 
         SampleStore(root, "run")
     assert "made again from the parts" in repair(root)[0]
     assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_parts_without_store_json_are_no_new_store_and_can_be_repaired(root: Path) -> None:
+    filled(root)
+    (root / "store.json").unlink()
+    for read_only in (True, False):
+        with pytest.raises(UserError, match=r"parts but no store\.json; `brain store repair"):
+            SampleStore(root, "another", read_only=read_only)
+    assert not (root / "store.json").exists()
+    assert "was missing; it was made again" in repair(locate(str(root)).uri)[0]
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_repair_never_leaves_a_store_without_store_json(root: Path) -> None:
+    filled(root)
+    (root / "store.json").write_text("{")
+    with mock.patch.object(LocalPlace, "move", side_effect=AssertionError("moved away")):
+        repair(root)
+    assert (root / "damaged" / "store.json").read_text() == "{"
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_a_part_of_another_run_is_named_and_not_taken_for_rows_of_this_one(root: Path, tmp_path: Path) -> None:
+    filled(root)
+    SampleStore(tmp_path / "other", "other").append_groups(groups("theirs"))
+    (part,) = (tmp_path / "other" / "groups").iterdir()
+    shutil.copy(part, root / "groups" / part.name)
+    sentence = "is of another run: of other, and the store of run"
+    assert [sentence in problem for problem in verify(root).problems] == [True]
+    reader = SampleStore(root, None, read_only=True)
+    assert not reader.has_group("theirs") and sentence in reader.damaged[0]
+    assert sentence in SampleStore(root, "run").damaged[0]
+    assert names(root, "damaged") == [f"groups-{part.name}"]
+
+
+def test_a_store_of_another_run_is_not_marked_as_of_this_version(root: Path) -> None:
+    filled(root)
+    content = json.dumps({"run_id": "run", "schema_version": 1})
+    (root / "store.json").write_text(content)
+    with pytest.raises(UserError, match="belongs to run run"):
+        SampleStore(root, "another")
+    assert (root / "store.json").read_text() == content
+
+
+@pytest.mark.parametrize("meanwhile", ["append", "compact"])
+def test_verify_finds_no_damage_in_what_others_do_meanwhile(root: Path, meanwhile: str) -> None:
+    writer = filled(root)
+    with_index(root)
+
+    def opened(*arguments: Any, **options: Any) -> Opening:
+        opening = Opening(*arguments, **options)
+        if options.get("use_index") is False:  # the first of the two: the second sees more
+            if meanwhile == "append":
+                writer.append_groups(groups("0-a-", "late"))
+                with_index(root)
+            else:
+                compacted(root, grace=0.0)
+        return opening
+
+    with mock.patch.object(verification, "Opening", opened):
+        assert verify(root).problems == []
+
+
+def test_a_damaged_list_of_removed_groups_is_named(root: Path) -> None:
+    filled(root)
+    store = Opening(root, None, read_only=False)
+    remove(store, plan_removal(store, Criterion(below_version=2)))
+    (removed,) = (root / "removed").iterdir()
+    removed.write_bytes(removed.read_bytes()[:-1] + b"?")
+    problems = verify(root).problems
+    assert any(f"{removed} is damaged" in problem for problem in problems)
 
 
 def test_verify_names_what_does_not_belong_together(root: Path) -> None:
