@@ -133,13 +133,18 @@ class Catalogue:
         """Take in what other writers have done since."""
         self._look_again(with_rows=True)
 
+    def files_there(self) -> list[str]:
+        """The parts that this opening reads its rows from and that are there now, in the order of their commits."""
+        self._look_again(with_rows=False)
+        return [file for file in self.holdings.read_files() if file not in self._postponed]
+
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
         """Bring the index files up to date, if that many commits and compacted parts are missing in them.
 
         A new segment takes in those before it that are not at least twice as large, so they stay few.
         """
         recorded = {file for before in self._segments for file in before.compacted}
-        if self._unindexed + len(self.holdings.compacted.keys() - recorded) < at_least:
+        if self._unindexed + len(self.holdings.compacted.keys() - recorded - self._postponed) < at_least:
             return
         kept = list(self._segments)
         while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
@@ -262,7 +267,9 @@ class Catalogue:
         commits = [self.commit_of(number) for number in numbers]
         sizes = self.holdings.sizes
         compacted = {
-            file: (sizes[file], held) for file, held in self.holdings.compacted.items() if file not in recorded
+            file: (sizes[file], held)
+            for file, held in self.holdings.compacted.items()
+            if file not in recorded and file not in self._postponed  # the index has not all of their rows
         }
         rows = _with_commits(rows, local)
         return Segment(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)

@@ -40,7 +40,7 @@ class Place(Protocol):
     """A tree of files, one level deep: paths are `directory/name`, or a bare name at the top."""
 
     uri: str
-    """How messages name the place, and how it is opened again."""
+    """How messages name the place: without the keys that its URI may hold."""
 
     def prepare(self) -> None:
         """Make the place writable, as far as that needs doing."""

@@ -21,12 +21,14 @@ class Findings:
     """What a verification found.
 
     Attributes:
+        place: the store, as messages name it.
         problems: what is damaged or does not fit together, a sentence each.
         notes: what is worth knowing, and no damage.
         counts: rows of each kind.
         parts, size: parts that were read, and their bytes.
     """
 
+    place: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -45,7 +47,7 @@ def verify(uri: str | Path) -> Findings:
         UserError: there is no store, or its store.json is damaged, or it is of a newer version.
     """
     store = Opening(uri, None, read_only=True, use_index=False)
-    found = Findings(problems=list(store.damaged))
+    found = Findings(store.place.uri, problems=list(store.damaged))
     for kind, catalogue in store.kinds.items():
         found.counts[kind] = len(catalogue.rows)
         found.parts += len(catalogue.holdings.sizes)

@@ -9,12 +9,15 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from common.durable import new_directory
 from common.errors import DamagedPartError, UserError
-from common.storage import facts, verification
-from common.storage.compaction import LARGE, compact, remove_superseded
+from common.storage import compaction, facts, opening, verification
+from common.storage.catalogue import Catalogue
+from common.storage.compaction import LARGE, SMALL, compact, remove_superseded
 from common.storage.names import checksum, commit_name, is_part, plain_file
+from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
 from common.storage.part_files import encode_part
 from common.storage.places import LocalPlace
@@ -170,6 +173,64 @@ def test_appending_goes_on_over_many_index_files_and_compactions(root: Path) -> 
     reopened = SampleStore(root, None, read_only=True)
     assert [row["step"] for row in reopened.steps()] == list(range(600))
     assert reopened.step_groups(257) == store.step_groups(257) == ["g257"]
+
+
+def test_what_is_committed_is_acknowledged_although_compaction_fails(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SampleStore(root, "run")
+    with mock.patch.object(opening, "compact", side_effect=DamagedPartError("a part is damaged")):
+        for number in range(SMALL.fewest):
+            assert store.append_step(step(number, [f"g{number}"])) == 1
+    assert "are written, but not put in order: a part is damaged" in caplog.text
+    with mock.patch.object(Catalogue, "write_index", side_effect=OSError(28, "No space left on device")):
+        assert store.append_step(step(999, ["z"])) == 1
+    assert SampleStore(root, None, read_only=True).counts()["steps"] == SMALL.fewest + 1
+
+
+@pytest.mark.parametrize("moment", ["before", "while it reads"])
+def test_compaction_does_not_write_again_what_gc_has_removed(root: Path, moment: str) -> None:
+    filled(root)
+    store = Opening(root, None, read_only=False)
+    catalogue = store.kinds["groups"]
+    for commit, _ in catalogue.commits():
+        catalogue.read(commit)  # in memory from now on
+
+    def gc(*_: object) -> object:
+        other = Opening(root, None, read_only=False)
+        remove(other, plan_removal(other, Criterion(below_version=2)))
+        return mock.DEFAULT
+
+    if moment == "before":
+        gc()
+        compact(store.place, catalogue, store.author, LARGE)
+    else:
+        with mock.patch.object(compaction, "encode_part", side_effect=gc, wraps=compaction.encode_part):
+            compact(store.place, catalogue, store.author, LARGE)
+    assert list(SampleStore(root, None, read_only=True).group_ids) == ["2-a", "2-b", "3-a", "3-b"]
+
+
+def test_an_index_speaks_of_no_compacted_part_whose_rows_it_has_not(root: Path) -> None:
+    first = Opening(root, "run", read_only=False)
+    for names_ in (["a"], ["b"]):
+        first.append("groups", groups(*names_))
+    second = SampleStore(root, "run")
+    second.append_groups(groups("c"))
+    compacted(root, grace=0.0)
+    for index in (root / "index").iterdir():
+        index.unlink()  # the index is never needed
+    first.kinds["groups"].files_there()
+    first.kinds["groups"].write_index(at_least=1)
+    assert list(SampleStore(root, None, read_only=True).group_ids) == ["a", "b", "c"]
+
+
+def test_messages_show_no_keys_of_a_uri() -> None:
+    for uri in ("s4://KEY:SECRET@bucket/x?secret=SECRET", "s3://KEY:SEC/RET@bucket/x", "s3://KEY:SEC?RET@bucket/x"):
+        with pytest.raises(UserError, match="bucket/x is no place for a sample store") as caught:
+            open_object_store(uri)
+        assert not any(secret in str(caught.value) for secret in ("KEY", "SEC", "RET"))
+    place = ObjectStore("s3://KEY:SECRET@bucket/x@y/?secret=SECRET", fs.LocalFileSystem(), "bucket/x@y")
+    assert place.uri == "s3://bucket/x@y"
 
 
 def test_two_writers_need_no_lock_and_all_readers_agree_on_duplicates(root: Path) -> None:
@@ -385,14 +446,14 @@ def test_verify_finds_no_damage_in_what_others_do_meanwhile(root: Path, meanwhil
     with_index(root)
 
     def opened(*arguments: Any, **options: Any) -> Opening:
-        opening = Opening(*arguments, **options)
+        found = Opening(*arguments, **options)
         if options.get("use_index") is False:  # the first of the two: the second sees more
             if meanwhile == "append":
                 writer.append_groups(groups("0-a-", "late"))
                 with_index(root)
             else:
                 compacted(root, grace=0.0)
-        return opening
+        return found
 
     with mock.patch.object(verification, "Opening", opened):
         assert verify(root).problems == []
@@ -479,15 +540,15 @@ def test_gc_keeps_the_newest_trained_round_and_all_later_ones(root: Path) -> Non
     store = SampleStore(root, "run")
     store.append_groups(groups("2-c", round=2, proposal_version=2))  # for the next pass over the round
     store.append_groups(groups("3-a", round=3, proposal_version=2))  # sampled ahead, while round 2 trains
-    opening = Opening(root, None, read_only=True)
-    assert plan_removal(opening, Criterion(below_version=9)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
-    assert plan_removal(opening, Criterion(below_version=9, untrained=True)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+    reader = Opening(root, None, read_only=True)
+    assert plan_removal(reader, Criterion(below_version=9)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+    assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
 
 
 def test_gc_takes_nothing_of_a_run_that_has_trained_nothing(root: Path) -> None:
     SampleStore(root, "run").append_groups(groups("a", round=0, proposal_version=0))
-    opening = Opening(root, None, read_only=True)
-    assert plan_removal(opening, Criterion(below_version=9, untrained=True)).group_ids == []
+    reader = Opening(root, None, read_only=True)
+    assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == []
 
 
 def test_gc_by_age_spares_groups_that_a_clock_dated_into_the_future(root: Path) -> None:

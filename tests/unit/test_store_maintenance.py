@@ -67,6 +67,15 @@ def test_gc_shows_what_it_would_do_and_does_it_when_told(root: Path, capsys: pyt
     assert command("verify", root) == 0
 
 
+def test_gc_that_only_shows_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = sorted((root / "groups").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:-1])
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    assert command("gc", root, "--below-version", 2) == 0
+    assert f"damaged: {part} is damaged" in capsys.readouterr().out
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
+
+
 def test_a_place_that_is_no_store_and_an_age_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="neither a run directory"):
         command("verify", tmp_path)
