@@ -43,13 +43,13 @@ def add_maintenance_commands(commands: "argparse._SubParsersAction[argparse.Argu
     parser = commands.add_parser(
         "gc",
         help="remove old groups, and parts that compaction has replaced; shows what it would do unless --delete",
-        description="Remove groups by age or proposal version, with their scores. The newest round, and groups that "
-        "no step has trained, stay. Without --delete nothing is removed. For finished runs, or such with "
-        "algorithm.buffer=latest.",
+        description="Remove groups by age or proposal version, with their scores. The newest round that was trained, "
+        "later ones, and groups that no step has trained, stay. Without --delete nothing is changed. For finished "
+        "runs, or such with algorithm.buffer=latest.",
     )
     parser.add_argument("--below-version", type=int, metavar="V", help="groups of proposal versions before V")
     parser.add_argument("--older-than", type=_seconds, metavar="AGE", help="groups finished so long ago: 30d, 12h, 2w")
-    parser.add_argument("--untrained", action="store_true", help="also groups that no step has trained")
+    parser.add_argument("--untrained", action="store_true", help="also untrained groups of earlier rounds")
     parser.add_argument("--delete", action="store_true", help="do it")
     _has_grace(_has_place(parser)).set_defaults(command=_gc)
 
