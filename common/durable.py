@@ -23,6 +23,14 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
+def make_directories(path: Path) -> None:
+    """Make a directory and those above it that are missing, so that they survive a power cut too."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:
+        fsync_path(directory.parent)
+
+
 def temporary_sibling(path: Path) -> Path:
     """A name beside `path` that no reader takes for the finished thing."""
     return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
@@ -65,7 +73,7 @@ def _created(path: Path) -> BinaryIO:
     try:
         return open(path, "xb")
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(path.parent)
         return open(path, "xb")
 
 
@@ -78,7 +86,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise FileExistsError(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(path.parent)
     temporary = temporary_sibling(path)
     temporary.mkdir()
     try:

@@ -54,7 +54,8 @@ def locate(place: str) -> Location:
     """Find the store that `place` names.
 
     Args:
-        place: a URI (with `://`), a store directory (with `store.json`), or a run directory (with `config.yaml`).
+        place: a URI (with `://`), a store directory (with `store.json`, or with `groups` where that was lost), or a run
+            directory (with `config.yaml`).
 
     Raises:
         UserError: there is nothing, or something else.
@@ -70,7 +71,7 @@ def locate(place: str) -> Location:
         recipe = load_recipe(config)
         directory = RunDirectory(path, own_store_uri(recipe))
         return Location(str(directory.store), directory, recipe)
-    if (path / "store.json").is_file():
+    if (path / "store.json").is_file() or (path / "groups").is_dir():
         return Location(str(path))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "

@@ -38,13 +38,13 @@ class _OnDisk(NamedTuple):
 class Catalogue:
     """Everything of one kind that one opening of a store knows."""
 
-    def __init__(self, kind: str, place: Place, on_damage: OnDamage, *, use_index: bool = True) -> None:
+    def __init__(self, kind: str, place: Place, run_id: str, on_damage: OnDamage, *, use_index: bool = True) -> None:
         self.kind = kind
         self.rows = RowIndex(kind)
         self.holdings = Holdings()
         self._place = place
         self._on_damage = on_damage
-        self._reader = PartReader(place, kind)
+        self._reader = PartReader(place, kind, run_id)
         self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
         self._segments: list[_OnDisk] = []  # by their rows
         self._unusable: list[str] = []  # index files that were written by another version, or are damaged
@@ -104,9 +104,9 @@ class Catalogue:
             except FileNotFoundError:  # compacted since we looked
                 self._look_again(with_rows=False)
                 if self.holdings.extent(commit) == extent:
-                    self.holdings.discard([extent.file])
+                    self._lose(extent.file)
             except DamagedPartError as error:
-                self.holdings.discard([extent.file])
+                self._lose(extent.file)
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
     def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
@@ -133,13 +133,18 @@ class Catalogue:
         """Take in what other writers have done since."""
         self._look_again(with_rows=True)
 
+    def files_there(self) -> list[str]:
+        """The parts that this opening reads its rows from and that are there now, in the order of their commits."""
+        self._look_again(with_rows=False)
+        return [file for file in self.holdings.read_files() if file not in self._postponed]
+
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
         """Bring the index files up to date, if that many commits and compacted parts are missing in them.
 
         A new segment takes in those before it that are not at least twice as large, so they stay few.
         """
         recorded = {file for before in self._segments for file in before.compacted}
-        if self._unindexed + len(self.holdings.compacted.keys() - recorded) < at_least:
+        if self._unindexed + len(self.holdings.compacted.keys() - recorded - self._postponed) < at_least:
             return
         kept = list(self._segments)
         while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
@@ -210,8 +215,17 @@ class Catalogue:
             return
         self.holdings.discard(gone)
         self.holdings.add(sizes, compacted)
+        self._hide_lost([*tables, *new_tables])
+
+    def _lose(self, file: str) -> None:
+        """A part turned out to be damaged or gone: what no other part holds is not claimed any more."""
+        self.holdings.discard([file])
+        self._hide_lost([])
+
+    def _hide_lost(self, tables: list[pa.Table]) -> None:
+        """Hide the rows that no part holds; take in the rows of `tables`."""
         lost = [number for number, commit in enumerate(self.rows.commits) if self.holdings.extent(commit) is None]
-        self.rows.add_any([*tables, *new_tables], lost)
+        self.rows.add_any(tables, lost)
 
     def _examine(self, entry: Entry) -> Part | None:
         """Read and check a part that no index knows."""
@@ -253,7 +267,9 @@ class Catalogue:
         commits = [self.commit_of(number) for number in numbers]
         sizes = self.holdings.sizes
         compacted = {
-            file: (sizes[file], held) for file, held in self.holdings.compacted.items() if file not in recorded
+            file: (sizes[file], held)
+            for file, held in self.holdings.compacted.items()
+            if file not in recorded and file not in self._postponed  # the index has not all of their rows
         }
         rows = _with_commits(rows, local)
         return Segment(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)

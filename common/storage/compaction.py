@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from common.storage.catalogue import Catalogue
+from common.storage.holdings import Commits
 from common.storage.names import checksum, checksum_of, compacted_file, sequence_of
 from common.storage.part_files import encode_part
 from common.storage.places import Place
@@ -43,6 +44,15 @@ class Sizes:
     fewest: int
 
 
+@dataclass(frozen=True)
+class _Compacted:
+    """A compacted part before it is written: its name, its bytes, and what it holds."""
+
+    file: str
+    content: pa.Buffer
+    commits: Commits
+
+
 SMALL = Sizes(largest=64 << 10, target=8 << 20, fewest=256)
 """What a writer compacts while it goes: scores and steps, a few KiB each, of which there are hundreds of thousands."""
 LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
@@ -52,6 +62,8 @@ LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
 def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) -> int:
     """Write the compacted parts that are worth it; returns how many parts they replace.
 
+    Parts that another has removed meanwhile are left out, so that what `brain store gc` has taken stays away.
+
     Raises:
         DamagedPartError: a part to be compacted is damaged; nothing was written for it.
         OSError: the place cannot be written.
@@ -59,8 +71,10 @@ def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) ->
     replaced = 0
     for files in _worth_it(catalogue, sizes):
         commits = {commit for file in files for commit in catalogue.holdings.commits(file)}
-        _write(place, catalogue, author, sorted(commits))
-        replaced += len(files)
+        compacted = _encoded(catalogue, author, sorted(commits))
+        if set(files).issubset(catalogue.files_there()):  # what was read may have been in memory for long
+            _put(place, catalogue, compacted)
+            replaced += len(files)
     return replaced
 
 
@@ -98,7 +112,7 @@ def rewrite_without(place: Place, catalogue: Catalogue, author: Author, commits:
     for file in files:
         staying = [commit for commit in catalogue.holdings.commits(file) if commit not in commits]
         if staying:
-            _write(place, catalogue, author, staying)
+            _put(place, catalogue, _encoded(catalogue, author, staying))
         place.remove(f"{catalogue.kind}/{file}")
     return len(files)
 
@@ -109,7 +123,7 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     run: list[str] = []
     size = 0
     sizes_of = catalogue.holdings.sizes
-    for file in catalogue.holdings.read_files():
+    for file in catalogue.files_there():
         if sizes_of[file] > sizes.largest:
             continue
         if run and size + sizes_of[file] > sizes.target:
@@ -120,11 +134,14 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     return [run for run in [*runs, run] if len(run) >= sizes.fewest]
 
 
-def _write(place: Place, catalogue: Catalogue, author: Author, commits: list[str]) -> None:
+def _encoded(catalogue: Catalogue, author: Author, commits: list[str]) -> _Compacted:
     batches = [catalogue.read(commit) for commit in commits]
     held = [(commit, batch.num_rows) for commit, batch in zip(commits, batches, strict=True)]
     batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
     content = encode_part(catalogue.kind, batch, author.origin, author.run_id, held)
-    file = compacted_file(sequence_of(commits[0]), author.writer, checksum(content))
-    place.put(catalogue.kind, lambda: file, content)
-    catalogue.holdings.add({file: content.size}, {file: held})
+    return _Compacted(compacted_file(sequence_of(commits[0]), author.writer, checksum(content)), content, held)
+
+
+def _put(place: Place, catalogue: Catalogue, compacted: _Compacted) -> None:
+    place.put(catalogue.kind, lambda: compacted.file, compacted.content)
+    catalogue.holdings.add({compacted.file: compacted.content.size}, {compacted.file: compacted.commits})

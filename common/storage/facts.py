@@ -5,7 +5,8 @@ import json
 import pyarrow as pa
 
 from common.errors import DamagedPartError, UserError
-from common.schemas import SCHEMA_VERSION
+from common.schemas import KINDS, SCHEMA_VERSION
+from common.storage.names import is_part
 from common.storage.places import Place
 
 FILE = "store.json"
@@ -49,15 +50,27 @@ def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run:
         UserError: it is of another run, or not there, or cannot be read.
     """
     found = read_run_id(place)
+    if found is None and has_parts(place):
+        found = read_run_id(place)  # unless another has begun the store since we looked
+        if found is None:
+            raise UserError(
+                f"The sample store {place.uri} has parts but no {FILE}; `brain store repair {place.uri}` makes it "
+                f"again from them."
+            )
     if found is None:
         if read_only or run_id is None:
             raise UserError(f"There is no sample store at {place.uri}; check the path.")
         return _begin(place, run_id)
-    if not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
-        write_facts(place, found)  # an older brain-align would take parts of this version for damaged ones
     if run_id not in (None, found) and not allow_other_run:
         raise _of_another_run(place, found, run_id)
+    if not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
+        write_facts(place, found)  # an older brain-align would take parts of this version for damaged ones
     return found
+
+
+def has_parts(place: Place) -> bool:
+    """Whether files lie there that are called as parts are."""
+    return any(is_part(entry.name) for kind in KINDS for entry in place.list(kind))
 
 
 def _begin(place: Place, run_id: str) -> str:

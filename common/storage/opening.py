@@ -66,7 +66,7 @@ class Opening:
             if not read_only:
                 self._remove_unfinished()
             self.kinds = {
-                kind: Catalogue(kind, self.place, self._found_damaged, use_index=use_index)
+                kind: Catalogue(kind, self.place, self.run_id, self._found_damaged, use_index=use_index)
                 for kind in IN_ORDER_OF_DEPENDENCE
             }
             if not read_only:
@@ -94,22 +94,29 @@ class Opening:
 
         try:
             file = self.place.put(kind, naming, content)
-            catalogue.committed(commit_of(file), content.size, light)
-            catalogue.write_index()
-            self._compact_small(kind)
         except OSError as error:
             raise UserError(
                 f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
                 f"is lost; put that right and run again."
             ) from error
+        catalogue.committed(commit_of(file), content.size, light)
+        self._keep_in_order(kind)
 
-    def _compact_small(self, kind: str) -> None:
-        """Now and then, make one part of many small ones: a step is a part of a few hundred bytes."""
+    def _keep_in_order(self, kind: str) -> None:
+        """Bring the index up to date; now and then, make one part of many small ones: a step has a few hundred bytes.
+
+        The batch is committed, so what fails here is logged, and done by a later append or the next opening.
+        """
+        catalogue = self.kinds[kind]
         self._parts_since[kind] += 1
-        if self._parts_since[kind] >= SMALL.fewest:
-            self._parts_since[kind] = 0
-            compact(self.place, self.kinds[kind], self.author, SMALL)
-            remove_superseded(self.place, self.kinds[kind])
+        try:
+            catalogue.write_index()
+            if self._parts_since[kind] >= SMALL.fewest:
+                self._parts_since[kind] = 0
+                compact(self.place, catalogue, self.author, SMALL)
+                remove_superseded(self.place, catalogue)
+        except (OSError, UserError) as error:
+            _LOG.warning("The %s of %s are written, but not put in order: %s", kind, self.place.uri, error)
 
     def _found_damaged(self, kind: str, file: str, reason: str) -> str:
         if not self._read_only:

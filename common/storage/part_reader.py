@@ -16,9 +16,11 @@ _KEPT_BYTES = 256 << 20
 class PartReader:
     """The parts of one kind, verified before their first row is given out."""
 
-    def __init__(self, place: Place, kind: str) -> None:
+    def __init__(self, place: Place, kind: str, run_id: str | None) -> None:
+        """Read parts of `run_id`, and refuse those of other runs; None: of any run."""
         self._place = place
         self._kind = kind
+        self._run_id = run_id
         self._verified: set[str] = set()
         self._kept: OrderedDict[str, pa.RecordBatch] = OrderedDict()
         self._kept_bytes = 0
@@ -43,6 +45,8 @@ class PartReader:
         """
         path = f"{self._place.uri}/{self._kind}/{file}"
         part = decode_part(path, self._content(path, file), self._kind)
+        if part.run_id is not None and self._run_id not in (None, part.run_id):
+            raise DamagedPartError(f"{path} is of another run: of {part.run_id}, and the store of {self._run_id}.")
         self._verified.add(file)
         if file not in self._kept:
             self._keep(file, part.batch)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from common.durable import fsync_path, is_temporary, write_named_file
+from common.durable import fsync_path, is_temporary, make_directories, write_named_file
 
 Naming = Callable[[], str]
 """Gives a file's name; asked for late, so that a checksum can be computed while the content goes to the disk."""
@@ -40,7 +40,7 @@ class Place(Protocol):
     """A tree of files, one level deep: paths are `directory/name`, or a bare name at the top."""
 
     uri: str
-    """How messages name the place, and how it is opened again."""
+    """How messages name the place: without the keys that its URI may hold."""
 
     def prepare(self) -> None:
         """Make the place writable, as far as that needs doing."""
@@ -77,7 +77,7 @@ class LocalPlace:
 
     def prepare(self) -> None:
         """Make the directory."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_directories(self.root)
 
     def list(self, directory: str) -> list[Entry]:
         """See `Place.list`."""
@@ -112,7 +112,7 @@ class LocalPlace:
 
     def move(self, path: str, target: str) -> None:
         """Rename, durably."""
-        (self.root / target).parent.mkdir(exist_ok=True)
+        make_directories((self.root / target).parent)
         try:
             os.replace(self.root / path, self.root / target)
         except FileNotFoundError:
@@ -133,8 +133,9 @@ class LocalPlace:
         """
         folder = self.root / directory
         for path in folder.iterdir() if folder.exists() else ():
-            if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
 
 
 def open_place(uri: str | Path) -> Place:

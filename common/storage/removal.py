@@ -1,8 +1,8 @@
 """Removing old groups: what `brain store gc` does. It is the only thing that deletes rows of a store.
 
 Whole commits go, that is leases: all groups of a lease are of one version and one age. Groups that no step has trained,
-and those of the newest round, stay. The ids of what goes are written down first (`removed/`), so that a score or a step
-that refers to them is not taken for damaged.
+and those from the newest round on that was trained, stay. The ids of what goes are written down first (`removed/`), so
+that a score or a step that refers to them is not taken for damaged.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from common.storage.catalogue import Catalogue
 from common.storage.compaction import rewrite_without
-from common.storage.names import checksum
+from common.storage.names import checksum, checksum_of
 from common.storage.opening import Opening
 from common.storage.part_files import encode_table
 from common.storage.places import Place
@@ -46,7 +46,7 @@ class Removal:
     Attributes:
         commits: of each kind.
         group_ids: of the groups among them.
-        kept_untrained: how many groups are old, and stay, as no step has trained them or their round is the newest.
+        kept_untrained: how many groups are old, and stay, as no step has trained them or their round is not over.
     """
 
     commits: dict[str, list[str]]
@@ -63,7 +63,7 @@ def plan_removal(store: Opening, criterion: Criterion) -> Removal:
     groups = store.kinds["groups"]
     light = groups.rows.listed()
     old = _old(light, criterion)
-    needed = pc.and_(pc.invert(_trained_before_now(store, light)), pa.scalar(not criterion.untrained))
+    needed = _needed(store, light, untrained_too=not criterion.untrained)
     light = light.append_column("going", pc.and_(old, pc.invert(needed)))
     commits = _wholly(groups, light)
     rows = light.filter(pc.is_in(light["commit"], value_set=_numbers(groups, commits)))
@@ -89,10 +89,20 @@ def remove(store: Opening, removal: Removal) -> int:
     return deleted
 
 
-def removed_group_ids(place: Place) -> set[str]:
-    """The groups that were removed on purpose."""
-    tables = [pa.ipc.open_file(place.read(f"{_DIRECTORY}/{entry.name}")).read_all() for entry in place.list(_DIRECTORY)]
-    return set(itertools.chain.from_iterable(table["group_id"].to_pylist() for table in tables))
+def removed_group_ids(place: Place) -> tuple[set[str], list[str]]:
+    """The groups that were removed on purpose, and a sentence for each list of them that is damaged."""
+    removed: set[str] = set()
+    problems = []
+    for entry in place.list(_DIRECTORY):
+        content = place.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
+        if content is None:
+            problems.append(
+                f"{place.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
+                f"restore it from a copy, or what it lists is taken for lost."
+            )
+        else:
+            removed.update(pa.ipc.open_file(content).read_all()["group_id"].to_pylist())
+    return removed, problems
 
 
 def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
@@ -104,15 +114,24 @@ def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
     return old
 
 
-def _trained_before_now(store: Opening, light: pa.Table) -> pa.ChunkedArray:
-    """Which groups were trained in a round before the newest that was sampled."""
+def _needed(store: Opening, light: pa.Table, *, untrained_too: bool) -> pa.ChunkedArray:
+    """Which groups the run may still ask for.
+
+    An overlapped run samples round r+1 while r trains, and a round may be trained in several passes: so everything from
+    the newest round on that a step has trained is needed.
+    """
     steps = store.kinds["steps"]
     trained: set[str] = set()
+    newest = 0
     for commit, rows in steps.commits():
-        trained.update(itertools.chain.from_iterable(steps.read(commit)["group_ids"].take(pa.array(rows)).to_pylist()))
-    newest = pc.max(light["round"]).as_py() or 0
-    known = pc.is_in(light["group_id"], value_set=pa.array(sorted(trained), pa.string()))
-    return pc.and_(known, pc.less(light["round"], newest))
+        batch = steps.read(commit).take(pa.array(rows))
+        trained.update(itertools.chain.from_iterable(batch["group_ids"].to_pylist()))
+        newest = max(newest, pc.max(batch["round"]).as_py())
+    needed = pc.greater_equal(light["round"], newest)
+    if untrained_too:
+        known = pc.is_in(light["group_id"], value_set=pa.array(sorted(trained), pa.string()))
+        needed = pc.or_(needed, pc.invert(known))
+    return needed
 
 
 def _wholly(catalogue: Catalogue, light: pa.Table) -> list[str]:

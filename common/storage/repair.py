@@ -1,10 +1,12 @@
 """Bringing a damaged store back to use: nothing is deleted, and nothing that can be read is lost."""
 
+import contextlib
+from collections import Counter
 from pathlib import Path
 
 from common.errors import DamagedPartError, UserError
 from common.schemas import KINDS
-from common.storage.facts import FILE, read_run_id, write_facts
+from common.storage.facts import FILE, has_parts, read_run_id, write_facts
 from common.storage.names import is_part
 from common.storage.opening import Opening
 from common.storage.part_reader import PartReader
@@ -23,12 +25,14 @@ def repair(uri: str | Path) -> list[str]:
     place = open_place(uri)
     done = []
     try:
-        read_run_id(place)
+        if read_run_id(place) is None and has_parts(place):
+            write_facts(place, _run_id_of_parts(place))
+            done.append(f"{place.uri}/{FILE} was missing; it was made again from the parts.")
     except DamagedPartError:
-        run_id = _run_id_of_parts(place)
-        place.move(FILE, f"damaged/{FILE}")
-        write_facts(place, run_id)
-        done.append(f"{place.uri}/{FILE} could not be read; it was moved to `damaged` and made again from the parts.")
+        run_id, damaged = _run_id_of_parts(place), place.read(FILE)
+        place.put("damaged", lambda: FILE, damaged)
+        write_facts(place, run_id)  # replaces it: there is no moment without one, in which a writer begins a new store
+        done.append(f"{place.uri}/{FILE} could not be read; it was copied to `damaged` and made again from the parts.")
     store = Opening(uri, None, read_only=False, use_index=False)
     for catalogue in store.kinds.values():
         catalogue.drop_index()
@@ -37,16 +41,17 @@ def repair(uri: str | Path) -> list[str]:
 
 
 def _run_id_of_parts(place: Place) -> str:
+    """The run that most parts name: a few may have been put there by mistake."""
+    named: Counter[str] = Counter()
     for kind in KINDS:
-        reader = PartReader(place, kind)
+        reader = PartReader(place, kind, run_id=None)
         for entry in place.list(kind):
             if is_part(entry.name):
-                try:
-                    run_id = reader.part(entry.name).run_id
-                except DamagedPartError:
-                    continue
-                if run_id is not None:
-                    return run_id
-    raise UserError(
-        f"{place.uri}/{FILE} cannot be read, and no part says which run the store belongs to; restore it from a copy."
-    )
+                with contextlib.suppress(DamagedPartError, FileNotFoundError):
+                    named.update(filter(None, [reader.part(entry.name).run_id]))
+    if not named:
+        raise UserError(
+            f"{place.uri}/{FILE} is missing or damaged, and no part says which run the store belongs to; restore it "
+            f"from a copy."
+        )
+    return named.most_common(1)[0][0]

@@ -21,12 +21,14 @@ class Findings:
     """What a verification found.
 
     Attributes:
+        place: the store, as messages name it.
         problems: what is damaged or does not fit together, a sentence each.
         notes: what is worth knowing, and no damage.
         counts: rows of each kind.
         parts, size: parts that were read, and their bytes.
     """
 
+    place: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -45,7 +47,7 @@ def verify(uri: str | Path) -> Findings:
         UserError: there is no store, or its store.json is damaged, or it is of a newer version.
     """
     store = Opening(uri, None, read_only=True, use_index=False)
-    found = Findings(problems=list(store.damaged))
+    found = Findings(store.place.uri, problems=list(store.damaged))
     for kind, catalogue in store.kinds.items():
         found.counts[kind] = len(catalogue.rows)
         found.parts += len(catalogue.holdings.sizes)
@@ -80,12 +82,30 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
 def _check_index(store: Opening, uri: str | Path, found: Findings) -> None:
     indexed = Opening(uri, None, read_only=True)
     for kind, catalogue in store.kinds.items():
-        ours, theirs = (_comparable(one.rows.listed(), kind) for one in (catalogue, indexed.kinds[kind]))
+        openings = (catalogue, indexed.kinds[kind])
+        known = set.intersection(*map(_commits, openings))  # others may append, compact and remove meanwhile
+        ours, theirs = (_comparable(_rows_of(one, known), kind) for one in openings)
         if not ours.equals(theirs):
             found.problems.append(
                 f"{store.place.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
                 f"repair` makes them again."
             )
+
+
+def _commits(catalogue: Catalogue) -> set[str]:
+    """What the files of one opening hold."""
+    holdings = catalogue.holdings
+    return set(itertools.chain.from_iterable(map(holdings.commits, holdings.sizes)))
+
+
+def _rows_of(catalogue: Catalogue, commits: set[str]) -> pa.Table:
+    """All light rows of these commits, those that do not count too, in the order of commitment."""
+    order = {commit: place for place, commit in enumerate(sorted(commits))}
+    places = np.array([order.get(commit, -1) for commit in catalogue.rows.commits], dtype=np.int64)
+    table = catalogue.rows.table()
+    of = places[table["commit"].to_numpy()] if len(places) else np.zeros(0, dtype=np.int64)
+    sorted_rows = np.lexsort((table["row"].to_numpy(), of))
+    return table.take(pa.array(sorted_rows[of[sorted_rows] >= 0]))
 
 
 def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None:
@@ -100,7 +120,9 @@ def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None
 
 
 def _check_references(store: Opening, found: Findings) -> None:
-    groups, removed = store.kinds["groups"], removed_group_ids(store.place)
+    groups = store.kinds["groups"]
+    removed, problems = removed_group_ids(store.place)
+    found.problems.extend(problems)
     scored = pc.unique(store.kinds["scores"].rows.listed()["group_id"]).to_pylist()
     trained: set[str] = set()
     steps = store.kinds["steps"]

@@ -43,22 +43,21 @@ def add_maintenance_commands(commands: "argparse._SubParsersAction[argparse.Argu
     parser = commands.add_parser(
         "gc",
         help="remove old groups, and parts that compaction has replaced; shows what it would do unless --delete",
-        description="Remove groups by age or proposal version, with their scores. The newest round, and groups that "
-        "no step has trained, stay. Without --delete nothing is removed. For finished runs, or such with "
-        "algorithm.buffer=latest.",
+        description="Remove groups by age or proposal version, with their scores. The newest round that was trained, "
+        "later ones, and groups that no step has trained, stay. Without --delete nothing is changed. For finished "
+        "runs, or such with algorithm.buffer=latest.",
     )
     parser.add_argument("--below-version", type=int, metavar="V", help="groups of proposal versions before V")
     parser.add_argument("--older-than", type=_seconds, metavar="AGE", help="groups finished so long ago: 30d, 12h, 2w")
-    parser.add_argument("--untrained", action="store_true", help="also groups that no step has trained")
+    parser.add_argument("--untrained", action="store_true", help="also untrained groups of earlier rounds")
     parser.add_argument("--delete", action="store_true", help="do it")
     _has_grace(_has_place(parser)).set_defaults(command=_gc)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    uri = locate(options.place).uri
-    found = verify(uri)
+    found = verify(locate(options.place).uri)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    print(f"{uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
+    print(f"{found.place}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
     for note in found.notes:
         print(f"note: {note}")
     for problem in found.problems:
@@ -74,7 +73,7 @@ def _repair(options: argparse.Namespace) -> int:
 
 
 def _compact(options: argparse.Namespace) -> int:
-    store = _opened(options.place)
+    store = _opened(options.place, read_only=False)
     target = options.target_mb << 20
     for kind, catalogue in store.kinds.items():
         before = len(catalogue.holdings.sizes)
@@ -86,7 +85,7 @@ def _compact(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
-    store = _opened(options.place)
+    store = _opened(options.place, read_only=not options.delete)
     criterion = Criterion(options.below_version, options.older_than, options.untrained)
     if criterion.below_version is None and criterion.older_than is None:
         print("groups: none, as neither --below-version nor --older-than is given")
@@ -106,8 +105,8 @@ def _gc(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(place: str) -> Opening:
-    store = Opening(locate(place).uri, None, read_only=False)
+def _opened(place: str, *, read_only: bool) -> Opening:
+    store = Opening(locate(place).uri, None, read_only=read_only)
     for message in store.damaged:
         print(f"damaged: {message}")
     return store

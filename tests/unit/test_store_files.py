@@ -4,21 +4,28 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
+from common.durable import new_directory
 from common.errors import DamagedPartError, UserError
-from common.storage import facts
-from common.storage.compaction import LARGE, compact, remove_superseded
+from common.storage import compaction, facts, opening, verification
+from common.storage.catalogue import Catalogue
+from common.storage.compaction import LARGE, SMALL, compact, remove_superseded
 from common.storage.names import checksum, commit_name, is_part, plain_file
+from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
 from common.storage.part_files import encode_part
+from common.storage.places import LocalPlace
 from common.storage.removal import Criterion, plan_removal, remove
 from common.storage.repair import repair
 from common.storage.verification import verify
 from common.store import SampleStore
+from deploy.source import locate
 from tests.unit.factories import groups, scores, step
 
 
@@ -35,7 +42,7 @@ def filled(root: Path, leases: int = 4) -> SampleStore:
         store.append_groups(groups(*names, round=lease, proposal_version=lease, finished_at=float(lease)))
         scored = names if lease < leases - 1 else names[:1]
         store.append_scores(scores("reward", {name: [float(lease), None] for name in scored}))
-        store.append_step(step(lease + 1, names))
+        store.append_step(step(lease + 1, names, round=lease))
     return store
 
 
@@ -168,6 +175,64 @@ def test_appending_goes_on_over_many_index_files_and_compactions(root: Path) -> 
     assert reopened.step_groups(257) == store.step_groups(257) == ["g257"]
 
 
+def test_what_is_committed_is_acknowledged_although_compaction_fails(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SampleStore(root, "run")
+    with mock.patch.object(opening, "compact", side_effect=DamagedPartError("a part is damaged")):
+        for number in range(SMALL.fewest):
+            assert store.append_step(step(number, [f"g{number}"])) == 1
+    assert "are written, but not put in order: a part is damaged" in caplog.text
+    with mock.patch.object(Catalogue, "write_index", side_effect=OSError(28, "No space left on device")):
+        assert store.append_step(step(999, ["z"])) == 1
+    assert SampleStore(root, None, read_only=True).counts()["steps"] == SMALL.fewest + 1
+
+
+@pytest.mark.parametrize("moment", ["before", "while it reads"])
+def test_compaction_does_not_write_again_what_gc_has_removed(root: Path, moment: str) -> None:
+    filled(root)
+    store = Opening(root, None, read_only=False)
+    catalogue = store.kinds["groups"]
+    for commit, _ in catalogue.commits():
+        catalogue.read(commit)  # in memory from now on
+
+    def gc(*_: object) -> object:
+        other = Opening(root, None, read_only=False)
+        remove(other, plan_removal(other, Criterion(below_version=2)))
+        return mock.DEFAULT
+
+    if moment == "before":
+        gc()
+        compact(store.place, catalogue, store.author, LARGE)
+    else:
+        with mock.patch.object(compaction, "encode_part", side_effect=gc, wraps=compaction.encode_part):
+            compact(store.place, catalogue, store.author, LARGE)
+    assert list(SampleStore(root, None, read_only=True).group_ids) == ["2-a", "2-b", "3-a", "3-b"]
+
+
+def test_an_index_speaks_of_no_compacted_part_whose_rows_it_has_not(root: Path) -> None:
+    first = Opening(root, "run", read_only=False)
+    for names_ in (["a"], ["b"]):
+        first.append("groups", groups(*names_))
+    second = SampleStore(root, "run")
+    second.append_groups(groups("c"))
+    compacted(root, grace=0.0)
+    for index in (root / "index").iterdir():
+        index.unlink()  # the index is never needed
+    first.kinds["groups"].files_there()
+    first.kinds["groups"].write_index(at_least=1)
+    assert list(SampleStore(root, None, read_only=True).group_ids) == ["a", "b", "c"]
+
+
+def test_messages_show_no_keys_of_a_uri() -> None:
+    for uri in ("s4://KEY:SECRET@bucket/x?secret=SECRET", "s3://KEY:SEC/RET@bucket/x", "s3://KEY:SEC?RET@bucket/x"):
+        with pytest.raises(UserError, match="bucket/x is no place for a sample store") as caught:
+            open_object_store(uri)
+        assert not any(secret in str(caught.value) for secret in ("KEY", "SEC", "RET"))
+    place = ObjectStore("s3://KEY:SECRET@bucket/x@y/?secret=SECRET", fs.LocalFileSystem(), "bucket/x@y")
+    assert place.uri == "s3://bucket/x@y"
+
+
 def test_two_writers_need_no_lock_and_all_readers_agree_on_duplicates(root: Path) -> None:
     first, second = SampleStore(root, "run"), SampleStore(root, "run")
     first.append_groups(groups("a", "b", prompt_text="first"))
@@ -261,6 +326,41 @@ def test_a_bit_that_flips_after_indexing_is_found_before_its_rows_are_given_out(
     assert list(SampleStore(root, "run").group_ids) == ["0-a", "0-b", "2-a", "2-b", "3-a", "3-b"]
 
 
+def test_what_a_part_held_that_turned_out_damaged_is_missing_at_once_and_can_be_written_again(root: Path) -> None:
+    filled(root)
+    with_index(root)
+    part = sorted((root / "groups").iterdir())[1]
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    store = SampleStore(root, "run")
+    assert store.has_group("1-a")  # the size is right, and nobody has read it
+    with pytest.raises(DamagedPartError, match=part.name):
+        store.groups(["1-a"])
+    assert not store.has_group("1-a") and store.counts()["groups"] == 6
+    assert store.unscored("reward") == ["3-b"]
+    assert store.append_groups(groups("1-a", "0-a")) == 1
+    assert store.groups(["1-a"]).num_rows == 1
+
+
+def test_new_directories_are_synced_into_those_above_them(root: Path) -> None:
+    synced: list[Path] = []
+    with mock.patch("common.durable.fsync_path", side_effect=synced.append):
+        store = SampleStore(root / "deep" / "store", "run")
+        assert {root.parent, root, root / "deep"} <= set(synced)
+        synced.clear()
+        store.append_groups(groups("a"))
+        assert {root / "deep" / "store", root / "deep" / "store" / "groups"} == set(synced)
+        synced.clear()
+        with new_directory(root / "models" / "1" / "adapter"):
+            pass
+    assert {root, root / "models"} <= set(synced)
+
+
+def test_an_unfinished_file_that_vanishes_meanwhile_is_no_obstacle(root: Path) -> None:
+    filled(root)
+    (root / "groups" / ".tmp-new-12345678").symlink_to(root / "gone")  # listed, but not there
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
 def test_what_a_lost_part_held_stays_lost_while_others_are_appended(root: Path) -> None:
     filled(root)
     with_index(root)
@@ -296,6 +396,77 @@ def test_a_damaged_store_json_is_named_and_repaired(root: Path, content: bytes) 
         SampleStore(root, "run")
     assert "made again from the parts" in repair(root)[0]
     assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_parts_without_store_json_are_no_new_store_and_can_be_repaired(root: Path) -> None:
+    filled(root)
+    (root / "store.json").unlink()
+    for read_only in (True, False):
+        with pytest.raises(UserError, match=r"parts but no store\.json; `brain store repair"):
+            SampleStore(root, "another", read_only=read_only)
+    assert not (root / "store.json").exists()
+    assert "was missing; it was made again" in repair(locate(str(root)).uri)[0]
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_repair_never_leaves_a_store_without_store_json(root: Path) -> None:
+    filled(root)
+    (root / "store.json").write_text("{")
+    with mock.patch.object(LocalPlace, "move", side_effect=AssertionError("moved away")):
+        repair(root)
+    assert (root / "damaged" / "store.json").read_text() == "{"
+    assert SampleStore(root, "run").counts()["groups"] == 8
+
+
+def test_a_part_of_another_run_is_named_and_not_taken_for_rows_of_this_one(root: Path, tmp_path: Path) -> None:
+    filled(root)
+    SampleStore(tmp_path / "other", "other").append_groups(groups("theirs"))
+    (part,) = (tmp_path / "other" / "groups").iterdir()
+    shutil.copy(part, root / "groups" / part.name)
+    sentence = "is of another run: of other, and the store of run"
+    assert [sentence in problem for problem in verify(root).problems] == [True]
+    reader = SampleStore(root, None, read_only=True)
+    assert not reader.has_group("theirs") and sentence in reader.damaged[0]
+    assert sentence in SampleStore(root, "run").damaged[0]
+    assert names(root, "damaged") == [f"groups-{part.name}"]
+
+
+def test_a_store_of_another_run_is_not_marked_as_of_this_version(root: Path) -> None:
+    filled(root)
+    content = json.dumps({"run_id": "run", "schema_version": 1})
+    (root / "store.json").write_text(content)
+    with pytest.raises(UserError, match="belongs to run run"):
+        SampleStore(root, "another")
+    assert (root / "store.json").read_text() == content
+
+
+@pytest.mark.parametrize("meanwhile", ["append", "compact"])
+def test_verify_finds_no_damage_in_what_others_do_meanwhile(root: Path, meanwhile: str) -> None:
+    writer = filled(root)
+    with_index(root)
+
+    def opened(*arguments: Any, **options: Any) -> Opening:
+        found = Opening(*arguments, **options)
+        if options.get("use_index") is False:  # the first of the two: the second sees more
+            if meanwhile == "append":
+                writer.append_groups(groups("0-a-", "late"))
+                with_index(root)
+            else:
+                compacted(root, grace=0.0)
+        return found
+
+    with mock.patch.object(verification, "Opening", opened):
+        assert verify(root).problems == []
+
+
+def test_a_damaged_list_of_removed_groups_is_named(root: Path) -> None:
+    filled(root)
+    store = Opening(root, None, read_only=False)
+    remove(store, plan_removal(store, Criterion(below_version=2)))
+    (removed,) = (root / "removed").iterdir()
+    removed.write_bytes(removed.read_bytes()[:-1] + b"?")
+    problems = verify(root).problems
+    assert any(f"{removed} is damaged" in problem for problem in problems)
 
 
 def test_verify_names_what_does_not_belong_together(root: Path) -> None:
@@ -364,11 +535,27 @@ def test_gc_removes_old_versions_and_nothing_that_is_needed(root: Path) -> None:
     assert "untrained" in plan_removal(store, Criterion(older_than=1.0, untrained=True)).group_ids
 
 
+def test_gc_keeps_the_newest_trained_round_and_all_later_ones(root: Path) -> None:
+    filled(root, leases=3)
+    store = SampleStore(root, "run")
+    store.append_groups(groups("2-c", round=2, proposal_version=2))  # for the next pass over the round
+    store.append_groups(groups("3-a", round=3, proposal_version=2))  # sampled ahead, while round 2 trains
+    reader = Opening(root, None, read_only=True)
+    assert plan_removal(reader, Criterion(below_version=9)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+    assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
+
+
+def test_gc_takes_nothing_of_a_run_that_has_trained_nothing(root: Path) -> None:
+    SampleStore(root, "run").append_groups(groups("a", round=0, proposal_version=0))
+    reader = Opening(root, None, read_only=True)
+    assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == []
+
+
 def test_gc_by_age_spares_groups_that_a_clock_dated_into_the_future(root: Path) -> None:
     store = SampleStore(root, "run")
     for lease, finished in enumerate((1.0, time.time() + 1e6, time.time() + 1e6)):
         store.append_groups(groups(f"{lease}", round=lease, finished_at=finished))
-        store.append_step(step(lease, [f"{lease}"]))
+        store.append_step(step(lease, [f"{lease}"], round=lease))
     assert plan_removal(Opening(root, None, read_only=False), Criterion(older_than=3600.0)).group_ids == ["0"]
 
 

@@ -19,7 +19,7 @@ def root(tmp_path: Path) -> Path:
         names = [f"{round_}-a", f"{round_}-b"]
         store.append_groups(groups(*names, round=round_, proposal_version=round_, finished_at=1.0))
         store.append_scores(scores("reward", {name: [1.0, 2.0] for name in names}))
-        store.append_step(step(round_, names))
+        store.append_step(step(round_, names, round=round_))
     return tmp_path / "run" / "store"
 
 
@@ -65,6 +65,15 @@ def test_gc_shows_what_it_would_do_and_does_it_when_told(root: Path, capsys: pyt
     assert "deleted 4 parts" in capsys.readouterr().out
     assert list(SampleStore(root, None, read_only=True).group_ids) == ["2-a", "2-b", "3-a", "3-b"]
     assert command("verify", root) == 0
+
+
+def test_gc_that_only_shows_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = sorted((root / "groups").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:-1])
+    before = sorted(path.relative_to(root) for path in root.rglob("*"))
+    assert command("gc", root, "--below-version", 2) == 0
+    assert f"damaged: {part} is damaged" in capsys.readouterr().out
+    assert sorted(path.relative_to(root) for path in root.rglob("*")) == before
 
 
 def test_a_place_that_is_no_store_and_an_age_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
