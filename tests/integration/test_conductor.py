@@ -42,8 +42,11 @@ class PowerCut(Exception):
 class World:
     """What outlives a crash: the learner's checkpoint; and when the next crash comes."""
 
-    def __init__(self, crash_at: int | None = None, last_step: int = ROUNDS * STEPS_A_ROUND) -> None:
+    def __init__(
+        self, crash_at: int | None = None, last_step: int = ROUNDS * STEPS_A_ROUND, *, evaluated: bool = True
+    ) -> None:
         self.calls = 0
+        self.evaluated = evaluated
         self.last_step = last_step
         self.crash_at = crash_at
         self.saved = 0
@@ -99,7 +102,8 @@ class StandInLearner:
             return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
         if method == "save":
             _step, kept = arguments
-            assert kept and all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)
+            assert bool(kept) == self.world.evaluated
+            assert all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)
             self.world.saved = self.step
         else:
             version, step = arguments

@@ -18,6 +18,7 @@ from deploy.run_directory import RunDirectory
 from deploy.services import Services
 from deploy.stored_inputs import lacking_scores, read_stored_inputs
 from deploy.tracking import Tracker
+from learner.step_report import StepReport
 from tests.integration.test_conductor import PowerCut, StandInLearner, StandInScorers, World, trained
 from tests.unit.factories import groups, recipe_settings, scores, step
 
@@ -85,11 +86,11 @@ def test_a_crash_at_any_call_trains_nothing_twice_and_leaves_the_source_alone(tm
     before = contents(source)
     settings = recipe(source, replay=replay)
     steps = 10 if replay else ROUNDS * STEPS_A_ROUND
-    whole = World(last_step=steps)
+    whole = World(last_step=steps, evaluated=False)
     reference = start(tmp_path / "whole", whole, settings)
     assert len(trained(reference)) == steps
     for moment in range(1, whole.calls + 1):
-        root, world = tmp_path / str(moment), World(crash_at=moment, last_step=steps)
+        root, world = tmp_path / str(moment), World(crash_at=moment, last_step=steps, evaluated=False)
         with pytest.raises(PowerCut):
             start(root, world, settings)
         world.crash_at = None
@@ -99,7 +100,7 @@ def test_a_crash_at_any_call_trains_nothing_twice_and_leaves_the_source_alone(tm
 
 
 def test_rounds_are_those_of_the_store_in_the_order_of_commitment(tmp_path: Path) -> None:
-    own = start(tmp_path, World(), recipe(source_store(tmp_path)))
+    own = start(tmp_path, World(evaluated=False), recipe(source_store(tmp_path)))
     first_pass = [name for groups_ in trained(own)[:4] for name in groups_]
     assert first_pass == [f"0-{number}" for number in range(GROUPS_A_ROUND)]
     assert [row["published_version"] for row in own.steps() if row["published_version"]] == [1, 2, 3]
@@ -107,14 +108,14 @@ def test_rounds_are_those_of_the_store_in_the_order_of_commitment(tmp_path: Path
 
 def test_a_replay_trains_the_recorded_groups_again_and_publishes_its_end(tmp_path: Path) -> None:
     source = source_store(tmp_path, steps=10)
-    world = World(last_step=10)
+    world = World(last_step=10, evaluated=False)
     own = start(tmp_path, world, recipe(source, replay=True))
     assert trained(own) == trained(SampleStore(source, None, read_only=True))
     assert world.published == [0, 1, 2, 3]  # the third round ended early, with the tenth step
 
 
 def test_only_missing_scores_are_made_and_they_stand_in_the_run_s_own_store(tmp_path: Path) -> None:
-    world = World()
+    world = World(evaluated=False)
     settings = recipe(source_store(tmp_path, rewarded=20))
     inputs = read_stored_inputs(settings, RunDirectory(tmp_path / "run"))
     assert lacking_scores(settings, inputs) == {"reward": 4}
@@ -131,7 +132,7 @@ def test_the_values_of_two_scorers_of_one_name_are_not_mixed(tmp_path: Path) -> 
     lower = SampleStore(source, "sampled elsewhere")
     lower.append_scores(scores("reward", {"0-0": [1.0, 2.0]}, scorer_digest="another model"))
     with pytest.raises(UserError, match=r"digest digest.*another model.*give it another name in the recipe"):
-        start(tmp_path, World(), recipe(source))
+        start(tmp_path, World(evaluated=False), recipe(source))
 
 
 def test_a_policy_that_is_not_the_store_s_prior_is_refused_and_nothing_recorded(
@@ -141,12 +142,14 @@ def test_a_policy_that_is_not_the_store_s_prior_is_refused_and_nothing_recorded(
 
     async def call(self: StandInLearner, method: str, *arguments: Any, timeout: float) -> Any:
         answer = await learner_call(self, method, *arguments, timeout=timeout)
-        return {**answer, "kl_policy_prior": -31.5} if method == "train_step" else answer
+        if method == "train_step":
+            return StepReport({**answer.metrics, "kl_policy_prior": -31.5}, notes=[])
+        return answer
 
     monkeypatch.setattr(StandInLearner, "call", call)
     settings = recipe(source_store(tmp_path))
     with pytest.raises(UserError, match=r"are 31\.5 nats an output apart; set policy\.model"):
-        start(tmp_path, World(), settings)
+        start(tmp_path, World(evaluated=False), settings)
     assert SampleStore(tmp_path / "run/store", "run").steps() == []
 
 
@@ -154,7 +157,7 @@ def test_later_rounds_of_the_source_are_left_out(tmp_path: Path) -> None:
     source = source_store(tmp_path, rewarded=8)
     settings = recipe(source)
     one_round = settings.model_copy(update={"algorithm": settings.algorithm.model_copy(update={"rounds": 1})})
-    world = World()
+    world = World(evaluated=False)
     own = start(tmp_path, world, one_round)
     assert own.counts() == {"groups": 0, "scores": 0, "steps": STEPS_A_ROUND}
 
