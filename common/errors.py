@@ -1,6 +1,11 @@
 """The errors that a user meets: one clear sentence each, and never a traceback."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the pages that some add to it."""
+    return str(error).strip().split("\n")[0]
+
+
 class UserError(Exception):
     """Something that the user can put right.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.identity import digest, digest_files
 from common.nn.sources import is_local
 from scorer.formats import RewardFormat
@@ -86,5 +86,4 @@ def _download(source: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision or None))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The reward model {source} could not be fetched from the hub: {reason}") from error
+        raise UserError(f"The reward model {source} could not be fetched from the hub: {first_line(error)}") from error

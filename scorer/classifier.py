@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.config.scorers import ClassifierSection
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.identity import digest, digest_files
 from common.nn.causal_lm import load_tokenizer
 from common.nn.sources import is_local
@@ -158,8 +158,7 @@ def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
             source, dtype=getattr(torch, settings.dtype), local_files_only=local, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"No sequence classifier could be loaded from {source}: {reason}") from error
+        raise UserError(f"No sequence classifier could be loaded from {source}: {first_line(error)}") from error
     _require_exactly(report, source)
     if model.config.num_labels != 1:
         raise UserError(

@@ -21,7 +21,7 @@ from common.config.scorers import (
     ScorerPool,
 )
 from common.durable import write_file
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from scorer.scorers import Scorer
@@ -91,7 +91,7 @@ def _read(path: Path) -> _Golden:
     try:
         kept = _Golden.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, ValidationError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); restore or delete it.") from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}); restore or delete it.") from None
     if len(kept.values) != len(_OUTPUTS):
         raise UserError(f"{path} holds {len(kept.values)} values for {len(_OUTPUTS)} texts; restore or delete it.")
     return kept

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from scorer.checkpoints import Checkpoint
 from scorer.formats import RewardFormat
 
@@ -82,8 +82,7 @@ def _read(path: Path) -> Weights:
         # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # an unpickler that is given rubbish raises anything
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The reward model's weights {path} cannot be read: {reason}") from error
+        raise UserError(f"The reward model's weights {path} cannot be read: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"The reward model's weights {path} are no dictionary of tensors.")
     return dict(weights)

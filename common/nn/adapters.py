@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from common.config.recipe import AdapterSection
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.nn.sources import local_directory
 
 WEIGHTS = "adapter_model.safetensors"
@@ -64,7 +64,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     try:
         config = PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"The adapter in {directory} could not be loaded: {_first_line(error)}") from error
+        raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"The adapter in {directory} is of type {config.peft_type}; only LoRA adapters are supported.")
     unsupported = {
@@ -104,7 +104,7 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
         saved = load_file(directory / WEIGHTS)
         peft_model = PeftModel.from_pretrained(model, str(directory), config=config, is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The adapter in {directory} could not be loaded: {_first_line(error)}") from error
+        raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
     # PEFT only warns about these, and leaves missing weights at random values.
     differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
     if differing:
@@ -161,7 +161,3 @@ def _initialise(model: PeftModel, seed: int) -> None:
             value = torch.empty(weight.shape, dtype=torch.float32)
             nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
             weight.copy_(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.nn.sources import is_local
 
 Dtype = Literal["float32", "bfloat16"]
@@ -54,7 +54,7 @@ def load_causal_lm(
             **_placement(dtype, device, quantization),
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"No language model could be loaded from {source}: {_first_line(error)}") from error
+        raise UserError(f"No language model could be loaded from {source}: {first_line(error)}") from error
     _refuse_incomplete(report, source)
     model.eval()
     if is_deepspeed_zero3_enabled():
@@ -91,8 +91,7 @@ def load_config(source: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = _first_line(error)
-        raise UserError(f"No model configuration could be loaded from {source}: {reason}") from error
+        raise UserError(f"No model configuration could be loaded from {source}: {first_line(error)}") from error
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -105,7 +104,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"No tokenizer could be loaded from {source}: {_first_line(error)}") from error
+        raise UserError(f"No tokenizer could be loaded from {source}: {first_line(error)}") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
@@ -208,7 +207,3 @@ def _check_logits(model: PreTrainedModel, source: str) -> None:
             f"A {model.config.model_type} model ({source}) transforms its logits after the output layer: "
             f"this is not supported, its log-probabilities would be wrong."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 
 def is_local(source: str, what: str) -> bool:
@@ -43,5 +43,4 @@ def local_directory(source: str, what: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{what}: {source} could not be fetched from the hub: {reason}") from error
+        raise UserError(f"{what}: {source} could not be fetched from the hub: {first_line(error)}") from error
