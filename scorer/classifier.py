@@ -15,7 +15,7 @@ from common.errors import UserError, first_line
 from common.identity import digest, digest_files
 from common.nn.causal_lm import load_tokenizer
 from common.nn.sources import is_local
-from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from scorer.scorers import Annotation, Group, annotate, annotation_of_texts, finite_or_null, texts_of
 from scorer.text_values import TextValues
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
@@ -89,12 +89,10 @@ class ClassifierScorer:
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
-        prompt, gold = group["prompt_text"], group["gold_text"]
-        outputs = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
-        texts = [self._encode(prompt, output) for output in outputs]
+        texts = [self._encode(group["prompt_text"], output) for output in texts_of(group)]
         found = iter(self._values.of([text for text in texts if text]))
         values, errors = finite_or_null([next(found) if text else None for text in texts], "text")
-        return Annotation(values, None if gold is None else values.pop(), tuple(errors))
+        return annotation_of_texts(group, values, errors)
 
     def _encode(self, prompt: str, output: str) -> list[int]:
         settings, text = self._settings, prompt + output

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import pyarrow as pa
 
 from common.config.scorers import RemotePool
 from common.errors import UserError
+from scorer.scorers import Annotation, Group, Scorer, scores_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -122,3 +125,18 @@ def bearer_token(settings: RemotePool) -> str | None:
 def _quoted(text: str) -> str:
     text = " ".join(text.split())
     return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…")
+
+
+def annotate_by_asking(
+    scorer: Scorer,
+    batch: pa.RecordBatch,
+    settings: RemotePool,
+    score_group: Callable[[Client, Group], Awaitable[Annotation]],
+) -> pa.RecordBatch:
+    """As `annotate`, for a scorer that asks a service: the requests of all groups are under way side by side."""
+
+    async def ask() -> list[Annotation]:
+        async with Client(settings) as client:
+            return await asyncio.gather(*(score_group(client, group) for group in batch.to_pylist()))
+
+    return scores_of(scorer, batch, asyncio.run(ask()))

@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from common.config.scorers import EndpointSection
 from common.identity import digest
-from scorer.client import Client, RequestFailedError, bearer_token
-from scorer.scorers import Annotation, Group, numbers_or_null, scores_of
+from scorer.client import Client, RequestFailedError, annotate_by_asking, bearer_token
+from scorer.scorers import Annotation, Group, annotation_of_texts, numbers_or_null, texts_of
 
 
 class EndpointScorer:
@@ -24,21 +24,14 @@ class EndpointScorer:
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
-        return scores_of(self, batch, asyncio.run(self._score(batch.to_pylist())))
-
-    async def _score(self, groups: list[Group]) -> list[Annotation]:
-        async with Client(self._settings) as client:
-            return await asyncio.gather(*(self._score_group(client, group) for group in groups))
+        return annotate_by_asking(self, batch, self._settings, self._score_group)
 
     async def _score_group(self, client: Client, group: Group) -> Annotation:
-        prompt, gold = group["prompt_text"], group["gold_text"]
-        texts = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
-        size = self._settings.batch_size
+        texts, size = texts_of(group), self._settings.batch_size
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-        answers = await asyncio.gather(*(self._ask(client, prompt, part) for part in parts))
+        answers = await asyncio.gather(*(self._ask(client, group["prompt_text"], part) for part in parts))
         values = [value for part, _ in answers for value in part]
-        errors = tuple(error for _, part in answers for error in part)
-        return Annotation(values, None if gold is None else values.pop(), errors)
+        return annotation_of_texts(group, values, (error for _, part in answers for error in part))
 
     async def _ask(self, client: Client, prompt: str, outputs: list[str]) -> tuple[list[float | None], list[str]]:
         body = {"prompts": [prompt] * len(outputs), "outputs": outputs}

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from common.config.scorers import JudgeSection
 from common.identity import digest
-from scorer.client import Client, RequestFailedError, bearer_token
-from scorer.scorers import Annotation, Group, scores_of
+from scorer.client import Client, RequestFailedError, annotate_by_asking, bearer_token
+from scorer.scorers import Annotation, Group, annotation_of_texts, texts_of
 
 _PLACE = re.compile(r"\{(prompt|output)\}")
 _LONGEST_QUOTE = 80
@@ -33,20 +33,14 @@ class JudgeScorer:
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
-        return scores_of(self, batch, asyncio.run(self._score(batch.to_pylist())))
-
-    async def _score(self, groups: list[Group]) -> list[Annotation]:
-        async with Client(self._settings) as client:
-            return await asyncio.gather(*(self._score_group(client, group) for group in groups))
+        return annotate_by_asking(self, batch, self._settings, self._score_group)
 
     async def _score_group(self, client: Client, group: Group) -> Annotation:
-        prompt, gold = group["prompt_text"], group["gold_text"]
-        texts = [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
-        ratings = await asyncio.gather(*(self._rate(client, prompt, text) for text in texts))
+        ratings = await asyncio.gather(*(self._rate(client, group["prompt_text"], text) for text in texts_of(group)))
         values = [None if isinstance(rating, str) else rating for rating in ratings]
         reasons = [rating for rating in ratings if isinstance(rating, str)]
         errors = (f"{len(reasons)} of {len(ratings)} outputs have no rating: {reasons[0]}",) if reasons else ()
-        return Annotation(values, None if gold is None else values.pop(), errors)
+        return annotation_of_texts(group, values, errors)
 
     async def _rate(self, client: Client, prompt: str, output: str) -> Rating:
         texts = {"prompt": prompt, "output": output}

@@ -8,7 +8,7 @@ from common.nn.causal_lm import check_tokenizer, context_length, load_tokenizer
 from scorer.checkpoints import find_checkpoint
 from scorer.formats import RewardFormat
 from scorer.gptj_reward import Dtype, load_gptj_reward
-from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from scorer.scorers import Annotation, Group, annotate, annotation_of_texts, finite_or_null
 from scorer.text_values import TextValues
 
 
@@ -44,8 +44,7 @@ class RewardModelScorer:
             texts.append(self._format.gold_text(prompt, gold))
         encoded = self._format.encode(self._tokenizer, texts, context_length(self._values.decoder.config))
         values, errors = finite_or_null(self._values.of([text.read for text in encoded]), "text")
-        gold_value = values.pop() if gold is not None else None
-        return Annotation(values, gold_value, tuple(errors))
+        return annotation_of_texts(group, values, errors)
 
 
 def load_reward_model(

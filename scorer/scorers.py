@@ -1,7 +1,7 @@
 """What every scorer has in common: groups in, one annotation per group out."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -43,6 +43,19 @@ class Annotation:
     values: list[float | None]
     gold_value: float | None = None
     errors: tuple[str, ...] = ()
+
+
+def texts_of(group: Group) -> list[str]:
+    """The texts of a group's outputs, and behind them that of gold where there is one."""
+    gold = group["gold_text"]
+    return [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
+
+
+def annotation_of_texts(group: Group, values: Sequence[float | None], errors: Iterable[str]) -> Annotation:
+    """What the values of `texts_of` say about a group."""
+    if group["gold_text"] is None:
+        return Annotation(list(values), None, tuple(errors))
+    return Annotation(list(values[:-1]), values[-1], tuple(errors))
 
 
 def annotate(scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group], Annotation]) -> pa.RecordBatch:

@@ -72,6 +72,7 @@ class PrefixDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._window = longest_packed(model.config)
         self.padded_because = enable_packed_rows(model)
         if self.padded_because:
             _LOG.warning(
@@ -97,12 +98,12 @@ class PrefixDecoder:
 
     def budget(self, max_tokens: int) -> TokenBudget:
         """A budget of a forward pass, for rows as they are laid out here."""
-        return TokenBudget(max_tokens, packed=self.padded_because is None, window=longest_packed(self.config))
+        return TokenBudget(max_tokens, packed=self.padded_because is None, window=self._window)
 
     def can_pack(self, requests: Sequence[Request]) -> bool:
         """Whether packed rows are exact for these texts."""
-        window = longest_packed(self.config)
-        return not self.padded_because and (not window or max(map(longest_text, requests)) <= window)
+        budget = self.budget(1)
+        return all(budget.packs(len(prompt), list(map(len, outputs))) for prompt, outputs in requests)
 
     def packed(self, requests: Sequence[Request]) -> TextStates:
         """The states of groups in one packed row; differentiable."""
