@@ -60,19 +60,21 @@ def _check_reachable(address: str | None) -> None:
 
 def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
     """CPU and GPU that a recipe's samplers, its learner and the named scorers reserve together."""
+    others: list[tuple[int, Service]] = [
+        (recipe.sampler.replicas, recipe.sampler),
+        (recipe.learner.ranks, recipe.learner),
+    ]
+    return _sums([*others, *_replicas(recipe, scorers)])
+
+
+def scoring_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
+    """CPU and GPU that the named scorers reserve together."""
+    return _sums(_replicas(recipe, scorers))
+
+
+def _replicas(recipe: Recipe, scorers: Sequence[str]) -> list[tuple[int, Service]]:
     sections = [recipe.scorer(name) for name in scorers]
-    return _sums(
-        [
-            (recipe.sampler.replicas, recipe.sampler),
-            (recipe.learner.ranks, recipe.learner),
-            *((section.replicas, section) for section in sections),
-        ]
-    )
-
-
-def scoring_resources(recipe: Recipe) -> dict[str, float]:
-    """CPU and GPU that a recipe's scorers of texts reserve together."""
-    return _sums([(section.replicas, section) for section in recipe.scorers.values()])
+    return [(section.replicas, section) for section in sections]
 
 
 def _sums(services: Sequence[tuple[int, Service]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from common.errors import PipelineError, UserError
 from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory, run_directory
 from deploy.score import resolved_world, take_over_golden
+from deploy.scoring_pools import scoring_pools
 
 Problems = Mapping[str, str | None]
 """By scorer, what is wrong with it; None: nothing."""
@@ -83,21 +84,13 @@ def examine(
 
 
 def _try_on_cluster(recipe: Recipe, logs: RunDirectory) -> Problems:
-    from deploy.actors import scorer_pool  # Ray
-    from deploy.cluster import ray_cluster, required_resources
-
     names = [PRIOR, *recipe.scorers]
-    with ray_cluster(recipe.ray, required_resources(recipe, names)):
-        pools = {name: scorer_pool(name, recipe, logs) for name in names}
+    with scoring_pools(recipe, names, logs, room_for_run=True) as pools:
 
         async def start() -> list[BaseException | None]:
             return await asyncio.gather(*(pool.start() for pool in pools.values()), return_exceptions=True)
 
-        try:
-            results = asyncio.run(start())
-        finally:
-            for pool in pools.values():
-                pool.kill()
+        results = asyncio.run(start())
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, UserError | PipelineError):
             raise result

@@ -17,10 +17,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file is missing or is no YAML mapping, an override has no `=`, or a setting is refused.
     """
-    settings = _read_yaml(path)
+    return overridden(_read_yaml(path), overrides, path.name)
+
+
+def overridden(settings: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    """The recipe of nested settings, which are changed by the overrides.
+
+    Args:
+        settings: of a recipe.
+        overrides: as for `load_recipe`.
+        where: what to call the settings in an error.
+
+    Raises:
+        UserError: an override has no `=`, or a setting is refused.
+    """
     for override in overrides:
         apply_override(settings, override)
-    return parse_recipe(settings, path.name)
+    return parse_recipe(settings, where)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import pyarrow as pa
 from rich.console import Console
@@ -22,15 +22,9 @@ from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, resolve_output, run_directory
+from deploy.scoring_pools import ScoringPool, scoring_pools
 
 _ROWS_A_CALL = 16
-
-
-class Pool(Protocol):
-    """Replicas of one scorer, see `deploy.services.Pool`."""
-
-    async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """See `deploy.services.Pool.call`."""
 
 
 Advance = Callable[[int], object]
@@ -91,27 +85,19 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
 
 
 def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file: TextIO, advance: Advance) -> Outcome:
-    from deploy.actors import scorer_pool  # Ray: not for a file that is refused
-    from deploy.cluster import ray_cluster, scoring_resources
-
-    with ray_cluster(recipe.ray, scoring_resources(recipe)):
-        pools = {name: scorer_pool(name, recipe, logs) for name in recipe.scorers}
+    with scoring_pools(recipe, list(recipe.scorers), logs) as pools:
 
         async def run() -> Outcome:
             await asyncio.gather(*(pool.start() for pool in pools.values()))
             most = 2 * max(scorer.replicas for scorer in recipe.scorers.values())
             return await score_rows(read_texts(source), pools, file, advance, recipe.timeouts.lease, most)
 
-        try:
-            return asyncio.run(run())
-        finally:
-            for pool in pools.values():
-                pool.kill()
+        return asyncio.run(run())
 
 
 async def score_rows(
     texts: Iterable[tuple[str, list[str]]],
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, ScoringPool],
     file: TextIO,
     advance: Advance,
     timeout: float,
@@ -155,7 +141,7 @@ async def score_rows(
 
 
 async def _score_part(
-    part: list[tuple[str, list[str]]], pools: Mapping[str, Pool], timeout: float
+    part: list[tuple[str, list[str]]], pools: Mapping[str, ScoringPool], timeout: float
 ) -> list[dict[str, Any]]:
     groups = batch_from_rows(GROUPS, [text_group(str(n), prompt, outputs) for n, (prompt, outputs) in enumerate(part)])
     tables = await asyncio.gather(*(pool.call("score", groups, timeout=timeout) for pool in pools.values()))

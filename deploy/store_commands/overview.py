@@ -1,8 +1,9 @@
 """What a store holds, in figures: by round and version, and by scorer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from deploy.run_store import StoredSamples
 from deploy.source import Source
 from deploy.store_commands.damage import readable
 
+_TRAINED, _LACKS = "trained", "lacks "  # columns beside those of the index
 _CHUNK = 4096  # groups whose scores are in memory at a time
 
 
@@ -133,10 +135,11 @@ def overview(source: Source) -> Overview:
     digests: dict[str, list[str]] = {}
     for facts in store.scorers():
         digests.setdefault(facts.name, []).append(facts.digest)
-    trained = _ids(name for row in store.steps() for name in row["group_ids"])
-    lacking = {name: _ids(store.unscored(name)) for name in sorted(digests)}
-    cells = [_cell(store, *key, rows, trained, lacking) for key, rows in _by_round_and_version(index)]
-    scorers = {name: Scored() for name in lacking}
+    scorers = {name: Scored() for name in sorted(digests)}
+    marked = index.append_column(_TRAINED, _among(index, (name for row in store.steps() for name in row["group_ids"])))
+    for name in scorers:
+        marked = marked.append_column(_LACKS + name, _among(index, store.unscored(name)))
+    cells = [_cell(store, *key, rows, list(scorers)) for key, rows in _by_round_and_version(marked)]
     for cell in cells:
         for name, scored in cell.scored.items():
             scorers[name].merge(scored)
@@ -159,21 +162,21 @@ def folder_sizes(uri: str) -> dict[str, int]:
 
 
 def _by_round_and_version(index: pa.Table) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    keys = index.select(["round", "proposal_version"]).group_by(["round", "proposal_version"]).aggregate([])
-    for key in keys.sort_by([("round", "ascending"), ("proposal_version", "ascending")]).to_pylist():
-        round_, version = key["round"], key["proposal_version"]
-        here = pc.and_(pc.equal(index["round"], round_), pc.equal(index["proposal_version"], version))
-        yield (round_, version), index.filter(here)
+    """The groups of each round and version, these in ascending order, in the order of the index."""
+    rounds, versions = (index[name].to_numpy() for name in ("round", "proposal_version"))
+    order = np.lexsort((versions, rounds))
+    keys = np.stack([rounds[order], versions[order]], axis=1)
+    starts = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=-1) != 0, axis=1))
+    for first, last in pairwise([*starts, len(order)]):
+        yield (int(keys[first, 0]), int(keys[first, 1])), index.take(order[first:last])
 
 
-def _cell(
-    store: StoredSamples, round_: int, version: int, rows: pa.Table, trained: pa.Array, lacking: dict[str, pa.Array]
-) -> Cell:
+def _cell(store: StoredSamples, round_: int, version: int, rows: pa.Table, scorers: list[str]) -> Cell:
     ids = rows["group_id"]
     scored = {}
-    for name, without in lacking.items():
+    for name in scorers:
         scored[name] = Scored()
-        has = ids.filter(pc.invert(pc.is_in(ids, value_set=without)))
+        has = ids.filter(pc.invert(rows[_LACKS + name]))
         for start in range(0, len(has), _CHUNK):
             for rows_of_it in readable(partial(store.scores, scorer=name), has.slice(start, _CHUNK).to_pylist()):
                 scored[name].add(rows_of_it)
@@ -183,13 +186,14 @@ def _cell(
         groups=rows.num_rows,
         outputs=pc.sum(rows["outputs"]).as_py(),
         tokens=pc.sum(rows["tokens"]).as_py(),
-        trained=pc.sum(pc.is_in(ids, value_set=trained)).as_py(),
+        trained=pc.sum(rows[_TRAINED]).as_py(),
         scored=scored,
     )
 
 
-def _ids(names: Any) -> pa.Array:
-    return pa.array(list(names), pa.string())
+def _among(index: pa.Table, names: Iterable[str]) -> pa.ChunkedArray:
+    """Whether each group of the index has one of the names."""
+    return pc.is_in(index["group_id"], value_set=pa.array(list(names), pa.string()))
 
 
 def _numbers(values: pa.ChunkedArray) -> np.ndarray:

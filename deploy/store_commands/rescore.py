@@ -2,32 +2,21 @@
 
 import argparse
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config.recipe import Recipe
-from common.config.validation import parse_recipe
 from common.errors import UserError
 from common.store import SampleStore
-from deploy.recipe_files import apply_override, load_recipe
-from deploy.run_directory import RunDirectory, run_directory
-from deploy.score import resolved_for_scoring
+from deploy.recipe_files import load_recipe, overridden
+from deploy.run_directory import run_directory
+from deploy.score import Advance, resolved_for_scoring
+from deploy.scoring_pools import ScoringPool, scoring_pools
 from deploy.source import Location, locate
 from deploy.store_commands.terminal import PLACE, terminal
-
-
-class Pool(Protocol):
-    """Replicas of one scorer, see `deploy.services.Pool`."""
-
-    async def start(self) -> None:
-        """See `deploy.services.Pool.start`."""
-
-    async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """See `deploy.services.Pool.call`."""
 
 
 def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,10 +64,7 @@ def _recipe(location: Location, path: Path | None, overrides: list[str]) -> Reci
         return load_recipe(path, overrides)
     if location.recipe is None:
         raise UserError(f"{location.uri} is a store without its run's recipe; say --recipe, or name the run directory.")
-    settings = location.recipe.model_dump(mode="json")
-    for override in overrides:
-        apply_override(settings, override)
-    return parse_recipe(settings, f"the recipe of {location.uri}")
+    return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.uri}")
 
 
 def _writable(location: Location) -> SampleStore:
@@ -92,23 +78,20 @@ def _score_with_services(
     missing: list[str],
     recipe: Recipe,
     location: Location,
-    advance: Callable[[int], object],
+    advance: Advance,
 ) -> None:
-    from deploy.actors import scorer_pool  # Ray: not where there is nothing to do
-    from deploy.cluster import ray_cluster, scoring_resources
-
-    alone = recipe.model_copy(update={"scorers": {name: recipe.scorers[name]}})
     logs = location.directory or run_directory(recipe)
-    with ray_cluster(recipe.ray, scoring_resources(alone)):
-        pool = scorer_pool(name, recipe, RunDirectory(logs.root))
-        try:
-            asyncio.run(score_missing(store, name, missing, pool, recipe, advance))
-        finally:
-            pool.kill()
+    with scoring_pools(recipe, [name], logs) as pools:
+        asyncio.run(score_missing(store, name, missing, pools[name], recipe, advance))
 
 
 async def score_missing(
-    store: SampleStore, name: str, missing: list[str], pool: Pool, recipe: Recipe, advance: Callable[[int], object]
+    store: SampleStore,
+    name: str,
+    missing: list[str],
+    pool: ScoringPool,
+    recipe: Recipe,
+    advance: Advance,
 ) -> None:
     """Score groups and commit their values, lease by lease.
 

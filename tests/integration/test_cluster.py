@@ -25,4 +25,4 @@ def test_what_the_services_reserve_is_summed_over_replicas() -> None:
     everyone = required_resources(recipe, [PRIOR, "reward"])
     assert everyone == {"CPU": 3 * 2 + 1 + 2 * 0.5 + 1, "GPU": 3 + 2}
     assert required_resources(recipe, []) == {"CPU": 3 * 2 + 2 * 0.5, "GPU": 3 + 2}
-    assert scoring_resources(recipe) == {"CPU": 1, "GPU": 0}
+    assert scoring_resources(recipe, list(recipe.scorers)) == {"CPU": 1, "GPU": 0}

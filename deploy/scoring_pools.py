@@ -1,0 +1,46 @@
+"""Scorers at work without a run: on the cluster for as long as somebody needs them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from common.config.recipe import Recipe
+from deploy.run_directory import RunDirectory
+
+
+class ScoringPool(Protocol):
+    """Replicas of one scorer, see `deploy.services.Pool`."""
+
+    async def start(self) -> None:
+        """See `deploy.services.Pool.start`."""
+
+    async def call(self, method: str, *args: Any, timeout: float) -> Any:
+        """See `deploy.services.Pool.call`."""
+
+
+@contextmanager
+def scoring_pools(
+    recipe: Recipe, names: Sequence[str], logs: RunDirectory, *, room_for_run: bool = False
+) -> Iterator[dict[str, ScoringPool]]:
+    """The pools of some of a recipe's scorers, by name, not yet started; they end with the block.
+
+    Args:
+        recipe: with its world.
+        names: of the scorers.
+        logs: gets their log files.
+        room_for_run: whether the cluster must have room for the recipe's samplers and its learner, too.
+
+    Raises:
+        UserError: the cluster cannot be reached, or is too small.
+    """
+    from deploy.actors import scorer_pool  # Ray: not for what is refused before
+    from deploy.cluster import ray_cluster, required_resources, scoring_resources
+
+    needs = (required_resources if room_for_run else scoring_resources)(recipe, names)
+    with ray_cluster(recipe.ray, needs):
+        pools = {name: scorer_pool(name, recipe, logs) for name in names}
+        try:
+            yield dict(pools)
+        finally:
+            for pool in pools.values():
+                pool.kill()
