@@ -34,6 +34,7 @@ class Lease:
         seed: of the sampler's random generator for this lease.
         group_ids: one per prompt.
         prompts: what to sample for.
+        policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
     """
 
     lease_id: str
@@ -44,3 +45,4 @@ class Lease:
     seed: int
     group_ids: tuple[str, ...]
     prompts: tuple[Prompt, ...]
+    policies: str

@@ -29,9 +29,8 @@ def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel,
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
     def spawn(name: str, log_path: str) -> ActorHandle:
-        settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         actor = ray.remote(SamplerActor).options(**_options(recipe.sampler))
-        return actor.remote(name, settings, model, policies, log_path)
+        return actor.remote(name, recipe.model_dump(mode="json"), model, log_path)
 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
 

@@ -1,6 +1,7 @@
 """How rounds and evaluations are cut into leases."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.identity import group_id, seed_from
 from common.leases import Lease, Prompt, Purpose
@@ -9,10 +10,11 @@ from common.leases import Lease, Prompt, Purpose
 class LeasePlan:
     """Cuts rounds and evaluations into leases; the same cut after every restart."""
 
-    def __init__(self, run_id: str, seed: int, lease_prompts: int) -> None:
+    def __init__(self, run_id: str, seed: int, lease_prompts: int, policies: Path) -> None:
         self._run_id = run_id
         self._seed = seed
         self._lease_prompts = lease_prompts
+        self._policies = str(policies)
 
     def leases(self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]) -> list[Lease]:
         """Leases for all prompts, in their order."""
@@ -28,4 +30,4 @@ class LeasePlan:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
         ids = tuple(group_id(f"{self._run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
         seed = seed_from("lease", self._seed, lease_id)
-        return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts))
+        return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies)

@@ -50,7 +50,7 @@ def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: list[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> Work:
     """The work of a run that samples its groups itself."""
-    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts)
+    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies)
     draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
     return Work(

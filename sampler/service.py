@@ -14,22 +14,20 @@ from common.policies import PolicyRegistry, ProposalModel, ProposalVersion
 class SamplerActor:
     """One vLLM engine that samples from whichever published proposal version a lease names."""
 
-    def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, policies: str, log_path: str) -> None:
+    def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, log_path: str) -> None:
         """Load nothing yet: an error raised here would reach the caller as the death of the actor.
 
         Args:
             name: of the replica.
             recipe: the run's.
             model: what the published versions are versions of.
-            policies: the directory of the published versions.
             log_path: the file that gets this process's output.
         """
         redirect_output(Path(log_path))
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
-        self._registry = PolicyRegistry(Path(policies))
-        self._verified: dict[int, ProposalVersion] = {}
+        self._verified: dict[tuple[str, int], ProposalVersion] = {}
 
     def ready(self) -> str:
         """Start the engine.
@@ -67,17 +65,17 @@ class SamplerActor:
         return generate_groups(
             self._engine,
             lease,
-            self._proposal(lease.version),
+            self._proposal(lease.policies, lease.version),
             self._recipe.sampling,
             eos_token_id=self._tokenizer.eos_token_id,
             decode=self._decode,
             sampler_id=self._name,
         )
 
-    def _proposal(self, version: int) -> ProposalVersion:
-        if version not in self._verified:
-            self._verified[version] = self._registry.verify(version)
-        return self._verified[version]
+    def _proposal(self, policies: str, version: int) -> ProposalVersion:
+        if (policies, version) not in self._verified:
+            self._verified[policies, version] = PolicyRegistry(Path(policies)).verify(version)
+        return self._verified[policies, version]
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -125,7 +125,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     settings = recipe_settings(algorithm=algorithm, learner={"checkpoint_steps": 3})
     recipe = Recipe.model_validate(settings)
     store = SampleStore(root / "store", "run")
-    plan = LeasePlan("run", 0, 2)
+    plan = LeasePlan("run", 0, 2, root / "policies")
     held_back = SampleStore(root / "evaluation", "run")
     evaluation = Evaluation(recipe, held_back, plan, {"validation": HELD_BACK, "test": HELD_BACK}, [PRIOR, "reward"])
     services = SimpleNamespace(

@@ -20,7 +20,7 @@ def evaluation(root: Path, **changes: object) -> Evaluation:
         evaluation={"every_rounds": 3, **changes},
     )
     store = SampleStore(root, "run")
-    plan = LeasePlan("run", 0, 2)
+    plan = LeasePlan("run", 0, 2, Path("policies"))
     return Evaluation(
         Recipe.model_validate(settings),
         store,

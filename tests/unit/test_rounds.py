@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -193,7 +194,7 @@ def test_recorded_steps_come_again_in_their_order_and_end_with_the_last() -> Non
 @given(staleness=st.integers(0, 3), version=st.integers(0, 3))
 def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> None:
     section = algorithm(max_staleness=staleness, rounds=4)
-    leases = TrainingLeases(section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4), n=2)
+    leases = TrainingLeases(section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2)
     for round_ in leases.admitted(version):
         assert version <= round_ < 4
         assert round_ - version <= staleness
@@ -202,7 +203,7 @@ def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> No
 def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     section = algorithm()
     draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4), n=2)
+    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2)
     names = [prompt.prompt_id for prompt in draws.prompts(1)]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set())] == ["train-0001-0000", "train-0001-0001"]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]))] == ["train-0001-0001"]
@@ -222,10 +223,10 @@ def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
 
 
 def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
-    leases = LeasePlan("run", 0, 3).leases("train", 1, 1, 4, PROMPTS[:8])
+    leases = LeasePlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
     assert [len(lease.prompts) for lease in leases] == [3, 3, 2]
-    assert leases == LeasePlan("run", 0, 3).leases("train", 1, 1, 4, PROMPTS[:8])
+    assert leases == LeasePlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
     assert len({lease.seed for lease in leases}) == 3
     assert len({group for lease in leases for group in lease.group_ids}) == 8
-    other = LeasePlan("run", 0, 3).leases("validation", 1, 1, 4, PROMPTS[:8])
+    other = LeasePlan("run", 0, 3, Path("policies")).leases("validation", 1, 1, 4, PROMPTS[:8])
     assert not {lease.seed for lease in leases} & {lease.seed for lease in other}
