@@ -13,8 +13,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from common.errors import UserError
-from common.storage.names import checksum
-from common.storage.places import Entry, Naming
+from common.storage.checksums import matches
+from common.storage.places import Entry
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -84,21 +84,19 @@ class ObjectStore:
 
         return self._tried(fetch)
 
-    def read_checked(self, path: str, digest: str) -> pa.Buffer | None:
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
         """See `Place.read_checked`."""
         content = self.read(path)
-        return content if checksum(content) == digest else None
+        return content if matches(content, checksum) else None
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Upload an object; it is there when the upload is complete, and not before."""
-        name = naming()
 
         def upload() -> None:
             with self._files.open_output_stream(self._path(f"{directory}/{name}")) as file:
                 file.write(content)
 
         self._tried(upload)
-        return name
 
     def move(self, path: str, target: str) -> None:
         """Copy, then delete."""

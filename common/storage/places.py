@@ -5,20 +5,19 @@ file survives a power cut. Files are never changed after that.
 """
 
 import contextlib
-import hashlib
+import mmap
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
-from common.durable import fsync_path, is_temporary, make_directories, write_named_file
+from common.durable import fsync_path, is_temporary, make_directories, write_file
+from common.storage.checksums import matches
 
-Naming = Callable[[], str]
-"""Gives a file's name; asked for late, so that a checksum can be computed while the content goes to the disk."""
+_LARGE = 8 << 20  # bytes: files that are not kept in memory for having been checked
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class Place(Protocol):
         """
 
     def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """As `read`; None where the content does not have this BLAKE2b-128 checksum."""
+        """As `read`; None where the content does not have this checksum."""
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
-        """Write a new file, or replace one, atomically and durably; returns its name."""
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
+        """Write a new file, or replace one, atomically and durably."""
 
     def move(self, path: str, target: str) -> None:
         """Give a file another path; nothing happens where it is gone already."""
@@ -95,20 +94,26 @@ class LocalPlace:
 
     def read(self, path: str) -> pa.Buffer:
         """Map a file; the mapping outlives the file's removal."""
-        if (self.root / path).stat().st_size == 0:
-            return pa.py_buffer(b"")  # which cannot be mapped
-        with pa.memory_map(str(self.root / path)) as file:
-            return file.read_buffer()
+        return pa.py_buffer(self._mapped(path))
 
     def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """Hash a file piece by piece, so that only what is used of it later stays in memory, and map it."""
-        with open(self.root / path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return self.read(path) if found == checksum else None
+        """Map a file and hash it there: what is read for that is what will be used, and is not read again."""
+        mapped = self._mapped(path)
+        if not matches(memoryview(mapped), checksum):
+            return None
+        if isinstance(mapped, mmap.mmap) and len(mapped) > _LARGE:
+            mapped.madvise(mmap.MADV_DONTNEED)  # only what is used of it comes back into this process's memory
+        return pa.py_buffer(mapped)
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Write tmp + fsync + rename + directory fsync."""
-        return write_named_file(self.root / directory, naming, content).name
+        write_file(self.root / directory / name, content)
+
+    def _mapped(self, path: str) -> mmap.mmap | bytes:
+        with open(self.root / path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""  # which cannot be mapped
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def move(self, path: str, target: str) -> None:
         """Rename, durably."""
