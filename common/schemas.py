@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Of the store's files (docs/store.md): 3 has XXH3 checksums, 2 the writer in part names, and compacted parts. Older ones
-are read as well."""
+"""Of the store's files (docs/store.md): 3 has XXH3 checksums, 2 compacted parts and the writer in names."""
 
 PRIOR = "prior"
 """The scorer name under which log p(y|x) stands in SCORES."""

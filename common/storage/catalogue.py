@@ -252,7 +252,8 @@ class Catalogue:
         for commit, rows in part.commits:
             if commit not in self._numbers:
                 self._unindexed += 1
-                yield CommittedRows(part.batch.slice(first, rows), self._number(commit))
+                batch = part.batch if len(part.commits) == 1 else part.batch.slice(first, rows)
+                yield CommittedRows(batch, self._number(commit))
             first += rows
 
     def _of_segment(self, segment: Segment) -> pa.Table:

@@ -89,7 +89,8 @@ class LocalPlace:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # removed by another process since
                     if entry.is_file() and not is_temporary(entry):
-                        entries.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
+                        facts = entry.stat()
+                        entries.append(Entry(entry.name, facts.st_size, facts.st_mtime))
         return entries
 
     def read(self, path: str) -> pa.Buffer:
@@ -110,10 +111,11 @@ class LocalPlace:
         write_file(self.root / directory / name, content)
 
     def _mapped(self, path: str) -> mmap.mmap | bytes:
-        with open(self.root / path, "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""  # which cannot be mapped
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
+        finally:
+            os.close(handle)
 
     def move(self, path: str, target: str) -> None:
         """Rename, durably."""

@@ -33,11 +33,13 @@ class CommittedRows(NamedTuple):
 def located(kind: str, committed: Iterable[CommittedRows]) -> Iterator[pa.Table]:
     """The light rows of some commits, with their places, in a few tables of one chunk each."""
     piece: list[CommittedRows] = []
+    count = 0
     for rows in committed:
         piece.append(rows)
-        if sum(one.batch.num_rows for one in piece) >= _ROWS_AT_ONCE:
+        count += rows.batch.num_rows
+        if count >= _ROWS_AT_ONCE:
             yield _located(kind, piece)
-            piece = []
+            piece, count = [], 0
     if piece:
         yield _located(kind, piece)
 
