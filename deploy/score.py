@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.config.recipe import Recipe
 from common.durable import fsync_path, temporary_sibling
 from common.errors import UserError
-from common.prompts import read_rows
+from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.recipe_files import with_world
@@ -52,7 +52,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
 
     Args:
         recipe: its `scorers` are used, all of them.
-        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz or .parquet.
+        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz, .parquet or Arrow.
         target: gets a row {"prompt", "outputs", "scores": {NAME: [...]}} each, and "errors" where values are null.
         console: for the progress bar and the result.
         force: whether a target that exists is replaced.
@@ -172,7 +172,7 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
         UserError: the file or a row of it is not what it should be (named).
     """
     empty = True
-    for number, row in enumerate(read_rows(source), start=1):
+    for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")
         if not isinstance(prompt, str):
             raise UserError(f"{source}, row {number}, has no text under `prompt`; mend or remove the row.")

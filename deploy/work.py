@@ -1,5 +1,6 @@
 """What a run has to do, apart from who does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.config.recipe import Recipe
@@ -47,7 +48,7 @@ def training_scorers(recipe: Recipe) -> list[str]:
 
 
 def sampling_work(
-    recipe: Recipe, run_id: str, directory: RunDirectory, train: list[Prompt], held_back: dict[Split, list[Prompt]]
+    recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> Work:
     """The work of a run that samples its groups itself."""
     plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies)

@@ -4,6 +4,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,13 @@ def load_function(name: str, path: str) -> FunctionScorer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"scorers.{name}.function: {module_name} has no function {function_name!r}.")
-    source = inspect.getsourcefile(module)
-    text = Path(source).read_text(encoding="utf-8") if source else ""
-    return FunctionScorer(name, digest("function", path, text), function)
+    return FunctionScorer(name, digest("function", path, _source_of(module)), function)
+
+
+def _source_of(module: ModuleType) -> str:
+    """A module's source; nothing of one that is built in or compiled."""
+    try:
+        source = inspect.getsourcefile(module)
+    except TypeError:  # built in
+        return ""
+    return Path(source).read_text(encoding="utf-8") if source else ""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.data import DataSection
 from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
 from common.schemas import PRIOR, PROPOSAL
@@ -39,18 +40,6 @@ class PrepareSection(Section):
     kind: Literal["demo", "hh", "tldr"] = Field(description="which world to build")
     cache: str = Field("build/worlds", description="directory that keeps built worlds")
     seed: int = Field(0, ge=0)
-
-
-class DataSection(Section):
-    """Prompts, and the gold outputs that evaluation compares with."""
-
-    path: str | list[str] | None = Field(None, description="raw data that `prepare` reads")
-    train: str = Field(description="prompts to train on: .jsonl, .jsonl.gz or .parquet")
-    validation: str = Field(description="prompts on which the best version is chosen")
-    test: str = Field(description="prompts on which the result is reported")
-    prompt_column: str = "prompt"
-    gold_column: str | None = "label"
-    max_prompt_tokens: int = Field(500, ge=1, description="longer prompts are skipped, counted and shown")
 
 
 class AdapterSection(Section):
