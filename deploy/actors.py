@@ -29,7 +29,7 @@ def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel,
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
     def spawn(name: str, log_path: str) -> ActorHandle:
-        actor = ray.remote(SamplerActor).options(**_options(recipe.sampler))
+        actor = ray.remote(SamplerActor).options(**actor_options(recipe.sampler))
         return actor.remote(name, recipe.model_dump(mode="json"), model, log_path)
 
     return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
@@ -40,7 +40,7 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
     service = recipe.scorer(name)
 
     def spawn(_label: str, log_path: str) -> ActorHandle:
-        actor = ray.remote(ScorerActor).options(**_options(service))
+        actor = ray.remote(ScorerActor).options(**actor_options(service))
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         return actor.remote(name, settings, policies, str(directory.golden(name)), log_path)
 
@@ -49,13 +49,13 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
 
 def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
     def spawn(rank: int, log_path: str) -> ActorHandle:
-        actor = ray.remote(LearnerActor).options(**_options(recipe.learner))
+        actor = ray.remote(LearnerActor).options(**actor_options(recipe.learner))
         return actor.remote(recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
 
     return LearnerGroup(recipe.learner.ranks, spawn, directory)
 
 
-def _options(service: Service) -> dict[str, object]:
+def actor_options(service: Service) -> dict[str, object]:
     """What Ray reserves for an actor, and the environment that its libraries read when they are imported."""
     python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
     environment = {

@@ -57,7 +57,7 @@ class Conductor:
                 await self._evaluate_result()
                 self._production.stop()
         except ExceptionGroup as failures:
-            raise _first(failures) from failures
+            raise first_failure(failures) from failures
 
     # -- Algorithm 1 -------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def _prompts_by_round(index: pa.Table, first_round: int) -> dict[int, set[str]]:
     return found
 
 
-def _first(failures: ExceptionGroup[Exception]) -> Exception:
+def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
     """The first single exception in a group of groups: what failed before the rest was cancelled."""
     failure: Exception = failures
     while isinstance(failure, ExceptionGroup):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
@@ -13,8 +14,8 @@ from common.leases import Lease, Prompt
 from common.rewards import stored_rewards
 from common.schemas import PRIOR
 from common.statistics import win_rate
-from common.store import SampleStore
 from deploy.lease_plan import LeasePlan
+from deploy.run_store import RunStore
 
 Split = Literal["validation", "test"]
 
@@ -60,7 +61,7 @@ class Evaluation:
     def __init__(
         self,
         recipe: Recipe,
-        store: SampleStore,
+        store: RunStore,
         plan: LeasePlan,
         prompts: dict[Split, list[Prompt]],
         scorers: list[str],
@@ -184,6 +185,34 @@ class Evaluation:
             prompts=len(usable),
             failed=len(groups) - len(usable),
         )
+
+    def outcomes(self, split: Split, version: int) -> pa.Table:
+        """One row a prompt of a complete evaluation, for comparisons prompt by prompt.
+
+        Columns: prompt_id, tokens, log_ratio (log q(y|x) − log p(y|x), nats), reward, gold_reward, and for each scorer
+        that is not the reward the output's value and gold's, as scores.NAME and gold_scores.NAME; null where one could
+        not be computed.
+        """
+        groups = self.group_ids(split, version)
+        rows = self.store.groups(groups)
+        outputs = [outputs[0] for outputs in rows["outputs"].to_pylist()]
+        prior, _ = self._values(groups, PRIOR)
+        sampled = [sum(output["token_logprobs"]) for output in outputs]
+        columns: dict[str, Any] = {
+            "prompt_id": rows["prompt_id"].combine_chunks(),
+            "tokens": pa.array([len(output["token_ids"]) for output in outputs], pa.int32()),
+            "log_ratio": pa.array(
+                [None if log_p is None else log_q - log_p for log_q, log_p in zip(sampled, prior, strict=True)],
+                pa.float64(),
+            ),
+        }
+        judges = [name for name in self.scorers if name not in (PRIOR, self._recipe.objective.reward)]
+        rewards = {"reward": self._recipe.reward, **{f"scores.{name}": name for name in judges}}
+        for name, reward in rewards.items():
+            values, gold = self._values(groups, reward)
+            columns[name] = pa.array(values, pa.float64())
+            columns[f"gold_{name}"] = pa.array(gold, pa.float64())
+        return pa.table(columns)
 
     def texts(self, split: Split, version: int) -> list[tuple[str, str | None, str, float | None]]:
         """(prompt, gold, output, reward) for each prompt of a complete evaluation."""

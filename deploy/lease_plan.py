@@ -8,10 +8,21 @@ from common.leases import Lease, Prompt, Purpose
 
 
 class LeasePlan:
-    """Cuts rounds and evaluations into leases; the same cut after every restart."""
+    """Cuts rounds and evaluations into leases; the same cut after every restart.
 
-    def __init__(self, run_id: str, seed: int, lease_prompts: int, policies: Path) -> None:
+    Args:
+        run_id: of the run; part of every group's id.
+        seed: of the recipe.
+        lease_prompts: how many make a lease.
+        policies: where the versions are published.
+        prior_run: the run whose groups of version 0, the prior, are this run's too (`brain compare`); default: itself.
+    """
+
+    def __init__(
+        self, run_id: str, seed: int, lease_prompts: int, policies: Path, *, prior_run: str | None = None
+    ) -> None:
         self._run_id = run_id
+        self._prior_run = prior_run or run_id
         self._seed = seed
         self._lease_prompts = lease_prompts
         self._policies = str(policies)
@@ -28,6 +39,7 @@ class LeasePlan:
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
     ) -> Lease:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
-        ids = tuple(group_id(f"{self._run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
+        run_id = self._run_id if version else self._prior_run
+        ids = tuple(group_id(f"{run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
         seed = seed_from("lease", self._seed, lease_id)
         return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies)

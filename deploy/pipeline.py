@@ -64,34 +64,36 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         console.print(f"{directory.root} holds this run, finished.", highlight=False)
         show(console, directory, summary)
         return
-    world = _prepare(recipe, watch, console)
+    world = prepared_world(recipe, watch, console)
     resolved = with_world(recipe, world)
     inputs = _check(resolved, directory, watch, console)
     with claimed(directory):
         check_config(directory, recipe)
         save_config(directory, recipe, {"world": world.name if world else None, **inputs.facts()})
-        with _own_log(directory):
+        with own_log(directory):
             model = _proposal_model(resolved, directory, watch)
 
             def start(resolved: Recipe) -> dict[str, Any]:
                 work = inputs.work(resolved, recipe_digest(recipe), directory)
                 return Run(resolved, directory, work, model, watch, console).to_the_end()
 
-            summary = with_smaller_passes(start, resolved, _reporter(console))
+            summary = with_smaller_passes(start, resolved, reporter(console))
     show(console, directory, summary)
 
 
-def _prepare(recipe: Recipe, watch: Stopwatch, console: Console) -> Path | None:
+def prepared_world(recipe: Recipe, watch: Stopwatch, console: Console) -> Path | None:
     """Build what the recipe's `prepare` section asks for, unless it is in the cache."""
     if recipe.prepare is None:
         return None
     from deploy.worlds.build import ensure_world  # torch and transformers: only where they are needed
 
     with watch.stage("prepare"):
-        return ensure_world(recipe.prepare, resolve_output(recipe.prepare.cache), recipe.data.path, _reporter(console))
+        return ensure_world(recipe.prepare, resolve_output(recipe.prepare.cache), recipe.data.path, reporter(console))
 
 
-def _reporter(console: Console) -> Callable[[str], None]:
+def reporter(console: Console) -> Callable[[str], None]:
+    """What shows one line of text."""
+
     def report(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -118,7 +120,7 @@ def _proposal_model(recipe: Recipe, directory: RunDirectory, watch: Stopwatch) -
 
 
 @contextlib.contextmanager
-def _own_log(directory: RunDirectory) -> Iterator[None]:
+def own_log(directory: RunDirectory) -> Iterator[None]:
     """What this process and its libraries log goes to the run's log file, not to the terminal."""
     path = directory.log("brain")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -105,9 +105,15 @@ class Pool:
         labels = [f"{name}-{index}" for index in range(replicas)]
         self.replicas = [Actor(label, str(directory.log(label)), spawn) for label in labels]
         self._idle: asyncio.Queue[Actor] = asyncio.Queue()
+        self._started: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start all replicas, side by side."""
+        """Start all replicas, side by side, once: several conductors may share a pool."""
+        if self._started is None:
+            self._started = asyncio.create_task(self._start_replicas())
+        await self._started
+
+    async def _start_replicas(self) -> None:
         await asyncio.gather(*(replica.start(self._start_timeout) for replica in self.replicas))
         for replica in self.replicas:
             self._idle.put_nowait(replica)

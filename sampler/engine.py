@@ -68,7 +68,8 @@ class Engine:
             **({"enforce_eager": _on_cpu()} | settings.extra),
         )
         self._adapters = settings.adapter_rank is not None
-        self._loaded: int | None = None  # the version whose full weights the engine has
+        self._loaded: Path | None = None  # the version whose full weights the engine has
+        self._adapter_ids: dict[Path, int] = {}  # vLLM's; several runs' versions have the same numbers
 
     def generate(
         self,
@@ -98,7 +99,7 @@ class Engine:
         from vllm import SamplingParams
 
         if not self._adapters:
-            self._load_weights(version, directory)
+            self._load_weights(directory)
         parameters = SamplingParams(
             n=n,
             temperature=sampling.temperature,
@@ -113,7 +114,7 @@ class Engine:
         results = self._llm.generate(
             [{"prompt_token_ids": ids} for ids in prompts],
             parameters,
-            lora_request=_lora_request(version, directory) if self._adapters else None,
+            lora_request=self._lora_request(version, directory) if self._adapters else None,
             use_tqdm=False,
         )
         groups = [[_completion(output) for output in result.outputs] for result in results]
@@ -121,14 +122,20 @@ class Engine:
             raise PipelineError(f"vLLM returned {[len(group) for group in groups]} outputs, not {n} for each prompt.")
         return groups
 
-    def _load_weights(self, version: int, directory: Path) -> None:
+    def _lora_request(self, version: int, directory: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        number = self._adapter_ids.setdefault(directory, len(self._adapter_ids) + 1)  # ids start at 1
+        return LoRARequest(f"v{version}-{number}", number, str(directory))
+
+    def _load_weights(self, directory: Path) -> None:
         """Put a version's full weights in place of the engine's; `generate` empties the prefix cache after it."""
-        if version == self._loaded:
+        if directory == self._loaded:
             return
         self._loaded = None  # should loading fail half-way
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         self._llm.collective_rpc(_repack_output_layer)
-        self._loaded = version
+        self._loaded = directory
 
 
 def _lora_arguments(rank: int | None) -> dict[str, Any]:
@@ -136,12 +143,6 @@ def _lora_arguments(rank: int | None) -> dict[str, Any]:
         return {}
     supported = next(supported for supported in _LORA_RANKS if supported >= rank)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": supported}
-
-
-def _lora_request(version: int, directory: Path) -> Any:
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(f"v{version}", version + 1, str(directory))  # ids start at 1
 
 
 def _prepare_environment(settings: EngineSettings) -> None:

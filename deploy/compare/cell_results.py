@@ -1,0 +1,99 @@
+"""What a finished cell leaves for the comparison: the evaluation of its best version, and its examination."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.durable import write_file
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.likelihoods import Examination
+from deploy.compare.plan import Cell, Merit
+from deploy.summary import read_summary
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Figures of one finished cell.
+
+    Attributes:
+        cell: which.
+        best_version: chosen on validation prompts.
+        test: `Result` of the best version on test prompts, by field.
+        prior: the same of version 0.
+        validation: the same of every evaluated version on validation prompts.
+        outcomes: one row a test prompt, see `Evaluation.outcomes`.
+        examination: likelihoods of the best version.
+        seconds: from the learner's start to the end of the evaluation.
+    """
+
+    cell: Cell
+    best_version: int
+    test: dict[str, Any]
+    prior: dict[str, Any]
+    validation: dict[int, dict[str, Any]]
+    outcomes: pa.Table
+    examination: Examination
+    seconds: float
+
+    @property
+    def merit(self) -> Merit:
+        """What its learning rate is chosen by."""
+        best = self.validation[self.best_version]
+        return best["train_rm_win_rate"] or 0.0, best["mean_reward"]
+
+    def sentence(self) -> str:
+        """In a line of the console."""
+        validation, test = self.validation[self.best_version], self.test
+        return (
+            f"version {self.best_version}, win rate {_percent(validation)} on validation and {_percent(test)} on test "
+            f"prompts, reward {test['mean_reward']:.3f}, KL {test['kl_to_prior']:.2f}; {self.seconds:.0f} s"
+        )
+
+
+def _percent(figures: dict[str, Any]) -> str:
+    rate = figures["train_rm_win_rate"]
+    return "-" if rate is None else f"{rate:.1f} %"
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write as Arrow IPC, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_file(path, memoryview(sink.getvalue()))
+
+
+def is_finished(directory: ComparisonDirectory, cell: Cell) -> bool:
+    """Whether a cell's results are complete."""
+    return directory.examination(cell.name).exists()
+
+
+def read_cell(directory: ComparisonDirectory, cell: Cell) -> CellResult | None:
+    """The results of a cell, or None until it is finished."""
+    if not is_finished(directory, cell):
+        return None
+    summary = read_summary(directory.cell(cell.name))
+    assert summary is not None, "it is written before the examination"
+    return CellResult(
+        cell=cell,
+        best_version=summary["best_version"],
+        test=summary["after"],
+        prior=summary["before"],
+        validation={int(version): figures for version, figures in summary["validation"].items()},
+        outcomes=pa.ipc.open_file(directory.outcomes(cell.name)).read_all(),
+        examination=read_examination(directory.examination(cell.name)),
+        seconds=summary["seconds"]["total"],
+    )
+
+
+def write_examination(path: Path, examination: Examination) -> None:
+    """Save what the examiner found."""
+    write_file(path, json.dumps(examination.as_dict(), indent=1))
+
+
+def read_examination(path: Path) -> Examination:
+    """What `write_examination` has saved."""
+    return Examination(**json.loads(path.read_text()))

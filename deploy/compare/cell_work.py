@@ -1,0 +1,42 @@
+"""What a cell has to do: train on its seed's groups, and be evaluated as any run is."""
+
+from common.config.recipe import Recipe
+from common.store import SampleStore
+from deploy.compare.methods import is_offline
+from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
+from deploy.draws import DrawnPrompts, TrainingLeases
+from deploy.evaluation import Evaluation
+from deploy.lease_plan import LeasePlan
+from deploy.rounds import Rounds
+from deploy.run_directory import RunDirectory
+from deploy.run_store import OverlaidStore, StoredSamples
+from deploy.work import Work, training_scorers
+
+
+def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: StoredSamples) -> Work:
+    """The work of a cell.
+
+    A method without a proposal of its own trains on the seed's groups of every round. One that updates its proposal
+    begins with those of the first round, whose proposal is the prior for everybody, and samples the later rounds
+    itself. Outputs of version 0 are nowhere sampled again, since they are the prior's, the same for every cell.
+
+    Args:
+        recipe: the cell's.
+        run_id: the cell's.
+        directory: the cell's.
+        groups: of its seed.
+        below: the store of these groups, or of their first outputs.
+    """
+    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, prior_run=groups.run_id)
+    draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
+    offline = is_offline(recipe)
+    evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
+    rounds_below = recipe.algorithm.rounds if offline else 1
+    return Work(
+        store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
+        schedule=Rounds(recipe.algorithm, draws, recipe.seed),
+        training_scorers=training_scorers(recipe),
+        started_scorers=evaluation_scorers(recipe),
+        leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n),
+        evaluation=Evaluation(recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+    )

@@ -1,0 +1,82 @@
+"""`brain compare`: every method on the same stored groups, at the same budget."""
+
+import asyncio
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from deploy.cluster import ray_cluster
+from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
+from deploy.compare.methods import method_recipe
+from deploy.compare.plan import Plan
+from deploy.compare.report import report
+from deploy.compare.request import Request
+from deploy.compare.runner import Runner, Subject, unfinished
+from deploy.compare.services import comparison_resources, shared_services
+from deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
+from deploy.preflight import Inputs, check_inputs
+from deploy.proposal_model import proposal_model
+from deploy.recipe_files import with_world
+from deploy.run_directory import RunDirectory, claimed
+
+
+def compare(recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int, console: Console) -> None:
+    """Train what is not yet trained, and report.
+
+    Raises:
+        UserError: something is wrong with the request, the recipe or the directory.
+        PipelineError: a service failed for good.
+    """
+    check_recipe(recipe, request)
+    check_comparison(directory, recipe)
+    plan = Plan(request, recipe.sampling.n)
+    world = prepared_world(recipe, Stopwatch(), console)
+    resolved = with_world(recipe, world)
+    inputs = check_inputs(resolved, directory.services)
+    assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
+    for note in inputs.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    facts = {"world": world.name if world else None, **inputs.facts()}
+    subject = Subject(recipe, world, inputs, facts, directory)
+    failed: dict[str, str] = {}
+    with claimed(RunDirectory(directory.root)):
+        save_comparison(directory, recipe, facts)
+        if unfinished(directory, plan):
+            with own_log(directory.services):
+                failed = _train(subject, plan, parallel, console)
+        report(directory, recipe, plan, failed, console)
+
+
+def _train(subject: Subject, plan: Plan, parallel: int, console: Console) -> dict[str, str]:
+    """Train all cells; returns why some could not be, by name."""
+    recipe, directory = with_world(subject.recipe, subject.world), subject.directory
+    model = proposal_model(recipe.policy, directory.services)
+    reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
+    with ray_cluster(recipe.ray, comparison_resources(recipe, parallel)):
+        services = shared_services(recipe, directory, model)
+        runner = Runner(subject, plan, services, parallel, reporter(console))
+        try:
+            asyncio.run(runner.run())
+        finally:
+            services.kill()
+    return runner.failed
+
+
+def check_recipe(recipe: Recipe, request: Request) -> None:
+    """Refuse what cannot be compared, before anything is prepared.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if recipe.sampler.replicas == 0:
+        raise UserError("brain compare samples the groups that it compares on; set sampler.replicas to 1 or more.")
+    if recipe.logprobs.proposal != "sampler":
+        raise UserError(
+            "brain compare shares its scorers among many runs, and cannot recompute each run's proposals; set "
+            "logprobs.proposal=sampler."
+        )
+    if recipe.store.uri is not None:
+        raise UserError("brain compare keeps its stores below --out; remove store.uri.")
+    for method in request.methods:
+        method_recipe(recipe, method)

@@ -1,0 +1,98 @@
+"""The service that looks at a trained version's likelihoods: of stored outputs, and of next tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.config.recipe import Recipe
+from common.logs import redirect_output
+from common.policies import PolicyRegistry
+
+if TYPE_CHECKING:
+    from common.nn.logprobs import SequenceLogprobs
+
+TOP_K = 10
+"""Most probable next tokens whose entropy and mass are watched."""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What a version says of stored groups.
+
+    Attributes:
+        logprobs: log q(y|x) of each group's outputs, NaN where there is none.  # groups x [n]
+        top_k_entropy: entropy of the ten most probable next tokens, renormalised; mean over the places of a group's
+            first output, nats.  # [groups]
+        top_k_mass: their probability; likewise.  # [groups]
+    """
+
+    logprobs: list[np.ndarray]
+    top_k_entropy: np.ndarray
+    top_k_mass: np.ndarray
+
+
+class ExaminerActor:
+    """Loads one version after another, on the resources of the prior's scorer."""
+
+    def __init__(self, recipe: dict[str, Any], log_path: str) -> None:
+        redirect_output(Path(log_path))
+        self._recipe = Recipe.model_validate(recipe)
+        self._device = "cpu"
+
+    def ready(self) -> None:
+        """Import what takes seconds."""
+        import torch
+
+        from common.nn import logprobs  # noqa: F401  (transformers, before the first version comes)
+
+        prior = self._recipe.prior
+        torch.set_num_threads(prior.threads)
+        self._device = "cuda" if prior.gpus > 0 and torch.cuda.is_available() else "cpu"
+
+    def examine(self, policies: str, version: int, groups: pa.Table) -> Likelihoods:
+        """Read GROUPS rows with a published version.
+
+        Raises:
+            UserError: the version is missing or damaged.
+        """
+        policy = self._load(PolicyRegistry(Path(policies)).verify(version).path)
+        rows = groups.select(["prompt_token_ids", "outputs"]).to_pylist()
+        logprobs = [_group_logprobs(policy, row) for row in rows]
+        entropies, masses = zip(*(self._next_tokens(policy, row) for row in rows), strict=True)
+        return Likelihoods(logprobs, np.array(entropies), np.array(masses))
+
+    def _load(self, version: Path) -> "SequenceLogprobs":
+        from common.nn.adapters import load_adapter
+        from common.nn.causal_lm import load_causal_lm
+        from common.nn.logprobs import SequenceLogprobs
+
+        policy = self._recipe.policy
+        if policy.method == "full":
+            return SequenceLogprobs(load_causal_lm(str(version), policy.dtype, self._device))
+        base = load_causal_lm(policy.model, policy.dtype, self._device, policy.quantization)
+        return SequenceLogprobs(load_adapter(base, version))
+
+    def _next_tokens(self, policy: "SequenceLogprobs", row: dict[str, Any]) -> tuple[float, float]:
+        """Entropy and mass of the most probable tokens, means over the places of a group's first output."""
+        import torch
+
+        prompt, output = row["prompt_token_ids"], row["outputs"][0]["token_ids"]
+        ids = torch.tensor([prompt + output], device=self._device)
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        top = logits.float().log_softmax(dim=-1).topk(min(TOP_K, logits.shape[-1]), dim=-1).values
+        mass = top.exp().sum(dim=-1)
+        renormalised = top - mass.log()[:, None]
+        entropy = -(renormalised.exp() * renormalised).sum(dim=-1)
+        return float(entropy.mean()), float(mass.mean())
+
+
+def _group_logprobs(policy: "SequenceLogprobs", row: dict[str, Any]) -> np.ndarray:
+    from common.nn.logprobs import request_of
+    from scorer.build import MAX_TOKENS
+
+    request = request_of(row["prompt_token_ids"], [output["token_ids"] for output in row["outputs"]])
+    return policy.in_parts(request, MAX_TOKENS).cpu().numpy()

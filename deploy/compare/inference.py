@@ -1,0 +1,117 @@
+"""Intervals and tests for figures over the same prompts and several seeds; pure functions on arrays."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+RESAMPLES = 10_000
+"""Of a bootstrap; a p-value cannot be smaller than about its inverse."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with the half-width of its 95 % interval."""
+
+    mean: float
+    half_width: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of a − b over prompts, with a bootstrap's 95 % interval and two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def clustered_mean(values: Floats) -> Estimate:
+    """The mean over seeds and prompts, with a normal interval over prompts.
+
+    Seeds share their test prompts, so that outcomes on one prompt are not independent: each prompt counts as one
+    observation, its mean over the seeds. For one seed and wins of 0 or 1 this is the paper's 1.96·√(p(1−p)/N).
+
+    Args:
+        values: [seeds, prompts]
+
+    Example:
+        One seed, 60 wins of 100 prompts: 0.6 ± 1.96·√(0.24/100) = 0.6 ± 0.096.
+    """
+    by_prompt = values.mean(axis=0)
+    return Estimate(float(by_prompt.mean()), 1.96 * float(by_prompt.std()) / math.sqrt(len(by_prompt)))
+
+
+def mcnemar(ours: Bools, theirs: Bools) -> float:
+    """Exact two-sided p-value of McNemar's test: the discordant pairs are fair coin tosses under the hypothesis.
+
+    Args:
+        ours: whether each prompt was won.  # [prompts]
+        theirs: likewise, for the same prompts.
+
+    Example:
+        9 prompts that only we win and 1 that only they win: 2·(1 + 10)/2¹⁰ = 0.0215.
+    """
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    discordant, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail = sum(math.comb(discordant, count) for count in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**discordant)
+
+
+def paired_bootstrap(differences: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> PairedDifference:
+    """The mean difference over prompts, each prompt drawn with its difference (Efron's percentile bootstrap).
+
+    Args:
+        differences: a − b of each prompt.  # [prompts]
+        seed: of the draws.
+        resamples: how many.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(len(differences), size=len(differences)) for _ in range(resamples))
+    means = np.array([differences[prompts].mean() for prompts in drawn])
+    low, high = np.quantile(means, [0.025, 0.975])
+    below, above = (np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)
+    return PairedDifference(float(differences.mean()), float(low), float(high), float(min(1.0, 2 * min(below, above))))
+
+
+@dataclass(frozen=True)
+class OverOptimisation:
+    """The curve d(a − b·log d) of gained reward against d = √KL(q‖p) (arXiv 2210.10760, 2406.02900).
+
+    Attributes:
+        a, b: its coefficients.
+        r_squared: share of the variance of the gains that it explains.
+    """
+
+    a: float
+    b: float
+    r_squared: float
+
+    def gain(self, distance: Floats) -> Floats:
+        """The curve at distances > 0."""
+        return distance * (self.a - self.b * np.log(distance))
+
+
+def fit_over_optimisation(distances: Floats, gains: Floats) -> OverOptimisation | None:
+    """Least squares for d(a − b·log d), which is linear in a and b.
+
+    Args:
+        distances: √KL, nats^½; those that are not positive are left out.  # [points]
+        gains: reward beyond the prior's.  # [points]
+
+    Returns:
+        None for fewer than three points at different distances.
+    """
+    used = distances > 0
+    d, gain = distances[used], gains[used]
+    if len(np.unique(d)) < 3:
+        return None
+    (a, b), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)
+    spread = float(np.sum((gain - gain.mean()) ** 2))
+    left = float(np.sum((gain - d * (a - b * np.log(d))) ** 2))
+    return OverOptimisation(float(a), float(b), 1 - left / spread if spread else 1.0)

@@ -1,0 +1,134 @@
+"""The directory of a comparison: what lies where, and whether it belongs to this recipe."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config.recipe import Recipe
+from common.config.validation import differing_settings
+from common.durable import is_temporary, write_file
+from common.errors import UserError
+from deploy.recipe_files import dump_yaml, load_recipe
+from deploy.run_directory import RunDirectory
+
+_OF_CELLS = ("seed", "objective.name", "learner.learning_rate")
+"""What the base recipe says of these is not used: each cell has its own."""
+
+
+@dataclass(frozen=True)
+class ComparisonDirectory:
+    """The layout below a comparison's root.
+
+    seeds/N is the run directory of the groups that all cells of seed N begin with; cells/NAME that of one cell;
+    services/ holds logs and golden values of what the cells share.
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The recipe that is compared on."""
+        return self.root / "compare.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """What identifies its inputs."""
+        return self.root / "inputs.json"
+
+    @property
+    def services(self) -> RunDirectory:
+        """Of the services that all cells share."""
+        return RunDirectory(self.root / "services")
+
+    def seed(self, seed: int) -> RunDirectory:
+        """Of the groups of a seed."""
+        return RunDirectory(self.root / "seeds" / str(seed))
+
+    def first_outputs(self, seed: int, n: int) -> Path:
+        """The store of a seed's groups with their first n outputs."""
+        return self.seed(seed).root / f"first-{n}"
+
+    def prior_examination(self, seed: int) -> Path:
+        """What the examiner says of the prior."""
+        return self.seed(seed).root / "examination.json"
+
+    def cell(self, name: str) -> RunDirectory:
+        """Of one cell."""
+        return RunDirectory(self.root / "cells" / name)
+
+    def outcomes(self, name: str) -> Path:
+        """One row a test prompt of a finished cell, as Arrow IPC."""
+        return self.cell(name).root / "outcomes.arrow"
+
+    def examination(self, name: str) -> Path:
+        """What the examiner says of a finished cell's best version; written last, so that it marks the cell's end."""
+        return self.cell(name).root / "examination.json"
+
+    @property
+    def results(self) -> Path:
+        """All figures."""
+        return self.root / "compare.json"
+
+    @property
+    def page(self) -> Path:
+        """All tables and plots, in one file."""
+        return self.root / "compare.html"
+
+    @property
+    def plots(self) -> Path:
+        """The plots as PNG and SVG."""
+        return self.root / "plots"
+
+
+def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
+    """Refuse a directory that holds another recipe's comparison, or something else.
+
+    Other methods, seeds, learning rates or group sizes are no other comparison: they add cells to it.
+
+    Raises:
+        UserError: with one line for each setting that differs.
+    """
+    root = directory.root
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise UserError(f"{root} is a file; name another directory with --out.")
+    if not directory.config.exists():
+        foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != ".lock")
+        if foreign:
+            raise UserError(
+                f"{root} is no comparison (it has {', '.join(foreign[:3])}, but no compare.yaml); name a new or empty "
+                f"directory with --out."
+            )
+        return
+    there = load_recipe(directory.config).model_dump(mode="json")
+    differing = [
+        line
+        for line in differing_settings(there, recipe.model_dump(mode="json"))
+        if line.split(":")[0] not in _OF_CELLS
+    ]
+    if differing:
+        lines = "\n".join(f"  {line}" for line in differing)
+        raise UserError(
+            f"{root} holds a comparison on another recipe, whose cells cannot be compared with this one's; name "
+            f"another directory with --out, or undo the difference:\n{lines}"
+        )
+
+
+def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
+    """Save what later starts must find the same.
+
+    Raises:
+        UserError: the comparison was begun on other inputs.
+    """
+    if not directory.facts.exists():
+        write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
+        write_file(directory.facts, json.dumps(inputs, indent=1))
+    begun = json.loads(directory.facts.read_text())
+    for name, value in inputs.items():
+        if begun.get(name) != value:
+            raise UserError(
+                f"{directory.root} was begun with the {name} {begun.get(name)}, which is now {value}: the data or the "
+                f"way it is prepared has changed; restore it, or name another directory with --out."
+            )

@@ -1,0 +1,95 @@
+"""What log-probabilities and rewards of stored groups say about a policy; pure functions on arrays."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Row = npt.NDArray[np.float64]
+"""One number an output of a group; NaN where there is none.  # [n]"""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A policy's likelihoods on held-back groups, and on those of the first round, which everybody trains on.
+
+    "Chosen" is a group's output of highest reward, "rejected" that of lowest; drift is the mean of log q − log p, nats.
+
+    Attributes:
+        ranking_accuracy: share of the pairs with different rewards in which log q is higher for the higher reward.
+        ideal_ranking_accuracy: the same for the posterior p·exp(r/γ), the best that the rewards allow (arXiv
+            2405.19534).
+        held_back_chosen_drift, held_back_rejected_drift: on prompts that nobody trained on.
+        trained_chosen_drift, trained_rejected_drift: on the first round's.
+        top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows in a fall of both.
+    """
+
+    ranking_accuracy: float
+    ideal_ranking_accuracy: float
+    held_back_chosen_drift: float
+    held_back_rejected_drift: float
+    trained_chosen_drift: float
+    trained_rejected_drift: float
+    top_k_entropy: float
+    top_k_mass: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Rewards and prior log-probabilities of groups, one row each."""
+
+    group_ids: list[str]
+    rewards: list[Row]
+    prior: list[Row]
+
+    def posterior(self, temperature: float) -> list[Row]:
+        """Log-probabilities of p·exp(r/γ), but for a constant a group."""
+        return [log_p + r / temperature for log_p, r in zip(self.prior, self.rewards, strict=True)]
+
+
+def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float:
+    """Share of pairs of outputs with different rewards whose log-probabilities stand in the same order.
+
+    Each group counts equally, whatever the number of its pairs; groups without one do not count.
+
+    Args:
+        logprobs: of each group's outputs.
+        rewards: likewise.
+
+    Returns:
+        NaN where no group has a pair.
+
+    Example:
+        log q = (−1, −2, −3), r = (3, 1, 2): of the pairs (3, 1), (3, 2), (2, 1) the first two are in order: 0.667.
+    """
+    shares = []
+    for log_q, reward in zip(logprobs, rewards, strict=True):
+        higher = reward[:, None] > reward[None, :]  # a comparison with NaN is false
+        higher &= ~np.isnan(log_q)[:, None] & ~np.isnan(log_q)[None, :]
+        if higher.any():
+            shares.append(float((log_q[:, None] > log_q[None, :])[higher].mean()))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float]:
+    """Mean log q − log p of the outputs with the highest and with the lowest reward; groups of one reward are left out.
+
+    Returns:
+        NaN where there is no such group.
+    """
+    chosen, rejected = [], []
+    for log_q, log_p, reward in zip(logprobs, values.prior, values.rewards, strict=True):
+        known = ~np.isnan(log_q + log_p + reward)
+        if not known.any() or np.ptp(reward[known]) == 0:
+            continue
+        drift = np.where(known, log_q - log_p, np.nan)
+        chosen.append(drift[np.argmax(np.where(known, reward, -np.inf))])
+        rejected.append(drift[np.argmin(np.where(known, reward, np.inf))])
+    if not chosen:
+        return float("nan"), float("nan")
+    return float(np.mean(chosen)), float(np.mean(rejected))

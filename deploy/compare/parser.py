@@ -1,0 +1,57 @@
+"""The options of `brain compare`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
+from deploy.recipe_files import load_recipe
+from deploy.run_directory import resolve_output
+
+
+def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "compare",
+        help="train several objectives on the same stored groups",
+        description="Train every objective at every learning rate on the first seed, and at its best rate on the other "
+        "seeds, all on the same groups of one store and at the same budget; then write tables, plots and paired tests. "
+        "Running it again on the same --out trains what is missing; more objectives, seeds or rates add to it.",
+    )
+    parser.add_argument(
+        "recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/compare-demo.yaml"
+    )
+    parser.add_argument(
+        "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
+    )
+    parser.add_argument(
+        "--seeds", default="0,1,2", metavar="0,1,…", help="rates are chosen on the first; default: 0,1,2"
+    )
+    parser.add_argument(
+        "--learning-rates", metavar="X,Y,…", help="the grid of every objective; default: the recipe's, a third, thrice"
+    )
+    parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
+    parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
+    parser.add_argument("--parallel", type=int, default=2, metavar="K", help="cells trained side by side; default: 2")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/compare-NAME, NAME being the recipe's")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    request = parse_request(
+        recipe,
+        objectives=options.objectives,
+        seeds=options.seeds,
+        learning_rates=options.learning_rates,
+        group_sizes=options.n,
+        swept=options.n_objectives,
+    )
+    from deploy.compare.command import compare  # Ray and torch: not for what is refused
+
+    out = resolve_output(str(options.out or f"runs/compare-{recipe.name}"))
+    compare(recipe, request, ComparisonDirectory(out), max(1, options.parallel), Console())
+    return 0

@@ -1,0 +1,110 @@
+"""Which cells there are: one training run for each method, learning rate, seed and group size.
+
+Every method is trained at every learning rate of the grid on the first seed. The rate whose best version wins most
+often on validation prompts is the method's own; the other seeds and the smaller groups are trained at that one. No
+method is treated in another way, and test prompts have no say.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from common.config.recipe import Recipe
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.methods import Method, method_recipe
+from deploy.compare.request import Request
+
+Merit = tuple[float, float]
+"""Win rate and mean reward of a cell's best version on validation prompts: what rates are chosen by."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        method: what is trained.
+        learning_rate: of the optimiser.
+        seed: of prompts, samples and adapter.
+        n: outputs a group.
+    """
+
+    method: Method
+    learning_rate: float
+    seed: int
+    n: int
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        label = re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.method.label)
+        return f"{label}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a request.
+
+    Attributes:
+        request: what was asked for.
+        n: outputs a group in the recipe.
+    """
+
+    request: Request
+    n: int
+
+    def grid(self, method: Method) -> list[Cell]:
+        """The cells that the method's learning rate is chosen among."""
+        first = self.request.seeds[0]
+        return [Cell(method, rate, first, self.n) for rate in self.request.learning_rates]
+
+    def chosen(self, method: Method, rate: float) -> list[Cell]:
+        """The cells that the method is reported by: all seeds, at its learning rate."""
+        return [Cell(method, rate, seed, self.n) for seed in self.request.seeds]
+
+    def sweep(self, method: Method, rate: float) -> list[Cell]:
+        """The method's cells with fewer outputs a group."""
+        if method.label not in self.request.swept:
+            return []
+        return [Cell(method, rate, seed, n) for n in self.request.group_sizes for seed in self.request.seeds]
+
+    def after_grid(self, method: Method, rate: float) -> list[Cell]:
+        """What is left to train once the method's learning rate is chosen; the next seeds before smaller groups."""
+        return [*self.chosen(method, rate)[1:], *self.sweep(method, rate)]
+
+    def count(self) -> int:
+        """How many cells there are in all, whichever rates are chosen."""
+        rate = self.request.learning_rates[0]
+        return sum(len(self.grid(one)) + len(self.after_grid(one, rate)) for one in self.request.methods)
+
+
+def best_rate(merits: Mapping[float, Merit]) -> float | None:
+    """The learning rate with the best merit, the smaller of equal ones; None where no cell of the grid has one."""
+    return max(sorted(merits), key=lambda rate: merits[rate]) if merits else None
+
+
+def at_edge(rate: float, grid: Sequence[float]) -> bool:
+    """Whether a better rate may lie outside of the grid."""
+    return len(grid) > 1 and rate in (min(grid), max(grid))
+
+
+def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory) -> Recipe:
+    """The recipe of a cell: the base's but for objective, learning rate, seed and n.
+
+    Raises:
+        UserError: base and method do not go together.
+    """
+    return method_recipe(
+        base,
+        cell.method,
+        seed=cell.seed,
+        learner={"learning_rate": cell.learning_rate},
+        sampling={"n": cell.n},
+        run={"dir": str(directory.cell(cell.name).root)},
+    )
+
+
+def seed_recipe(base: Recipe, seed: int, directory: ComparisonDirectory) -> Recipe:
+    """The recipe that the groups of a seed are sampled with, for all methods."""
+    run = base.run.model_copy(update={"dir": str(directory.seed(seed).root)})
+    return base.model_copy(update={"seed": seed, "run": run})

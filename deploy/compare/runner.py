@@ -1,0 +1,217 @@
+"""Trains the cells of a comparison, several side by side, and takes up what an earlier start has left."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from common.config.recipe import Recipe
+from common.config.validation import recipe_digest
+from common.errors import PipelineError
+from common.store import SampleStore
+from deploy.compare.cell_results import is_finished, read_cell, write_examination, write_table
+from deploy.compare.cell_work import cell_work
+from deploy.compare.examination import examine
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.methods import Method
+from deploy.compare.plan import Cell, Plan, best_rate, cell_recipe, seed_recipe
+from deploy.compare.seed_groups import (
+    SeedGroups,
+    publish_prior,
+    sample_groups,
+    seed_run_id,
+    write_first_outputs,
+)
+from deploy.compare.services import SharedServices
+from deploy.conductor import Conductor, first_failure
+from deploy.pipeline import Stopwatch
+from deploy.preflight import Inputs
+from deploy.recipe_files import with_world
+from deploy.run_directory import RunDirectory, check_config, save_config
+from deploy.summary import finish
+from deploy.tracking import Tracker
+from deploy.work import Work
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared on.
+
+    Attributes:
+        recipe: the base of all cells.
+        world: what stands for `{world}` in it.
+        inputs: its prompts.
+        facts: what identifies them.
+        directory: of the comparison.
+    """
+
+    recipe: Recipe
+    world: Path | None
+    inputs: Inputs
+    facts: dict[str, str | None]
+    directory: ComparisonDirectory
+
+    def groups(self, seed: int) -> SeedGroups:
+        """The groups of a seed, sampled or not."""
+        recipe = seed_recipe(self.recipe, seed, self.directory)
+        resolved = with_world(recipe, self.world)
+        return SeedGroups(seed_run_id(recipe), resolved, self.directory.seed(seed), self.inputs)
+
+
+class Runner:
+    """Trains all cells of a plan that are not finished.
+
+    Every cell is a run of its own, with the conductor of any run, in one event loop; samplers and scorers are shared.
+
+    Args:
+        subject: what is compared on.
+        plan: the cells.
+        services: shared by all cells.
+        parallel: how many cells are trained side by side.
+        say: is told of each cell's end.
+
+    Attributes:
+        failed: why cells could not be trained, by name.
+    """
+
+    def __init__(
+        self, subject: Subject, plan: Plan, services: SharedServices, parallel: int, say: Callable[[str], None]
+    ) -> None:
+        self.failed: dict[str, str] = {}
+        self._subject = subject
+        self._plan = plan
+        self._services = services
+        self._free = asyncio.Semaphore(parallel)
+        self._say = say
+        self._done = 0
+        self._seeds: dict[int, asyncio.Task[SeedGroups]] = {}
+
+    async def run(self) -> None:
+        """Train everything. A cell that fails is noted, and the others go on.
+
+        Raises:
+            PipelineError: a shared service failed for good, or the groups of a seed could not be made.
+            UserError: something that the user must put right came up.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                before: asyncio.Task[SeedGroups] | None = None
+                for seed in self._plan.request.seeds:  # one after the other, ahead of the cells that need them
+                    before = self._seeds[seed] = tasks.create_task(self._sample_after(before, seed))
+                tasks.create_task(self._services.start())
+                for method in self._plan.request.methods:
+                    tasks.create_task(self._train_method(method))
+        except ExceptionGroup as failures:
+            raise first_failure(failures) from failures
+
+    async def _train_method(self, method: Method) -> None:
+        """The grid; then, at the best learning rate, the rest."""
+        grid = self._plan.grid(method)
+        await asyncio.gather(*map(self._train, grid))
+        rate = chosen_rate(self._subject.directory, grid)
+        if rate is not None:
+            await asyncio.gather(*map(self._train, self._plan.after_grid(method, rate)))
+
+    async def _train(self, cell: Cell) -> None:
+        """One cell, unless it is finished."""
+        directory = self._subject.directory
+        if not is_finished(directory, cell):
+            groups = await self._seeds[cell.seed]
+            async with self._free:
+                try:
+                    await self._train_on(cell, groups)
+                except PipelineError as error:
+                    self.failed[cell.name] = str(error)
+        self._done += 1
+        result = read_cell(directory, cell)
+        outcome = self.failed[cell.name] if result is None else result.sentence()
+        self._say(f"[{self._done}/{self._plan.count()}] {cell.name}: {outcome}")
+
+    async def _train_on(self, cell: Cell, groups: SeedGroups) -> None:
+        subject, watch = self._subject, Stopwatch()
+        recipe, directory = cell_recipe(subject.recipe, cell, subject.directory), subject.directory.cell(cell.name)
+        check_config(directory, recipe)
+        save_config(directory, recipe, subject.facts)
+        resolved = with_world(recipe, subject.world)
+        work = cell_work(resolved, recipe_digest(recipe), directory, groups, self._groups_of_size(cell, groups))
+        await self._conduct(resolved, directory, work, watch)
+        assert work.evaluation is not None, "cells are evaluated"
+        best = work.evaluation.best_version()
+        finish(recipe, directory, work, watch.total())
+        write_table(subject.directory.outcomes(cell.name), work.evaluation.outcomes("test", best))
+        examination = await examine(self._services.examiner, directory, best, groups)
+        write_examination(subject.directory.examination(cell.name), examination)
+
+    async def _conduct(self, recipe: Recipe, directory: RunDirectory, work: Work, watch: Stopwatch) -> None:
+        services = self._services.of_run(recipe, directory)
+        tracker = _quiet_tracker(recipe, directory)
+        tracker.recovered(work.store)
+        try:
+            with watch.stage("pipeline"):
+                await Conductor(recipe, work, tracker, services).run()
+        finally:
+            watch.seconds["training"] = services.learner.busy_seconds
+            services.learner.kill()
+            tracker.close()
+
+    def _groups_of_size(self, cell: Cell, groups: SeedGroups) -> SampleStore:
+        """The seed's groups, with as many outputs as the cell trains on."""
+        source = groups.open()
+        if cell.n == self._plan.n:
+            return source
+        place, run_id = self._subject.directory.first_outputs(cell.seed, cell.n), f"{groups.run_id}-first-{cell.n}"
+        write_first_outputs(source, SampleStore(place, run_id), cell.n)
+        return SampleStore(place, run_id, read_only=True)
+
+    # -- the groups of a seed ----------------------------------------------------------------------------------------
+
+    async def _sample_after(self, before: "asyncio.Task[SeedGroups] | None", seed: int) -> SeedGroups:
+        if before is not None:
+            await before
+        groups = self._subject.groups(seed)
+        done = self._subject.directory.prior_examination(seed)
+        if not done.exists():
+            await self._sample(groups, done)
+        return groups
+
+    async def _sample(self, groups: SeedGroups, done: Path) -> None:
+        recipe, directory = groups.recipe, groups.directory
+        saved = seed_recipe(self._subject.recipe, recipe.seed, self._subject.directory)
+        check_config(directory, saved)
+        save_config(directory, saved, self._subject.facts)
+        services = self._services.of_run(recipe, directory)
+        async with self._free:  # a learner takes the place of a cell's
+            await publish_prior(recipe, services)
+        tracker = _quiet_tracker(recipe, directory)
+        try:
+            evaluation = await sample_groups(groups, services, tracker)
+        finally:
+            tracker.close()
+        result = evaluation.result("test", 0)
+        self._say(
+            f"seed {recipe.seed}: {len(groups.training_leases())} leases of groups sampled and scored; the prior wins "
+            f"{result.train_rm_win_rate or 0:.1f} % of test prompts, mean reward {result.mean_reward:.3f}"
+        )
+        write_examination(done, await examine(self._services.examiner, directory, 0, groups))
+
+
+def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | None:
+    """The learning rate of a method, once its grid is trained; None where all of it failed."""
+    found = {cell.learning_rate: read_cell(directory, cell) for cell in grid}
+    return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
+
+
+def unfinished(directory: ComparisonDirectory, plan: Plan) -> bool:
+    """Whether anything of a plan is left to train."""
+    for method in plan.request.methods:
+        grid = plan.grid(method)
+        rate = chosen_rate(directory, grid)
+        if rate is None or not all(is_finished(directory, cell) for cell in [*grid, *plan.after_grid(method, rate)]):
+            return True
+    return False
+
+
+def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:
+    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, Console(quiet=True))

@@ -1,0 +1,185 @@
+"""What all cells of a seed begin with: groups of every round from the prior, and the prior's evaluation.
+
+They are sampled and scored once, by the same leases, samplers and scorers as in a run. One more round, which nobody
+trains on, has groups of validation prompts: on these the methods' likelihoods are examined.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.config.recipe import Recipe
+from common.config.validation import identity_settings
+from common.identity import digest
+from common.leases import Lease
+from common.rewards import stored_rewards
+from common.schemas import GROUPS, PRIOR, SCORES
+from common.store import SampleStore
+from deploy.compare.likelihoods import Row, StoredValues
+from deploy.draws import DrawnPrompts
+from deploy.evaluation import Evaluation
+from deploy.lease_plan import LeasePlan
+from deploy.preflight import Inputs
+from deploy.production import Production
+from deploy.rounds import Rounds
+from deploy.run_directory import RunDirectory
+from deploy.services import Services
+from deploy.tracking import Tracker
+from deploy.work import Work, training_scorers
+
+HELD_BACK_GROUPS = 64
+"""Groups of validation prompts, and of the first round, that are examined."""
+
+
+def seed_run_id(recipe: Recipe) -> str:
+    """The run that a seed's groups are those of, for all cells of the seed: what is learned from them has no say."""
+    settings = identity_settings(recipe.model_dump(mode="json"))
+    decisive = {name: value for name, value in settings.items() if not name.startswith(("objective.", "learner."))}
+    return digest("comparison", decisive)
+
+
+@dataclass(frozen=True)
+class SeedGroups:
+    """The groups of one seed.
+
+    Attributes:
+        run_id: see `seed_run_id`.
+        recipe: the seed's, see `seed_recipe`, with `{world}` replaced.
+        directory: of stores, versions and logs; a run directory that ends with version 0.
+        inputs: the prompts.
+    """
+
+    run_id: str
+    recipe: Recipe
+    directory: RunDirectory
+    inputs: Inputs
+
+    def open(self, *, read_only: bool = True) -> SampleStore:
+        """The store of the groups."""
+        return SampleStore(self.directory.own_store, self.run_id, read_only=read_only)
+
+    def open_evaluation(self, *, read_only: bool = True) -> SampleStore:
+        """The store of the prior's evaluation."""
+        return SampleStore(self.directory.evaluation, self.run_id, read_only=read_only)
+
+    def plan(self) -> LeasePlan:
+        """Of these groups."""
+        return LeasePlan(self.run_id, self.recipe.seed, self.recipe.sampler.lease_prompts, self.directory.policies)
+
+    def evaluation(self, store: SampleStore) -> Evaluation:
+        """Of the prior."""
+        return Evaluation(self.recipe, store, self.plan(), self.inputs.held_back, evaluation_scorers(self.recipe))
+
+    def training_leases(self) -> list[Lease]:
+        """All rounds' leases, from version 0, and those of the round that nobody trains on."""
+        recipe, plan = self.recipe, self.plan()
+        draws = DrawnPrompts(recipe.algorithm, self.inputs.train, recipe.seed)
+        rounds = recipe.algorithm.rounds
+        drawn = [(round_, draws.prompts(round_)) for round_ in range(rounds)]
+        held_back = (rounds, self.inputs.held_back["validation"][:HELD_BACK_GROUPS])
+        return [
+            lease
+            for round_, prompts in [*drawn, held_back]
+            for lease in plan.leases("train", round_, 0, recipe.sampling.n, prompts)
+        ]
+
+    def examined(self, store: SampleStore, round_: int) -> StoredValues:
+        """Rewards and prior log-probabilities of a round's groups that are examined.
+
+        Args:
+            store: of the groups.
+            round_: `algorithm.rounds` is the one of held-back prompts.
+        """
+        leases = [lease for lease in self.training_leases() if lease.round == round_]
+        ids = [name for lease in leases for name in lease.group_ids][:HELD_BACK_GROUPS]
+        rewards = stored_rewards(store, ids, self.recipe.reward)["values"].to_pylist()
+        prior = store.scores(ids, PRIOR)["values"].to_pylist()
+        return StoredValues(ids, [_floats(row) for row in rewards], [_floats(row) for row in prior])
+
+
+def _floats(row: list[float | None]) -> Row:
+    return np.array(row, dtype=np.float64)  # None -> NaN
+
+
+def evaluation_scorers(recipe: Recipe) -> list[str]:
+    """The scorers of held-back outputs: all."""
+    return [PRIOR, *recipe.scorers]
+
+
+async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker) -> Evaluation:
+    """Sample and score what is missing; version 0 is published.
+
+    Args:
+        groups: to complete.
+        services: samplers and scorers, which may be shared.
+        tracker: of the seed's directory.
+
+    Returns:
+        The prior's evaluation, complete.
+
+    Raises:
+        PipelineError, UserError: see `Conductor.run`.
+    """
+    recipe = groups.recipe
+    store, evaluated = groups.open(read_only=False), groups.open_evaluation(read_only=False)
+    evaluation = groups.evaluation(evaluated)
+    schedule = Rounds(recipe.algorithm, DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed), recipe.seed)
+    work = Work(
+        store=store,
+        schedule=schedule,
+        training_scorers=training_scorers(recipe),
+        started_scorers=list(services.scorers),
+        leases=None,
+        evaluation=evaluation,
+    )
+    leases = groups.training_leases()
+    wanted = [name for lease in leases for name in lease.group_ids]
+    await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
+    async with asyncio.TaskGroup() as tasks:
+        production = Production(recipe, work, tracker, services)
+        production.start(tasks)
+        production.carry_on(0)
+        await production.enqueue(lease for lease in leases if not all(map(store.has_group, lease.group_ids)))
+        await production.enqueue(evaluation.leases_after(0))
+        await production.until(lambda: schedule.are_ready(wanted) or None, f"the groups of seed {recipe.seed}")
+        await production.until(
+            lambda: all(evaluation.is_complete(split, 0) for split in ("validation", "test")) or None,
+            f"the prior's evaluation with seed {recipe.seed}",
+        )
+        production.stop()
+    return evaluation
+
+
+async def publish_prior(recipe: Recipe, services: Services) -> None:
+    """Have a learner of the seed's own publish version 0: a policy that equals the prior."""
+    try:
+        step = await services.learner.start(recipe.timeouts.start)
+        await services.learner.call("publish", 0, step, timeout=recipe.timeouts.step)
+    finally:
+        services.learner.kill()
+
+
+def write_first_outputs(source: SampleStore, target: SampleStore, n: int) -> None:
+    """Copy groups and scores to another store, each with its first n outputs alone.
+
+    A group of fewer outputs is copied as it is. What was copied before is not copied again.
+    """
+    for batch in source.batches():
+        ids = batch["group_id"].to_pylist()
+        target.append_groups(_with_first(batch, "outputs", n, GROUPS))
+        for facts in source.scorers():
+            scored = [name for name in ids if source.has_score(name, facts.name)]
+            if scored:
+                rows = source.scores(scored, facts.name).combine_chunks().to_batches()[0]
+                target.append_scores(_with_first(rows, "values", n, SCORES))
+
+
+def _with_first(batch: pa.RecordBatch, column: str, n: int, schema: pa.Schema) -> pa.RecordBatch:
+    place = batch.schema.get_field_index(column)
+    first = pc.list_slice(batch[column], 0, n, return_fixed_size_list=False).cast(schema.field(column).type)
+    return pa.RecordBatch.from_arrays(
+        [first if index == place else array for index, array in enumerate(batch.columns)], schema=schema
+    )

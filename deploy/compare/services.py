@@ -1,0 +1,70 @@
+"""The services of a comparison: samplers, scorers and an examiner for all cells, and a learner for each."""
+
+from dataclasses import dataclass, replace
+
+import ray
+from ray.actor import ActorHandle
+
+from common.config.recipe import Recipe
+from common.policies import ProposalModel
+from deploy.actors import actor_options, make_services
+from deploy.cluster import required_resources
+from deploy.compare.examiner import ExaminerActor
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.seed_groups import evaluation_scorers
+from deploy.run_directory import RunDirectory
+from deploy.services import Pool, Services
+
+
+@dataclass(frozen=True)
+class SharedServices:
+    """Pools that hold nothing of any run: a lease names the registry of its versions.
+
+    Attributes:
+        shared: samplers and scorers; its learner is never started.
+        examiner: likelihoods of trained versions.
+        model: what the versions are versions of.
+    """
+
+    shared: Services
+    examiner: Pool
+    model: ProposalModel
+
+    async def start(self) -> None:
+        """Begin to start the examiner: the others start with the first who needs them."""
+        await self.examiner.start()
+
+    def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
+        """The services of one run: its own learner, and the shared pools."""
+        own = make_services(recipe, directory, self.model, [])
+        return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
+
+    def kill(self) -> None:
+        """End all actors."""
+        self.shared.kill()
+        self.examiner.kill()
+
+
+def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: ProposalModel) -> SharedServices:
+    """The services of a comparison, not yet started."""
+    home = directory.services
+
+    def spawn(_name: str, log_path: str) -> ActorHandle:
+        actor = ray.remote(ExaminerActor).options(**actor_options(recipe.prior))
+        return actor.remote(recipe.model_dump(mode="json"), log_path)
+
+    return SharedServices(
+        shared=make_services(recipe, home, model, evaluation_scorers(recipe)),
+        examiner=Pool("examiner", 1, spawn, home, recipe.timeouts.start),
+        model=model,
+    )
+
+
+def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
+    """CPU and GPU that all services reserve together while `parallel` cells are trained side by side."""
+    needs = required_resources(recipe, evaluation_scorers(recipe))
+    learner, prior = recipe.learner, recipe.prior
+    return {
+        "CPU": round(needs["CPU"] + (parallel - 1) * learner.ranks * learner.cpus + prior.cpus, 3),
+        "GPU": round(needs["GPU"] + (parallel - 1) * learner.ranks * learner.gpus + prior.gpus, 3),
+    }
