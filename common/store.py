@@ -12,6 +12,7 @@ is harmless: the first one stays, the second is dropped before it is written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.schemas import KINDS, batch_from_rows
+from common.storage.claims import Claim, claimed
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
 from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
@@ -77,6 +79,7 @@ class SampleStore:
         self._kinds = self._opening.kinds
         self.root = self._opening.place.uri
         self.run_id = self._opening.run_id
+        self._claim: Claim | None = None
 
     @property
     def damaged(self) -> list[str]:
@@ -84,6 +87,20 @@ class SampleStore:
         return self._opening.damaged
 
     # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Be the one that records steps; others may append groups and scores meanwhile.
+
+        Raises:
+            UserError: another process is, or the store cannot be written.
+        """
+        with claimed(self._opening.place) as self._claim:
+            try:
+                self.refresh()  # what the one before has recorded
+                yield
+            finally:
+                self._claim = None
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """Commit groups; returns how many were new.
@@ -105,8 +122,10 @@ class SampleStore:
         """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash).
 
         Raises:
-            UserError: as for `append_groups`.
+            UserError: as for `append_groups`; or this process was silent for so long that another trains here now.
         """
+        if self._claim is not None:
+            self._claim.check()
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 

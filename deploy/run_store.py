@@ -1,6 +1,7 @@
 """The stores that a run trains from: its own, or its own over another's, which is only read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,6 +78,9 @@ class StoredSamples(Protocol):
 class RunStore(StoredSamples, Protocol):
     """A store that a run writes to."""
 
+    def training(self) -> AbstractContextManager[None]:
+        """See `SampleStore.training`."""
+
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """See `SampleStore.append_groups`."""
 
@@ -119,6 +123,10 @@ class OverlaidStore:
         return [*self._upper.damaged, *self._lower.damaged]
 
     # -- writing -----------------------------------------------------------------------------------------------------
+
+    def training(self) -> AbstractContextManager[None]:
+        """Be the one that records steps in the upper store."""
+        return self._upper.training()
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """Commit groups to the upper store."""

@@ -90,6 +90,18 @@ def test_writers_share_it_and_compaction_endangers_no_reader(uri: str) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_one_conductor_at_a_time_trains_on_it(uri: str) -> None:
+    first, second = filled(uri), SampleStore(uri, "run")
+    with first.training():
+        with pytest.raises(UserError, match="is being trained on by process"), second.training():
+            pass
+        assert first.append_step(step(7, ["0-a"])) == 1
+    with second.training():
+        assert second.step_groups(7) == ["0-a"]
+    assert objects(uri, "claims") == []
+
+
+@pytest.mark.timeout(60)
 def test_a_damaged_object_is_named_and_set_aside(uri: str) -> None:
     filled(uri)
     place = open_object_store(uri)
