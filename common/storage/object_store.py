@@ -47,6 +47,8 @@ def open_object_store(uri: str) -> "ObjectStore":
 class ObjectStore:
     """Objects below a prefix."""
 
+    fetches = True
+
     def __init__(self, uri: str, file_system: fs.FileSystem, root: str) -> None:
         self.uri = shown(uri)
         self._files = file_system

@@ -41,6 +41,8 @@ class Place(Protocol):
 
     uri: str
     """How messages name the place: without the keys that its URI may hold."""
+    fetches: bool
+    """Whether reading a file again brings its bytes anew, over a network: then they are checked anew."""
 
     def prepare(self) -> None:
         """Make the place writable, as far as that needs doing."""
@@ -70,6 +72,8 @@ class Place(Protocol):
 
 class LocalPlace:
     """A directory of this machine, or of a file system mounted on it."""
+
+    fetches = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
