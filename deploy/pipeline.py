@@ -75,7 +75,8 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
 
             def start(resolved: Recipe) -> dict[str, Any]:
                 work = inputs.work(resolved, recipe_digest(recipe), directory)
-                return Run(resolved, directory, work, model, watch, console).to_the_end()
+                with work.store.training():
+                    return Run(resolved, directory, work, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved, reporter(console))
     show(console, directory, summary)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import digest
+from common.storage.places import shown
 from common.store import SampleStore
 from deploy.draws import StoredGroups
 from deploy.rounds import RecordedSteps, Rounds, Schedule
@@ -73,8 +74,8 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     named = {str(source.store.root)} | ({str(source.directory.root)} if source.directory else set())
     if named & {str(directory.root), str(directory.store)}:
         raise UserError(
-            f"store.uri={recipe.store.uri} is the store of this run itself, which is not to change by training from "
-            f"it; set another run.dir."
+            f"store.uri={shown(recipe.store.uri)} is the store of this run itself, which is not to change by "
+            f"training from it; set another run.dir."
         )
     index = source.store.index()
     index = index.filter(pc.less(index["round"], recipe.algorithm.rounds))

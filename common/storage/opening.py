@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.schemas import KINDS
 from common.storage.catalogue import Catalogue
 from common.storage.checksums import checksum
+from common.storage.claims import DIRECTORY as CLAIMS
 from common.storage.compaction import SMALL, Author, compact, remove_superseded
 from common.storage.facts import claim
 from common.storage.names import commit_name, plain_file
@@ -126,7 +127,7 @@ class Opening:
 
     def _remove_unfinished(self) -> None:
         if isinstance(self.place, LocalPlace):
-            for directory in ("", "index", *KINDS):
+            for directory in ("", "index", CLAIMS, *KINDS):
                 self.place.remove_unfinished(directory, _UNFINISHED_SECONDS)
 
 

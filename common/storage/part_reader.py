@@ -1,4 +1,4 @@
-"""Reading parts: each is checked once in an opening, and only as many stay mapped as a process may have."""
+"""Reading parts: each is checked before its first row, and only as many stay in memory as a process may have."""
 
 from collections import OrderedDict
 
@@ -55,7 +55,7 @@ class PartReader:
 
     def _content(self, path: str, file: str) -> pa.Buffer:
         try:
-            if file in self._verified:
+            if file in self._verified and not self._place.fetches:
                 return self._place.read(f"{self._kind}/{file}")
             content = self._place.read_checked(f"{self._kind}/{file}", checksum_of(file))
         except FileNotFoundError:

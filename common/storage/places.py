@@ -7,6 +7,7 @@ file survives a power cut. Files are never changed after that.
 import contextlib
 import mmap
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Place(Protocol):
 
     uri: str
     """How messages name the place: without the keys that its URI may hold."""
+    fetches: bool
+    """Whether reading a file again brings its bytes anew, over a network: then they are checked anew."""
 
     def prepare(self) -> None:
         """Make the place writable, as far as that needs doing."""
@@ -69,6 +72,8 @@ class Place(Protocol):
 
 class LocalPlace:
     """A directory of this machine, or of a file system mounted on it."""
+
+    fetches = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -143,6 +148,19 @@ class LocalPlace:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
                     path.unlink()
+
+
+def shown(uri: str) -> str:
+    """A URI as messages may show it: without its user part and its query, either of which may hold keys."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        rest = rest[authority.rindex("@") + 1 :]
+    elif ":" in authority:  # perhaps a key that is not escaped, and holds any character
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 def open_place(uri: str | Path) -> Place:

@@ -131,7 +131,9 @@ def test_the_values_of_two_scorers_of_one_name_are_not_mixed(tmp_path: Path) -> 
     source = source_store(tmp_path, rewarded=0)
     lower = SampleStore(source, "sampled elsewhere")
     lower.append_scores(scores("reward", {"0-0": [1.0, 2.0]}, scorer_digest="another model"))
-    with pytest.raises(UserError, match=r"digest digest.*another model.*give it another name in the recipe"):
+    with pytest.raises(
+        UserError, match=r"another scorer under the name 'reward' .*another model; this one's is digest"
+    ):
         start(tmp_path, World(evaluated=False), recipe(source))
 
 

@@ -22,7 +22,7 @@ from common.storage.names import commit_name, is_part, plain_file
 from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
 from common.storage.part_files import encode_part
-from common.storage.places import LocalPlace
+from common.storage.places import LocalPlace, shown
 from common.storage.removal import Criterion, plan_removal, remove
 from common.storage.repair import repair
 from common.storage.verification import verify
@@ -586,8 +586,9 @@ def test_other_runs_and_missing_stores(root: Path) -> None:
         SampleStore(root / "nowhere", None, read_only=True)
     with pytest.raises(UserError, match="There is no sample store at"):
         Opening(root / "nowhere", None, read_only=False)
-    with pytest.raises(ValueError, match="names its run"):
-        SampleStore(root, None)
+    assert SampleStore(root, None).append_groups(groups("z")) == 1  # whichever run it belongs to
+    with pytest.raises(UserError, match="There is no sample store at"):
+        SampleStore(root / "nowhere", None)
     assert not (root / "nowhere").exists()
 
 
@@ -611,3 +612,16 @@ def test_names_of_parts() -> None:
     assert not is_part(f"1-{digest}.arrow") and not is_part(f"00000001-{digest}.parquet") and not is_part(".tmp-new-1")
     with pytest.raises(UserError, match="begin another"):
         commit_name(10**8, "89abcdef", digest)
+
+
+@pytest.mark.parametrize(
+    ("uri", "as_shown"),
+    [
+        ("runs/a@b:c", "runs/a@b:c"),
+        ("s3://bucket/a@b/store?endpoint_override=host", "s3://bucket/a@b/store"),
+        ("s3://key:secret@bucket/a@b/", "s3://bucket/a@b"),
+        ("s3://key:sec/r?et@bucket/store", "s3://bucket/store"),
+    ],
+)
+def test_messages_name_a_store_without_its_keys(uri: str, as_shown: str) -> None:
+    assert shown(uri) == as_shown
