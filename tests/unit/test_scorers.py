@@ -65,7 +65,7 @@ def reward_model(request, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, request.param, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    return load_reward_model("reward", str(tmp_path), request.param, "float32", "cpu", max_tokens=10_000)
+    return load_reward_model("reward", str(tmp_path), request.param, "float32", ["cpu"], max_tokens=10_000)
 
 
 GROUPS_OF_TEXTS = (
@@ -119,7 +119,7 @@ def test_a_reward_models_digest_depends_on_its_weights_and_type(tmp_path):
         config, weights = tiny_weights(seed=seed)
         write(tmp_path, TLDR, weights, config)
         TOKENIZER.save_pretrained(tmp_path)
-        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, "cpu", max_tokens=100).digest)
+        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, ["cpu"], max_tokens=100).digest)
     assert len(digests) == 3
 
 
@@ -129,7 +129,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     write(tmp_path, HH, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"ends texts with token {len(TOKENIZER) - 1}, the model with 3"):
-        load_reward_model("reward", str(tmp_path), HH, "float32", "cpu", max_tokens=100)
+        load_reward_model("reward", str(tmp_path), HH, "float32", ["cpu"], max_tokens=100)
 
 
 # -- prior
@@ -316,9 +316,10 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
 def test_only_a_scorer_that_asked_for_a_gpu_gets_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert build._device(0) == "cpu"
-    assert build._device(0.5) == "cuda"
+    assert build._device(0.5) == "cuda:0"
+    assert build._devices(2) == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build._device(1) == "cpu"
+    assert build._devices(2) == ["cpu"]
 
 
 def test_scores_survive_arrow():
