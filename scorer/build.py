@@ -47,7 +47,7 @@ def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySe
             load = load_prior if name == PRIOR else partial(ProposalScorer, policies=policies)
             return load(policy=policy, device=_device(section.gpus), max_tokens=MAX_TOKENS)
         case FunctionSection():
-            return load_function(name, section.function)
+            return load_function(name, section)
         case EndpointSection():
             return load_endpoint(name, section)
         case JudgeSection():

@@ -57,6 +57,7 @@ class FunctionSection(ScorerPool):
 
     kind: Literal["function"]
     function: str = Field(description="import path module:function")
+    timeout: float = Field(60, gt=0, description="seconds that a call may take, which is for the outputs of one group")
 
 
 class RemotePool(ScorerPool):

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from common.config.recipe import Recipe
+from common.config.scorers import FunctionSection
 from common.errors import PipelineError, UserError
 from deploy.cli import main
 from deploy.run_directory import run_directory, save_config
@@ -30,7 +31,7 @@ class InProcess:
     """A pool whose later calls are answered first."""
 
     def __init__(self, function: str) -> None:
-        self._scorer = load_function(function, f"{__name__}:{function}")
+        self._scorer = load_function(function, FunctionSection(kind="function", function=f"{__name__}:{function}"))
         self.calls = self.under_way = self.most = 0
 
     async def call(self, method: str, *args: Any, timeout: float) -> pa.RecordBatch:
