@@ -18,8 +18,16 @@ from deploy.cluster import ray_cluster, required_resources
 from deploy.conductor import Conductor
 from deploy.recipe_files import with_world
 from deploy.restarts import with_smaller_passes
-from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
-from deploy.stored_inputs import StoredInputs, with_absolute_source
+from deploy.run_directory import (
+    RunDirectory,
+    check_config,
+    claimed,
+    resolve_output,
+    run_directory,
+    save_config,
+    with_absolute_places,
+)
+from deploy.stored_inputs import StoredInputs
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
 from deploy.work import Work
@@ -57,7 +65,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
-    recipe = with_absolute_source(recipe)
+    recipe = with_absolute_places(recipe)
     directory = run_directory(recipe)
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:

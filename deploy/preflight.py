@@ -159,7 +159,7 @@ def check_scorer(name: str, scorer: ScorerPool) -> None:
     """Refuse a scorer whose function, checkpoint, tokenizer or token is not there or does not fit."""
     match scorer:
         case FunctionSection():
-            load_function(name, scorer.function)
+            load_function(name, scorer)
         case GPTJRewardSection():
             form = FORMATS[scorer.kind]
             tokenizer = find_checkpoint(scorer.path, form).tokenizer

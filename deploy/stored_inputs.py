@@ -5,7 +5,6 @@ The source store is only read. What the run adds (scores that were missing, its 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -83,15 +82,6 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     if steps is None:
         _check_rounds(recipe, source, index)
     return StoredInputs(source, index, steps, _notes(recipe, source, index, steps))
-
-
-def with_absolute_source(recipe: Recipe) -> Recipe:
-    """The recipe with a source that is found from any current directory, as the saved configuration must name it."""
-    uri = recipe.store.uri
-    if recipe.sampler.replicas or uri is None or "://" in uri:
-        return recipe
-    absolute = recipe.store.model_copy(update={"uri": str(Path(uri).expanduser().absolute())})
-    return recipe.model_copy(update={"store": absolute})
 
 
 def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:

@@ -166,7 +166,7 @@ class PriorSection(Section):
     """The scorer of prior log-probabilities, with the learner's numerics."""
 
     replicas: int = Field(1, ge=1)
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0, ge=0, le=1, description="GPUs a replica, one at most")
     cpus: float = Field(1, gt=0)
     threads: int = Field(1, ge=1)
 
@@ -403,6 +403,10 @@ OPERATIONAL = (
     "scorers.*.replicas",
     "scorers.*.gpus",
     "scorers.*.cpus",
+    "scorers.*.timeout",
+    "scorers.*.attempts",
+    "scorers.*.backoff",
+    "scorers.*.concurrency",
     "learner.ranks",
     "learner.gpus",
     "learner.cpus",

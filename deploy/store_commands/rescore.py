@@ -51,7 +51,7 @@ def _rescore(options: argparse.Namespace) -> int:
     store = SampleStore(location.uri, None)
     missing = store.unscored(name)
     if missing:
-        resolved = resolved_for_scoring(recipe, [name], console)
+        resolved = resolved_for_scoring(recipe, [name], location.directory or run_directory(recipe), console)
         bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
         with bar:
             task = bar.add_task("", total=len(missing))
