@@ -58,6 +58,6 @@ def sampling_work(
         schedule=Rounds(recipe.algorithm, draws, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
-        leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n),
+        leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
     )
