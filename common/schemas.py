@@ -21,6 +21,9 @@ PRIOR = "prior"
 PROPOSAL = "proposal"
 """The scorer name under which log q'(y|x) stands in SCORES where the learner's numerics compute it again."""
 
+HUMAN = "human"
+"""The scorer name under which people's choices stand in SCORES: 1 for the output that was chosen, 0 for the other."""
+
 TOKEN_IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())
 
@@ -87,6 +90,7 @@ TRAIN_BATCH = pa.schema(
         pa.field("proposal_logprobs", LOGPROBS, nullable=False),  # the same, or computed again; null where missing
         pa.field("prior_logprobs", LOGPROBS, nullable=False),  # log p(y|x); null where missing
         pa.field("rewards", LOGPROBS, nullable=False),  # null where missing
+        pa.field("gold_token_ids", TOKEN_IDS),  # null where there is no gold output, or the objective needs none
     ]
 )
 

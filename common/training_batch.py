@@ -1,6 +1,6 @@
 """GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from common.config.scorers import CombinationSection
 from common.rewards import stored_rewards
-from common.schemas import LOGPROBS, TRAIN_BATCH
+from common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
 
 
 class JoinableSamples(Protocol):
@@ -28,6 +28,7 @@ def training_batch(
     reward: str | CombinationSection,
     prior: str,
     proposal: str | None = None,
+    gold: Callable[[str], list[int]] | None = None,
 ) -> pa.RecordBatch:
     """Join groups with their rewards and their prior and proposal log-probabilities, in the given order.
 
@@ -37,6 +38,7 @@ def training_batch(
         reward: name of the scorer whose values are the rewards, or how those of several make one.
         prior: name of the scorer whose values are log p(y|x).
         proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
+        gold: a gold output's text to its token ids, where the objective needs them.
 
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
@@ -50,11 +52,18 @@ def training_batch(
         "sampler_logprobs": sampled,
         "proposal_logprobs": sampled if proposal is None else store.scores(group_ids, proposal)["values"],
         "prior_logprobs": store.scores(group_ids, prior)["values"],
+        "gold_token_ids": _gold_token_ids(groups["gold_text"], gold),
         "rewards": stored_rewards(store, group_ids, reward)["values"],
     }
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=TRAIN_BATCH)
+
+
+def _gold_token_ids(texts: pa.ChunkedArray, encode: Callable[[str], list[int]] | None) -> pa.Array:
+    if encode is None:
+        return pa.nulls(len(texts), TOKEN_IDS)
+    return pa.array([None if text is None else encode(text) for text in texts.to_pylist()], TOKEN_IDS)
 
 
 def of_another_run(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.schemas import PRIOR, PROPOSAL
 from common.training_batch import of_another_run, training_batch
 from deploy.evaluation import Evaluation, Split
+from deploy.gold import gold_encoder
 from deploy.production import Production
 from deploy.services import Services
 from deploy.tracking import Tracker
@@ -38,6 +39,7 @@ class Conductor:
         self._services = services
         self._learner = services.learner
         self._production = Production(recipe, work, tracker, services)
+        self._encode_gold = gold_encoder(recipe)
         self._admitted = 0  # rounds whose leases have been given out
         self._sampled_before: dict[int, set[str]] = {}  # ids of prompts, by round, that this start has found
 
@@ -100,7 +102,9 @@ class Conductor:
     def _batch(self, group_ids: list[str]) -> pa.RecordBatch:
         proposal = PROPOSAL if PROPOSAL in self._recipe.logprob_scorers() else None
         reward = self._recipe.reward
-        batch = training_batch(self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal)
+        batch = training_batch(
+            self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal, gold=self._encode_gold
+        )
         return of_another_run(batch) if self._leases is None else batch
 
     def _check_prior(self, step: int, metrics: dict[str, float]) -> None:

@@ -65,20 +65,27 @@ class TrainingLeases:
 
     The bound on staleness is kept by this admission. Round r's groups are trained while the newest proposal version is
     r, so a lease of round r may be sampled from version v only if r - v <= max_staleness; with max_staleness 0 that is
-    Algorithm 1 to the letter. Nothing that was sampled is ever dropped.
+    Algorithm 1 to the letter. Nothing that was sampled is ever dropped. A fixed proposal does not grow old: all rounds
+    are admitted at once, and sampled from version 0.
     """
 
-    def __init__(self, algorithm: AlgorithmSection, draws: DrawnPrompts, plan: LeasePlan, n: int) -> None:
+    def __init__(
+        self, algorithm: AlgorithmSection, draws: DrawnPrompts, plan: LeasePlan, n: int, *, fixed: bool
+    ) -> None:
         self._algorithm = algorithm
         self._draws = draws
         self._plan = plan
         self._n = n
+        self._fixed = fixed
 
     def admitted(self, version: int) -> range:
         """The rounds that may be sampled from `version` while it is the newest."""
+        if self._fixed:
+            return range(version, self._algorithm.rounds)
         return range(version, min(version + self._algorithm.max_staleness + 1, self._algorithm.rounds))
 
     def of_round(self, round_: int, version: int, sampled: set[str]) -> list[Lease]:
         """The leases of a round in which a prompt is not yet among the `sampled` ones, given by their ids."""
-        leases = self._plan.leases("train", round_, version, self._n, self._draws.prompts(round_))
+        sampled_from = 0 if self._fixed else version
+        leases = self._plan.leases("train", round_, sampled_from, self._n, self._draws.prompts(round_))
         return [lease for lease in leases if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]

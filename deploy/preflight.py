@@ -13,11 +13,12 @@ from common.identity import digest
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.prompts import PromptFile, load_prompts
-from common.schemas import PROPOSAL
+from common.schemas import HUMAN, PROPOSAL
 from deploy.evaluation import Split
 from deploy.run_directory import RunDirectory
 from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from deploy.work import Work, sampling_work
+from learner.objectives.catalogue import make_objective
 from scorer.checkpoints import find_checkpoint
 from scorer.classifier import load_classifier_tokenizer
 from scorer.client import bearer_token
@@ -53,13 +54,21 @@ def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInpu
     Raises:
         UserError: something is missing or does not fit together.
     """
+    make_objective(recipe.objective)
     return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     inputs = read_stored_inputs(recipe, directory)
+    _check_gold(recipe, inputs)
     for name, count in lacking_scores(recipe, inputs).items():
         need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
+        if name == HUMAN:
+            raise UserError(
+                f"{need}, people's choices, which objective.name={recipe.objective.name} trains on; make a store of "
+                f"pairs from a file with the columns prompt, chosen and rejected (brain store import-pairs), or choose "
+                f"dpo-sft, whose pairs the reward ranks."
+            )
         if name == PROPOSAL:
             raise UserError(
                 f"{need}, which only the run that published those versions can compute; set logprobs.proposal=sampler."
@@ -80,6 +89,20 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
                 f"store's tokenizer."
             )
     return inputs
+
+
+def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
+    if not recipe.objective.needs_gold:
+        return
+    ids = inputs.index["group_id"].to_pylist()
+    batches = inputs.source.store.batches(group_ids=ids, columns=["group_id", "gold_text"])
+    lacking = sum(batch["gold_text"].null_count for batch in batches)
+    if lacking:
+        raise UserError(
+            f"{lacking} of the {len(ids)} groups of {inputs.source.store.root} have no gold_text, which objective.name="
+            f"{recipe.objective.name} with sft_on=gold trains on; sample them with data.gold_column set, or set "
+            f"objective.sft_on=best."
+        )
 
 
 def _check_prompts(recipe: Recipe) -> Inputs:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from common.config.recipe import Recipe
 from common.leases import Prompt
-from common.schemas import PRIOR
+from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation, Split
@@ -43,6 +43,8 @@ class Work:
 
 def training_scorers(recipe: Recipe) -> list[str]:
     """The scorers whose values a group must have before it is trained on."""
+    if recipe.objective.reward == HUMAN:
+        return [*recipe.logprob_scorers(), HUMAN]
     return [*recipe.logprob_scorers(), *(name for name, scorer in recipe.scorers.items() if scorer.use == "training")]
 
 
@@ -58,6 +60,6 @@ def sampling_work(
         schedule=Rounds(recipe.algorithm, draws, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
-        leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n),
+        leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
     )

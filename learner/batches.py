@@ -1,7 +1,6 @@
 """TRAIN_BATCH record batches as tensors, converted once."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from common.errors import PipelineError
-from learner.objectives.brain import MIN_OUTPUTS
+from common.identity import seed_from
 from learner.objectives.values import GroupValues
 
 Completion = torch.Tensor  # [tokens] int64
@@ -29,7 +28,10 @@ class GroupBatch:
         sampler_logprobs: log q' as the sampler computed it; NaN where there is no output.  # [b, n] float32
         proposal_logprobs: log q' as the objective uses it; NaN where missing.  # [b, n] float32
         rewards: NaN where missing.  # [b, n] float32
-        valid: an output is there, and none of its values is missing.  # [b, n] bool
+        valid: an output is there, none of its values is missing, and (once `narrowed`) the objective uses it.
+            # [b, n] bool
+        golds: [gold tokens] int64 of each prompt whose gold output the objective needs, else None.
+        seeds: of what an objective draws for a group.  # [b] int64
     """
 
     group_ids: list[str]
@@ -42,32 +44,61 @@ class GroupBatch:
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
     valid: torch.Tensor
+    golds: list[Completion | None]
+    seeds: torch.Tensor
 
-    @cached_property
+    @property
     def trained(self) -> torch.Tensor:
-        """Whether a prompt has enough valid outputs to be trained on.  # [b] bool."""
-        return self.valid.sum(dim=1) >= MIN_OUTPUTS
+        """Whether a prompt has an output to be trained on.  # [b] bool."""
+        return self.valid.any(dim=1)
+
+    @property
+    def computed(self) -> torch.Tensor:
+        """The texts whose log q_θ a step needs: valid outputs, and in the last column gold ones.  # [b, n + 1] bool."""
+        has_gold = torch.tensor([gold is not None for gold in self.golds], dtype=torch.bool)
+        return torch.cat([self.valid, (has_gold & self.trained)[:, None]], dim=1)
+
+    def text(self, group: int, column: int) -> Completion:
+        """The tokens of a text that is `computed`."""
+        if column < self.valid.shape[1]:
+            return self.completions[group][column]
+        gold = self.golds[group]
+        assert gold is not None, "only what is there is computed"
+        return gold
+
+    def narrowed(self, used: torch.Tensor) -> "GroupBatch":
+        """The batch as an objective trains it: what it does not use is not valid.  # [b, n] bool."""
+        return replace(self, valid=self.valid & used)
 
     def values(self, policy_logprobs: torch.Tensor, groups: list[int] | None = None) -> GroupValues:
         """What an objective is given.
 
         Args:
-            policy_logprobs: log q_θ(y|x) of those groups.  # [groups, n]
+            policy_logprobs: log q_θ of those groups' texts, gold in the last column.  # [groups, n + 1]
             groups: all, if not given.
         """
-        rows = slice(None) if groups is None else groups
+        rows = list(range(len(self.golds))) if groups is None else groups
+        has_gold = torch.tensor([self.golds[row] is not None for row in rows], dtype=torch.bool)
         return GroupValues(
-            policy_logprobs,
-            self.prior_logprobs[rows],
-            self.proposal_logprobs[rows],
-            self.rewards[rows],
-            self.valid[rows],
+            policy_logprobs=policy_logprobs[:, :-1],
+            prior_logprobs=self.prior_logprobs[rows],
+            proposal_logprobs=self.proposal_logprobs[rows],
+            rewards=self.rewards[rows],
+            valid=self.valid[rows],
+            lengths=self.lengths[rows],
+            gold_logprobs=torch.where(has_gold, policy_logprobs[:, -1], torch.nan),
+            seeds=self.seeds[rows],
+            log_partition=0.0,
         )
 
+    def stored_values(self) -> GroupValues:
+        """What is known before the policy is asked; its log-probabilities are zeros."""
+        return self.values(torch.zeros(self.computed.shape))
+
     def trained_tokens(self) -> int:
-        """Tokens of the prompts, counted once, and of the outputs that the batch trains on."""
+        """Tokens of the prompts, counted once, and of the texts that the batch trains on."""
         prompts = sum(len(self.prompts[row]) for row in self.trained.nonzero().flatten().tolist())
-        return prompts + int(self.lengths[self.valid & self.trained[:, None]].sum())
+        return prompts + sum(len(self.text(*place)) for place in self.computed.nonzero().tolist())
 
     def collapsed(self) -> float:
         """Share of the groups, of those with outputs to compare, whose outputs are all the same."""
@@ -79,8 +110,12 @@ class GroupBatch:
         return sum(distinct) / len(distinct) if distinct else 0.0
 
 
-def group_batch(batch: pa.RecordBatch) -> GroupBatch:
+def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
     """Convert a TRAIN_BATCH.
+
+    Args:
+        batch: the rows.
+        seed: of the run; with a group's id it gives the group's seed.
 
     Raises:
         PipelineError: a group's columns disagree about the number of its outputs, or a value is NaN or
@@ -107,6 +142,8 @@ def group_batch(batch: pa.RecordBatch) -> GroupBatch:
         completions=[flat[start:end] for start, end in pairwise(starts)],
         lengths=lengths,
         valid=present & ~missing,
+        golds=_golds(batch["gold_token_ids"]),
+        seeds=torch.tensor([seed_from("group", seed, name) for name in group_ids], dtype=torch.int64),
         **values,
     )
 
@@ -130,6 +167,12 @@ def _padded_values(
         names = ", ".join(group_ids[row] for row in odd.any(dim=1).nonzero().flatten().tolist())
         raise PipelineError(f"{name!r} is NaN or infinite in group {names}: a value that is missing must be null.")
     return padded
+
+
+def _golds(column: pa.ListArray) -> list[Completion | None]:
+    there = column.is_valid().to_pylist()
+    tokens = iter(_token_lists(column.drop_null()))
+    return [next(tokens) if is_there else None for is_there in there]
 
 
 def _token_lists(lists: pa.ListArray) -> list[torch.Tensor]:

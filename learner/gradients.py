@@ -25,7 +25,7 @@ class BatchResult:
     """A batch's loss, the same on every rank.
 
     Attributes:
-        policy_logprobs: log q_θ before the step, NaN where it was not needed.  # [b, n]
+        policy_logprobs: log q_θ of the outputs before the step, NaN where it was not needed.  # [b, n]
         objective: losses and metrics of the whole batch.
     """
 
@@ -38,7 +38,7 @@ def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, budget: T
 
     Args:
         engine: one rank; all ranks must call with the same batch.
-        batch: the whole batch.
+        batch: the whole batch, narrowed to what the objective uses.
         loss: the objective; a prompt's loss must depend on that prompt's values alone.
         budget: of one forward pass.
     """
@@ -47,9 +47,8 @@ def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, budget: T
     run.compute_split([[micro for unit in share if len(unit) > 1 for micro in unit] for share in shares])
     run.add_gradient([[micro for unit in share for micro in unit] for share in shares])
     policy = engine.sum_over_ranks(run.policy_logprobs)
-    computed = batch.valid & batch.trained[:, None]
-    policy = torch.where(computed, policy, torch.nan)
-    return BatchResult(policy, loss(batch.values(policy)))
+    policy = torch.where(batch.computed, policy, torch.nan)
+    return BatchResult(policy[:, :-1], loss(batch.values(policy)))
 
 
 class _Run:
@@ -61,7 +60,7 @@ class _Run:
     """
 
     def __init__(self, engine: Engine, batch: GroupBatch, loss: Loss) -> None:
-        self.policy_logprobs = torch.zeros(batch.valid.shape)  # [b, n], filled in for this rank's outputs
+        self.policy_logprobs = torch.zeros(batch.computed.shape)  # [b, n + 1], filled in for this rank's texts
         self._engine = engine
         self._batch = batch
         self._loss = loss
@@ -98,7 +97,7 @@ class _Run:
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
         batch = self._batch
         return self._engine.logprobs(
-            [(batch.prompts[part.group], [batch.completions[part.group][i] for i in part.outputs]) for part in micro]
+            [(batch.prompts[part.group], [batch.text(part.group, column) for column in part.outputs]) for part in micro]
         )
 
     def _record(self, micro: MicroBatch, values: torch.Tensor) -> None:
@@ -107,7 +106,7 @@ class _Run:
             self.policy_logprobs[part.group, part.outputs] = part_values
 
     def _coefficients(self, groups: list[int]) -> torch.Tensor:
-        """∂(Σ of the groups' losses)/∂log q_θ, 0 in other rows.  # [b, n]."""
+        """∂(Σ of the groups' losses)/∂log q_θ, 0 in other rows.  # [b, n + 1]."""
         leaf = self.policy_logprobs[groups].requires_grad_()
         losses = self._loss(self._batch.values(leaf, groups)).losses
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)

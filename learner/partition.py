@@ -15,7 +15,7 @@ from learner.batches import GroupBatch
 
 @dataclass(frozen=True)
 class Part:
-    """Some outputs of one group: a row of [b, n], and columns in it."""
+    """Some texts of one group: a row of [b, n + 1], and columns in it; the last column is the gold output's."""
 
     group: int
     outputs: list[int]
@@ -29,7 +29,7 @@ Unit = list[MicroBatch]
 
 
 def plan(batch: GroupBatch, ranks: int, budget: TokenBudget) -> list[list[Unit]]:
-    """Each rank's units: a contiguous share of the prompts that are trained, with their valid outputs.
+    """Each rank's units: a contiguous share of the prompts that are trained, with the texts to compute.
 
     Args:
         batch: the whole batch, the same on every rank.
@@ -69,10 +69,11 @@ def _units(batch: GroupBatch, groups: list[int], budget: TokenBudget) -> list[Un
 
 
 def _parts(batch: GroupBatch, group: int, budget: TokenBudget) -> list[Part]:
-    outputs = batch.valid[group].nonzero().flatten().tolist()
+    outputs = batch.computed[group].nonzero().flatten().tolist()
     return [Part(group, outputs[piece]) for piece in budget.parts(*_lengths(batch, group))]
 
 
 def _lengths(batch: GroupBatch, group: int) -> tuple[int, list[int]]:
-    """Tokens of the prompt, and of each valid output."""
-    return len(batch.prompts[group]), batch.lengths[group, batch.valid[group]].tolist()
+    """Tokens of the prompt, and of each text to compute."""
+    columns = batch.computed[group].nonzero().flatten().tolist()
+    return len(batch.prompts[group]), [len(batch.text(group, column)) for column in columns]

@@ -106,7 +106,7 @@ class Stepper:
         if not rows:
             return
         self._checked = True
-        outputs = [groups.completions[rows[0]][index] for index in groups.valid[rows[0]].nonzero().flatten().tolist()]
+        outputs = [groups.text(rows[0], column) for column in groups.computed[rows[0]].nonzero().flatten().tolist()]
         check = self._policy.check_packed((groups.prompts[rows[0]], outputs), self.max_tokens)
         if check is not None and not all(self._engine.gather(check.passed)):
             self._policy.padded_because = (

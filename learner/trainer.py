@@ -19,8 +19,7 @@ from learner.checkpoint import CheckpointDirectory
 from learner.engine_protocol import Engine, EngineType
 from learner.gradients import BatchResult
 from learner.memory_plan import footprint, tokens_of_a_pass
-from learner.objectives.catalogue import OBJECTIVES
-from learner.objectives.values import GroupValues, ObjectiveResult
+from learner.objectives.catalogue import make_objective
 from learner.policy import Policy, load_policy
 from learner.randomness import random_state, seed_all, set_random_state
 from learner.schedule import learning_rate
@@ -52,6 +51,7 @@ class Trainer:
         self._engine_type = engine_type
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", recipe.learner.keep_checkpoints)
         self._registry = PolicyRegistry(run_dir / "policies")
+        self._objective = make_objective(recipe.objective)
         self._notes: list[str] = []  # for the report of the next step
         self._policy: Policy
         self._engine: Engine
@@ -76,7 +76,7 @@ class Trainer:
         self._stepper = Stepper(
             self._policy,
             self._engine,
-            self._loss,
+            self._objective,
             recipe.learner,
             max_tokens=recipe.learner.micro_batch_tokens or min(self._engine.gather(self._token_budget())),
             note=self._say,
@@ -100,6 +100,7 @@ class Trainer:
         self.step = state.step
         self._engine.load_parameter_states(state.updates, parameters.state_of)
         self._stepper.take_up(state.lessons)
+        self._objective.partition = state.partition
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
@@ -123,10 +124,12 @@ class Trainer:
         started = time.perf_counter()
         if step != self.step + 1:
             raise PipelineError(f"the learner is at step {self.step} and was asked for step {step}.")
-        groups = group_batch(batch)
+        stored = group_batch(batch, self._recipe.seed)
+        groups = stored.narrowed(self._objective.used(stored.stored_values()))
+        self._objective.observe(groups.stored_values())
         rate = learning_rate(step, self._recipe.learner, self._recipe.algorithm)
         result, norm = self._stepper.take(step, groups, rate)
-        metrics = {**_batch_metrics(groups, result), "learning_rate": rate}
+        metrics = {**_batch_metrics(stored, groups, result), "learning_rate": rate}
         if norm is not None:
             metrics["grad_norm"] = norm
         elif result.objective.trained.any():
@@ -150,7 +153,14 @@ class Trainer:
         self._check_position(step, "save")
         if not self._exists(self._checkpoints.has(step)):
             digest, updates = settings_digest(self._recipe), self._engine.updates()
-            state = TrainingState(step, updates, digest, self._engine.gather(random_state()), self._stepper.lessons())
+            state = TrainingState(
+                step,
+                updates,
+                digest,
+                self._engine.gather(random_state()),
+                self._stepper.lessons(),
+                self._objective.partition,
+            )
             parameters = self._engine.parameter_states()
             if self._engine.rank == 0:
                 self._checkpoints.save(step, lambda directory: write_training_state(directory, state, parameters))
@@ -198,10 +208,6 @@ class Trainer:
         )
         return tokens_of_a_pass(needs, self._policy.device, learner.gpus)
 
-    def _loss(self, values: GroupValues) -> ObjectiveResult:
-        settings = self._recipe.objective
-        return OBJECTIVES[settings.name](values, settings)
-
     def _check_position(self, step: int, what: str) -> None:
         if step != self.step:
             raise PipelineError(f"the learner is at step {self.step} and was asked to {what} step {step}.")
@@ -246,12 +252,13 @@ def _go_through(gathering: Iterable[object]) -> None:
         pass
 
 
-def _batch_metrics(groups: GroupBatch, result: BatchResult) -> dict[str, float]:
+def _batch_metrics(stored: GroupBatch, groups: GroupBatch, result: BatchResult) -> dict[str, float]:
+    """Of a batch as it is stored, and as the objective uses it."""
     trained = result.objective.trained
     metrics = {
         "trained_prompts": float(trained.sum()),
         "skipped_prompts": float((~trained).sum()),
-        "missing_outputs": float(sum(map(len, groups.completions)) - groups.valid.sum()),
+        "missing_outputs": float(sum(map(len, stored.completions)) - stored.valid.sum()),
         "groups_collapsed": groups.collapsed(),
         "tokens": float(groups.trained_tokens()),
     }

@@ -4,7 +4,8 @@
                               "exp_avg/<name>" and "exp_avg_sq/<name>"; these are absent before an update
     random.pt                 the generators' states of each rank
     state.json                step, AdamW's count of updates, digest of the settings that decide what is learned, and
-                              what the steps have shown (skipped ones, memory, padding)
+                              what the steps have shown (skipped ones, memory, padding), and
+                              an objective's running mean
 
 Frozen weights are not in it. The position in the stream of groups and in the schedule of the learning rate is the step:
 the sample store says which groups trained which step.
@@ -23,6 +24,7 @@ from common.errors import UserError
 from common.identity import digest
 from common.nn.shards import ShardReader, write_shards
 from learner.engine_protocol import ParameterState
+from learner.objectives.policy_gradients import RunningMean
 from learner.randomness import RandomState
 from learner.stepper import Lessons
 
@@ -41,6 +43,7 @@ class TrainingState:
     settings_digest: str
     random_states: list[RandomState]
     lessons: Lessons
+    partition: RunningMean
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -60,6 +63,7 @@ def write_training_state(
         "settings_digest": state.settings_digest,
         "updates": state.updates,
         "lessons": asdict(state.lessons),
+        "partition": asdict(state.partition),
     }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
@@ -77,7 +81,14 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
             f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
         )
     random_states = torch.load(directory / _RANDOM, weights_only=True)
-    return TrainingState(facts["step"], facts["updates"], expected_digest, random_states, Lessons(**facts["lessons"]))
+    return TrainingState(
+        step=facts["step"],
+        updates=facts["updates"],
+        settings_digest=expected_digest,
+        random_states=random_states,
+        lessons=Lessons(**facts["lessons"]),
+        partition=RunningMean(**facts["partition"]),
+    )
 
 
 class SavedParameters:

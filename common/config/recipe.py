@@ -9,9 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.objectives import ON_PRIOR_SAMPLES, BrainSection, ObjectiveSection
 from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
-from common.schemas import PRIOR, PROPOSAL
+from common.schemas import HUMAN, PRIOR, PROPOSAL
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -194,15 +195,6 @@ class LogprobsSection(Section):
     )
 
 
-class ObjectiveSection(Section):
-    """The loss (paper, equations 12-14) and the goodness model (15, 19)."""
-
-    name: Literal["brain"] = "brain"
-    reward: str = Field("reward", description="a scorer, whose values are the rewards, or a name under `rewards`")
-    goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
-    temperature: float = Field(1.0, gt=0, description="gamma: rewards are divided by it")
-
-
 class AlgorithmSection(Section):
     """Algorithm 1: how many proposals, prompts and updates."""
 
@@ -211,6 +203,11 @@ class AlgorithmSection(Section):
     updates_per_round: int = Field(200, ge=1, description="k")
     batch_prompts: int = Field(8, ge=1, description="groups an optimiser step")
     buffer: Literal["latest", "accumulate"] = "latest"
+    proposal: Literal["updated", "fixed"] | None = Field(
+        None,
+        description="fixed: every round is sampled from the prior, and published versions are only evaluated; default: "
+        "as in the objective's paper",
+    )
     max_staleness: int = Field(
         0,
         ge=0,
@@ -296,7 +293,7 @@ class Recipe(Section):
     rewards: dict[Name, CombinationSection] = Field({}, description="rewards that are made of several scorers' values")
     prior: PriorSection = PriorSection()
     logprobs: LogprobsSection = LogprobsSection()
-    objective: ObjectiveSection = ObjectiveSection()
+    objective: ObjectiveSection = BrainSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     learner: LearnerSection = LearnerSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -309,11 +306,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        for name in (PRIOR, PROPOSAL):
+        for name, meaning in _TAKEN.items():
             if name in self.scorers:
-                raise ValueError(
-                    f"scorers.{name}: `{name}` is the name of the {name}'s log-probabilities; choose another"
-                )
+                raise ValueError(f"scorers.{name}: `{name}` is the name of {meaning}; choose another")
         truth = self.evaluation.truth
         if truth is not None:
             self._require_scorers([truth], "evaluation.truth", self.scorers)
@@ -336,11 +331,46 @@ class Recipe(Section):
         for name, combination in self.rewards.items():
             self._require_scorers(combination.weights, f"rewards.{name}.weights", self.scorers)
         reward = self.objective.reward
-        if reward not in self.rewards:
+        if reward not in self.rewards and reward != HUMAN:
             self._require_scorers([reward], "objective.reward", [*self.scorers, *self.rewards])
-        for name in [reward] if isinstance(self.reward, str) else self.reward.weights:
+        for name in self.reward_scorers():
             if self.scorers[name].use != "training":
                 raise ValueError(f"scorers.{name}.use must be `training`: the objective's reward needs it")
+        return self
+
+    def reward_scorers(self) -> list[str]:
+        """The scorers whose values make the objective's reward; none where people's choices do."""
+        if self.objective.reward == HUMAN:
+            return []
+        return [self.reward] if isinstance(self.reward, str) else list(self.reward.weights)
+
+    @property
+    def has_fixed_proposal(self) -> bool:
+        """Whether every round is sampled from version 0, the prior."""
+        if self.algorithm.proposal is not None:
+            return self.algorithm.proposal == "fixed"
+        return self.objective.OFFLINE or self.objective.name in ON_PRIOR_SAMPLES
+
+    @model_validator(mode="after")
+    def _the_objective_has_what_it_needs(self) -> Self:
+        name = self.objective.name
+        if name in ON_PRIOR_SAMPLES and self.algorithm.proposal == "updated":
+            raise ValueError(
+                f"objective.name={name} is defined on outputs of the prior, and algorithm.proposal=updated samples "
+                f"from newer versions; remove that setting, or choose another objective"
+            )
+        if self.objective.needs_gold and self.sampler.replicas and self.data.gold_column is None:
+            raise ValueError(
+                f"objective.name={name} with sft_on=gold trains on gold texts, and data.gold_column names no column of "
+                f"the prompt files; name it, or set objective.sft_on=best"
+            )
+        if self.objective.reward == HUMAN and self.sampler.replicas:
+            raise ValueError(
+                f"objective.name={name} with reward={HUMAN} trains on pairs that people chose between, which nobody "
+                f"can sample; import a file with the columns prompt, chosen and rejected (brain store import-pairs), "
+                f"and set sampler.replicas=0 and store.uri to the result; or choose dpo-sft, whose pairs the reward "
+                f"ranks"
+            )
         return self
 
     def _require_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> None:
@@ -398,6 +428,12 @@ class Recipe(Section):
             )
         return self
 
+
+_TAKEN = {
+    PRIOR: "the prior's log-probabilities",
+    PROPOSAL: "the proposal's log-probabilities",
+    HUMAN: "people's choices between two outputs",
+}
 
 OPERATIONAL = (
     "run.*",

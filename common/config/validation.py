@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from common.config.objectives import OBJECTIVE_NAMES, ObjectiveBase
 from common.config.recipe import OPERATIONAL, Recipe
 from common.errors import UserError
 from common.identity import digest
@@ -42,12 +43,24 @@ def _sentence(problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"setting {field} is required and missing."
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        if location == ["objective"]:
+            return _unknown_objective(problem["input"])
         return f"{field}.kind must be one of {', '.join(_kinds(location))}."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
         return f"{field}: {message}." if field else f"{message}."
     return f"{field}={problem['input']!r} is refused: {message}."
+
+
+def _unknown_objective(settings: Any) -> str:
+    name = settings.get("name") if isinstance(settings, Mapping) else settings
+    near = difflib.get_close_matches(str(name), OBJECTIVE_NAMES, n=1, cutoff=0.4)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return (
+        f"objective.name={name!r} is no objective; {meant}There are {', '.join(OBJECTIVE_NAMES)}, or your own as "
+        f"module:function."
+    )
 
 
 def valid_names(location: list[str]) -> list[str]:
@@ -96,6 +109,8 @@ def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
 
 
 def _tags(section: type[BaseModel]) -> tuple[str, ...]:
+    if issubclass(section, ObjectiveBase):
+        return (section.__name__,)
     field = section.model_fields.get("kind")
     return typing.get_args(field.annotation) if field else ()
 

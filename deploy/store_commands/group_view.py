@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import GoodnessSection
 from common.errors import UserError
 from common.schemas import PRIOR, PROPOSAL
 from deploy.run_store import StoredSamples
@@ -83,7 +83,7 @@ def group_view(
     store: StoredSamples,
     group: str,
     ranked_by: str | None,
-    goodness: ObjectiveSection,
+    goodness: GoodnessSection,
     policy: np.ndarray | None = None,
 ) -> GroupView:
     """Gather what the store holds of a group.

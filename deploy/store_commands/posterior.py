@@ -5,10 +5,10 @@ The learner's own (learner/objectives/brain.py) are the same numbers, which test
 
 import numpy as np
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import GoodnessSection
 
 
-def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: ObjectiveSection) -> np.ndarray:
+def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection) -> np.ndarray:
     """The logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant; NaN where one of them is missing.
 
     Args:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import BrainSection, GoodnessSection
 from common.schemas import PRIOR, PROPOSAL
 from deploy.source import Source, open_source, ranking_scorer
 from deploy.store_commands.group_view import GroupView, find_group, group_view
@@ -40,13 +40,21 @@ def _show(options: argparse.Namespace) -> int:
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking_scorer(source, options.scorer) if scored or options.scorer else None
-    objective = source.recipe.objective if source.recipe else ObjectiveSection()
+    objective = _goodness(source)
     policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
     view = group_view(source.store, group, ranked_by, objective, policy)
     show_group(view, terminal(), full=options.full)
     for note in _notes(view, source, ranked_by, objective, options.policy):
         terminal().print(note, soft_wrap=True, style="dim")
     return 0
+
+
+def _goodness(source: Source) -> GoodnessSection:
+    """The run's goodness model; where its objective has none of its own, the paper's at the run's γ."""
+    if source.recipe is None:
+        return BrainSection()
+    objective = source.recipe.objective
+    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
@@ -111,7 +119,7 @@ def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
 
 
 def _notes(
-    view: GroupView, source: Source, ranked_by: str | None, objective: ObjectiveSection, version: int | None
+    view: GroupView, source: Source, ranked_by: str | None, objective: GoodnessSection, version: int | None
 ) -> list[str]:
     notes = []
     if ranked_by is None or view.alpha is None:

@@ -7,87 +7,103 @@ For one prompt with outputs y_1..y_n ~ q', all in log space and float32:
     loss_x = Σ_i α_i (log α_i − log β_i)                                                       (13, 14)
 
 Its gradient is −Σ_i (α_i − β_i) ∇ log q_θ(y_i) (12; Theorem 4.2): toward the posterior, with the policy's own
-importance-weighted samples as the baseline.
+importance-weighted samples as the baseline. With one output α = β = 1: no gradient.
 """
 
 import torch
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import GoodnessSection
 from learner.objectives.goodness import log_goodness
-from learner.objectives.values import GroupValues, ObjectiveResult
-
-MIN_OUTPUTS = 2
-"""With one output α = β = 1: no gradient."""
+from learner.objectives.masked import at_least, masked_log_softmax
+from learner.objectives.values import GroupValues
 
 
-def brain(values: GroupValues, settings: ObjectiveSection) -> ObjectiveResult:
-    """The BRAIn loss of each prompt, with the quantities that the paper asks to watch.
+def two_or_more(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
+    """All outputs of prompts that have at least two.  # [b, n]."""
+    return at_least(2, values.valid)
 
-    A slot that is not valid is −inf in both softmaxes, so that it is as if it had never been sampled. A
-    prompt with fewer than two valid outputs is not trained.
+
+def brain(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
+    """The BRAIn loss of each prompt.
+
+    A slot that is not valid is −inf in both softmaxes, so that it is as if it had never been sampled.
 
     Args:
         values: [b, n] log-probabilities and rewards.
         settings: goodness model and temperature.
 
     Returns:
-        Losses [b], all ≥ 0.
+        [b], all ≥ 0.
 
     Example:
         n = 2, r = (1, 0), q_θ = q' = p: α = (0.7311, 0.2689), β = (0.5, 0.5), so
         loss = 0.7311·log(0.7311/0.5) + 0.2689·log(0.2689/0.5) = 0.1109, and
         its gradient for log q_θ is β − α = (−0.2311, +0.2311).
     """
-    trained = values.valid.sum(dim=-1) >= MIN_OUTPUTS  # [b]
-    used = values.valid & trained[:, None]  # [b, n]
-    proposal = values.proposal_logprobs.float()
-    with torch.no_grad():
-        posterior = log_goodness(values.rewards.float(), settings) + values.prior_logprobs.float() - proposal
-        log_alpha = masked_log_softmax(posterior, used)
-    log_beta = masked_log_softmax(values.policy_logprobs.float() - proposal, used)
-    alpha = log_alpha.exp().masked_fill(~used, 0.0)
-    # Elsewhere −inf − −inf, times α = 0, is NaN, and so would its gradient be.
-    log_ratio = torch.where(used, log_alpha - log_beta, 0.0)
-    losses = (alpha * log_ratio).sum(dim=-1)
-    beta = log_beta.detach().exp().masked_fill(~used, 0.0)
-    return ObjectiveResult(losses, trained, _metrics(values, alpha, beta, losses.detach(), used))
+    return self_normalised_kl(posterior_log_weights(values, settings), _log_beta(values), values.valid)
 
 
-def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """Log-softmax over the used slots of each row; −inf in the others.
-
-    A row without any used slot would be NaN throughout, and its gradient too; it is taken over zeros instead,
-    and its values mean nothing.
+def brain_no_baseline(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
+    """−Σ_i α_i log q_θ(y_i): BRAIn with β = 0 (paper, §9.3).
 
     Args:
-        scores: read only where used.  # [b, n]
-        used: [b, n] bool
+        values: [b, n] log-probabilities and rewards.
+        settings: goodness model and temperature.
 
     Returns:
-        [b, n]
+        [b]
+
+    Example:
+        n = 2, r = (1, 0), log q_θ = log q' = log p = (−3, −3): α = (0.7311, 0.2689), loss = 3, and its
+        gradient for log q_θ is −α.
     """
-    has_any = used.any(dim=-1, keepdim=True)
-    fill = torch.where(has_any, -torch.inf, 0.0)  # [b, 1]
-    return torch.where(used, scores, fill).log_softmax(dim=-1)
+    log_alpha = posterior_log_weights(values, settings)
+    return -torch.where(values.valid, log_alpha.exp() * values.policy_logprobs, 0.0).sum(dim=-1)
 
 
-@torch.no_grad()
-def _metrics(
-    values: GroupValues, alpha: torch.Tensor, beta: torch.Tensor, losses: torch.Tensor, used: torch.Tensor
-) -> dict[str, float]:
-    trained = used.any(dim=-1)
-    if not trained.any():
-        return {}
-    rewards = torch.where(used, values.rewards.float(), 0.0)
-    drift = torch.where(used, values.policy_logprobs.float() - values.prior_logprobs.float(), 0.0)
-    by_prompt = {
+def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
+    """KL(softmax(r) ‖ softmax(log q_θ − log p)): BRAIn with q' = p, whatever was recorded (paper, §9.2).
+
+    Args:
+        values: [b, n] log-probabilities and rewards; the proposal's are not read.
+        settings: goodness model and temperature.
+
+    Returns:
+        [b], all ≥ 0.
+
+    Example:
+        n = 2, r = (1, 0), log q_θ − log p = (0.5, 0): softmax(r) = (0.7311, 0.2689) and softmax(s) =
+        (0.6225, 0.3775), so loss = 0.0263.
+    """
+    log_alpha = masked_log_softmax(log_goodness(values.rewards, settings), values.valid).detach()
+    return self_normalised_kl(log_alpha, masked_log_softmax(values.log_ratios, values.valid), values.valid)
+
+
+def posterior_log_weights(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
+    """Log α, without gradient; −inf where not valid.  # [b, n]."""
+    with torch.no_grad():
+        goodness = log_goodness(values.rewards, settings)
+        return masked_log_softmax(goodness + values.prior_logprobs - values.proposal_logprobs, values.valid)
+
+
+def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Σ_i α_i (log α_i − log β_i) over the valid slots.  # [b, n] -> [b]."""
+    alpha = torch.where(valid, log_alpha.exp(), 0.0)
+    # Elsewhere −inf − −inf, times α = 0, is NaN, and so would its gradient be.
+    return (alpha * torch.where(valid, log_alpha - log_beta, 0.0)).sum(dim=-1)
+
+
+def posterior_metrics(values: GroupValues, settings: GoodnessSection) -> dict[str, torch.Tensor]:
+    """What the paper asks to watch: how the posterior's weights spread, and how far the policy is from them."""
+    log_alpha = posterior_log_weights(values, settings)
+    alpha = torch.where(values.valid, log_alpha.exp(), 0.0)
+    return {
         "ess_alpha": 1 / alpha.square().sum(dim=-1),
-        "ess_beta": 1 / beta.square().sum(dim=-1),
         "alpha_max": alpha.amax(dim=-1),
-        "kl_alpha_beta": losses,
-        "reward_mean": rewards.sum(dim=-1) / used.sum(dim=-1),
-        "reward_posterior": (alpha * rewards).sum(dim=-1),
-        # KL(q_θ‖p), the outputs of q' weighted to stand for q_θ's.
-        "kl_policy_prior": (beta * drift).sum(dim=-1),
+        "kl_alpha_beta": self_normalised_kl(log_alpha, _log_beta(values), values.valid),
+        "reward_posterior": (alpha * values.rewards).sum(dim=-1),
     }
-    return {name: float(column[trained].mean()) for name, column in by_prompt.items()}
+
+
+def _log_beta(values: GroupValues) -> torch.Tensor:
+    return masked_log_softmax(values.policy_logprobs - values.proposal_logprobs, values.valid)

@@ -3,10 +3,10 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import GoodnessSection
 
 
-def log_goodness(rewards: torch.Tensor, settings: ObjectiveSection) -> torch.Tensor:
+def log_goodness(rewards: torch.Tensor, settings: GoodnessSection) -> torch.Tensor:
     """Rewards to log-goodness.
 
     γ (`objective.temperature`, 1 in the paper) divides the reward in both models: r/γ takes the place of r.

@@ -1,11 +1,21 @@
-"""What an objective is given, and what it returns."""
+"""What an objective is given, and what comes out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from common.config.recipe import ObjectiveSection
+Losses = Callable[["GroupValues", Any], torch.Tensor]
+"""A loss: the values and the settings of its section to one number a prompt, [b]; whatever stands where `valid.any(-1)`
+is false is not used. A prompt's loss depends on that prompt's values alone."""
+
+Used = Callable[["GroupValues", Any], torch.Tensor]
+"""Which of the valid outputs a loss reads, [b, n] bool; it must not look at the policy's log-probabilities, since only
+for these outputs will they be computed. Of the outputs that it has chosen it chooses all."""
+
+Metrics = Callable[["GroupValues", Any], dict[str, torch.Tensor]]
+"""What a family reports besides: [b] numbers, of which the trained prompts' mean is taken."""
 
 
 @dataclass(frozen=True)
@@ -15,11 +25,16 @@ class GroupValues:
     What stands in a slot that is not valid is never used, NaN included.
 
     Attributes:
-        policy_logprobs: log q_θ(y|x), the only one that carries a gradient.  # [b, n] float32
+        policy_logprobs: log q_θ(y|x); only this and that of gold carry a gradient.  # [b, n] float32
         prior_logprobs: log p(y|x).  # [b, n] float32
         proposal_logprobs: log q'(y|x) of the distribution sampled from.  # [b, n] float32
         rewards: r(x, y).  # [b, n] float32
-        valid: the slot holds an output, and none of its values is missing.  # [b, n] bool
+        valid: the slot holds an output that takes part.  # [b, n] bool
+        lengths: tokens of each output.  # [b, n] int64
+        gold_logprobs: log q_θ of the gold output; NaN where the objective needs none.  # [b] float32
+        seeds: of what is drawn for a group, the same whenever it is trained.  # [b] int64
+        log_partition: log Z, the running mean of P/q' over what has been trained, this step included; 0 where the
+            objective needs none.
     """
 
     policy_logprobs: torch.Tensor
@@ -27,6 +42,31 @@ class GroupValues:
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
     valid: torch.Tensor
+    lengths: torch.Tensor
+    gold_logprobs: torch.Tensor
+    seeds: torch.Tensor
+    log_partition: float
+
+    def without_gaps(self) -> "GroupValues":
+        """With zeros, and lengths of one, in slots that are not valid: nothing there can become NaN."""
+        return replace(
+            self,
+            policy_logprobs=torch.where(self.valid, self.policy_logprobs, 0.0),
+            prior_logprobs=torch.where(self.valid, self.prior_logprobs, 0.0),
+            proposal_logprobs=torch.where(self.valid, self.proposal_logprobs, 0.0),
+            rewards=torch.where(self.valid, self.rewards, 0.0),
+            lengths=torch.where(self.valid, self.lengths, 1).clamp(min=1),
+        )
+
+    @property
+    def log_ratios(self) -> torch.Tensor:
+        """S = log q_θ − log p.  # [b, n]."""
+        return self.policy_logprobs - self.prior_logprobs
+
+    @property
+    def per_token(self) -> torch.Tensor:
+        """L = log q_θ / |y|.  # [b, n]."""
+        return self.policy_logprobs / self.lengths.clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +87,3 @@ class ObjectiveResult:
     def loss(self) -> torch.Tensor:
         """The mean over the trained prompts, 0 where there is none: what a step minimises."""
         return self.losses.sum() / self.trained.sum().clamp(min=1)
-
-
-Objective = Callable[[GroupValues, ObjectiveSection], ObjectiveResult]
-"""A loss as a pure function of what the store holds and of the policy's log-probabilities."""

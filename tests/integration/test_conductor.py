@@ -137,7 +137,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     tracker.recovered(store)
     draws = DrawnPrompts(recipe.algorithm, TRAIN, 0)
     scorers = [PRIOR, "reward"]
-    leases = TrainingLeases(recipe.algorithm, draws, plan, n=2)
+    leases = TrainingLeases(recipe.algorithm, draws, plan, n=2, fixed=recipe.has_fixed_proposal)
     work = Work(store, Rounds(recipe.algorithm, draws, 0), scorers, scorers, leases, evaluation)
     conductor = Conductor(recipe, work, tracker, cast(Services, services))
     try:

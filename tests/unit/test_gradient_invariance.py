@@ -6,15 +6,15 @@ import random
 import pytest
 import torch
 
-from common.config.recipe import LearnerSection, ObjectiveSection
+from common.config.objectives import BrainSection
+from common.config.recipe import LearnerSection
 from common.nn.logprobs import SequenceLogprobs
 from common.nn.packing import TokenBudget
-from learner.batches import group_batch
 from learner.gradients import accumulate_gradient
-from learner.objectives.brain import brain
+from learner.objectives.catalogue import make_objective
 from tests.unit.plain_engine import PlainEngine
 from tests.unit.tiny_models import gptj, llama
-from tests.unit.train_batches import random_rows, train_batch, train_row
+from tests.unit.train_batches import random_rows, train_batch, train_row, trained_batch
 
 MODELS = {"llama": llama, "gptj": gptj}
 ODD_ROWS = [
@@ -28,8 +28,7 @@ ODD_ROWS = [
 ROWS = [*random_rows(0, groups=3, n=5), *ODD_ROWS]
 
 
-def loss(values):
-    return brain(values, ObjectiveSection())
+loss = make_objective(BrainSection())
 
 
 class Rank(PlainEngine):
@@ -46,7 +45,7 @@ def gradient(model, rows, budget, ranks=1):
     for rank in range(ranks):
         logprobs = SequenceLogprobs(model)
         model.zero_grad()
-        accumulate_gradient(Rank(logprobs, rank, ranks), group_batch(train_batch(*rows)), loss, budget)
+        accumulate_gradient(Rank(logprobs, rank, ranks), trained_batch(train_batch(*rows)), loss, budget)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
         own = torch.cat([grad.flatten() for grad in grads])
         total = own if total is None else total + own
@@ -55,8 +54,8 @@ def gradient(model, rows, budget, ranks=1):
 
 def textbook(model, rows):
     """All logits of one sequence at a time, and autograd through the loss of the whole batch."""
-    batch = group_batch(train_batch(*rows))
-    logprobs = torch.zeros(batch.valid.shape)
+    batch = trained_batch(train_batch(*rows))
+    logprobs = torch.zeros(batch.computed.shape)
     for row, (prompt, outputs) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
         for column, output in enumerate(outputs):
             logits = model(torch.cat([prompt, output])[None]).logits[0]

@@ -22,11 +22,11 @@ def test_groups_of_different_sizes_are_padded():
     assert completions == [[[1, 2], [3]], [[4, 5, 6], [], [1]]]
     assert batch.lengths.tolist() == [[2, 1, 0], [3, 0, 1]]
     assert batch.valid.tolist() == [[True, False, False], [True, True, True]]
-    assert batch.trained.tolist() == [False, True]
+    assert batch.trained.tolist() == [True, True]
     expected = torch.tensor([[0.5, math.nan, math.nan], [0.0, 1.0, 2.0]])
     torch.testing.assert_close(batch.rewards, expected, equal_nan=True)
     assert batch.prior_logprobs[0, :2].tolist() == [-1.0, -2.0]
-    assert batch.trained_tokens() == 1 + 3 + 0 + 1
+    assert batch.trained_tokens() == 2 + 2 + 1 + 3 + 0 + 1
 
 
 def test_any_missing_value_makes_a_slot_invalid():

@@ -2,14 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from common.config.recipe import LearnerSection, ObjectiveSection
+from common.config.objectives import BrainSection
+from common.config.recipe import LearnerSection
 from common.nn.packing import TokenBudget
-from learner.batches import group_batch
 from learner.gradients import accumulate_gradient
-from learner.objectives.brain import brain
+from learner.objectives.catalogue import make_objective
+from tests.unit.objective_values import ALL_SETTINGS
 from tests.unit.plain_engine import PlainEngine
 from tests.unit.tiny_models import VOCABULARY
-from tests.unit.train_batches import gappy_batch, random_rows, train_batch, train_row
+from tests.unit.train_batches import gappy_batch, random_rows, train_batch, train_row, trained_batch
+
+BRAIN = BrainSection()
 
 
 class BigramPolicy(nn.Module):
@@ -30,32 +33,36 @@ def _path(steps, prompt, output):
     return steps[row[:-1], row[1:]].sum()
 
 
-def loss(values):
-    return brain(values, ObjectiveSection())
-
-
-def gradient(record_batch, max_tokens):
+def gradient(record_batch, max_tokens, settings=BRAIN):
     engine = PlainEngine(BigramPolicy(), LearnerSection())
-    result = accumulate_gradient(engine, group_batch(record_batch), loss, TokenBudget(max_tokens, packed=True))
+    batch, loss = trained_batch(record_batch, settings), objective(record_batch, settings)
+    result = accumulate_gradient(engine, batch, loss, TokenBudget(max_tokens, packed=True))
     return engine.module.table.grad, result, engine
 
 
-def reference(record_batch):
+def objective(record_batch, settings):
+    loss = make_objective(settings)
+    loss.observe(trained_batch(record_batch, settings).stored_values())
+    return loss
+
+
+def reference(record_batch, settings):
     """The loss in one piece, by autograd through everything."""
-    batch, policy = group_batch(record_batch), BigramPolicy()
-    logprobs = torch.zeros(batch.valid.shape)
+    batch, policy = trained_batch(record_batch, settings), BigramPolicy()
+    logprobs = torch.zeros(batch.computed.shape)
     for row, (prompt, outputs) in enumerate(zip(batch.prompts, batch.completions, strict=True)):
         logprobs[row, : len(outputs)] = policy([(prompt, outputs)])
-    result = loss(batch.values(logprobs))
+        logprobs[row, -1] = policy([(prompt, [batch.golds[row]])])
+    result = objective(record_batch, settings)(batch.values(logprobs))
     result.loss.backward()
     return policy.table.grad, result.loss.item()
 
 
-@pytest.mark.parametrize("max_tokens", [10_000, 60, 30, 1])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_any_partition_has_the_gradient_of_the_whole(max_tokens, seed):
-    expected, expected_loss = reference(gappy_batch(seed))
-    actual, result, _ = gradient(gappy_batch(seed), max_tokens)
+@pytest.mark.parametrize("max_tokens", [10_000, 30, 1])
+@pytest.mark.parametrize("settings", ALL_SETTINGS, ids=lambda settings: settings.name)
+def test_any_partition_has_the_gradient_of_the_whole(max_tokens, settings):
+    expected, expected_loss = reference(gappy_batch(0), settings)
+    actual, result, _ = gradient(gappy_batch(0), max_tokens, settings)
     assert result.objective.loss.item() == pytest.approx(expected_loss, rel=1e-5)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
@@ -76,7 +83,7 @@ def test_only_a_group_that_is_split_is_computed_twice():
 def test_the_log_probabilities_are_those_before_the_step_and_nan_where_not_computed():
     batch = gappy_batch(0)
     _, result, _ = gradient(batch, 30)
-    valid = group_batch(batch).valid
+    valid = trained_batch(batch).valid
     assert result.policy_logprobs[valid].isfinite().all()
     assert result.policy_logprobs[~valid].isnan().all()
 

@@ -1,9 +1,8 @@
 import pytest
 
 from common.nn.packing import TokenBudget
-from learner.batches import group_batch
 from learner.partition import Part, plan
-from tests.unit.train_batches import train_batch, train_row
+from tests.unit.train_batches import train_batch, train_row, trained_batch
 
 
 def padded(max_tokens):
@@ -15,7 +14,7 @@ def batch_of(*sizes, prompt=4, length=6):
     rows = [
         train_row(f"g{index}", prompt=[1] * prompt, outputs=[[2] * length] * size) for index, size in enumerate(sizes)
     ]
-    return group_batch(train_batch(*rows))
+    return trained_batch(train_batch(*rows))
 
 
 def test_packed_groups_share_a_micro_batch_while_there_is_room():
@@ -50,7 +49,7 @@ def test_an_output_beyond_the_budget_goes_alone():
 
 
 def test_only_valid_outputs_of_trained_prompts_are_computed():
-    batch = group_batch(
+    batch = trained_batch(
         train_batch(
             train_row("few", outputs=[[1], [2]], rewards=[1.0, None]),
             train_row("some", outputs=[[1], [2], [3]], rewards=[1.0, None, 2.0]),

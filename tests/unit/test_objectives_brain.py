@@ -1,5 +1,4 @@
 import math
-import typing
 
 import pytest
 import torch
@@ -7,44 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from common.config.recipe import ObjectiveSection
-from learner.objectives.brain import brain
+from common.config.objectives import OBJECTIVE_NAMES, BrainSection
 from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.goodness import log_goodness
-from learner.objectives.values import GroupValues
+from tests.unit.objective_values import apply, changed, columns_of, gradient, random_values, small_values
 
-SETTINGS = ObjectiveSection()
-
-
-def random_values(b=3, n=5, *, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(scale, shift):
-        return shift + scale * torch.randn(b, n, generator=generator, dtype=dtype)
-
-    return GroupValues(draw(2, -20).requires_grad_(), draw(2, -20), draw(2, -20), draw(1, 0), torch.ones(b, n).bool())
-
-
-def changed(values, **changes):
-    return GroupValues(**{**vars(values), **changes})
-
-
-def gradient(values, settings=SETTINGS):
-    result = brain(values, settings)
-    return torch.autograd.grad(result.loss, values.policy_logprobs)[0]
+SETTINGS = BrainSection()
 
 
 def test_the_worked_number():
-    rows = [[1.0, 0.0]]
-    same = torch.full((1, 2), -3.0)
-    policy = same.clone().requires_grad_()
-    values = GroupValues(policy, same, same, torch.tensor(rows), torch.ones(1, 2).bool())
+    values = small_values([-3.0, -3.0], [1.0, 0.0])
     alpha = math.e / (1 + math.e)
     expected = alpha * math.log(2 * alpha) + (1 - alpha) * math.log(2 * (1 - alpha))
-    result = brain(values, SETTINGS)
+    result = apply(values, SETTINGS)
     assert expected == pytest.approx(0.1109, abs=1e-4)
     assert result.loss.item() == pytest.approx(expected, abs=1e-6)
-    torch.testing.assert_close(gradient(values), torch.tensor([[0.5 - alpha, alpha - 0.5]]))
+    torch.testing.assert_close(
+        gradient(values, SETTINGS), torch.tensor([[0.5 - alpha, alpha - 0.5]], dtype=torch.float64)
+    )
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -57,9 +36,9 @@ def test_gradient_is_that_of_finite_differences():
             for sign in (1, -1):
                 policy = values.policy_logprobs.detach().clone()
                 policy[row, column] += sign * step
-                moved.append(brain(changed(values, policy_logprobs=policy), SETTINGS).loss.item())
+                moved.append(apply(changed(values, policy_logprobs=policy), SETTINGS).loss.item())
             numeric = (moved[0] - moved[1]) / (2 * step)
-            assert gradient(values)[row, column].item() == pytest.approx(numeric, abs=2e-4)
+            assert gradient(values, SETTINGS)[row, column].item() == pytest.approx(numeric, abs=2e-4)
 
 
 def test_gradient_is_minus_alpha_minus_beta_times_the_scores():
@@ -72,7 +51,7 @@ def test_gradient_is_minus_alpha_minus_beta_times_the_scores():
     def policy():
         return (features * weights).sum(dim=-1).tanh() - 20
 
-    loss = brain(changed(values, policy_logprobs=policy()), SETTINGS).loss
+    loss = apply(changed(values, policy_logprobs=policy()), SETTINGS).loss
     alpha = (values.rewards + values.prior_logprobs - values.proposal_logprobs).softmax(-1)
     beta = (policy().detach() - values.proposal_logprobs).softmax(-1)
     surrogate = -((alpha - beta) * policy()).sum(-1).mean()
@@ -87,8 +66,8 @@ def test_dpo_is_the_case_of_two_outputs_an_argmax_and_the_prior_as_proposal():
     wins = values.rewards.argmax(-1, keepdim=True)
     margin = log_ratio.gather(1, wins) - log_ratio.gather(1, 1 - wins)
     dpo = -logsigmoid(1.0 * margin).mean()
-    settings = ObjectiveSection(temperature=1e-6)
-    torch.testing.assert_close(brain(values, settings).loss, dpo)
+    settings = BrainSection(temperature=1e-6)
+    torch.testing.assert_close(apply(values, settings).loss, dpo)
     expected = torch.autograd.grad(dpo, values.policy_logprobs)[0]
     torch.testing.assert_close(gradient(values, settings), expected, atol=1e-6, rtol=1e-5)
 
@@ -98,39 +77,36 @@ def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(constant, s
     values = random_values(seed=seed)
     shift = torch.tensor([[constant], [0.0], [-constant]])
     shifted = changed(values, rewards=values.rewards + shift)
-    torch.testing.assert_close(brain(shifted, SETTINGS).losses, brain(values, SETTINGS).losses, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(gradient(shifted), gradient(values), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(apply(shifted, SETTINGS).losses, apply(values, SETTINGS).losses, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(gradient(shifted, SETTINGS), gradient(values, SETTINGS), atol=1e-4, rtol=1e-3)
 
 
 @given(st.permutations(range(5)), st.integers(0, 1000))
 def test_the_order_of_outputs_changes_nothing(order, seed):
     values = random_values(seed=seed)
     columns = list(order)
-    policy = values.policy_logprobs.detach()[:, columns].requires_grad_()
-    others = {name: column[:, columns] for name, column in vars(values).items() if name != "policy_logprobs"}
-    permuted = GroupValues(policy, **others)
-    torch.testing.assert_close(brain(permuted, SETTINGS).losses, brain(values, SETTINGS).losses)
-    torch.testing.assert_close(gradient(permuted), gradient(values)[:, columns])
+    permuted = columns_of(values, columns)
+    torch.testing.assert_close(apply(permuted, SETTINGS).losses, apply(values, SETTINGS).losses)
+    torch.testing.assert_close(gradient(permuted, SETTINGS), gradient(values, SETTINGS)[:, columns])
 
 
 @pytest.mark.parametrize("goodness", ["bradley-terry", "logistic"])
 @pytest.mark.parametrize("junk", [0.0, math.nan, math.inf, -math.inf])
 def test_slots_that_are_not_valid_are_as_if_they_were_absent(goodness, junk):
-    settings = ObjectiveSection(goodness=goodness)
+    settings = BrainSection(goodness=goodness)
     whole = random_values(n=5)
     valid = torch.tensor([[1, 0, 1, 1, 0]] * 3).bool()
     columns = [0, 2, 3]
-    policy = whole.policy_logprobs.detach()
-    with_gaps = GroupValues(
-        torch.where(valid, policy, 0.0).requires_grad_(),
-        torch.where(valid, whole.prior_logprobs, junk),
-        torch.where(valid, whole.proposal_logprobs, junk),
-        torch.where(valid, whole.rewards, junk),
-        valid,
+    with_gaps = changed(
+        whole,
+        policy_logprobs=torch.where(valid, whole.policy_logprobs.detach(), 0.0).requires_grad_(),
+        prior_logprobs=torch.where(valid, whole.prior_logprobs, junk),
+        proposal_logprobs=torch.where(valid, whole.proposal_logprobs, junk),
+        rewards=torch.where(valid, whole.rewards, junk),
+        valid=valid,
     )
-    others = {name: column[:, columns] for name, column in vars(whole).items() if name != "policy_logprobs"}
-    without = GroupValues(policy[:, columns].requires_grad_(), **others)
-    result, expected = brain(with_gaps, settings), brain(without, settings)
+    without = columns_of(whole, columns)
+    result, expected = apply(with_gaps, settings), apply(without, settings)
     torch.testing.assert_close(result.losses, expected.losses)
     assert result.metrics == pytest.approx(expected.metrics)
     grad = gradient(with_gaps, settings)
@@ -142,38 +118,47 @@ def test_prompts_with_fewer_than_two_valid_outputs_are_not_trained():
     values = random_values(b=4)
     valid = torch.tensor([[1] * 5, [0, 0, 1, 0, 0], [0] * 5, [1, 1, 0, 0, 0]]).bool()
     masked = changed(values, valid=valid, rewards=torch.where(valid, values.rewards, torch.nan))
-    result = brain(masked, SETTINGS)
+    result = apply(masked, SETTINGS)
     kept = [0, 3]
     assert result.trained.tolist() == [True, False, False, True]
     assert result.losses[[1, 2]].tolist() == [0, 0]
     torch.testing.assert_close(result.loss, result.losses[kept].mean())
-    assert gradient(masked)[[1, 2]].abs().max() == 0
-    assert gradient(masked)[kept].isfinite().all()
+    assert gradient(masked, SETTINGS)[[1, 2]].abs().max() == 0
+    assert gradient(masked, SETTINGS)[kept].isfinite().all()
 
 
 def test_a_batch_without_a_trained_prompt_has_no_gradient_and_no_metrics():
     values = random_values()
     empty = changed(values, valid=torch.zeros(3, 5).bool())
-    result = brain(empty, SETTINGS)
+    result = apply(empty, SETTINGS)
     assert result.loss.item() == 0
     assert result.metrics == {}
-    assert gradient(empty).abs().max() == 0
+    assert gradient(empty, SETTINGS).abs().max() == 0
 
 
 def test_extreme_log_probabilities_stay_finite():
     values = random_values(n=3)
     policy = torch.tensor([[-2000.0, -1.0, -900.0]] * 3, requires_grad=True)
     extreme = changed(values, policy_logprobs=policy, rewards=torch.tensor([[500.0, 0.0, -500.0]] * 3))
-    assert brain(extreme, SETTINGS).loss.isfinite()
-    assert gradient(extreme).isfinite().all()
+    assert apply(extreme, SETTINGS).loss.isfinite()
+    assert gradient(extreme, SETTINGS).isfinite().all()
+
+
+def ranking_accuracy(values):
+    shares = []
+    for policy, rewards in zip(values.policy_logprobs.tolist(), values.rewards.tolist(), strict=True):
+        pairs = [(i, j) for i in range(5) for j in range(5) if rewards[i] > rewards[j]]
+        shares.append(sum(policy[i] > policy[j] for i, j in pairs) / len(pairs))
+    return sum(shares) / len(shares)
 
 
 def test_the_metrics():
     values = random_values()
-    result = brain(values, SETTINGS)
+    result = apply(values, SETTINGS)
     alpha = (values.rewards + values.prior_logprobs - values.proposal_logprobs).softmax(-1)
     beta = (values.policy_logprobs.detach() - values.proposal_logprobs).softmax(-1)
     drift = values.policy_logprobs.detach() - values.prior_logprobs
+    best, worst = values.rewards.argmax(-1, keepdim=True), values.rewards.argmin(-1, keepdim=True)
     assert result.metrics == pytest.approx(
         {
             "ess_alpha": (1 / alpha.square().sum(-1)).mean().item(),
@@ -183,6 +168,9 @@ def test_the_metrics():
             "reward_mean": values.rewards.mean().item(),
             "reward_posterior": (alpha * values.rewards).sum(-1).mean().item(),
             "kl_policy_prior": (beta * drift).sum(-1).mean().item(),
+            "ranking_accuracy": ranking_accuracy(values),
+            "best_drift": drift.gather(1, best).mean().item(),
+            "worst_drift": drift.gather(1, worst).mean().item(),
         },
         rel=1e-5,
     )
@@ -190,11 +178,10 @@ def test_the_metrics():
 
 def test_goodness_models():
     rewards = torch.tensor([2.0, -1.0])
-    torch.testing.assert_close(log_goodness(rewards, ObjectiveSection(temperature=2)), rewards / 2)
-    logistic = ObjectiveSection(goodness="logistic", temperature=2)
+    torch.testing.assert_close(log_goodness(rewards, BrainSection(temperature=2)), rewards / 2)
+    logistic = BrainSection(goodness="logistic", temperature=2)
     torch.testing.assert_close(log_goodness(rewards, logistic), torch.tensor([-0.3133, -0.9741]), atol=1e-4, rtol=0)
 
 
 def test_the_recipe_can_name_exactly_the_objectives_there_are():
-    names = typing.get_args(ObjectiveSection.model_fields["name"].annotation)
-    assert set(OBJECTIVES) == set(names)
+    assert set(OBJECTIVES) == set(OBJECTIVE_NAMES)

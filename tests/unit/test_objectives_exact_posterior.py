@@ -4,8 +4,8 @@ import itertools
 
 import torch
 
-from common.config.recipe import ObjectiveSection
-from learner.objectives.brain import brain
+from common.config.objectives import BrainSection
+from learner.objectives.catalogue import make_objective
 from learner.objectives.values import GroupValues
 
 VOCABULARY, LENGTH = 4, 3
@@ -30,13 +30,24 @@ def algorithm_1(prior_table, rewards, *, rounds, updates, groups, n, seed):
     policy = prior_table.clone().requires_grad_()
     optimizer = torch.optim.Adam([policy], lr=0.03)
     prior = log_probs(prior_table)
+    brain = make_objective(BrainSection())
     for _ in range(rounds):
         proposal = log_probs(policy).detach()  # line 21: q' <- q_θ
         drawn = torch.multinomial(proposal.exp().expand(updates * groups, -1), n, replacement=True, generator=generator)
         for y in drawn.split(groups):  # [groups, n]
-            values = GroupValues(log_probs(policy)[y], prior[y], proposal[y], rewards[y], torch.ones_like(y).bool())
+            values = GroupValues(
+                log_probs(policy)[y],
+                prior[y],
+                proposal[y],
+                rewards[y],
+                valid=torch.ones_like(y).bool(),
+                lengths=torch.full_like(y, LENGTH),
+                gold_logprobs=torch.full((groups,), torch.nan),
+                seeds=torch.zeros(groups, dtype=torch.int64),
+                log_partition=0.0,
+            )
             optimizer.zero_grad()
-            brain(values, ObjectiveSection()).loss.backward()
+            brain(values).loss.backward()
             optimizer.step()
     return log_probs(policy).detach()
 

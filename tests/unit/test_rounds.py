@@ -194,7 +194,9 @@ def test_recorded_steps_come_again_in_their_order_and_end_with_the_last() -> Non
 @given(staleness=st.integers(0, 3), version=st.integers(0, 3))
 def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> None:
     section = algorithm(max_staleness=staleness, rounds=4)
-    leases = TrainingLeases(section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2)
+    leases = TrainingLeases(
+        section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False
+    )
     for round_ in leases.admitted(version):
         assert version <= round_ < 4
         assert round_ - version <= staleness
@@ -203,7 +205,7 @@ def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> No
 def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     section = algorithm()
     draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2)
+    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False)
     names = [prompt.prompt_id for prompt in draws.prompts(1)]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set())] == ["train-0001-0000", "train-0001-0001"]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]))] == ["train-0001-0001"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.recipe import ObjectiveSection
+from common.config.objectives import BrainSection
 from common.errors import DamagedPartError, UserError
 from common.statistics import Moments
 from common.store import SampleStore
@@ -16,8 +16,8 @@ from deploy.source import open_source
 from deploy.store_commands.damage import readable
 from deploy.store_commands.group_view import find_group
 from deploy.store_commands.posterior import log_weights, self_normalised
-from learner.objectives.brain import masked_log_softmax
 from learner.objectives.goodness import log_goodness
+from learner.objectives.masked import masked_log_softmax
 from tests.unit.stored_runs import REWARDS, expected_alpha, stored_run
 
 
@@ -75,7 +75,7 @@ def test_the_tools_weights_are_the_learner_s(goodness: str) -> None:
     draw = np.random.default_rng(1)
     rewards, prior, proposal = draw.normal(0, 3, (3, 16)).astype(np.float32)
     rewards[3] = prior[5] = np.nan
-    settings = ObjectiveSection.model_validate({"goodness": goodness, "temperature": 0.3})
+    settings = BrainSection.model_validate({"goodness": goodness, "temperature": 0.3})
     alpha = self_normalised(log_weights(rewards, prior, proposal, settings))
     known = torch.from_numpy(~np.isnan(rewards + prior))[None]
     theirs = log_goodness(torch.from_numpy(rewards)[None], settings) + torch.from_numpy(prior - proposal)[None]

@@ -4,7 +4,10 @@ import random
 
 import pyarrow as pa
 
+from common.config.objectives import BrainSection
 from common.schemas import TRAIN_BATCH, batch_from_rows
+from learner.batches import GroupBatch, group_batch
+from learner.objectives.catalogue import make_objective
 from tests.unit.tiny_models import VOCABULARY
 
 
@@ -18,6 +21,7 @@ def train_row(group_id, *, prompt=(5, 6, 7), outputs=((1, 2), (3,)), **changes):
         "proposal_logprobs": [-3.0] * len(outputs),
         "prior_logprobs": [-3.0] * len(outputs),
         "rewards": [float(index) for index in range(len(outputs))],
+        "gold_token_ids": None,
     }
     row |= changes
     sampled = [-3.0 if value is None else value for value in row["proposal_logprobs"]]
@@ -26,6 +30,12 @@ def train_row(group_id, *, prompt=(5, 6, 7), outputs=((1, 2), (3,)), **changes):
 
 def train_batch(*rows) -> pa.RecordBatch:
     return batch_from_rows(TRAIN_BATCH, list(rows))
+
+
+def trained_batch(batch: pa.RecordBatch, settings=None) -> GroupBatch:
+    """The batch as an objective trains it: BRAIn, unless settings of another are given."""
+    stored = group_batch(batch)
+    return stored.narrowed(make_objective(settings or BrainSection()).used(stored.stored_values()))
 
 
 def random_rows(seed, groups=3, n=4):
@@ -45,6 +55,7 @@ def random_rows(seed, groups=3, n=4):
             proposal_logprobs=logprobs,
             prior_logprobs=[value + draw.gauss(0, 1) for value in logprobs],
             rewards=[draw.gauss(0, 1) for _ in outputs],
+            gold_token_ids=tokens(6),
         )
 
     return [row(f"group-{seed}-{index}") for index in range(groups)]

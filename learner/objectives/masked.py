@@ -1,0 +1,46 @@
+"""Reductions over the valid slots of groups, with gradients that are never NaN."""
+
+import torch
+
+
+def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """Log-softmax over the used slots of each row; −inf in the others.
+
+    A row without any used slot would be NaN throughout, and its gradient too; it is taken over zeros instead,
+    and its values mean nothing.
+
+    Args:
+        scores: read only where used.  # [b, n]
+        used: [b, n] bool
+
+    Returns:
+        [b, n]
+    """
+    has_any = used.any(dim=-1, keepdim=True)
+    fill = torch.where(has_any, -torch.inf, 0.0)  # [b, 1]
+    return torch.where(used, scores, fill).log_softmax(dim=-1)
+
+
+def masked_logsumexp(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp over the used slots of the last dimension; 0 where there is none.
+
+    Args:
+        scores: finite, read only where used.  # [..., n]
+        used: [..., n] bool
+
+    Returns:
+        [...]
+    """
+    has_any = used.any(dim=-1, keepdim=True)
+    fill = torch.where(has_any, -torch.inf, 0.0)
+    return torch.where(has_any[..., 0], torch.where(used, scores, fill).logsumexp(dim=-1), 0.0)
+
+
+def masked_mean(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """The mean over the used slots of the last dimension; 0 where there is none.  # [..., n] -> [...]."""
+    return torch.where(used, values, 0.0).sum(dim=-1) / used.sum(dim=-1).clamp(min=1)
+
+
+def at_least(count: int, valid: torch.Tensor) -> torch.Tensor:
+    """The valid slots of rows that have so many of them.  # [b, n]."""
+    return valid & (valid.sum(dim=-1, keepdim=True) >= count)

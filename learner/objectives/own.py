@@ -1,0 +1,76 @@
+"""A user's own loss, by import path, tried before it trains anything."""
+
+import importlib
+
+import torch
+
+from common.config.objectives import OwnSection
+from common.errors import UserError
+from learner.objectives.brain import two_or_more
+from learner.objectives.objective import Definition
+from learner.objectives.values import GroupValues, Losses
+
+
+def load_own(settings: OwnSection) -> Definition:
+    """The function at `objective.name`, which is given (GroupValues, OwnSection) and returns a loss a prompt, [b].
+
+    Raises:
+        UserError: it cannot be imported, or does not return finite losses with a gradient.
+    """
+    module_name, _, function_name = settings.name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"objective.name: {module_name!r} cannot be imported: {error}") from error
+    function = vars(module).get(function_name)
+    if not callable(function):
+        raise UserError(f"objective.name: {module_name} has no function {function_name!r}.")
+    _try(function, settings)
+    return Definition(function, two_or_more)
+
+
+def _try(function: Losses, settings: OwnSection) -> None:
+    """Call it once, on numbers."""
+    leaf = _trial_values()
+    values = leaf.without_gaps()
+    try:
+        losses = function(values, settings)
+        problem = _problem(losses, leaf)
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"objective.name={settings.name} fails on a trial batch: {_named(error)}.") from error
+    if problem:
+        raise UserError(f"objective.name={settings.name} {problem}; docs/objectives.md says what it must return.")
+
+
+def _problem(losses: object, values: GroupValues) -> str | None:
+    prompts = len(values.policy_logprobs)
+    if not isinstance(losses, torch.Tensor) or losses.shape != (prompts,):
+        shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        return f"must return one loss a prompt, here a tensor of shape ({prompts},), and gave {shape}"
+    if not losses.requires_grad:
+        return "returns losses that do not depend on policy_logprobs, so that there is nothing to train"
+    (gradient,) = torch.autograd.grad(losses.sum(), values.policy_logprobs)
+    if not (losses.isfinite().all() and gradient.isfinite().all()):
+        return "gives losses or gradients that are not finite on a trial batch with a slot that is not valid"
+    return None
+
+
+def _trial_values() -> GroupValues:
+    """Two prompts of three outputs, one of them missing."""
+    generator = torch.Generator().manual_seed(0)
+    policy, prior, proposal, rewards = (torch.randn(2, 3, generator=generator) - 5 for _ in range(4))
+    return GroupValues(
+        policy_logprobs=policy.requires_grad_(),
+        prior_logprobs=prior,
+        proposal_logprobs=proposal,
+        rewards=rewards,
+        valid=torch.tensor([[True, True, True], [True, False, True]]),
+        lengths=torch.tensor([[3, 2, 4], [5, 1, 2]]),
+        gold_logprobs=torch.full((2,), torch.nan),
+        seeds=torch.arange(2),
+        log_partition=0.0,
+    )
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,74 @@
+"""RSO: statistical rejection sampling, then pairs of what was accepted (Liu et al. 2023, arXiv 2309.06657)."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from common.config.objectives import RsoSection
+from learner.objectives.dpo import hinge
+from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
+from learner.objectives.values import GroupValues
+
+
+def rso_used(values: GroupValues, settings: RsoSection) -> torch.Tensor:
+    """The accepted outputs that are in a pair; with up to `accepted` valid ones, all are accepted.  # [b, n]."""
+    accepted = torch.zeros_like(values.valid)
+    for row in range(len(accepted)):
+        places = values.valid[row].nonzero().flatten()
+        rewards = (values.rewards[row, places] / settings.temperature).numpy().astype(np.float64)
+        kept = rejection_sample(rewards, settings.accepted, settings.beta, int(values.seeds[row]))
+        accepted[row, places[kept]] = True
+    return in_a_pair(winners(replace(values, valid=accepted), settings.pairs))
+
+
+def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -> list[int]:
+    """Accept outputs of the prior such that those accepted look like outputs of the posterior p·exp(r/β)/Z.
+
+    Again and again through the candidates: i is accepted if u < exp((r_i − r_max)/β), u uniform on [0, 1), r_max over
+    the candidates that were left when the pass began. It ends when there are enough, or none left.
+
+    Args:
+        rewards: [n]
+        wanted: how many to accept.
+        beta: the temperature; the larger, the nearer to accepting at random.
+        seed: of the uniform numbers.
+
+    Returns:
+        Indices in the order of acceptance.
+
+    Example:
+        r = (0, 10), wanted = 1, beta = 0.5: output 0 is accepted in a pass with probability e^−20, output 1 with 1.
+    """
+    generator = np.random.RandomState(seed % 2**32)  # a frozen algorithm
+    left = list(range(len(rewards)))
+    accepted: list[int] = []
+    while left and len(accepted) < wanted:
+        highest = max(rewards[index] for index in left)
+        for index in list(left):
+            if generator.random_sample() < np.exp((rewards[index] - highest) / beta):
+                accepted.append(index)
+                left.remove(index)
+                if len(accepted) == wanted:
+                    break
+    return accepted
+
+
+def rso(values: GroupValues, settings: RsoSection) -> torch.Tensor:
+    """sigmoid-norm −log σ(γΔ) or hinge-norm max(0, 1 − γΔ), over pairs of accepted outputs.
+
+    Args:
+        values: [b, n] log-probabilities and rewards; `valid` are those that were accepted.
+        settings: pairing, loss and γ.
+
+    Returns:
+        [b]
+
+    Example:
+        γ = 0.05, Δ = 4: sigmoid-norm −log σ(0.2) = 0.5981, hinge-norm 1 − 0.2 = 0.8.
+    """
+    pairs = winners(values, settings.pairs)
+    if settings.loss == "hinge-norm":
+        return hinge(values, pairs, settings.gamma)
+    return mean_over_pairs(-logsigmoid(settings.gamma * margins(values.log_ratios)), pairs)

@@ -1,0 +1,71 @@
+"""Methods that add the likelihood of one output, as in supervised fine-tuning, to a loss of pairs."""
+
+import torch
+from torch.nn.functional import logsigmoid, relu
+
+from common.config.objectives import DpoNllSection, SftTermSection, SlicSection
+from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
+from learner.objectives.values import GroupValues
+
+
+def likelihood_of_one(values: GroupValues, settings: SftTermSection) -> torch.Tensor:
+    """Log q_θ of the gold output or of the best one: the first of the highest reward.  # [b]."""
+    if settings.needs_gold:
+        return values.gold_logprobs
+    return values.policy_logprobs.gather(1, best(values)[:, None])[:, 0]
+
+
+def best(values: GroupValues) -> torch.Tensor:
+    """The place of the first output of the highest reward.  # [b] int64."""
+    return torch.where(values.valid, values.rewards, -torch.inf).argmax(dim=-1)
+
+
+def paired_or_best(values: GroupValues, settings: SlicSection | DpoNllSection) -> torch.Tensor:
+    """The outputs of all pairs, and with `sft_on: best` the best one of groups that have a pair.  # [b, n]."""
+    used = in_a_pair(winners(values, settings.pairs))
+    if settings.sft_on == "best" and settings.sft_weight > 0:
+        used = used | _one_hot(values) & used.any(dim=-1, keepdim=True)
+    return used
+
+
+def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
+    """max(0, δ − log q_w + log q_l) − λ log q_θ(y_ref) (SLiC-HF, Zhao et al. 2023, arXiv 2305.10425, eq. 1).
+
+    Args:
+        values: [b, n] log-probabilities and rewards; the prior's are not read.
+        settings: pairing, δ (`margin`), λ (`sft_weight`) and y_ref (`sft_on`: the gold or the best output).
+
+    Returns:
+        [b]
+
+    Example:
+        δ = 1, λ = 0.1, log q_w = −10, log q_l = −10.5, log q_ref = −8: 0.5 + 0.8 = 1.3.
+    """
+    terms = relu(settings.margin - margins(values.policy_logprobs))
+    return mean_over_pairs(terms, winners(values, settings.pairs)) + _sft(values, settings)
+
+
+def dpo_nll(values: GroupValues, settings: DpoNllSection) -> torch.Tensor:
+    """−log σ(βΔ) − η log q_θ(y_best): the SFT loss as adversarial regulariser (Liu et al. 2024, arXiv 2405.16436).
+
+    Args:
+        values: [b, n] log-probabilities and rewards.
+        settings: pairing, β, η (`sft_weight`), and which output is fine-tuned on (`sft_on`).
+
+    Returns:
+        [b]
+
+    Example:
+        β = 0.1, Δ = 3, η = 0.005, log q_best = −10: 0.5544 + 0.05 = 0.6044.
+    """
+    terms = -logsigmoid(settings.beta * margins(values.log_ratios))
+    return mean_over_pairs(terms, winners(values, settings.pairs)) + _sft(values, settings)
+
+
+def _sft(values: GroupValues, settings: SftTermSection) -> torch.Tensor:
+    # A weight of zero asks for no gold, whose NaN must not come in.
+    return -settings.sft_weight * likelihood_of_one(values, settings) if settings.sft_weight else torch.zeros(())
+
+
+def _one_hot(values: GroupValues) -> torch.Tensor:
+    return torch.zeros_like(values.valid).scatter(1, best(values)[:, None], True) & values.valid
