@@ -1,7 +1,7 @@
 """What a finished cell leaves for the comparison: the evaluation of its best version, and its examination."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from common.durable import write_file
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.likelihoods import Examination
+from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Merit
 from deploy.summary import read_summary
 
@@ -86,6 +87,30 @@ def read_cell(directory: ComparisonDirectory, cell: Cell) -> CellResult | None:
         outcomes=pa.ipc.open_file(directory.outcomes(cell.name)).read_all(),
         examination=read_examination(directory.examination(cell.name)),
         seconds=summary["seconds"]["total"],
+    )
+
+
+PRIOR_METHOD = Method("prior", "prior")
+"""What stands for the policy before training where methods are listed."""
+
+
+def read_prior(directory: ComparisonDirectory, like: CellResult) -> CellResult:
+    """The prior, as if it were a method's cell.
+
+    Args:
+        directory: of the comparison.
+        like: any finished cell of the same seed, whose run has evaluated the prior.
+    """
+    cell = replace(like.cell, method=PRIOR_METHOD)
+    return CellResult(
+        cell=cell,
+        best_version=0,
+        test=like.prior,
+        prior=like.prior,
+        validation={0: like.validation[0]},
+        outcomes=pa.ipc.open_file(directory.prior_outcomes(cell.seed)).read_all(),
+        examination=read_examination(directory.prior_examination(cell.seed)),
+        seconds=0.0,
     )
 
 

@@ -2,7 +2,6 @@
 
 from common.config.recipe import Recipe
 from common.store import SampleStore
-from deploy.compare.methods import is_offline
 from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation
@@ -29,7 +28,7 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
     """
     plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, prior_run=groups.run_id)
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
-    offline = is_offline(recipe)
+    offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
     rounds_below = recipe.algorithm.rounds if offline else 1
     return Work(
@@ -37,6 +36,6 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         schedule=Rounds(recipe.algorithm, draws, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
-        leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n),
+        leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
         evaluation=Evaluation(recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
     )

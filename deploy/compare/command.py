@@ -10,9 +10,10 @@ from deploy.cluster import ray_cluster
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
 from deploy.compare.methods import method_recipe
 from deploy.compare.plan import Plan
+from deploy.compare.progress import unfinished
 from deploy.compare.report import report
 from deploy.compare.request import Request
-from deploy.compare.runner import Runner, Subject, unfinished
+from deploy.compare.runner import Runner, Subject
 from deploy.compare.services import comparison_resources, shared_services
 from deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
 from deploy.preflight import Inputs, check_inputs

@@ -49,8 +49,12 @@ class ComparisonDirectory:
         """The store of a seed's groups with their first n outputs."""
         return self.seed(seed).root / f"first-{n}"
 
+    def prior_outcomes(self, seed: int) -> Path:
+        """One row a test prompt of the prior."""
+        return self.seed(seed).root / "outcomes.arrow"
+
     def prior_examination(self, seed: int) -> Path:
-        """What the examiner says of the prior."""
+        """What the examiner says of the prior; written last, so that it marks the end of the seed's sampling."""
         return self.seed(seed).root / "examination.json"
 
     def cell(self, name: str) -> RunDirectory:

@@ -1,16 +1,16 @@
 """The methods of a comparison, and the recipe that trains one."""
 
 import difflib
-import typing
 from dataclasses import dataclass
 from typing import Any
 
-from common.config.recipe import ObjectiveSection, Recipe
+from pydantic import TypeAdapter
+
+from common.config.objectives import OBJECTIVE_NAMES, BrainSection, ObjectiveSection
+from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError
 from deploy.recipe_files import apply_override
-
-OBJECTIVE_NAMES: tuple[str, ...] = typing.get_args(ObjectiveSection.model_fields["name"].annotation)
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Method:
 
 
 def parse_method(text: str) -> Method:
-    """Read `NAME` or `NAME:setting=value:…`.
+    """Read `NAME` or `NAME:setting=value:…`; NAME may be an own loss, `module:function`.
 
     Raises:
         UserError: there is no such objective (the nearest is named), or a setting has no `=`.
     """
     name, *overrides = text.strip().split(":")
+    if name not in OBJECTIVE_NAMES and overrides and "=" not in overrides[0]:
+        return Method(text.strip(), f"{name}:{overrides[0]}", tuple(overrides[1:]))
     if name not in OBJECTIVE_NAMES:
         near = difflib.get_close_matches(name, OBJECTIVE_NAMES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVE_NAMES)}."
@@ -46,12 +48,21 @@ def parse_method(text: str) -> Method:
 
 
 def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
-    """The settings of a method's `objective` section: the recipe's own where the method knows them, then its overrides.
+    """The settings of a method's `objective` section: what the recipe sets for all methods, then its overrides.
+
+    Of the recipe's section that is what any method may have (reward, its transform, γ, goodness model) where this one
+    has it, and has no default of its own for it (as `dpo`, whose reward is people's choices). Settings that belong to
+    one method, such as β, are carried over to that method alone.
 
     Raises:
         UserError: an override cannot be read.
     """
-    settings = {**base.objective.model_dump(mode="json"), "name": method.objective}
+    given = base.objective.model_dump(mode="json", include=base.objective.model_fields_set)
+    defaults = TypeAdapter(ObjectiveSection).validate_python({"name": method.objective})
+    own, everybody = defaults.model_dump(mode="json"), BrainSection().model_dump(mode="json")
+    if base.objective.name != method.objective:
+        given = {name: value for name, value in given.items() if name in own and own[name] == everybody.get(name)}
+    settings = {**given, "name": method.objective}
     for override in method.overrides:
         apply_override(settings, override)
     return settings
@@ -74,7 +85,3 @@ def method_recipe(base: Recipe, method: Method, **sections: dict[str, Any] | int
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")
 
-
-def is_offline(recipe: Recipe) -> bool:
-    """Whether the method trains on groups from the prior alone."""
-    return recipe.objective.name not in ("brain", "brain-no-baseline")

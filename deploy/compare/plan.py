@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config.recipe import Recipe
+from common.config.validation import identity_settings
+from common.identity import digest
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method, method_recipe
 from deploy.compare.request import Request
@@ -108,3 +110,10 @@ def seed_recipe(base: Recipe, seed: int, directory: ComparisonDirectory) -> Reci
     """The recipe that the groups of a seed are sampled with, for all methods."""
     run = base.run.model_copy(update={"dir": str(directory.seed(seed).root)})
     return base.model_copy(update={"seed": seed, "run": run})
+
+
+def seed_run_id(recipe: Recipe) -> str:
+    """The run that a seed's groups are those of, for all cells of the seed: what is learned from them has no say."""
+    settings = identity_settings(recipe.model_dump(mode="json"))
+    decisive = {name: value for name, value in settings.items() if not name.startswith(("objective.", "learner."))}
+    return digest("comparison", decisive)

@@ -1,13 +1,52 @@
-"""From finished cells to compare.json, the console, plots and the page."""
+"""From finished cells to compare.json, plots, the page and the console."""
+
+import json
+import math
+from typing import Any
 
 from rich.console import Console
 
 from common.config.recipe import Recipe
+from common.durable import write_file
+from common.errors import PipelineError
+from deploy.compare.comparison import collect
 from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.page import page
 from deploy.compare.plan import Plan
+from deploy.compare.plots import as_file, draw
+from deploy.compare.tables import all_tables, failures_table, findings_table, methods_table, sizes_table
 
 
 def report(
     directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: dict[str, str], console: Console
 ) -> None:
-    """Stub."""
+    """Write all results and show the most important.
+
+    Raises:
+        PipelineError: no cell was finished.
+    """
+    comparison = collect(directory, recipe, plan, failed)
+    if not comparison.methods:
+        raise PipelineError(f"No cell of {directory.root} could be trained. {' '.join(failed.values())}")
+    write_file(directory.results, json.dumps(_finite(comparison.as_dict()), indent=1))
+    figures = draw(comparison)
+    drawn = {name: as_file(figure, "svg").decode() for name, figure in figures.items()}
+    for name, figure in figures.items():
+        write_file(directory.plots / f"{name}.svg", drawn[name])
+        write_file(directory.plots / f"{name}.png", as_file(figure, "png"))
+    write_file(directory.page, page(comparison, all_tables(comparison), drawn))
+    for make in (methods_table, findings_table, sizes_table, failures_table):
+        table = make(comparison)
+        if table.rows:
+            console.print(table.for_console())
+    for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
+        console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """Without NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

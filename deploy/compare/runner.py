@@ -14,15 +14,15 @@ from common.store import SampleStore
 from deploy.compare.cell_results import is_finished, read_cell, write_examination, write_table
 from deploy.compare.cell_work import cell_work
 from deploy.compare.examination import examine
+from deploy.compare.first_outputs import write_first_outputs
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
-from deploy.compare.plan import Cell, Plan, best_rate, cell_recipe, seed_recipe
+from deploy.compare.plan import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
+from deploy.compare.progress import chosen_rate
 from deploy.compare.seed_groups import (
     SeedGroups,
     publish_prior,
     sample_groups,
-    seed_run_id,
-    write_first_outputs,
 )
 from deploy.compare.services import SharedServices
 from deploy.conductor import Conductor, first_failure
@@ -194,23 +194,8 @@ class Runner:
             f"seed {recipe.seed}: {len(groups.training_leases())} leases of groups sampled and scored; the prior wins "
             f"{result.train_rm_win_rate or 0:.1f} % of test prompts, mean reward {result.mean_reward:.3f}"
         )
+        write_table(self._subject.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))
         write_examination(done, await examine(self._services.examiner, directory, 0, groups))
-
-
-def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | None:
-    """The learning rate of a method, once its grid is trained; None where all of it failed."""
-    found = {cell.learning_rate: read_cell(directory, cell) for cell in grid}
-    return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
-
-
-def unfinished(directory: ComparisonDirectory, plan: Plan) -> bool:
-    """Whether anything of a plan is left to train."""
-    for method in plan.request.methods:
-        grid = plan.grid(method)
-        rate = chosen_rate(directory, grid)
-        if rate is None or not all(is_finished(directory, cell) for cell in [*grid, *plan.after_grid(method, rate)]):
-            return True
-    return False
 
 
 def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:

@@ -8,15 +8,11 @@ import asyncio
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
-from common.config.validation import identity_settings
-from common.identity import digest
 from common.leases import Lease
 from common.rewards import stored_rewards
-from common.schemas import GROUPS, PRIOR, SCORES
+from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.compare.likelihoods import Row, StoredValues
 from deploy.draws import DrawnPrompts
@@ -32,13 +28,6 @@ from deploy.work import Work, training_scorers
 
 HELD_BACK_GROUPS = 64
 """Groups of validation prompts, and of the first round, that are examined."""
-
-
-def seed_run_id(recipe: Recipe) -> str:
-    """The run that a seed's groups are those of, for all cells of the seed: what is learned from them has no say."""
-    settings = identity_settings(recipe.model_dump(mode="json"))
-    decisive = {name: value for name, value in settings.items() if not name.startswith(("objective.", "learner."))}
-    return digest("comparison", decisive)
 
 
 @dataclass(frozen=True)
@@ -160,26 +149,3 @@ async def publish_prior(recipe: Recipe, services: Services) -> None:
         await services.learner.call("publish", 0, step, timeout=recipe.timeouts.step)
     finally:
         services.learner.kill()
-
-
-def write_first_outputs(source: SampleStore, target: SampleStore, n: int) -> None:
-    """Copy groups and scores to another store, each with its first n outputs alone.
-
-    A group of fewer outputs is copied as it is. What was copied before is not copied again.
-    """
-    for batch in source.batches():
-        ids = batch["group_id"].to_pylist()
-        target.append_groups(_with_first(batch, "outputs", n, GROUPS))
-        for facts in source.scorers():
-            scored = [name for name in ids if source.has_score(name, facts.name)]
-            if scored:
-                rows = source.scores(scored, facts.name).combine_chunks().to_batches()[0]
-                target.append_scores(_with_first(rows, "values", n, SCORES))
-
-
-def _with_first(batch: pa.RecordBatch, column: str, n: int, schema: pa.Schema) -> pa.RecordBatch:
-    place = batch.schema.get_field_index(column)
-    first = pc.list_slice(batch[column], 0, n, return_fixed_size_list=False).cast(schema.field(column).type)
-    return pa.RecordBatch.from_arrays(
-        [first if index == place else array for index, array in enumerate(batch.columns)], schema=schema
-    )

@@ -1,0 +1,21 @@
+"""What of a plan is done, by what lies in the comparison's directory."""
+
+from deploy.compare.cell_results import is_finished, read_cell
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.plan import Cell, Plan, best_rate
+
+
+def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | None:
+    """The learning rate of a method, once its grid is trained; None where all of it failed."""
+    found = {cell.learning_rate: read_cell(directory, cell) for cell in grid}
+    return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
+
+
+def unfinished(directory: ComparisonDirectory, plan: Plan) -> bool:
+    """Whether anything of a plan is left to train."""
+    for method in plan.request.methods:
+        grid = plan.grid(method)
+        rate = chosen_rate(directory, grid)
+        if rate is None or not all(is_finished(directory, cell) for cell in [*grid, *plan.after_grid(method, rate)]):
+            return True
+    return False

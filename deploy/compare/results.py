@@ -1,0 +1,295 @@
+"""The figures of a comparison, from its finished cells; pure, and what compare.json holds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from deploy.compare.cell_results import PRIOR_METHOD, CellResult
+from deploy.compare.inference import (
+    Estimate,
+    Floats,
+    OverOptimisation,
+    PairedDifference,
+    clustered_mean,
+    fit_over_optimisation,
+    mcnemar,
+    paired_bootstrap,
+)
+from deploy.compare.likelihoods import Examination
+
+PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class JudgeFigures:
+    """What a scorer that nobody was trained on says.
+
+    Attributes:
+        value, gold_value: mean over the outputs, and over gold.
+        win_rate, win_rate_ci95: percent of prompts whose output it prefers to gold; None without gold.
+    """
+
+    value: float
+    gold_value: float | None
+    win_rate: float | None
+    win_rate_ci95: float | None
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """A method at its learning rate: means over seeds, on test prompts, of each seed's best version on validation.
+
+    Attributes:
+        label: of the method; `prior` for the policy before training.
+        learning_rate: chosen on the first seed; None for the prior.
+        rate_at_edge: whether it is the smallest or largest of the grid.
+        seeds: over which.
+        best_versions: of each seed.
+        train_rm_win_rate, train_rm_win_rate_ci95: percent, with the half-width of `clustered_mean`'s interval.
+        train_rm_win_rate_by_seed: percent.
+        judges: by name of the scorer.
+        mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
+        examination: likelihoods.
+        seconds: a cell, from the learner's start to the end of evaluation.
+    """
+
+    label: str
+    learning_rate: float | None
+    rate_at_edge: bool
+    seeds: list[int]
+    best_versions: list[int]
+    train_rm_win_rate: float | None
+    train_rm_win_rate_ci95: float | None
+    train_rm_win_rate_by_seed: list[float]
+    judges: dict[str, JudgeFigures]
+    mean_reward: float
+    kl_to_prior: float
+    mean_tokens: float
+    ended: float
+    examination: Examination
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two methods on the same prompts and seeds.
+
+    Attributes:
+        ours, theirs: labels.
+        win_rate: difference of the train-RM win rates, percentage points; None without gold.
+        reward: difference of the mean rewards.
+        mcnemar_p: exact, of each seed on its own; empty without gold.
+    """
+
+    ours: str
+    theirs: str
+    win_rate: PairedDifference | None
+    reward: PairedDifference
+    mcnemar_p: list[float]
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """A method at one learning rate, on the first seed, evaluated on validation prompts."""
+
+    label: str
+    learning_rate: float
+    win_rate: float | None
+    mean_reward: float
+    kl_to_prior: float
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """A method trained on groups of n outputs."""
+
+    label: str
+    n: int
+    win_rate: float | None
+    win_rate_ci95: float | None
+    mean_reward: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluated version of one cell: how far it is from the prior, and what it has gained in mean reward."""
+
+    learning_rate: float
+    seed: int
+    version: int
+    distance: float
+    gain: float
+    truth_gain: float | None
+
+
+@dataclass(frozen=True)
+class RewardCurve:
+    """Reward against √KL, over all learning rates, seeds and evaluated versions of a method."""
+
+    label: str
+    points: list[CurvePoint]
+    fit: OverOptimisation | None
+    truth_fit: OverOptimisation | None
+
+
+def wins(results: Sequence[CellResult]) -> Floats | None:
+    """Whether each test prompt's output has a higher reward than gold, strictly: 1 or 0, NaN where unknown.
+
+    Returns:
+        [seeds, prompts]; None without gold.
+    """
+    return _above_gold(results, "reward")
+
+
+def rewards(results: Sequence[CellResult]) -> Floats:
+    """The test outputs' rewards, NaN where unknown.  # [seeds, prompts]."""
+    return np.stack([_column(result.outcomes, "reward") for result in results])
+
+
+def _above_gold(results: Sequence[CellResult], column: str) -> Floats | None:
+    ours = np.stack([_column(result.outcomes, column) for result in results])
+    gold = np.stack([_column(result.outcomes, f"gold_{column}") for result in results])
+    if np.isnan(gold).all():
+        return None
+    return np.where(np.isnan(ours) | np.isnan(gold), np.nan, ours > gold)
+
+
+def _column(table: pa.Table, name: str) -> Floats:
+    return table[name].to_numpy().astype(np.float64)
+
+
+def _known(values: Floats) -> Floats:
+    """Only the prompts of which every seed's value is known."""
+    return values[:, ~np.isnan(values).any(axis=0)]
+
+
+def _percentage(values: Floats | None) -> Estimate | None:
+    return None if values is None else clustered_mean(PERCENT * _known(values))
+
+
+def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: bool) -> MethodFigures:
+    """The figures of a method's cells, one for each seed, all at one learning rate."""
+    won = wins(results)
+    rate = _percentage(won)
+    tests = [result.test for result in results]
+    return MethodFigures(
+        label=label,
+        learning_rate=None if results[0].cell.method == PRIOR_METHOD else results[0].cell.learning_rate,
+        rate_at_edge=rate_at_edge,
+        seeds=[result.cell.seed for result in results],
+        best_versions=[result.best_version for result in results],
+        train_rm_win_rate=None if rate is None else rate.mean,
+        train_rm_win_rate_ci95=None if rate is None else rate.half_width,
+        train_rm_win_rate_by_seed=[] if won is None else [PERCENT * float(np.nanmean(row)) for row in won],
+        judges={name: _judge(results, name) for name in _judges(results)},
+        **{name: _mean(test[name] for test in tests) for name in _AVERAGED},
+        examination=mean_examination([result.examination for result in results]),
+        seconds=_mean(result.seconds for result in results),
+    )
+
+
+_AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _judges(results: Sequence[CellResult]) -> list[str]:
+    names = results[0].outcomes.column_names
+    return [name.removeprefix("scores.") for name in names if name.startswith("scores.")]
+
+
+def _judge(results: Sequence[CellResult], name: str) -> JudgeFigures:
+    values = np.stack([_column(result.outcomes, f"scores.{name}") for result in results])
+    gold = np.stack([_column(result.outcomes, f"gold_scores.{name}") for result in results])
+    rate = _percentage(_above_gold(results, f"scores.{name}"))
+    return JudgeFigures(
+        value=float(np.nanmean(values)),
+        gold_value=None if np.isnan(gold).all() else float(np.nanmean(gold)),
+        win_rate=None if rate is None else rate.mean,
+        win_rate_ci95=None if rate is None else rate.half_width,
+    )
+
+
+def mean_examination(examinations: Sequence[Examination]) -> Examination:
+    """Field by field."""
+    rows = [one.as_dict() for one in examinations]
+    return Examination(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+
+
+def paired_test(
+    ours: str, our_results: Sequence[CellResult], theirs: str, their_results: Sequence[CellResult]
+) -> PairedTest:
+    """Compare two methods prompt by prompt, on the seeds that both have; a prompt's value is its mean over them."""
+    shared = sorted({one.cell.seed for one in our_results} & {one.cell.seed for one in their_results})
+    us = [one for one in our_results if one.cell.seed in shared]
+    them = [one for one in their_results if one.cell.seed in shared]
+    our_wins, their_wins = wins(us), wins(them)
+    by_rate, by_seed = None, []
+    if our_wins is not None and their_wins is not None:
+        by_rate = _difference(PERCENT * our_wins, PERCENT * their_wins)
+        by_seed = [_mcnemar(a, b) for a, b in zip(our_wins, their_wins, strict=True)]
+    return PairedTest(ours, theirs, by_rate, _difference(rewards(us), rewards(them)), by_seed)
+
+
+def _difference(ours: Floats, theirs: Floats) -> PairedDifference:
+    return paired_bootstrap(_known(ours - theirs).mean(axis=0))
+
+
+def _mcnemar(ours: Floats, theirs: Floats) -> float:
+    known = ~np.isnan(ours + theirs)
+    return mcnemar(ours[known] > 0, theirs[known] > 0)
+
+
+def grid_point(result: CellResult) -> GridPoint:
+    """Of one cell of a grid."""
+    best = result.validation[result.best_version]
+    return GridPoint(
+        result.cell.method.label,
+        result.cell.learning_rate,
+        best["train_rm_win_rate"],
+        best["mean_reward"],
+        best["kl_to_prior"],
+    )
+
+
+def size_point(label: str, n: int, results: Sequence[CellResult]) -> SizePoint:
+    """Of a method's cells with n outputs a group, one a seed."""
+    rate = _percentage(wins(results))
+    reward = _mean(result.test["mean_reward"] for result in results)
+    return SizePoint(label, n, None if rate is None else rate.mean, None if rate is None else rate.half_width, reward)
+
+
+def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:
+    """Of all cells of a method with the recipe's n."""
+    points = [point for result in results for point in _curve_points(result)]
+    distances = np.array([point.distance for point in points])
+    truths = [point for point in points if point.truth_gain is not None]
+    return RewardCurve(
+        label,
+        points,
+        fit_over_optimisation(distances, np.array([point.gain for point in points])),
+        fit_over_optimisation(
+            np.array([point.distance for point in truths]),
+            np.array([point.truth_gain for point in truths], dtype=np.float64),
+        ),
+    )
+
+
+def _curve_points(result: CellResult) -> list[CurvePoint]:
+    start = result.validation[0]
+    return [
+        CurvePoint(
+            result.cell.learning_rate,
+            result.cell.seed,
+            version,
+            float(np.sqrt(max(0.0, figures["kl_to_prior"]))),
+            figures["mean_reward"] - start["mean_reward"],
+            None if figures["truth_quality"] is None else figures["truth_quality"] - start["truth_quality"],
+        )
+        for version, figures in sorted(result.validation.items())
+        if version
+    ]

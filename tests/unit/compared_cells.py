@@ -1,0 +1,103 @@
+"""Finished cells of a comparison, made up: wins and rewards are what a test says they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from common.config.recipe import Recipe
+from deploy.compare.cell_results import write_examination, write_table
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.likelihoods import Examination
+from deploy.compare.methods import Method
+from deploy.compare.plan import Cell, Plan
+from deploy.compare.request import Request
+from tests.unit.factories import recipe_settings
+
+PROMPTS = 40
+BRAIN, WARM = Method("brain", "brain"), Method("brain:temperature=2", "brain", ("temperature=2",))
+EXAMINATION = Examination(0.6, 0.9, 1.0, -1.0, 2.0, -2.0, 0.8, 0.95)
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe.model_validate(recipe_settings(sampling={"n": 8}, learner={"learning_rate": 1e-3}, **changes))
+
+
+def plan(
+    seeds: Sequence[int] = (0, 1), rates: Sequence[float] = (1e-4, 1e-3), sizes: Sequence[int] = (), n: int = 8
+) -> Plan:
+    request = Request((BRAIN, WARM), tuple(seeds), tuple(rates), tuple(sizes), (BRAIN.label,) if sizes else ())
+    return Plan(request, n)
+
+
+def outcomes(wins: int, prompts: int = PROMPTS) -> pa.Table:
+    """The first `wins` prompts are won by one unit of reward, the others lost by one."""
+    gain = np.where(np.arange(prompts) < wins, 1.0, -1.0)
+    gold = np.full(prompts, 2.0)
+    columns = {
+        "prompt_id": [f"p{number}" for number in range(prompts)],
+        "tokens": [10] * prompts,
+        "log_ratio": [0.5] * prompts,
+        "reward": gold + gain,
+        "gold_reward": gold,
+        "scores.truth": np.full(prompts, 0.7),
+        "gold_scores.truth": np.full(prompts, 0.6),
+    }
+    return pa.table(columns)
+
+
+def figures(win_rate: float, **changes: Any) -> dict[str, Any]:
+    row = {
+        "train_rm_win_rate": win_rate,
+        "train_rm_win_rate_ci95": 1.0,
+        "ties": 0.0,
+        "mean_reward": win_rate / 50,
+        "mean_gold_reward": 2.0,
+        "truth_quality": win_rate / 100,
+        "gold_truth_quality": 0.6,
+        "kl_to_prior": win_rate / 25,
+        "mean_tokens": 10.0,
+        "ended": 100.0,
+        "prompts": PROMPTS,
+        "failed": 0,
+    }
+    return {**row, **changes}
+
+
+def finish_cell(directory: ComparisonDirectory, cell: Cell, *, validation: float, wins: int) -> None:
+    """Write what a finished cell leaves; its second of three versions is the best."""
+    root = directory.cell(cell.name).root
+    root.mkdir(parents=True)
+    summary = {
+        "best_version": 1,
+        "before": figures(20.0),
+        "after": figures(100 * wins / PROMPTS),
+        "validation": {"0": figures(20.0), "1": figures(validation), "2": figures(validation - 1)},
+        "seconds": {"total": 30.0},
+    }
+    (root / "summary.json").write_text(json.dumps(summary))
+    write_table(directory.outcomes(cell.name), outcomes(wins))
+    write_examination(directory.examination(cell.name), EXAMINATION)
+
+
+def finish_seed(directory: ComparisonDirectory, seed: int) -> None:
+    """Write what the sampling of a seed leaves of the prior."""
+    write_table(directory.prior_outcomes(seed), outcomes(8))
+    write_examination(directory.prior_examination(seed), EXAMINATION)
+
+
+def finished_comparison(root: Path, work: Plan) -> ComparisonDirectory:
+    """All cells of a plan: brain is best at 1e-3 and wins 24 of 40, the other at 1e-4 and wins 16."""
+    directory = ComparisonDirectory(root)
+    merits = {(BRAIN.label, 1e-3): (60.0, 24), (WARM.label, 1e-4): (45.0, 16)}
+    rates = {BRAIN: 1e-3, WARM: 1e-4}
+    for method, rate in rates.items():
+        for cell in [*work.grid(method), *work.after_grid(method, rate)]:
+            validation, wins = merits.get((method.label, cell.learning_rate), (30.0, 12))
+            finish_cell(directory, cell, validation=validation, wins=wins if cell.n == work.n else wins - 4)
+    for seed in work.request.seeds:
+        finish_seed(directory, seed)
+    return directory

@@ -1,0 +1,81 @@
+import math
+
+import numpy as np
+import pytest
+
+from common.statistics import win_rate
+from deploy.compare.inference import clustered_mean, fit_over_optimisation, mcnemar, paired_bootstrap
+
+
+def bools(text: str) -> np.ndarray:
+    return np.array([letter == "1" for letter in text])
+
+
+def test_one_seed_has_the_paper_s_interval() -> None:
+    wins = np.array([[1.0] * 60 + [0.0] * 40])
+    estimate = clustered_mean(100 * wins)
+    expected = win_rate(wins[0].tolist(), [0.5] * 100)
+    assert estimate.mean == pytest.approx(60)
+    assert estimate.half_width == pytest.approx(expected.ci95) == pytest.approx(9.602, abs=1e-3)
+
+
+def test_a_second_seed_with_the_same_outcomes_tells_nothing_new() -> None:
+    wins = np.array([[1.0, 0.0, 1.0, 1.0]])
+    assert clustered_mean(np.vstack([wins, wins])) == clustered_mean(wins)
+
+
+def test_seeds_that_disagree_on_prompts_narrow_the_interval() -> None:
+    first = np.array([1.0, 0.0] * 50)
+    both = clustered_mean(np.stack([first, 1 - first]))
+    assert (both.mean, both.half_width) == (0.5, 0.0)  # each prompt is won by just one of them
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ("1" * 9 + "0", "0" * 9 + "1", 22 / 1024),  # 2 · (1 + 10) / 2^10
+        ("111111", "000000", 2 / 64),
+        ("1010", "1010", 1.0),
+        ("10", "01", 1.0),
+        ("1" * 9 + "0" + "1" * 500, "0" * 9 + "1" + "1" * 500, 22 / 1024),  # what both win has no say
+    ],
+)
+def test_mcnemar_is_the_binomial_test_of_the_discordant_pairs(ours: str, theirs: str, expected: float) -> None:
+    assert mcnemar(bools(ours), bools(theirs)) == pytest.approx(expected)
+    assert mcnemar(bools(theirs), bools(ours)) == pytest.approx(expected)
+
+
+def test_mcnemar_of_many_prompts_does_not_overflow() -> None:
+    ours, theirs = np.arange(6553) < 4000, np.arange(6553) >= 4000
+    assert 0 <= mcnemar(ours, theirs) < 1e-30
+
+
+def test_a_bootstrap_interval_is_the_normal_one_where_the_mean_is_normal() -> None:
+    differences = np.random.default_rng(1).normal(0.2, 1.0, size=400)
+    found = paired_bootstrap(differences)
+    half_width = 1.96 * differences.std() / math.sqrt(400)
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.low == pytest.approx(found.difference - half_width, abs=0.006)
+    assert found.high == pytest.approx(found.difference + half_width, abs=0.006)
+    z = differences.mean() / (differences.std() / math.sqrt(400))
+    assert found.p_value == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.5)
+    assert paired_bootstrap(differences) == found
+
+
+def test_no_difference_has_a_p_value_of_1_and_a_sure_one_the_smallest() -> None:
+    assert paired_bootstrap(np.zeros(10)).p_value == 1.0
+    sure = paired_bootstrap(np.ones(10), resamples=999)
+    assert (sure.low, sure.high, sure.p_value) == (1.0, 1.0, 2 / 1000)
+
+
+def test_the_over_optimisation_fit_finds_the_curve_that_made_the_points() -> None:
+    distances = np.array([0.0, 0.3, 0.7, 1.2, 2.0, 3.5])
+    gains = np.array([5.0, *(d * (1.5 - 0.8 * math.log(d)) for d in distances[1:])])  # at 0 there is no curve
+    fit = fit_over_optimisation(distances, gains)
+    assert fit is not None
+    assert (fit.a, fit.b, fit.r_squared) == pytest.approx((1.5, 0.8, 1.0))
+    assert fit.gain(np.array([2.0])) == pytest.approx([2 * (1.5 - 0.8 * math.log(2))])
+
+
+def test_two_distances_make_no_curve() -> None:
+    assert fit_over_optimisation(np.array([1.0, 1.0, 2.0, 0.0]), np.ones(4)) is None

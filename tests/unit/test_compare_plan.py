@@ -1,0 +1,133 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
+from deploy.compare.methods import parse_method
+from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
+from deploy.compare.progress import chosen_rate, unfinished
+from deploy.compare.request import Request, parse_request
+from tests.unit.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
+
+
+def request(**options: Any) -> Request:
+    given = {"objectives": "brain", "seeds": "0", "learning_rates": None, "group_sizes": None, "swept": None}
+    return parse_request(recipe(), **{**given, **options})
+
+
+def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_others() -> None:
+    work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2, 4))
+    assert [(cell.learning_rate, cell.seed) for cell in work.grid(BRAIN)] == [(1e-4, 3), (1e-3, 3)]
+    assert work.grid(WARM) == [type(cell)(WARM, cell.learning_rate, cell.seed, cell.n) for cell in work.grid(BRAIN)]
+    later = work.after_grid(BRAIN, 1e-3)
+    assert [(cell.seed, cell.n) for cell in later] == [(4, 8), (3, 2), (4, 2), (3, 4), (4, 4)]
+    assert {cell.learning_rate for cell in later} == {1e-3}
+    assert [cell.seed for cell in work.after_grid(WARM, 1e-4)] == [4]  # no smaller groups for it
+    assert work.count() == (2 + 5) + (2 + 1)
+
+
+def test_cells_differ_in_what_they_are_about_and_in_nothing_else(tmp_path: Path) -> None:
+    directory, base = ComparisonDirectory(tmp_path), recipe()
+    (first, second), warm = plan().grid(BRAIN), plan().grid(WARM)[0]
+    one, two, three = (cell_recipe(base, cell, directory) for cell in (first, second, warm))
+    assert (one.learner.learning_rate, two.learner.learning_rate) == (1e-4, 1e-3)
+    assert (one.objective.temperature, three.objective.temperature) == (1.0, 2.0)
+    assert len({one.run.dir, two.run.dir, three.run.dir}) == 3
+    same = {"run": base.run, "learner": base.learner, "objective": base.objective}
+    assert one.model_copy(update=same) == two.model_copy(update=same) == three.model_copy(update=same) == base
+
+
+def test_a_seed_s_groups_are_the_same_whatever_is_learned_from_them(tmp_path: Path) -> None:
+    directory = ComparisonDirectory(tmp_path)
+    of_seed = seed_run_id(seed_recipe(recipe(), 1, directory))
+    assert of_seed == seed_run_id(seed_recipe(recipe(objective={"temperature": 3.0}), 1, directory))
+    assert of_seed != seed_run_id(seed_recipe(recipe(), 2, directory))
+    assert of_seed != seed_run_id(seed_recipe(recipe(algorithm={"rounds": 9}), 1, directory))
+
+
+def test_the_best_rate_wins_most_and_then_has_the_higher_reward() -> None:
+    assert best_rate({1e-3: (50.0, 1.0), 1e-4: (50.0, 2.0), 1e-2: (40.0, 9.0)}) == 1e-4
+    assert best_rate({1e-3: (50.0, 1.0), 1e-4: (50.0, 1.0)}) == 1e-4
+    assert best_rate({}) is None
+
+
+def test_a_rate_at_the_edge_is_told_apart() -> None:
+    assert [at_edge(rate, [1, 2, 3]) for rate in (1, 2, 3)] == [True, False, True]
+    assert not at_edge(1, [1])
+
+
+def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Path) -> None:
+    work = plan()
+    directory = finished_comparison(tmp_path, work)
+    assert chosen_rate(directory, work.grid(BRAIN)) == 1e-3
+    assert not unfinished(directory, work)
+    assert unfinished(directory, plan(seeds=(0, 1, 2)))
+    assert unfinished(directory, plan(sizes=(4,)))
+    directory.examination(work.grid(WARM)[1].name).unlink()
+    assert unfinished(directory, work)
+
+
+def test_a_failed_rate_is_out_of_the_choice(tmp_path: Path) -> None:
+    work, directory = plan(), ComparisonDirectory(tmp_path)
+    assert chosen_rate(directory, work.grid(BRAIN)) is None
+    finish_cell(directory, work.grid(BRAIN)[0], validation=10.0, wins=4)
+    assert chosen_rate(directory, work.grid(BRAIN)) == 1e-4
+    assert unfinished(directory, work)
+
+
+def test_options_are_read() -> None:
+    asked = request(objectives="brain, brain:temperature=2", seeds="0,7", learning_rates="1e-3,1e-4", group_sizes="4,2")
+    assert [method.label for method in asked.methods] == ["brain", "brain:temperature=2"]
+    assert (asked.seeds, asked.learning_rates, asked.group_sizes) == ((0, 7), (1e-4, 1e-3), (2, 4))
+    assert asked.swept == ("brain",)
+    assert request().learning_rates == (3.33e-4, 1e-3, 3e-3)  # a third, once and thrice the recipe's
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"objectives": "brian"}, "unknown objective 'brian'; did you mean brain?"),
+        ({"objectives": "brain:hot"}, "'hot' in 'brain:hot' is no setting; write NAME:setting=value"),
+        ({"objectives": "brain,brain"}, "--objectives names brain twice"),
+        ({"objectives": " "}, "--objectives names nothing"),
+        ({"seeds": "0,one"}, "--seeds 0,one: write numbers with commas"),
+        ({"seeds": ""}, "--seeds : name at least one number"),
+        ({"learning_rates": "0"}, "--learning-rates 0: name at least one number, and none that is negative or"),
+        ({"group_sizes": "8"}, r"--n 8: the groups have n=8 outputs .* name numbers from 2 to 7"),
+        ({"group_sizes": "4", "swept": "dpo"}, "--n-objectives: 'dpo' is not among --objectives"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_sentence(options: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        request(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_an_objective_does_not_have_is_refused(tmp_path: Path) -> None:
+    method = parse_method("brain:temprature=2")
+    cell = type(plan().grid(BRAIN)[0])(method, 1e-3, 0, 8)
+    with pytest.raises(UserError, match=r"unknown setting objective\.temprature; did you mean objective\.temperature"):
+        cell_recipe(recipe(), cell, ComparisonDirectory(tmp_path))
+
+
+def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp_path: Path) -> None:
+    directory = ComparisonDirectory(tmp_path / "out")
+    check_comparison(directory, recipe())
+    save_comparison(directory, recipe(), {"prompts": "digest"})
+    # what each cell has of its own does not matter
+    changed = recipe(seed=5).model_copy(update={"learner": recipe().learner.model_copy(update={"learning_rate": 1.0})})
+    check_comparison(directory, changed)
+    with pytest.raises(UserError, match=r"comparison on another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
+        check_comparison(directory, recipe(algorithm={"rounds": 9}))
+    with pytest.raises(UserError, match="begun with the prompts digest, which is now other"):
+        save_comparison(directory, recipe(), {"prompts": "other"})
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"is no comparison \(it has thesis\.tex, but no compare\.yaml\)"):
+        check_comparison(ComparisonDirectory(tmp_path), recipe())
+    with pytest.raises(UserError, match="is a file; name another directory with --out"):
+        check_comparison(ComparisonDirectory(tmp_path / "thesis.tex"), recipe())

@@ -1,0 +1,153 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from common.errors import PipelineError
+from deploy.compare.comparison import Comparison, collect
+from deploy.compare.findings import CLAIMS, findings
+from deploy.compare.inference import PairedDifference
+from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.page import inline_svg, page
+from deploy.compare.plots import INK, as_file, draw
+from deploy.compare.report import report
+from deploy.compare.results import PairedTest
+from deploy.compare.tables import all_tables
+from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, plan, recipe
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    work = plan(sizes=(4,))
+    return collect(finished_comparison(tmp_path_factory.mktemp("out"), work), recipe(), work, {"a cell": "broke"})
+
+
+def test_a_method_is_reported_at_its_own_rate_over_all_seeds(comparison: Comparison) -> None:
+    brain, warm = comparison.methods[BRAIN.label], comparison.methods[WARM.label]
+    assert (brain.learning_rate, warm.learning_rate) == (1e-3, 1e-4)
+    assert (brain.seeds, brain.train_rm_win_rate, brain.train_rm_win_rate_by_seed) == ([0, 1], 60.0, [60.0, 60.0])
+    assert warm.train_rm_win_rate == 40.0
+    assert brain.train_rm_win_rate_ci95 == pytest.approx(1.96 * (0.6 * 0.4 / 40) ** 0.5 * 100)
+    assert brain.judges["truth"].win_rate == 100.0
+    assert (brain.judges["truth"].value, brain.judges["truth"].gold_value) == pytest.approx((0.7, 0.6))
+    assert comparison.prior is not None
+    assert (comparison.prior.train_rm_win_rate, comparison.prior.learning_rate) == (20.0, None)
+
+
+def test_methods_are_tested_on_the_same_prompts(comparison: Comparison) -> None:
+    test = next(test for test in comparison.tests if test.ours == BRAIN.label)
+    assert test.win_rate is not None
+    assert test.win_rate.difference == pytest.approx(20.0)
+    assert test.win_rate.low > 0
+    assert test.reward.difference == pytest.approx(0.4)  # 8 of 40 prompts, two units of reward each
+    assert test.mcnemar_p == pytest.approx([2 / 2**8] * 2)  # 8 discordant prompts, all ours
+
+
+def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison) -> None:
+    rates = [(point.label, point.learning_rate, point.win_rate) for point in comparison.grid]
+    assert (BRAIN.label, 1e-4, 30.0) in rates and (WARM.label, 1e-4, 45.0) in rates and len(rates) == 4
+    assert [(point.label, point.n, point.win_rate) for point in comparison.group_sizes] == [
+        (BRAIN.label, 4, 50.0),
+        (BRAIN.label, 8, 60.0),
+    ]
+    curve = comparison.curves[0]
+    assert len(curve.points) == 3 * 2  # two rates and another seed, versions 1 and 2
+    best = next(point for point in curve.points if point.learning_rate == 1e-3 and point.version == 1)
+    assert (best.distance, best.gain) == pytest.approx(((60 / 25) ** 0.5, (60 - 20) / 50))
+
+
+@pytest.mark.parametrize(
+    ("low", "difference", "outcome"),
+    [(0.5, 2.0, "shown"), (-1.0, 2.0, "same sign"), (-3.0, -0.1, "not reproduced")],
+)
+def test_a_finding_says_what_the_interval_says(low: float, difference: float, outcome: str) -> None:
+    by_rate = PairedDifference(difference, low, 5.0, 0.1)
+    tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, [])]
+    (found,) = findings(tests)
+    assert (found.claim.source, found.outcome) == ("§9.3", outcome)
+    assert len({(claim.better, claim.worse) for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_tables_show_what_there_is(comparison: Comparison) -> None:
+    tables = {table.title: table for table in all_tables(comparison)}
+    methods = next(iter(tables.values()))
+    rows = {row[0]: row for row in methods.rows}
+    assert rows["brain"][1] == "60.0 ± 15.2"
+    assert rows["brain"][-2] == "0.001*"  # at the edge of the grid
+    assert "prior" in rows
+    assert tables["Cells that could not be trained"].rows == [["a cell", "broke"]]
+    assert all(len(row) == len(table.columns) for table in tables.values() for row in table.rows)
+
+
+class _Elements(HTMLParser):
+    """Collects ids and whatever would be fetched from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and value and not value.startswith("#"):
+                self.fetched.append(value)
+
+
+def test_the_page_is_whole_by_itself(comparison: Comparison) -> None:
+    drawn = {name: as_file(figure, "svg").decode() for name, figure in draw(comparison).items()}
+    assert set(drawn) == {"win-rates", "group-size", "reward-kl", "truth-kl", "learning-rates", "drift"}
+    document = page(comparison, all_tables(comparison), drawn)
+    elements = _Elements()
+    elements.feed(document)
+    assert elements.fetched == []
+    assert len(elements.ids) == len(set(elements.ids)) > 0
+    references = set(re.findall(r"url\(#([^)]+)\)", document)) | set(re.findall(r'xlink:href="#([^"]+)"', document))
+    assert references <= set(elements.ids)
+    assert "currentColor" in document and INK not in document
+    assert document.count("<svg") == len(drawn)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", document)
+
+
+def test_names_are_escaped_in_the_page(comparison: Comparison) -> None:
+    odd = collect_named("<b>")
+    assert "<b>" not in page(odd(comparison), [], {})
+
+
+def collect_named(name: str):
+    from dataclasses import replace
+
+    return lambda comparison: replace(comparison, name=name)
+
+
+def test_ids_of_two_plots_do_not_clash() -> None:
+    svg = '<?xml version="1.0"?><svg><defs><path id="m1"/></defs><use xlink:href="#m1"/><g clip-path="url(#p2)"/></svg>'
+    found = inline_svg("drift", svg)
+    assert found.startswith("<svg>")
+    assert 'id="drift-m1"' in found and '"#drift-m1"' in found and "url(#drift-p2)" in found
+
+
+def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
+    work = plan()
+    directory = finished_comparison(tmp_path, work)
+    console = Console(record=True, width=160, file=(tmp_path / "console").open("w"))
+    report(directory, recipe(), work, {}, console)
+    saved = json.loads(directory.results.read_text())
+    assert saved["methods"]["brain"]["train_rm_win_rate"] == 60.0
+    assert saved["methods"]["brain"]["seeds"] == [0, 1]
+    assert saved["protocol"]["learning_rates"] == [1e-4, 1e-3]
+    assert (directory.plots / "win-rates.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.suffix for file in directory.plots.iterdir()} == {".png", ".svg"}
+    assert "60.0 ± 15.2" in console.export_text()
+    before = directory.page.read_bytes()
+    report(directory, recipe(), work, {}, Console(quiet=True))
+    assert directory.page.read_bytes() == before
+
+
+def test_without_a_finished_cell_the_reasons_are_given(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"No cell of .* could be trained\. the disk is full"):
+        report(ComparisonDirectory(tmp_path), recipe(), plan(), {"cell": "the disk is full"}, Console(quiet=True))
