@@ -84,4 +84,3 @@ def method_recipe(base: Recipe, method: Method, **sections: dict[str, Any] | int
     for name, change in sections.items():
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")
-
