@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from common.config.recipe import AlgorithmSection
 from common.durable import write_file
 from deploy.evaluation import Result, Split
+from deploy.quarantine import Item
 from deploy.run_store import StoredSamples
 
 _RATE_WINDOW = 60.0  # seconds over which rates are shown
@@ -125,6 +126,13 @@ class Tracker:
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
         self.say(
             f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
+        )
+
+    def quarantined(self, item: Item) -> None:
+        """The run goes on without a prompt or a group."""
+        self.say(
+            f"left out: prompt {item.prompt_id} of {item.purpose} round {item.round}, which keeps failing in "
+            f"{item.service}; the last error: {item.error}"
         )
 
     def say(self, *texts: str) -> None:
