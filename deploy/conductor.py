@@ -80,7 +80,7 @@ class Conductor:
             report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._tracker.say(*report.notes)
             self._check_prior(step, report.metrics)
-            await self._record_step(step, round_, group_ids, published, report.metrics)
+            await self._record_step(step, round_, batch, published, report.metrics)
             self._schedule.take(group_ids)
             if published is not None or step % self._recipe.learner.checkpoint_steps == 0:
                 await self._learner.call("save", step, await self._kept_steps(round_), timeout=timeout)
@@ -122,18 +122,19 @@ class Conductor:
             )
 
     async def _record_step(
-        self, step: int, round_: int, group_ids: list[str], published: int | None, metrics: dict[str, float]
+        self, step: int, round_: int, batch: pa.RecordBatch, published: int | None, metrics: dict[str, float]
     ) -> None:
         row = {
             "step": step,
             "round": round_,
-            "group_ids": group_ids,
+            "group_ids": batch["group_id"].to_pylist(),
             "published_version": published,
             "metrics": metrics,
             "finished_at": time.time(),
         }
         if await self._stored(self._store.append_step, row):
-            self._tracker.stepped(step, round_, len(group_ids), metrics)
+            staleness = round_ - pc.min(batch["proposal_version"]).as_py()
+            self._tracker.stepped(step, round_, batch.num_rows, metrics, staleness)
 
     async def _publish(self, version: int, step: int) -> None:
         """Line 21 of Algorithm 1: q' <- q_theta; then admit what may be sampled from it, and evaluate it."""

@@ -87,6 +87,11 @@ class Pool:
         self._raise_failure()
 
     @property
+    def elastic(self) -> bool:
+        """Whether there are any replicas at all, whose number could be changed."""
+        return self._initial > 0
+
+    @property
     def target(self) -> int:
         """How many replicas there are, or will be soon."""
         return len(self._staying())

@@ -20,6 +20,10 @@ class Schedule(Protocol):
 
     last_step: int
 
+    @property
+    def backlog(self) -> int:
+        """Groups that are ready and have trained no step yet."""
+
     def earliest_round(self, round_: int) -> int:
         """The first round whose groups may still train once `round_` has begun."""
 
@@ -63,6 +67,7 @@ class Rounds:
         self._seed = seed
         self._group_of: dict[Hashable, str] = {}  # of the groups that are ready, by key
         self._ready: set[str] = set()
+        self._fresh: dict[str, int] = {}  # groups that are ready and have trained no step, by round
         self._left_out: set[Hashable] = set()
         self._round = -1
         self._pool: list[Hashable] = []
@@ -73,6 +78,11 @@ class Rounds:
         self._order: list[Hashable] = []  # of the pass
         self._candidates: list[int] = []  # heap of the places in the order whose groups are ready, some of them used
         self._awaited: dict[Hashable, int] = {}  # the places of the others
+
+    @property
+    def backlog(self) -> int:
+        """See `Schedule`."""
+        return len(self._fresh)
 
     def earliest_round(self, round_: int) -> int:
         """See `Schedule`."""
@@ -85,6 +95,7 @@ class Rounds:
             return
         self._group_of[key] = group
         self._ready.add(group)
+        self._fresh[group] = round_
         place = self._awaited.pop(key, None)
         if place is not None:
             heapq.heappush(self._candidates, place)
@@ -104,6 +115,8 @@ class Rounds:
         """See `Schedule`."""
         first = self.earliest_round(round_)
         self._round = round_
+        done = {group for step in taken for group in step}
+        self._fresh = {group: of for group, of in self._fresh.items() if of >= first and group not in done}
         self._pool = [key for number in range(first, round_ + 1) for key in self._draws.keys(number)]
         self._count_pool()
         pass_, self._steps_taken = divmod(len(taken), self._steps_a_pass)
@@ -127,6 +140,8 @@ class Rounds:
         """See `Schedule`."""
         self._go_to_next_pass_if_done()
         self._used.update(groups)
+        for group in groups:
+            self._fresh.pop(group, None)
         self._steps_taken += 1
 
     def _count_pool(self) -> None:
@@ -172,6 +187,11 @@ class RecordedSteps:
         self._done = 0
         self._ready: set[str] = set()
         self._left_out: set[str] = set()
+
+    @property
+    def backlog(self) -> int:
+        """See `Schedule`."""
+        return len(self._ready.difference(*self._steps[: self._done]))
 
     def earliest_round(self, round_: int) -> int:
         """See `Schedule`."""
