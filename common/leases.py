@@ -3,8 +3,9 @@
 conductor -> Lease -> sampler -> GROUPS
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 Purpose = Literal["train", "validation", "test"]
 
@@ -46,3 +47,12 @@ class Lease:
     group_ids: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     policies: str
+
+    def without(self, groups: Collection[str]) -> Self:
+        """The lease without the prompts of these groups."""
+        kept = [place for place, group in enumerate(self.group_ids) if group not in groups]
+        return replace(
+            self,
+            group_ids=tuple(self.group_ids[place] for place in kept),
+            prompts=tuple(self.prompts[place] for place in kept),
+        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from common.identity import group_id, seed_from
 from common.leases import Lease, Prompt, Purpose
@@ -34,6 +35,11 @@ class LeasePlan:
             self._lease(purpose, round_, version, n, index, prompts[start : start + self._lease_prompts])
             for index, start in enumerate(cut)
         ]
+
+    @staticmethod
+    def purpose_of(lease_id: str) -> Purpose:
+        """What a lease was for."""
+        return next(purpose for purpose in get_args(Purpose) if lease_id.startswith(f"{purpose}-"))
 
     def _lease(
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]

@@ -16,6 +16,7 @@ from common.policies import ProposalModel
 from deploy.actors import make_services
 from deploy.cluster import ray_cluster, required_resources
 from deploy.conductor import Conductor
+from deploy.operations import Operations
 from deploy.recipe_files import with_world
 from deploy.restarts import with_smaller_passes
 from deploy.run_directory import (
@@ -27,6 +28,7 @@ from deploy.run_directory import (
     save_config,
     with_absolute_places,
 )
+from deploy.services import Services
 from deploy.stored_inputs import StoredInputs
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
@@ -189,7 +191,11 @@ class Run:
         conductor = Conductor(self._recipe, self._work, tracker, services)
         try:
             with self._watch.stage("pipeline"):
-                asyncio.run(conductor.run())
+                asyncio.run(self._run(conductor, services, tracker))
         finally:
             self._watch.seconds.update(services.busy_seconds())
             services.kill()
+
+    async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
+        async with Operations(self._recipe, self._directory, self._work, conductor.production, services, tracker):
+            await conductor.run()

@@ -87,6 +87,21 @@ class RunDirectory:
         """TensorBoard event files."""
         return self.root / "tensorboard"
 
+    @property
+    def quarantine(self) -> Path:
+        """What the run goes on without."""
+        return self.root / "quarantine.json"
+
+    @property
+    def status(self) -> Path:
+        """How the run stands, rewritten every second while it is alive."""
+        return self.root / "status.json"
+
+    @property
+    def control(self) -> Path:
+        """What is asked of the live run, and its answers."""
+        return self.root / "control"
+
     def golden(self, scorer: str) -> Path:
         """The values that a scorer gave fixed texts when the run began."""
         return self.root / "golden" / f"{scorer}.json"

@@ -15,6 +15,7 @@ from common.identity import digest
 from common.storage.places import shown
 from common.store import SampleStore
 from deploy.draws import StoredGroups
+from deploy.quarantine import Quarantine
 from deploy.rounds import RecordedSteps, Rounds, Schedule
 from deploy.run_directory import RunDirectory
 from deploy.run_store import OverlaidStore
@@ -59,6 +60,7 @@ class StoredInputs:
             started_scorers=[name for name in needed if store.unscored(name)],
             leases=None,
             evaluation=None,
+            quarantine=Quarantine(directory.quarantine),
         )
 
 

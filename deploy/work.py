@@ -10,6 +10,7 @@ from common.store import SampleStore
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation, Split
 from deploy.lease_plan import LeasePlan
+from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds, Schedule
 from deploy.run_directory import RunDirectory
 from deploy.run_store import RunStore
@@ -26,6 +27,7 @@ class Work:
         started_scorers: those that have anything to do.
         leases: what is sampled for training; None where the store's groups are another run's.
         evaluation: of published versions; None where nothing can be sampled for it.
+        quarantine: what all of it goes on without.
     """
 
     store: RunStore
@@ -34,6 +36,7 @@ class Work:
     started_scorers: list[str]
     leases: TrainingLeases | None
     evaluation: Evaluation | None
+    quarantine: Quarantine
 
     @property
     def damaged(self) -> list[str]:
@@ -63,4 +66,5 @@ def sampling_work(
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
         leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
+        quarantine=Quarantine(directory.quarantine),
     )

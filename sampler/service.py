@@ -1,5 +1,6 @@
 """The sampling service: actors that take leases and return groups."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from common.config.recipe import Recipe
 from common.leases import Lease
 from common.logs import redirect_output
 from common.policies import PolicyRegistry, ProposalModel, ProposalVersion
+from sampler.reports import Pulse
 
 
 class SamplerActor:
@@ -27,9 +29,10 @@ class SamplerActor:
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
+        self._running = 0
         self._verified: dict[tuple[str, int], ProposalVersion] = {}
 
-    def ready(self) -> str:
+    async def ready(self) -> str:
         """Start the engine.
 
         Raises:
@@ -54,23 +57,31 @@ class SamplerActor:
         self._tokenizer = load_tokenizer(policy.tokenizer or policy.model)
         return self._name
 
-    def generate(self, lease: Lease) -> pa.RecordBatch:
-        """Sample a lease; returns GROUPS rows, one per prompt.
+    async def pulse(self) -> Pulse:
+        """How the engine is doing."""
+        return Pulse(self._running, 0, 0, 0, 0.0)
+
+    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+        """Sample a lease; yields GROUPS rows, one per prompt.
 
         Raises:
             UserError: the lease's proposal version is missing or damaged.
         """
         from sampler.generation import generate_groups
 
-        return generate_groups(
-            self._engine,
-            lease,
-            self._proposal(lease.policies, lease.version),
-            self._recipe.sampling,
-            eos_token_id=self._tokenizer.eos_token_id,
-            decode=self._decode,
-            sampler_id=self._name,
-        )
+        self._running += 1
+        try:
+            yield generate_groups(
+                self._engine,
+                lease,
+                self._proposal(lease.policies, lease.version),
+                self._recipe.sampling,
+                eos_token_id=self._tokenizer.eos_token_id,
+                decode=self._decode,
+                sampler_id=self._name,
+            )
+        finally:
+            self._running -= 1
 
     def _proposal(self, policies: str, version: int) -> ProposalVersion:
         if (policies, version) not in self._verified:

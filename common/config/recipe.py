@@ -140,6 +140,27 @@ _ENGINE_S_OWN = {
 """vLLM arguments that decide which distribution is sampled from, or that the recipe says elsewhere."""
 
 
+class AutoscaleSection(Section):
+    """How many samplers there are: more when the learner waits for them, fewer when they run ahead of it."""
+
+    min: int = Field(1, ge=1, description="fewest replicas")
+    max: int = Field(ge=1, description="most replicas; Ray's own autoscaler brings the nodes")
+    window: float = Field(60, gt=0, description="seconds that are looked at for a decision")
+    up_when_waiting: float = Field(
+        0.2, gt=0, le=1, description="share of the window that the learner waited for groups: from here on, one more"
+    )
+    down_when_ahead: float = Field(
+        2.0, gt=0, description="ready groups for so many windows of training: from here on, one fewer"
+    )
+    settle: float = Field(120, ge=0, description="seconds without a decision after a change, once all replicas are up")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}")
+        return self
+
+
 class SamplerSection(Section):
     """The sampling service."""
 
@@ -148,6 +169,12 @@ class SamplerSection(Section):
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
     threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
     lease_prompts: int = Field(16, ge=1, description="prompts a lease: what one replica generates in one go")
+    leases_in_flight: int = Field(
+        2, ge=1, description="leases that a replica works on at once, to keep its batches full; 1 with max_staleness 0"
+    )
+    autoscale: AutoscaleSection | None = Field(
+        None, description="add and remove replicas while the run goes on; default: as many as `replicas` says"
+    )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
     vllm: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of vLLM's engine, passed on as they are"
@@ -255,7 +282,10 @@ class TimeoutsSection(Section):
     """How long anything is waited for, in seconds; the error names who was waited for."""
 
     start: float = Field(900, gt=0, description="an actor's start, model loading included")
-    lease: float = Field(1800, gt=0, description="one lease of sampling or scoring")
+    lease: float = Field(1800, gt=0, description="one lease of sampling, or one call of a scorer")
+    silence: float = Field(
+        300, gt=0, description="a sampler that does not answer, or makes no progress, is taken for hung and restarted"
+    )
     step: float = Field(1800, gt=0, description="one optimiser step, checkpoint or publication")
 
 
@@ -431,6 +461,9 @@ OPERATIONAL = (
     "timeouts.*",
     "prepare.cache",
     "sampler.replicas",
+    "sampler.leases_in_flight",
+    "sampler.autoscale",
+    "sampler.autoscale.*",
     "sampler.gpus",
     "sampler.cpus",
     "prior.replicas",

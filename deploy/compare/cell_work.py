@@ -6,6 +6,7 @@ from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation
 from deploy.lease_plan import LeasePlan
+from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds
 from deploy.run_directory import RunDirectory
 from deploy.run_store import OverlaidStore, StoredSamples
@@ -38,4 +39,5 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         started_scorers=evaluation_scorers(recipe),
         leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
         evaluation=Evaluation(recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+        quarantine=Quarantine(directory.quarantine),
     )
