@@ -104,7 +104,7 @@ class Production:
                 self._busy += 1
             training = lease.purpose == "train"
             groups = await self._samplers.call("generate", lease, timeout=self._recipe.timeouts.lease)
-            groups = self._commit(groups, self._store_of(training))
+            groups = self._commit(_in_order(groups, lease), self._store_of(training))
             self._tracker.sampled(groups, training=training)
             self._tasks.create_task(self._score_and_finish(groups, training=training))
 
@@ -194,3 +194,8 @@ class Production:
         if training or self._evaluation is None:
             return self._store
         return self._evaluation.store
+
+
+def _in_order(groups: pa.RecordBatch, lease: Lease) -> pa.RecordBatch:
+    """The groups of a lease in the order of its prompts; they come as they are finished."""
+    return groups.take(pc.index_in(pa.array(lease.group_ids), value_set=groups["group_id"]))

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
+from ray import ObjectRefGenerator
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
@@ -63,7 +65,8 @@ class Actor:
         if self._handle is None:
             raise ActorLostError(f"{self.name} is not running; its log is {self._log_path}.")
         try:
-            return await asyncio.wait_for(getattr(self._handle, method).remote(*args), timeout)
+            answer = getattr(self._handle, method).remote(*args)
+            return await asyncio.wait_for(_all(answer) if isinstance(answer, ObjectRefGenerator) else answer, timeout)
         except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
             raise self._explained(error, method) from error
         except TimeoutError:
@@ -93,6 +96,10 @@ class Actor:
         return PipelineError(
             f"{self.name} failed in {method!r}: {type(cause).__name__}: {cause}; its log is {self._log_path}."
         )
+
+
+async def _all(stream: ObjectRefGenerator) -> pa.RecordBatch:
+    return pa.concat_batches([await part async for part in stream])
 
 
 class Pool:
