@@ -172,7 +172,7 @@ class Trainer:
         """
         self._check_position(step, "publish")
         if not self._exists(self._registry.is_published(version)):
-            probe = make_probe(self._engine, self._policy.config)
+            probe = make_probe(self._engine.logprobs, self._policy.config)
             weights = self._engine.weights()
             if self._engine.rank == 0:
                 self._registry.publish(version, step, partial(self._policy.write_proposal, weights), probe)

@@ -72,16 +72,9 @@ class Policies:
         return Lease("lease", "train", version, version, 4, seed, ids, drawn, str(self.registry.root), alone)
 
 
-class Forward:
-    """As much of the learner's engine as a probe needs."""
-
-    def __init__(self, model: PeftModel | PreTrainedModel) -> None:
-        self.logprobs = SequenceLogprobs(model)
-
-
 def probe_of(model: PeftModel | PreTrainedModel) -> Any:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return make_probe(Forward(model), base.config)
+    return make_probe(SequenceLogprobs(model), base.config)
 
 
 def base_model(seed: int = 1, head: int = 32) -> PreTrainedModel:

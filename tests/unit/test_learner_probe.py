@@ -5,14 +5,9 @@ from learner.probe import make_probe
 from tests.unit.tiny_models import VOCABULARY, llama
 
 
-class Forward:
-    def __init__(self, model):
-        self.logprobs = SequenceLogprobs(model)
-
-
 def test_a_probe_has_the_policy_s_log_probability_of_each_token():
     model = llama()
-    probe = make_probe(Forward(model), model.config)
+    probe = make_probe(SequenceLogprobs(model), model.config)
     ids = torch.tensor([probe.prompt + probe.continuation])
     with torch.no_grad():
         exact = model(ids).logits.log_softmax(-1)[0, len(probe.prompt) - 1 : -1]
@@ -23,6 +18,6 @@ def test_a_probe_has_the_policy_s_log_probability_of_each_token():
 
 
 def test_another_policy_has_the_same_text_and_other_log_probabilities():
-    first, second = (make_probe(Forward(model), model.config) for model in (llama(0), llama(1)))
+    first, second = (make_probe(SequenceLogprobs(model), model.config) for model in (llama(0), llama(1)))
     assert (first.prompt, first.continuation) == (second.prompt, second.continuation)
     assert max(abs(a - b) for a, b in zip(first.logprobs, second.logprobs, strict=True)) > 0.1

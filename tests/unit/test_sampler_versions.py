@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from common.errors import PipelineError, UserError
 from common.policies import PolicyRegistry, Probe
-from sampler.engine import Adapter
+from sampler.engine import Adapter, Engine
 from sampler.versions import Versions
 
 PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
@@ -53,8 +53,8 @@ class World:
         for version in range(4):
             self.registry.publish(version, version, writer(f"weights {version}"), PROBE)
         self.delivery = RecordingDelivery(capacity)
-        self.engine: Any = ProbedEngine()
-        self.versions = Versions("sampler-3", self.engine, self.delivery, "float32", time_limit)
+        self.engine = ProbedEngine()
+        self.versions = Versions("sampler-3", cast(Engine, self.engine), self.delivery, "float32", time_limit)
 
     def use(self, version: int, *, alone: bool = False):
         return self.versions.use(str(self.registry.root), version, alone=alone)
