@@ -24,7 +24,8 @@ class Prompt:
 class Lease:
     """Prompts to sample n outputs each for, all from one proposal version.
 
-    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out.
+    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out, if it
+    is sampled alone.
 
     Attributes:
         lease_id: unique in the run.
@@ -36,6 +37,8 @@ class Lease:
         group_ids: one per prompt.
         prompts: what to sample for.
         policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
+        alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
+            lease yields the same bytes; otherwise it shares the engine with other leases, and `seed` has no effect.
     """
 
     lease_id: str
@@ -47,6 +50,7 @@ class Lease:
     group_ids: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     policies: str
+    alone: bool = True
 
     def without(self, groups: Collection[str]) -> Self:
         """The lease without the prompts of these groups."""

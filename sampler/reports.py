@@ -1,4 +1,4 @@
-"""What a sampler says of itself."""
+"""What a sampler says of itself to whoever asks."""
 
 from dataclasses import dataclass
 
@@ -20,3 +20,20 @@ class Pulse:
     outputs: int
     tokens: int
     idle_seconds: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that a sampler holds.
+
+    Attributes:
+        version: of the proposal.
+        digest: of its files.
+        gap: nats a token between the learner's log-probabilities of the probe and the engine's; None without a probe.
+        seconds: that loading and probing took when it was brought in.
+    """
+
+    version: int
+    digest: str
+    gap: float | None
+    seconds: float

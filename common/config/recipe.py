@@ -98,24 +98,29 @@ class SamplingSection(Section):
     top_k: int = Field(0, ge=0, description="0 means no top-k")
     min_p: float = Field(0.0, ge=0, lt=1)
     repetition_penalty: float = Field(1.0, gt=0)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="strings that end an output; it ends with the token that completes one"
+    )
     allow_tempered: bool = Field(
         False,
         description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution",
     )
+    allow_truncated_support: bool = Field(
+        False,
+        description="sample with top_p, top_k, min_p, penalties or stop: the weights are then those of a posterior "
+        "that is cut down to what can be sampled so",
+    )
 
     @model_validator(mode="after")
     def _keeps_the_proposal_contract(self) -> Self:
-        truncating = {
-            "top_p": self.top_p != 1,
-            "top_k": self.top_k != 0,
-            "min_p": self.min_p != 0,
-            "repetition_penalty": self.repetition_penalty != 1,
-        }
-        broken = [name for name, is_set in truncating.items() if is_set]
-        if broken:
+        truncating = self.truncating()
+        if truncating and not self.allow_truncated_support:
             raise ValueError(
-                f"{', '.join(broken)} cuts outputs off from the proposal q', so that no importance weight can make "
-                f"up for them (support(posterior) must lie in support(q')); remove it"
+                f"{', '.join(truncating)} cuts outputs off from the proposal q', so that no importance weight can make "
+                f"up for them (support(posterior) must lie in support(q')); remove it, or set "
+                f"allow_truncated_support=true if you mean it"
             )
         if self.temperature != 1 and not self.allow_tempered:
             raise ValueError(
@@ -124,6 +129,19 @@ class SamplingSection(Section):
             )
         return self
 
+    def truncating(self) -> list[str]:
+        """The settings that are set and make q' another distribution than the tempered policy."""
+        neutral = {
+            "top_p": 1,
+            "top_k": 0,
+            "min_p": 0,
+            "repetition_penalty": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "stop": [],
+        }
+        return [name for name, value in neutral.items() if getattr(self, name) != value]
+
 
 _ENGINE_S_OWN = {
     "model",
@@ -131,11 +149,16 @@ _ENGINE_S_OWN = {
     "skip_tokenizer_init",
     "enable_lora",
     "max_lora_rank",
+    "max_loras",
     "max_model_len",
     "logprobs_mode",
+    "enable_prefix_caching",
     "quantization",
     "speculative_config",
     "seed",
+    "async_scheduling",
+    "tensor_parallel_size",
+    "worker_extension_cls",
 }
 """vLLM arguments that decide which distribution is sampled from, or that the recipe says elsewhere."""
 
@@ -176,6 +199,7 @@ class SamplerSection(Section):
         None, description="add and remove replicas while the run goes on; default: as many as `replicas` says"
     )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of a replica that share each layer")
     vllm: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of vLLM's engine, passed on as they are"
     )
@@ -186,6 +210,15 @@ class SamplerSection(Section):
         if taken:
             raise ValueError(
                 f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each_part(self) -> Self:
+        if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} shares each layer among as many GPUs of a replica, but gpus="
+                f"{self.gpus:g}; set gpus={self.tensor_parallel}"
             )
         return self
 
@@ -282,6 +315,7 @@ class TimeoutsSection(Section):
     """How long anything is waited for, in seconds; the error names who was waited for."""
 
     start: float = Field(900, gt=0, description="an actor's start, model loading included")
+    load: float = Field(600, gt=0, description="each phase of bringing a version to a sampler: verify, load, probe")
     lease: float = Field(1800, gt=0, description="one lease of sampling, or one call of a scorer")
     silence: float = Field(
         300, gt=0, description="a sampler that does not answer, or makes no progress, is taken for hung and restarted"
@@ -466,6 +500,7 @@ OPERATIONAL = (
     "sampler.autoscale.*",
     "sampler.gpus",
     "sampler.cpus",
+    "sampler.tensor_parallel",
     "prior.replicas",
     "prior.gpus",
     "prior.cpus",

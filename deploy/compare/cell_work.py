@@ -27,7 +27,14 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         groups: of its seed.
         below: the store of these groups, or of their first outputs.
     """
-    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, prior_run=groups.run_id)
+    plan = LeasePlan(
+        run_id,
+        recipe.seed,
+        recipe.sampler.lease_prompts,
+        directory.policies,
+        alone=recipe.algorithm.max_staleness == 0,
+        prior_run=groups.run_id,
+    )
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)

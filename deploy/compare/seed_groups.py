@@ -57,7 +57,14 @@ class SeedGroups:
 
     def plan(self) -> LeasePlan:
         """Of these groups."""
-        return LeasePlan(self.run_id, self.recipe.seed, self.recipe.sampler.lease_prompts, self.directory.policies)
+        recipe = self.recipe
+        return LeasePlan(
+            self.run_id,
+            recipe.seed,
+            recipe.sampler.lease_prompts,
+            self.directory.policies,
+            alone=recipe.algorithm.max_staleness == 0,
+        )
 
     def evaluation(self, store: SampleStore) -> Evaluation:
         """Of the prior."""
