@@ -14,7 +14,7 @@ from common.statistics import Moments
 from deploy.run_store import StoredSamples
 from deploy.source import Source
 
-_AT_ONCE = 1 << 16  # SCORES rows in memory at a time
+_AT_ONCE = 1 << 18  # SCORES rows in memory at a time: each piece is looked up in the whole index
 
 Numbers = npt.NDArray[np.int64]
 
