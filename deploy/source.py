@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.recipe import Recipe
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.schemas import PRIOR, PROPOSAL
 from common.storage.places import shown
 from common.store import SampleStore
@@ -20,12 +20,14 @@ class Location:
     Attributes:
         uri: of the store's own files, as it was named.
         directory: of its run; None where only the store was named.
-        recipe: of the run, with `{world}` as it was written.
+        recipe: of the run, with `{world}` as it was written; None also where it is not one of this version.
+        problem: why there is no recipe, where the run has one.
     """
 
     uri: str
     directory: RunDirectory | None = None
     recipe: Recipe | None = None
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,15 +76,27 @@ def locate(place: str) -> Location:
         raise UserError(f"{path} {what}; name a run directory, a store directory, or a store's URI.")
     config = RunDirectory(path).config
     if config.is_file():
-        recipe = load_recipe(config)
-        directory = RunDirectory(path, own_store_uri(recipe))
-        return Location(str(directory.store), directory, recipe)
+        return _of_run(path, config)
     if (path / "store.json").is_file() or (path / "groups").is_dir():
         return Location(str(path))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "
         f"one of these, or a store's URI."
     )
+
+
+def _of_run(path: Path, config: Path) -> Location:
+    """The store of a run; runs of older versions keep theirs readable though their recipe may not be."""
+    try:
+        recipe = load_recipe(config)
+    except UserError as error:
+        directory = RunDirectory(path)
+        if not directory.own_store.is_dir():
+            raise
+        problem = f"{config} is not a recipe of this version of brain-align: {first_line(error)}"
+        return Location(str(directory.own_store), directory, None, problem)
+    directory = RunDirectory(path, own_store_uri(recipe))
+    return Location(str(directory.store), directory, recipe)
 
 
 def open_source(place: str) -> Source:

@@ -10,12 +10,12 @@ from rich.progress import Progress
 
 from common.errors import UserError
 from deploy.run_store import StoredSamples
-from deploy.source import open_source, ranking_scorer
+from deploy.source import ranking_scorer
 from deploy.store_commands.damage import readable
 from deploy.store_commands.flat_rows import FlatRows
 from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
-from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.terminal import PLACE, opened, terminal
 from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
@@ -48,7 +48,7 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _export(options: argparse.Namespace) -> int:
     write = _writer(options.format, options.output)
-    source = open_source(options.place)
+    source = opened(options.place)
     store = source.store
     wanted: str | None = options.scorer
     if options.format == "pairs":

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from common.config.objectives import BrainSection, GoodnessSection
 from common.schemas import PRIOR, PROPOSAL
-from deploy.source import Source, open_source, ranking_scorer
+from deploy.source import Source, ranking_scorer
 from deploy.store_commands.group_view import GroupView, find_group, group_view
-from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.terminal import PLACE, opened, terminal
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
@@ -36,7 +36,7 @@ def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _show(options: argparse.Namespace) -> int:
-    source = open_source(options.place)
+    source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking_scorer(source, options.scorer) if scored or options.scorer else None
