@@ -13,6 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from common.errors import PipelineError, UserError
+from deploy.lab.command import add_lab_command
 from deploy.recipe_files import load_recipe
 from deploy.store_commands.parser import add_store_command
 
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe")
     doctor.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     doctor.set_defaults(command=_doctor)
+    add_lab_command(commands)
     _add_score(commands.add_parser("score", help="rewards for a file of prompts and outputs"))
     return parser
 
