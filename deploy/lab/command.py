@@ -45,10 +45,11 @@ def _lab(options: argparse.Namespace) -> int:
     write_file(directory / _FILE, json.dumps(figures.as_json(), indent=1))
     report = figures.as_json()
     console = Console()
-    console.print(_table("KL(posterior ‖ policy) at the end, nats", {"": report["kl_posterior_policy"]}, ".5f"))
+    console.print("KL(posterior ‖ policy) at the end, nats")
+    console.print(_table({"": report["kl_posterior_policy"]}, ".5f"))
     for progress in (0.0, 0.5):
-        title = f"Variance of the gradient by n, {progress:.0%} of the way to the posterior (q' = p)"
-        console.print(_table(title, _by_count(figures.variances(progress)), ".3f"))
+        console.print(f"Variance of the gradient by n, {progress:.0%} of the way to the posterior (q' = p)")
+        console.print(_table(_by_count(figures.variances(progress)), ".3f"))
     console.print(f"{directory / _FILE} and {len(plots)} plots", highlight=False, soft_wrap=True)
     return 0
 
@@ -58,8 +59,8 @@ def _by_count(by_method: dict[str, dict[str, float]]) -> dict[str, dict[str, flo
     return {f"n = {n}": {method: values[n] for method, values in by_method.items()} for n in counts}
 
 
-def _table(title: str, rows: dict[str, dict[str, float]], form: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None)
+def _table(rows: dict[str, dict[str, float]], form: str) -> Table:
+    table = Table(box=None)
     table.add_column("")
     for name in next(iter(rows.values())):
         table.add_column(name, justify="right")
