@@ -3,15 +3,12 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _TEMPORARY = ".tmp-"
-_WORTH_A_THREAD = 64 << 10  # bytes
-_SYNCING = ThreadPoolExecutor(thread_name_prefix="fsync")
 
 
 def fsync_path(path: Path) -> None:
@@ -43,30 +40,16 @@ def is_temporary(path: Path | os.DirEntry[str]) -> bool:
 
 def write_file(path: Path, content: bytes | str | memoryview) -> None:
     """Write `content` to `path`, atomically and durably (tmp + fsync + rename + directory fsync)."""
-    write_named_file(path.parent, lambda: path.name, content.encode() if isinstance(content, str) else content)
-
-
-def write_named_file(directory: Path, naming: Callable[[], str], content: bytes | memoryview) -> Path:
-    """As `write_file`, for a file whose name takes time to find: `naming` runs while the content is being synced."""
-    temporary = temporary_sibling(directory / "new")
+    temporary = temporary_sibling(path)
     try:
         with _created(temporary) as file:
-            file.write(content)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            if len(content) < _WORTH_A_THREAD:
-                os.fsync(file.fileno())
-                path = directory / naming()
-            else:
-                synced = _SYNCING.submit(os.fsync, file.fileno())
-                try:
-                    path = directory / naming()
-                finally:
-                    synced.result()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_path(directory)
-    return path
+    fsync_path(path.parent)
 
 
 def _created(path: Path) -> BinaryIO:

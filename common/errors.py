@@ -38,3 +38,7 @@ class LearnerOutOfMemoryError(PipelineError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class EngineLostError(PipelineError):
+    """The engine below a service has died; the service cannot go on and must be started again."""

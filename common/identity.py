@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ def digest(*parts: Any) -> str:
     """A 128-bit hex digest of JSON-serialisable parts; equal parts give equal digests everywhere."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_of_many(parts: Iterable[Any]) -> str:
+    """The digest of any number of JSON-serialisable parts, of which one is held at a time."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hasher.update(digest(part).encode())
+    return hasher.hexdigest()
 
 
 def seed_from(*parts: Any) -> int:

@@ -3,8 +3,9 @@
 conductor -> Lease -> sampler -> GROUPS
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 Purpose = Literal["train", "validation", "test"]
 
@@ -23,7 +24,8 @@ class Prompt:
 class Lease:
     """Prompts to sample n outputs each for, all from one proposal version.
 
-    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out.
+    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out, if it
+    is sampled alone.
 
     Attributes:
         lease_id: unique in the run.
@@ -35,6 +37,8 @@ class Lease:
         group_ids: one per prompt.
         prompts: what to sample for.
         policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
+        alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
+            lease yields the same bytes; otherwise it shares the engine with other leases, and `seed` has no effect.
     """
 
     lease_id: str
@@ -46,3 +50,13 @@ class Lease:
     group_ids: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     policies: str
+    alone: bool = True
+
+    def without(self, groups: Collection[str]) -> Self:
+        """The lease without the prompts of these groups."""
+        kept = [place for place, group in enumerate(self.group_ids) if group not in groups]
+        return replace(
+            self,
+            group_ids=tuple(self.group_ids[place] for place in kept),
+            prompts=tuple(self.prompts[place] for place in kept),
+        )

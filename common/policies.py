@@ -1,13 +1,13 @@
 """The registry of proposal versions: what the learner publishes and the samplers load.
 
 `policies/v000007/` holds one version, complete: an adapter (PEFT format) or a whole model (HF format), and
-`version.json` with the digest of the files and the step that it came from. A version appears whole or not at all and is
-never changed.
+`version.json` with the digest of the files, the step that it came from and the probe that shows a sampler whether it
+loaded the same. A version appears whole or not at all and is never changed.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.durable import new_directory, remove_leftovers, write_file
@@ -31,13 +31,37 @@ class ProposalModel:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A short text with the log-probabilities that the learner's policy gives it: what a sampler must find as well.
+
+    Attributes:
+        prompt: token ids.
+        continuation: token ids.
+        logprobs: log q(y_t | x, y_<t) in nats of each token of the continuation, at temperature 1.
+    """
+
+    prompt: list[int]
+    continuation: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True)
 class ProposalVersion:
-    """One published version of the proposal q'."""
+    """One published version of the proposal q'.
+
+    Attributes:
+        version: its number in its run.
+        digest: of its files; equal files are the same distribution.
+        step: the optimiser step that it came from.
+        path: its directory.
+        probe: None where it was published without one, as in older registries.
+    """
 
     version: int
     digest: str
     step: int
     path: Path
+    probe: Probe | None
 
 
 class PolicyRegistry:
@@ -54,7 +78,9 @@ class PolicyRegistry:
         """Whether a version is there."""
         return self.path(version).exists()
 
-    def publish(self, version: int, step: int, write: Callable[[Path], None]) -> ProposalVersion:
+    def publish(
+        self, version: int, step: int, write: Callable[[Path], None], probe: Probe | None = None
+    ) -> ProposalVersion:
         """Publish a version whose files `write(directory)` creates; a version that exists already is kept as it is.
 
         The learner publishes right after a checkpoint, so a resumed learner that publishes a version again writes the
@@ -71,6 +97,7 @@ class PolicyRegistry:
                     "digest": digest_files(directory, names),
                     "step": step,
                     "files": names,
+                    "probe": probe and asdict(probe),
                 }
                 write_file(directory / _MARKER, json.dumps(facts, indent=1))
         return self.get(version)
@@ -84,8 +111,9 @@ class PolicyRegistry:
         directory = self.path(version)
         try:
             facts = json.loads((directory / _MARKER).read_text())
-            return ProposalVersion(facts["version"], facts["digest"], facts["step"], directory)
-        except (OSError, ValueError, KeyError) as error:
+            probe = Probe(**facts["probe"]) if facts.get("probe") else None
+            return ProposalVersion(facts["version"], facts["digest"], facts["step"], directory, probe)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
                 f"files were changed; restore the directory from a copy, or start a new run."

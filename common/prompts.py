@@ -1,111 +1,242 @@
-"""Prompts: reading them, skipping what does not fit, and drawing them in a deterministic order."""
+"""Prompts: taken from rows, left out where they do not fit, held compactly, and drawn in a deterministic order."""
 
-import gzip
-import json
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from common.conversations import Message, as_text, is_conversation, messages_of, reply_to, turns_of
 from common.errors import UserError
 from common.identity import digest, seed_from
 from common.leases import Prompt
+from common.row_files import Row
+
+_ROWS = 1024
+_COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("gold", pa.string()),
+    ]
+)
+
+_Texts = tuple[int, str, str | None]
+"""A row's number (1-based), its prompt and its gold output."""
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+"""Texts of prompts -> the token ids that the model reads for each."""
+
+
+class RefusedPromptError(Exception):
+    """A prompt cannot be encoded.
+
+    Attributes:
+        index: its place among those that were to be encoded.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
 
 
 @dataclass(frozen=True)
-class PromptFile:
-    """Where prompts stand and which columns hold them."""
+class PromptColumns:
+    """Which columns hold what, and what prompts may be.
 
-    path: Path
-    prompt_column: str
-    gold_column: str | None
+    Attributes:
+        prompt: column of prompts.
+        gold: column of gold outputs, if there are any.
+        conversations: whether a prompt may be a list of messages.
+    """
+
+    prompt: str
+    gold: str | None
+    conversations: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        """The columns to read."""
+        return (self.prompt,) if self.gold is None else (self.prompt, self.gold)
 
 
-@dataclass(frozen=True)
-class PromptSet:
-    """The usable prompts of a file, and how many were left out."""
+@dataclass
+class Skipped:
+    """Rows that hold no usable prompt, for one reason."""
 
-    prompts: list[Prompt]
-    too_long: int
-    empty: int
+    count: int = 0
+    first: int | None = None
+
+    def add(self, row: int) -> None:
+        """Count a row (1-based)."""
+        self.count += 1
+        self.first = row if self.first is None else self.first
+
+    def __str__(self) -> str:
+        return f"{self.count}" if self.first is None else f"{self.count} (first: row {self.first})"
+
+
+class PromptSet(Sequence[Prompt]):
+    """The usable prompts of a source, in its order, in Arrow's columns: a million take what their text and ids take.
+
+    Attributes:
+        too_long: rows whose prompt has too many tokens.
+        empty: rows whose prompt is null or nothing but space.
+        conversations: how many prompts' texts stand for other turns than a single one of the user.
+    """
+
+    def __init__(self) -> None:
+        self.too_long = Skipped()
+        self.empty = Skipped()
+        self.conversations = 0
+        self._parts: list[pa.RecordBatch] = []
+        self._starts = [0]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._starts, index) - 1
+        row, text, token_ids, gold = (
+            column[index - self._starts[part]].as_py() for column in self._parts[part].columns
+        )
+        return Prompt(_prompt_id(row, text), text, tuple(token_ids), gold)
 
     @property
-    def skipped(self) -> int:
-        """How many rows hold no usable prompt."""
-        return self.too_long + self.empty
+    def nbytes(self) -> int:
+        """Memory that the prompts take."""
+        return sum(part.nbytes for part in self._parts)
+
+    def identities(self) -> Iterator[tuple[str, str | None]]:
+        """Of each prompt its id, which holds place and text, and its gold output."""
+        for part in self._parts:
+            for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
+                yield _prompt_id(row, text), gold
+
+    def add(self, rows: Sequence[tuple[int, str, list[int], str | None]]) -> None:
+        """Take in prompts: row (1-based), text, token ids, gold output."""
+        if rows:
+            columns = [
+                pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), _COLUMNS, strict=True)
+            ]
+            self.conversations += sum(is_conversation(text) for _, text, _, _ in rows)
+            self._parts.append(pa.RecordBatch.from_arrays(columns, schema=_COLUMNS))
+            self._starts.append(len(self) + len(rows))
 
 
-def load_prompts(file: PromptFile, encode: Callable[[str], list[int]], max_tokens: int) -> PromptSet:
-    """Read and tokenise the prompts of a file; empty ones and those over `max_tokens` are skipped and counted.
+def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, max_tokens: int, where: str) -> PromptSet:
+    """Take prompts from rows and tokenise them; empty ones and those over `max_tokens` are skipped and counted.
+
+    Two rows of one prompt are two prompts: a prompt's id is made of its row and its text.
+
+    Args:
+        rows: of a file or data set.
+        columns: what they hold.
+        encode: texts to token ids.
+        max_tokens: of a prompt.
+        where: what to call the source in errors.
 
     Raises:
-        UserError: the file is missing, unreadable, lacks a column, or holds no usable prompt.
+        UserError: a row lacks a column, holds something else than text or messages, or cannot be encoded (named); or
+            there is no usable prompt.
     """
-    prompts, too_long, empty = [], 0, 0
-    for number, row in enumerate(read_rows(file.path)):
-        text = _text(file, number, row, file.prompt_column)
-        gold = None if file.gold_column is None else _text(file, number, row, file.gold_column)
-        token_ids = tuple(encode(text))
-        if not token_ids:
-            empty += 1
-        elif len(token_ids) > max_tokens:
-            too_long += 1
-        else:
-            prompts.append(Prompt(digest("prompt", number, text)[:16], text, token_ids, gold))
-    if not prompts:
+    found = PromptSet()
+    numbered = enumerate(rows, start=1)
+    while part := list(islice(numbered, _ROWS)):
+        texts = [(number, *_read(row, number, columns, where)) for number, row in part]
+        _take(found, texts, encode, max_tokens, where)
+    if not found:
         raise UserError(
-            f"{file.path} holds no usable prompt: {empty} are empty and {too_long} are longer than {max_tokens} tokens;"
-            f" check the file, or raise data.max_prompt_tokens."
+            f"{where} holds no usable prompt: {found.empty} are empty and {found.too_long} are longer than "
+            f"{max_tokens} tokens; check it, or raise data.max_prompt_tokens."
         )
-    return PromptSet(prompts, too_long, empty)
+    return found
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .jsonl.gz or .parquet file.
+def _take(found: PromptSet, texts: Sequence[_Texts], encode: Encode, max_tokens: int, where: str) -> None:
+    """Tokenise some rows, and take in what can be used."""
+    written = [one for one in texts if one[1].strip()]
+    token_ids = dict(zip((number for number, _, _ in written), _encoded(written, encode, where), strict=True))
+    usable = []
+    for number, text, gold in texts:
+        ids = token_ids.get(number)
+        if not ids:
+            found.empty.add(number)
+        elif len(ids) > max_tokens:
+            found.too_long.add(number)
+        else:
+            usable.append((number, text, ids, gold))
+    found.add(usable)
 
-    Raises:
-        UserError: the file is missing, of another kind, or damaged (with the line).
-    """
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; check the data section of the recipe.")
+
+def _encoded(rows: Sequence[_Texts], encode: Encode, where: str) -> list[list[int]]:
+    if not rows:
+        return []
     try:
-        if path.suffix == ".parquet":
-            yield from pq.read_table(path).to_pylist()
-        elif path.name.endswith((".jsonl", ".jsonl.gz")):
-            yield from _json_lines(path)
-        else:
-            raise UserError(f"{path} is neither .jsonl, .jsonl.gz nor .parquet; convert it to one of these.")
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is damaged or not what its name says: {error}; restore or convert it.") from None
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}, is not JSON ({error}); mend or remove the line.") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}, is not a JSON object; mend or remove the line.")
-            yield row
-
-
-def _text(file: PromptFile, number: int, row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
+        return encode([text for _, text, _ in rows])
+    except RefusedPromptError as error:
         raise UserError(
-            f"{file.path}, row {number + 1}, has no text in column {column!r} (its columns: {', '.join(row)}); set "
-            f"data.prompt_column and data.gold_column."
+            f"{where}, row {rows[error.index][0]}, cannot be encoded ({error}); mend or remove the row, or set "
+            f"data.chat_template."
+        ) from None
+
+
+def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[str, str | None]:
+    """The texts of a row's prompt and gold output; that of a prompt that is null is empty."""
+    prompt = _text(row, number, columns.prompt, columns, where)
+    if prompt is None or columns.gold is None:
+        return prompt or "", None
+    gold = row.get(columns.gold)
+    if columns.conversations and (messages := messages_of(gold)) is not None:
+        reply = reply_to(turns_of(prompt), messages)
+        if reply is None:
+            raise UserError(
+                f"{where}, row {number}, column {columns.gold!r}: what follows the prompt is not one reply of the "
+                f"assistant; mend or remove the row."
+            )
+        return prompt, reply
+    if not isinstance(gold, str):
+        raise _no_text(row, number, columns.gold, where)
+    return prompt, gold
+
+
+def _text(row: Row, number: int, column: str, columns: PromptColumns, where: str) -> str | None:
+    value = row.get(column)
+    if isinstance(value, str) or (value is None and column in row):
+        return value
+    messages: list[Message] | None = messages_of(value)
+    if messages is None:
+        raise _no_text(row, number, column, where)
+    if not columns.conversations:
+        raise UserError(
+            f"{where}, row {number}, has a list of messages in column {column!r}; set data.chat_template=model, or to "
+            f"the file of a template."
         )
-    return value
+    return as_text(messages)
+
+
+def _no_text(row: Row, number: int, column: str, where: str) -> UserError:
+    return UserError(
+        f"{where}, row {number}, has no text in column {column!r} (its columns: {', '.join(row)}); set "
+        f"data.prompt_column and data.gold_column."
+    )
+
+
+def _prompt_id(row: int, text: str) -> str:
+    return digest("prompt", row - 1, text)[:16]
 
 
 class PromptOrder:

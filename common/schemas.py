@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Of the store's files (docs/store.md): 2 has the writer in part names, and compacted parts. 1 is read as well."""
+SCHEMA_VERSION = 3
+"""Of the store's files (docs/store.md): 3 has XXH3 checksums, 2 compacted parts and the writer in names."""
 
 PRIOR = "prior"
 """The scorer name under which log p(y|x) stands in SCORES."""

@@ -12,18 +12,24 @@ is harmless: the first one stays, the second is dropped before it is written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.errors import UserError
 from common.schemas import KINDS, batch_from_rows
+from common.storage.claims import Claim, claimed
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
 from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
+
+Found = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,20 @@ class SampleStore:
 
         Args:
             uri: a directory, or a URI of a file system that pyarrow knows (s3://bucket/path).
-            run_id: the run that the store must belong to; None, for readers only: whichever it belongs to.
+            run_id: the run that the store must belong to; None: whichever it belongs to, and it must be there.
             read_only: change nothing.
             allow_other_run: open a store of another run than `run_id`, which then stays that run's.
 
         Raises:
-            UserError: no store there (readers), a store of another run or of a newer version, or an unreadable one.
+            UserError: no store there (readers, and where no run is named), a store of another run or of a newer
+                version, or an unreadable one.
         """
-        if run_id is None and not read_only:
-            raise ValueError("whoever writes to a store names its run")
         self._opening = Opening(uri, run_id, read_only=read_only, allow_other_run=allow_other_run)
         self._kinds = self._opening.kinds
         self.root = self._opening.place.uri
         self.run_id = self._opening.run_id
+        self._claim: Claim | None = None
+        self._digests: dict[str, set[str]] | None = None  # of the scorers by name, once somebody has asked
 
     @property
     def damaged(self) -> list[str]:
@@ -84,6 +91,20 @@ class SampleStore:
         return self._opening.damaged
 
     # -- writing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Be the one that records steps; others may append groups and scores meanwhile.
+
+        Raises:
+            UserError: another process is, or the store cannot be written.
+        """
+        with claimed(self._opening.place) as self._claim:
+            try:
+                self.refresh()  # what the one before has recorded
+                yield
+            finally:
+                self._claim = None
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """Commit groups; returns how many were new.
@@ -97,16 +118,37 @@ class SampleStore:
         """Commit scores; returns how many were new.
 
         Raises:
-            UserError: as for `append_groups`.
+            UserError: as for `append_groups` and `refuse_another_scorer`.
         """
-        return self._append("scores", batch)
+        self.refuse_another_scorer(batch)
+        appended = self._append("scores", batch)
+        for name, digest in _scorers_of(batch):
+            self._digests_of(name).add(digest)
+        return appended
+
+    def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
+        """Make sure that values of two scorers do not stand under one name.
+
+        Raises:
+            UserError: the store has other values under the name of a scorer of these SCORES rows.
+        """
+        for name, digest in _scorers_of(batch):
+            known = self._digests_of(name)
+            if known and digest not in known:
+                raise UserError(
+                    f"The sample store {self.root} has values of another scorer under the name {name!r} (digest "
+                    f"{', '.join(sorted(known))}; this one's is {digest}), and a group has one value a name; give this "
+                    f"scorer a name of its own in the recipe (scorers.NAME.…), and all groups are scored by it."
+                )
 
     def append_step(self, row: Mapping[str, Any]) -> int:
         """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash).
 
         Raises:
-            UserError: as for `append_groups`.
+            UserError: as for `append_groups`; or this process was silent for so long that another trains here now.
         """
+        if self._claim is not None:
+            self._claim.check()
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 
@@ -116,6 +158,7 @@ class SampleStore:
         """Take in what other writers have committed since."""
         for kind in IN_ORDER_OF_DEPENDENCE:
             self._kinds[kind].refresh()
+        self._digests = None
 
     def counts(self) -> dict[str, int]:
         """How many groups, scores and steps are committed."""
@@ -126,13 +169,21 @@ class SampleStore:
         """Ids of all committed groups, in the order of commitment."""
         return self._kinds["groups"].rows.listed()["group_id"].to_pylist()
 
+    def has_groups(self, group_ids: Sequence[str]) -> Found:
+        """[wanted] whether each of these groups is committed; reads no part."""
+        return self._kinds["groups"].find(group_ids) >= 0
+
+    def has_scores(self, group_ids: Sequence[str], scorer: str) -> Found:
+        """[wanted] whether a scorer's values for each of these groups are committed; reads no part."""
+        return self._kinds["scores"].find(group_ids, [scorer] * len(group_ids)) >= 0
+
     def has_group(self, group_id: str) -> bool:
         """Whether a group is committed."""
-        return bool(self._kinds["groups"].find([group_id])[0] >= 0)
+        return bool(self.has_groups([group_id])[0])
 
     def has_score(self, group_id: str, scorer: str) -> bool:
         """Whether a scorer's values for a group are committed."""
-        return bool(self._kinds["scores"].find([group_id], [scorer])[0] >= 0)
+        return bool(self.has_scores([group_id], scorer)[0])
 
     def part_files(self, kind: str) -> list[str]:
         """The parts that hold the rows of a kind, in the order of commitment: for tools that open Arrow files.
@@ -279,6 +330,13 @@ class SampleStore:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    def _digests_of(self, scorer: str) -> set[str]:
+        if self._digests is None:
+            self._digests = {}
+            for facts in self.scorers():
+                self._digests.setdefault(facts.name, set()).add(facts.digest)
+        return self._digests.setdefault(scorer, set())
+
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
         keys = [batch[name].to_pylist() for name in KEYS[kind]]
         fresh = _first_of_each(list(zip(*keys, strict=True)), self._kinds[kind].find(*keys))
@@ -292,6 +350,11 @@ class SampleStore:
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
         return catalogue.take(numbers)
+
+
+def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
+    """(name, digest) of the scorers of some SCORES rows."""
+    return set(zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True))
 
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:

@@ -4,16 +4,21 @@ import os
 from collections.abc import Sequence
 
 import ray
-from ray.actor import ActorHandle
 
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
 from common.config.scorers import ScorerPool
 from common.policies import ProposalModel
+from deploy.actor import Handle
+from deploy.learner_group import LearnerGroup
+from deploy.pool import Pool, PoolSettings
+from deploy.ray_handle import RayHandle
 from deploy.run_directory import RunDirectory
-from deploy.services import LearnerGroup, Pool, Services
+from deploy.services import Services
 from learner.service import LearnerActor
 from sampler.service import SamplerActor
 from scorer.service import ScorerActor
+
+_PULSES = 2  # calls of a sampler beside its leases: it is asked how it does, and whether it is ready
 
 Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
@@ -28,29 +33,35 @@ def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel,
 
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
-    def spawn(name: str, log_path: str) -> ActorHandle:
-        actor = ray.remote(SamplerActor).options(**actor_options(recipe.sampler))
-        return actor.remote(name, recipe.model_dump(mode="json"), model, log_path)
+    strict = recipe.algorithm.max_staleness == 0  # a lease is generated on its own there
+    slots = 1 if strict else recipe.sampler.leases_in_flight
+    options = {**actor_options(recipe.sampler), "max_concurrency": slots + _PULSES}
 
-    return Pool("sampler", recipe.sampler.replicas, spawn, directory, recipe.timeouts.start)
+    def spawn(name: str, log_path: str) -> Handle:
+        actor = ray.remote(SamplerActor).options(**options)
+        return RayHandle(actor.remote(name, recipe.model_dump(mode="json"), model, log_path))
+
+    timeouts = recipe.timeouts
+    settings = PoolSettings(timeouts.start, slots, timeouts.silence)
+    return Pool("sampler", recipe.sampler.replicas, spawn, directory, settings)
 
 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
     """The pool of one scorer, not yet started."""
     service = recipe.scorer(name)
 
-    def spawn(_label: str, log_path: str) -> ActorHandle:
+    def spawn(_label: str, log_path: str) -> Handle:
         actor = ray.remote(ScorerActor).options(**actor_options(service))
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
-        return actor.remote(name, settings, policies, str(directory.golden(name)), log_path)
+        return RayHandle(actor.remote(name, settings, policies, str(directory.golden(name)), log_path))
 
-    return Pool(f"scorer-{name}", service.replicas, spawn, directory, recipe.timeouts.start)
+    return Pool(f"scorer-{name}", service.replicas, spawn, directory, PoolSettings(recipe.timeouts.start))
 
 
 def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
-    def spawn(rank: int, log_path: str) -> ActorHandle:
+    def spawn(rank: int, log_path: str) -> Handle:
         actor = ray.remote(LearnerActor).options(**actor_options(recipe.learner))
-        return actor.remote(recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
+        return RayHandle(actor.remote(recipe.model_dump(mode="json"), str(directory.root), rank, log_path))
 
     return LearnerGroup(recipe.learner.ranks, spawn, directory)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from common.errors import PipelineError, UserError
 from deploy.compare.parser import add_compare
+from deploy.live_commands import add_scale, add_status
 from deploy.recipe_files import load_recipe
 from deploy.store_commands.parser import add_store_command
 
@@ -67,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     run.set_defaults(command=_run)
+    add_status(commands)
+    add_scale(commands)
     _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
     add_store_command(commands)
     doctor = commands.add_parser("doctor", help="find what would not work in a run, before it begins")

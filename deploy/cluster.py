@@ -1,6 +1,7 @@
 """The Ray cluster that a run uses: the one that it is told, its job's own, or one of its own making."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[No
     """
     address = settings.address or os.environ.get("RAY_ADDRESS")
     _check_reachable(address)
-    own = {} if address else {"num_cpus": settings.num_cpus or -int(-needs["CPU"] // 1), "include_dashboard": False}
+    own = {} if address else {"num_cpus": settings.num_cpus or _cores(needs), "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -42,6 +43,11 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[No
         yield
     finally:
         ray.shutdown()
+
+
+def _cores(needs: Mapping[str, float]) -> int:
+    """Logical cores for the services, and as many again as this machine has, for replicas that are added later."""
+    return math.ceil(needs["CPU"]) + (os.cpu_count() or 1)
 
 
 def _check_reachable(address: str | None) -> None:

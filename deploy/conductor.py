@@ -6,6 +6,8 @@ and started again, it goes on where they stand.
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,13 +16,15 @@ from common.config.recipe import Recipe
 from common.errors import UserError
 from common.schemas import PRIOR, PROPOSAL
 from common.training_batch import of_another_run, training_batch
-from deploy.evaluation import Evaluation, Split
+from deploy.evaluation import Split
 from deploy.gold import gold_encoder
 from deploy.production import Production
 from deploy.services import Services
 from deploy.tracking import Tracker
 from deploy.work import Work
 from learner.step_report import StepReport
+
+T = TypeVar("T")
 
 _PRIOR_TOLERANCE = 1.0
 """Nats an output by which two evaluations of one model may differ: 100 tokens in bfloat16 by other kernels."""
@@ -35,10 +39,11 @@ class Conductor:
         self._schedule = work.schedule
         self._leases = work.leases
         self._evaluation = work.evaluation
+        self._quarantine = work.quarantine
         self._tracker = tracker
         self._services = services
         self._learner = services.learner
-        self._production = Production(recipe, work, tracker, services)
+        self.production = Production(recipe, work, tracker, services)
         self._encode_gold = gold_encoder(recipe)
         self._admitted = 0  # rounds whose leases have been given out
         self._sampled_before: dict[int, set[str]] = {}  # ids of prompts, by round, that this start has found
@@ -53,13 +58,15 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 step = await self._start()
-                self._production.start(tasks)
+                self.production.start(tasks)
                 await self._resume_from(step)
                 await self._train(step)
                 await self._evaluate_result()
-                self._production.stop()
+                self.production.stop()
         except ExceptionGroup as failures:
             raise first_failure(failures) from failures
+        finally:
+            self.production.close()
 
     # -- Algorithm 1 -------------------------------------------------------------------------------------------------
 
@@ -71,20 +78,21 @@ class Conductor:
             step += 1
             published = round_ + 1 if self._ends_round(step) else None
             group_ids = await self._next_groups(step)
-            batch = self._batch(group_ids)
+            batch = await self._stored(self._batch, group_ids)
             report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._tracker.say(*report.notes)
             self._check_prior(step, report.metrics)
-            self._record_step(step, round_, group_ids, published, report.metrics)
+            await self._record_step(step, round_, batch, published, report.metrics)
             self._schedule.take(group_ids)
             if published is not None or step % self._recipe.learner.checkpoint_steps == 0:
-                await self._learner.call("save", step, self._kept_steps(round_), timeout=timeout)
+                await self._learner.call("save", step, await self._kept_steps(round_), timeout=timeout)
             if published is not None:
                 await self._publish(published, step)
 
-    def _kept_steps(self, version: int) -> list[int]:
+    async def _kept_steps(self, version: int) -> list[int]:
         """Whose checkpoints must not be deleted: those of the versions that may turn out the best."""
-        candidates = [] if self._evaluation is None else self._evaluation.candidates(version)
+        evaluation = self._evaluation
+        candidates = [] if evaluation is None else await self._evaluating(evaluation.candidates, version)
         return [candidate * self._recipe.algorithm.updates_per_round for candidate in candidates]
 
     def _ends_round(self, step: int) -> bool:
@@ -92,10 +100,10 @@ class Conductor:
 
     async def _next_groups(self, step: int) -> list[str]:
         """The groups of a step: those recorded, if it was done before a crash; else the next that are ready."""
-        recorded = self._store.step_groups(step)
+        recorded = await self._stored(self._store.step_groups, step)
         if recorded is None:
-            return await self._production.until(self._schedule.next_batch, f"groups for step {step}")
-        return await self._production.until(
+            return await self.production.until(self._schedule.next_batch, f"groups for step {step}")
+        return await self.production.until(
             lambda: recorded if self._schedule.are_ready(recorded) else None, f"the recorded groups of step {step}"
         )
 
@@ -117,19 +125,20 @@ class Conductor:
                 f"output apart; set policy.model to the model that the store was scored with. Nothing was recorded."
             )
 
-    def _record_step(
-        self, step: int, round_: int, group_ids: list[str], published: int | None, metrics: dict[str, float]
+    async def _record_step(
+        self, step: int, round_: int, batch: pa.RecordBatch, published: int | None, metrics: dict[str, float]
     ) -> None:
         row = {
             "step": step,
             "round": round_,
-            "group_ids": group_ids,
+            "group_ids": batch["group_id"].to_pylist(),
             "published_version": published,
             "metrics": metrics,
             "finished_at": time.time(),
         }
-        if self._store.append_step(row):
-            self._tracker.stepped(step, round_, len(group_ids), metrics)
+        if await self._stored(self._store.append_step, row):
+            staleness = round_ - pc.min(batch["proposal_version"]).as_py()
+            self._tracker.stepped(step, round_, batch.num_rows, metrics, staleness)
 
     async def _publish(self, version: int, step: int) -> None:
         """Line 21 of Algorithm 1: q' <- q_theta; then admit what may be sampled from it, and evaluate it."""
@@ -145,7 +154,8 @@ class Conductor:
                 if round_ >= self._admitted:
                     self._admitted = round_ + 1
                     sampled = self._sampled_before.get(round_, set())
-                    await self._production.enqueue(self._leases.of_round(round_, version, sampled))
+                    left_out = self._quarantine.prompts("train", round_)
+                    self.production.enqueue(self._leases.of_round(round_, version, sampled, left_out))
         await self._evaluate(version)
 
     # -- start, resume and end ---------------------------------------------------------------------------------------
@@ -160,26 +170,26 @@ class Conductor:
 
     async def _resume_from(self, step: int) -> None:
         """Take up the work where checkpoint and store stand; for a new run, publish the prior as version 0."""
-        if step and self._store.step_groups(step) is None:  # it was recorded before its checkpoint was written
+        if step and await self._stored(self._store.step_groups, step) is None:  # recorded before its checkpoint
             raise self._lost_record(step)
         version, within_round = divmod(step, self._recipe.algorithm.updates_per_round)
-        self._production.carry_on(self._schedule.earliest_round(version))
+        await self.production.carry_on(self._schedule.earliest_round(version))
         if self._leases is not None:
-            self._sampled_before = _prompts_by_round(self._store.index(), version)
+            self._sampled_before = _prompts_by_round(await self._stored(self._store.index), version)
         for earlier in range(version):
             await self._evaluate(earlier)
         if within_round and self._ends_round(step):  # the last round of steps that are trained again was not complete
             await self._publish(version + 1, step)
         elif within_round:  # this version was published before the round's first step
-            self._schedule.begin(version, self._taken_in_round(step))
+            self._schedule.begin(version, await self._taken_in_round(step))
             await self._proceed_with(version)
         else:  # perhaps not yet: its checkpoint comes first
             await self._publish(version, step)
 
-    def _taken_in_round(self, step: int) -> list[list[str]]:
+    async def _taken_in_round(self, step: int) -> list[list[str]]:
         """The groups of each step that the round in progress has done up to `step`."""
         first = step - step % self._recipe.algorithm.updates_per_round + 1
-        recorded = [self._store.step_groups(number) for number in range(first, step + 1)]
+        recorded = [await self._stored(self._store.step_groups, number) for number in range(first, step + 1)]
         if None in recorded:
             raise self._lost_record(first + recorded.index(None))
         return [groups for groups in recorded if groups is not None]
@@ -193,23 +203,34 @@ class Conductor:
 
     async def _evaluate(self, version: int) -> None:
         if self._evaluation is not None:
-            await self._production.enqueue(self._evaluation.leases_after(version))
+            await self.production.evaluate(self._evaluation.leases_after, version)
 
     async def _evaluate_result(self) -> None:
         """Choose the best version on validation prompts, then sample the test prompts from it."""
         evaluation = self._evaluation
         if evaluation is None:
             return
-        await self._evaluated(evaluation, "validation", evaluation.due_versions())
-        best = evaluation.best_version()
-        await self._production.enqueue(evaluation.leases("test", best))
-        await self._evaluated(evaluation, "test", [0, best])
+        await self._evaluated("validation", await self._evaluating(evaluation.due_versions))
+        best = await self._evaluating(evaluation.best_version)
+        await self.production.evaluate(evaluation.leases, "test", best)
+        await self._evaluated("test", [0, best])
 
-    async def _evaluated(self, evaluation: Evaluation, split: Split, versions: list[int]) -> None:
-        await self._production.until(
-            lambda: all(evaluation.is_complete(split, version) for version in versions) or None,
+    async def _evaluated(self, split: Split, versions: list[int]) -> None:
+        wanted = {(split, version) for version in versions}
+        await self.production.until(
+            lambda: wanted <= self.production.evaluated or None,
             f"the evaluation of versions {versions} on {split} prompts",
         )
+
+    # -- the stores, each on its own thread --------------------------------------------------------------------------
+
+    async def _stored(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what uses the store that is trained from."""
+        return await self.production.training.call(function, *args)
+
+    async def _evaluating(self, function: Callable[..., T], *args: Any) -> T:
+        """Call what uses the store of evaluations."""
+        return await self.production.evaluating.call(function, *args)
 
 
 def _prompts_by_round(index: pa.Table, first_round: int) -> dict[int, set[str]]:

@@ -1,6 +1,6 @@
 """Which groups make up a round: those of the prompts that it draws, or those that a store has of it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from typing import Protocol
 
 import pyarrow as pa
@@ -84,8 +84,25 @@ class TrainingLeases:
             return range(version, self._algorithm.rounds)
         return range(version, min(version + self._algorithm.max_staleness + 1, self._algorithm.rounds))
 
-    def of_round(self, round_: int, version: int, sampled: set[str]) -> list[Lease]:
-        """The leases of a round in which a prompt is not yet among the `sampled` ones, given by their ids."""
+    def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[Lease]:
+        """The leases of a round that are still to be sampled.
+
+        With max_staleness 0 a lease is sampled whole or not at all, so that it gives the same groups whenever that is.
+
+        Args:
+            round_: of Algorithm 1.
+            version: of the proposal, to sample from.
+            sampled: ids of prompts that have a group.
+            left_out: ids of prompts that are not to be sampled.
+        """
         sampled_from = 0 if self._fixed else version
         leases = self._plan.leases("train", round_, sampled_from, self._n, self._draws.prompts(round_))
-        return [lease for lease in leases if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
+        usable = [_without_prompts(lease, left_out) for lease in leases]
+        if self._algorithm.max_staleness:
+            return [rest for lease in usable if (rest := _without_prompts(lease, sampled)).prompts]
+        return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
+
+
+def _without_prompts(lease: Lease, prompts: Set[str]) -> Lease:
+    pairs = zip(lease.group_ids, lease.prompts, strict=True)
+    return lease.without({group for group, prompt in pairs if prompt.prompt_id in prompts})

@@ -75,6 +75,7 @@ class Evaluation:
         self._lacking: dict[tuple[Split, int], set[str]] = {}  # groups without all their scores
         self._of: dict[str, tuple[Split, int]] = {}  # what a group evaluates
         self._unreported: set[tuple[Split, int]] = set()  # complete ones
+        self._left_out: set[str] = set()  # groups that will never be complete
 
     def is_due(self, version: int) -> bool:
         """Whether a version takes part in the choice of the best: the first, the last and every few between."""
@@ -100,7 +101,10 @@ class Evaluation:
     def leases(self, split: Split, version: int) -> list[Lease]:
         """What is still to be sampled to evaluate a version on a split; its completion will be reported."""
         self._watch(split, version)
-        return [lease for lease in self._leases(split, version) if not all(map(self.store.has_group, lease.group_ids))]
+        usable = [lease.without(self._left_out) for lease in self._leases(split, version)]
+        rest = [(lease, {group for group in lease.group_ids if self.store.has_group(group)}) for lease in usable]
+        strict = self._recipe.algorithm.max_staleness == 0  # a lease is then sampled whole or not at all
+        return [lease if strict else lease.without(there) for lease, there in rest if len(there) < len(lease.prompts)]
 
     def is_complete(self, split: Split, version: int) -> bool:
         """Whether every prompt is sampled and scored by every scorer."""
@@ -116,6 +120,15 @@ class Evaluation:
                 if not lacking:
                     self._unreported.add(self._of[group])
 
+    def leave_out(self, groups: Iterable[str]) -> None:
+        """These groups will never have all their scores: they count as failed."""
+        self._left_out.update(groups)
+        for evaluated, lacking in self._lacking.items():
+            if lacking & self._left_out:
+                lacking -= self._left_out
+                if not lacking:
+                    self._unreported.add(evaluated)
+
     def newly_complete(self) -> Iterator[tuple[Split, int, Result]]:
         """Results that were not complete when last asked."""
         while self._unreported:
@@ -126,7 +139,8 @@ class Evaluation:
     def _watch(self, split: Split, version: int) -> None:
         """Ask the store once for an evaluation; after that, only what is said to be `scored` is looked at."""
         if (split, version) not in self._lacking:
-            lacking = {group for group in self.group_ids(split, version) if not self._is_scored(group)}
+            groups = set(self.group_ids(split, version)) - self._left_out
+            lacking = {group for group in groups if not self._is_scored(group)}
             self._lacking[split, version] = lacking
             if not lacking:
                 self._unreported.add((split, version))
@@ -158,7 +172,8 @@ class Evaluation:
         Raises:
             PipelineError: no prompt has both rewards, so that there is nothing to report.
         """
-        groups = self.group_ids(split, version)
+        everything = self.group_ids(split, version)
+        groups = [group for group in everything if group not in self._left_out]
         rewards, gold = self._values(groups, self._recipe.reward)
         prior, _ = self._values(groups, PRIOR)
         rows = self.store.groups(groups)
@@ -183,7 +198,7 @@ class Evaluation:
             mean_tokens=_mean([len(output["token_ids"]) for output in outputs]),
             ended=100 * _mean([output["finish_reason"] == "stop" for output in outputs]),
             prompts=len(usable),
-            failed=len(groups) - len(usable),
+            failed=len(everything) - len(usable),
         )
 
     def outcomes(self, split: Split, version: int) -> pa.Table:
@@ -208,14 +223,15 @@ class Evaluation:
         return rows.add_column(0, "prompt_id", pa.array([prompt.prompt_id for prompt in self._prompts[split]]))
 
     def texts(self, split: Split, version: int) -> list[tuple[str, str | None, str, float | None]]:
-        """(prompt, gold, output, reward) for each prompt of a complete evaluation."""
+        """(prompt, gold, output, reward) for each prompt of a complete evaluation; of a failed one as far as known."""
         groups = self.group_ids(split, version)
-        rows = self.store.groups(groups)
-        rewards, _ = self._values(groups, self._recipe.reward)
-        columns = (rows[name].to_pylist() for name in ("prompt_text", "gold_text", "outputs"))
+        known = [group for group in groups if group not in self._left_out]
+        outputs = [outputs[0]["text"] for outputs in self.store.groups(known)["outputs"].to_pylist()]
+        rewards, _ = self._values(known, self._recipe.reward)
+        found = dict(zip(known, zip(outputs, rewards, strict=True), strict=True))
         return [
-            (prompt, gold, outputs[0]["text"], reward)
-            for prompt, gold, outputs, reward in zip(*columns, rewards, strict=True)
+            (prompt.text, prompt.gold_text, *found.get(group, ("(left out)", None)))
+            for prompt, group in zip(self._prompts[split], groups, strict=True)
         ]
 
     def _values(self, groups: list[str], reward: str | CombinationSection) -> tuple[list[Any], list[Any]]:

@@ -1,7 +1,6 @@
 """`brain export`: a run's policy as a directory that PEFT or transformers open without this project."""
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from common.nn.causal_lm import load_causal_lm, load_tokenizer
 from common.nn.saving import load_dequantized, save_causal_lm
 from common.policies import PolicyRegistry, ProposalVersion
 from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, resolve_output, saved_recipe
+from deploy.run_directory import RunDirectory, begun_world, saved_recipe
 from deploy.summary import read_summary
 
 _MARKER = "version.json"
@@ -59,13 +58,18 @@ def recipe_with_world(directory: RunDirectory) -> Recipe:
     """A run's recipe, with the prepared world that it was begun with in its paths.
 
     Raises:
-        UserError: there is no run, or its configuration is not one of this version.
+        UserError: there is no run, its configuration is not one of this version, or its world is gone.
     """
     recipe = saved_recipe(directory)
     if recipe.prepare is None:
         return recipe
-    world = json.loads(directory.facts.read_text())["world"]
-    return with_world(recipe, resolve_output(recipe.prepare.cache) / world)
+    world = begun_world(directory, recipe)
+    if world is None:
+        raise UserError(
+            f"The prepared world of {directory.root} is not in {recipe.prepare.cache} any more; start the run again, "
+            f"which builds it."
+        )
+    return with_world(recipe, world)
 
 
 def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:

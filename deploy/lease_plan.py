@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from common.identity import group_id, seed_from
 from common.leases import Lease, Prompt, Purpose
@@ -15,17 +16,26 @@ class LeasePlan:
         seed: of the recipe.
         lease_prompts: how many make a lease.
         policies: where the versions are published.
+        alone: whether each lease is sampled on its own (`Lease.alone`).
         prior_run: the run whose groups of version 0, the prior, are this run's too (`brain compare`); default: itself.
     """
 
     def __init__(
-        self, run_id: str, seed: int, lease_prompts: int, policies: Path, *, prior_run: str | None = None
+        self,
+        run_id: str,
+        seed: int,
+        lease_prompts: int,
+        policies: Path,
+        *,
+        alone: bool = True,
+        prior_run: str | None = None,
     ) -> None:
         self._run_id = run_id
         self._prior_run = prior_run or run_id
         self._seed = seed
         self._lease_prompts = lease_prompts
         self._policies = str(policies)
+        self._alone = alone
 
     def leases(self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]) -> list[Lease]:
         """Leases for all prompts, in their order."""
@@ -35,6 +45,11 @@ class LeasePlan:
             for index, start in enumerate(cut)
         ]
 
+    @staticmethod
+    def purpose_of(lease_id: str) -> Purpose:
+        """What a lease was for."""
+        return next(purpose for purpose in get_args(Purpose) if lease_id.startswith(f"{purpose}-"))
+
     def _lease(
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
     ) -> Lease:
@@ -42,4 +57,4 @@ class LeasePlan:
         run_id = self._run_id if version else self._prior_run
         ids = tuple(group_id(f"{run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
         seed = seed_from("lease", self._seed, lease_id)
-        return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies)
+        return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone)

@@ -16,10 +16,20 @@ from common.policies import ProposalModel
 from deploy.actors import make_services
 from deploy.cluster import ray_cluster, required_resources
 from deploy.conductor import Conductor
+from deploy.operations import Operations
 from deploy.recipe_files import with_world
 from deploy.restarts import with_smaller_passes
-from deploy.run_directory import RunDirectory, check_config, claimed, resolve_output, run_directory, save_config
-from deploy.stored_inputs import StoredInputs, with_absolute_source
+from deploy.run_directory import (
+    RunDirectory,
+    check_config,
+    claimed,
+    resolve_output,
+    run_directory,
+    save_config,
+    with_absolute_places,
+)
+from deploy.services import Services
+from deploy.stored_inputs import StoredInputs
 from deploy.summary import finish, read_summary, show
 from deploy.tracking import Tracker
 from deploy.work import Work
@@ -57,7 +67,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         PipelineError: a service failed for good.
     """
     watch = Stopwatch()
-    recipe = with_absolute_source(recipe)
+    recipe = with_absolute_places(recipe)
     directory = run_directory(recipe)
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:
@@ -75,7 +85,8 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
 
             def start(resolved: Recipe) -> dict[str, Any]:
                 work = inputs.work(resolved, recipe_digest(recipe), directory)
-                return Run(resolved, directory, work, model, watch, console).to_the_end()
+                with work.store.training():
+                    return Run(resolved, directory, work, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved, reporter(console))
     show(console, directory, summary)
@@ -180,7 +191,11 @@ class Run:
         conductor = Conductor(self._recipe, self._work, tracker, services)
         try:
             with self._watch.stage("pipeline"):
-                asyncio.run(conductor.run())
+                asyncio.run(self._run(conductor, services, tracker))
         finally:
             self._watch.seconds.update(services.busy_seconds())
             services.kill()
+
+    async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
+        async with Operations(self._recipe, self._directory, self._work, conductor.production, services, tracker):
+            await conductor.run()

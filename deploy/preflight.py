@@ -1,20 +1,21 @@
 """What can be found out before anything is started: files, tokenizer, context length, prompts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
 
+from common.config.data import DataSection, PromptSource
 from common.config.recipe import Recipe
 from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError
-from common.identity import digest
+from common.identity import digest, digest_of_many
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
-from common.prompts import PromptFile, load_prompts
+from common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
+from common.prompts import Encode, PromptSet
 from common.schemas import HUMAN, PROPOSAL
 from deploy.evaluation import Split
+from deploy.prompt_data import named, read_prompts
 from deploy.run_directory import RunDirectory
 from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from deploy.work import Work, sampling_work
@@ -30,14 +31,14 @@ from scorer.function import load_function
 class Inputs:
     """The run's prompts, and what the user should know about them."""
 
-    train: list[Prompt]
+    train: PromptSet
     held_back: dict[Split, list[Prompt]]
     notes: list[str]
 
     def digest(self) -> str:
         """Of all prompts, by their ids, which hold place and text."""
-        splits = [self.train, *self.held_back.values()]
-        return digest([[(prompt.prompt_id, prompt.gold_text) for prompt in prompts] for prompts in splits])
+        held_back = [[(prompt.prompt_id, prompt.gold_text) for prompt in split] for split in self.held_back.values()]
+        return digest(digest_of_many(self.train.identities()), held_back)
 
     def facts(self) -> dict[str, str | None]:
         """What must be the same whenever the run is resumed."""
@@ -108,43 +109,64 @@ def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
 def _check_prompts(recipe: Recipe) -> Inputs:
     for name, scorer in recipe.scorers.items():
         check_scorer(name, scorer)
-    model = recipe.policy.model
-    tokenizer = load_tokenizer(recipe.policy.tokenizer or model)
-    config = load_config(model)
-    check_tokenizer(tokenizer, config, model)
+    source = recipe.policy.tokenizer or recipe.policy.model
+    tokenizer = load_tokenizer(source)
+    config = load_config(recipe.policy.model)
+    check_tokenizer(tokenizer, config, source)
     _check_context(recipe, context_length(config))
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=True))
-
+    encode = prompt_encoding(tokenizer, recipe.data.chat_template)
     notes = _notes_on_batches(recipe)
-    train = _read(recipe, "train", recipe.data.train, encode, notes)
+    data = recipe.data
+    train = _read(data, "train", data.train, encode, notes)
+    _check_turns(recipe, train)
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
             f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
-            f"prompts of {recipe.data.train}; lower it, or bring more prompts."
+            f"prompts of {named(recipe.data.train)}; lower it, or bring more prompts."
         )
-    held_back: dict[Split, list[Prompt]] = {
-        "validation": _read(recipe, "validation", recipe.data.validation, encode, notes),
-        "test": _read(recipe, "test", recipe.data.test, encode, notes),
+    read: dict[Split, PromptSet] = {
+        "validation": _read(data, "validation", data.validation, encode, notes),
+        "test": _read(data, "test", data.test, encode, notes),
     }
-    wanted = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
-    for split, prompts in held_back.items():
+    wanted: dict[Split, int] = {
+        "validation": recipe.evaluation.validation_prompts,
+        "test": recipe.evaluation.test_prompts,
+    }
+    for split, prompts in read.items():
         if len(prompts) < wanted[split]:
             notes.append(f"{split}: only {len(prompts)} prompts, evaluation.{split}_prompts asks for {wanted[split]}")
-        held_back[split] = prompts[: wanted[split]]
+    held_back = {split: prompts[: wanted[split]] for split, prompts in read.items()}
     return Inputs(train, held_back, notes)
 
 
-def _read(recipe: Recipe, split: str, path: str, encode: Callable[[str], list[int]], notes: list[str]) -> list[Prompt]:
-    file = PromptFile(Path(path), recipe.data.prompt_column, recipe.data.gold_column)
-    found = load_prompts(file, encode, recipe.data.max_prompt_tokens)
-    if found.skipped:
-        notes.append(
-            f"{split}: skipped {found.too_long} prompts longer than {recipe.data.max_prompt_tokens} tokens and "
-            f"{found.empty} empty ones, kept {len(found.prompts)}"
+def _read(data: DataSection, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
+    found = read_prompts(data, source, encode)
+    skipped = [
+        f"{many} {what}"
+        for many, what in (
+            (found.too_long, f"longer than {data.max_prompt_tokens} tokens"),
+            (found.empty, "empty"),
         )
-    return found.prompts
+        if many.count
+    ]
+    notes.append(
+        f"{split}: {len(found):,} prompts of {named(source)}" + (f"; skipped {', '.join(skipped)}" if skipped else "")
+    )
+    return found
+
+
+def _check_turns(recipe: Recipe, train: PromptSet) -> None:
+    """Refuse scorers that would read the messages of a conversation as the prompt's text."""
+    if recipe.data.chat_template == AS_THEY_ARE:
+        return
+    for name, scorer in recipe.scorers.items():
+        reads_turns = scorer.chat_template if isinstance(scorer, ClassifierSection) else scorer.kind not in FORMATS
+        if train.conversations and not reads_turns:
+            raise UserError(
+                f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {train.conversations} prompts of "
+                f"{named(recipe.data.train)} are conversations of several turns; use a scorer that reads turns, such "
+                f"as a classifier with chat_template=true."
+            )
 
 
 def _check_context(recipe: Recipe, context: int) -> None:
@@ -160,7 +182,7 @@ def check_scorer(name: str, scorer: ScorerPool) -> None:
     """Refuse a scorer whose function, checkpoint, tokenizer or token is not there or does not fit."""
     match scorer:
         case FunctionSection():
-            load_function(name, scorer.function)
+            load_function(name, scorer)
         case GPTJRewardSection():
             form = FORMATS[scorer.kind]
             tokenizer = find_checkpoint(scorer.path, form).tokenizer

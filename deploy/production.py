@@ -1,9 +1,10 @@
-"""Leases become groups, and groups become scored ones: the samplers and scorers at work, and who waits for them."""
+"""Samplers and scorers at work for one run: what they are given, and who waits for what they make."""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,71 +12,129 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import PipelineError
 from common.leases import Lease
+from deploy.evaluation import Result, Split
+from deploy.lease_plan import LeasePlan
+from deploy.quarantine import Item
 from deploy.run_store import RunStore
+from deploy.sampling import Sampling
+from deploy.scoring import Events, Samples, Scoring
 from deploy.services import Services
+from deploy.store_thread import StoreThread
 from deploy.tracking import Tracker
 from deploy.work import Work
 
 T = TypeVar("T")
 
-_SCORED_AT_ONCE = 16
-"""Leases from former starts that are given to the scorers at a time: enough to keep many replicas busy, and few enough
-that a large store is not read into memory."""
 
+class Production(Events):
+    """Leases in, groups that are sampled, scored and ready out.
 
-class Production:
-    """Gives leases to samplers and groups to scorers, and commits what they return.
+    Everything that it holds in memory has a bound: leases are given out only while scorers keep up, and calls of a
+    store wait for room.
 
     Args:
         recipe: says what is a lease, and how long one may take.
         work: the stores that get groups and scores, and the schedule that is told which groups are ready.
         tracker: is told what happens.
-        services: do the work.
+        services: do the work; other runs may use the same.
+
+    Attributes:
+        evaluated: what is evaluated completely.
+        waited_seconds: how long the learner has waited for groups.
     """
 
     def __init__(self, recipe: Recipe, work: Work, tracker: Tracker, services: Services) -> None:
+        self.evaluated: set[tuple[Split, int]] = set()
+        self.waited_seconds = 0.0
         self._recipe = recipe
-        self._store = work.store
+        self._work = work
         self._schedule = work.schedule
-        self._training_scorers = work.training_scorers
         self._evaluation = work.evaluation
         self._tracker = tracker
         self._samplers = services.samplers
-        self._scorers = services.scorers
-        self._leases: deque[Lease] = deque()
-        self._busy = 0  # leases that are being sampled or scored
-        self._changed = asyncio.Condition()  # of anything that somebody waits for
+        timeout = recipe.timeouts.lease
+        self._sampling = Sampling(
+            services.samplers,
+            whole=recipe.algorithm.max_staleness == 0,
+            timeout=timeout,
+            commit=self._commit,
+            give_up=self._give_up,
+        )
+        self.scoring = Scoring(services.scorers, recipe.sampler.lease_prompts, timeout, self)
+        self._leases: tuple[deque[Lease], deque[Lease]] = deque(), deque()  # training's, then evaluation's
+        self._some_leases = asyncio.Event()
+        self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
+        self._changed = asyncio.Event()  # something that somebody waits for
         self._tasks: asyncio.TaskGroup
-        self._workers: list[asyncio.Task[None]] = []
+        self._endless: list[asyncio.Task[None]] = []
+        self._stores: dict[bool, StoreThread] = {}  # training's, evaluation's
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Keep all samplers at work, as part of a group of tasks."""
+        """Keep all samplers and scorers at work, as part of a group of tasks."""
         self._tasks = tasks
-        self._workers = [tasks.create_task(self._sample()) for _ in self._samplers.replicas]
+        self._stores[True] = StoreThread(self._work.store, "store")
+        evaluation = self._evaluation
+        self._stores[False] = self._stores[True] if evaluation is None else StoreThread(evaluation.store, "evaluation")
+        self._endless = [
+            tasks.create_task(self._give_out_leases()),
+            *self.scoring.start(tasks, self._stores[True], self._stores[False]),
+        ]
 
     def stop(self) -> None:
-        """Let the workers end, who else wait for further leases."""
-        for worker in self._workers:
-            worker.cancel()
+        """Let the tasks end that would wait for further work."""
+        for task in self._endless:
+            task.cancel()
 
-    async def enqueue(self, leases: Iterable[Lease]) -> None:
+    def close(self) -> None:
+        """Let the stores go, once what was given to them is written."""
+        for thread in {*self._stores.values()}:
+            thread.close()
+
+    # -- what the conductor asks for ---------------------------------------------------------------------------------
+
+    @property
+    def training(self) -> StoreThread:
+        """The store that is trained from."""
+        return self._stores[True]
+
+    @property
+    def evaluating(self) -> StoreThread:
+        """The store of evaluations, on whose thread all methods of `Evaluation` are called."""
+        return self._stores[False]
+
+    @property
+    def waiting_leases(self) -> int:
+        """Leases that no sampler has yet."""
+        return sum(map(len, self._leases))
+
+    def enqueue(self, leases: Iterable[Lease]) -> None:
         """Have leases sampled and scored, training's before evaluation's."""
-        async with self._changed:
-            self._leases.extend(leases)
-            ordered = sorted(self._leases, key=lambda lease: lease.purpose != "train")  # stable: training first
-            self._leases = deque(ordered)
-            self._report_evaluations()
-            self._changed.notify_all()
+        for lease in leases:
+            self._leases[lease.purpose != "train"].append(lease)
+            self._unfinished.update(lease.group_ids)
+        if self.waiting_leases:
+            self._some_leases.set()
 
-    def carry_on(self, first_round: int) -> None:
+    async def evaluate(self, leases_of: Callable[..., list[Lease]], *args: Any) -> None:
+        """Have the leases sampled that a method of `Evaluation` names."""
+        self.enqueue(await self.evaluating.call(leases_of, *args))
+        await self._report_evaluations()
+
+    async def carry_on(self, first_round: int) -> None:
         """Have what was sampled before this start scored where it lacks scores; what has them all is ready at once.
 
         Args:
             first_round: groups of earlier rounds are not trained any more, so that nobody asks whether they are ready.
         """
-        self._carry_on_with(self._store, training=True, first_round=first_round)
+        for item in self._work.quarantine:
+            if item.purpose == "train":
+                self._schedule.leave_out(item.round, item.prompt_id, item.group_id)
         if self._evaluation is not None:
-            self._carry_on_with(self._evaluation.store, training=False, first_round=0)
+            await self.evaluating.call(self._evaluation.leave_out, self._work.quarantine.groups)
+            await self._carry_on_with(training=False)
+        complete = await self._carry_on_with(training=True)
+        self._make_ready(complete.filter(pc.greater_equal(complete["round"], first_round)))
+        self._tracker.ready(complete.num_rows)
 
     async def until(self, found: Callable[[], T | None], what: str) -> T:
         """Wait until `found()` gives something; ends, as every call to a service has its time limit.
@@ -83,114 +142,133 @@ class Production:
         Raises:
             PipelineError: nobody is at work on it.
         """
-        async with self._changed:
-            while (value := found()) is None:
-                if not self._leases and not self._busy:
-                    raise PipelineError(
-                        f"The run waits for {what}, which nobody is making: the sample store {self._store.root} has "
-                        f"lost what it once held; put back what is in its `damaged` folder, or set another run.dir."
-                    )
-                await self._changed.wait()
+        began = time.monotonic()
+        while (value := found()) is None:
+            if not self._unfinished:
+                raise PipelineError(
+                    f"The run waits for {what}, which nobody is making: the sample store {self._work.store.root} has "
+                    f"lost what it once held; put back what is in its `damaged` folder, or set another run.dir."
+                )
+            self._changed.clear()
+            await self._changed.wait()
+        self.waited_seconds += time.monotonic() - began
         return value
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    # -- sampling ----------------------------------------------------------------------------------------------------
 
-    async def _sample(self) -> None:
-        """One worker: keeps one sampler busy with the next lease."""
+    async def _give_out_leases(self) -> None:
         while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._leases)
-                lease = self._leases.popleft()
-                self._busy += 1
-            training = lease.purpose == "train"
-            groups = await self._samplers.call("generate", lease, timeout=self._recipe.timeouts.lease)
-            groups = self._commit(groups, self._store_of(training))
-            self._tracker.sampled(groups, training=training)
-            self._tasks.create_task(self._score_and_finish(groups, training=training))
+            await self._some_leases.wait()
+            await self.scoring.room()
+            slot = await self._samplers.acquire()
+            lease = next(leases for leases in self._leases if leases).popleft()
+            if not self.waiting_leases:
+                self._some_leases.clear()
+            self._tasks.create_task(self._sampling.sample(lease, slot))
 
-    def _commit(self, groups: pa.RecordBatch, store: RunStore) -> pa.RecordBatch:
-        """Commit a lease; returns it as the store has it, where another writer was first with some group of it."""
-        if store.append_groups(groups) == groups.num_rows:
-            return groups
-        return store.groups(groups["group_id"].to_pylist()).combine_chunks().to_batches()[0]
+    async def _commit(self, lease: Lease, groups: pa.RecordBatch) -> None:
+        training = lease.purpose == "train"
+        samples = Samples(training, await self._stores[training].append_groups(groups))
+        self._tracker.sampled(samples.groups, training=training)
+        self.scoring.put(samples, dict.fromkeys(self._wanted(training)))
 
-    async def _score_and_finish(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        await self._score(groups, training=training)
-        await self._finish()
+    # -- scoring -----------------------------------------------------------------------------------------------------
 
-    async def _finish(self) -> None:
-        """Somebody is done with a piece of work."""
-        async with self._changed:
-            self._busy -= 1
-            self._changed.notify_all()
+    def scored(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        """See `Events`."""
+        self._tracker.scored(scorer, samples.groups, scores)
 
-    async def _score(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """Have every scorer annotate groups that are in the store; then they are ready."""
-        store = self._store_of(training)
-        await asyncio.gather(*(self._score_with(name, groups, store) for name in self._wanted(training)))
-        async with self._changed:
-            if training:
-                self._make_ready(groups)
-                self._tracker.ready(groups.num_rows)
-            elif self._evaluation is not None:
-                self._evaluation.scored(groups["group_id"].to_pylist())
-                self._report_evaluations()
-            self._changed.notify_all()
-
-    async def _score_with(self, name: str, groups: pa.RecordBatch, store: RunStore) -> None:
-        if all(store.has_score(group, name) for group in groups["group_id"].to_pylist()):
+    def complete(self, samples: Samples, groups: Collection[str]) -> None:
+        """See `Events`."""
+        if not samples.training:
+            self._tasks.create_task(self._finish_evaluation(groups))
             return
-        scores = await self._scorers[name].call("score", groups, timeout=self._recipe.timeouts.lease)
-        store.append_scores(scores)
-        self._tracker.scored(name, groups, scores)
+        ids = samples.ids()
+        rows = samples.groups
+        self._make_ready(rows if len(groups) == len(ids) else rows.filter(pa.array([one in groups for one in ids])))
+        self._tracker.ready(len(groups))
+        self._finish(groups)
 
-    def _carry_on_with(self, store: RunStore, *, training: bool, first_round: int) -> None:
-        index = store.index()
-        lacking = {group for name in self._wanted(training) for group in store.unscored(name)}
-        if training:
-            is_lacking = pc.is_in(index["group_id"], value_set=pa.array(list(lacking), pa.string()))
-            complete = index.filter(pc.invert(is_lacking))
-            self._make_ready(complete.filter(pc.greater_equal(complete["round"], first_round)))
-            self._tracker.ready(complete.num_rows)
+    def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
+        """See `Events`."""
+        row = samples.groups.select(["lease_id", "round", "prompt_id", "group_id"]).to_pylist()[0]
+        purpose = "train" if samples.training else LeasePlan.purpose_of(row["lease_id"])
+        self._give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
+
+    async def _carry_on_with(self, *, training: bool) -> pa.Table:
+        """Have stored groups scored that lack values; returns the light rows of the others."""
+        store = self._store_of(training)
+        wanted, quarantined = self._wanted(training), self._work.quarantine.groups
+
+        def look() -> tuple[pa.Table, dict[str, set[str]]]:
+            return store.index(), {name: set(store.unscored(name)) - quarantined for name in wanted}
+
+        index, unscored = await self._stores[training].call(look)
+        unusable = pa.array(list(quarantined.union(*unscored.values())), pa.string())
+        is_unusable = pc.is_in(index["group_id"], value_set=unusable)
+        lacking = [one for one in index["group_id"].filter(is_unusable).to_pylist() if one not in quarantined]
         if lacking:
-            self._busy += 1
-            in_order = [group for group in index["group_id"].to_pylist() if group in lacking]
-            self._tasks.create_task(self._score_stored(store, in_order, training=training))
+            self._unfinished.update(lacking)
+            self._tasks.create_task(self._score_stored(lacking, unscored, training=training))
+        return index.filter(pc.invert(is_unusable))
 
-    async def _score_stored(self, store: RunStore, groups: list[str], *, training: bool) -> None:
-        """Score groups from the store, in pieces as large as a lease."""
-        free = asyncio.Semaphore(_SCORED_AT_ONCE)
-
-        async def score(piece: pa.RecordBatch) -> None:
-            try:
-                await self._score(piece, training=training)
-            finally:
-                free.release()
-
+    async def _score_stored(self, groups: list[str], unscored: dict[str, set[str]], *, training: bool) -> None:
+        """Read groups that lack scores, only as fast as they are scored."""
+        batches = self._store_of(training).batches(group_ids=groups)
         rows = self._recipe.sampler.lease_prompts
-        async with asyncio.TaskGroup() as pieces:
-            for batch in store.batches(group_ids=groups):
-                for start in range(0, batch.num_rows, rows):
-                    await free.acquire()
-                    pieces.create_task(score(batch.slice(start, rows)))
-        await self._finish()
+        while (batch := await self._stores[training].call(next, batches, None)) is not None:
+            for start in range(0, batch.num_rows, rows):
+                await self.scoring.room()
+                self.scoring.put(Samples(training, batch.slice(start, rows)), unscored)
+
+    # -- what comes of it --------------------------------------------------------------------------------------------
 
     def _make_ready(self, groups: pa.RecordBatch | pa.Table) -> None:
         columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
         for round_, prompt_id, group in zip(*columns, strict=True):
             self._schedule.add(round_, prompt_id, group)
 
-    def _report_evaluations(self) -> None:
+    def _finish(self, groups: Iterable[str]) -> None:
+        self._unfinished.difference_update(groups)
+        self._changed.set()
+
+    async def _finish_evaluation(self, groups: Collection[str], *, left_out: bool = False) -> None:
+        evaluation = self._evaluation
+        assert evaluation is not None, "only an evaluation has groups that are not for training"
+        await self.evaluating.call(evaluation.leave_out if left_out else evaluation.scored, groups)
+        await self._report_evaluations()
+        self._finish(groups)
+
+    async def _report_evaluations(self) -> None:
         if self._evaluation is not None:
-            for split, version, result in self._evaluation.newly_complete():
+            complete: Iterator[tuple[Split, int, Result]] = self._evaluation.newly_complete()
+            for split, version, result in await self.evaluating.call(lambda: list(complete)):
+                self.evaluated.add((split, version))
                 self._tracker.evaluated(split, version, result)
+            self._changed.set()
+
+    def _give_up(self, item: Item) -> None:
+        """Go on without a prompt or a group, once that is on record."""
+        evaluation = self._recipe.evaluation
+        sizes = {
+            "train": self._recipe.algorithm.prompts_per_round,
+            "validation": evaluation.validation_prompts,
+            "test": evaluation.test_prompts,
+        }
+        self._work.quarantine.add(item, sizes[item.purpose])
+        self._tracker.quarantined(item)
+        if item.purpose == "train":
+            self._schedule.leave_out(item.round, item.prompt_id, item.group_id)
+            self._finish([item.group_id])
+        else:
+            self._tasks.create_task(self._finish_evaluation([item.group_id], left_out=True))
 
     def _wanted(self, training: bool) -> list[str]:
         if training or self._evaluation is None:
-            return self._training_scorers
+            return self._work.training_scorers
         return self._evaluation.scorers
 
     def _store_of(self, training: bool) -> RunStore:
         if training or self._evaluation is None:
-            return self._store
+            return self._work.store
         return self._evaluation.store

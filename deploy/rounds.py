@@ -20,11 +20,18 @@ class Schedule(Protocol):
 
     last_step: int
 
+    @property
+    def backlog(self) -> int:
+        """Groups that are ready and have trained no step yet."""
+
     def earliest_round(self, round_: int) -> int:
         """The first round whose groups may still train once `round_` has begun."""
 
     def add(self, round_: int, prompt_id: str, group: str) -> None:
         """A group is sampled and scored."""
+
+    def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
+        """A group will not become ready: whatever it was to train goes on without it."""
 
     def are_ready(self, groups: Collection[str]) -> bool:
         """Whether all these groups are sampled and scored."""
@@ -46,6 +53,10 @@ class Rounds:
     first groups of the pass that are ready and have not been taken in it. With max_staleness 0 a round's first step
     waits for all its groups, so that their order never depends on who was faster.
 
+    A round has k steps however many of its groups are left out: its passes are shorter, and the next one begins
+    earlier; a pool that is smaller than a batch trains whole. The order of a pass is that of the whole pool without
+    those that are left out, so that it does not depend on when that was.
+
     A pass costs one look at its pool; within it, a step costs what its batch does, however large the pool.
     """
 
@@ -56,14 +67,22 @@ class Rounds:
         self._seed = seed
         self._group_of: dict[Hashable, str] = {}  # of the groups that are ready, by key
         self._ready: set[str] = set()
+        self._fresh: dict[str, int] = {}  # groups that are ready and have trained no step, by round
+        self._left_out: set[Hashable] = set()
         self._round = -1
         self._pool: list[Hashable] = []
+        self._batch = self._steps_a_pass = 1
         self._pass = 0
         self._steps_taken = 0  # in the pass
         self._used: set[str] = set()  # in the pass
         self._order: list[Hashable] = []  # of the pass
         self._candidates: list[int] = []  # heap of the places in the order whose groups are ready, some of them used
         self._awaited: dict[Hashable, int] = {}  # the places of the others
+
+    @property
+    def backlog(self) -> int:
+        """See `Schedule`."""
+        return len(self._fresh)
 
     def earliest_round(self, round_: int) -> int:
         """See `Schedule`."""
@@ -76,9 +95,17 @@ class Rounds:
             return
         self._group_of[key] = group
         self._ready.add(group)
+        self._fresh[group] = round_
         place = self._awaited.pop(key, None)
         if place is not None:
             heapq.heappush(self._candidates, place)
+
+    def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
+        """See `Schedule`."""
+        key = self._draws.key(round_, prompt_id, group)
+        self._left_out.add(key)
+        self._awaited.pop(key, None)
+        self._count_pool()
 
     def are_ready(self, groups: Collection[str]) -> bool:
         """See `Schedule`."""
@@ -88,7 +115,10 @@ class Rounds:
         """See `Schedule`."""
         first = self.earliest_round(round_)
         self._round = round_
+        done = {group for step in taken for group in step}
+        self._fresh = {group: of for group, of in self._fresh.items() if of >= first and group not in done}
         self._pool = [key for number in range(first, round_ + 1) for key in self._draws.keys(number)]
+        self._count_pool()
         pass_, self._steps_taken = divmod(len(taken), self._steps_a_pass)
         self._begin_pass(pass_, {group for step in taken[pass_ * self._steps_a_pass :] for group in step})
 
@@ -98,29 +128,33 @@ class Rounds:
         if self._algorithm.max_staleness == 0 and self._awaited:
             return None
         places: list[int] = []
-        while self._candidates and len(places) < self._algorithm.batch_prompts:
+        while self._candidates and len(places) < self._batch:
             place = heapq.heappop(self._candidates)
             if self._group(place) not in self._used:
                 places.append(place)
         for place in places:  # until they are taken
             heapq.heappush(self._candidates, place)
-        return [self._group(place) for place in places] if len(places) == self._algorithm.batch_prompts else None
+        return [self._group(place) for place in places] if len(places) == self._batch else None
 
     def take(self, groups: Sequence[str]) -> None:
         """See `Schedule`."""
         self._go_to_next_pass_if_done()
         self._used.update(groups)
+        for group in groups:
+            self._fresh.pop(group, None)
         self._steps_taken += 1
 
-    @property
-    def _steps_a_pass(self) -> int:
-        return len(self._pool) // self._algorithm.batch_prompts
+    def _count_pool(self) -> None:
+        """How many steps a pass has, and how many groups a step; whoever leaves all out is stopped elsewhere."""
+        groups = sum(key not in self._left_out for key in self._pool) if self._left_out else len(self._pool)
+        self._batch = max(1, min(self._algorithm.batch_prompts, groups))
+        self._steps_a_pass = max(1, groups // self._batch)
 
     def _group(self, place: int) -> str:
         return self._group_of[self._order[place]]
 
     def _go_to_next_pass_if_done(self) -> None:
-        if self._steps_taken == self._steps_a_pass:
+        if self._steps_taken >= self._steps_a_pass:
             self._steps_taken = 0
             self._begin_pass(self._pass + 1, set())
 
@@ -129,6 +163,8 @@ class Rounds:
         self._order = self._shuffled(number)
         self._candidates, self._awaited = [], {}
         for place, key in enumerate(self._order):  # in increasing order, which is a heap
+            if key in self._left_out:
+                continue
             if key in self._group_of:
                 self._candidates.append(place)
             else:
@@ -150,6 +186,12 @@ class RecordedSteps:
         self._updates_per_round = updates_per_round
         self._done = 0
         self._ready: set[str] = set()
+        self._left_out: set[str] = set()
+
+    @property
+    def backlog(self) -> int:
+        """See `Schedule`."""
+        return len(self._ready.difference(*self._steps[: self._done]))
 
     def earliest_round(self, round_: int) -> int:
         """See `Schedule`."""
@@ -158,6 +200,10 @@ class RecordedSteps:
     def add(self, round_: int, prompt_id: str, group: str) -> None:
         """See `Schedule`."""
         self._ready.add(group)
+
+    def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
+        """See `Schedule`."""
+        self._left_out.add(group)
 
     def are_ready(self, groups: Collection[str]) -> bool:
         """See `Schedule`."""
@@ -169,7 +215,7 @@ class RecordedSteps:
 
     def next_batch(self) -> list[str] | None:
         """See `Schedule`."""
-        groups = list(self._steps[self._done])
+        groups = [group for group in self._steps[self._done] if group not in self._left_out]
         return groups if self.are_ready(groups) else None
 
     def take(self, groups: Sequence[str]) -> None:

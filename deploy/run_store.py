@@ -1,6 +1,8 @@
 """The stores that a run trains from: its own, or its own over another's, which is only read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import UserError
-from common.store import SampleStore, ScorerFacts
+from common.store import Found, SampleStore, ScorerFacts
 
 
 class StoredSamples(Protocol):
@@ -52,6 +53,15 @@ class StoredSamples(Protocol):
     ) -> Iterator[pa.RecordBatch]:
         """See `SampleStore.batches`."""
 
+    def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
+        """See `SampleStore.refuse_another_scorer`."""
+
+    def has_groups(self, group_ids: Sequence[str]) -> Found:
+        """See `SampleStore.has_groups`."""
+
+    def has_scores(self, group_ids: Sequence[str], scorer: str) -> Found:
+        """See `SampleStore.has_scores`."""
+
     def has_group(self, group_id: str) -> bool:
         """See `SampleStore.has_group`."""
 
@@ -77,6 +87,9 @@ class StoredSamples(Protocol):
 class RunStore(StoredSamples, Protocol):
     """A store that a run writes to."""
 
+    def training(self) -> AbstractContextManager[None]:
+        """See `SampleStore.training`."""
+
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """See `SampleStore.append_groups`."""
 
@@ -99,9 +112,6 @@ class OverlaidStore:
         self._lower = lower
         below = lower.index()
         self._below = below.filter(pc.less(below["round"], rounds))
-        self._lower_digests: dict[str, set[str]] = {}
-        for facts in lower.scorers():
-            self._lower_digests.setdefault(facts.name, set()).add(facts.digest)
 
     @property
     def root(self) -> Path | str:
@@ -120,6 +130,10 @@ class OverlaidStore:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
+    def training(self) -> AbstractContextManager[None]:
+        """Be the one that records steps in the upper store."""
+        return self._upper.training()
+
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """Commit groups to the upper store."""
         return self._upper.append_groups(batch)
@@ -128,17 +142,15 @@ class OverlaidStore:
         """Commit scores to the upper store.
 
         Raises:
-            UserError: the lower store has values under the scorer's name that are another scorer's.
+            UserError: either store has values under the scorer's name that are another scorer's.
         """
-        for name, digest in {*zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True)}:
-            there = self._lower_digests.get(name, {digest})
-            if digest not in there:
-                raise UserError(
-                    f"The scorer {name!r} of this recipe (digest {digest}) is not the one whose values the store "
-                    f"{self._lower.root} has under that name ({', '.join(sorted(there))}), and the two must not be "
-                    f"mixed; give it another name in the recipe, and all groups are scored anew."
-                )
+        self._lower.refuse_another_scorer(batch)
         return self._upper.append_scores(batch)
+
+    def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
+        """Of both stores."""
+        self._lower.refuse_another_scorer(batch)
+        self._upper.refuse_another_scorer(batch)
 
     def append_step(self, row: Mapping[str, Any]) -> int:
         """Commit a step to the upper store."""
@@ -156,7 +168,7 @@ class OverlaidStore:
         lacking = pa.array(self._lower.unscored(scorer, digest=digest), pa.string())
         names = below.filter(pc.is_in(below, value_set=lacking)).to_pylist()
         own = self._upper.unscored(scorer, digest=digest)
-        return [name for name in names if not self._upper.has_score(name, scorer)] + own
+        return list(compress(names, ~self._upper.has_scores(names, scorer))) + own
 
     def scorers(self) -> list[ScorerFacts]:
         """Of both stores, each for itself."""
@@ -175,6 +187,14 @@ class OverlaidStore:
         yield from self._lower.batches(round_=round_, version=version, group_ids=wanted, columns=columns)
         yield from self._upper.batches(round_=round_, version=version, group_ids=group_ids, columns=columns)
 
+    def has_groups(self, group_ids: Sequence[str]) -> Found:
+        """[wanted] whether either has each."""
+        return self._upper.has_groups(group_ids) | self._lower.has_groups(group_ids)
+
+    def has_scores(self, group_ids: Sequence[str], scorer: str) -> Found:
+        """[wanted] whether either has each."""
+        return self._upper.has_scores(group_ids, scorer) | self._lower.has_scores(group_ids, scorer)
+
     def has_group(self, group_id: str) -> bool:
         """Whether either has it."""
         return self._upper.has_group(group_id) or self._lower.has_group(group_id)
@@ -185,12 +205,12 @@ class OverlaidStore:
 
     def groups(self, group_ids: Sequence[str]) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order."""
-        upper = [self._upper.has_group(name) for name in group_ids]
+        upper = self._upper.has_groups(group_ids)
         return _interleaved(group_ids, upper, self._upper.groups, self._lower.groups)
 
     def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
         """The SCORES rows of one scorer for the given groups, in the given order."""
-        upper = [self._upper.has_score(name, scorer) for name in group_ids]
+        upper = self._upper.has_scores(group_ids, scorer)
         return _interleaved(
             group_ids,
             upper,
@@ -216,13 +236,12 @@ class OverlaidStore:
 Read = Callable[[Sequence[str]], pa.Table]
 
 
-def _interleaved(names: Sequence[str], is_upper: Sequence[bool], upper: Read, lower: Read) -> pa.Table:
+def _interleaved(names: Sequence[str], is_upper: Found, upper: Read, lower: Read) -> pa.Table:
     """Rows from two stores in the order of the names."""
-    if all(is_upper):
+    if is_upper.all():
         return upper(names)
-    if not any(is_upper):
+    if not is_upper.any():
         return lower(names)
-    above = [place for place, here in enumerate(is_upper) if here]
-    below = [place for place, here in enumerate(is_upper) if not here]
+    above, below = np.flatnonzero(is_upper), np.flatnonzero(~is_upper)
     rows = pa.concat_tables([upper([names[place] for place in above]), lower([names[place] for place in below])])
-    return rows.take(pa.array(np.argsort([*above, *below])))
+    return rows.take(pa.array(np.argsort(np.concatenate([above, below]))))

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.config.recipe import Recipe
 from common.durable import fsync_path, temporary_sibling
 from common.errors import UserError
-from common.prompts import read_rows
+from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, resolve_output, run_directory
+from deploy.run_directory import RunDirectory, begun_world, resolve_output, run_directory
 from deploy.scoring_pools import ScoringPool, scoring_pools
 
 _ROWS_A_CALL = 16
@@ -52,7 +52,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
 
     Args:
         recipe: its `scorers` are used, all of them.
-        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz or .parquet.
+        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz, .parquet or Arrow.
         target: gets a row {"prompt", "outputs", "scores": {NAME: [...]}} each, and "errors" where values are null.
         console: for the progress bar and the result.
         force: whether a target that exists is replaced.
@@ -64,7 +64,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
     if target.exists() and not force:
         raise UserError(f"{target} exists already; name another --output, or say --force to replace it.")
     count = sum(1 for _ in read_texts(source))
-    resolved = resolved_for_scoring(recipe, recipe.scorers, console)
+    resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
     logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
     shutil.rmtree(logs.root, ignore_errors=True)
     take_over_golden(recipe, recipe.scorers, logs)
@@ -172,7 +172,7 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
         UserError: the file or a row of it is not what it should be (named).
     """
     empty = True
-    for number, row in enumerate(read_rows(source), start=1):
+    for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")
         if not isinstance(prompt, str):
             raise UserError(f"{source}, row {number}, has no text under `prompt`; mend or remove the row.")
@@ -184,18 +184,27 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{source} has no rows.")
 
 
-def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], console: Console) -> Recipe:
-    """The recipe with its world, which is built if it is not there, once the named scorers are known to be loadable.
+def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], run: RunDirectory, console: Console) -> Recipe:
+    """The recipe with its world, if one of the named scorers lies in it, once they are known to be loadable.
+
+    Args:
+        recipe: as it was written.
+        scorers: of the recipe.
+        run: the directory of the recipe's run, which need not exist: one that was begun knows its world.
+        console: is told how building a world goes.
 
     Raises:
         UserError: the world cannot be built, or a scorer not be loaded.
     """
     from deploy.preflight import check_scorer  # torch and transformers: not for a file that is refused
 
-    resolved = resolved_world(recipe, console)
+    wanted = [recipe.scorers[name] for name in scorers]
+    if any("{world}" in scorer.model_dump_json() for scorer in wanted):
+        world = begun_world(run, recipe)
+        recipe = resolved_world(recipe, console) if world is None else with_world(recipe, world)
     for name in scorers:
-        check_scorer(name, resolved.scorers[name])
-    return resolved
+        check_scorer(name, recipe.scorers[name])
+    return recipe
 
 
 def resolved_world(recipe: Recipe, console: Console) -> Recipe:

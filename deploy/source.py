@@ -6,6 +6,7 @@ from pathlib import Path
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.schemas import PRIOR, PROPOSAL
+from common.storage.places import shown
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
 from deploy.run_directory import RunDirectory, own_store_uri
@@ -25,6 +26,11 @@ class Location:
     uri: str
     directory: RunDirectory | None = None
     recipe: Recipe | None = None
+
+    @property
+    def name(self) -> str:
+        """The URI as messages may show it."""
+        return shown(self.uri)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The source store is only read. What the run adds (scores that were missing, its 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +12,10 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import digest
+from common.storage.places import shown
 from common.store import SampleStore
 from deploy.draws import StoredGroups
+from deploy.quarantine import Quarantine
 from deploy.rounds import RecordedSteps, Rounds, Schedule
 from deploy.run_directory import RunDirectory
 from deploy.run_store import OverlaidStore
@@ -59,6 +60,7 @@ class StoredInputs:
             started_scorers=[name for name in needed if store.unscored(name)],
             leases=None,
             evaluation=None,
+            quarantine=Quarantine(directory.quarantine),
         )
 
 
@@ -73,8 +75,8 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     named = {str(source.store.root)} | ({str(source.directory.root)} if source.directory else set())
     if named & {str(directory.root), str(directory.store)}:
         raise UserError(
-            f"store.uri={recipe.store.uri} is the store of this run itself, which is not to change by training from "
-            f"it; set another run.dir."
+            f"store.uri={shown(recipe.store.uri)} is the store of this run itself, which is not to change by "
+            f"training from it; set another run.dir."
         )
     index = source.store.index()
     index = index.filter(pc.less(index["round"], recipe.algorithm.rounds))
@@ -82,15 +84,6 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     if steps is None:
         _check_rounds(recipe, source, index)
     return StoredInputs(source, index, steps, _notes(recipe, source, index, steps))
-
-
-def with_absolute_source(recipe: Recipe) -> Recipe:
-    """The recipe with a source that is found from any current directory, as the saved configuration must name it."""
-    uri = recipe.store.uri
-    if recipe.sampler.replicas or uri is None or "://" in uri:
-        return recipe
-    absolute = recipe.store.model_copy(update={"uri": str(Path(uri).expanduser().absolute())})
-    return recipe.model_copy(update={"store": absolute})
 
 
 def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import threading
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +16,10 @@ from tensorboardX import SummaryWriter
 from common.config.recipe import AlgorithmSection
 from common.durable import write_file
 from deploy.evaluation import Result, Split
+from deploy.quarantine import Item
+from deploy.rates import Rate
 from deploy.run_store import StoredSamples
-
-_RATE_WINDOW = 60.0  # seconds over which rates are shown
-
-
-class Rate:
-    """Tokens per second over the last minute; safe to read from the thread that draws."""
-
-    def __init__(self) -> None:
-        self._events: deque[tuple[float, float]] = deque()
-        self._lock = threading.Lock()
-
-    def add(self, amount: float) -> None:
-        """Count `amount` as done now."""
-        with self._lock:
-            self._events.append((time.monotonic(), amount))
-
-    def per_second(self) -> float:
-        """The rate over the window, or since the first event if that is shorter ago."""
-        now = time.monotonic()
-        with self._lock:
-            while self._events and now - self._events[0][0] > _RATE_WINDOW:
-                self._events.popleft()
-            if not self._events:
-                return 0.0
-            return sum(amount for _, amount in self._events) / max(now - self._events[0][0], 1.0)
+from deploy.status import Progress
 
 
 class Tracker:
@@ -64,6 +40,8 @@ class Tracker:
         self._counts = {"sampled": 0, "scored": 0, "trained": 0}
         self._rates = {"sampled": Rate(), "scored": Rate(), "trained": Rate()}
         self._last: dict[str, float] = {}
+        self._staleness: int | None = None
+        self.is_running = False
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -79,6 +57,7 @@ class Tracker:
         """All services are up, and the learner stands at `step`."""
         self._step = self._step_at_start = step
         self._began = time.monotonic()
+        self.is_running = True
         if step:
             self.say(f"resumed at step {step}")
         if self._console.is_terminal:
@@ -103,9 +82,9 @@ class Tracker:
         """So many more groups have all their annotations."""
         self._counts["scored"] += groups
 
-    def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float]) -> None:
-        """An optimiser step is recorded."""
-        self._step, self._round, self._last = step, round_, metrics
+    def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float], staleness: int) -> None:
+        """An optimiser step is recorded; `staleness` is that of its oldest group, in versions."""
+        self._step, self._round, self._last, self._staleness = step, round_, metrics, staleness
         self._counts["trained"] += groups
         self._rates["trained"].add(metrics["tokens"])
         rates = {f"{stage}_tokens_per_second": rate.per_second() for stage, rate in self._rates.items()}
@@ -127,6 +106,13 @@ class Tracker:
             f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
         )
 
+    def quarantined(self, item: Item) -> None:
+        """The run goes on without a prompt or a group."""
+        self.say(
+            f"left out: prompt {item.prompt_id} of {item.purpose} round {item.round}, which keeps failing in "
+            f"{item.service}; the last error: {item.error}"
+        )
+
     def say(self, *texts: str) -> None:
         """Show sentences, and log them."""
         for text in texts:
@@ -138,6 +124,31 @@ class Tracker:
         if self._live is not None:
             self._live.stop()
         self._board.close()
+
+    @property
+    def trained(self) -> int:
+        """Groups that have trained a step, each as often as it has."""
+        return self._counts["trained"]
+
+    def progress(self) -> Progress:
+        """How far training is."""
+        algorithm, rates, last = self._algorithm, self._rates, self._last
+        return Progress(
+            round=min(self._round + 1, algorithm.rounds),
+            rounds=algorithm.rounds,
+            step=self._step,
+            steps=algorithm.rounds * algorithm.updates_per_round,
+            version=self._version,
+            **self._counts,
+            sampled_rate=rates["sampled"].per_second(),
+            scored_rate=rates["scored"].per_second(),
+            trained_rate=rates["trained"].per_second(),
+            staleness=self._staleness,
+            left_seconds=self._left(algorithm.rounds * algorithm.updates_per_round),
+            reward=last.get("reward_mean"),
+            kl=last.get("kl_policy_prior"),
+            ess=last.get("ess_alpha"),
+        )
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -174,11 +185,14 @@ class Tracker:
         table.add_row(*(value for _, value in figures))
         return table
 
-    def _time_left(self, total: int) -> str:
+    def _left(self, total: int) -> float | None:
         done = self._step - self._step_at_start
-        if done < 1:
+        return (time.monotonic() - self._began) / done * (total - self._step) if done else None
+
+    def _time_left(self, total: int) -> str:
+        left = self._left(total)
+        if left is None:
             return "?"
-        left = (time.monotonic() - self._began) / done * (total - self._step)
         return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
 
 

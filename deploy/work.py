@@ -1,5 +1,6 @@
 """What a run has to do, apart from who does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.config.recipe import Recipe
@@ -9,6 +10,7 @@ from common.store import SampleStore
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation, Split
 from deploy.lease_plan import LeasePlan
+from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds, Schedule
 from deploy.run_directory import RunDirectory
 from deploy.run_store import RunStore
@@ -25,6 +27,7 @@ class Work:
         started_scorers: those that have anything to do.
         leases: what is sampled for training; None where the store's groups are another run's.
         evaluation: of published versions; None where nothing can be sampled for it.
+        quarantine: what all of it goes on without.
     """
 
     store: RunStore
@@ -33,6 +36,7 @@ class Work:
     started_scorers: list[str]
     leases: TrainingLeases | None
     evaluation: Evaluation | None
+    quarantine: Quarantine
 
     @property
     def damaged(self) -> list[str]:
@@ -49,10 +53,11 @@ def training_scorers(recipe: Recipe) -> list[str]:
 
 
 def sampling_work(
-    recipe: Recipe, run_id: str, directory: RunDirectory, train: list[Prompt], held_back: dict[Split, list[Prompt]]
+    recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> Work:
     """The work of a run that samples its groups itself."""
-    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies)
+    strict = recipe.algorithm.max_staleness == 0
+    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, alone=strict)
     draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
     return Work(
@@ -62,4 +67,5 @@ def sampling_work(
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
         leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
+        quarantine=Quarantine(directory.quarantine),
     )

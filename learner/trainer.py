@@ -21,6 +21,7 @@ from learner.gradients import BatchResult
 from learner.memory_plan import footprint, tokens_of_a_pass
 from learner.objectives.catalogue import make_objective
 from learner.policy import Policy, load_policy
+from learner.probe import make_probe
 from learner.randomness import random_state, seed_all, set_random_state
 from learner.schedule import learning_rate
 from learner.step_report import StepReport
@@ -181,9 +182,10 @@ class Trainer:
         """
         self._check_position(step, "publish")
         if not self._exists(self._registry.is_published(version)):
+            probe = make_probe(self._engine.logprobs, self._policy.config)
             weights = self._engine.weights()
             if self._engine.rank == 0:
-                self._registry.publish(version, step, partial(self._policy.write_proposal, weights))
+                self._registry.publish(version, step, partial(self._policy.write_proposal, weights), probe)
             else:
                 _go_through(weights)
         self._engine.gather(None)

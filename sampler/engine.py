@@ -1,38 +1,35 @@
 """vLLM behind one class: the only file that knows its interface, which changes between releases."""
 
-import os
-from collections.abc import Sequence
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config.recipe import SamplingSection
-from common.errors import PipelineError
+from pydantic import ValidationError
 
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+from common.config.recipe import SamplingSection
+from common.errors import EngineLostError, PipelineError, UserError, first_line
+from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
+
+_STEPS_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """What an engine is started with.
+class Adapter:
+    """A LoRA adapter that the engine holds.
 
     Attributes:
-        model: directory or hub id of the base model.
-        dtype: of weights and computation; the learner's own, so that both evaluate the same policy.
-        adapter_rank: rank of the LoRA adapters that will be loaded; None where whole models will be.
-        max_model_tokens: prompt and output together.
-        threads: CPU threads (ignored on GPU).
-        kv_cache_gib: memory for keys and values on CPU (ignored on GPU).
-        extra: further arguments of vLLM's engine, from `sampler.vllm`.
+        id: from 1 on, of one adapter only while the engine lives.
+        digest: of its files; vLLM keeps the cached prefixes of adapters apart by it.
+        directory: in PEFT's format.
     """
 
-    model: str
-    dtype: str
-    adapter_rank: int | None
-    max_model_tokens: int
-    threads: int
-    kv_cache_gib: int
-    extra: dict[str, Any]
+    id: int
+    digest: str
+    directory: Path
 
 
 @dataclass(frozen=True)
@@ -45,141 +42,239 @@ class Completion:
 
 
 class Engine:
-    """A vLLM engine in this process that samples from one proposal version after another: adapters or full weights.
+    """A vLLM engine, in processes of its own that end with this one.
 
-    The log-probabilities are those of the distribution sampled from (`processed_logprobs`; vLLM's default would ignore
-    the temperature), and a lease's result depends on its prompts, version and seed alone: sampling is reseeded and the
-    prefix cache emptied before each, because vLLM draws from one generator for all requests and has no seeds of their
-    own for requests on CPU.
+    Requests of all callers run side by side in vLLM's continuous batching. The log-probabilities are those of the
+    distribution sampled from (`processed_logprobs`; vLLM's default would ignore temperature and truncation).
+
+    Attributes:
+        vocabulary: token ids are below it.
+        max_model_tokens: prompt and output together.
+        running_at_most: outputs that are computed side by side; further ones wait.
+        step_times: when the newest steps ended (`time.monotonic`).
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        _prepare_environment(settings)
-        from vllm import LLM  # heavy, and reads the environment when imported
+        """Start the engine, which takes tens of seconds; no event loop is needed for it.
 
-        self._llm = LLM(
-            model=settings.model,
-            dtype=settings.dtype,
-            skip_tokenizer_init=True,
-            max_model_len=settings.max_model_tokens,
-            logprobs_mode="processed_logprobs",
-            enable_prefix_caching=True,
-            **_lora_arguments(settings.adapter_rank),
-            **({"enforce_eager": _on_cpu()} | settings.extra),
-        )
-        self._adapters = settings.adapter_rank is not None
-        self._loaded: Path | None = None  # the version whose full weights the engine has
-        self._adapter_ids: dict[Path, int] = {}  # vLLM's; several runs' versions have the same numbers
+        Raises:
+            UserError: vLLM refuses the model or the settings.
+        """
+        prepare_environment(settings)
+        from vllm import AsyncEngineArgs  # heavy, and reads the environment when imported
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
 
-    def generate(
+        try:
+            self._llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**engine_arguments(settings)),
+                usage_context=UsageContext.LLM_CLASS,  # has the defaults for throughput
+            )
+        except (ValueError, OSError) as error:
+            raise UserError(f"vLLM does not load policy.model={settings.model}: {_reason(error)}") from error
+        self.vocabulary: int = self._llm.model_config.get_vocab_size()
+        self.max_model_tokens: int = self._llm.model_config.max_model_len
+        self.running_at_most: int = self._llm.scheduler_config.max_num_seqs
+        self.step_times: deque[float] = deque([time.monotonic()], maxlen=_STEPS_REMEMBERED)
+        self._llm.logger_manager = _StepLog(self.step_times)
+        self._requests = 0
+
+    async def sample(
         self,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Sequence[int]],
         sampling: SamplingSection,
         *,
         n: int,
         eos_token_id: int,
-        seed: int,
-        version: int,
-        directory: Path,
-    ) -> list[list[Completion]]:
-        """Sample n outputs for each prompt from one proposal version.
+        adapter: Adapter | None,
+        seed: int | None,
+    ) -> AsyncGenerator[tuple[int, list[Completion]]]:
+        """Sample n outputs for each prompt, and yield each prompt's as soon as they are finished.
 
         Args:
             prompts: token ids of each prompt.
-            sampling: temperature and length; the recipe has refused what breaks the proposal contract.
+            sampling: the distribution, and the length.
             n: outputs a prompt.
             eos_token_id: ends an output; it is then the output's last id.
-            seed: of this call; equal calls give equal results.
-            version: of the proposal.
-            directory: its files: an adapter (PEFT format), or a whole model (HF format).
+            adapter: to sample with; None: the model itself.
+            seed: equal calls with equal seeds give equal bytes, whatever was sampled before: the engine is held until
+                it has all requests, starts from an empty prefix cache, and its generator is seeded. Nothing else may
+                run meanwhile. None: the requests join those that are running.
+
+        Yields:
+            The prompt's index and its outputs.
 
         Raises:
+            EngineLostError: the engine has died.
             PipelineError: vLLM returned something else than was asked for.
         """
-        from vllm import SamplingParams
+        if seed is not None:
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            await self._llm.collective_rpc("seed_sampling", args=(seed,))
+        parameters = _parameters(sampling, n, eos_token_id)
+        requests = [await self._add(ids, parameters, adapter) for ids in prompts]
+        if seed is not None:
+            await self._llm.resume_generation()
+        finishing = [asyncio.create_task(self._outputs(index, one, n)) for index, one in enumerate(requests)]
+        try:
+            for finished in asyncio.as_completed(finishing):
+                yield await finished
+        finally:
+            left = [one.request_id for one, task in zip(requests, finishing, strict=True) if not task.done()]
+            for task in finishing:
+                task.cancel()
+            if left:
+                await self._llm.abort(left, internal=True)
 
-        if not self._adapters:
-            self._load_weights(directory)
-        parameters = SamplingParams(
-            n=n,
-            temperature=sampling.temperature,
-            max_tokens=sampling.max_tokens,
-            stop_token_ids=[eos_token_id],
-            logprobs=0,  # the sampled token's own, and no other
-            detokenize=False,
-        )
-        if not self._llm.reset_prefix_cache():
-            raise PipelineError("vLLM did not empty its prefix cache, so that the sample would depend on earlier ones.")
-        self._llm.collective_rpc(_seed_worker, args=(seed,))
-        results = self._llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts],
-            parameters,
-            lora_request=self._lora_request(version, directory) if self._adapters else None,
-            use_tqdm=False,
-        )
-        groups = [[_completion(output) for output in result.outputs] for result in results]
-        if len(groups) != len(prompts) or any(len(group) != n for group in groups):
-            raise PipelineError(f"vLLM returned {[len(group) for group in groups]} outputs, not {n} for each prompt.")
-        return groups
+    async def continuation_logprobs(
+        self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None
+    ) -> list[float]:
+        """The model's own log-probability, in nats, of each token of a continuation.
 
-    def _lora_request(self, version: int, directory: Path) -> Any:
-        from vllm.lora.request import LoRARequest
+        Each token is asked for as the next one of a request of its own: vLLM's `prompt_logprobs` end the engine when an
+        adapter is used and other requests are running.
 
-        number = self._adapter_ids.setdefault(directory, len(self._adapter_ids) + 1)  # ids start at 1
-        return LoRARequest(f"v{version}-{number}", number, str(directory))
+        Raises:
+            EngineLostError: the engine has died.
+        """
+        requests = [
+            await self._add([*prompt, *continuation[:place]], _scoring(token), adapter)
+            for place, token in enumerate(continuation)
+        ]
+        finished = await asyncio.gather(*(self._finished(request) for request in requests))
+        return [
+            float(one.outputs[0].logprobs[0][token].logprob) for one, token in zip(finished, continuation, strict=True)
+        ]
 
-    def _load_weights(self, directory: Path) -> None:
-        """Put a version's full weights in place of the engine's; `generate` empties the prefix cache after it."""
-        if directory == self._loaded:
-            return
-        self._loaded = None  # should loading fail half-way
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-        self._llm.collective_rpc(_repack_output_layer)
-        self._loaded = directory
+    async def add_adapter(self, adapter: Adapter) -> None:
+        """Load an adapter, between two steps of what is running.
+
+        Raises:
+            UserError: it is damaged, or does not fit the engine's model or largest rank.
+        """
+        try:
+            await self._llm.add_lora(_lora_request(adapter))
+        except Exception as error:  # vLLM passes on what its process says as a plain one
+            self._raise_if_lost(error)
+            await self.remove_adapter(adapter)
+            raise UserError(f"vLLM does not load the adapter in {adapter.directory}: {first_line(error)}") from error
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        """Forget an adapter, which no request may be using."""
+        await self._llm.remove_lora(adapter.id)
+
+    async def load_weights(self, directory: Path) -> None:
+        """Replace the model's weights by those of another one (HF format); nothing may be running.
+
+        Raises:
+            UserError: they are not weights of the engine's model. What the engine holds then is undefined.
+        """
+        try:
+            await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+            await self._llm.collective_rpc("repack_output_layer")
+        except Exception as error:  # as in `add_adapter`
+            self._raise_if_lost(error)
+            raise UserError(f"vLLM does not load the weights in {directory}: {first_line(error)}") from error
+        if not await self._llm.reset_prefix_cache():
+            raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
+
+    def check(self) -> None:
+        """Do nothing, if the engine is alive.
+
+        Raises:
+            EngineLostError: it is not.
+        """
+        if self._llm.errored:
+            raise EngineLostError("vLLM's engine has died; its last words are in the log.")
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self._llm.shutdown()
+
+    async def _add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None) -> Any:
+        """Hand the engine one request; returns the queue that will get its outputs."""
+        from vllm.inputs.engine import tokens_input
+
+        self._requests += 1
+        request = _lora_request(adapter) if adapter else None
+        try:
+            return await self._llm.add_request(
+                str(self._requests), tokens_input(list(token_ids)), parameters, lora_request=request
+            )
+        except Exception as error:
+            self._raise_if_lost(error)
+            raise
+
+    async def _outputs(self, index: int, request: Any, n: int) -> tuple[int, list[Completion]]:
+        outputs = [_completion(one) for one in (await self._finished(request)).outputs]
+        if len(outputs) != n or not all(output.token_ids for output in outputs):
+            raise PipelineError(f"vLLM returned {len(outputs)} outputs for prompt {index}, not {n}, or empty ones.")
+        return index, outputs
+
+    async def _finished(self, request: Any) -> Any:
+        """What vLLM returns for a request, complete."""
+        try:
+            return await request.get()
+        except Exception as error:
+            self._raise_if_lost(error)
+            raise
+
+    def _raise_if_lost(self, error: Exception) -> None:
+        if self._llm.errored:
+            raise EngineLostError(f"vLLM's engine has died: {first_line(error)}") from error
 
 
-def _lora_arguments(rank: int | None) -> dict[str, Any]:
-    if rank is None:
-        return {}
-    supported = next(supported for supported in _LORA_RANKS if supported >= rank)
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": supported}
+class _StepLog:
+    """What AsyncLLM tells of each step, in the place of its own statistics, which cost more than they tell."""
+
+    def __init__(self, step_times: deque[float]) -> None:
+        self._step_times = step_times
+
+    def record(self, **_statistics: object) -> None:
+        self._step_times.append(time.monotonic())
 
 
-def _prepare_environment(settings: EngineSettings) -> None:
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process: half the start-up, and it dies with us
-        VLLM_ALLOW_INSECURE_SERIALIZATION="1",  # lets collective_rpc take a function; nothing leaves this process
-        VLLM_CPU_KVCACHE_SPACE=str(settings.kv_cache_gib),
-        VLLM_CPU_OMP_THREADS_BIND="nobind",  # actors share the cores; binding would stack them on the same ones
-        OMP_NUM_THREADS=str(settings.threads),
-        VLLM_NO_USAGE_STATS="1",
+def _parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        max_tokens=sampling.max_tokens,
+        stop_token_ids=[eos_token_id],
+        logprobs=0,  # the sampled token's own, and no other
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    if _on_cpu():
-        # the model runs eagerly there, but vLLM compiles one small sampling function: 20 s for nothing gained
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
-def _on_cpu() -> bool:
-    import torch
+def _scoring(token: int) -> Any:
+    """Parameters of a request that asks for the log-probability of one token."""
+    from vllm import SamplingParams
 
-    return not torch.cuda.is_available()
-
-
-def _seed_worker(_worker: Any, seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
+    return SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
 
 
-def _repack_output_layer(worker: Any) -> None:
-    """Pack the output layer's weights anew: on CPUs `reload_weights` leaves the old ones where they are tied."""
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+def _lora_request(adapter: Adapter) -> Any:
+    from vllm.lora.request import LoRARequest
 
-    for module in worker.model_runner.get_model().modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
+    return LoRARequest(adapter.digest, adapter.id, str(adapter.directory))
+
+
+def _reason(error: Exception) -> str:
+    return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else first_line(error)
 
 
 def _completion(output: Any) -> Completion:
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
-    return Completion(list(output.token_ids), logprobs, output.finish_reason)
+    logprobs = output.logprobs  # flat: one entry for each token, which is the sampled one
+    if list(logprobs.token_ids) != list(output.token_ids):
+        raise PipelineError("vLLM returned log-probabilities of other tokens than those that it sampled.")
+    return Completion(list(output.token_ids), list(logprobs.logprobs), output.finish_reason)

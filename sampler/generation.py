@@ -1,7 +1,9 @@
-"""From a lease to committed-ready GROUPS rows, on any engine."""
+"""From a lease to GROUPS rows that are ready to be committed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,64 +11,93 @@ import pyarrow as pa
 from common.config.recipe import SamplingSection
 from common.errors import UserError
 from common.leases import Lease, Prompt
-from common.policies import ProposalVersion
 from common.schemas import GROUPS, batch_from_rows
 from sampler.engine import Completion, Engine
+from sampler.stopping import Decode, cut_at_stop
+from sampler.versions import Use
 
-Decode = Callable[[list[int]], str]
+
+@dataclass(frozen=True)
+class Generation:
+    """How a sampler samples, whatever the lease.
+
+    Attributes:
+        sampling: the distribution, and the length.
+        eos_token_id: ends an output.
+        decode: token ids to text, without special tokens.
+        sampler_id: the sampler's name.
+    """
+
+    sampling: SamplingSection
+    eos_token_id: int
+    decode: Decode
+    sampler_id: str
 
 
-def generate_groups(
-    engine: Engine,
-    lease: Lease,
-    proposal: ProposalVersion,
-    sampling: SamplingSection,
-    *,
-    eos_token_id: int,
-    decode: Decode,
-    sampler_id: str,
-) -> pa.RecordBatch:
-    """Sample a lease: one GROUPS row for each of its prompts, in their order.
+async def generate_groups(engine: Engine, lease: Lease, used: Use, how: Generation) -> AsyncGenerator[pa.RecordBatch]:
+    """Sample a lease: one GROUPS row for each of its prompts, in the order in which they are finished.
 
     Raises:
-        UserError: a prompt has no token.
-        PipelineError: the engine broke its contract.
+        PipelineError: the engine broke its contract, or died.
     """
-    for prompt in lease.prompts:
-        if not prompt.token_ids:
-            raise UserError(f"Prompt {prompt.prompt_id} of lease {lease.lease_id} is empty; remove it from the data.")
     started = time.time()
-    completions = engine.generate(
-        [list(prompt.token_ids) for prompt in lease.prompts],
-        sampling,
+    finished = engine.sample(
+        [prompt.token_ids for prompt in lease.prompts],
+        how.sampling,
         n=lease.n,
-        eos_token_id=eos_token_id,
-        seed=lease.seed,
-        version=proposal.version,
-        directory=proposal.path,
+        eos_token_id=how.eos_token_id,
+        adapter=used.adapter,
+        seed=lease.seed if lease.alone else None,
     )
     shared = {
         "round": lease.round,
-        "proposal_version": proposal.version,
-        "proposal_digest": proposal.digest,
-        "temperature": sampling.temperature,
-        "max_tokens": sampling.max_tokens,
+        "proposal_version": used.proposal.version,
+        "proposal_digest": used.proposal.digest,
+        "temperature": how.sampling.temperature,
+        "max_tokens": how.sampling.max_tokens,
         "lease_id": lease.lease_id,
         "seed": lease.seed,
-        "sampler_id": sampler_id,
+        "sampler_id": how.sampler_id,
         "started_at": started,
-        "finished_at": time.time(),
     }
-    rows = [
-        {
-            "group_id": group_id,
-            **_prompt_columns(prompt),
-            "outputs": [_output(one, decode) for one in outputs],
-            **shared,
-        }
-        for group_id, prompt, outputs in zip(lease.group_ids, lease.prompts, completions, strict=True)
-    ]
-    return batch_from_rows(GROUPS, rows)
+    async with aclosing(finished):
+        async for index, completions in finished:
+            row = {
+                "group_id": lease.group_ids[index],
+                **_prompt_columns(lease.prompts[index]),
+                "outputs": [_output(one, how) for one in completions],
+                **shared,
+                "finished_at": time.time(),
+            }
+            yield batch_from_rows(GROUPS, [row])
+
+
+def check_prompts(lease: Lease, *, vocabulary: int, max_prompt_tokens: int) -> None:
+    """Refuse what the model cannot be asked for, before anything of the lease is sampled.
+
+    Args:
+        lease: what is asked for.
+        vocabulary: token ids are below it.
+        max_prompt_tokens: leaves room for the output in the engine's window.
+
+    Raises:
+        UserError: a prompt is empty or too long, or has ids that the model does not know.
+    """
+    for prompt in lease.prompts:
+        where = f"Prompt {prompt.prompt_id} of lease {lease.lease_id}"
+        if not prompt.token_ids:
+            raise UserError(f"{where} is empty; remove it from the data.")
+        if len(prompt.token_ids) > max_prompt_tokens:
+            raise UserError(
+                f"{where} has {len(prompt.token_ids)} tokens; with sampling.max_tokens of output the sampler has room "
+                f"for {max_prompt_tokens}; shorten it, or raise data.max_prompt_tokens."
+            )
+        outside = [token for token in prompt.token_ids if not 0 <= token < vocabulary]
+        if outside:
+            raise UserError(
+                f"{where} has token id {outside[0]}, but the model's vocabulary ends at {vocabulary - 1}; set "
+                f"policy.tokenizer to the model's own."
+            )
 
 
 def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
@@ -78,10 +109,11 @@ def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
     }
 
 
-def _output(completion: Completion, decode: Decode) -> dict[str, Any]:
+def _output(completion: Completion, how: Generation) -> dict[str, Any]:
+    cut, text = cut_at_stop(completion, how.sampling.stop, how.decode)
     return {
-        "token_ids": completion.token_ids,
-        "token_logprobs": completion.token_logprobs,
-        "text": decode(completion.token_ids),
-        "finish_reason": completion.finish_reason,
+        "token_ids": cut.token_ids,
+        "token_logprobs": cut.token_logprobs,
+        "text": text,
+        "finish_reason": cut.finish_reason,
     }

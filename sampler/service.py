@@ -1,18 +1,29 @@
-"""The sampling service: actors that take leases and return groups."""
+"""The sampling service: actors that take leases and stream groups back."""
 
+import asyncio
+import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
 from common.config.recipe import Recipe
+from common.errors import EngineLostError
 from common.leases import Lease
 from common.logs import redirect_output
-from common.policies import PolicyRegistry, ProposalModel, ProposalVersion
+from common.policies import ProposalModel
+from sampler.reports import Loaded, Pulse
+
+if TYPE_CHECKING:
+    from sampler.sampler import Sampler
 
 
 class SamplerActor:
-    """One vLLM engine that samples from whichever published proposal version a lease names."""
+    """One sampler as an asynchronous actor: any number of leases at a time, while it answers how it is getting on.
+
+    An actor whose engine has died ends itself, so that it is seen to be dead, and is started again.
+    """
 
     def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, log_path: str) -> None:
         """Load nothing yet: an error raised here would reach the caller as the death of the actor.
@@ -27,55 +38,45 @@ class SamplerActor:
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
-        self._verified: dict[tuple[str, int], ProposalVersion] = {}
+        self._sampler: Sampler
 
-    def ready(self) -> str:
+    async def ready(self) -> str:
         """Start the engine.
 
         Raises:
             UserError: the model cannot be loaded.
         """
-        from sampler.engine import Engine, EngineSettings
+        from sampler.sampler import Sampler  # torch and vLLM: seconds, which only this process needs
 
-        policy, settings = self._recipe.policy, self._recipe.sampler
-        self._engine = Engine(
-            EngineSettings(
-                model=self._model.source,
-                dtype=policy.dtype,
-                adapter_rank=self._model.adapter_rank,
-                max_model_tokens=self._recipe.data.max_prompt_tokens + self._recipe.sampling.max_tokens,
-                threads=settings.threads,
-                kv_cache_gib=settings.kv_cache_gib,
-                extra=settings.vllm,
-            )
-        )
-        from common.nn.causal_lm import load_tokenizer  # torch, after the engine has set its environment
-
-        self._tokenizer = load_tokenizer(policy.tokenizer or policy.model)
+        self._sampler = await asyncio.to_thread(Sampler, self._name, self._recipe, self._model)
         return self._name
 
-    def generate(self, lease: Lease) -> pa.RecordBatch:
-        """Sample a lease; returns GROUPS rows, one per prompt.
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+        """See `Sampler.generate`."""
+        try:
+            async for group in self._sampler.generate(lease):
+                yield group
+        except EngineLostError as error:
+            self._end(error)
 
-        Raises:
-            UserError: the lease's proposal version is missing or damaged.
-        """
-        from sampler.generation import generate_groups
+    async def load(self, policies: str, version: int) -> Loaded:
+        """See `Sampler.load`."""
+        try:
+            return await self._sampler.load(policies, version)
+        except EngineLostError as error:
+            self._end(error)
 
-        return generate_groups(
-            self._engine,
-            lease,
-            self._proposal(lease.policies, lease.version),
-            self._recipe.sampling,
-            eos_token_id=self._tokenizer.eos_token_id,
-            decode=self._decode,
-            sampler_id=self._name,
-        )
+    async def pulse(self) -> Pulse:
+        """See `Sampler.pulse`."""
+        try:
+            return self._sampler.pulse()
+        except EngineLostError as error:
+            self._end(error)
 
-    def _proposal(self, policies: str, version: int) -> ProposalVersion:
-        if (policies, version) not in self._verified:
-            self._verified[policies, version] = PolicyRegistry(Path(policies)).verify(version)
-        return self._verified[policies, version]
+    async def close(self) -> None:
+        """End the engine."""
+        self._sampler.close()
 
-    def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def _end(self, error: EngineLostError) -> NoReturn:
+        print(f"{self._name} ends itself: {error}", flush=True)
+        os._exit(1)

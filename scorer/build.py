@@ -1,6 +1,7 @@
 """From the settings of a recipe to a scorer that is ready."""
 
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySe
             load = load_prior if name == PRIOR else partial(ProposalScorer, policies=policies)
             return load(policy=policy, device=_device(section.gpus), max_tokens=MAX_TOKENS)
         case FunctionSection():
-            return load_function(name, section.function)
+            return load_function(name, section)
         case EndpointSection():
             return load_endpoint(name, section)
         case JudgeSection():
@@ -54,11 +55,17 @@ def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySe
         case ClassifierSection():
             return load_classifier(name, section, _device(section.gpus), MAX_TOKENS)
         case GPTJRewardSection():
-            device = _device(section.gpus)
-            return load_reward_model(name, section.path, FORMATS[section.kind], section.dtype, device, MAX_TOKENS)
+            devices = _devices(section.gpus)
+            return load_reward_model(name, section.path, FORMATS[section.kind], section.dtype, devices, MAX_TOKENS)
     raise AssertionError(f"no scorer is made of a {type(section).__name__}")
 
 
 def _device(gpus: float) -> str:
-    # Ray leaves all GPUs visible to an actor that asked for none: only one that asked may use one.
-    return "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
+    return _devices(min(gpus, 1))[0]
+
+
+def _devices(gpus: float) -> list[str]:
+    # Ray leaves all GPUs visible to an actor that asked for none: only one that asked may use any.
+    if not gpus or not torch.cuda.is_available():
+        return ["cpu"]
+    return [f"cuda:{index}" for index in range(ceil(gpus))]

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.config.scorers import ClassifierSection
+from common.conversations import ASSISTANT, Message, turns_of
 from common.errors import UserError, first_line
 from common.identity import digest, digest_files
 from common.nn.causal_lm import load_tokenizer
@@ -97,7 +98,7 @@ class ClassifierScorer:
     def _encode(self, prompt: str, output: str) -> list[int]:
         settings, text = self._settings, prompt + output
         if settings.chat_template:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": output}]
+            turns = [*turns_of(prompt), Message(role=ASSISTANT, content=output)]
             text = self._tokenizer.apply_chat_template(turns, tokenize=False)
         ids = list(
             self._tokenizer(

@@ -4,13 +4,16 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 
+from common.config.scorers import FunctionSection
 from common.errors import UserError
 from common.identity import digest
 from scorer.scorers import Annotation, Group, annotate, numbers_or_null
+from scorer.time_limit import OverdueError, time_limit
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 """(prompts, outputs), equally many -> a value for each"""
@@ -20,13 +23,22 @@ class FunctionScorer:
     """A function's value for every output of a group, in one call, and for its gold output, in another.
 
     What the function gets wrong (an exception, a wrong number of values, a value that is no finite number) is
-    null with its error, and never made up.
+    null with its error, and never made up; likewise where it takes too long.
     """
 
-    def __init__(self, name: str, digest: str, function: RewardFunction) -> None:
+    def __init__(self, name: str, digest: str, function: RewardFunction, timeout: float) -> None:
+        """Take a function.
+
+        Args:
+            name: of the scorer.
+            digest: of the scorer.
+            function: gives the values.
+            timeout: seconds that one call may take.
+        """
         self.name = name
         self.digest = digest
         self._function = function
+        self._timeout = timeout
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
@@ -43,24 +55,28 @@ class FunctionScorer:
     def _values(self, prompt: str, outputs: list[str], what: str) -> tuple[list[float | None], list[str]]:
         nothing: list[float | None] = [None] * len(outputs)
         try:
-            result = self._function([prompt] * len(outputs), list(outputs))
-        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            with time_limit(self._timeout):
+                result = self._function([prompt] * len(outputs), list(outputs))
+        except OverdueError:
+            return nothing, [f"the function gave no values within {self._timeout:g} s"]
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
             return nothing, [f"the function raised {type(error).__name__}: {error}"]
         if isinstance(result, np.ndarray):
             result = result.tolist()
         return numbers_or_null(result, len(outputs), "the function", what)
 
 
-def load_function(name: str, path: str) -> FunctionScorer:
+def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
     """Make a scorer of the function at an import path.
 
     Args:
         name: of the scorer.
-        path: "package.module:function".
+        settings: its section of the recipe.
 
     Raises:
         UserError: there is no such module or function, or importing the module fails.
     """
+    path = settings.function
     module_name, _, function_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -69,6 +85,13 @@ def load_function(name: str, path: str) -> FunctionScorer:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(f"scorers.{name}.function: {module_name} has no function {function_name!r}.")
-    source = inspect.getsourcefile(module)
-    text = Path(source).read_text(encoding="utf-8") if source else ""
-    return FunctionScorer(name, digest("function", path, text), function)
+    return FunctionScorer(name, digest("function", path, _source_of(module)), function, settings.timeout)
+
+
+def _source_of(module: ModuleType) -> str:
+    """A module's source; nothing of one that is built in or compiled."""
+    try:
+        source = inspect.getsourcefile(module)
+    except TypeError:  # built in
+        return ""
+    return Path(source).read_text(encoding="utf-8") if source else ""

@@ -6,6 +6,7 @@ at random, silently, gives plausible rewards that mean nothing.
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +19,15 @@ from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 from common.errors import UserError, first_line
 from scorer.checkpoints import Checkpoint
 from scorer.formats import RewardFormat
+from scorer.layer_split import connect, layer_devices
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = dict[str, torch.Tensor]
 
 # Causal masks that transformers once kept among the weights.
 _OLD_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+_BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
+_EMBEDDING = "transformer.wte.weight"
 # Where a reward model was saved with the language model that it was made from, everything is there twice.
 _COPY = "model."
 _UNUSED_COPIES = ("model.lm_head.weight", "model.lm_head.bias")
@@ -39,23 +43,38 @@ class GPTJReward(nn.Module):
         self.v_head = nn.Linear(config.n_embd, 1, bias=False)
 
 
-def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, device: str | torch.device = "cpu") -> GPTJReward:
+def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, devices: Sequence[str] = ("cpu",)) -> GPTJReward:
     """Load a reward model in the format of CarperAI's (TL;DR) or Dahoas' (HH).
 
-    There are never two copies of the weights: the file is mapped into memory, and the model takes over its
+    There are never two copies of the weights: files are mapped into memory, and the model takes over their
     tensors (on a CPU, where the type is the file's), or each one is converted and then let go.
 
+    Args:
+        checkpoint: its files.
+        dtype: of the weights.
+        devices: over which the layers are spread, in their order.
+
     Raises:
-        UserError: the file cannot be read, or does not hold exactly the configuration's weights.
+        UserError: a file cannot be read, or they do not hold exactly the configuration's weights.
     """
     weights = _without_leftovers(_read(checkpoint.weights), checkpoint.format)
     with torch.device("meta"):
         model = GPTJReward(_config(checkpoint))
     _require_exactly(model.state_dict(), weights, checkpoint)
-    converted = {name: weights.pop(name).to(device, getattr(torch, dtype)) for name in list(weights)}
+    blocks = layer_devices(model.config.n_layer, [torch.device(device) for device in devices])
+    places = {name: _place(name, blocks) for name in weights}
+    converted = {name: weights.pop(name).to(places[name], getattr(torch, dtype)) for name in list(weights)}
     model.load_state_dict(converted, assign=True)
-    _fill_position_buffers(model, device)
+    _fill_position_buffers(model, blocks)
+    connect(model.transformer.h, blocks)
     return model.eval().requires_grad_(False)
+
+
+def _place(name: str, blocks: Sequence[torch.device]) -> torch.device:
+    """Where a weight goes: the embedding to the first block, what follows the last block to that one."""
+    if block := _BLOCK.match(name):
+        return blocks[int(block[1])]
+    return blocks[0] if name == _EMBEDDING else blocks[-1]
 
 
 def _config(checkpoint: Checkpoint) -> GPTJConfig:
@@ -75,7 +94,17 @@ def _gptj_6b() -> GPTJConfig:
     return GPTJConfig(n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, vocab_size=50400, n_positions=2048)
 
 
-def _read(path: Path) -> Weights:
+def _read(files: Sequence[Path]) -> Weights:
+    weights: Weights = {}
+    for file in files:
+        read = _read_file(file)
+        if twice := sorted(read.keys() & weights.keys()):
+            raise UserError(f"{file} holds weights that another of its shards holds, too: {_listed(twice)}.")
+        weights |= read
+    return weights
+
+
+def _read_file(path: Path) -> Weights:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -122,7 +151,8 @@ def _require_exactly(expected: Weights, actual: Weights, checkpoint: Checkpoint)
         problems.append(f"of another shape: {_listed(differing)}")
     if problems:
         config = checkpoint.config or "GPT-J-6B's configuration (there is no config.json beside it)"
-        raise UserError(f"The weights in {checkpoint.weights} do not fit {config}; {'; '.join(problems)}.")
+        files = checkpoint.weights[0] if len(checkpoint.weights) == 1 else checkpoint.root
+        raise UserError(f"The weights in {files} do not fit {config}; {'; '.join(problems)}.")
 
 
 def _listed(items: list[str], most: int = 8) -> str:
@@ -130,11 +160,13 @@ def _listed(items: list[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + more
 
 
-def _fill_position_buffers(model: GPTJReward, device: str | torch.device) -> None:
+def _fill_position_buffers(model: GPTJReward, blocks: Sequence[torch.device]) -> None:
     """Rotary positions are computed, not stored, so that a model made on the meta device has none yet."""
     config = model.config
-    positions = create_sinusoidal_positions(config.n_positions, config.rotary_dim or config.n_embd).to(device)
-    for block in model.transformer.h:
-        block.attn.embed_positions = positions
-    empty = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    positions = create_sinusoidal_positions(config.n_positions, config.rotary_dim or config.n_embd)
+    on_device = {device: positions.to(device) for device in set(blocks)}
+    for block, device in zip(model.transformer.h, blocks, strict=True):
+        block.attn.embed_positions = on_device[device]
+    filled = {f"transformer.h.{index}.attn.embed_positions" for index in range(len(blocks))}
+    empty = {name for name, buffer in model.named_buffers() if buffer.is_meta} - filled
     assert not empty, f"this version of transformers has buffers that are not filled: {empty}"

@@ -1,5 +1,7 @@
 """Rewards from one of the two GPT-J reward models."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
@@ -48,7 +50,7 @@ class RewardModelScorer:
 
 
 def load_reward_model(
-    name: str, source: str, format: RewardFormat, dtype: Dtype, device: str, max_tokens: int
+    name: str, source: str, format: RewardFormat, dtype: Dtype, devices: Sequence[str], max_tokens: int
 ) -> RewardModelScorer:
     """Load a reward model from a directory or the hub.
 
@@ -57,7 +59,7 @@ def load_reward_model(
         source: directory or hub id.
         format: TLDR or HH.
         dtype: of the weights.
-        device: "cpu" or "cuda".
+        devices: over which the model's layers are spread: "cpu", or GPUs.
         max_tokens: tokens of one forward pass, padding included.
 
     Raises:
@@ -66,7 +68,7 @@ def load_reward_model(
     checkpoint = find_checkpoint(source, format)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     format.check_tokenizer(tokenizer, checkpoint.tokenizer)
-    model = load_gptj_reward(checkpoint, dtype, device)
+    model = load_gptj_reward(checkpoint, dtype, devices)
     check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
     identity = digest("reward model", checkpoint.digest(), dtype, max_tokens)
     return RewardModelScorer(name, identity, TextValues(model.transformer, model.v_head, max_tokens), format, tokenizer)

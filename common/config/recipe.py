@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.config.data import DataSection
 from common.config.objectives import ON_PRIOR_SAMPLES, BrainSection, ObjectiveSection
 from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
@@ -40,18 +41,6 @@ class PrepareSection(Section):
     kind: Literal["demo", "hh", "tldr"] = Field(description="which world to build")
     cache: str = Field("build/worlds", description="directory that keeps built worlds")
     seed: int = Field(0, ge=0)
-
-
-class DataSection(Section):
-    """Prompts, and the gold outputs that evaluation compares with."""
-
-    path: str | list[str] | None = Field(None, description="raw data that `prepare` reads")
-    train: str = Field(description="prompts to train on: .jsonl, .jsonl.gz or .parquet")
-    validation: str = Field(description="prompts on which the best version is chosen")
-    test: str = Field(description="prompts on which the result is reported")
-    prompt_column: str = "prompt"
-    gold_column: str | None = "label"
-    max_prompt_tokens: int = Field(500, ge=1, description="longer prompts are skipped, counted and shown")
 
 
 class AdapterSection(Section):
@@ -109,24 +98,29 @@ class SamplingSection(Section):
     top_k: int = Field(0, ge=0, description="0 means no top-k")
     min_p: float = Field(0.0, ge=0, lt=1)
     repetition_penalty: float = Field(1.0, gt=0)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="strings that end an output; it ends with the token that completes one"
+    )
     allow_tempered: bool = Field(
         False,
         description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution",
     )
+    allow_truncated_support: bool = Field(
+        False,
+        description="sample with top_p, top_k, min_p, penalties or stop: the weights are then those of a posterior "
+        "that is cut down to what can be sampled so",
+    )
 
     @model_validator(mode="after")
     def _keeps_the_proposal_contract(self) -> Self:
-        truncating = {
-            "top_p": self.top_p != 1,
-            "top_k": self.top_k != 0,
-            "min_p": self.min_p != 0,
-            "repetition_penalty": self.repetition_penalty != 1,
-        }
-        broken = [name for name, is_set in truncating.items() if is_set]
-        if broken:
+        truncating = self.truncating()
+        if truncating and not self.allow_truncated_support:
             raise ValueError(
-                f"{', '.join(broken)} cuts outputs off from the proposal q', so that no importance weight can make "
-                f"up for them (support(posterior) must lie in support(q')); remove it"
+                f"{', '.join(truncating)} cuts outputs off from the proposal q', so that no importance weight can make "
+                f"up for them (support(posterior) must lie in support(q')); remove it, or set "
+                f"allow_truncated_support=true if you mean it"
             )
         if self.temperature != 1 and not self.allow_tempered:
             raise ValueError(
@@ -135,6 +129,19 @@ class SamplingSection(Section):
             )
         return self
 
+    def truncating(self) -> list[str]:
+        """The settings that are set and make q' another distribution than the tempered policy."""
+        neutral = {
+            "top_p": 1,
+            "top_k": 0,
+            "min_p": 0,
+            "repetition_penalty": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "stop": [],
+        }
+        return [name for name, value in neutral.items() if getattr(self, name) != value]
+
 
 _ENGINE_S_OWN = {
     "model",
@@ -142,13 +149,39 @@ _ENGINE_S_OWN = {
     "skip_tokenizer_init",
     "enable_lora",
     "max_lora_rank",
+    "max_loras",
     "max_model_len",
     "logprobs_mode",
+    "enable_prefix_caching",
     "quantization",
     "speculative_config",
     "seed",
+    "async_scheduling",
+    "tensor_parallel_size",
+    "worker_extension_cls",
 }
 """vLLM arguments that decide which distribution is sampled from, or that the recipe says elsewhere."""
+
+
+class AutoscaleSection(Section):
+    """How many samplers there are: more when the learner waits for them, fewer when they run ahead of it."""
+
+    min: int = Field(1, ge=1, description="fewest replicas")
+    max: int = Field(ge=1, description="most replicas; Ray's own autoscaler brings the nodes")
+    window: float = Field(60, gt=0, description="seconds that are looked at for a decision")
+    up_when_waiting: float = Field(
+        0.2, gt=0, le=1, description="share of the window that the learner waited for groups: from here on, one more"
+    )
+    down_when_ahead: float = Field(
+        2.0, gt=0, description="ready groups for so many windows of training: from here on, one fewer"
+    )
+    settle: float = Field(120, ge=0, description="seconds without a decision after a change, once all replicas are up")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is more than max={self.max}")
+        return self
 
 
 class SamplerSection(Section):
@@ -159,7 +192,14 @@ class SamplerSection(Section):
     cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
     threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
     lease_prompts: int = Field(16, ge=1, description="prompts a lease: what one replica generates in one go")
+    leases_in_flight: int = Field(
+        2, ge=1, description="leases that a replica works on at once, to keep its batches full; 1 with max_staleness 0"
+    )
+    autoscale: AutoscaleSection | None = Field(
+        None, description="add and remove replicas while the run goes on; default: as many as `replicas` says"
+    )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of a replica that share each layer")
     vllm: dict[str, bool | int | float | str] = Field(
         {}, description="further arguments of vLLM's engine, passed on as they are"
     )
@@ -173,12 +213,21 @@ class SamplerSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each_part(self) -> Self:
+        if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} shares each layer among as many GPUs of a replica, but gpus="
+                f"{self.gpus:g}; set gpus={self.tensor_parallel}"
+            )
+        return self
+
 
 class PriorSection(Section):
     """The scorer of prior log-probabilities, with the learner's numerics."""
 
     replicas: int = Field(1, ge=1)
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(0, ge=0, le=1, description="GPUs a replica, one at most")
     cpus: float = Field(1, gt=0)
     threads: int = Field(1, ge=1)
 
@@ -266,7 +315,11 @@ class TimeoutsSection(Section):
     """How long anything is waited for, in seconds; the error names who was waited for."""
 
     start: float = Field(900, gt=0, description="an actor's start, model loading included")
-    lease: float = Field(1800, gt=0, description="one lease of sampling or scoring")
+    load: float = Field(600, gt=0, description="each phase of bringing a version to a sampler: verify, load, probe")
+    lease: float = Field(1800, gt=0, description="one lease of sampling, or one call of a scorer")
+    silence: float = Field(
+        300, gt=0, description="a sampler that does not answer, or makes no progress, is taken for hung and restarted"
+    )
     step: float = Field(1800, gt=0, description="one optimiser step, checkpoint or publication")
 
 
@@ -442,14 +495,22 @@ OPERATIONAL = (
     "timeouts.*",
     "prepare.cache",
     "sampler.replicas",
+    "sampler.leases_in_flight",
+    "sampler.autoscale",
+    "sampler.autoscale.*",
     "sampler.gpus",
     "sampler.cpus",
+    "sampler.tensor_parallel",
     "prior.replicas",
     "prior.gpus",
     "prior.cpus",
     "scorers.*.replicas",
     "scorers.*.gpus",
     "scorers.*.cpus",
+    "scorers.*.timeout",
+    "scorers.*.attempts",
+    "scorers.*.backoff",
+    "scorers.*.concurrency",
     "learner.ranks",
     "learner.gpus",
     "learner.cpus",

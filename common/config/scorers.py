@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Name, Section
 
@@ -16,9 +16,18 @@ class ScorerPool(Section):
 
     use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
     replicas: int = Field(1, ge=1)
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(
+        0, ge=0, description="GPUs a replica; over several, the layers of a tldr or hh reward model are spread"
+    )
     cpus: float = Field(1, gt=0)
     threads: int = Field(1, ge=1)
+
+    @field_validator("gpus")
+    @classmethod
+    def _several_gpus_are_whole_ones(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus={gpus:g} is more than one GPU, and no whole number of them")
+        return gpus
 
 
 class GPTJRewardSection(ScorerPool):
@@ -34,6 +43,7 @@ class ClassifierSection(ScorerPool):
 
     kind: Literal["classifier"]
     path: str = Field(description="HF directory or hub id, of model and tokenizer")
+    gpus: float = Field(0, ge=0, le=1, description="GPUs a replica, one at most")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     chat_template: bool = Field(
         False, description="prompt and output become a user's and an assistant's turn in the tokenizer's chat template"
@@ -47,6 +57,7 @@ class FunctionSection(ScorerPool):
 
     kind: Literal["function"]
     function: str = Field(description="import path module:function")
+    timeout: float = Field(60, gt=0, description="seconds that a call may take, which is for the outputs of one group")
 
 
 class RemotePool(ScorerPool):

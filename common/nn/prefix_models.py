@@ -66,7 +66,7 @@ class _GPTJPrefixAttention(GPTJAttention):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not _is_layout(attention_mask):
+        if not is_layout(attention_mask):
             return super()._attn(query, key, value, attention_mask)
         out = _attend(query, key, value, attention_mask, 1 / self.scale_attn)
         return out.transpose(1, 2), None  # [1, heads, t, d], as the caller expects
@@ -82,7 +82,7 @@ def _interface_attention(
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: query [b, heads, t, d] to result [b, t, heads, d]."""
-    if not _is_layout(attention_mask):
+    if not is_layout(attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _attend(query, key, value, attention_mask, scale), None
@@ -96,7 +96,8 @@ def _fuse_activations(model: nn.Module) -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def _is_layout(mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+def is_layout(mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    """Whether what stands where the attention mask would is a packed row's layout."""
     return mask is not None and mask.dtype == torch.int64
 
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from common.errors import DamagedPartError
 from common.schemas import KINDS
-from common.storage.holdings import Holdings
+from common.storage.holdings import Commits, Holdings
 from common.storage.keys import Rows
-from common.storage.light_rows import KEYS, light_rows
+from common.storage.light_rows import KEYS
 from common.storage.names import is_compacted, is_part, plain_file, sequence_of
 from common.storage.part_files import Part
 from common.storage.part_reader import PartReader
 from common.storage.places import Entry, Place
-from common.storage.row_index import RowIndex, located
+from common.storage.row_index import CommittedRows, RowIndex, located
 from common.storage.segments import DIRECTORY, Segment, read_segments, write_segment
 
 INDEX_EVERY = 128
@@ -123,10 +123,10 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, size: int, light: pa.RecordBatch) -> None:
-        """A part was written by this opening, with these light rows; their keys are new."""
+    def committed(self, commit: str, size: int, batch: pa.RecordBatch) -> None:
+        """A part was written by this opening, with these rows; their keys are new."""
         self.holdings.add({plain_file(commit): size}, {})
-        self.rows.add_fresh(located(self.kind, light, self._number(commit)))
+        self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
         self._unindexed += 1
 
     def refresh(self) -> None:
@@ -201,16 +201,21 @@ class Catalogue:
 
     def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any, *, with_rows: bool = True) -> None:
         """Add the rows of new files, and those of index segments; hide rows that no file holds any more."""
-        sizes, compacted, new_tables = {}, {}, []
-        for entry in sorted(new, key=lambda entry: entry.name):
-            part = self._examine(entry)
-            if part is not None:
-                sizes[entry.name] = entry.size
-                if is_compacted(entry.name):
-                    compacted[entry.name] = part.commits
-                if with_rows:
-                    new_tables += self._new_rows(part)
-                    self._postponed.discard(entry.name)
+        sizes: dict[str, int] = {}
+        compacted: dict[str, Commits] = {}
+
+        def examined() -> Iterator[CommittedRows]:
+            for entry in sorted(new, key=lambda entry: entry.name):
+                part = self._examine(entry)
+                if part is not None:
+                    sizes[entry.name] = entry.size
+                    if is_compacted(entry.name):
+                        compacted[entry.name] = part.commits
+                    if with_rows:
+                        self._postponed.discard(entry.name)
+                        yield from self._new_rows(part)
+
+        new_tables = list(located(self.kind, examined()))
         if not (sizes or tables or gone):
             return
         self.holdings.discard(gone)
@@ -241,16 +246,15 @@ class Catalogue:
             self._on_damage(self.kind, entry.name, str(error))
             return None
 
-    def _new_rows(self, part: Part) -> list[pa.Table]:
-        """The light rows of a part's commits that are not known."""
-        tables, first = [], 0
+    def _new_rows(self, part: Part) -> Iterator[CommittedRows]:
+        """The rows of a part's commits that are not known."""
+        first = 0
         for commit, rows in part.commits:
             if commit not in self._numbers:
-                light = light_rows(self.kind, part.batch.slice(first, rows))
-                tables.append(pa.Table.from_batches([located(self.kind, light, self._number(commit))]))
                 self._unindexed += 1
+                batch = part.batch if len(part.commits) == 1 else part.batch.slice(first, rows)
+                yield CommittedRows(batch, self._number(commit))
             first += rows
-        return tables
 
     def _of_segment(self, segment: Segment) -> pa.Table:
         """A segment's rows, without those that another segment has brought or that no file holds."""

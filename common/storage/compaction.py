@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from common.storage.catalogue import Catalogue
+from common.storage.checksums import checksum, checksum_of
 from common.storage.holdings import Commits
-from common.storage.names import checksum, checksum_of, compacted_file, sequence_of
+from common.storage.names import compacted_file, sequence_of
 from common.storage.part_files import encode_part
 from common.storage.places import Place
 
@@ -143,5 +144,5 @@ def _encoded(catalogue: Catalogue, author: Author, commits: list[str]) -> _Compa
 
 
 def _put(place: Place, catalogue: Catalogue, compacted: _Compacted) -> None:
-    place.put(catalogue.kind, lambda: compacted.file, compacted.content)
+    place.put(catalogue.kind, compacted.file, compacted.content)
     catalogue.holdings.add({compacted.file: compacted.content.size}, {compacted.file: compacted.commits})

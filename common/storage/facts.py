@@ -40,7 +40,7 @@ def read_run_id(place: Place) -> str | None:
 def write_facts(place: Place, run_id: str) -> None:
     """Say which run a store belongs to, in this version of the format."""
     content = pa.py_buffer(json.dumps({"run_id": run_id, "schema_version": SCHEMA_VERSION}).encode())
-    place.put("", lambda: FILE, content)
+    place.put("", FILE, content)
 
 
 def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run: bool) -> str:

@@ -1,6 +1,6 @@
 """The names of a store's files say in which order their rows were committed, and what their bytes must be.
 
-    00000012-5e1f09ac-<checksum>.arrow            one commit: sequence number, writer, BLAKE2b-128 of the file
+    00000012-5e1f09ac-<checksum>.arrow            one commit: sequence number, writer, checksum of the file
     compact-00000003-5e1f09ac-<checksum>.arrow    several commits in one file, which names them in its metadata
     00000012-<checksum>.arrow                     one commit of format 1, which knew one writer only
 
@@ -10,14 +10,12 @@ seen, so the order follows cause and effect and never a clock. Writers who did n
 then the writer's name decides, alike for all readers.
 """
 
-import hashlib
 import re
 
-import pyarrow as pa
-
 from common.errors import UserError
+from common.storage.checksums import PATTERN
 
-_NAME = re.compile(r"(compact-)?(\d{8})-(?:([0-9a-f]{8})-)?([0-9a-f]{32})\.arrow")
+_NAME = re.compile(rf"(compact-)?(\d{{8}})-(?:([0-9a-f]{{8}})-)?({PATTERN})\.arrow")
 _EXTENSION = ".arrow"
 _COMPACTED = "compact-"
 _LAST_SEQUENCE = 10**8 - 1
@@ -64,13 +62,3 @@ def commit_of(file: str) -> str:
 def sequence_of(commit: str) -> int:
     """A commit's number."""
     return int(commit[:8])
-
-
-def checksum_of(file: str) -> str:
-    """What a part's bytes must have as their checksum."""
-    return file.removesuffix(_EXTENSION)[-32:]
-
-
-def checksum(content: bytes | memoryview | pa.Buffer) -> str:
-    """BLAKE2b-128 of a file's bytes."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()

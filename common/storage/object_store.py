@@ -13,8 +13,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from common.errors import UserError
-from common.storage.names import checksum
-from common.storage.places import Entry, Naming
+from common.storage.checksums import matches
+from common.storage.places import Entry, shown
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 5
@@ -40,29 +40,17 @@ def open_object_store(uri: str) -> "ObjectStore":
     try:
         file_system, root = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        shown = _shown(uri, uri.rfind("@"))  # a key that is not escaped may hold any character
-        raise UserError(f"{shown} is no place for a sample store: {str(error).replace(uri, shown)}") from None
+        raise UserError(f"{shown(uri)} is no place for a sample store: {str(error).replace(uri, shown(uri))}") from None
     return ObjectStore(uri, file_system, root.rstrip("/"))
-
-
-def _shown(uri: str, user_end: int) -> str:
-    """A URI as messages may show it: without its query and its user part, either of which may hold keys.
-
-    Args:
-        uri: all of it.
-        user_end: where the @ after the user part is; -1: there is none.
-    """
-    scheme, separator, rest = uri.partition("://")
-    if user_end >= 0:
-        rest = uri[user_end + 1 :]
-    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 class ObjectStore:
     """Objects below a prefix."""
 
+    fetches = True
+
     def __init__(self, uri: str, file_system: fs.FileSystem, root: str) -> None:
-        self.uri = _shown(uri, uri.rfind("@", 0, uri.find("/", uri.find("://") + 3)))  # not one of the path
+        self.uri = shown(uri)
         self._files = file_system
         self._root = root
 
@@ -84,21 +72,19 @@ class ObjectStore:
 
         return self._tried(fetch)
 
-    def read_checked(self, path: str, digest: str) -> pa.Buffer | None:
+    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
         """See `Place.read_checked`."""
         content = self.read(path)
-        return content if checksum(content) == digest else None
+        return content if matches(content, checksum) else None
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Upload an object; it is there when the upload is complete, and not before."""
-        name = naming()
 
         def upload() -> None:
             with self._files.open_output_stream(self._path(f"{directory}/{name}")) as file:
                 file.write(content)
 
         self._tried(upload)
-        return name
 
     def move(self, path: str, target: str) -> None:
         """Copy, then delete."""

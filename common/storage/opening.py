@@ -11,10 +11,11 @@ import pyarrow as pa
 from common.errors import UserError
 from common.schemas import KINDS
 from common.storage.catalogue import Catalogue
+from common.storage.checksums import checksum
+from common.storage.claims import DIRECTORY as CLAIMS
 from common.storage.compaction import SMALL, Author, compact, remove_superseded
 from common.storage.facts import claim
-from common.storage.light_rows import light_rows
-from common.storage.names import checksum, commit_name, commit_of, plain_file
+from common.storage.names import commit_name, plain_file
 from common.storage.part_files import encode_part
 from common.storage.places import LocalPlace, open_place
 
@@ -85,21 +86,15 @@ class Opening:
             raise ValueError(f"the sample store {self.place.uri} was opened read-only")
         catalogue = self.kinds[kind]
         content = encode_part(kind, batch, self.author.origin, self.run_id)
-        light: pa.RecordBatch | None = None
-
-        def naming() -> str:
-            nonlocal light
-            light = light_rows(kind, batch)  # here, as there is nothing to do while the content goes to the disk
-            return plain_file(commit_name(catalogue.next_sequence, self.author.writer, checksum(content)))
-
+        commit = commit_name(catalogue.next_sequence, self.author.writer, checksum(content))
         try:
-            file = self.place.put(kind, naming, content)
+            self.place.put(kind, plain_file(commit), content)
         except OSError as error:
             raise UserError(
                 f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
                 f"is lost; put that right and run again."
             ) from error
-        catalogue.committed(commit_of(file), content.size, light)
+        catalogue.committed(commit, content.size, batch)
         self._keep_in_order(kind)
 
     def _keep_in_order(self, kind: str) -> None:
@@ -132,7 +127,7 @@ class Opening:
 
     def _remove_unfinished(self) -> None:
         if isinstance(self.place, LocalPlace):
-            for directory in ("", "index", *KINDS):
+            for directory in ("", "index", CLAIMS, *KINDS):
                 self.place.remove_unfinished(directory, _UNFINISHED_SECONDS)
 
 

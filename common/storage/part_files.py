@@ -76,13 +76,15 @@ def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
     """
     file = path.rpartition("/")[2]
     try:
-        table = pa.ipc.open_file(content).read_all()
+        reader = pa.ipc.open_file(content)
+        if reader.num_record_batches != 1:
+            raise DamagedPartError(f"{path} has {reader.num_record_batches} record batches, and a part has one.")
+        tagged = reader.get_batch(0)
     except pa.ArrowInvalid as error:
         raise DamagedPartError(f"{path} is no Arrow file: {error}.") from None
-    metadata = table.schema.metadata or {}
-    _check(path, table.schema, metadata, kind)
-    batches = table.replace_schema_metadata(None).combine_chunks().to_batches()
-    batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=KINDS[kind])
+    metadata = tagged.schema.metadata or {}
+    _check(path, tagged.schema, metadata, kind)
+    batch = tagged.replace_schema_metadata(None)
     run_id = metadata[_RUN_KEY].decode() if _RUN_KEY in metadata else None
     return Part(batch, _commits(path, file, metadata, batch.num_rows), run_id)
 

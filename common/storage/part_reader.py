@@ -1,11 +1,11 @@
-"""Reading parts: each is checked once in an opening, and only as many stay mapped as a process may have."""
+"""Reading parts: each is checked before its first row, and only as many stay in memory as a process may have."""
 
 from collections import OrderedDict
 
 import pyarrow as pa
 
 from common.errors import DamagedPartError, UserError
-from common.storage.names import checksum_of
+from common.storage.checksums import checksum_of
 from common.storage.part_files import Part, decode_part
 from common.storage.places import Place
 
@@ -22,7 +22,7 @@ class PartReader:
         self._kind = kind
         self._run_id = run_id
         self._verified: set[str] = set()
-        self._kept: OrderedDict[str, pa.RecordBatch] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[pa.RecordBatch, int]] = OrderedDict()  # with the file's bytes
         self._kept_bytes = 0
 
     def batch(self, file: str) -> pa.RecordBatch:
@@ -34,7 +34,7 @@ class PartReader:
         """
         if file in self._kept:
             self._kept.move_to_end(file)
-            return self._kept[file]
+            return self._kept[file][0]
         return self.part(file).batch
 
     def part(self, file: str) -> Part:
@@ -44,17 +44,18 @@ class PartReader:
             FileNotFoundError, DamagedPartError, UserError: as for `batch`.
         """
         path = f"{self._place.uri}/{self._kind}/{file}"
-        part = decode_part(path, self._content(path, file), self._kind)
+        content = self._content(path, file)
+        part = decode_part(path, content, self._kind)
         if part.run_id is not None and self._run_id not in (None, part.run_id):
             raise DamagedPartError(f"{path} is of another run: of {part.run_id}, and the store of {self._run_id}.")
         self._verified.add(file)
         if file not in self._kept:
-            self._keep(file, part.batch)
+            self._keep(file, part.batch, content.size)
         return part
 
     def _content(self, path: str, file: str) -> pa.Buffer:
         try:
-            if file in self._verified:
+            if file in self._verified and not self._place.fetches:
                 return self._place.read(f"{self._kind}/{file}")
             content = self._place.read_checked(f"{self._kind}/{file}", checksum_of(file))
         except FileNotFoundError:
@@ -67,9 +68,9 @@ class PartReader:
             )
         return content
 
-    def _keep(self, file: str, batch: pa.RecordBatch) -> None:
-        self._kept[file] = batch
-        self._kept_bytes += batch.nbytes
+    def _keep(self, file: str, batch: pa.RecordBatch, size: int) -> None:
+        self._kept[file] = batch, size
+        self._kept_bytes += size
         while len(self._kept) > 1 and (len(self._kept) > _KEPT_FILES or self._kept_bytes > _KEPT_BYTES):
-            _, dropped = self._kept.popitem(last=False)
-            self._kept_bytes -= dropped.nbytes
+            _, (_, dropped) = self._kept.popitem(last=False)
+            self._kept_bytes -= dropped

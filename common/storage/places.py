@@ -5,20 +5,20 @@ file survives a power cut. Files are never changed after that.
 """
 
 import contextlib
-import hashlib
+import mmap
 import os
+import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
-from common.durable import fsync_path, is_temporary, make_directories, write_named_file
+from common.durable import fsync_path, is_temporary, make_directories, write_file
+from common.storage.checksums import matches
 
-Naming = Callable[[], str]
-"""Gives a file's name; asked for late, so that a checksum can be computed while the content goes to the disk."""
+_LARGE = 8 << 20  # bytes: files that are not kept in memory for having been checked
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Place(Protocol):
 
     uri: str
     """How messages name the place: without the keys that its URI may hold."""
+    fetches: bool
+    """Whether reading a file again brings its bytes anew, over a network: then they are checked anew."""
 
     def prepare(self) -> None:
         """Make the place writable, as far as that needs doing."""
@@ -56,10 +58,10 @@ class Place(Protocol):
         """
 
     def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """As `read`; None where the content does not have this BLAKE2b-128 checksum."""
+        """As `read`; None where the content does not have this checksum."""
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
-        """Write a new file, or replace one, atomically and durably; returns its name."""
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
+        """Write a new file, or replace one, atomically and durably."""
 
     def move(self, path: str, target: str) -> None:
         """Give a file another path; nothing happens where it is gone already."""
@@ -70,6 +72,8 @@ class Place(Protocol):
 
 class LocalPlace:
     """A directory of this machine, or of a file system mounted on it."""
+
+    fetches = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -90,25 +94,33 @@ class LocalPlace:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # removed by another process since
                     if entry.is_file() and not is_temporary(entry):
-                        entries.append(Entry(entry.name, entry.stat().st_size, entry.stat().st_mtime))
+                        facts = entry.stat()
+                        entries.append(Entry(entry.name, facts.st_size, facts.st_mtime))
         return entries
 
     def read(self, path: str) -> pa.Buffer:
         """Map a file; the mapping outlives the file's removal."""
-        if (self.root / path).stat().st_size == 0:
-            return pa.py_buffer(b"")  # which cannot be mapped
-        with pa.memory_map(str(self.root / path)) as file:
-            return file.read_buffer()
+        return pa.py_buffer(self._mapped(path))
 
     def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """Hash a file piece by piece, so that only what is used of it later stays in memory, and map it."""
-        with open(self.root / path, "rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        return self.read(path) if found == checksum else None
+        """Map a file and hash it there: what is read for that is what will be used, and is not read again."""
+        mapped = self._mapped(path)
+        if not matches(memoryview(mapped), checksum):
+            return None
+        if isinstance(mapped, mmap.mmap) and len(mapped) > _LARGE:
+            mapped.madvise(mmap.MADV_DONTNEED)  # only what is used of it comes back into this process's memory
+        return pa.py_buffer(mapped)
 
-    def put(self, directory: str, naming: Naming, content: pa.Buffer) -> str:
+    def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Write tmp + fsync + rename + directory fsync."""
-        return write_named_file(self.root / directory, naming, content).name
+        write_file(self.root / directory / name, content)
+
+    def _mapped(self, path: str) -> mmap.mmap | bytes:
+        handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
+        finally:
+            os.close(handle)
 
     def move(self, path: str, target: str) -> None:
         """Rename, durably."""
@@ -136,6 +148,19 @@ class LocalPlace:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
                     path.unlink()
+
+
+def shown(uri: str) -> str:
+    """A URI as messages may show it: without its user part and its query, either of which may hold keys."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        rest = rest[authority.rindex("@") + 1 :]
+    elif ":" in authority:  # perhaps a key that is not escaped, and holds any character
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 def open_place(uri: str | Path) -> Place:

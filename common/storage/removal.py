@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.storage.catalogue import Catalogue
+from common.storage.checksums import checksum, checksum_of
 from common.storage.compaction import rewrite_without
-from common.storage.names import checksum, checksum_of
 from common.storage.opening import Opening
 from common.storage.part_files import encode_table
 from common.storage.places import Place
@@ -78,7 +78,7 @@ def remove(store: Opening, removal: Removal) -> int:
         return 0
     batch = pa.RecordBatch.from_arrays([pa.array(removal.group_ids)], schema=_IDS)
     content = encode_table(batch, {b"brain.removed_at": str(time.time()), b"brain.run_id": store.run_id})
-    store.place.put(_DIRECTORY, lambda: f"groups-{checksum(content)}.arrow", content)
+    store.place.put(_DIRECTORY, f"groups-{checksum(content)}.arrow", content)
     deleted = 0
     for kind in ("scores", "groups"):
         catalogue = store.kinds[kind]

@@ -30,7 +30,7 @@ def repair(uri: str | Path) -> list[str]:
             done.append(f"{place.uri}/{FILE} was missing; it was made again from the parts.")
     except DamagedPartError:
         run_id, damaged = _run_id_of_parts(place), place.read(FILE)
-        place.put("damaged", lambda: FILE, damaged)
+        place.put("damaged", FILE, damaged)
         write_facts(place, run_id)  # replaces it: there is no moment without one, in which a writer begins a new store
         done.append(f"{place.uri}/{FILE} could not be read; it was copied to `damaged` and made again from the parts.")
     store = Opening(uri, None, read_only=False, use_index=False)

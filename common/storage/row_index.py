@@ -1,16 +1,18 @@
 """The light rows of one kind in memory: found by key, listed in the order of commitment, each key once."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.storage.keys import Hashes, HashTable, Rows, hash_keys
-from common.storage.light_rows import KEYS, LIGHT
+from common.storage.light_rows import KEYS, LIGHT, light_rows
 
 _RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
+_ROWS_AT_ONCE = 1024  # rows that light rows are made of together
+_WAITING_BYTES = 16 << 20  # of rows that are kept whole until light rows are made of them
 
 LOCATED = {
     kind: pa.schema(
@@ -21,11 +23,34 @@ LOCATED = {
 """Light rows with the place of each: which commit (a number), which of its rows; and the hash of its key."""
 
 
-def located(kind: str, light: pa.RecordBatch, commit: int) -> pa.RecordBatch:
-    """All light rows of one commit, with their places."""
-    hashes = hash_keys([light[name] for name in KEYS[kind]])
-    places = [np.full(light.num_rows, commit, dtype=np.int32), np.arange(light.num_rows, dtype=np.int32), hashes]
-    return pa.RecordBatch.from_arrays([*light.columns, *map(pa.array, places)], schema=LOCATED[kind])
+class CommittedRows(NamedTuple):
+    """Rows of a part: what they are, and of which commit (its number) they are all the rows."""
+
+    batch: pa.RecordBatch
+    commit: int
+
+
+def located(kind: str, committed: Iterable[CommittedRows]) -> Iterator[pa.Table]:
+    """The light rows of some commits, with their places, in a few tables of one chunk each."""
+    piece: list[CommittedRows] = []
+    count = 0
+    for rows in committed:
+        piece.append(rows)
+        count += rows.batch.num_rows
+        if count >= _ROWS_AT_ONCE:
+            yield _located(kind, piece)
+            piece, count = [], 0
+    if piece:
+        yield _located(kind, piece)
+
+
+def _located(kind: str, committed: Sequence[CommittedRows]) -> pa.Table:
+    light = light_rows(kind, [rows.batch for rows in committed])
+    counts = [rows.batch.num_rows for rows in committed]
+    commit = np.repeat(np.array([rows.commit for rows in committed], dtype=np.int32), counts)
+    row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    hashes = hash_keys([light[name].chunk(0) for name in KEYS[kind]])
+    return pa.table([*light.columns, *map(pa.array, (commit, row, hashes))], schema=LOCATED[kind])
 
 
 class RowIndex:
@@ -44,6 +69,8 @@ class RowIndex:
         self._settled = 0  # rows that are
         self._hidden = np.zeros(0, dtype=bool)  # [settled] rows that lost to another, or whose file is gone
         self._rows = 0
+        self._waiting: list[CommittedRows] = []  # the newest rows, in no chunk yet: light rows are made of many at once
+        self._waiting_bytes = 0
         self._hidden_rows = 0
         self._table: pa.Table | None = None
         self._listed: pa.Table | None = None
@@ -62,18 +89,25 @@ class RowIndex:
         """The rows that do not count, by number."""
         return np.flatnonzero(self._hidden)
 
-    def add_fresh(self, rows: pa.RecordBatch) -> None:
-        """Add rows whose keys are new (see `find`)."""
-        keys = zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True)
+    def add_fresh(self, rows: CommittedRows) -> None:
+        """Add the rows of a commit, whose keys are new (see `find`)."""
+        keys = zip(*(rows.batch[name].to_pylist() for name in KEYS[self._kind]), strict=True)
         self._recent.update((key, number) for number, key in enumerate(keys, start=self._rows))
-        self._append(pa.Table.from_batches([rows]))
+        self._waiting.append(rows)
+        self._waiting_bytes += rows.batch.get_total_buffer_size()
+        self._rows += rows.batch.num_rows
+        self._listed = None
+        if self._waiting_bytes > _WAITING_BYTES:
+            self._make_light()
         if self._rows - self._settled > max(_RECENT_ROWS, self._settled // 16):
             self._settle()
 
     def add_any(self, tables: Sequence[pa.Table], gone: Sequence[int] = ()) -> None:
         """Add rows of which some may have keys that are there already; from now on these commits are gone."""
+        self._make_light()
         for table in tables:
             self._append(table)
+            self._rows += table.num_rows
         self._gone = np.asarray(gone, dtype=np.int32)
         self._settle()
 
@@ -107,6 +141,7 @@ class RowIndex:
 
     def table(self) -> pa.Table:
         """All rows by number, hidden ones included."""
+        self._make_light()
         if self._table is None:
             self._table = pa.concat_tables(self._chunks) if self._chunks else LOCATED[self._kind].empty_table()
         return self._table
@@ -127,13 +162,21 @@ class RowIndex:
 
     def _append(self, table: pa.Table) -> None:
         self._chunks.extend(pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
-        self._rows += table.num_rows
         self._table = self._listed = self._starts = None
+
+    def _make_light(self) -> None:
+        """Make light rows of those that wait for it."""
+        if self._waiting:
+            for table in located(self._kind, self._waiting):
+                self._append(table)
+            self._waiting, self._waiting_bytes = [], 0
 
     def _by_chunk(self, numbers: Rows) -> Iterator[tuple[pa.Table, Rows, Rows]]:
         """(chunk, which of the numbers are of it, which of its rows these are); a chunk is contiguous."""
         if not len(numbers):
             return
+        if self._waiting and numbers.max() >= self._rows - sum(rows.batch.num_rows for rows in self._waiting):
+            self._make_light()
         if self._starts is None:
             lengths = [chunk.num_rows for chunk in self._chunks]
             self._starts = np.cumsum([0, *lengths[:-1]])
@@ -144,6 +187,7 @@ class RowIndex:
 
     def _tidy(self) -> None:
         """Keep the chunks few, and copy each row only so often as their number doubles."""
+        self._make_light()
         chunks = self._chunks
         while len(chunks) > 1 and chunks[-2].num_rows < 2 * chunks[-1].num_rows:
             last = 2

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.schemas import SCHEMA_VERSION
+from common.storage.checksums import checksum, checksum_of
 from common.storage.holdings import Commits
-from common.storage.names import checksum, checksum_of
 from common.storage.part_files import encode_table
 from common.storage.places import Place
 from common.storage.row_index import LOCATED
 
 _LOG = logging.getLogger(__name__)
 DIRECTORY = "index"
+_VERSION = 2  # of index files alone
 _VERSION_KEY = b"brain.index_version"
 _COMMITS_KEY = b"brain.commits"
 _SIZES_KEY = b"brain.sizes"
@@ -49,14 +49,16 @@ class Segment:
 def write_segment(place: Place, kind: str, segment: Segment) -> str:
     """Write a segment; returns its file name."""
     metadata = {
-        _VERSION_KEY: str(SCHEMA_VERSION),
+        _VERSION_KEY: str(_VERSION),
         _COMMITS_KEY: json.dumps(segment.commits),
         _SIZES_KEY: json.dumps(segment.sizes),
         _COMPACTED_KEY: json.dumps(segment.compacted),
     }
     batches = segment.rows.combine_chunks().to_batches()
     content = encode_table(batches[0] if batches else pa.RecordBatch.from_pylist([], schema=LOCATED[kind]), metadata)
-    return place.put(DIRECTORY, lambda: f"{kind}-{checksum(content)}.arrow", content)
+    name = f"{kind}-{checksum(content)}.arrow"
+    place.put(DIRECTORY, name, content)
+    return name
 
 
 def read_segments(place: Place, kind: str) -> dict[str, Segment | None]:
@@ -86,7 +88,7 @@ def _decoded(kind: str, content: pa.Buffer | None) -> Segment:
         raise ValueError("its bytes do not match the checksum in its name")
     table = pa.ipc.open_file(content).read_all()
     metadata = table.schema.metadata
-    if int(metadata[_VERSION_KEY]) != SCHEMA_VERSION or not table.schema.equals(LOCATED[kind]):
+    if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[kind]):
         raise ValueError("it is of another version")
     commits, sizes = json.loads(metadata[_COMMITS_KEY]), json.loads(metadata[_SIZES_KEY])
     return Segment(table.replace_schema_metadata(None), commits, sizes, json.loads(metadata[_COMPACTED_KEY]))

@@ -7,6 +7,7 @@ from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
 from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
 from deploy.evaluation import Evaluation
 from deploy.lease_plan import LeasePlan
+from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds
 from deploy.run_directory import RunDirectory
 from deploy.run_store import OverlaidStore, StoredSamples
@@ -28,7 +29,14 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         groups: of its seed.
         below: the store of these groups, of their first outputs, or of human pairs.
     """
-    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, prior_run=groups.run_id)
+    plan = LeasePlan(
+        run_id,
+        recipe.seed,
+        recipe.sampler.lease_prompts,
+        directory.policies,
+        alone=recipe.algorithm.max_staleness == 0,
+        prior_run=groups.run_id,
+    )
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
@@ -41,4 +49,5 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         started_scorers=evaluation_scorers(recipe),
         leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
         evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+        quarantine=Quarantine(directory.quarantine),
     )

@@ -4,8 +4,8 @@ from common.config.recipe import Recipe
 from deploy.compare.examiner import Likelihoods
 from deploy.compare.likelihoods import Examination, StoredValues, drifts, ranking_accuracy
 from deploy.compare.seed_groups import SeedGroups
+from deploy.pool import Pool
 from deploy.run_directory import RunDirectory
-from deploy.services import Pool
 
 
 async def examine(examiner: Pool, directory: RunDirectory, version: int, groups: SeedGroups) -> Examination:

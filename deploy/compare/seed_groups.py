@@ -20,6 +20,7 @@ from deploy.evaluation import Evaluation
 from deploy.lease_plan import LeasePlan
 from deploy.preflight import Inputs
 from deploy.production import Production
+from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds
 from deploy.run_directory import RunDirectory
 from deploy.services import Services
@@ -56,7 +57,14 @@ class SeedGroups:
 
     def plan(self) -> LeasePlan:
         """Of these groups."""
-        return LeasePlan(self.run_id, self.recipe.seed, self.recipe.sampler.lease_prompts, self.directory.policies)
+        recipe = self.recipe
+        return LeasePlan(
+            self.run_id,
+            recipe.seed,
+            recipe.sampler.lease_prompts,
+            self.directory.policies,
+            alone=recipe.algorithm.max_staleness == 0,
+        )
 
     def evaluation(self, store: SampleStore) -> Evaluation:
         """Of the prior."""
@@ -123,22 +131,27 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
         started_scorers=list(services.scorers),
         leases=None,
         evaluation=evaluation,
+        quarantine=Quarantine(groups.directory.quarantine),
     )
     leases = groups.training_leases()
     wanted = [name for lease in leases for name in lease.group_ids]
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
-    async with asyncio.TaskGroup() as tasks:
-        production = Production(recipe, work, tracker, services)
-        production.start(tasks)
-        production.carry_on(0)
-        await production.enqueue(lease for lease in leases if not all(map(store.has_group, lease.group_ids)))
-        await production.enqueue(evaluation.leases_after(0))
-        await production.until(lambda: schedule.are_ready(wanted) or None, f"the groups of seed {recipe.seed}")
-        await production.until(
-            lambda: all(evaluation.is_complete(split, 0) for split in ("validation", "test")) or None,
-            f"the prior's evaluation with seed {recipe.seed}",
-        )
-        production.stop()
+    production = Production(recipe, work, tracker, services)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            production.start(tasks)
+            await production.carry_on(0)
+            there = await production.training.call(lambda: set(store.index()["group_id"].to_pylist()))
+            production.enqueue(lease for lease in leases if not there.issuperset(lease.group_ids))
+            await production.evaluate(evaluation.leases_after, 0)
+            await production.until(lambda: schedule.are_ready(wanted) or None, f"the groups of seed {recipe.seed}")
+            await production.until(
+                lambda: {("validation", 0), ("test", 0)} <= production.evaluated or None,
+                f"the prior's evaluation with seed {recipe.seed}",
+            )
+            production.stop()
+    finally:
+        production.close()
     return evaluation
 
 

@@ -3,17 +3,19 @@
 from dataclasses import dataclass, replace
 
 import ray
-from ray.actor import ActorHandle
 
 from common.config.recipe import Recipe
 from common.policies import ProposalModel
+from deploy.actor import Handle
 from deploy.actors import actor_options, make_services
 from deploy.cluster import required_resources
 from deploy.compare.examiner import ExaminerActor
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.seed_groups import evaluation_scorers
+from deploy.pool import Pool, PoolSettings
+from deploy.ray_handle import RayHandle
 from deploy.run_directory import RunDirectory
-from deploy.services import Pool, Services
+from deploy.services import Services
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
     """The services of a comparison, not yet started."""
     home = directory.services
 
-    def spawn(_name: str, log_path: str) -> ActorHandle:
+    def spawn(_name: str, log_path: str) -> Handle:
         actor = ray.remote(ExaminerActor).options(**actor_options(recipe.prior))
-        return actor.remote(recipe.model_dump(mode="json"), log_path)
+        return RayHandle(actor.remote(recipe.model_dump(mode="json"), log_path))
 
     return SharedServices(
         shared=make_services(recipe, home, model, evaluation_scorers(recipe)),
-        examiner=Pool("examiner", 1, spawn, home, recipe.timeouts.start),
+        examiner=Pool("examiner", 1, spawn, home, PoolSettings(recipe.timeouts.start)),
         model=model,
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class FlatRows:
 
 def scores_of(store: StoredSamples, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
     """A scorer's rows for those of the groups that have one that can be read, by group."""
-    scored = [group for group in groups if store.has_score(group, scorer)]
+    scored = list(compress(groups, store.has_scores(groups, scorer)))
     tables = readable(partial(store.scores, scorer=scorer), scored)
     return {row["group_id"]: row for table in tables for row in table.to_pylist()}
 

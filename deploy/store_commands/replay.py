@@ -10,6 +10,7 @@ from rich.console import Console
 from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError
+from common.storage.places import shown
 from deploy.recipe_files import apply_override
 from deploy.source import open_source
 
@@ -54,13 +55,14 @@ def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
     """
     source = open_source(run)
     if source.recipe is None or source.directory is None:
-        raise UserError(f"{run} is a store without its run's recipe; name the run directory.")
+        raise UserError(f"{shown(run)} is a store without its run's recipe; name the run directory.")
     settings: dict[str, Any] = source.recipe.model_dump(mode="json")
     for override in overrides:
         if not override.startswith(_CHANGEABLE):
             raise UserError(
                 f"{override!r}: a replay trains the steps as they were sampled, so that only objective.* and learner.* "
-                f"(and resources) can differ; for anything else: brain run RECIPE sampler.replicas=0 store.uri={run}."
+                f"(and resources) can differ; for anything else: brain run RECIPE sampler.replicas=0 "
+                f"store.uri={shown(run)}."
             )
         apply_override(settings, override)
     settings["run"] = {"dir": str(output)}

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from common.storage.places import shown
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe, overridden
 from deploy.run_directory import run_directory
@@ -38,8 +39,8 @@ def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _rescore(options: argparse.Namespace) -> int:
     location = locate(options.store)
     if location.recipe is not None and not location.recipe.sampler.replicas:
-        source = location.recipe.store.uri
-        raise UserError(f"{location.uri} holds no groups of its own: its run trains from {source}; name that store.")
+        source = shown(location.recipe.store.uri or "")
+        raise UserError(f"{location.name} holds no groups of its own: its run trains from {source}; name that store.")
     recipe = _recipe(location, options.recipe, options.overrides)
     name: str = options.scorer
     if name not in recipe.scorers:
@@ -47,10 +48,10 @@ def _rescore(options: argparse.Namespace) -> int:
             f"{name} is no scorer of the recipe, which has {', '.join(recipe.scorers)}; see scorers.{name}."
         )
     console = terminal(stderr=True)
-    store = _writable(location)
+    store = SampleStore(location.uri, None)
     missing = store.unscored(name)
     if missing:
-        resolved = resolved_for_scoring(recipe, [name], console)
+        resolved = resolved_for_scoring(recipe, [name], location.directory or run_directory(recipe), console)
         bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
         with bar:
             task = bar.add_task("", total=len(missing))
@@ -63,13 +64,10 @@ def _recipe(location: Location, path: Path | None, overrides: list[str]) -> Reci
     if path is not None:
         return load_recipe(path, overrides)
     if location.recipe is None:
-        raise UserError(f"{location.uri} is a store without its run's recipe; say --recipe, or name the run directory.")
-    return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.uri}")
-
-
-def _writable(location: Location) -> SampleStore:
-    run_id = SampleStore(location.uri, None, read_only=True).run_id
-    return SampleStore(location.uri, run_id)
+        raise UserError(
+            f"{location.name} is a store without its run's recipe; say --recipe, or name the run directory."
+        )
+    return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.name}")
 
 
 def _score_with_services(
@@ -108,7 +106,6 @@ async def score_missing(
         PipelineError: the scorer failed for good; what was committed stays.
     """
     await pool.start()
-    known = {facts.digest for facts in store.scorers() if facts.name == name}
     room = asyncio.Semaphore(2 * recipe.scorers[name].replicas)
 
     async def score(groups: pa.RecordBatch) -> None:
@@ -116,7 +113,6 @@ async def score_missing(
             scores = await pool.call("score", groups, timeout=recipe.timeouts.lease)
         finally:
             room.release()
-        _refuse_another(scores, known, name)
         store.append_scores(scores)
         advance(groups.num_rows)
 
@@ -133,15 +129,6 @@ def _pieces(store: SampleStore, groups: list[str], rows: int) -> Iterator[pa.Rec
     for batch in store.batches(group_ids=groups):
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows)
-
-
-def _refuse_another(scores: pa.RecordBatch, known: set[str], name: str) -> None:
-    found = scores["scorer_digest"][0].as_py()
-    if known and found not in known:
-        raise UserError(
-            f"The store has values of {name} from another scorer (digest {', '.join(sorted(known))}; this one's is "
-            f"{found}), and a group has one value a name; give this scorer a name of its own (scorers.NAME.…)."
-        )
 
 
 def _report(store: SampleStore, name: str, new: int) -> None:

@@ -10,8 +10,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from common.errors import UserError
-from common.storage import object_store
+from common.errors import DamagedPartError, UserError
+from common.storage import object_store, part_reader
 from common.storage.compaction import LARGE, compact, remove_superseded
 from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
@@ -90,6 +90,18 @@ def test_writers_share_it_and_compaction_endangers_no_reader(uri: str) -> None:
 
 
 @pytest.mark.timeout(60)
+def test_one_conductor_at_a_time_trains_on_it(uri: str) -> None:
+    first, second = filled(uri), SampleStore(uri, "run")
+    with first.training():
+        with pytest.raises(UserError, match="is being trained on by process"), second.training():
+            pass
+        assert first.append_step(step(7, ["0-a"])) == 1
+    with second.training():
+        assert second.step_groups(7) == ["0-a"]
+    assert objects(uri, "claims") == []
+
+
+@pytest.mark.timeout(60)
 def test_a_damaged_object_is_named_and_set_aside(uri: str) -> None:
     filled(uri)
     place = open_object_store(uri)
@@ -102,6 +114,26 @@ def test_a_damaged_object_is_named_and_set_aside(uri: str) -> None:
     assert any(name in sentence for sentence in repair(uri))
     assert objects(uri, "damaged") == [f"groups-{name}"]
     assert list(SampleStore(uri, "run").group_ids) == ["0-a", "0-b", "2-a", "2-b"]
+
+
+@pytest.mark.timeout(60)
+def test_what_was_dropped_from_memory_is_fetched_and_checked_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(uri)
+    monkeypatch.setattr(part_reader, "_KEPT_FILES", 1)
+    store = SampleStore(uri, None, read_only=True)
+    first = [batch.to_pylist() for batch in store.batches()]
+    fetched = mock.patch.object(ObjectStore, "read", autospec=True, side_effect=ObjectStore.read)
+    with fetched as read:
+        assert [batch.to_pylist() for batch in store.batches()] == first
+        assert read.call_count == 3  # one a part, as only one is kept
+        assert store.groups(["2-b"]).num_rows == 1 and read.call_count == 3
+    name = objects(uri, "groups")[0]
+    files, path = fs.FileSystem.from_uri(uri)
+    with files.open_output_stream(f"{path}/groups/{name}") as file:
+        file.write(b"other bytes")
+    with pytest.raises(DamagedPartError, match=name):
+        store.groups(["0-a"])
+    assert store.groups(["1-a"]).num_rows == 1
 
 
 @pytest.mark.timeout(60)

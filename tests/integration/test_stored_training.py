@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,12 +13,15 @@ from common.errors import UserError
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.conductor import Conductor
+from deploy.learner_group import LearnerGroup
+from deploy.pool import Pool, PoolSettings
 from deploy.run_directory import RunDirectory
 from deploy.services import Services
 from deploy.stored_inputs import lacking_scores, read_stored_inputs
 from deploy.tracking import Tracker
 from learner.step_report import StepReport
-from tests.integration.test_conductor import PowerCut, StandInLearner, StandInScorers, World, trained
+from tests.integration.test_conductor import PowerCut, StandInLearner, World, stand_in_pools, trained
+from tests.stand_ins import LocalSampler
 from tests.unit.factories import groups, recipe_settings, scores, step
 
 ROUNDS, STEPS_A_ROUND, GROUPS_A_ROUND = 3, 4, 8
@@ -57,22 +59,25 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     """One start of the run; raises PowerCut where the world says so. Returns the run's own store."""
     directory = RunDirectory(root / "run")
     work = read_stored_inputs(settings, directory).work(settings, "run", directory)
-    services = SimpleNamespace(
-        samplers=SimpleNamespace(replicas=(), start=no_start),
-        scorers={name: StandInScorers(world, name) for name in work.started_scorers},
-        learner=StandInLearner(world),
-    )
+    pools = stand_in_pools(world, directory, work.started_scorers)
+    samplers = Pool("sampler", 0, stranger, directory, PoolSettings(start=5))
+    services = Services(samplers, {name: pools[name] for name in work.started_scorers}, learner_of(world))
     tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(work.store)
     try:
-        conductor = Conductor(settings, work, tracker, cast(Services, services))
+        conductor = Conductor(settings, work, tracker, services)
         asyncio.run(asyncio.wait_for(conductor.run(), 20))
     finally:
         tracker.close()
     return SampleStore(directory.store, "run")
 
 
-async def no_start() -> None: ...
+def stranger(_name: str, _log: str) -> LocalSampler:
+    raise AssertionError("a run without samplers starts none")
+
+
+def learner_of(world: World) -> LearnerGroup:
+    return cast(LearnerGroup, StandInLearner(world))
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -80,6 +85,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("replay", [False, True])
 def test_a_crash_at_any_call_trains_nothing_twice_and_leaves_the_source_alone(tmp_path: Path, replay: bool) -> None:
     source = source_store(tmp_path, steps=10 if replay else 0)
@@ -131,7 +137,9 @@ def test_the_values_of_two_scorers_of_one_name_are_not_mixed(tmp_path: Path) -> 
     source = source_store(tmp_path, rewarded=0)
     lower = SampleStore(source, "sampled elsewhere")
     lower.append_scores(scores("reward", {"0-0": [1.0, 2.0]}, scorer_digest="another model"))
-    with pytest.raises(UserError, match=r"digest digest.*another model.*give it another name in the recipe"):
+    with pytest.raises(
+        UserError, match=r"another scorer under the name 'reward' .*another model; this one's is digest"
+    ):
         start(tmp_path, World(evaluated=False), recipe(source))
 
 

@@ -56,7 +56,7 @@ def checkpoint(directory: Path, kind: str, tokenizer: PreTrainedTokenizerBase, p
 
 def compare(directory: Path, kind: str, tokenizer: PreTrainedTokenizerBase, groups: Iterable[Group]) -> Comparison:
     """Score groups as a run does, and each text by itself as the specification says."""
-    scorer = load_reward_model("reward", str(directory), FORMATS[kind], "float32", "cpu", max_tokens=16384)
+    scorer = load_reward_model("reward", str(directory), FORMATS[kind], "float32", ["cpu"], max_tokens=16384)
     reference = ReferenceReward(directory, tokenizer)
     plain = {"tldr": reference.tldr, "hh": reference.hh}[kind]
     limit = min(FORMATS[kind].max_tokens, reference.positions)

@@ -59,7 +59,7 @@ def rewards(model, format, max_tokens=10_000):
 
 
 def test_rewards_equal_those_of_the_specification_one_text_at_a_time(checkpoint, format):
-    reference = ReferenceReward(checkpoint.weights.parent, TOKENIZER)
+    reference = ReferenceReward(checkpoint.root, TOKENIZER)
     plain = reference.tldr if format is TLDR else reference.hh
     expected = [plain(PROMPT, output) for output in OUTPUTS]
     actual = rewards(load_gptj_reward(checkpoint, "float32"), format)
@@ -91,7 +91,7 @@ def test_half_precision_rewards_are_near_and_not_rounded_themselves(checkpoint, 
 
 def test_the_file_is_mapped_and_not_copied(checkpoint):
     model = load_gptj_reward(checkpoint, "float32")
-    mapped = checkpoint.weights.resolve()
+    mapped = checkpoint.weights[0].resolve()
     with open("/proc/self/maps") as maps:
         ranges = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(mapped))]
     assert ranges
@@ -124,7 +124,7 @@ def test_safetensors_are_preferred(tmp_path, format):
     save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "model.safetensors")
     (tmp_path / format.checkpoint_file).write_bytes(b"never read")
     checkpoint = find_checkpoint(str(tmp_path), format)
-    assert checkpoint.weights.name == "model.safetensors"
+    assert [file.name for file in checkpoint.weights] == ["model.safetensors"]
     assert rewards(load_gptj_reward(checkpoint, "float32"), format) == pytest.approx(expected, abs=1e-5)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"model.safetensors cannot be read"):

@@ -1,64 +1,145 @@
-import gzip
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from common.conversations import Message, as_text, is_conversation, turns_of
 from common.errors import UserError
-from common.prompts import PromptFile, PromptOrder, load_prompts
+from common.leases import Prompt
+from common.prompts import PromptColumns, PromptOrder, PromptSet, RefusedPromptError, load_prompts
 
 ROWS = [
     {"prompt": "one two", "label": "gold"},
     {"prompt": "", "label": "x"},
     {"prompt": "a b c d", "label": "y"},
+    {"prompt": None, "label": "z"},
+    {"prompt": "one two", "label": "gold"},
 ]
+COLUMNS = PromptColumns("prompt", "label")
+CHAT = PromptColumns("prompt", "label", conversations=True)
+USER, ANSWER = Message(role="user", content="Hi"), Message(role="assistant", content="Hello")
+SYSTEM, AGAIN = Message(role="system", content="Be kind."), Message(role="user", content="Why?")
 
 
-def encode(text: str) -> list[int]:
-    return [len(word) for word in text.split()]
+def encode(texts: Sequence[str]) -> list[list[int]]:
+    return [[len(word) for word in text.split()] for text in texts]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> PromptFile:
-    lines = "\n".join(json.dumps(row) for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text(lines)
-    return PromptFile(path, "prompt", "label")
+def load(rows: list[Any], columns: PromptColumns = COLUMNS, max_tokens: int = 3) -> PromptSet:
+    return load_prompts(rows, columns, encode, max_tokens, "here")
 
 
-@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.parquet"])
-def test_prompts_are_read_and_what_does_not_fit_is_counted(tmp_path: Path, name: str) -> None:
-    found = load_prompts(write(tmp_path / name, ROWS), encode, max_tokens=3)
-    assert [(prompt.text, prompt.token_ids, prompt.gold_text) for prompt in found.prompts] == [
-        ("one two", (3, 3), "gold")
-    ]
-    assert (found.too_long, found.empty, found.skipped) == (1, 1, 2)
+def test_what_does_not_fit_is_counted_with_its_first_row() -> None:
+    found = load(ROWS)
+    assert [(prompt.text, prompt.token_ids, prompt.gold_text) for prompt in found] == [("one two", (3, 3), "gold")] * 2
+    assert (str(found.too_long), str(found.empty)) == ("1 (first: row 3)", "2 (first: row 2)")
 
 
-def test_a_file_without_a_usable_prompt_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", ROWS)
-    with pytest.raises(UserError, match="1 are empty and 2 are longer than 1 tokens"):
-        load_prompts(file, encode, max_tokens=1)
+def test_each_row_is_a_prompt_of_its_own_and_keeps_its_name() -> None:
+    first, second = load(ROWS)
+    assert first.prompt_id != second.prompt_id
+    assert [prompt.prompt_id for prompt in load(ROWS)] == [first.prompt_id, second.prompt_id]
+    assert list(load(ROWS).identities()) == [(first.prompt_id, "gold"), (second.prompt_id, "gold")]
+
+
+def test_many_prompts_are_found_by_their_place_and_take_what_their_text_takes() -> None:
+    rows = [{"prompt": f"prompt {number} " + "word " * (number % 50), "label": str(number)} for number in range(5000)]
+    found = load(rows, max_tokens=100)
+    assert len(found) == 5000
+    for place in (0, 1023, 1024, 2047, 2048, 4999):
+        prompt = found[place]
+        assert isinstance(prompt, Prompt)
+        assert (prompt.text, prompt.gold_text) == (rows[place]["prompt"], str(place))
+        assert list(prompt.token_ids) == encode([prompt.text])[0]
+    assert [prompt.gold_text for prompt in found[1022:1026]] == ["1022", "1023", "1024", "1025"]
+    content = sum(len(row["prompt"]) + len(row["label"]) + 4 * len(row["prompt"].split()) for row in rows)
+    assert found.nbytes < content + 32 * len(rows)
+    with pytest.raises(IndexError):
+        found[5000]
+
+
+def test_nothing_usable_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"here .* 2 \(first: row 2\) are empty and 3 \(first: row 1\) are longer than 1"
+    ):
+        load(ROWS, max_tokens=1)
     with pytest.raises(UserError, match="no usable prompt"):
-        load_prompts(write(tmp_path / "e.jsonl", []), encode, max_tokens=1)
+        load([])
 
 
-def test_missing_files_columns_and_torn_lines_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no file"):
-        load_prompts(PromptFile(tmp_path / "none.jsonl", "prompt", None), encode, 9)
-    with pytest.raises(UserError, match=r"row 1, has no text in column 'text' \(its columns: prompt, label\)"):
-        load_prompts(PromptFile(write(tmp_path / "p.jsonl", ROWS).path, "text", None), encode, 9)
-    (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n{"prom')
-    with pytest.raises(UserError, match=r"torn\.jsonl, line 2, is not JSON"):
-        load_prompts(PromptFile(tmp_path / "torn.jsonl", "prompt", None), encode, 9)
-    (tmp_path / "p.csv").write_text("prompt\n")
-    with pytest.raises(UserError, match=r"neither \.jsonl"):
-        load_prompts(PromptFile(tmp_path / "p.csv", "prompt", None), encode, 9)
+def test_rows_that_hold_something_else_are_named() -> None:
+    with pytest.raises(UserError, match=r"here, row 1, has no text in column 'text' \(its columns: prompt, label\)"):
+        load(ROWS, PromptColumns("text", None))
+    with pytest.raises(UserError, match="row 2, has no text in column 'label'"):
+        load([ROWS[0], {"prompt": "a", "label": None}])
+    with pytest.raises(UserError, match=r"row 1, has a list of messages in column 'prompt'; set data\.chat_template"):
+        load([{"prompt": [USER], "label": "a"}])
+    with pytest.raises(UserError, match="row 1, has no text in column 'prompt'"):
+        load([{"prompt": [{"role": "user"}], "label": "a"}], CHAT)
+
+
+def test_a_prompt_that_cannot_be_encoded_is_named_by_its_row() -> None:
+    def refuse(texts: Sequence[str]) -> list[list[int]]:
+        raise RefusedPromptError(list(texts).index("bad"), "the template says: roles must alternate")
+
+    rows = [{"prompt": text} for text in ("a", "", "bad")]
+    with pytest.raises(UserError, match=r"here, row 3, cannot be encoded \(the template says: roles must alternate\)"):
+        load_prompts(rows, PromptColumns("prompt", None), refuse, 9, "here")
+
+
+# -- conversations
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([USER], "Hi"),
+        ([SYSTEM, USER], '[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]'),
+        ([ANSWER], '[{"role": "assistant", "content": "Hello"}]'),
+        ([{"role": "user", "content": '[{"role": "user", "content": "ß"}]'}], None),
+        ([{"role": "user", "content": '[{"no": "message"}]'}], '[{"no": "message"}]'),
+    ],
+)
+def test_a_conversation_s_text_gives_its_turns_back(messages: Any, text: str | None) -> None:
+    written = as_text(messages)
+    assert turns_of(written) == messages
+    assert text is None or written == text
+    assert is_conversation(written) == (written != messages[0]["content"])
+
+
+def test_conversations_are_read_and_counted_and_their_gold_is_the_reply() -> None:
+    whole = [SYSTEM, USER, ANSWER, AGAIN]
+    reply = {"role": "assistant", "content": "So."}
+    rows = [
+        {"prompt": [USER], "label": [ANSWER]},
+        {"prompt": whole, "label": [*whole, reply]},
+        {"prompt": whole, "label": [reply]},
+        {"prompt": "Hi", "label": "Hello"},
+    ]
+    found = load(rows, CHAT, max_tokens=100)
+    assert [prompt.gold_text for prompt in found] == ["Hello", "So.", "So.", "Hello"]
+    assert [prompt.text for prompt in found] == ["Hi", as_text(whole), as_text(whole), "Hi"]
+    assert found.conversations == 2
+
+
+@pytest.mark.parametrize("label", [[USER], [ANSWER, ANSWER], [SYSTEM, USER]])
+def test_a_gold_conversation_that_is_no_reply_is_refused(label: Any) -> None:
+    with pytest.raises(UserError, match="row 1, column 'label': what follows the prompt is not one reply"):
+        load([{"prompt": [USER], "label": label}], CHAT)
+
+
+# -- order
+
+
+def test_an_epoch_draws_each_prompt_once_and_the_next_one_in_another_order() -> None:
+    order = PromptOrder(12, 4, seed=1)
+    epochs = [[order.indices(3 * epoch + slot) for slot in range(3)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(index for round_ in epoch for index in round_) == list(range(12))
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert PromptOrder(12, 4, seed=1).indices(7) == epochs[2][1]  # a round needs no other to be known
+    assert PromptOrder(12, 4, seed=2).indices(7) != epochs[2][1]
+    assert len(set(PromptOrder(10, 4, seed=1).indices(5))) == 4  # what no whole round is left of waits
 
 
 def test_more_prompts_a_round_than_there_are_is_refused() -> None:

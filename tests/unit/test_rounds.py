@@ -207,10 +207,10 @@ def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     draws = DrawnPrompts(section, PROMPTS, 0)
     leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False)
     names = [prompt.prompt_id for prompt in draws.prompts(1)]
-    assert [lease.lease_id for lease in leases.of_round(1, 1, set())] == ["train-0001-0000", "train-0001-0001"]
-    assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]))] == ["train-0001-0001"]
-    assert len(leases.of_round(1, 1, set(names[1:]))) == 1
-    assert leases.of_round(1, 1, set(names)) == []
+    assert [lease.lease_id for lease in leases.of_round(1, 1, set(), set())] == ["train-0001-0000", "train-0001-0001"]
+    assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]), set())] == ["train-0001-0001"]
+    assert len(leases.of_round(1, 1, set(names[1:]), set())) == 1
+    assert leases.of_round(1, 1, set(names), set()) == []
 
 
 @settings(max_examples=25)

@@ -7,10 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from rich.console import Console
 
+from common.config.recipe import Recipe
+from common.config.scorers import FunctionSection
 from common.errors import PipelineError, UserError
 from deploy.cli import main
-from deploy.score import read_texts, score_rows
+from deploy.run_directory import run_directory, save_config
+from deploy.score import read_texts, resolved_for_scoring, score_rows
 from scorer.function import load_function
 from tests.unit.factories import recipe_settings
 
@@ -27,7 +31,7 @@ class InProcess:
     """A pool whose later calls are answered first."""
 
     def __init__(self, function: str) -> None:
-        self._scorer = load_function(function, f"{__name__}:{function}")
+        self._scorer = load_function(function, FunctionSection(kind="function", function=f"{__name__}:{function}"))
         self.calls = self.under_way = self.most = 0
 
     async def call(self, method: str, *args: Any, timeout: float) -> pa.RecordBatch:
@@ -99,3 +103,24 @@ def test_an_output_that_exists_is_not_replaced(tmp_path: Path, capsys):
     assert main(["score", str(recipe), "--input", str(tmp_path / "in.jsonl"), "--output", str(target)]) == 2
     assert "out.jsonl exists already" in capsys.readouterr().err
     assert target.read_text() == "precious"
+
+
+def test_a_world_is_there_for_the_scorers_that_lie_in_it_alone(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = recipe_settings(
+        prepare={"kind": "hh"},  # on raw data that is not there
+        policy={"model": "{world}/policy"},
+        scorers={
+            "length": {"kind": "function", "function": f"{__name__}:lengths"},
+            "reward": {"kind": "hh", "path": "{world}/reward"},
+        },
+    )
+    recipe, console = Recipe.model_validate(settings), Console(file=io.StringIO())
+    run = run_directory(recipe)
+    assert resolved_for_scoring(recipe, ["length"], run, console) == recipe
+    with pytest.raises(UserError, match=r"set data\.path"):
+        resolved_for_scoring(recipe, ["length", "reward"], run, console)
+    save_config(run, recipe, {"world": "hh-123"})
+    (tmp_path / "build" / "worlds" / "hh-123").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"build/worlds/hh-123/reward does not exist"):
+        resolved_for_scoring(recipe, ["reward"], run, console)

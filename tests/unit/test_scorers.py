@@ -1,5 +1,10 @@
+import contextlib
 import math
+import re
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -7,6 +12,7 @@ import pytest
 import torch
 
 from common.config.recipe import PolicySection, Recipe
+from common.config.scorers import FunctionSection
 from common.errors import UserError
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
@@ -65,7 +71,7 @@ def reward_model(request, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, request.param, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    return load_reward_model("reward", str(tmp_path), request.param, "float32", "cpu", max_tokens=10_000)
+    return load_reward_model("reward", str(tmp_path), request.param, "float32", ["cpu"], max_tokens=10_000)
 
 
 GROUPS_OF_TEXTS = (
@@ -119,7 +125,7 @@ def test_a_reward_models_digest_depends_on_its_weights_and_type(tmp_path):
         config, weights = tiny_weights(seed=seed)
         write(tmp_path, TLDR, weights, config)
         TOKENIZER.save_pretrained(tmp_path)
-        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, "cpu", max_tokens=100).digest)
+        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, ["cpu"], max_tokens=100).digest)
     assert len(digests) == 3
 
 
@@ -129,7 +135,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     write(tmp_path, HH, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"ends texts with token {len(TOKENIZER) - 1}, the model with 3"):
-        load_reward_model("reward", str(tmp_path), HH, "float32", "cpu", max_tokens=100)
+        load_reward_model("reward", str(tmp_path), HH, "float32", ["cpu"], max_tokens=100)
 
 
 # -- prior
@@ -196,6 +202,19 @@ def raising(prompts, outputs):
     return [1] * len(outputs)
 
 
+def leaving(prompts, outputs):
+    sys.exit("no licence")
+
+
+def hanging(prompts, outputs):
+    while "forever" in outputs:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+    if "backtracking" in outputs:
+        re.match(r"(a+)+$", "a" * 40 + "b")
+    return [1.0] * len(outputs)
+
+
 ANSWERS = {
     "too_few": [1.0],
     "text": "ab",
@@ -221,32 +240,60 @@ def kinds_of_numbers(prompts, outputs):
 HERE = __name__
 
 
+def function(path, name="truth", **settings):
+    section = {"kind": "function", "function": path} | settings
+    return load_function(name, FunctionSection.model_validate(section))
+
+
 def test_a_function_gets_texts_and_its_values_are_kept():
-    scorer = load_function("truth", f"{HERE}:lengths")
+    scorer = function(f"{HERE}:lengths")
     first, second = score(scorer, group(outputs=("a", "bb", ""), gold="gold"), group())
     assert (first["values"], first["gold_value"], first["error"]) == ([1, 2, 0], 4, None)
     assert (second["values"], second["gold_value"], second["error"]) == ([1, 2], None, None)
-    (row,) = score(load_function("f", f"{HERE}:numpy"), group())
+    (row,) = score(function(f"{HERE}:numpy"), group())
     assert row["values"] == [0, 1]
 
 
 def test_values_that_are_not_finite_are_null_and_the_others_stay():
-    (row,) = score(load_function("f", f"{HERE}:with_holes"), group(outputs=("nan", "inf", "large")))
+    (row,) = score(function(f"{HERE}:with_holes"), group(outputs=("nan", "inf", "large")))
     assert row["values"] == [None, None, None]
     assert row["error"].split("; ")[0] == "output 0 has the value nan"
-    (row,) = score(load_function("f", f"{HERE}:kinds_of_numbers"), group(outputs=("a", "b", "c"), gold="g"))
+    (row,) = score(function(f"{HERE}:kinds_of_numbers"), group(outputs=("a", "b", "c"), gold="g"))
     assert row["values"] == [1, 2.5, None]
     assert row["gold_value"] == 1
     assert row["error"] == "output 2 has the value inf"
 
 
 def test_an_exception_costs_its_own_group_alone():
-    scorer = load_function("f", f"{HERE}:raising")
+    scorer = function(f"{HERE}:raising")
     fine, bad, gold = score(scorer, group(), group(outputs=("good", "bad")), group(gold="bad"))
     assert (fine["values"], fine["error"]) == ([1, 1], None)
     assert (bad["values"], bad["error"]) == ([None, None], "the function raised KeyError: 'bad'")
     assert (gold["values"], gold["gold_value"]) == ([1, 1], None)
     assert "KeyError" in gold["error"]
+
+
+def test_a_function_that_would_end_the_process_does_not():
+    (row,) = score(function(f"{HERE}:leaving"), group())
+    assert (row["values"], row["error"]) == ([None, None], "the function raised SystemExit: no licence")
+
+
+@pytest.mark.parametrize("text", ["forever", "backtracking"])
+def test_a_function_that_hangs_is_given_up_in_time_and_asked_again_for_the_next_group(text):
+    began = time.monotonic()
+    late, next_ = score(function(f"{HERE}:hanging", timeout=0.2), group(outputs=(text, "b")), group(name="next"))
+    assert time.monotonic() - began < 10
+    assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
+    assert (next_["values"], next_["error"]) == ([1, 1], None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_in_another_thread_there_is_no_limit_and_no_harm():
+    rows = []
+    thread = threading.Thread(target=lambda: rows.extend(score(function(f"{HERE}:hanging", timeout=5), group())))
+    thread.start()
+    thread.join()
+    assert rows[0]["values"] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +308,7 @@ def test_an_exception_costs_its_own_group_alone():
     ],
 )
 def test_what_is_no_list_of_numbers_is_null(answer, message):
-    (row,) = score(load_function("f", f"{HERE}:odd"), group(outputs=(answer, "b")))
+    (row,) = score(function(f"{HERE}:odd"), group(outputs=(answer, "b")))
     assert row["values"] == [None, None]
     assert message in row["error"]
 
@@ -278,7 +325,7 @@ def test_what_is_no_list_of_numbers_is_null(answer, message):
 )
 def test_functions_that_are_not_there_are_refused(path, message):
     with pytest.raises(UserError, match=rf"scorers\.truth\.function: .*{message}"):
-        load_function("truth", path)
+        function(path)
 
 
 def test_a_functions_digest_depends_on_its_source(tmp_path, monkeypatch):
@@ -287,7 +334,7 @@ def test_a_functions_digest_depends_on_its_source(tmp_path, monkeypatch):
     for source in ("def f(p, o): return [1.0] * len(o)\n", "def f(p, o): return [2.0] * len(o)\n") * 2:
         (tmp_path / "a_reward.py").write_text(source)
         sys.modules.pop("a_reward", None)
-        digests.append(load_function("f", "a_reward:f").digest)
+        digests.append(function("a_reward:f").digest)
     assert digests[0] != digests[1]
     assert digests[:2] == digests[2:]
 
@@ -316,12 +363,13 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
 def test_only_a_scorer_that_asked_for_a_gpu_gets_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert build._device(0) == "cpu"
-    assert build._device(0.5) == "cuda"
+    assert build._device(0.5) == "cuda:0"
+    assert build._devices(2) == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build._device(1) == "cpu"
+    assert build._devices(2) == ["cpu"]
 
 
 def test_scores_survive_arrow():
-    scores = load_function("truth", f"{HERE}:with_holes").score(batch_from_rows(GROUPS, [group()]))
+    scores = function(f"{HERE}:with_holes").score(batch_from_rows(GROUPS, [group()]))
     assert scores["values"].type == pa.list_(pa.float32())
     assert scores["values"].to_pylist() == [[None, None]]

@@ -53,6 +53,31 @@ def test_two_scorers_stand_side_by_side(root: Path) -> None:
     assert store.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]
 
 
+def test_values_of_two_scorers_do_not_stand_under_one_name(root: Path) -> None:
+    store = SampleStore(root, "run")
+    store.append_groups(groups("a", "b"))
+    store.append_scores(scores("reward", {"a": [1.0, 2.0]}))
+    other = scores("reward", {"b": [1.0, 2.0]}, scorer_digest="other")
+    for opened in (store, SampleStore(root, "run")):
+        with pytest.raises(UserError, match=r"'reward' \(digest digest; this one's is other\).*a name of its own"):
+            opened.append_scores(other)
+    theirs = SampleStore(root, "run")
+    theirs.append_scores(scores("second", {"a": [1.0, 2.0]}, scorer_digest="theirs"))
+    store.refresh()
+    with pytest.raises(UserError, match="digest theirs"):
+        store.append_scores(scores("second", {"b": [1.0, 2.0]}, scorer_digest="ours"))
+    assert store.unscored("reward") == ["b"] and store.unscored("second") == ["b"]
+
+
+def test_many_are_asked_for_at_once(root: Path) -> None:
+    store = SampleStore(root, "run")
+    store.append_groups(groups("a", "b"))
+    store.append_scores(scores("reward", {"b": [1.0, 2.0]}))
+    assert store.has_groups(["b", "z", "a"]).tolist() == [True, False, True]
+    assert store.has_scores(["b", "z", "a"], "reward").tolist() == [True, False, False]
+    assert store.has_groups([]).tolist() == []
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "empty"])
 def test_a_damaged_part_is_named_set_aside_and_loses_nothing_else(root: Path, damage: str) -> None:
     filled(root)

@@ -1,5 +1,6 @@
 """How a store lies on disk: names, index files, compaction, several writers, and files that are not its own."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -15,12 +16,13 @@ from common.durable import new_directory
 from common.errors import DamagedPartError, UserError
 from common.storage import compaction, facts, opening, verification
 from common.storage.catalogue import Catalogue
+from common.storage.checksums import checksum
 from common.storage.compaction import LARGE, SMALL, compact, remove_superseded
-from common.storage.names import checksum, commit_name, is_part, plain_file
+from common.storage.names import commit_name, is_part, plain_file
 from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
 from common.storage.part_files import encode_part
-from common.storage.places import LocalPlace
+from common.storage.places import LocalPlace, shown
 from common.storage.removal import Criterion, plan_removal, remove
 from common.storage.repair import repair
 from common.storage.verification import verify
@@ -259,31 +261,40 @@ def test_a_row_twice_in_one_batch_is_committed_once(root: Path) -> None:
     assert list(store.group_ids) == ["a", "b"]
 
 
-def test_a_store_of_format_1_opens_and_is_marked_when_written_to(root: Path) -> None:
-    with mock.patch("common.storage.part_files.SCHEMA_VERSION", 1):
+@pytest.mark.parametrize(("version", "writer"), [(1, ""), (2, "5e1f09ac-")])
+def test_a_store_of_an_older_format_opens_is_checked_and_is_marked_when_written_to(
+    root: Path, version: int, writer: str
+) -> None:
+    with mock.patch("common.storage.part_files.SCHEMA_VERSION", version):
         old = encode_part("groups", groups("a"), "host:1", "run").to_pybytes()
     (root / "groups").mkdir(parents=True)
-    (root / "groups" / f"00000000-{checksum(old)}.arrow").write_bytes(old)
-    (root / "store.json").write_text(json.dumps({"run_id": "run", "schema_version": 1}))
+    part = root / "groups" / f"00000000-{writer}{hashlib.blake2b(old, digest_size=16).hexdigest()}.arrow"
+    part.write_bytes(old)
+    (root / "store.json").write_text(json.dumps({"run_id": "run", "schema_version": version}))
     assert list(SampleStore(root, None, read_only=True).group_ids) == ["a"]
-    assert json.loads((root / "store.json").read_text())["schema_version"] == 1
+    assert json.loads((root / "store.json").read_text())["schema_version"] == version
     store = SampleStore(root, "run")
     store.append_groups(groups("b"))
-    assert json.loads((root / "store.json").read_text())["schema_version"] == 2
+    assert json.loads((root / "store.json").read_text())["schema_version"] == 3
     assert list(SampleStore(root, None, read_only=True).group_ids) == ["a", "b"]
+    compacted(root, grace=0.0)
+    assert verify(root).problems == [] and list(SampleStore(root, None, read_only=True).group_ids) == ["a", "b"]
+    part.write_bytes(old[:-20] + b"?" + old[-19:])  # it comes back damaged: its commit stands in another file too
+    assert any(part.name in sentence for sentence in verify(root).problems)
+    assert SampleStore(root, "run").groups(["a", "b"]).num_rows == 2
 
 
 def test_a_newer_store_or_part_is_refused_and_left_alone(root: Path) -> None:
     filled(root)
-    with mock.patch("common.storage.part_files.SCHEMA_VERSION", 3):
+    with mock.patch("common.storage.part_files.SCHEMA_VERSION", 4):
         content = encode_part("groups", groups("z"), "host:1", "run")
     part = root / "groups" / plain_file(commit_name(9, "0000abcd", checksum(content)))
     part.write_bytes(content)
-    with pytest.raises(UserError, match=r"newer brain-align \(schema 3, this one reads up to 2\)"):
+    with pytest.raises(UserError, match=r"newer brain-align \(schema 4, this one reads up to 3\)"):
         SampleStore(root, "run")
     assert part.exists()
     part.unlink()
-    with mock.patch.object(facts, "SCHEMA_VERSION", 3):
+    with mock.patch.object(facts, "SCHEMA_VERSION", 4):
         facts.write_facts(Opening(root, None, read_only=True).place, "run")
     with pytest.raises(UserError, match="newer brain-align"):
         SampleStore(root, None, read_only=True)
@@ -575,8 +586,9 @@ def test_other_runs_and_missing_stores(root: Path) -> None:
         SampleStore(root / "nowhere", None, read_only=True)
     with pytest.raises(UserError, match="There is no sample store at"):
         Opening(root / "nowhere", None, read_only=False)
-    with pytest.raises(ValueError, match="names its run"):
-        SampleStore(root, None)
+    assert SampleStore(root, None).append_groups(groups("z")) == 1  # whichever run it belongs to
+    with pytest.raises(UserError, match="There is no sample store at"):
+        SampleStore(root / "nowhere", None)
     assert not (root / "nowhere").exists()
 
 
@@ -600,3 +612,16 @@ def test_names_of_parts() -> None:
     assert not is_part(f"1-{digest}.arrow") and not is_part(f"00000001-{digest}.parquet") and not is_part(".tmp-new-1")
     with pytest.raises(UserError, match="begin another"):
         commit_name(10**8, "89abcdef", digest)
+
+
+@pytest.mark.parametrize(
+    ("uri", "as_shown"),
+    [
+        ("runs/a@b:c", "runs/a@b:c"),
+        ("s3://bucket/a@b/store?endpoint_override=host", "s3://bucket/a@b/store"),
+        ("s3://key:secret@bucket/a@b/", "s3://bucket/a@b"),
+        ("s3://key:sec/r?et@bucket/store", "s3://bucket/store"),
+    ],
+)
+def test_messages_name_a_store_without_its_keys(uri: str, as_shown: str) -> None:
+    assert shown(uri) == as_shown

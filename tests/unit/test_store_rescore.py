@@ -68,7 +68,9 @@ def test_what_was_committed_before_a_failure_stays_and_the_rest_follows(store, t
 
 def test_values_of_another_scorer_are_not_mixed_with_these(store):
     store.append_scores(scores("reward", {"b": [0.0, 0.0]}))
-    with pytest.raises(UserError, match=r"values of reward from another scorer .*give this scorer a name of its own"):
+    with pytest.raises(
+        UserError, match=r"values of another scorer under the name 'reward' .*give this scorer a name of its own"
+    ):
         rescore(store, StandInPool(digest="other"))
     assert len(store.unscored("reward")) == 4
 

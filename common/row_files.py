@@ -1,0 +1,89 @@
+"""Rows of files, one by one, however large the file: JSON lines, parquet and Arrow IPC."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import UserError
+
+Row = dict[str, Any]
+
+_JSON = (".jsonl", ".jsonl.gz")
+_ARROW = (".arrow", ".feather", ".ipc")
+SUFFIXES = (*_JSON, ".parquet", *_ARROW)
+"""How the names of files end that can be read."""
+
+_ROWS = 1024
+_ARROW_FILE = b"ARROW1"  # what Arrow's file format (feather is one) begins with; its stream format begins otherwise
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a file, whose name says which kind it is.
+
+    Args:
+        path: of the file.
+        columns: those that are wanted; others need not be there, and where one of these is missing, all are.
+
+    Raises:
+        UserError: the file is missing, of another kind, or damaged (with the line).
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; check its path.")
+    try:
+        if path.name.endswith(_JSON):
+            yield from _json_lines(path)
+        elif path.suffix == ".parquet":
+            yield from _parquet_rows(path, columns)
+        elif path.suffix in _ARROW:
+            yield from rows_of(_arrow_batches(path), columns)
+        else:
+            raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of these.")
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is damaged or not what its name says: {error}; restore or convert it.") from None
+
+
+def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of Arrow data as Python values; of the wanted columns, unless one of them is missing."""
+    for batch in batches:
+        kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
+        for start in range(0, kept.num_rows, _ROWS):
+            yield from kept.slice(start, _ROWS).to_pylist()
+
+
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+    with pq.ParquetFile(path, memory_map=True) as file:
+        there = file.schema_arrow.names
+        wanted = list(columns) if set(columns) <= set(there) else there
+        yield from rows_of(file.iter_batches(_ROWS, columns=wanted), columns)
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
+        source.seek(0)
+        if not is_file:
+            yield from pa.ipc.open_stream(source)
+            return
+        reader = pa.ipc.open_file(source)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}, is not JSON ({error}); mend or remove the line.") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}, is not a JSON object; mend or remove the line.")
+            yield row

@@ -1,0 +1,160 @@
+"""One actor of a run: calls with a time limit, and errors that name who failed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
+
+
+class LostError(Exception):
+    """A handle's actor is gone, and with it what it was asked for; the message says why."""
+
+
+class CallFailedError(Exception):
+    """What a handle's actor was asked for raised `cause`; the actor lives."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Handle(Protocol):
+    """A running actor, wherever it runs. Its calls raise `LostError` and `CallFailedError`, and nothing else."""
+
+    async def placed(self) -> None:
+        """Wait until it has found a place in the cluster."""
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method and wait for its answer."""
+
+    def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+        """Call a generator, and have its items as they come."""
+
+    def kill(self) -> None:
+        """End it at once; what it was asked for raises."""
+
+
+Spawn = Callable[[str, str], Handle]
+"""(actor's name, its log file) -> a new actor"""
+
+
+class ActorLostError(PipelineError):
+    """An actor died, or gave no answer in time; what it was asked for may be asked of another.
+
+    Attributes:
+        sent_away: it was ended on purpose, so that what it was asked for is not to blame.
+    """
+
+    def __init__(self, message: str, *, sent_away: bool = False) -> None:
+        super().__init__(message)
+        self.sent_away = sent_away
+
+
+class Actor:
+    """One actor: its calls have a time limit, and its errors say who it is and where its log lies."""
+
+    def __init__(self, name: str, log_path: str, spawn: Spawn) -> None:
+        self.name = name
+        self._log_path = log_path
+        self._spawn = spawn
+        self._handle: Handle | None = None
+        self._sent_away = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was created, and has not been lost since."""
+        return self._handle is not None
+
+    def create(self) -> None:
+        """Create the actor, without waiting for it."""
+        self._handle = self._spawn(self.name, self._log_path)
+
+    async def placed(self) -> None:
+        """Wait, without a limit, until the cluster has room for it.
+
+        Raises:
+            ActorLostError: it died.
+        """
+        try:
+            await self._running().placed()
+        except LostError as error:
+            raise self._lost("its start", str(error)) from error
+
+    async def call(self, method: str, *args: Any, timeout: float) -> Any:
+        """Call the actor.
+
+        Raises:
+            ActorLostError: it died or gave no answer in time; it is ended then.
+            PipelineError: the method raised.
+            UserError: the method raised one.
+        """
+        handle = self._running()
+        try:
+            async with asyncio.timeout(timeout):
+                return await handle.call(method, *args)
+        except CallFailedError as error:
+            raise self._explained(error.cause, method) from error.cause
+        except LostError as error:
+            raise self._lost(repr(method), str(error)) from error
+        except TimeoutError:
+            raise self._overdue(method, timeout) from None
+
+    async def stream(self, method: str, *args: Any, timeout: float) -> AsyncIterator[Any]:
+        """Call a generator; its items must all come within the limit.
+
+        Raises:
+            ActorLostError, PipelineError, UserError: as for `call`.
+        """
+        deadline = time.monotonic() + timeout
+        items = self._running().stream(method, *args)
+        while True:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    item = await anext(items)
+            except StopAsyncIteration:
+                return
+            except CallFailedError as error:
+                raise self._explained(error.cause, method) from error.cause
+            except LostError as error:
+                raise self._lost(repr(method), str(error)) from error
+            except TimeoutError:
+                raise self._overdue(method, timeout) from None
+            yield item
+
+    def kill(self) -> None:
+        """End the actor at once."""
+        if self._handle is not None:
+            self._handle.kill()
+            self._handle = None
+
+    def send_away(self) -> None:
+        """End the actor on purpose: what it was asked for and has not done is not to blame."""
+        self._sent_away = True
+        self.kill()
+
+    def _running(self) -> Handle:
+        if self._handle is None:
+            raise ActorLostError(f"{self.name} is not running; its log is {self._log_path}.", sent_away=self._sent_away)
+        return self._handle
+
+    def _lost(self, where: str, why: str) -> ActorLostError:
+        self.kill()
+        message = f"{self.name} was lost in {where} ({why}); its log is {self._log_path}."
+        return ActorLostError(message, sent_away=self._sent_away)
+
+    def _overdue(self, method: str, timeout: float) -> ActorLostError:
+        self.kill()
+        return ActorLostError(
+            f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
+        )
+
+    def _explained(self, cause: Exception, method: str) -> Exception:
+        if isinstance(cause, UserError):
+            return UserError(f"{cause} ({self.name}; its log is {self._log_path})")
+        if isinstance(cause, LearnerOutOfMemoryError):
+            return LearnerOutOfMemoryError(f"{cause} ({self.name}; its log is {self._log_path}).", cause.smaller)
+        return PipelineError(
+            f"{self.name} failed in {method!r}: {type(cause).__name__}: {cause}; its log is {self._log_path}."
+        )

@@ -1,0 +1,65 @@
+"""How many samplers there should be, decided from what the last window showed: pure."""
+
+from dataclasses import dataclass
+
+from common.config.recipe import AutoscaleSection
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one window showed.
+
+    Attributes:
+        samplers: replicas, those that are still starting included.
+        ready: replicas at work.
+        waited: share of the window that the learner waited for groups.
+        waiting_leases: leases that no sampler has taken yet.
+        ready_groups: groups that are scored and not trained yet.
+        trained: groups that were trained in the window.
+    """
+
+    samplers: int
+    ready: int
+    waited: float
+    waiting_leases: int
+    ready_groups: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A number of samplers, and why."""
+
+    samplers: int
+    reason: str
+
+
+def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decision | None:
+    """Whether to change the number of samplers.
+
+    Up and down look at different things, far apart, and after a change nothing is decided before it shows effect; so
+    the number does not swing.
+
+    Args:
+        load: of the last window.
+        settings: of the recipe.
+        since_change: seconds since the number last changed.
+
+    Returns:
+        The new number and its reason; None: as it is.
+    """
+    if not settings.min <= load.samplers <= settings.max:
+        nearest = min(max(load.samplers, settings.min), settings.max)
+        return Decision(nearest, f"autoscale allows {settings.min} to {settings.max}")
+    if load.ready < load.samplers or since_change < settings.settle:
+        return None
+    if load.waited >= settings.up_when_waiting and load.waiting_leases:
+        more = min(load.samplers + max(1, load.samplers // 4), settings.max, load.samplers + load.waiting_leases)
+        waited = f"the learner waited {load.waited:.0%} of the time while {load.waiting_leases} leases had no sampler"
+        return Decision(more, waited) if more > load.samplers else None
+    ahead = settings.down_when_ahead * load.trained
+    if load.waited < settings.up_when_waiting / 2 and load.trained and load.ready_groups >= ahead:
+        fewer = max(load.samplers - 1, settings.min)
+        reason = f"{load.ready_groups} groups are ready, and the learner trains {load.trained} in {settings.window:g} s"
+        return Decision(fewer, reason) if fewer < load.samplers else None
+    return None

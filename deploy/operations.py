@@ -1,0 +1,137 @@
+"""What goes on beside the algorithm while a run is alive: its status, what is asked of it, and automatic scaling."""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from types import TracebackType
+from typing import Literal, Self
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from deploy.autoscale import Load
+from deploy.pool import Pool
+from deploy.production import Production
+from deploy.quarantine import Item
+from deploy.requests import answer, forget_former_requests, take_requests
+from deploy.run_directory import RunDirectory
+from deploy.scaling import Scaler
+from deploy.services import Services
+from deploy.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
+from deploy.tracking import Tracker
+from deploy.work import Work
+
+_EVERY = 1.0  # seconds
+_SHOWN = 64  # replicas of a pool, and quarantined items: those in trouble first
+_LOG = logging.getLogger(__name__)
+
+
+class Operations:
+    """Writes the run's status every second, and does what others ask, for as long as its block lasts."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDirectory,
+        work: Work,
+        production: Production,
+        services: Services,
+        tracker: Tracker,
+    ) -> None:
+        self._directory = directory
+        self._work = work
+        self._production = production
+        self._services = services
+        self._tracker = tracker
+        self._autoscale = recipe.sampler.autoscale
+        self._scaler = Scaler(services.pools, self._autoscale)
+        self._started_at = time.time()
+        self._window = (time.monotonic(), 0.0, 0)  # when it began, seconds waited and groups trained by then
+        self._task: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(forget_former_requests, self._directory)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        write_status(self._directory, self._status("ended"))
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                status = self._status("running" if self._tracker.is_running else "starting")
+                await asyncio.to_thread(write_status, self._directory, status)
+                for name, request in await asyncio.to_thread(take_requests, self._directory):
+                    given = self._scaler.answer(request)
+                    self._tracker.say(*given.lines)
+                    await asyncio.to_thread(answer, self._directory, name, given)
+            except (OSError, UserError) as error:
+                _LOG.warning("The run's status could not be written, or what is asked of it not be read: %s", error)
+            self._follow_load()
+            await asyncio.sleep(_EVERY)
+
+    # -- automatic scaling -------------------------------------------------------------------------------------------
+
+    def _follow_load(self) -> None:
+        began, waited, trained = self._window
+        elapsed = time.monotonic() - began
+        if self._autoscale is None or not self._tracker.is_running or elapsed < self._autoscale.window:
+            return
+        load = Load(
+            samplers=self._services.samplers.target,
+            ready=self._services.samplers.ready,
+            waited=(self._production.waited_seconds - waited) / elapsed,
+            waiting_leases=self._production.waiting_leases,
+            ready_groups=self._work.schedule.backlog,
+            trained=self._tracker.trained - trained,
+        )
+        self._window = time.monotonic(), self._production.waited_seconds, self._tracker.trained
+        scaling = self._scaler.follow(load)
+        if scaling is not None:
+            self._tracker.say(f"samplers: {scaling.before} -> {scaling.after}: {scaling.reason}")
+
+    # -- the status --------------------------------------------------------------------------------------------------
+
+    def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
+        return Status(
+            state=state,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            progress=self._tracker.progress(),
+            backlog=Backlog(
+                leases=self._production.waiting_leases,
+                unscored=self._production.scoring.waiting,
+                ready=self._work.schedule.backlog,
+            ),
+            services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
+            automatic=self._scaler.automatic,
+            scaling=list(self._scaler.decisions),
+            quarantined=[_left_out(item) for item in self._work.quarantine][-_SHOWN:],
+        )
+
+
+def _pool_status(pool: Pool) -> PoolStatus:
+    first = sorted(pool.replicas.values(), key=lambda replica: replica.state == "ready")  # stable: trouble first
+    replicas = [
+        ReplicaStatus(
+            name=replica.name,
+            state=replica.state.value,
+            calls=replica.calls,
+            losses=replica.losses,
+            trouble=replica.trouble,
+        )
+        for replica in first[:_SHOWN]
+    ]
+    return PoolStatus(target=pool.target, ready=pool.ready, replicas=replicas)
+
+
+def _left_out(item: Item) -> LeftOut:
+    return LeftOut(
+        purpose=item.purpose, round=item.round, prompt_id=item.prompt_id, service=item.service, error=item.error
+    )

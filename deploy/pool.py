@@ -1,0 +1,288 @@
+"""An elastic pool of actors that do the same: started, watched, restarted, added and removed while others call them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import PipelineError, UserError
+from deploy.actor import Actor, ActorLostError, Spawn
+from deploy.free_slots import FreeSlots
+from deploy.replica import Replica, Slot, State
+from deploy.run_directory import RunDirectory
+
+MAX_ATTEMPTS = 3
+"""How often one call is tried, each time on a live replica, before it fails; and how often in a row a start is."""
+
+MAX_LOSSES = 15
+"""Replicas that may be lost in a row without any answer between, before the run ends: it is not the prompts then."""
+
+_LONGEST_BACKOFF = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How a pool treats its replicas; times in seconds.
+
+    Attributes:
+        start: how long a replica's start may take, once it has a place in the cluster.
+        slots: calls that a replica takes at once.
+        silence: how long a replica may say nothing, or make no progress, before it is taken for hung; None: it is not
+            asked, since it cannot answer while it works.
+        backoff: the wait before a lost replica's first restart; doubled with each further one in a row.
+    """
+
+    start: float
+    slots: int = 1
+    silence: float | None = None
+    backoff: float = 1.0
+
+
+class Pool:
+    """Replicas of one service. It knows nothing of runs, so that several may call it.
+
+    A lost replica is restarted with back-off; what it was asked for raises `ActorLostError`, and is the caller's to
+    repeat.
+    """
+
+    def __init__(self, name: str, replicas: int, spawn: Spawn, directory: RunDirectory, settings: PoolSettings) -> None:
+        self.name = name
+        self.busy_seconds = 0.0
+        self.replicas: dict[str, Replica] = {}
+        self._spawn = spawn
+        self._directory = directory
+        self._settings = settings
+        self._initial = replicas
+        self._named = 0  # replicas so far
+        self._free = FreeSlots(settings.slots)
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._first_ready = asyncio.Event()
+        self._losses_in_a_row = 0
+        self._failure: Exception | None = None
+
+    # -- size --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start all replicas, side by side, and wait for the first; the others join when they are ready.
+
+        Raises:
+            PipelineError: none came up.
+            UserError: one raised it.
+        """
+        if not self._initial:
+            return
+        if not self._lives:
+            self.scale(self._initial)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.start):
+                await self._first_ready.wait()
+        waiting = all(replica.state is State.WAITING for replica in self.replicas.values())
+        if not self._first_ready.is_set() and waiting:
+            raise PipelineError(
+                f"No {self.name} found room in the cluster within {self._settings.start:g} s; add nodes, or lower the "
+                f"cpus or gpus of the services."
+            )
+        await self._first_ready.wait()
+        self._raise_failure()
+
+    @property
+    def elastic(self) -> bool:
+        """Whether there are any replicas at all, whose number could be changed."""
+        return self._initial > 0
+
+    @property
+    def target(self) -> int:
+        """How many replicas there are, or will be soon."""
+        return len(self._staying())
+
+    @property
+    def ready(self) -> int:
+        """How many replicas can be called."""
+        return sum(replica.state is State.READY for replica in self.replicas.values())
+
+    def scale(self, count: int) -> None:
+        """Add or remove replicas; those that leave finish their calls first. Those not yet ready leave first."""
+        staying = self._staying()
+        for _ in range(count - len(staying)):
+            self._add()
+        for replica in sorted(staying, key=lambda replica: replica.state is State.READY)[: len(staying) - count]:
+            self._dismiss(replica)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    async def acquire(self, *, alone: bool = False) -> Slot:
+        """Wait for a ready replica with a free slot.
+
+        Args:
+            alone: one that does nothing else meanwhile.
+
+        Raises:
+            PipelineError, UserError: the pool has failed for good.
+        """
+        self._raise_failure()
+        grant = self._free.ask(alone=alone)
+        calls = self._free.calls(alone=alone)
+        try:
+            replica = await grant
+        except asyncio.CancelledError:
+            if grant.done() and not grant.cancelled() and grant.exception() is None:
+                self._release(grant.result(), calls, False)
+            raise
+        return Slot(replica, calls, self._release)
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """As `acquire`; released with the block."""
+        slot = await self.acquire()
+        try:
+            yield slot
+        finally:
+            slot.release()
+
+    async def call(self, method: str, *args: Any, timeout: float) -> Any:
+        """Call any replica; repeated on another if that one is lost.
+
+        Raises:
+            PipelineError: the method raised, or the call lost its replica `MAX_ATTEMPTS` times.
+            UserError: the method raised one.
+        """
+        lost: ActorLostError | None = None
+        for _attempt in range(MAX_ATTEMPTS):
+            async with self.slot() as slot:
+                try:
+                    return await slot.call(method, *args, timeout=timeout)
+                except ActorLostError as error:
+                    lost = error
+        raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
+
+    def kill(self) -> None:
+        """End all replicas."""
+        for replica in self.replicas.values():
+            replica.actor.send_away()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _staying(self) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.state not in (State.LEAVING, State.GONE)]
+
+    def _add(self) -> None:
+        label = f"{self.name}-{self._named}"
+        self._named += 1
+        replica = Replica(Actor(label, str(self._directory.log(label)), self._spawn))
+        self.replicas[label] = replica
+        self._lives[label] = asyncio.create_task(self._live(replica), name=label)
+
+    def _dismiss(self, replica: Replica) -> None:
+        was_ready = replica.state is State.READY
+        replica.state = State.LEAVING
+        self._free.withdraw(replica)
+        replica.changed.set()
+        if not was_ready:  # there is nothing that it might finish
+            self._lives[replica.name].cancel()
+
+    def _release(self, replica: Replica, calls: int, got_something: bool) -> None:
+        if got_something:
+            self._losses_in_a_row = replica.fruitless = 0
+        self.busy_seconds += replica.give_back(calls)
+        if replica.state is State.READY:
+            self._free.offer(replica)
+
+    async def _live(self, replica: Replica) -> None:
+        """A replica's whole life."""
+        try:
+            while replica.state is not State.LEAVING:
+                if await self._bring_up(replica):
+                    await self._watch(replica)
+                    self._free.withdraw(replica)
+                if replica.state is State.RESTARTING:
+                    self._count_loss(replica)
+                    await asyncio.sleep(self._backoff(replica))
+                elif replica.state is State.GONE:
+                    return
+            await replica.idle.wait()
+        except (PipelineError, UserError) as error:
+            self._fail(error)
+        finally:
+            replica.actor.send_away()
+            if replica.state is State.LEAVING:
+                del self.replicas[replica.name], self._lives[replica.name]
+
+    async def _bring_up(self, replica: Replica) -> bool:
+        """Start a replica; returns whether it came up."""
+        await replica.idle.wait()  # its calls have noticed that its last actor is gone
+        replica.changed.clear()
+        replica.state = State.WAITING
+        replica.actor.create()
+        try:
+            await replica.actor.placed()
+            replica.state = State.STARTING
+            await replica.actor.call("ready", timeout=self._settings.start)
+        except PipelineError as error:
+            if not self._first_ready.is_set() and not isinstance(error, ActorLostError):
+                raise  # what raises in the first start will raise in the next
+            self._did_not_come_up(replica, error)
+            return False
+        replica.state = State.READY
+        replica.starts_failed = 0
+        self._first_ready.set()
+        self._free.offer(replica)
+        return True
+
+    def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
+        replica.actor.kill()
+        replica.starts_failed += 1
+        replica.fruitless += 1
+        replica.trouble = str(error)
+        replica.state = State.RESTARTING
+        if replica.starts_failed == MAX_ATTEMPTS:
+            replica.state = State.GONE
+            if not self._staying():
+                raise PipelineError(
+                    f"No {self.name} is left; the last was given up after {MAX_ATTEMPTS} starts: {error}"
+                )
+
+    async def _watch(self, replica: Replica) -> None:
+        """Wait until a ready replica is lost or is to leave; ask it now and then whether it makes progress."""
+        silence = self._settings.silence
+        while not replica.changed.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if silence is None else silence / 4):
+                    await replica.changed.wait()
+            if silence is not None and not replica.changed.is_set():
+                await self._feel_pulse(replica, silence)
+
+    async def _feel_pulse(self, replica: Replica, silence: float) -> None:
+        try:
+            pulse = await replica.actor.call("pulse", timeout=silence)
+        except ActorLostError as error:
+            replica.lost(error)
+            return
+        if pulse.running + pulse.waiting and pulse.idle_seconds > silence:
+            replica.actor.kill()
+            replica.lost(
+                ActorLostError(
+                    f"{replica.name} has made no progress for {pulse.idle_seconds:.0f} s, longer than "
+                    f"timeouts.silence={silence:g}, with {pulse.running} outputs unfinished."
+                )
+            )
+
+    def _count_loss(self, replica: Replica) -> None:
+        self._losses_in_a_row += 1
+        if self._losses_in_a_row >= MAX_LOSSES:
+            raise PipelineError(
+                f"{MAX_LOSSES} replicas of {self.name} were lost in a row without an answer between; the last: "
+                f"{replica.trouble}"
+            )
+
+    def _backoff(self, replica: Replica) -> float:
+        return min(self._settings.backoff * 2.0 ** (replica.fruitless - 1), _LONGEST_BACKOFF)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._first_ready.set()
+        self._free.refuse_all(error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

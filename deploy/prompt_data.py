@@ -1,0 +1,86 @@
+"""Prompts from where a recipe says that they are: a file, or a data set of Hugging Face's `datasets`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.config.data import DataSection, PromptSource
+from common.errors import UserError, first_line
+from common.nn.prompt_encoding import AS_THEY_ARE
+from common.nn.sources import is_local
+from common.prompts import Encode, PromptColumns, PromptSet, load_prompts
+from common.row_files import SUFFIXES, Row, read_rows, rows_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ROWS = 1024
+
+
+def read_prompts(data: DataSection, source: PromptSource, encode: Encode) -> PromptSet:
+    """Read and tokenise the prompts of one split.
+
+    Args:
+        data: says what the columns hold, and how long a prompt may be.
+        source: one of its sources.
+        encode: texts to token ids.
+
+    Raises:
+        UserError: there is no such file or data set, or it holds something else than prompts.
+    """
+    columns = PromptColumns(data.prompt_column, data.gold_column, conversations=data.chat_template != AS_THEY_ARE)
+    rows = _rows(source, columns.names())
+    return load_prompts(rows, columns, encode, data.max_prompt_tokens, named(source))
+
+
+def named(source: PromptSource) -> str:
+    """What to call a source."""
+    parts = [part for part in (source.config, source.split) if part is not None]
+    return f"{source.path} ({', '.join(parts)})" if parts else source.path
+
+
+def _rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
+    path = Path(source.path)
+    if not path.is_dir() and (path.exists() or path.name.endswith(SUFFIXES)):
+        if source.config or source.split:
+            raise UserError(f"{named(source)}: a file has neither config nor split; remove them, or name a data set.")
+        return read_rows(path, columns)
+    dataset = _saved(source) if is_local(source.path, "The prompts") else _from_hub(source)
+    return rows_of(dataset.with_format("arrow").iter(batch_size=_ROWS), columns)
+
+
+def _saved(source: PromptSource) -> "Dataset":
+    """What `save_to_disk` wrote."""
+    from datasets import DatasetDict, load_from_disk  # a second, which only data sets need
+
+    if source.config:
+        raise UserError(f"{named(source)}: a saved data set has no config; remove it.")
+    try:
+        found = load_from_disk(source.path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source.path} is no data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
+        ) from None
+    if not isinstance(found, DatasetDict):
+        if source.split:
+            raise UserError(f"{named(source)}: this data set has no splits; remove `split`.")
+        return found
+    if source.split not in found:
+        raise UserError(f"{named(source)}: the data set has the splits {', '.join(found)}; set `split` to one of them.")
+    return found[source.split]
+
+
+def _from_hub(source: PromptSource) -> "Dataset":
+    from datasets import DatasetDict, load_dataset  # likewise
+    from datasets.exceptions import DatasetsError
+
+    name, _, revision = source.path.partition("@")
+    try:
+        found = load_dataset(name, source.config, split=source.split, revision=revision or None)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(
+            f"The prompts: {named(source)} could not be fetched from the hub: {first_line(error)}"
+        ) from error
+    if isinstance(found, DatasetDict):
+        raise UserError(f"{named(source)}: the data set has the splits {', '.join(found)}; set `split` to one of them.")
+    return found

@@ -1,0 +1,46 @@
+"""Actors of Ray, as `deploy.actor` knows actors."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from deploy.actor import CallFailedError, LostError
+
+
+class RayHandle:
+    """One actor in the Ray cluster; see `deploy.actor.Handle`."""
+
+    def __init__(self, handle: ActorHandle) -> None:
+        self._handle = handle
+
+    async def placed(self) -> None:
+        """See `Handle`."""
+        await self.call("__ray_ready__")
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """See `Handle`."""
+        try:
+            return await getattr(self._handle, method).remote(*args)
+        except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
+            raise CallFailedError(error.cause) from error
+        except RayError as error:
+            raise LostError(type(error).__name__) from error
+
+    async def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+        """See `Handle`."""
+        try:
+            async for item in getattr(self._handle, method).options(num_returns="streaming").remote(*args):
+                yield await item
+        except RayTaskError as error:
+            raise CallFailedError(error.cause) from error
+        except RayError as error:
+            raise LostError(type(error).__name__) from error
+
+    def kill(self) -> None:
+        """See `Handle`."""
+        with contextlib.suppress(RayError):
+            ray.kill(self._handle)

@@ -1,0 +1,94 @@
+"""What is asked of a live run, as small files in its directory: wherever that is visible, it can be asked.
+
+<run>/control/requests/<id>.json    a request, until the run takes it
+<run>/control/answers/<id>.json     its answer, until whoever asked has read it
+"""
+
+import time
+import uuid
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.durable import is_temporary, write_file
+from common.errors import UserError
+from deploy.run_directory import RunDirectory
+
+_LOOK_EVERY = 0.1  # seconds
+_FORGOTTEN_AFTER = 3600.0  # seconds, after which nobody will read an answer
+
+
+class ScaleRequest(BaseModel):
+    """Numbers of replicas by service; None: as `sampler.autoscale` decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    replicas: dict[str, int | None]
+
+
+class Answer(BaseModel):
+    """What the run says to a request: a line for each service, or why it refuses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lines: list[str] = []
+    refusal: str | None = None
+
+
+def ask(directory: RunDirectory, request: ScaleRequest, timeout: float) -> Answer:
+    """Ask a live run, and wait for its answer.
+
+    Raises:
+        UserError: there was none in time; the request is withdrawn then.
+    """
+    name = f"{uuid.uuid4().hex}.json"
+    asked, answered = _requests(directory) / name, _answers(directory) / name
+    write_file(asked, request.model_dump_json())
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if answered.exists():
+            answer = Answer.model_validate_json(answered.read_bytes())
+            answered.unlink()
+            return answer
+        time.sleep(_LOOK_EVERY)
+    asked.unlink(missing_ok=True)
+    raise UserError(
+        f"The run in {directory.root} gave no answer within {timeout:g} s; nothing was changed if it did not take the "
+        f"request: see `brain status {directory.root}`."
+    )
+
+
+def take_requests(directory: RunDirectory) -> list[tuple[str, ScaleRequest | None]]:
+    """What has been asked since the last time, oldest first, with the name to answer to; None: it made no sense."""
+    folder = _requests(directory)
+    files = [file for file in folder.glob("*.json") if not is_temporary(file)] if folder.exists() else []
+    taken: list[tuple[str, ScaleRequest | None]] = []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        try:
+            taken.append((file.name, ScaleRequest.model_validate_json(file.read_bytes())))
+        except ValidationError:
+            taken.append((file.name, None))
+        file.unlink(missing_ok=True)
+    return taken
+
+
+def answer(directory: RunDirectory, name: str, what: Answer) -> None:
+    """Answer a request."""
+    write_file(_answers(directory) / name, what.model_dump_json())
+
+
+def forget_former_requests(directory: RunDirectory) -> None:
+    """Delete what was asked of a former start of the run, and answers that nobody has read."""
+    for file in _requests(directory).glob("*.json"):
+        file.unlink(missing_ok=True)
+    for file in _answers(directory).glob("*.json"):
+        if time.time() - file.stat().st_mtime > _FORGOTTEN_AFTER:
+            file.unlink(missing_ok=True)
+
+
+def _requests(directory: RunDirectory) -> Path:
+    return directory.control / "requests"
+
+
+def _answers(directory: RunDirectory) -> Path:
+    return directory.control / "answers"

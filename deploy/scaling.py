@@ -1,0 +1,76 @@
+"""How many replicas each service of a live run has: as the recipe, the user or the load says."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from common.config.recipe import AutoscaleSection
+from deploy.autoscale import Load, decide
+from deploy.pool import Pool
+from deploy.requests import Answer, ScaleRequest
+from deploy.status import Scaling
+
+MOST_REPLICAS = 4096
+SAMPLERS = "samplers"
+_REMEMBERED = 20
+
+
+class Scaler:
+    """Changes pools, and remembers why.
+
+    Args:
+        pools: by the names that users know them by.
+        settings: of the automatic mode; None: the recipe has none.
+    """
+
+    def __init__(self, pools: Mapping[str, Pool], settings: AutoscaleSection | None) -> None:
+        self.decisions: deque[Scaling] = deque(maxlen=_REMEMBERED)
+        self.automatic = settings is not None
+        self._pools = {name: pool for name, pool in pools.items() if pool.elastic}
+        self._settings = settings
+        self._changed_at = time.monotonic()
+
+    def answer(self, request: ScaleRequest | None) -> Answer:
+        """Do what was asked, all of it or nothing."""
+        if request is None:
+            return Answer(refusal="The request cannot be understood: it is of another version of brain.")
+        for name, count in request.replicas.items():
+            if refusal := self._refusal(name, count):
+                return Answer(refusal=refusal)
+        return Answer(lines=[self._obey(name, count) for name, count in request.replicas.items()])
+
+    def follow(self, load: Load) -> Scaling | None:
+        """Let the load decide, where that is wanted; returns what was decided."""
+        if self._settings is None or not self.automatic:
+            return None
+        decision = decide(load, self._settings, time.monotonic() - self._changed_at)
+        return None if decision is None else self._scale(SAMPLERS, decision.samplers, decision.reason)
+
+    def _refusal(self, name: str, count: int | None) -> str | None:
+        if name not in self._pools:
+            return f"This run has no {name} that could be scaled; it has {', '.join(self._pools) or 'none'}."
+        if count is None and (name != SAMPLERS or self._settings is None):
+            return f"{name}=auto needs sampler.autoscale in the recipe, and is for samplers only."
+        if count is not None and not 1 <= count <= MOST_REPLICAS:
+            return f"{name}={count} is out of bounds; it must be from 1 to {MOST_REPLICAS}."
+        return None
+
+    def _obey(self, name: str, count: int | None) -> str:
+        if name == SAMPLERS:
+            self.automatic = count is None
+        if count is None:
+            return f"{name}: as the load says, from {self._pools[name].target} on"
+        before = self._pools[name].target
+        if count == before:
+            return f"{name}: {before}, as before"
+        self._scale(name, count, "brain scale")
+        key = "sampler.replicas" if name == SAMPLERS else f"{name}.replicas"
+        return f"{name}: {before} -> {count}, until this start of the run ends (set {key}={count} to keep it)"
+
+    def _scale(self, name: str, count: int, reason: str) -> Scaling:
+        pool = self._pools[name]
+        scaling = Scaling(at=time.time(), service=name, before=pool.target, after=count, reason=reason)
+        pool.scale(count)
+        self.decisions.append(scaling)
+        self._changed_at = time.monotonic()
+        return scaling

@@ -1,0 +1,198 @@
+"""From committed groups to scored ones: every scorer takes what waits for it, whoever sampled it."""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from common.errors import PipelineError, UserError
+from deploy.actor import ActorLostError
+from deploy.pool import MAX_ATTEMPTS, Pool
+from deploy.replica import Slot
+from deploy.store_thread import StoreThread
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Committed groups, for training or for evaluation; `groups` are GROUPS rows."""
+
+    training: bool
+    groups: pa.RecordBatch
+
+    def ids(self) -> list[str]:
+        """Of the groups."""
+        return self.groups["group_id"].to_pylist()
+
+
+class Events:
+    """What `Scoring` tells: to be overridden by whoever wants to know."""
+
+    def scored(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        """A scorer's values are committed."""
+
+    def complete(self, samples: Samples, groups: Collection[str]) -> None:
+        """Some of the groups have all the values that they need."""
+
+    def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
+        """A group, alone here, keeps failing in a scorer, and is not scored any more."""
+
+
+class _Queue:
+    """Groups that wait for one scorer: training's first."""
+
+    def __init__(self) -> None:
+        self._training: deque[Samples] = deque()
+        self._other: deque[Samples] = deque()
+        self.rows = 0
+        self.some = asyncio.Event()
+
+    def put(self, samples: Samples) -> None:
+        (self._training if samples.training else self._other).append(samples)
+        self.rows += samples.groups.num_rows
+        self.some.set()
+
+    def take(self, most: int) -> Samples:
+        """Up to `most` rows for one of the two (more where the first batch has more)."""
+        waiting = self._training or self._other
+        taken = [waiting.popleft()]
+        rows = taken[0].groups.num_rows
+        while waiting and waiting[0].training == taken[0].training and rows + waiting[0].groups.num_rows <= most:
+            taken.append(waiting.popleft())
+            rows += taken[-1].groups.num_rows
+        self.rows -= rows
+        if not self.rows:
+            self.some.clear()
+        groups = [samples.groups for samples in taken]
+        return Samples(taken[0].training, groups[0] if len(groups) == 1 else pa.concat_batches(groups))
+
+
+class Scoring:
+    """Gives groups to scorers, and commits what they return.
+
+    A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that what a call
+    costs is shared out under load. A call that fails is tried again in halves, until the group that makes it fail is
+    alone, and that one is given up after `MAX_ATTEMPTS`.
+
+    Args:
+        pools: of the scorers, by name.
+        rows: groups a call.
+        timeout: seconds for one call.
+        events: is told what happens.
+    """
+
+    def __init__(self, pools: Mapping[str, Pool], rows: int, timeout: float, events: Events) -> None:
+        self._pools = pools
+        self._rows = rows
+        self._timeout = timeout
+        self._events = events
+        self._queues = {name: _Queue() for name in pools}
+        self._lacking: dict[str, set[str]] = {}  # the scorers whose values a group has still to get
+        self._stores: dict[bool, StoreThread] = {}
+        self._room = asyncio.Event()
+        self._room.set()
+        self._most = max(1024, 32 * rows)
+        self.longest_queue = 0
+        self._tasks: asyncio.TaskGroup
+
+    @property
+    def waiting(self) -> int:
+        """Groups that lack a value."""
+        return len(self._lacking)
+
+    def start(
+        self, tasks: asyncio.TaskGroup, training: StoreThread, evaluation: StoreThread
+    ) -> list[asyncio.Task[None]]:
+        """Keep all scorers at work; returns the tasks that never end by themselves."""
+        self._tasks = tasks
+        self._stores = {True: training, False: evaluation}
+        return [tasks.create_task(self._serve(name)) for name in self._pools]
+
+    async def room(self) -> None:
+        """Wait until so few groups wait for scorers that more may be sampled."""
+        await self._room.wait()
+
+    def put(self, samples: Samples, lacking: Mapping[str, Collection[str] | None]) -> None:
+        """Have groups scored.
+
+        Args:
+            samples: committed groups.
+            lacking: the scorers whose values they need, each with the groups that lack them; None: all do.
+        """
+        ids = samples.ids()
+        for name, lack in lacking.items():
+            places = range(len(ids)) if lack is None else [place for place, one in enumerate(ids) if one in lack]
+            for place in places:
+                self._lacking.setdefault(ids[place], set()).add(name)
+            if len(places) == len(ids):
+                self._queues[name].put(samples)
+            elif places:
+                self._queues[name].put(Samples(samples.training, samples.groups.take(pa.array(places))))
+        self._check_room()
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _serve(self, name: str) -> None:
+        waiting = self._queues[name]
+        while True:
+            await waiting.some.wait()
+            slot = await self._pools[name].acquire()
+            self._tasks.create_task(self._score(name, waiting.take(self._rows), slot, failures=0))
+
+    async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
+        """One call of a scorer, and what its failure makes necessary."""
+        try:
+            scores = await slot.call("score", samples.groups, timeout=self._timeout)
+        except UserError:
+            raise
+        except PipelineError as error:
+            self._again(name, samples, failures if _is_blameless(error) else failures + 1, error)
+            return
+        finally:
+            slot.release()
+        await self._stores[samples.training].append_scores(scores)
+        self._events.scored(name, samples, scores)
+        self._done(name, samples)
+
+    def _again(self, name: str, samples: Samples, failures: int, error: PipelineError) -> None:
+        rows = samples.groups.num_rows
+        if rows == 1 and failures >= MAX_ATTEMPTS:
+            self._give_up(name, samples, error)
+            return
+        half = (rows + 1) // 2 if failures else rows
+        for first in range(0, rows, half):
+            part = Samples(samples.training, samples.groups.slice(first, half))
+            self._tasks.create_task(self._score_part(name, part, failures))
+
+    async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
+        await self._score(name, samples, await self._pools[name].acquire(), failures)
+
+    def _give_up(self, name: str, samples: Samples, error: PipelineError) -> None:
+        self._lacking.pop(samples.ids()[0], None)  # what other scorers say of it does not matter any more
+        self._check_room()
+        self._events.failed(name, samples, error)
+
+    def _done(self, name: str, samples: Samples) -> None:
+        complete = set()
+        for group in samples.ids():
+            lacking = self._lacking.get(group)
+            if lacking is not None:
+                lacking.discard(name)
+                if not lacking:
+                    del self._lacking[group]
+                    complete.add(group)
+        if complete:
+            self._check_room()
+            self._events.complete(samples, complete)
+
+    def _check_room(self) -> None:
+        self.longest_queue = max(self.longest_queue, len(self._lacking))
+        if len(self._lacking) < self._most:
+            self._room.set()
+        else:
+            self._room.clear()
+
+
+def _is_blameless(error: PipelineError) -> bool:
+    return isinstance(error, ActorLostError) and error.sent_away

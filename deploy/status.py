@@ -1,0 +1,154 @@
+"""How a run stands: what it writes into its directory every second, and what others read there."""
+
+import os
+import socket
+import time
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from common.durable import write_file
+from common.errors import UserError
+from deploy.run_directory import RunDirectory
+
+STALE_SECONDS = 15.0
+"""A run that has not written its status for so long is not alive, whatever it said last."""
+
+
+class Part(BaseModel):
+    """A part of a status: immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may say more
+
+
+class ReplicaStatus(Part):
+    """One replica: its state, the calls it works on, how often its actor was lost, and why last."""
+
+    name: str
+    state: str
+    calls: int
+    losses: int
+    trouble: str | None
+
+
+class PoolStatus(Part):
+    """One service: how many replicas it should have, how many are ready, and each of them."""
+
+    target: int
+    ready: int
+    replicas: list[ReplicaStatus]
+
+
+class Scaling(Part):
+    """One decision about a number of replicas; `at` in seconds since the epoch."""
+
+    at: float
+    service: str
+    before: int
+    after: int
+    reason: str
+
+
+class Progress(Part):
+    """How far training is. Rates are output tokens per second over the last minute.
+
+    Attributes:
+        round, rounds, step, steps, version: where training is, and its ends.
+        sampled, scored, trained: groups so far.
+        sampled_rate, scored_rate, trained_rate: tokens/s.
+        staleness: versions between the oldest proposal of the last step's groups and the newest.
+        left_seconds: to the end of training at the present pace; None before the first step.
+        reward, kl, ess: of the last step.
+    """
+
+    round: int
+    rounds: int
+    step: int
+    steps: int
+    version: int
+    sampled: int
+    scored: int
+    trained: int
+    sampled_rate: float
+    scored_rate: float
+    trained_rate: float
+    staleness: int | None
+    left_seconds: float | None
+    reward: float | None
+    kl: float | None
+    ess: float | None
+
+
+class Backlog(Part):
+    """What waits: leases for a sampler, groups for scorers, groups for the learner."""
+
+    leases: int
+    unscored: int
+    ready: int
+
+
+class LeftOut(Part):
+    """A quarantined prompt or group; see `deploy.quarantine.Item`."""
+
+    purpose: str
+    round: int
+    prompt_id: str
+    service: str
+    error: str
+
+
+class Status(Part):
+    """Everything that `brain status` shows."""
+
+    state: Literal["starting", "running", "ended"]
+    host: str
+    pid: int
+    started_at: float
+    progress: Progress
+    backlog: Backlog
+    services: dict[str, PoolStatus]
+    automatic: bool
+    scaling: list[Scaling]
+    quarantined: list[LeftOut]
+
+
+def write_status(directory: RunDirectory, status: Status) -> None:
+    """Put a status in the place of the former one."""
+    write_file(directory.status, status.model_dump_json(indent=1))
+
+
+def read_status(directory: RunDirectory) -> Status:
+    """What a run said last.
+
+    Raises:
+        UserError: there is no run, or none that has said anything.
+    """
+    try:
+        return Status.model_validate_json(directory.status.read_bytes())
+    except FileNotFoundError:
+        what = "no run has been started there yet" if directory.config.exists() else "it is no run directory"
+        raise UserError(f"{directory.root} has no status: {what}; name the directory of a run (run.dir).") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory.status} cannot be read ({error}).") from None
+
+
+def is_alive(directory: RunDirectory, status: Status) -> bool:
+    """Whether the run that wrote this status is still at work.
+
+    On the run's own machine its process is looked for; elsewhere, what counts is when it wrote last.
+    """
+    if status.state == "ended":
+        return False
+    if status.host == socket.gethostname() and not _process_exists(status.pid):
+        return False
+    return time.time() - directory.status.stat().st_mtime < STALE_SECONDS
+
+
+def _process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

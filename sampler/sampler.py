@@ -1,0 +1,126 @@
+"""A sampler: an engine, the versions that it holds, and the leases that it is sampling."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pyarrow as pa
+
+from common.config.recipe import Recipe
+from common.leases import Lease
+from common.nn.causal_lm import load_tokenizer
+from common.policies import ProposalModel
+from sampler.delivery import AdapterSwap, Delivery, WeightsByFile
+from sampler.engine import Engine, EngineSettings
+from sampler.generation import Generation, check_prompts, generate_groups
+from sampler.reports import Loaded, Pulse
+from sampler.versions import Versions
+
+_PROBE_ROOM = 32  # tokens; more than a probe has
+
+
+class Sampler:
+    """Samples leases, several at a time, from whichever published versions they name.
+
+    Args:
+        name: of the replica.
+        recipe: the run's.
+        model: what the published versions are versions of.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, model: ProposalModel) -> None:
+        """Start the engine.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        live = recipe.algorithm.max_staleness + 1
+        self._engine = Engine(_engine_settings(recipe, model, adapters=live + 1))
+        self._versions = Versions(
+            name,
+            self._engine,
+            _delivery(self._engine, model, live + 1),
+            recipe.policy.dtype,
+            recipe.timeouts.load,
+        )
+        tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
+        self._how = Generation(
+            recipe.sampling,
+            tokenizer.eos_token_id,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            name,
+        )
+        self._in_flight = 0  # outputs
+        self._outputs = 0
+        self._tokens = 0
+
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+        """Sample a lease; yields GROUPS rows, one a prompt, as they are finished.
+
+        Raises:
+            UserError: a prompt cannot be sampled for, or the lease's version is missing, damaged or another's.
+            PipelineError: the engine broke its contract, died or took too long to load the version.
+        """
+        room = self._engine.max_model_tokens - self._how.sampling.max_tokens
+        check_prompts(lease, vocabulary=self._engine.vocabulary, max_prompt_tokens=room)
+        open_ = lease.n * len(lease.prompts)
+        self._in_flight += open_
+        try:
+            async with (
+                self._versions.use(lease.policies, lease.version, alone=lease.alone) as used,
+                aclosing(generate_groups(self._engine, lease, used, self._how)) as groups,
+            ):
+                async for group in groups:
+                    open_ -= lease.n
+                    self._count(group, lease.n)
+                    yield group
+        finally:
+            self._in_flight -= open_
+
+    async def load(self, policies: str, version: int) -> Loaded:
+        """Bring a version into the engine before it is needed; one that is there stays as it is.
+
+        Raises:
+            UserError, PipelineError: as for `generate`.
+        """
+        async with self._versions.use(policies, version, alone=False) as used:
+            return used.loaded
+
+    def pulse(self) -> Pulse:
+        """Whether this sampler is getting on.
+
+        Raises:
+            EngineLostError: the engine has died.
+        """
+        self._engine.check()
+        running = min(self._in_flight, self._engine.running_at_most)
+        idle = time.monotonic() - self._engine.step_times[-1]
+        return Pulse(running, self._in_flight - running, self._outputs, self._tokens, idle)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+    def _count(self, group: pa.RecordBatch, n: int) -> None:
+        self._in_flight -= n
+        self._outputs += n
+        self._tokens += sum(len(output["token_ids"]) for output in group["outputs"][0].as_py())
+
+
+def _delivery(engine: Engine, model: ProposalModel, capacity: int) -> Delivery:
+    return WeightsByFile(engine) if model.adapter_rank is None else AdapterSwap(engine, capacity)
+
+
+def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:
+    return EngineSettings(
+        model=model.source,
+        dtype=recipe.policy.dtype,
+        adapter_rank=model.adapter_rank,
+        adapters=adapters,
+        max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
+        tensor_parallel=recipe.sampler.tensor_parallel,
+        repeatable=recipe.algorithm.max_staleness == 0,
+        threads=recipe.sampler.threads,
+        kv_cache_gib=recipe.sampler.kv_cache_gib,
+        extra=recipe.sampler.vllm,
+    )

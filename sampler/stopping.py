@@ -1,0 +1,34 @@
+"""Stop strings: an output ends with the token that completes one."""
+
+from collections.abc import Callable, Sequence
+
+from sampler.engine import Completion
+
+Decode = Callable[[list[int]], str]
+
+
+def cut_at_stop(completion: Completion, stop: Sequence[str], decode: Decode) -> tuple[Completion, str]:
+    """Cut an output behind the token that completes the first stop string, and decode it.
+
+    Tokens are never split: the text holds the whole stop string, and whatever else its last token stands for. So ids,
+    log-probabilities and text are cut at the same place, and their log-probability is that of what is stored.
+
+    Returns:
+        The output, with finish reason "stop" where it was cut, and its text.
+    """
+    text = decode(completion.token_ids)
+    if not _has_stop(text, stop):
+        return completion, text
+    without, including = 0, len(completion.token_ids)  # the first `including` tokens have a stop string
+    while including - without > 1:
+        middle = (without + including) // 2
+        if _has_stop(decode(completion.token_ids[:middle]), stop):
+            including = middle
+        else:
+            without = middle
+    ids, logprobs = completion.token_ids[:including], completion.token_logprobs[:including]
+    return Completion(ids, logprobs, "stop"), decode(ids)
+
+
+def _has_stop(text: str, stop: Sequence[str]) -> bool:
+    return any(one in text for one in stop)

@@ -1,0 +1,172 @@
+"""Which proposal versions the engine holds, who is using them, and what is done before one is used."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from common.errors import PipelineError, UserError
+from common.policies import PolicyRegistry, Probe, ProposalVersion
+from sampler.delivery import Delivery
+from sampler.engine import Adapter, Engine
+from sampler.reports import Loaded
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+"""Nats a token, on average over the probe, by which sampler and learner may differ. In float32 their kernels differ by
+1e-6, with 4-bit weights by 1e-4. In bfloat16 a logit of 16 is rounded to 1/16 on its way through either; improbable
+tokens, which a probe is full of, get the largest errors."""
+
+
+@dataclass
+class _Held:
+    """A version in the engine; `users` are the leases that are being sampled from it."""
+
+    loaded: Loaded
+    adapter: Adapter | None
+    users: int = 0
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a lease is sampled from, for as long as it takes.
+
+    Attributes:
+        proposal: the version, as its own run published it.
+        adapter: what its requests have to name.
+        loaded: how it came into the engine.
+    """
+
+    proposal: ProposalVersion
+    adapter: Adapter | None
+    loaded: Loaded
+
+
+class Versions:
+    """Brings versions into the engine when they are asked for: verified, loaded and probed, each with a time limit.
+
+    Versions are told apart by the digest of their files, so that several runs may share a sampler. Where there is no
+    room, the one that has not been used for longest goes; one in use stays.
+
+    Args:
+        sampler: its name, for messages.
+        engine: answers the probes.
+        delivery: loads.
+        dtype: of the engine's model.
+        time_limit: seconds for each phase.
+    """
+
+    def __init__(self, sampler: str, engine: Engine, delivery: Delivery, dtype: str, time_limit: float) -> None:
+        self._sampler = sampler
+        self._engine = engine
+        self._delivery = delivery
+        self._tolerance = PROBE_TOLERANCE[dtype]
+        self._time_limit = time_limit
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # by digest, the longest unused first
+        self._verified: dict[tuple[str, int], ProposalVersion] = {}
+        self._entrance = asyncio.Lock()  # first come, first served
+        self._left = asyncio.Event()
+
+    @asynccontextmanager
+    async def use(self, policies: str, version: int, *, alone: bool) -> AsyncIterator[Use]:
+        """Within it, the engine holds a version; with `alone`, nobody else uses the engine meanwhile.
+
+        Raises:
+            UserError: the version is missing, damaged, not for this engine, or not what the learner has. Versions that
+                were there before stay.
+            PipelineError: a phase took too long.
+        """
+        proposal = await self._verify(policies, version)
+        async with self._entrance:
+            if alone:
+                await self._until(lambda: not any(held.users for held in self._held.values()))
+            held = await self._bring(proposal)
+            if alone:
+                yield Use(proposal, held.adapter, held.loaded)
+                return
+            held.users += 1
+        try:
+            yield Use(proposal, held.adapter, held.loaded)
+        finally:
+            held.users -= 1
+            self._left.set()
+
+    async def _verify(self, policies: str, version: int) -> ProposalVersion:
+        if (policies, version) not in self._verified:
+            reading = asyncio.to_thread(PolicyRegistry(Path(policies)).verify, version)
+            self._verified[policies, version] = await self._phase("verify", version, reading)
+        return self._verified[policies, version]
+
+    async def _bring(self, proposal: ProposalVersion) -> _Held:
+        """Have the engine hold a version; called by one at a time."""
+        if proposal.digest in self._held:
+            self._held.move_to_end(proposal.digest)
+            return self._held[proposal.digest]
+        await self._make_room()
+        began = time.monotonic()
+        adapter = await self._phase("load", proposal.version, self._delivery.put(proposal))
+        try:
+            gap = await self._phase("probe", proposal.version, self._compare(proposal, adapter))
+        except (UserError, PipelineError):
+            await self._delivery.drop(adapter)
+            raise
+        held = _Held(Loaded(proposal.version, proposal.digest, gap, time.monotonic() - began), adapter)
+        self._held[proposal.digest] = held
+        return held
+
+    async def _make_room(self) -> None:
+        if len(self._held) < self._delivery.capacity:
+            return
+        await self._until(lambda: any(not held.users for held in self._held.values()))
+        oldest = next(digest for digest, held in self._held.items() if not held.users)
+        await self._delivery.drop(self._held.pop(oldest).adapter)
+
+    async def _compare(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
+        """How far the engine's log-probabilities of the probe are from the learner's."""
+        probe = proposal.probe
+        if probe is None:
+            _LOG.warning("Proposal version %d has no probe: it was published by an older brain.", proposal.version)
+            return None
+        logprobs = await self._engine.continuation_logprobs(probe.prompt, probe.continuation, adapter)
+        gap = _gap(probe, logprobs)
+        if not gap <= self._tolerance:  # NaN is refused too
+            raise UserError(
+                f"the engine gives the version's probe {sum(logprobs):.6g} nats, the learner gave it "
+                f"{sum(probe.logprobs):.6g} ({gap:.2g} nats a token apart, {self._tolerance:g} are allowed): they do "
+                f"not hold the same weights; compare policy.model, dtype and quantisation of both."
+            )
+        return gap
+
+    async def _phase(self, phase: str, version: int, work: Awaitable[T]) -> T:
+        """Run a phase of bringing a version in; what goes wrong says who, what and when."""
+        try:
+            return await asyncio.wait_for(work, self._time_limit)
+        except TimeoutError:
+            raise PipelineError(
+                f"{self._sampler} was not done with phase `{phase}` of proposal version {version} within "
+                f"{self._time_limit:g} s (timeouts.load)."
+            ) from None
+        except UserError as error:
+            kept = ", ".join(str(held.loaded.version) for held in self._held.values()) or "none"
+            raise UserError(
+                f"{self._sampler} refuses proposal version {version} in phase `{phase}` (it keeps: {kept}): {error}"
+            ) from error
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait for leases to be done; only who stands in the entrance may."""
+        while not holds():
+            self._left.clear()
+            await self._left.wait()
+
+
+def _gap(probe: Probe, logprobs: list[float]) -> float:
+    """The mean absolute difference to the probe's own log-probabilities, in nats a token."""
+    differences = [abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True)]
+    return sum(differences) / len(differences)

@@ -1,0 +1,62 @@
+"""What the sampler does inside vLLM's own processes: vLLM adds the class to its workers, and calls its methods by name.
+
+Importing this module ties the process to the sampler that started it, so that whoever kills the sampler, in whatever
+way, leaves no engine behind.
+"""
+
+import multiprocessing
+import os
+import select
+import signal
+import threading
+from typing import Any
+
+EXTENSION = "sampler.worker.WorkerExtension"
+"""For vLLM's `worker_extension_cls`."""
+
+SAMPLER_PID = "BRAIN_SAMPLER_PID"
+"""The environment variable that tells the engine's processes whose they are."""
+
+
+class WorkerExtension:
+    """Methods that vLLM's worker lacks; `collective_rpc` calls them."""
+
+    model_runner: Any  # vLLM's own
+
+    def seed_sampling(self, seed: int) -> None:
+        """Seed the one generator that all requests without a seed of their own draw from."""
+        import torch
+
+        torch.manual_seed(seed)
+
+    def repack_output_layer(self) -> None:
+        """Pack the output layer's weights anew: on CPUs `reload_weights` leaves the old ones where they are tied."""
+        for module in self.model_runner.get_model().modules():
+            if type(module).__name__ == "ParallelLMHead":
+                module.quant_method.process_weights_after_loading(module)
+
+
+def _end_with(sampler: int) -> None:
+    """End this process, and the engine core above it where that is another one, as soon as the sampler has ended."""
+    parent = multiprocessing.parent_process()
+    above = parent.pid if parent is not None and parent.pid != sampler else None
+
+    def watch() -> None:
+        _wait_for_end(sampler)
+        if above is not None:
+            os.kill(above, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="ends-with-sampler", daemon=True).start()
+
+
+def _wait_for_end(pid: int) -> None:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:  # it has ended already
+        return
+    select.select([process], [], [])
+
+
+if SAMPLER_PID in os.environ:
+    _end_with(int(os.environ[SAMPLER_PID]))

@@ -1,0 +1,66 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from common.errors import UserError
+from common.row_files import read_rows
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"ß {number}", "turns": [{"role": "user", "content": "日本"}], "more": number} for number in range(2500)
+]
+WANTED = ("turns", "prompt")
+
+
+def write_arrow(path: Path, make: Any) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=700)
+
+
+WRITERS: dict[str, Any] = {
+    "a.jsonl": lambda path: path.write_text("\n\n".join(map(json.dumps, ROWS))),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode())),
+    "a.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=600),
+    "file.arrow": lambda path: write_arrow(path, pa.ipc.new_file),
+    "stream.arrow": lambda path: write_arrow(path, pa.ipc.new_stream),
+    "a.feather": lambda path: pa.feather.write_feather(pa.Table.from_pylist(ROWS), str(path)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    found = [{column: row[column] for column in WANTED} for row in read_rows(tmp_path / name, WANTED)]
+    assert found == [{column: row[column] for column in WANTED} for row in ROWS]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_where_a_column_is_missing_the_others_are_there_to_be_named(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    assert set(next(read_rows(tmp_path / name, ("prompt", "label")))) == set(ROWS[0])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=rf"{name}(, line \d+, is not JSON| is damaged)"):
+        list(read_rows(tmp_path / name, WANTED))
+
+
+def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no file"):
+        list(read_rows(tmp_path / "none.jsonl", WANTED))
+    (tmp_path / "p.csv").write_text("prompt\n")
+    with pytest.raises(UserError, match=r"p\.csv is none of \.jsonl, "):
+        list(read_rows(tmp_path / "p.csv", WANTED))
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n[1]')
+    with pytest.raises(UserError, match=r"torn\.jsonl, line 2, is not a JSON object"):
+        list(read_rows(tmp_path / "torn.jsonl", WANTED))

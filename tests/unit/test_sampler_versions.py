@@ -1,0 +1,208 @@
+"""Which versions a sampler holds and who waits for whom, on an engine that only remembers what it was asked."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from common.errors import PipelineError, UserError
+from common.policies import PolicyRegistry, Probe
+from sampler.engine import Adapter, Engine
+from sampler.versions import Versions
+
+PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
+
+
+class RecordingDelivery:
+    """Holds whatever it is given; what it is told to refuse, or to take long for, it does."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held: list[str] = []
+        self.refused: set[str] = set()
+        self.seconds = 0.0
+
+    async def put(self, version):
+        await asyncio.sleep(self.seconds)
+        name = version.path.name
+        if name in self.refused:
+            raise UserError("it is not one of ours.")
+        assert len(self.held) < self.capacity
+        self.held.append(name)
+        return Adapter(len(self.held), name, version.path)
+
+    async def drop(self, adapter):
+        self.held.remove(adapter.digest)
+
+
+class ProbedEngine:
+    """Gives every probe the learner's log-probabilities, but for an error."""
+
+    error = 0.0
+
+    async def continuation_logprobs(self, prompt: list[int], continuation: list[int], adapter: Adapter) -> list[float]:
+        assert (prompt, continuation) == ([1, 2], [3, 4])
+        return [-1.0 + self.error, -2.0 - self.error]
+
+
+class World:
+    def __init__(self, root: Path, capacity: int = 2, time_limit: float = 5.0) -> None:
+        self.registry = PolicyRegistry(root)
+        for version in range(4):
+            self.registry.publish(version, version, writer(f"weights {version}"), PROBE)
+        self.delivery = RecordingDelivery(capacity)
+        self.engine = ProbedEngine()
+        self.versions = Versions("sampler-3", cast(Engine, self.engine), self.delivery, "float32", time_limit)
+
+    def use(self, version: int, *, alone: bool = False):
+        return self.versions.use(str(self.registry.root), version, alone=alone)
+
+    async def lease(self, version: int, done: asyncio.Event, log: list[str], *, alone: bool = False) -> None:
+        async with self.use(version, alone=alone):
+            log.append(f"begin {version}")
+            await done.wait()
+            log.append(f"end {version}")
+
+
+def writer(content: str) -> Callable[[Path], Any]:
+    return lambda directory: (directory / "weights").write_text(content)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def settle() -> None:
+    """Let everybody go as far as they can; verification reads files in a thread."""
+    for _ in range(10):
+        await asyncio.sleep(0.02)
+
+
+def run(scene: Awaitable[None]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(scene, 20)
+
+    asyncio.run(limited())
+
+
+def test_the_longest_unused_version_makes_room_and_one_in_use_stays(world: World) -> None:
+    async def scene() -> None:
+        async with world.use(0):
+            async with world.use(1):
+                pass
+            async with world.use(2):
+                assert world.delivery.held == ["v000000", "v000002"]
+        async with world.use(2):
+            pass
+        async with world.use(3):
+            assert world.delivery.held == ["v000002", "v000003"]
+
+    run(scene())
+
+
+def test_equal_files_are_one_version_whichever_run_published_them(world: World, tmp_path: Path) -> None:
+    async def scene() -> None:
+        other = PolicyRegistry(tmp_path / "other")
+        other.publish(7, 0, writer("weights 1"), PROBE)
+        async with world.use(1), world.versions.use(str(other.root), 7, alone=False) as used:
+            assert len(world.delivery.held) == 1
+            assert used.proposal.version == 7  # as its own run calls it
+
+    run(scene())
+
+
+def test_whole_models_drain_and_who_came_first_goes_first(tmp_path: Path) -> None:
+    world = World(tmp_path, capacity=1)
+
+    async def scene() -> None:
+        log: list[str] = []
+        first, second = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for version, done in ((0, first), (0, first), (1, second), (0, second)):
+                tasks.create_task(world.lease(version, done, log))
+                await settle()
+            assert log == ["begin 0", "begin 0"]  # version 1 waits, and the later lease of 0 behind it
+            first.set()
+            await settle()
+            assert log[2:] == ["end 0", "end 0", "begin 1"]
+            second.set()
+        assert log[5:] == ["end 1", "begin 0", "end 0"]
+
+    run(scene())
+
+
+def test_a_lease_that_must_be_alone_waits_for_the_others_and_they_for_it(world: World) -> None:
+    async def scene() -> None:
+        log: list[str] = []
+        others, alone = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.lease(0, others, log))
+            await settle()
+            tasks.create_task(world.lease(1, alone, log, alone=True))
+            await settle()
+            tasks.create_task(world.lease(0, others, log))
+            await settle()
+            assert log == ["begin 0"]
+            others.set()
+            await settle()
+            assert log == ["begin 0", "end 0", "begin 1"]
+            alone.set()
+        assert log[3:] == ["end 1", "begin 0", "end 0"]
+
+    run(scene())
+
+
+def test_what_cannot_be_loaded_is_refused_and_named_and_the_others_stay(world: World) -> None:
+    async def scene() -> None:
+        async with world.use(0):
+            pass
+        world.delivery.refused = {"v000001"}
+        why = r"sampler-3 refuses proposal version 1 in phase `load` \(it keeps: 0\): it is not one of ours"
+        with pytest.raises(UserError, match=why):
+            async with world.use(1):
+                pass
+        assert world.delivery.held == ["v000000"]
+        world.delivery.refused = set()
+        async with world.use(1):  # nothing of it stuck
+            pass
+
+    run(scene())
+
+
+@pytest.mark.parametrize(("error", "found"), [(0.002, "-3"), (float("nan"), "nan")])
+def test_a_version_whose_probe_disagrees_is_dropped(world: World, error: float, found: str) -> None:
+    async def scene() -> None:
+        world.engine.error = error
+        with pytest.raises(UserError, match=rf"phase `probe` .*{found} nats, the learner gave it -3 \("):
+            async with world.use(1):
+                pass
+        assert world.delivery.held == []
+        world.engine.error = 0.0005
+        async with world.use(1) as used:
+            assert used.loaded.gap == pytest.approx(0.0005)
+
+    run(scene())
+
+
+def test_a_version_without_a_probe_is_taken_on_its_digest(world: World) -> None:
+    async def scene() -> None:
+        world.registry.publish(9, 0, writer("old"))
+        async with world.use(9) as used:
+            assert used.loaded.gap is None
+
+    run(scene())
+
+
+def test_a_phase_that_takes_too_long_ends_with_who_what_and_when(tmp_path: Path) -> None:
+    world = World(tmp_path, time_limit=0.5)
+    world.delivery.seconds = 5
+
+    async def scene() -> None:
+        with pytest.raises(PipelineError, match=r"sampler-3 .* phase `load` of proposal version 2 within 0\.5 s"):
+            async with world.use(2):
+                pass
+
+    run(scene())

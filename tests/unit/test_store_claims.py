@@ -1,0 +1,141 @@
+"""One conductor at a time on a store, however it ended; scorers and samplers write meanwhile."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from threading import Barrier
+from unittest import mock
+
+import pytest
+
+from common.errors import UserError
+from common.storage import claims
+from common.storage.claims import claimed, this_process
+from common.storage.places import LocalPlace
+from common.store import SampleStore
+from tests.unit.factories import groups, scores, step
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, time
+from common.store import SampleStore
+with SampleStore(sys.argv[1], "run").training():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def claim_files(root: Path) -> list[str]:
+    return [path.name for path in (root / "claims").iterdir()]
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 20
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()
+
+
+def test_a_second_trainer_is_refused_until_the_first_has_ended(root: Path) -> None:
+    first, second = SampleStore(root, "run"), SampleStore(root, "run")
+    refused = rf"{re.escape(str(root))} is being trained on by process {os.getpid()} on .*stop it, or name another"
+    with first.training():
+        with pytest.raises(UserError, match=refused), second.training():
+            pass
+        assert second.append_groups(groups("a")) == 1  # only steps have one writer
+        assert second.append_scores(scores("reward", {"a": [1.0, 2.0]})) == 1
+        assert first.append_step(step(1, ["a"])) == 1
+    assert claim_files(root) == []
+    with second.training():
+        assert second.step_groups(1) == ["a"]  # it has seen what the one before it recorded
+        assert second.append_step(step(1, ["a"])) == 0
+
+
+def test_a_trainer_that_was_killed_is_followed_at_once(root: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    store = SampleStore(root, "run")
+    with pytest.raises(UserError, match=f"by process {process.pid} on"), store.training():
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    with store.training():
+        assert len(claim_files(root)) == 1
+
+
+@pytest.mark.parametrize("content", [json.dumps(asdict(replace(this_process(), machine="another"))), "{torn"])
+def test_a_trainer_on_another_machine_is_believed_for_a_minute(root: Path, content: str) -> None:
+    store = SampleStore(root, "run")
+    theirs = root / "claims" / "holds-0000abcd.json"
+    theirs.parent.mkdir()
+    theirs.write_text(content)
+    with pytest.raises(UserError, match=r"if it is dead, the store is free in (59|60) s"), store.training():
+        pass
+    assert claim_files(root) == [theirs.name]
+    os.utime(theirs, (time.time() - 61, time.time() - 61))
+    with store.training():
+        assert theirs.name not in claim_files(root)
+
+
+def test_who_was_taken_for_dead_records_nothing_more(root: Path) -> None:
+    first, second = SampleStore(root, "run"), SampleStore(root, "run")
+    with first.training():
+        assert first.append_step(step(1, ["a"])) == 1
+        (held,) = (root / "claims").iterdir()
+        held.unlink()  # as whoever takes over does
+        with second.training():
+            with pytest.raises(UserError, match="trained on by another run by now"):
+                first.append_step(step(2, ["a"]))
+            assert second.append_step(step(2, ["b"])) == 1
+    assert SampleStore(root, None, read_only=True).step_groups(2) == ["b"]
+
+
+def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
+    root.mkdir()
+    together = Barrier(6)
+
+    def attempt() -> bool:
+        together.wait()
+        try:
+            with claimed(LocalPlace(root)):
+                together.wait()
+                return True
+        except UserError:
+            together.wait()
+            return False
+
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(20):
+            got = [one.result() for one in [threads.submit(attempt) for _ in range(6)]]
+            assert sum(got) <= 1
+    assert claim_files(root) == []
+    with claimed(LocalPlace(root)):
+        assert len(claim_files(root)) == 1
+
+
+def test_a_claim_is_renewed_while_it_lasts(root: Path) -> None:
+    with mock.patch.object(claims, "RENEWED_EVERY", 0.01), SampleStore(root, "run").training():
+        (held,) = (root / "claims").iterdir()
+        os.utime(held, (0, 0))
+        assert eventually(lambda: held.stat().st_mtime > 1)
+
+
+def test_a_store_that_cannot_be_written_cannot_be_trained_on(root: Path) -> None:
+    store = SampleStore(root, "run")
+    failing = mock.patch.object(LocalPlace, "put", side_effect=OSError(30, "Read-only file system"))
+    with failing, pytest.raises(UserError, match="cannot be written: Read-only file system"), store.training():
+        pass
