@@ -1,6 +1,7 @@
 """What a cell has to do: train on its seed's groups, and be evaluated as any run is."""
 
 from common.config.recipe import Recipe
+from common.durable import write_file
 from common.schemas import HUMAN
 from common.store import SampleStore
 from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
@@ -37,6 +38,8 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         alone=recipe.algorithm.max_staleness == 0,
         prior_run=groups.run_id,
     )
+    if groups.directory.quarantine.exists() and not directory.quarantine.exists():
+        write_file(directory.quarantine, groups.directory.quarantine.read_text())  # nobody has these groups
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
