@@ -79,6 +79,11 @@ class ComparisonDirectory:
         return self.root / "compare.json"
 
     @property
+    def tables(self) -> Path:
+        """All tables as Markdown."""
+        return self.root / "compare.md"
+
+    @property
     def page(self) -> Path:
         """All tables and plots, in one file."""
         return self.root / "compare.html"

@@ -35,7 +35,9 @@ def report(
     for name, figure in figures.items():
         write_file(directory.plots / f"{name}.svg", drawn[name])
         write_file(directory.plots / f"{name}.png", as_file(figure, "png"))
-    write_file(directory.page, page(comparison, all_tables(comparison), drawn))
+    tables = all_tables(comparison)
+    write_file(directory.tables, "\n".join(table.for_markdown() for table in tables))
+    write_file(directory.page, page(comparison, tables, drawn))
     for make in (methods_table, findings_table, sizes_table, failures_table):
         table = make(comparison)
         if table.rows:

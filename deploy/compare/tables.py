@@ -28,6 +28,12 @@ class TextTable:
             table.add_row(*row)
         return table
 
+    def for_markdown(self) -> str:
+        """As a section of a document."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
+
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
     """Those that have anything to show."""
