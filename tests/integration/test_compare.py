@@ -48,12 +48,12 @@ def groups_of_round(store: SampleStore, round_: int) -> list[str]:
     return [row["group_id"] for row in index if row["round"] == round_]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 def test_two_methods_on_the_same_groups_killed_in_between(tmp_path: Path) -> None:
     out = tmp_path / "out"
     cells = out / "cells"
     with started(command(out), tmp_path / "log") as process:
-        wait_for(lambda: any(cells.glob("*/examination.json")), process, tmp_path / "log")
+        wait_for(lambda: any(cells.glob("*/examination.json")), process, tmp_path / "log", 2 * START_LIMIT)
     (first,) = (path.parent for path in cells.glob("*/examination.json"))
     before = (first / "outcomes.arrow").stat().st_mtime_ns, (first / "adapter/adapter_model.safetensors").read_bytes()
     sampled = sorted(file.name for file in (out / "seeds/0/store/groups").iterdir())
