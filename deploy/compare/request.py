@@ -63,7 +63,8 @@ def parse_request(
     Raises:
         UserError: a value is not what its option takes, or stands there twice.
     """
-    names = _listed(objectives) if objectives is not None else DEFAULT_OBJECTIVES
+    paper = DEFAULT_OBJECTIVES if pairs is None else ("dpo", *DEFAULT_OBJECTIVES)
+    names = paper if objectives is None else _listed(objectives)
     methods = tuple(parse_method(name) for name in names)
     _refuse_repeated("--objectives", [method.label for method in methods])
     if learning_rates is None:

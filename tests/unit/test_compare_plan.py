@@ -111,6 +111,8 @@ def test_options_are_read() -> None:
     assert [method.label for method in asked.methods] == ["brain", "brain:temperature=2"]
     assert (asked.seeds, asked.learning_rates, asked.group_sizes) == ((0, 7), (1e-4, 1e-3), (2, 4))
     assert asked.swept == ("brain",)
+    assert "dpo" not in [method.label for method in request(objectives=None).methods]
+    assert [method.label for method in request(objectives=None, pairs="pairs").methods][:2] == ["dpo", "dpo-sft"]
     assert request().learning_rates == (3.33e-4, 1e-3, 3e-3)  # a third, once and thrice the recipe's
 
 
