@@ -202,32 +202,25 @@ class Evaluation:
         )
 
     def outcomes(self, split: Split, version: int) -> pa.Table:
-        """One row a prompt of a complete evaluation, for comparisons prompt by prompt.
+        """One row a prompt of a complete evaluation, in the order of the prompts, for comparisons prompt by prompt.
 
-        Columns: prompt_id, tokens, log_ratio (log q(y|x) − log p(y|x), nats), reward, gold_reward, and for each scorer
-        that is not the reward the output's value and gold's, as scores.NAME and gold_scores.NAME; null where one could
-        not be computed.
+        Columns: prompt_id, log_ratio (log q(y|x) − log p(y|x), nats), reward, gold_reward, and for each scorer that is
+        not the reward the output's value and gold's, as scores.NAME and gold_scores.NAME; null where one could not be
+        computed.
         """
         groups = self.group_ids(split, version)
-        rows = self.store.groups(groups)
-        outputs = [outputs[0] for outputs in rows["outputs"].to_pylist()]
-        prior, _ = self._values(groups, PRIOR)
-        sampled = [sum(output["token_logprobs"]) for output in outputs]
-        columns: dict[str, Any] = {
-            "prompt_id": rows["prompt_id"].combine_chunks(),
-            "tokens": pa.array([len(output["token_ids"]) for output in outputs], pa.int32()),
-            "log_ratio": pa.array(
-                [None if log_p is None else log_q - log_p for log_q, log_p in zip(sampled, prior, strict=True)],
-                pa.float64(),
-            ),
-        }
+        known = [group for group in groups if self.store.has_group(group) and self._is_scored(group)]
+        sampled = [sum(one[0]["token_logprobs"]) for one in self.store.groups(known)["outputs"].to_pylist()]
+        prior, _ = self._values(known, PRIOR)
         judges = [name for name in self.scorers if name not in (PRIOR, self._recipe.objective.reward)]
         rewards = {"reward": self._recipe.reward, **{f"scores.{name}": name for name in judges}}
+        columns = {"log_ratio": pc.subtract(pa.array(sampled, pa.float64()), pa.array(prior, pa.float64()))}
         for name, reward in rewards.items():
-            values, gold = self._values(groups, reward)
-            columns[name] = pa.array(values, pa.float64())
-            columns[f"gold_{name}"] = pa.array(gold, pa.float64())
-        return pa.table(columns)
+            values, gold = self._values(known, reward)
+            columns |= {name: pa.array(values, pa.float64()), f"gold_{name}": pa.array(gold, pa.float64())}
+        place = {group: index for index, group in enumerate(known)}
+        rows = pa.table(columns).take(pa.array([place.get(group) for group in groups], pa.int64()))
+        return rows.add_column(0, "prompt_id", pa.array([prompt.prompt_id for prompt in self._prompts[split]]))
 
     def texts(self, split: Split, version: int) -> list[tuple[str, str | None, str, float | None]]:
         """(prompt, gold, output, reward) for each prompt of a complete evaluation; of a failed one as far as known."""

@@ -1,9 +1,11 @@
 """What a cell has to do: train on its seed's groups, and be evaluated as any run is."""
 
 from common.config.recipe import Recipe
+from common.durable import write_file
+from common.schemas import HUMAN
 from common.store import SampleStore
 from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
-from deploy.draws import DrawnPrompts, TrainingLeases
+from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
 from deploy.evaluation import Evaluation
 from deploy.lease_plan import LeasePlan
 from deploy.quarantine import Quarantine
@@ -18,14 +20,15 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
 
     A method without a proposal of its own trains on the seed's groups of every round. One that updates its proposal
     begins with those of the first round, whose proposal is the prior for everybody, and samples the later rounds
-    itself. Outputs of version 0 are nowhere sampled again, since they are the prior's, the same for every cell.
+    itself. One that trains on human pairs has these below instead. Outputs of version 0 are nowhere sampled again,
+    since they are the prior's, the same for every cell.
 
     Args:
         recipe: the cell's.
         run_id: the cell's.
         directory: the cell's.
         groups: of its seed.
-        below: the store of these groups, or of their first outputs.
+        below: the store of these groups, of their first outputs, or of human pairs.
     """
     plan = LeasePlan(
         run_id,
@@ -35,16 +38,19 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         alone=recipe.algorithm.max_staleness == 0,
         prior_run=groups.run_id,
     )
+    if groups.directory.quarantine.exists() and not directory.quarantine.exists():
+        write_file(directory.quarantine, groups.directory.quarantine.read_text())  # nobody has these groups
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
     rounds_below = recipe.algorithm.rounds if offline else 1
+    trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else draws
     return Work(
         store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
-        schedule=Rounds(recipe.algorithm, draws, recipe.seed),
+        schedule=Rounds(recipe.algorithm, trained, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
         leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
-        evaluation=Evaluation(recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+        evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
         quarantine=Quarantine(directory.quarantine),
     )

@@ -6,7 +6,9 @@ from rich.console import Console
 
 from common.config.recipe import Recipe
 from common.errors import UserError
+from common.schemas import HUMAN
 from deploy.cluster import ray_cluster
+from deploy.compare.human_pairs import check_pairs
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
 from deploy.compare.methods import method_recipe
 from deploy.compare.plan import Plan
@@ -20,6 +22,7 @@ from deploy.preflight import Inputs, check_inputs
 from deploy.proposal_model import proposal_model
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, claimed
+from deploy.source import open_source
 
 
 def compare(recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int, console: Console) -> None:
@@ -80,4 +83,7 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
     if recipe.store.uri is not None:
         raise UserError("brain compare keeps its stores below --out; remove store.uri.")
     for method in request.methods:
-        method_recipe(recipe, method)
+        trained = method_recipe(recipe, method, pairs=request.pairs)
+        if trained.objective.reward == HUMAN:
+            assert request.pairs is not None, "the method was refused without"
+            check_pairs(open_source(request.pairs).store, recipe.algorithm)

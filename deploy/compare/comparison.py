@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 from common.config.recipe import Recipe
@@ -103,12 +104,11 @@ def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: 
     """
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
     finished = {label: cells for label, cells in read.items() if cells.chosen}
-    tests = [
+    once = [
         paired_test(ours, finished[ours].chosen, theirs, finished[theirs].chosen)
-        for ours in finished
-        for theirs in finished
-        if ours != theirs
+        for ours, theirs in combinations(finished, 2)
     ]
+    tests = [*once, *(test.turned() for test in once)]
     return Comparison(
         name=recipe.name,
         recipe_digest=recipe_digest(recipe),

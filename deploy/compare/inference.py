@@ -13,6 +13,10 @@ RESAMPLES = 10_000
 """Of a bootstrap; a p-value cannot be smaller than about its inverse."""
 
 
+_DRAWN_AT_ONCE = 1 << 20
+"""Prompts of all resamples that are held in memory together."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with the half-width of its 95 % interval."""
@@ -29,6 +33,10 @@ class PairedDifference:
     low: float
     high: float
     p_value: float
+
+    def turned(self) -> "PairedDifference":
+        """Of b − a."""
+        return PairedDifference(-self.difference, -self.high, -self.low, self.p_value)
 
 
 def clustered_mean(values: Floats) -> Estimate:
@@ -72,8 +80,10 @@ def paired_bootstrap(differences: Floats, *, seed: int = 0, resamples: int = RES
         resamples: how many.
     """
     generator = np.random.default_rng(seed)
-    drawn = (generator.integers(len(differences), size=len(differences)) for _ in range(resamples))
-    means = np.array([differences[prompts].mean() for prompts in drawn])
+    count = len(differences)
+    rows = max(1, _DRAWN_AT_ONCE // count)
+    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    means = np.concatenate([differences[generator.integers(count, size=(size, count))].mean(axis=1) for size in sizes])
     low, high = np.quantile(means, [0.025, 0.975])
     below, above = (np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)
     return PairedDifference(float(differences.mean()), float(low), float(high), float(min(1.0, 2 * min(below, above))))

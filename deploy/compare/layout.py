@@ -49,6 +49,10 @@ class ComparisonDirectory:
         """The store of a seed's groups with their first n outputs."""
         return self.seed(seed).root / f"first-{n}"
 
+    def pairs(self, seed: int) -> Path:
+        """The store of human pairs, dealt out over the rounds."""
+        return self.seed(seed).root / "pairs"
+
     def prior_outcomes(self, seed: int) -> Path:
         """One row a test prompt of the prior."""
         return self.seed(seed).root / "outcomes.arrow"
@@ -73,6 +77,11 @@ class ComparisonDirectory:
     def results(self) -> Path:
         """All figures."""
         return self.root / "compare.json"
+
+    @property
+    def tables(self) -> Path:
+        """All tables as Markdown."""
+        return self.root / "compare.md"
 
     @property
     def page(self) -> Path:

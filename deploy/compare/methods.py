@@ -10,6 +10,7 @@ from common.config.objectives import OBJECTIVE_NAMES, BrainSection, ObjectiveSec
 from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError
+from common.schemas import HUMAN
 from deploy.recipe_files import apply_override
 
 
@@ -68,19 +69,36 @@ def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
     return settings
 
 
-def method_recipe(base: Recipe, method: Method, **sections: dict[str, Any] | int) -> Recipe:
+def trains_on_pairs(settings: dict[str, Any]) -> bool:
+    """Whether the settings of an objective's section make people's choices the reward."""
+    own = TypeAdapter(ObjectiveSection).validate_python({"name": settings["name"]})
+    return settings.get("reward", own.reward) == HUMAN
+
+
+def method_recipe(
+    base: Recipe, method: Method, *, pairs: str | None = None, **sections: dict[str, Any] | int
+) -> Recipe:
     """The recipe that trains a method, and nothing but the method different from the base.
 
     Args:
         base: the recipe that is compared on.
         method: its objective.
+        pairs: a store of human pairs, for a method that trains on these.
         sections: settings that replace the base's, section by section (or a value such as `seed`).
 
     Raises:
-        UserError: the recipe and the method's objective do not go together.
+        UserError: the recipe and the method's objective do not go together, or the method lacks its pairs.
     """
     settings = base.model_dump(mode="json")
     settings["objective"] = objective_settings(base, method)
+    if trains_on_pairs(settings["objective"]):
+        if pairs is None:
+            raise UserError(
+                f"--objectives {method.label} trains on pairs that people chose between; make a store of a file with "
+                f"the columns prompt, chosen and rejected (brain store import-pairs) and name it with --pairs, or "
+                f"choose dpo-sft, whose pairs the reward ranks."
+            )
+        settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # of its own the cell samples no groups
     for name, change in sections.items():
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")

@@ -34,6 +34,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
     parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
+    parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
     parser.add_argument("--parallel", type=int, default=2, metavar="K", help="cells trained side by side; default: 2")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/compare-NAME, NAME being the recipe's")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
@@ -49,6 +50,7 @@ def _compare(options: argparse.Namespace) -> int:
         learning_rates=options.learning_rates,
         group_sizes=options.n,
         swept=options.n_objectives,
+        pairs=options.pairs,
     )
     from deploy.compare.command import compare  # Ray and torch: not for what is refused
 

@@ -90,8 +90,14 @@ def at_edge(rate: float, grid: Sequence[float]) -> bool:
     return len(grid) > 1 and rate in (min(grid), max(grid))
 
 
-def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory) -> Recipe:
+def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
     """The recipe of a cell: the base's but for objective, learning rate, seed and n.
+
+    Args:
+        base: the recipe that is compared on.
+        cell: which.
+        directory: of the comparison.
+        pairs: a store of human pairs, see `method_recipe`.
 
     Raises:
         UserError: base and method do not go together.
@@ -99,6 +105,7 @@ def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory) -> Rec
     return method_recipe(
         base,
         cell.method,
+        pairs=pairs,
         seed=cell.seed,
         learner={"learning_rate": cell.learning_rate},
         sampling={"n": cell.n},

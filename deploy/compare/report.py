@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 
 from common.config.recipe import Recipe
 from common.durable import write_file
@@ -14,7 +15,7 @@ from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import page
 from deploy.compare.plan import Plan
 from deploy.compare.plots import as_file, draw
-from deploy.compare.tables import all_tables, failures_table, findings_table, methods_table, sizes_table
+from deploy.compare.tables import TextTable, all_tables, failures_table, findings_table, methods_table, sizes_table
 
 
 def report(
@@ -34,13 +35,25 @@ def report(
     for name, figure in figures.items():
         write_file(directory.plots / f"{name}.svg", drawn[name])
         write_file(directory.plots / f"{name}.png", as_file(figure, "png"))
-    write_file(directory.page, page(comparison, all_tables(comparison), drawn))
+    tables = all_tables(comparison)
+    write_file(directory.tables, "\n".join(table.for_markdown() for table in tables))
+    write_file(directory.page, page(comparison, tables, drawn))
     for make in (methods_table, findings_table, sizes_table, failures_table):
         table = make(comparison)
         if table.rows:
-            console.print(table.for_console())
+            _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
+
+
+def _show(table: TextTable, console: Console) -> None:
+    """As wide as it is: a terminal that is narrower wraps lines, and a file has no width."""
+    drawn = table.for_console()
+    natural = Measurement.get(console, console.options.update(width=1000), drawn).maximum
+    console.width = max(natural, console.width)
+    console.print(drawn)
+    if table.note:
+        console.print(f"{table.note}\n", highlight=False, soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

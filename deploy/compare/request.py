@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common.config.recipe import Recipe
@@ -36,6 +37,7 @@ class Request:
         learning_rates: the grid, the same for every method, in increasing order.
         group_sizes: n below the recipe's at which the swept methods are trained too.
         swept: labels of the methods that are trained at those.
+        pairs: a store of pairs that people chose between.
     """
 
     methods: tuple[Method, ...]
@@ -43,6 +45,7 @@ class Request:
     learning_rates: tuple[float, ...]
     group_sizes: tuple[int, ...] = ()
     swept: tuple[str, ...] = ()
+    pairs: str | None = None
 
 
 def parse_request(
@@ -53,13 +56,15 @@ def parse_request(
     learning_rates: str | None,
     group_sizes: str | None,
     swept: str | None,
+    pairs: str | None,
 ) -> Request:
     """Read the options of the command line, each a list with commas; None where one was not given.
 
     Raises:
         UserError: a value is not what its option takes, or stands there twice.
     """
-    names = _listed(objectives) if objectives is not None else DEFAULT_OBJECTIVES
+    paper = DEFAULT_OBJECTIVES if pairs is None else ("dpo", *DEFAULT_OBJECTIVES)
+    names = paper if objectives is None else _listed(objectives)
     methods = tuple(parse_method(name) for name in names)
     _refuse_repeated("--objectives", [method.label for method in methods])
     if learning_rates is None:
@@ -79,6 +84,7 @@ def parse_request(
         learning_rates=tuple(sorted(float(f"{rate:.3g}") for rate in rates)),
         group_sizes=tuple(sorted(sizes)),
         swept=_swept(methods, swept),
+        pairs=pairs if pairs is None or "://" in pairs else str(Path(pairs).expanduser().absolute()),
     )
 
 

@@ -89,6 +89,11 @@ class PairedTest:
     reward: PairedDifference
     mcnemar_p: list[float]
 
+    def turned(self) -> "PairedTest":
+        """The same with the methods exchanged."""
+        rate = None if self.win_rate is None else self.win_rate.turned()
+        return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), self.mcnemar_p)
+
 
 @dataclass(frozen=True)
 class GridPoint:

@@ -10,11 +10,14 @@ from rich.console import Console
 from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
 from common.errors import PipelineError
+from common.identity import digest
+from common.schemas import HUMAN
 from common.store import SampleStore
 from deploy.compare.cell_results import is_finished, read_cell, write_examination, write_table
 from deploy.compare.cell_work import cell_work
 from deploy.compare.examination import examine
 from deploy.compare.first_outputs import write_first_outputs
+from deploy.compare.human_pairs import deal_pairs
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
@@ -30,6 +33,7 @@ from deploy.pipeline import Stopwatch
 from deploy.preflight import Inputs
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, check_config, save_config
+from deploy.source import open_source
 from deploy.summary import finish
 from deploy.tracking import Tracker
 from deploy.work import Work
@@ -131,11 +135,13 @@ class Runner:
 
     async def _train_on(self, cell: Cell, groups: SeedGroups) -> None:
         subject, watch = self._subject, Stopwatch()
-        recipe, directory = cell_recipe(subject.recipe, cell, subject.directory), subject.directory.cell(cell.name)
+        pairs, directory = self._plan.request.pairs, subject.directory.cell(cell.name)
+        recipe = cell_recipe(subject.recipe, cell, subject.directory, pairs)
         check_config(directory, recipe)
         save_config(directory, recipe, subject.facts)
         resolved = with_world(recipe, subject.world)
-        work = cell_work(resolved, recipe_digest(recipe), directory, groups, self._groups_of_size(cell, groups))
+        below = self._groups_below(resolved, cell, groups)
+        work = cell_work(resolved, recipe_digest(recipe), directory, groups, below)
         await self._conduct(resolved, directory, work, watch)
         assert work.evaluation is not None, "cells are evaluated"
         best = work.evaluation.best_version()
@@ -156,13 +162,21 @@ class Runner:
             services.learner.kill()
             tracker.close()
 
-    def _groups_of_size(self, cell: Cell, groups: SeedGroups) -> SampleStore:
-        """The seed's groups, with as many outputs as the cell trains on."""
+    def _groups_below(self, recipe: Recipe, cell: Cell, groups: SeedGroups) -> SampleStore:
+        """What the cell trains on: the seed's groups, with as many outputs as it asks for, or human pairs."""
+        if recipe.objective.reward == HUMAN:
+            return self._pairs(recipe, cell)
         source = groups.open()
         if cell.n == self._plan.n:
             return source
         place, run_id = self._subject.directory.first_outputs(cell.seed, cell.n), f"{groups.run_id}-first-{cell.n}"
         write_first_outputs(source, SampleStore(place, run_id), cell.n)
+        return SampleStore(place, run_id, read_only=True)
+
+    def _pairs(self, recipe: Recipe, cell: Cell) -> SampleStore:
+        assert recipe.store.uri is not None, "a method that trains on pairs has their store"
+        place, run_id = self._subject.directory.pairs(cell.seed), digest("pairs", recipe.store.uri, cell.seed)
+        deal_pairs(open_source(recipe.store.uri).store, SampleStore(place, run_id), recipe.algorithm, cell.seed)
         return SampleStore(place, run_id, read_only=True)
 
     # -- the groups of a seed ----------------------------------------------------------------------------------------

@@ -84,14 +84,20 @@ class SeedGroups:
         ]
 
     def examined(self, store: SampleStore, round_: int) -> StoredValues:
-        """Rewards and prior log-probabilities of a round's groups that are examined.
+        """Rewards and prior log-probabilities of a round's groups that are examined; what is left out is not.
 
         Args:
             store: of the groups.
             round_: `algorithm.rounds` is the one of held-back prompts.
         """
         leases = [lease for lease in self.training_leases() if lease.round == round_]
-        ids = [name for lease in leases for name in lease.group_ids][:HELD_BACK_GROUPS]
+        scorers = [PRIOR, *self.recipe.reward_scorers()]
+        ids = [
+            name
+            for lease in leases
+            for name in lease.group_ids
+            if all(store.has_score(name, scorer) for scorer in scorers)
+        ][:HELD_BACK_GROUPS]
         rewards = stored_rewards(store, ids, self.recipe.reward)["values"].to_pylist()
         prior = store.scores(ids, PRIOR)["values"].to_pylist()
         return StoredValues(ids, [_floats(row) for row in rewards], [_floats(row) for row in prior])
@@ -134,7 +140,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
         quarantine=Quarantine(groups.directory.quarantine),
     )
     leases = groups.training_leases()
-    wanted = [name for lease in leases for name in lease.group_ids]
+    wanted = {name for lease in leases for name in lease.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
     production = Production(recipe, work, tracker, services)
     try:
@@ -144,7 +150,9 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
             there = await production.training.call(lambda: set(store.index()["group_id"].to_pylist()))
             production.enqueue(lease for lease in leases if not there.issuperset(lease.group_ids))
             await production.evaluate(evaluation.leases_after, 0)
-            await production.until(lambda: schedule.are_ready(wanted) or None, f"the groups of seed {recipe.seed}")
+            await production.until(
+                lambda: schedule.are_ready(wanted - work.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
+            )
             await production.until(
                 lambda: {("validation", 0), ("test", 0)} <= production.evaluated or None,
                 f"the prior's evaluation with seed {recipe.seed}",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rich import box
 from rich.table import Table
 
 from deploy.compare.comparison import Comparison
@@ -19,13 +20,19 @@ class TextTable:
     note: str = ""
 
     def for_console(self) -> Table:
-        """As rich prints it."""
-        table = Table(title=self.title, title_justify="left", caption=self.note or None, caption_justify="left")
+        """As rich prints it; the note is not in it."""
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table
+
+    def for_markdown(self) -> str:
+        """As a section of a document."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
@@ -77,18 +84,17 @@ def findings_table(comparison: Comparison) -> TextTable:
     """The paper's claims: the ladder of Table 3, no baseline (§9.3), fixed proposal (§9.5)."""
     rows = [
         [
-            finding.claim.text,
-            finding.claim.source,
             f"{finding.claim.better} − {finding.claim.worse}",
             points(finding.difference),
             f"{finding.difference.p_value:.2g}",
             finding.outcome,
+            f"{finding.claim.source}: {finding.claim.text}",
         ]
         for finding in comparison.findings
     ]
     return TextTable(
         "What the paper found, and what came out here",
-        ["claim", "paper", "difference of", "points [95 %]", "p", "here"],
+        ["train-RM win rate of", "points [95 %]", "p", "here", "the paper"],
         rows,
         "Paired bootstrap over test prompts; shown: the whole interval is above 0.",
     )

@@ -102,8 +102,10 @@ def kill_tree(pid: int) -> None:
         psutil.wait_procs(victims, timeout=20)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT
+) -> None:
+    deadline = time.monotonic() + limit
     while not condition():
         assert process.poll() is None, f"ended before the moment came: {log.read_text()}"
         assert time.monotonic() < deadline, f"the moment never came: {log.read_text()}"

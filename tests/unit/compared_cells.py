@@ -39,7 +39,6 @@ def outcomes(wins: int, prompts: int = PROMPTS) -> pa.Table:
     gold = np.full(prompts, 2.0)
     columns = {
         "prompt_id": [f"p{number}" for number in range(prompts)],
-        "tokens": [10] * prompts,
         "log_ratio": [0.5] * prompts,
         "reward": gold + gain,
         "gold_reward": gold,

@@ -1,9 +1,14 @@
 from pathlib import Path
 
+import pytest
+
+from common.config.recipe import AlgorithmSection
+from common.errors import UserError
 from common.leases import Prompt
-from common.schemas import PRIOR
+from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
 from deploy.compare.first_outputs import write_first_outputs
+from deploy.compare.human_pairs import check_pairs, deal_pairs
 from deploy.lease_plan import LeasePlan
 from tests.unit.factories import groups, output, scores
 
@@ -30,6 +35,38 @@ def test_the_first_outputs_of_each_group_and_their_scores_are_copied_once(tmp_pa
     ]
     assert target.scores(["a"], PRIOR)["values"].to_pylist() == [[-1.0, -2.0]]
     assert target.unscored("reward") == ["b"]
+
+
+ALGORITHM = AlgorithmSection(rounds=3, prompts_per_round=2, updates_per_round=1, batch_prompts=2)
+
+
+def test_pairs_are_dealt_out_over_the_rounds_with_their_choices(tmp_path: Path) -> None:
+    source, target = SampleStore(tmp_path / "source", "people"), SampleStore(tmp_path / "target", "seed")
+    source.append_groups(groups("a", "b", "c", "d", "e"))
+    source.append_scores(scores(HUMAN, {name: [1.0, 0.0] for name in "abcd"}, gold_value=None))  # nobody chose in e
+    check_pairs(source, ALGORITHM)
+    for _ in range(2):
+        deal_pairs(source, target, ALGORITHM, seed=0)
+    index = target.index().to_pylist()
+    by_round = [{row["prompt_id"] for row in index if row["round"] == round_} for round_ in range(3)]
+    assert [len(prompts) for prompts in by_round] == [2, 2, 2]
+    assert by_round[0] | by_round[1] == {"prompt-a", "prompt-b", "prompt-c", "prompt-d"}  # one epoch
+    assert len({row["group_id"] for row in index}) == 6, "a pair that comes again is another group"
+    assert target.unscored(HUMAN) == []
+    assert target.scores([index[0]["group_id"]], HUMAN)["values"].to_pylist() == [[1.0, 0.0]]
+    other = SampleStore(tmp_path / "other", "seed")
+    deal_pairs(source, other, ALGORITHM, seed=1)
+    assert [row["prompt_id"] for row in other.index().to_pylist()] != [row["prompt_id"] for row in index]
+
+
+def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:
+    source = SampleStore(tmp_path, "people")
+    source.append_groups(groups("a", "b"))
+    with pytest.raises(UserError, match="holds no pairs that people chose between; make a store"):
+        check_pairs(source, ALGORITHM)
+    source.append_scores(scores(HUMAN, {"a": [1.0, 0.0]}))
+    with pytest.raises(UserError, match=r"holds 1 pairs, fewer than a round takes \(algorithm\.prompts_per_round=2\)"):
+        check_pairs(source, ALGORITHM)
 
 
 def test_groups_of_the_prior_are_another_run_s_and_later_ones_its_own(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import UserError
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import parse_method
+from deploy.compare.methods import method_recipe, parse_method
 from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
 from deploy.compare.progress import chosen_rate, unfinished
 from deploy.compare.request import Request, parse_request
@@ -13,7 +13,14 @@ from tests.unit.compared_cells import BRAIN, WARM, finish_cell, finished_compari
 
 
 def request(**options: Any) -> Request:
-    given = {"objectives": "brain", "seeds": "0", "learning_rates": None, "group_sizes": None, "swept": None}
+    given = {
+        "objectives": "brain",
+        "seeds": "0",
+        "learning_rates": None,
+        "group_sizes": None,
+        "swept": None,
+        "pairs": None,
+    }
     return parse_request(recipe(), **{**given, **options})
 
 
@@ -45,6 +52,28 @@ def test_a_seed_s_groups_are_the_same_whatever_is_learned_from_them(tmp_path: Pa
     assert of_seed == seed_run_id(seed_recipe(recipe(objective={"temperature": 3.0}), 1, directory))
     assert of_seed != seed_run_id(seed_recipe(recipe(), 2, directory))
     assert of_seed != seed_run_id(seed_recipe(recipe(algorithm={"rounds": 9}), 1, directory))
+
+
+def test_a_method_takes_from_the_recipe_what_is_no_other_method_s() -> None:
+    base = recipe(objective={"name": "dpo-sft", "beta": 0.7, "temperature": 0.2, "reward": "reward"})
+    own = {label: method_recipe(base, parse_method(label)).objective for label in ("brain", "ipo:tau=0.3", "dpo-sft")}
+    assert own["brain"].model_dump() == {
+        "name": "brain",
+        "reward": "reward",
+        "reward_transform": "none",
+        "temperature": 0.2,
+        "goodness": "bradley-terry",
+    }
+    assert own["ipo:tau=0.3"].model_dump(include={"tau", "temperature"}) == {"tau": 0.3, "temperature": 0.2}
+    assert own["dpo-sft"].model_dump(include={"beta"}) == {"beta": 0.7}
+    assert parse_method("my.losses:mine:options={}").objective == "my.losses:mine"
+
+
+def test_a_method_of_human_pairs_needs_them_and_samples_no_groups() -> None:
+    with pytest.raises(UserError, match=r"--objectives dpo trains on pairs .* name it with --pairs, or choose dpo-sft"):
+        method_recipe(recipe(), parse_method("dpo"))
+    made = method_recipe(recipe(objective={"reward": "reward"}), parse_method("dpo"), pairs="/pairs")
+    assert (made.objective.reward, made.sampler.replicas, made.store.uri) == ("human", 0, "/pairs")
 
 
 def test_the_best_rate_wins_most_and_then_has_the_higher_reward() -> None:
@@ -82,6 +111,8 @@ def test_options_are_read() -> None:
     assert [method.label for method in asked.methods] == ["brain", "brain:temperature=2"]
     assert (asked.seeds, asked.learning_rates, asked.group_sizes) == ((0, 7), (1e-4, 1e-3), (2, 4))
     assert asked.swept == ("brain",)
+    assert "dpo" not in [method.label for method in request(objectives=None).methods]
+    assert [method.label for method in request(objectives=None, pairs="pairs").methods][:2] == ["dpo", "dpo-sft"]
     assert request().learning_rates == (3.33e-4, 1e-3, 3e-3)  # a third, once and thrice the recipe's
 
 

@@ -44,6 +44,11 @@ def test_methods_are_tested_on_the_same_prompts(comparison: Comparison) -> None:
     assert test.win_rate.low > 0
     assert test.reward.difference == pytest.approx(0.4)  # 8 of 40 prompts, two units of reward each
     assert test.mcnemar_p == pytest.approx([2 / 2**8] * 2)  # 8 discordant prompts, all ours
+    other = next(other for other in comparison.tests if other.theirs == BRAIN.label)
+    assert other.win_rate is not None
+    assert other.win_rate.difference == -test.win_rate.difference
+    assert (other.win_rate.low, other.win_rate.high) == (-test.win_rate.high, -test.win_rate.low)
+    assert other.mcnemar_p == test.mcnemar_p
 
 
 def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison) -> None:
@@ -140,6 +145,7 @@ def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
     assert saved["methods"]["brain"]["train_rm_win_rate"] == 60.0
     assert saved["methods"]["brain"]["seeds"] == [0, 1]
     assert saved["protocol"]["learning_rates"] == [1e-4, 1e-3]
+    assert "| brain | 60.0 ± 15.2 |" in directory.tables.read_text()
     assert (directory.plots / "win-rates.png").read_bytes().startswith(b"\x89PNG")
     assert {file.suffix for file in directory.plots.iterdir()} == {".png", ".svg"}
     assert "60.0 ± 15.2" in console.export_text()

@@ -119,3 +119,20 @@ def test_the_store_is_asked_once_for_each_group_and_then_only_for_what_was_score
         assert list(subject.newly_complete()) == []
         subject.scored(["a training group"])
     assert len(asked) == len(PROMPTS)  # the first scorer's answer is enough for a group without scores
+
+
+def test_outcomes_stand_prompt_by_prompt_and_are_null_where_unknown(tmp_path: Path) -> None:
+    subject = evaluation(tmp_path)
+    record(subject, 0, [2.0, None, 0.0, 3.0])
+    outcomes = subject.outcomes("validation", 0)
+    assert outcomes["prompt_id"].to_pylist() == ["p0", "p1", "p2", "p3"]
+    assert outcomes["reward"].to_pylist() == [2.0, None, 0.0, 3.0]
+    assert outcomes["gold_reward"].to_pylist() == [1.0] * 4
+    assert outcomes["log_ratio"].to_pylist() == [0.5] * 4
+    ids = subject.group_ids("validation", 3)
+    subject.store.append_groups(groups(*ids[1:], outputs=[output([1, 2], [-0.5, -1.0])]))
+    subject.store.append_scores(scores("reward", {name: [5.0] for name in ids[2:]}))
+    subject.store.append_scores(scores(PRIOR, {name: [-2.0] for name in ids[2:]}))
+    partial = subject.outcomes("validation", 3)  # the first was never sampled, the second never scored
+    assert partial["reward"].to_pylist() == [None, None, 5.0, 5.0]
+    assert partial["prompt_id"].to_pylist() == ["p0", "p1", "p2", "p3"]
