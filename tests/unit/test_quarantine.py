@@ -12,10 +12,17 @@ def item(number: int, round_: int = 0) -> Item:
 
 def test_items_survive_the_process(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.json"
-    Quarantine(path).add(item(1), size=100)
+    Quarantine(path).add(item(1, round_=2), size=100)
     again = Quarantine(path)
-    assert list(again) == [item(1)] and again.groups == {"g0-1"}
-    assert again.prompts("train", 0) == {"p1"} and again.prompts("train", 1) == again.prompts("test", 0) == set()
+    assert list(again) == [item(1, round_=2)] and again.groups == {"g2-1"}
+    assert again.prompts("train", 1) == set() and again.prompts("test", 2) == set()
+    assert again.prompts("train", 2) == again.prompts("train", 3) == {"p1"}  # nor is it sampled later
+
+
+def test_a_group_that_a_scorer_fails_on_is_left_out_itself_and_its_prompt_sampled_again(tmp_path: Path) -> None:
+    subject = Quarantine(tmp_path / "quarantine.json")
+    subject.add(Item("train", 0, "p1", "g1", "reward", "no value"), size=100)
+    assert subject.groups == {"g1"} and subject.prompts("train", 0) == set()
 
 
 @pytest.mark.parametrize(("size", "bound"), [(8, 5), (100, 5), (200, 10)])

@@ -104,7 +104,7 @@ def test_a_prompt_is_not_left_out_for_samplers_that_die_by_chance(tmp_path: Path
 
 
 class Silent(LocalSampler):
-    async def generate(self, lease: Lease):  # type: ignore[no-untyped-def]
+    async def generate(self, lease: Lease):
         async for groups in super().generate(lease.without([IDS[2]])):
             yield groups
 

@@ -12,12 +12,12 @@ from typing import Any
 import ray
 
 from deploy.pool import PoolSettings
-from tests.ray_stand_ins import SleepingSampler, spawning
+from tests.ray_stand_ins import HURRY, SleepingSampler, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 
 KILLS, SAMPLERS, LEASE = 50, 4, 8
-ROUNDS, PROMPTS = 12, 128
-GROUP_SECONDS = 0.15
+ROUNDS, PROMPTS = 40, 128  # more than is sampled before the last kill
+GROUP_SECONDS = 0.4
 BETWEEN = (0.2, 1.6)  # seconds between two kills
 
 
@@ -64,13 +64,14 @@ async def _run_and_kill(simulation: Simulation, pids: Path) -> int:
     killed = 0
     while killed < KILLS and not run.done():
         await asyncio.wait([run], timeout=chance.uniform(*BETWEEN))
-        there = list(pids.iterdir())
-        if there and not run.done():
-            victim = chance.choice(there)
-            pid = int(victim.name.rpartition("@")[2])
-            victim.unlink()  # the next process of that name leaves its own
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
+        there = sorted(pids.glob("*@*"))
+        if len(there) < SAMPLERS - 1 or run.done():  # else none would live for long enough to do anything
+            continue
+        victim = chance.choice(there)
+        victim.unlink()  # the next process of that name leaves its own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(victim.name.rpartition("@")[2]), signal.SIGKILL)
+            killed += 1
+    (pids / HURRY).touch()
     await run
     return killed
