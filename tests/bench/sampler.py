@@ -2,8 +2,8 @@
 
     make bench-sampler
 
-A random Llama of 4 layers × 256 in float32 with a LoRA adapter, prompts of 32 and outputs of 48 tokens, n = 8, one thread
-an engine. Writes build/bench/sampler.json.
+A random Llama of 4 layers × 256 in float32 with a LoRA adapter, prompts of 32 and outputs of 48 tokens, n = 8, one
+thread an engine. Writes build/bench/sampler.json.
 """
 
 import statistics
