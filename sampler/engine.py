@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,23 +109,30 @@ class Engine:
             EngineLostError: the engine has died.
             PipelineError: vLLM returned something else than was asked for.
         """
-        if seed is not None:
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
-            await self._llm.collective_rpc("seed_sampling", args=(seed,))
         parameters = _parameters(sampling, n, eos_token_id)
-        requests = [await self._add(ids, parameters, adapter) for ids in prompts]
-        if seed is not None:
-            await self._llm.resume_generation()
-        finishing = [asyncio.create_task(self._outputs(index, one, n)) for index, one in enumerate(requests)]
+        requests: list[Any] = []
+        finishing: list[asyncio.Task[tuple[int, list[Completion]]]] = []
         try:
+            async with nullcontext() if seed is None else self._held(seed):
+                for ids in prompts:
+                    requests.append(await self._add(ids, parameters, adapter))
+            finishing = [asyncio.create_task(self._outputs(index, one, n)) for index, one in enumerate(requests)]
             for finished in asyncio.as_completed(finishing):
                 yield await finished
         finally:
-            left = [one.request_id for one, task in zip(requests, finishing, strict=True) if not task.done()]
             for task in finishing:
                 task.cancel()
-            if left:
-                await self._llm.abort(left, internal=True)
+            await self._llm.abort([one.request_id for one in requests], internal=True)  # those that are not finished
+
+    @asynccontextmanager
+    async def _held(self, seed: int) -> AsyncIterator[None]:
+        """Within it, the engine takes requests but runs none; then all at once, from an empty cache and a new seed."""
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            await self._llm.collective_rpc("seed_sampling", args=(seed,))
+            yield
+        finally:
+            await self._llm.resume_generation()
 
     async def continuation_logprobs(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None

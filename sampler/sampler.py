@@ -104,7 +104,7 @@ class Sampler:
     def _count(self, group: pa.RecordBatch, n: int) -> None:
         self._in_flight -= n
         self._outputs += n
-        self._tokens += sum(len(output["token_ids"]) for output in group["outputs"][0].as_py())
+        self._tokens += len(group["outputs"].flatten().field("token_ids").flatten())
 
 
 def _delivery(engine: Engine, model: ProposalModel, capacity: int) -> Delivery:

@@ -34,6 +34,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         ({"sampling": {"top_p": 0.9}}, "top_p cuts outputs off from the proposal"),
         ({"sampling": {"top_k": 50}}, "top_k cuts outputs off from the proposal"),
+        ({"sampling": {"stop": ["\n"], "presence_penalty": 1}}, "presence_penalty, stop cuts outputs off"),
+        ({"sampling": {"stop": [""]}}, "sampling.stop.0='' is refused"),
+        (
+            {"sampling": {"top_k": 5, "allow_truncated_support": True}, "logprobs": {"proposal": "recomputed"}},
+            "but sampling.top_k samples from another",
+        ),
+        ({"sampler": {"tensor_parallel": 2}}, "gpus=0; set gpus=2"),
+        ({"sampler": {"vllm": {"max_loras": 8}}}, "vllm.max_loras is set by the sampler itself"),
         ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
@@ -146,3 +154,13 @@ def test_world_without_prepare_is_refused() -> None:
     recipe = Recipe.model_validate(recipe_settings(policy={"model": "{world}/policy"}))
     with pytest.raises(UserError, match="no `prepare` section"):
         with_world(recipe, None)
+
+
+def test_truncated_sampling_is_taken_from_who_means_it_and_stop_strings_leave_tokens_the_policy_s():
+    allowed = {"allow_truncated_support": True}
+    stopped = Recipe.model_validate(recipe_settings(sampling={"stop": ["\n"], **allowed}))
+    assert stopped.sampling.truncating() == ["stop"]
+    assert stopped.sampling.tokens_are_the_policy_s
+    narrowed = Recipe.model_validate(recipe_settings(sampling={"stop": ["\n"], "min_p": 0.1, **allowed}))
+    assert narrowed.sampling.truncating() == ["min_p", "stop"]
+    assert not narrowed.sampling.tokens_are_the_policy_s
