@@ -187,7 +187,7 @@ class Simulation:
             schedule=Rounds(section, draws, 0),
             training_scorers=list(scorers),
             started_scorers=list(scorers),
-            leases=TrainingLeases(section, draws, plan, n=2),
+            leases=TrainingLeases(section, draws, plan, n=2, fixed=False),
             evaluation=self.evaluation if evaluated else None,
             quarantine=Quarantine(self.directory.quarantine),
         )
