@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,10 @@ from pydantic import ValidationError
 
 from common.config.recipe import SamplingSection
 from common.errors import EngineLostError, PipelineError, UserError, first_line
+from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
 _STEPS_REMEMBERED = 4096
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter that the engine holds.
-
-    Attributes:
-        id: from 1 on, of one adapter only while the engine lives.
-        digest: of its files; vLLM keeps the cached prefixes of adapters apart by it.
-        directory: in PEFT's format.
-    """
-
-    id: int
-    digest: str
-    directory: Path
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled output: ids, and log q' of each id in nats; EOS included only if it was generated."""
-
-    token_ids: list[int]
-    token_logprobs: list[float]
-    finish_reason: str
 
 
 class Engine:
