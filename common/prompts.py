@@ -1,30 +1,18 @@
-"""Prompts: taken from rows, left out where they do not fit, held compactly, and drawn in a deterministic order."""
+"""Prompts: taken from rows, left out where they do not fit, and drawn in a deterministic order."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import overload
 
 import numpy as np
-import pyarrow as pa
 
-from common.conversations import Message, as_text, is_conversation, messages_of, reply_to, turns_of
+from common.conversations import Message, as_text, messages_of, reply_to, turns_of
 from common.errors import UserError
-from common.identity import digest, seed_from
-from common.leases import Prompt
+from common.identity import seed_from
+from common.prompt_set import PromptSet
 from common.row_files import Row
 
 _ROWS = 1024
-_COLUMNS = pa.schema(
-    [
-        pa.field("row", pa.int64()),
-        pa.field("text", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("gold", pa.string()),
-    ]
-)
-
 _Texts = tuple[int, str, str | None]
 """A row's number (1-based), its prompt and its gold output."""
 
@@ -61,80 +49,6 @@ class PromptColumns:
     def names(self) -> tuple[str, ...]:
         """The columns to read."""
         return (self.prompt,) if self.gold is None else (self.prompt, self.gold)
-
-
-@dataclass
-class Skipped:
-    """Rows that hold no usable prompt, for one reason."""
-
-    count: int = 0
-    first: int | None = None
-
-    def add(self, row: int) -> None:
-        """Count a row (1-based)."""
-        self.count += 1
-        self.first = row if self.first is None else self.first
-
-    def __str__(self) -> str:
-        return f"{self.count}" if self.first is None else f"{self.count} (first: row {self.first})"
-
-
-class PromptSet(Sequence[Prompt]):
-    """The usable prompts of a source, in its order, in Arrow's columns: a million take what their text and ids take.
-
-    Attributes:
-        too_long: rows whose prompt has too many tokens.
-        empty: rows whose prompt is null or nothing but space.
-        conversations: how many prompts' texts stand for other turns than a single one of the user.
-    """
-
-    def __init__(self) -> None:
-        self.too_long = Skipped()
-        self.empty = Skipped()
-        self.conversations = 0
-        self._parts: list[pa.RecordBatch] = []
-        self._starts = [0]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = bisect_right(self._starts, index) - 1
-        row, text, token_ids, gold = (
-            column[index - self._starts[part]].as_py() for column in self._parts[part].columns
-        )
-        return Prompt(_prompt_id(row, text), text, tuple(token_ids), gold)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the prompts take."""
-        return sum(part.nbytes for part in self._parts)
-
-    def identities(self) -> Iterator[tuple[str, str | None]]:
-        """Of each prompt its id, which holds place and text, and its gold output."""
-        for part in self._parts:
-            for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
-                yield _prompt_id(row, text), gold
-
-    def add(self, rows: Sequence[tuple[int, str, list[int], str | None]]) -> None:
-        """Take in prompts: row (1-based), text, token ids, gold output."""
-        if rows:
-            columns = [
-                pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), _COLUMNS, strict=True)
-            ]
-            self.conversations += sum(is_conversation(text) for _, text, _, _ in rows)
-            self._parts.append(pa.RecordBatch.from_arrays(columns, schema=_COLUMNS))
-            self._starts.append(len(self) + len(rows))
 
 
 def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, max_tokens: int, where: str) -> PromptSet:
@@ -233,10 +147,6 @@ def _no_text(row: Row, number: int, column: str, where: str) -> UserError:
         f"{where}, row {number}, has no text in column {column!r} (its columns: {', '.join(row)}); set "
         f"data.prompt_column and data.gold_column."
     )
-
-
-def _prompt_id(row: int, text: str) -> str:
-    return digest("prompt", row - 1, text)[:16]
 
 
 class PromptOrder:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import UserError
+from common.errors import DamagedPartError, UserError
 from common.schemas import KINDS, batch_from_rows
 from common.storage.claims import Claim, claimed
 from common.storage.keys import Rows
@@ -289,6 +289,14 @@ class SampleStore:
             batch = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
             yield batch if columns is None else batch.select(list(columns))
 
+    def score_batches(self) -> Iterator[pa.RecordBatch]:
+        """All SCORES rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
+        return self._readable_batches("scores")
+
+    def step_batches(self) -> Iterator[pa.RecordBatch]:
+        """All STEPS rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
+        return self._readable_batches("steps")
+
     def groups(self, group_ids: Sequence[str]) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order.
 
@@ -343,6 +351,15 @@ class SampleStore:
         if fresh:
             self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
+
+    def _readable_batches(self, kind: str) -> Iterator[pa.RecordBatch]:
+        catalogue = self._kinds[kind]
+        for commit, rows in catalogue.commits():
+            try:
+                batch = catalogue.read(commit)
+            except DamagedPartError:
+                continue
+            yield batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
 
     def _take(self, kind: str, keys: Sequence[Sequence[str]]) -> pa.Table:
         catalogue = self._kinds[kind]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from common.errors import PipelineError, UserError
 from deploy.compare.parser import add_compare
+from deploy.lab.command import add_lab_command
 from deploy.live_commands import add_scale, add_status
 from deploy.recipe_files import load_recipe
 from deploy.store_commands.parser import add_store_command
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     doctor.set_defaults(command=_doctor)
     add_compare(commands)
+    add_lab_command(commands)
     _add_score(commands.add_parser("score", help="rewards for a file of prompts and outputs"))
     return parser
 

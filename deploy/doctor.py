@@ -12,7 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
+from common.config.recipe import PriorSection, Recipe
+from common.config.scorers import (
+    ClassifierSection,
+    EndpointSection,
+    FunctionSection,
+    GPTJRewardSection,
+    JudgeSection,
+)
 from common.errors import PipelineError, UserError
 from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory, run_directory
@@ -77,10 +84,28 @@ def examine(
         problems = (try_scorers or _try_on_cluster)(resolved, logs)
         for name in names:
             golden = "agrees with the run's golden values" if name in compared else "gives golden texts values"
-            findings.say(f"scorer {name}", problems[name], f" loads and {golden}")
+            findings.say(f"scorer {name}", problems[name], f" loads and {golden}: {_described(resolved, name)}")
     if not findings.failed:
         shutil.rmtree(logs.root)  # else its logs say more
     return findings.failed
+
+
+def _described(recipe: Recipe, name: str) -> str:
+    """What a scorer is, and what its values are for."""
+    match scorer := recipe.scorer(name):
+        case PriorSection():
+            return f"log-probabilities of {recipe.policy.model}"
+        case GPTJRewardSection() | ClassifierSection():
+            source = scorer.path
+        case FunctionSection():
+            source = scorer.function
+        case EndpointSection() | JudgeSection():
+            source = scorer.url
+        case _:
+            raise AssertionError(f"no description of a {type(scorer).__name__}")
+    rewards = [reward for reward, made in recipe.rewards.items() if name in made.weights]
+    part = f", part of {', '.join(rewards)}" if rewards else ""
+    return f"{scorer.kind}, {source}, for {scorer.use}{part}"
 
 
 def _try_on_cluster(recipe: Recipe, logs: RunDirectory) -> Problems:

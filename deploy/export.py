@@ -14,7 +14,8 @@ from common.nn.causal_lm import load_causal_lm, load_tokenizer
 from common.nn.saving import load_dequantized, save_causal_lm
 from common.policies import PolicyRegistry, ProposalVersion
 from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, begun_world, saved_recipe
+from deploy.run_directory import RunDirectory, saved_recipe
+from deploy.run_places import begun_world
 from deploy.summary import read_summary
 
 _MARKER = "version.json"

@@ -26,8 +26,8 @@ from deploy.run_directory import (
     resolve_output,
     run_directory,
     save_config,
-    with_absolute_places,
 )
+from deploy.run_places import with_absolute_places
 from deploy.services import Services
 from deploy.stored_inputs import StoredInputs
 from deploy.summary import finish, read_summary, show

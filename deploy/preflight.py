@@ -12,7 +12,8 @@ from common.identity import digest, digest_of_many
 from common.leases import Prompt
 from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
-from common.prompts import Encode, PromptSet
+from common.prompt_set import PromptSet
+from common.prompts import Encode
 from common.schemas import HUMAN, PROPOSAL
 from deploy.evaluation import Split
 from deploy.prompt_data import named, read_prompts

@@ -8,7 +8,8 @@ from common.config.data import DataSection, PromptSource
 from common.errors import UserError, first_line
 from common.nn.prompt_encoding import AS_THEY_ARE
 from common.nn.sources import is_local
-from common.prompts import Encode, PromptColumns, PromptSet, load_prompts
+from common.prompt_set import PromptSet
+from common.prompts import Encode, PromptColumns, load_prompts
 from common.row_files import SUFFIXES, Row, read_rows, rows_of
 
 if TYPE_CHECKING:

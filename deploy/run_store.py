@@ -74,6 +74,12 @@ class StoredSamples(Protocol):
     def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
         """See `SampleStore.scores`."""
 
+    def score_batches(self) -> Iterator[pa.RecordBatch]:
+        """See `SampleStore.score_batches`."""
+
+    def step_batches(self) -> Iterator[pa.RecordBatch]:
+        """See `SampleStore.step_batches`."""
+
     def steps(self) -> list[dict[str, Any]]:
         """See `SampleStore.steps`."""
 
@@ -217,6 +223,20 @@ class OverlaidStore:
             lambda names: self._upper.scores(names, scorer),
             lambda names: self._lower.scores(names, scorer),
         )
+
+    def score_batches(self) -> Iterator[pa.RecordBatch]:
+        """The lower store's, of all rounds, without what the upper store has too; then the upper's."""
+        for batch in self._lower.score_batches():
+            doubled = np.zeros(batch.num_rows, dtype=bool)
+            for scorer in batch["scorer"].unique().to_pylist():
+                of_it = pc.equal(batch["scorer"], scorer).to_numpy(zero_copy_only=False)
+                doubled |= of_it & self._upper.has_scores(batch["group_id"].to_pylist(), scorer)
+            yield batch.filter(pa.array(~doubled)) if doubled.any() else batch
+        yield from self._upper.score_batches()
+
+    def step_batches(self) -> Iterator[pa.RecordBatch]:
+        """The upper store's."""
+        return self._upper.step_batches()
 
     def steps(self) -> list[dict[str, Any]]:
         """The upper store's."""

@@ -21,7 +21,8 @@ from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, begun_world, resolve_output, run_directory
+from deploy.run_directory import RunDirectory, resolve_output, run_directory
+from deploy.run_places import begun_world
 from deploy.scoring_pools import ScoringPool, scoring_pools
 
 _ROWS_A_CALL = 16

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.recipe import Recipe
-from common.errors import UserError
+from common.config.scorers import CombinationSection
+from common.errors import UserError, first_line
 from common.schemas import PRIOR, PROPOSAL
 from common.storage.places import shown
 from common.store import SampleStore
@@ -20,12 +21,14 @@ class Location:
     Attributes:
         uri: of the store's own files, as it was named.
         directory: of its run; None where only the store was named.
-        recipe: of the run, with `{world}` as it was written.
+        recipe: of the run, with `{world}` as it was written; None also where it is not one of this version.
+        problem: why there is no recipe, where the run has one.
     """
 
     uri: str
     directory: RunDirectory | None = None
     recipe: Recipe | None = None
+    problem: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,15 +77,27 @@ def locate(place: str) -> Location:
         raise UserError(f"{path} {what}; name a run directory, a store directory, or a store's URI.")
     config = RunDirectory(path).config
     if config.is_file():
-        recipe = load_recipe(config)
-        directory = RunDirectory(path, own_store_uri(recipe))
-        return Location(str(directory.store), directory, recipe)
+        return _of_run(path, config)
     if (path / "store.json").is_file() or (path / "groups").is_dir():
         return Location(str(path))
     raise UserError(
         f"{path} is neither a run directory (it has no config.yaml) nor a sample store (it has no store.json); name "
         f"one of these, or a store's URI."
     )
+
+
+def _of_run(path: Path, config: Path) -> Location:
+    """The store of a run; runs of older versions keep theirs readable though their recipe may not be."""
+    try:
+        recipe = load_recipe(config)
+    except UserError as error:
+        directory = RunDirectory(path)
+        if not directory.own_store.is_dir():
+            raise
+        problem = f"{config} is not a recipe of this version of brain-align: {first_line(error)}"
+        return Location(str(directory.own_store), directory, None, problem)
+    directory = RunDirectory(path, own_store_uri(recipe))
+    return Location(str(directory.store), directory, recipe)
 
 
 def open_source(place: str) -> Source:
@@ -100,21 +115,40 @@ def open_source(place: str) -> Source:
     return Source(OverlaidStore(own, open_source(recipe.store.uri).store, recipe.algorithm.rounds), location)
 
 
-def ranking_scorer(source: Source, wanted: str | None) -> str:
-    """The scorer whose values are the rewards: the one asked for, the run's objective's, or the only one there is.
+@dataclass(frozen=True)
+class Ranking:
+    """What the outputs of a group are ranked by.
+
+    Attributes:
+        name: of a scorer, or of a reward that a recipe makes of several.
+        reward: the scorer's name, or how the values of several make one.
+    """
+
+    name: str
+    reward: str | CombinationSection
+
+    @property
+    def scorers(self) -> list[str]:
+        """Whose values it needs."""
+        return [self.reward] if isinstance(self.reward, str) else list(self.reward.weights)
+
+
+def ranking(source: Source, wanted: str | None) -> Ranking:
+    """The scorer or reward that ranks: the one asked for, the run's objective's, or the only one there is.
 
     Raises:
-        UserError: it is not in the store, or several are and none is named.
+        UserError: its values are not in the store, or several scorers' are and none is named.
     """
     there = sorted({facts.name for facts in source.store.scorers()} - {PRIOR, PROPOSAL})
     name = wanted or (source.recipe and source.recipe.objective.reward)
-    if name is None and len(there) == 1:
-        return there[0]
-    if name is None:
+    if name is None and len(there) != 1:
         raise UserError(f"The store {source.store.root} has {_listed(there)}; say which ranks, with --scorer NAME.")
-    if name not in there:
-        raise UserError(f"The store {source.store.root} has no values of {name!r}, it has {_listed(there)}.")
-    return name
+    name = name or there[0]
+    combinations = source.recipe.rewards if source.recipe else {}
+    found = Ranking(name, combinations.get(name, name))
+    if missing := [scorer for scorer in found.scorers if scorer not in there]:
+        raise UserError(f"The store {source.store.root} has no values of {missing[0]!r}, it has {_listed(there)}.")
+    return found
 
 
 def _listed(scorers: list[str]) -> str:

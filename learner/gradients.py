@@ -5,7 +5,6 @@ the coefficients c_i = ∂loss/∂log q_θ(y_i) (BRAIn: β_i − α_i). The coef
 log-probabilities alone; then Σ_i c_i log q_θ(y_i) can be backpropagated over any partition of the outputs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +12,9 @@ import torch
 from common.nn.packing import TokenBudget
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine
-from learner.objectives.values import GroupValues, ObjectiveResult
+from learner.objectives.objective import Objective
+from learner.objectives.values import ObjectiveResult
 from learner.partition import MicroBatch, Part, plan
-
-Loss = Callable[[GroupValues], ObjectiveResult]
-"""An objective with its settings."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +30,22 @@ class BatchResult:
     objective: ObjectiveResult
 
 
-def accumulate_gradient(engine: Engine, batch: GroupBatch, loss: Loss, budget: TokenBudget) -> BatchResult:
+def accumulate_gradient(engine: Engine, batch: GroupBatch, objective: Objective, budget: TokenBudget) -> BatchResult:
     """Add up the gradient of the mean loss over the batch's trained prompts; the step is still to come.
 
     Args:
         engine: one rank; all ranks must call with the same batch.
         batch: the whole batch, narrowed to what the objective uses.
-        loss: the objective; a prompt's loss must depend on that prompt's values alone.
+        objective: has observed the batch; a prompt's loss depends on that prompt's values alone.
         budget: of one forward pass.
     """
     shares = plan(batch, engine.ranks, budget)
-    run = _Run(engine, batch, loss)
+    run = _Run(engine, batch, objective)
     run.compute_split([[micro for unit in share if len(unit) > 1 for micro in unit] for share in shares])
     run.add_gradient([[micro for unit in share for micro in unit] for share in shares])
     policy = engine.sum_over_ranks(run.policy_logprobs)
     policy = torch.where(batch.computed, policy, torch.nan)
-    return BatchResult(policy[:, :-1], loss(batch.values(policy)))
+    return BatchResult(policy[:, :-1], objective(batch.values(policy)))
 
 
 class _Run:
@@ -59,11 +56,11 @@ class _Run:
     do goes through others' work, with no weight.
     """
 
-    def __init__(self, engine: Engine, batch: GroupBatch, loss: Loss) -> None:
+    def __init__(self, engine: Engine, batch: GroupBatch, objective: Objective) -> None:
         self.policy_logprobs = torch.zeros(batch.computed.shape)  # [b, n + 1], filled in for this rank's texts
         self._engine = engine
         self._batch = batch
-        self._loss = loss
+        self._objective = objective
         # DeepSpeed averages over the ranks; what is wanted is the mean over the batch's prompts.
         self._scale = engine.ranks / max(1, int(batch.trained.sum()))
 
@@ -108,7 +105,7 @@ class _Run:
     def _coefficients(self, groups: list[int]) -> torch.Tensor:
         """∂(Σ of the groups' losses)/∂log q_θ, 0 in other rows.  # [b, n + 1]."""
         leaf = self.policy_logprobs[groups].requires_grad_()
-        losses = self._loss(self._batch.values(leaf, groups)).losses
+        losses = self._objective.losses(self._batch.values(leaf, groups))
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         # A loss that is not finite must leave a gradient that is not: the step is then skipped, on every rank.
         gradient[~losses.isfinite()] = torch.nan

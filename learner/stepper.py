@@ -16,7 +16,8 @@ from common.config.recipe import LearnerSection
 from common.errors import LearnerOutOfMemoryError, PipelineError
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine
-from learner.gradients import BatchResult, Loss, accumulate_gradient
+from learner.gradients import BatchResult, accumulate_gradient
+from learner.objectives.objective import Objective
 from learner.policy import Policy
 
 _SMALLEST_BUDGET = 16
@@ -50,7 +51,7 @@ class Stepper:
         self,
         policy: Policy,
         engine: Engine,
-        loss: Loss,
+        objective: Objective,
         settings: LearnerSection,
         *,
         max_tokens: int,
@@ -60,7 +61,7 @@ class Stepper:
         self.skipped: list[str] = []
         self._policy = policy
         self._engine = engine
-        self._loss = loss
+        self._objective = objective
         self._settings = settings
         self._note = note
         self._checked = False
@@ -121,7 +122,7 @@ class Stepper:
     def _accumulate(self, step: int, groups: GroupBatch) -> BatchResult:
         while True:
             try:
-                return accumulate_gradient(self._engine, groups, self._loss, self._policy.budget(self.max_tokens))
+                return accumulate_gradient(self._engine, groups, self._objective, self._policy.budget(self.max_tokens))
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
             # Outside of the handler, whose traceback would keep the pass's tensors.

@@ -1,7 +1,7 @@
 """`brain store export`: stored samples in the formats of other tools."""
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +10,12 @@ from rich.progress import Progress
 
 from common.errors import UserError
 from deploy.run_store import StoredSamples
-from deploy.source import open_source, ranking_scorer
+from deploy.source import Ranking, ranking
 from deploy.store_commands.damage import readable
 from deploy.store_commands.flat_rows import FlatRows
 from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
-from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.terminal import PLACE, opened, terminal
 from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
@@ -38,7 +38,7 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--round", type=int, metavar="N", help="only the groups of this round")
     parser.add_argument("--version", type=int, metavar="N", help="only the groups of this proposal version")
     parser.add_argument(
-        "--scorer", metavar="NAME", help="only groups that it has scored, with its values alone; pairs: which ranks"
+        "--scorer", metavar="NAME", help="only groups that it has scored, with its values alone; pairs: what ranks"
     )
     parser.add_argument(
         "--pairing", choices=list(PAIRINGS), default="consecutive", help="which pairs (default: %(default)s, disjoint)"
@@ -48,26 +48,25 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _export(options: argparse.Namespace) -> int:
     write = _writer(options.format, options.output)
-    source = open_source(options.place)
+    source = opened(options.place)
     store = source.store
-    wanted: str | None = options.scorer
-    if options.format == "pairs":
-        wanted = ranking_scorer(source, wanted)
-    terminal().print(f"{_write(store, wanted, write, options)}: {options.output}", soft_wrap=True)
+    ranked_by = ranking(source, options.scorer) if options.format == "pairs" else None
+    terminal().print(f"{_write(store, ranked_by, write, options)}: {options.output}", soft_wrap=True)
     for damage in store.damaged:
         terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
     return 0
 
 
-def _write(store: StoredSamples, scorer: str | None, write: Write, options: argparse.Namespace) -> str:
+def _write(store: StoredSamples, ranked_by: Ranking | None, write: Write, options: argparse.Namespace) -> str:
     """Write the output; returns what is in it."""
-    selected = _selected(store, options.round, options.version, scorer)
     rows: FlatRows | Pairs
-    if options.format == "pairs":
-        assert scorer is not None
-        rows = Pairs(store, scorer, options.pairing)
+    if ranked_by is None:
+        wanted = [options.scorer] if options.scorer else []
+        rows = FlatRows(store, wanted or sorted({facts.name for facts in store.scorers()}))
     else:
-        rows = FlatRows(store, [scorer] if scorer else sorted({facts.name for facts in store.scorers()}))
+        wanted = ranked_by.scorers
+        rows = Pairs(store, ranked_by, options.pairing)
+    selected = _selected(store, options.round, options.version, wanted)
     groups = 0
 
     def converted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -96,8 +95,8 @@ def _writer(form: str, output: Path) -> Write:
     return _WRITERS[suffix]
 
 
-def _selected(store: StoredSamples, round_: int | None, version: int | None, scorer: str | None) -> pa.ChunkedArray:
-    """Ids of the groups to export, in order of commitment.
+def _selected(store: StoredSamples, round_: int | None, version: int | None, scorers: Sequence[str]) -> pa.ChunkedArray:
+    """Ids of the groups to export, which have values of all these scorers, in order of commitment.
 
     Raises:
         UserError: there is none.
@@ -108,10 +107,11 @@ def _selected(store: StoredSamples, round_: int | None, version: int | None, sco
         if value is not None:
             index = index.filter(pc.equal(index[column], value))
     ids = index["group_id"]
-    if scorer is not None:
+    for scorer in scorers:
         ids = ids.filter(pc.invert(pc.is_in(ids, value_set=pa.array(store.unscored(scorer), pa.string()))))
     if not len(ids):
-        asked = [f"{name} {value}" for name, value in (*filters.items(), ("scorer", scorer)) if value is not None]
+        asked = [f"{name} {value}" for name, value in filters.items() if value is not None]
+        asked += [f"scorer {scorer}" for scorer in scorers]
         raise UserError(f"The store {store.root} has no groups{' of ' if asked else ''}{', '.join(asked)}.")
     return ids
 

@@ -8,8 +8,10 @@ import pyarrow.compute as pc
 
 from common.config.objectives import GoodnessSection
 from common.errors import UserError
+from common.rewards import stored_rewards
 from common.schemas import PRIOR, PROPOSAL
 from deploy.run_store import StoredSamples
+from deploy.source import Ranking
 from deploy.store_commands.posterior import log_weights, self_normalised
 
 _CANDIDATES = 5  # ids that an ambiguous prefix's error shows
@@ -21,7 +23,7 @@ class GroupView:
 
     Attributes:
         row: the GROUPS row.
-        values: of each scorer but the prior.  # [n] each
+        values: of each scorer but the prior, and of the reward that ranks.  # [n] each
         gold: of the gold output, by scorer; None where there is none.
         errors: of scorers that could not compute something, by name.
         prior: log p(y|x).  # [n]
@@ -82,7 +84,7 @@ def find_group(store: StoredSamples, prefix: str) -> str:
 def group_view(
     store: StoredSamples,
     group: str,
-    ranked_by: str | None,
+    ranked_by: Ranking | None,
     goodness: GoodnessSection,
     policy: np.ndarray | None = None,
 ) -> GroupView:
@@ -91,7 +93,7 @@ def group_view(
     Args:
         store: holds it.
         group: its full id.
-        ranked_by: the scorer whose values are the rewards, if any is.
+        ranked_by: whose values are the rewards, if any are.
         goodness: how a reward becomes goodness.
         policy: log q_θ(y|x), where it is known.  # [n]
     """
@@ -103,11 +105,17 @@ def group_view(
     prior = values.pop(PRIOR, np.full(count, np.nan))
     sampled = np.array([sum(output["token_logprobs"]) for output in row["outputs"]])
     proposal = values.pop(PROPOSAL, sampled)  # the recomputed ones where there are any, as the learner takes them
-    weights = log_weights(values[ranked_by], prior, proposal, goodness) if ranked_by in values else None
+    gold = {name: scores[name]["gold_value"] for name in values}
+    weights = None
+    if ranked_by is not None and all(name in values for name in ranked_by.scorers):
+        rewards = stored_rewards(store, [group], ranked_by.reward).to_pylist()[0]
+        values[ranked_by.name] = np.array(rewards["values"], dtype=np.float64)
+        gold[ranked_by.name] = rewards["gold_value"]
+        weights = log_weights(values[ranked_by.name], prior, proposal, goodness)
     return GroupView(
         row=row,
         values=values,
-        gold={name: scores[name]["gold_value"] for name in values},
+        gold=gold,
         errors={name: score["error"] for name, score in sorted(scores.items()) if score["error"]},
         prior=prior,
         proposal=proposal,

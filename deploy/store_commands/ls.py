@@ -8,9 +8,8 @@ from rich.table import Table
 
 from common.schemas import PRIOR, PROPOSAL
 from common.statistics import Moments
-from deploy.source import open_source
 from deploy.store_commands.overview import Cell, Overview, Scored, overview
-from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.terminal import PLACE, opened, terminal
 
 
 def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,7 +26,7 @@ def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 
 
 def _ls(options: argparse.Namespace) -> int:
-    found = overview(open_source(options.place))
+    found = overview(opened(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:

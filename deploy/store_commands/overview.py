@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -14,10 +13,10 @@ import pyarrow.fs as pafs
 from common.statistics import Moments
 from deploy.run_store import StoredSamples
 from deploy.source import Source
-from deploy.store_commands.damage import readable
 
-_TRAINED, _LACKS = "trained", "lacks "  # columns beside those of the index
-_CHUNK = 4096  # groups whose scores are in memory at a time
+_AT_ONCE = 1 << 18  # SCORES rows in memory at a time: each piece is looked up in the whole index
+
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -135,11 +134,9 @@ def overview(source: Source) -> Overview:
     digests: dict[str, list[str]] = {}
     for facts in store.scorers():
         digests.setdefault(facts.name, []).append(facts.digest)
+    cells, cell_of = _cells(index, _trained(store, index), sorted(digests))
+    _add_scores(store, index, cells, cell_of)
     scorers = {name: Scored() for name in sorted(digests)}
-    marked = index.append_column(_TRAINED, _among(index, (name for row in store.steps() for name in row["group_ids"])))
-    for name in scorers:
-        marked = marked.append_column(_LACKS + name, _among(index, store.unscored(name)))
-    cells = [_cell(store, *key, rows, list(scorers)) for key, rows in _by_round_and_version(marked)]
     for cell in cells:
         for name, scored in cell.scored.items():
             scorers[name].merge(scored)
@@ -161,39 +158,57 @@ def folder_sizes(uri: str) -> dict[str, int]:
     return sizes
 
 
-def _by_round_and_version(index: pa.Table) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-    """The groups of each round and version, these in ascending order, in the order of the index."""
-    rounds, versions = (index[name].to_numpy() for name in ("round", "proposal_version"))
-    order = np.lexsort((versions, rounds))
-    keys = np.stack([rounds[order], versions[order]], axis=1)
-    starts = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=-1) != 0, axis=1))
-    for first, last in pairwise([*starts, len(order)]):
-        yield (int(keys[first, 0]), int(keys[first, 1])), index.take(order[first:last])
+def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) -> tuple[list[Cell], Numbers]:
+    """The cells, by round and version, without scores yet; [groups] the number of each group's cell."""
+    rounds, versions = (index[name].to_numpy().astype(np.int64) for name in ("round", "proposal_version"))
+    keys, cell_of = np.unique(rounds << 32 | versions, return_inverse=True)
+
+    def totals(amounts: npt.NDArray[Any]) -> list[int]:
+        sums = np.zeros(len(keys), dtype=np.int64)
+        np.add.at(sums, cell_of, amounts)
+        return sums.tolist()
+
+    amounts = (np.ones_like(cell_of), index["outputs"].to_numpy(), index["tokens"].to_numpy(), trained)
+    cells = [
+        Cell(int(key >> 32), int(key & 0xFFFFFFFF), count, outputs, tokens, used, {name: Scored() for name in scorers})
+        for key, count, outputs, tokens, used in zip(keys, *map(totals, amounts), strict=True)
+    ]
+    return cells, cell_of
 
 
-def _cell(store: StoredSamples, round_: int, version: int, rows: pa.Table, scorers: list[str]) -> Cell:
-    ids = rows["group_id"]
-    scored = {}
-    for name in scorers:
-        scored[name] = Scored()
-        has = ids.filter(pc.invert(rows[_LACKS + name]))
-        for start in range(0, len(has), _CHUNK):
-            for rows_of_it in readable(partial(store.scores, scorer=name), has.slice(start, _CHUNK).to_pylist()):
-                scored[name].add(rows_of_it)
-    return Cell(
-        round_,
-        version,
-        groups=rows.num_rows,
-        outputs=pc.sum(rows["outputs"]).as_py(),
-        tokens=pc.sum(rows["tokens"]).as_py(),
-        trained=pc.sum(rows[_TRAINED]).as_py(),
-        scored=scored,
-    )
+def _trained(store: StoredSamples, index: pa.Table) -> npt.NDArray[np.bool_]:
+    """[groups] whether any step has trained each group of the index."""
+    names = [batch["group_ids"].flatten() for batch in store.step_batches()]
+    trained = pa.chunked_array(names, pa.string())
+    return pc.is_in(index["group_id"], value_set=trained).to_numpy()
 
 
-def _among(index: pa.Table, names: Iterable[str]) -> pa.ChunkedArray:
-    """Whether each group of the index has one of the names."""
-    return pc.is_in(index["group_id"], value_set=pa.array(list(names), pa.string()))
+def _add_scores(store: StoredSamples, index: pa.Table, cells: list[Cell], cell_of: Numbers) -> None:
+    """Count all scores of groups in the index in, each in the cell of its group."""
+    ids = index["group_id"].combine_chunks()
+    for scores in _pieces(store.score_batches()):
+        rows = pc.index_in(scores["group_id"], value_set=ids)
+        known = rows.is_valid().to_numpy()
+        of = cell_of[rows.filter(pa.array(known)).to_numpy()]
+        table = scores.filter(pa.array(known))
+        for name in pc.unique(table["scorer"]).to_pylist():
+            of_it = pc.equal(table["scorer"], name).to_numpy()
+            for number in np.unique(of[of_it]):
+                cells[number].scored[name].add(table.filter(pa.array(of_it & (of == number))))
+
+
+def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Batches put together to pieces that are worth looking at."""
+    piece: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        piece.append(batch)
+        rows += batch.num_rows
+        if rows >= _AT_ONCE:
+            yield pa.Table.from_batches(piece).combine_chunks()
+            piece, rows = [], 0
+    if piece:
+        yield pa.Table.from_batches(piece).combine_chunks()
 
 
 def _numbers(values: pa.ChunkedArray) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Preference pairs from stored groups, in the form that trainers of DPO and its kin read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
 import pyarrow as pa
 
+from common.rewards import stored_rewards
 from common.schemas import PRIOR, batch_from_rows
 from deploy.run_store import StoredSamples
+from deploy.source import Ranking
+from deploy.store_commands.damage import readable
 from deploy.store_commands.flat_rows import scores_of
 
 Rewards = list[float | None]
@@ -63,24 +66,34 @@ class Pairs:
         dropped: how many pairs were left out, by the reason.
     """
 
-    def __init__(self, store: StoredSamples, scorer: str, pairing: str) -> None:
+    def __init__(self, store: StoredSamples, ranked_by: Ranking, pairing: str) -> None:
         self.schema = _SCHEMA
         self.dropped = {"tied": 0, "without a reward": 0}
         self._store = store
-        self._scorer = scorer
+        self._ranked_by = ranked_by
         self._pairing = PAIRINGS[pairing]
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The pairs of each group, in the order of groups."""
         groups = batch.to_pylist()
         ids = [group["group_id"] for group in groups]
-        rewards, prior = (scores_of(self._store, ids, name) for name in (self._scorer, PRIOR))
+        rewards, prior = self._rewards(ids), scores_of(self._store, ids, PRIOR)
         rows: list[dict[str, Any]] = []
         for group in groups:
             nothing: dict[str, Any] = {"values": [None] * len(group["outputs"])}
             name = group["group_id"]
             rows += self._pairs(group, rewards.get(name, nothing)["values"], prior.get(name, nothing)["values"])
         return batch_from_rows(self.schema, rows)
+
+    def _rewards(self, groups: list[str]) -> dict[str, dict[str, Any]]:
+        """The rewards of those groups that have any, by group."""
+        of = self._ranked_by
+        scored = [group for group in groups if all(self._store.has_score(group, name) for name in of.scorers)]
+
+        def read(ids: Sequence[str]) -> pa.Table:
+            return stored_rewards(self._store, list(ids), of.reward).append_column("group_id", pa.array(ids))
+
+        return {row["group_id"]: row for table in readable(read, scored) for row in table.to_pylist()}
 
     def _pairs(self, group: dict[str, Any], rewards: Rewards, prior: Rewards) -> Iterator[dict[str, Any]]:
         texts = [output["text"] for output in group["outputs"]]

@@ -55,7 +55,8 @@ def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
     """
     source = open_source(run)
     if source.recipe is None or source.directory is None:
-        raise UserError(f"{shown(run)} is a store without its run's recipe; name the run directory.")
+        without = f"{shown(run)} is a store without its run's recipe; name the run directory."
+        raise UserError(source.location.problem or without)
     settings: dict[str, Any] = source.recipe.model_dump(mode="json")
     for override in overrides:
         if not override.startswith(_CHANGEABLE):

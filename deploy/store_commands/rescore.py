@@ -64,9 +64,8 @@ def _recipe(location: Location, path: Path | None, overrides: list[str]) -> Reci
     if path is not None:
         return load_recipe(path, overrides)
     if location.recipe is None:
-        raise UserError(
-            f"{location.name} is a store without its run's recipe; say --recipe, or name the run directory."
-        )
+        without = location.problem or f"{location.name} is a store without its run's recipe."
+        raise UserError(f"{without} Say --recipe{'' if location.problem else ', or name the run directory'}.")
     return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.name}")
 
 

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from common.config.objectives import BrainSection, GoodnessSection
 from common.schemas import PRIOR, PROPOSAL
-from deploy.source import Source, open_source, ranking_scorer
+from deploy.source import Ranking, Source, ranking
 from deploy.store_commands.group_view import GroupView, find_group, group_view
-from deploy.store_commands.terminal import PLACE, terminal
+from deploy.store_commands.terminal import PLACE, opened, terminal
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
@@ -36,10 +36,10 @@ def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _show(options: argparse.Namespace) -> int:
-    source = open_source(options.place)
+    source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
-    ranked_by = ranking_scorer(source, options.scorer) if scored or options.scorer else None
+    ranked_by = ranking(source, options.scorer) if scored or options.scorer else None
     objective = _goodness(source)
     policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
     view = group_view(source.store, group, ranked_by, objective, policy)
@@ -119,7 +119,7 @@ def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
 
 
 def _notes(
-    view: GroupView, source: Source, ranked_by: str | None, objective: GoodnessSection, version: int | None
+    view: GroupView, source: Source, ranked_by: Ranking | None, objective: GoodnessSection, version: int | None
 ) -> list[str]:
     notes = []
     if ranked_by is None or view.alpha is None:
@@ -127,7 +127,7 @@ def _notes(
     else:
         whose = "as in the run's recipe" if source.recipe else "the paper's, as only a store was named, not its run"
         notes.append(
-            f"α ∝ p(G=1|x,y)·p/q' (eq. 20), goodness {objective.goodness} of {ranked_by} at γ = "
+            f"α ∝ p(G=1|x,y)·p/q' (eq. 20), goodness {objective.goodness} of {ranked_by.name} at γ = "
             f"{objective.temperature:g}, {whose}; log w is its logarithm, not normalised."
         )
     count = len(view.proposal)

@@ -59,12 +59,23 @@ class Objective:
             clean = self._transformed(values.without_gaps())
             self.partition = self.partition.including(log_importance(clean, self.settings)[clean.valid])
 
-    def __call__(self, values: GroupValues) -> ObjectiveResult:
-        """The losses of groups whose `valid` outputs are those that `used` chose."""
-        trained = values.valid.any(dim=-1)
+    def losses(self, values: GroupValues) -> torch.Tensor:
+        """A loss a prompt, 0 where it has no valid output.
+
+        Args:
+            values: `valid` are the outputs that `used` chose.
+
+        Returns:
+            [b]
+        """
         clean = replace(values.without_gaps(), log_partition=self.partition.log_mean)
         losses = self._definition.losses(self._transformed(clean), self.settings)
-        return ObjectiveResult(torch.where(trained, losses, 0.0), trained, self._metrics(clean, trained))
+        return torch.where(values.valid.any(dim=-1), losses, 0.0)
+
+    def __call__(self, values: GroupValues) -> ObjectiveResult:
+        """`losses`, with what is reported of them."""
+        trained = values.valid.any(dim=-1)
+        return ObjectiveResult(self.losses(values), trained, self._metrics(values.without_gaps(), trained))
 
     def _transformed(self, values: GroupValues) -> GroupValues:
         if self.settings.reward_transform == "none":

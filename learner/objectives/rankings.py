@@ -85,4 +85,4 @@ def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
         return terms
     length = values.lengths.gather(1, best(values)[:, None])[:, 0] if settings.sft_on == "best" else 1
     likelihood = likelihood_of_one(values, settings) / length
-    return terms - settings.sft_weight * (values.valid.sum(dim=-1) - 1).square() * likelihood
+    return terms - settings.sft_weight * likelihood * (values.valid.sum(dim=-1) - 1).square()

@@ -49,14 +49,14 @@ def group() -> list[list[int]]:
 def padded(stock: GPTJModel, head: torch.nn.Linear, rows: list[list[int]], size: int) -> torch.Tensor:
     """Stock transformers, as a careful user would write it: sorted by length, and only as wide as each batch needs."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    values = torch.empty(len(rows))
+    values, device = torch.empty(len(rows)), stock.wte.weight.device
     for start in range(0, len(rows), size):
         part = order[start : start + size]
         ids = pad_sequence([torch.tensor(rows[index]) for index in part], batch_first=True)
         lengths = torch.tensor([len(rows[index]) for index in part])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        hidden = stock(ids, attention_mask=mask, use_cache=False).last_hidden_state
-        values[part] = head(hidden[torch.arange(len(part)), lengths - 1]).squeeze(-1)
+        hidden = stock(ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+        values[part] = head(hidden[torch.arange(len(part)), lengths - 1]).squeeze(-1).float().cpu()
     return values
 
 

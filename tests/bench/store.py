@@ -105,7 +105,7 @@ def large_store(folder: Path, groups: int) -> dict[str, float]:
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True)
         for name, value in json.loads(answer.stdout.splitlines()[-1]).items():
             runs.setdefault(name, []).append(value)
-    files = {kind: len(list((root / kind).iterdir())) for kind in ("groups", "scores", "steps", "index")}
+    files = {kind: len(list((root / kind).glob("*"))) for kind in ("groups", "scores", "steps", "index")}
     size = sum(path.stat().st_size for path in root.rglob("*.arrow"))
     return {
         **{name: statistics.median(values) for name, values in runs.items()},

@@ -36,6 +36,7 @@ def test_all_that_is_wrong_is_said(tmp_path: Path, monkeypatch) -> None:
     assert "ok      scorer prior loads and gives golden texts values" in text
     assert "FAILED  scorer reward: it has drifted" in text
     assert "ok      the cluster has room" in text
+    assert "gives golden texts values: log-probabilities of ./none" in text
     failed, text = examined(recipe, UserError("The Ray cluster is too small"))
     assert failed == 2
     assert "FAILED  the cluster has room for all services: The Ray cluster is too small" in text
@@ -58,3 +59,27 @@ def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, m
     examine(recipe, Console(file=text, width=100), try_scorers)
     assert seen == ["kept"]
     assert "scorer reward loads and agrees with the run's golden values" in text.getvalue()
+
+
+def test_each_scorer_is_described(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scorers = {
+        "reward": {"kind": "hh", "path": "./none"},
+        "short": {"kind": "function", "function": "my.rewards:short"},
+        "judge": {
+            "kind": "judge",
+            "url": "http://here/v1",
+            "model": "m",
+            "instructions": "{prompt} {output}",
+            "use": "evaluation",
+        },
+    }
+    both = {"kind": "min", "weights": {"reward": 1, "short": 2}}
+    settings = recipe_settings(policy={"model": "./none"}, scorers=scorers, rewards={"both": both})
+    _, text = examined(Recipe.model_validate(settings), dict.fromkeys([PRIOR, *scorers]))
+    for described in (
+        "reward loads and gives golden texts values: hh, ./none, for training, part of both",
+        "short loads and gives golden texts values: function, my.rewards:short, for training, part of both",
+        "judge loads and gives golden texts values: judge, http://here/v1, for evaluation",
+    ):
+        assert f"ok      scorer {described}\n" in text

@@ -57,6 +57,7 @@ def broken_rule(path: PurePosixPath, name: str) -> str | None:
             target == "ray" and package != "deploy" and not (package in STAGES and path.name == "service.py")
         ),
         "common outside of common.nn imports no tensor library": in_common and target in TENSOR_LIBRARIES,
+        "datasets is imported only in deploy": target == "datasets" and package != "deploy",
         "common does not import common.nn": in_common and f"{name}.".startswith("common.nn."),
     }
     return next((rule for rule, broken in rules.items() if broken), None)
@@ -77,6 +78,7 @@ def test_no_file_breaks_an_import_rule():
     [
         ("common/store.py", "import torch.nn as nn"),
         ("common/store.py", "def f():\n    from transformers import AutoModel"),
+        ("common/row_files.py", "from datasets import load_dataset"),
         ("common/store.py", "from common import nn"),
         ("common/store.py", "from .nn import logprobs"),
         ("common/config/recipe.py", "from ..nn.logprobs import f"),

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from common.config.data import DataSection
 from common.errors import UserError
-from common.prompts import PromptSet
+from common.prompt_set import PromptSet
 from deploy.prompt_data import read_prompts
 
 ROWS = [{"prompt": f"prompt {number}", "label": f"gold {number}", "other": number} for number in range(20)]

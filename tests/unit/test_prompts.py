@@ -6,7 +6,8 @@ import pytest
 from common.conversations import Message, as_text, is_conversation, turns_of
 from common.errors import UserError
 from common.leases import Prompt
-from common.prompts import PromptColumns, PromptOrder, PromptSet, RefusedPromptError, load_prompts
+from common.prompt_set import PromptSet
+from common.prompts import PromptColumns, PromptOrder, RefusedPromptError, load_prompts
 
 ROWS = [
     {"prompt": "one two", "label": "gold"},

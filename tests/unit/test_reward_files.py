@@ -71,6 +71,38 @@ def test_incomplete_shards_are_named(tmp_path):
             find_checkpoint(str(tmp_path), TLDR)
 
 
+# -- the hub
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "tokenizer"),
+    [(TLDR, "pytorch_model.bin", "EleutherAI/gpt-j-6B"), (HH, "hf_ckpt.pt", "gpt2")],
+    ids=["tldr", "hh"],
+)
+def test_a_hub_id_may_name_a_revision_and_the_published_file_is_fetched(tmp_path, monkeypatch, form, file, tokenizer):
+    asked = []
+
+    def download(repository, name, *, revision):
+        asked.append((repository, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+    found = find_checkpoint("owner/model@676bfd4d", form)
+    assert asked == [("owner/model", file, "676bfd4d")]
+    assert (found.weights, found.config, found.tokenizer) == ((tmp_path / file,), None, tokenizer)
+    find_checkpoint("owner/model", form)
+    assert asked[1] == ("owner/model", file, None)
+
+
+def test_a_reward_model_that_cannot_be_fetched_is_named(monkeypatch):
+    def download(*_, **__):
+        raise OSError("no such repository\nand more")
+
+    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+    with pytest.raises(UserError, match=r"owner/model could not be fetched from the hub: no such repository$"):
+        find_checkpoint("owner/model", TLDR)
+
+
 # -- memory
 
 

@@ -7,15 +7,14 @@ from common.config.validation import recipe_digest
 from common.errors import UserError
 from deploy.run_directory import (
     RunDirectory,
-    begun_world,
     check_config,
     claimed,
     resolve_output,
     run_directory,
     save_config,
     saved_recipe,
-    with_absolute_places,
 )
+from deploy.run_places import begun_world, with_absolute_places
 from tests.unit.factories import recipe_settings
 
 

@@ -176,3 +176,18 @@ def test_a_run_s_store_is_found_where_its_recipe_places_it(tmp_path: Path, capsy
     found = listed(directory, capsys)
     assert found["uri"] == str(tmp_path / "elsewhere")
     assert found["counts"]["groups"] == 4
+
+
+def test_a_run_of_another_version_s_recipe_is_shown_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = stored_run(tmp_path)
+    config = directory / "config.yaml"
+    config.write_text(config.read_text() + "once_upon_a_time: 1\n")
+    assert main(["store", "ls", str(directory)]) == 0
+    shown = capsys.readouterr()
+    assert "4 groups, 6 scores, 2 steps" in shown.out
+    assert "config.yaml is not a recipe of this version of brain-align" in shown.err and "once_upon" in shown.err
+    assert main(["store", "verify", str(directory)]) == 0
+    assert main(["store", "replay", str(directory), "--output", str(tmp_path / "new")]) == 2
+    assert "is not a recipe of this version" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_values_of_another_scorer_are_not_mixed_with_these(store):
 
 def test_a_scorer_that_the_recipe_lacks_and_a_store_without_a_recipe_are_refused(store, tmp_path, capsys):
     assert main(["store", "rescore", str(tmp_path), "--scorer", "second"]) == 2
-    assert "say --recipe, or name the run directory" in capsys.readouterr().err
+    assert "Say --recipe, or name the run directory" in capsys.readouterr().err
     recipe = "deploy/recipes/demo.yaml"
     assert main(["store", "rescore", str(tmp_path), "--recipe", recipe, "--scorer", "second"]) == 2
     assert "second is no scorer of the recipe, which has reward" in capsys.readouterr().err

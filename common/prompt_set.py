@@ -1,0 +1,99 @@
+"""The prompts of a run, held compactly: a million of them take what their texts and token ids take."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import pyarrow as pa
+
+from common.conversations import is_conversation
+from common.identity import digest
+from common.leases import Prompt
+
+_COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("token_ids", pa.list_(pa.int32())),
+        pa.field("gold", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Skipped:
+    """Rows that hold no usable prompt, for one reason."""
+
+    count: int = 0
+    first: int | None = None
+
+    def add(self, row: int) -> None:
+        """Count a row (1-based)."""
+        self.count += 1
+        self.first = row if self.first is None else self.first
+
+    def __str__(self) -> str:
+        return f"{self.count}" if self.first is None else f"{self.count} (first: row {self.first})"
+
+
+class PromptSet(Sequence[Prompt]):
+    """The usable prompts of a source, in its order, in Arrow's columns; a `Prompt` is made when one is asked for.
+
+    Attributes:
+        too_long: rows whose prompt has too many tokens.
+        empty: rows whose prompt is null or nothing but space.
+        conversations: how many prompts' texts stand for other turns than a single one of the user.
+    """
+
+    def __init__(self) -> None:
+        self.too_long = Skipped()
+        self.empty = Skipped()
+        self.conversations = 0
+        self._parts: list[pa.RecordBatch] = []
+        self._starts = [0]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._starts, index) - 1
+        row, text, token_ids, gold = (
+            column[index - self._starts[part]].as_py() for column in self._parts[part].columns
+        )
+        return Prompt(_prompt_id(row, text), text, tuple(token_ids), gold)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the prompts take."""
+        return sum(part.nbytes for part in self._parts)
+
+    def identities(self) -> Iterator[tuple[str, str | None]]:
+        """Of each prompt its id, which holds place and text, and its gold output."""
+        for part in self._parts:
+            for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
+                yield _prompt_id(row, text), gold
+
+    def add(self, rows: Sequence[tuple[int, str, list[int], str | None]]) -> None:
+        """Take in prompts: row (1-based), text, token ids, gold output."""
+        if rows:
+            columns = [
+                pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), _COLUMNS, strict=True)
+            ]
+            self.conversations += sum(is_conversation(text) for _, text, _, _ in rows)
+            self._parts.append(pa.RecordBatch.from_arrays(columns, schema=_COLUMNS))
+            self._starts.append(len(self) + len(rows))
+
+
+def _prompt_id(row: int, text: str) -> str:
+    return digest("prompt", row - 1, text)[:16]

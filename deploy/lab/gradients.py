@@ -1,0 +1,66 @@
+"""The gradient that a method estimates from one group of n outputs: its variance, and its bias."""
+
+from dataclasses import dataclass
+
+import torch
+
+from deploy.lab.world import OUTCOMES, World, draw
+
+_OUTPUTS = 1 << 16
+"""Drawn for each figure, so that groups of any n cost the same."""
+
+
+@dataclass(frozen=True)
+class GradientFigures:
+    """Of the estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes.
+
+    Attributes:
+        variance: the trace of their covariance.
+        relative_variance: that, over the squared norm of their mean. Self-normalisation shrinks both.
+        bias: the norm of their mean less the exact gradient, as a share of the exact gradient's norm.
+        bias_error: what `bias` would be, on average, without any: that of so many groups.
+    """
+
+    variance: float
+    relative_variance: float
+    bias: float
+    bias_error: float
+
+
+def gradient_figures(
+    world: World, method: str, n: int, log_policy: torch.Tensor, log_proposal: torch.Tensor, generator: torch.Generator
+) -> GradientFigures:
+    """Measure a method's estimates from groups of n outputs.
+
+    Args:
+        world: says what the posterior is.
+        method: one of `METHODS`.
+        n: outputs a group.
+        log_policy: log q_θ.  # [64]
+        log_proposal: log q', from which outputs are drawn.  # [64]
+        generator: draws them.
+    """
+    outcomes = draw(log_proposal, _OUTPUTS // n, n, generator)
+    estimates = _estimates(world, method, outcomes, log_policy, log_proposal)
+    mean = estimates.mean(dim=0)
+    variance = (estimates - mean).square().sum(dim=1).mean()
+    exact = world.log_posterior.exp() - log_policy.exp()
+    return GradientFigures(
+        variance=variance.item(),
+        relative_variance=(variance / mean.square().sum()).item(),
+        bias=((mean - exact).norm() / exact.norm()).item(),
+        bias_error=((variance / len(estimates)).sqrt() / exact.norm()).item(),
+    )
+
+
+def _estimates(
+    world: World, method: str, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor
+) -> torch.Tensor:
+    """Each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
+    values = world.groups(outcomes, log_policy, log_proposal)
+    leaf = values.policy_logprobs.requires_grad_()
+    losses = world.objective_at_the_end(method).losses(values)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)  # a group's loss depends on that group alone
+    weights = -gradient  # of ∇ log q_θ(y_i), which is the indicator of y_i less q_θ
+    direct = torch.zeros(len(outcomes), OUTCOMES, dtype=weights.dtype).scatter_add_(1, outcomes, weights)
+    return direct - weights.sum(dim=1, keepdim=True) * log_policy.exp()

@@ -1,0 +1,57 @@
+"""The laboratory's plots, each as SVG and PNG."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deploy.lab.figures import COUNTS, PROGRESS, LabFigures
+from deploy.lab.world import METHODS
+
+_COLOURS = dict(zip(METHODS, ("#0b6e4f", "#c8553d", "#8d99ae", "#3d5a80"), strict=True))
+
+
+def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
+    """Write all plots into a directory that exists; returns the files."""
+    with mpl.rc_context({"svg.hashsalt": "lab", "font.size": 9}):  # with a salt, equal figures are equal files
+        drawn = {
+            "kl_posterior_policy": _divergences(figures),
+            "gradient_variance": _by_count(figures, "variance", "variance of the gradient (trace)"),
+            "gradient_relative_variance": _by_count(figures, "relative_variance", "variance / squared norm of mean"),
+            "gradient_bias": _by_count(figures, "bias", "bias / norm of the exact gradient"),
+        }
+        return [path for name, figure in drawn.items() for path in _write(figure, directory / name)]
+
+
+def _divergences(figures: LabFigures) -> Figure:
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for method, values in figures.divergences.items():
+        axes.plot(range(len(values)), values, label=method, color=_COLOURS[method])
+    axes.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
+    axes.set(yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    rows: list[Axes] = list(figure.subplots(1, len(PROGRESS), sharey=True))
+    for axes, progress in zip(rows, PROGRESS, strict=True):
+        for method in METHODS:
+            values = [vars(figures.gradients[progress, method, n])[field] for n in COUNTS]
+            axes.plot(COUNTS, values, marker="o", markersize=3, label=method, color=_COLOURS[method])
+        axes.set(xscale="log", yscale="log", xlabel="n", title=f"{progress:.0%} of the way to the posterior")
+        axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+        axes.minorticks_off()
+    rows[0].set_ylabel(label)
+    rows[0].legend(frameon=False)
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> list[Path]:
+    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    figure.savefig(files[0], metadata={"Date": None})
+    figure.savefig(files[1], dpi=150)
+    return files

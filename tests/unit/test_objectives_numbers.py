@@ -1,0 +1,222 @@
+"""The worked numbers of the docstrings, derived here with plain arithmetic, and the identities between objectives."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from common.config.objectives import BrainSection
+from learner.objectives.catalogue import make_objective
+from learner.objectives.policy_gradients import RunningMean
+from learner.objectives.rso import rejection_sample
+from learner.objectives.spo import win_rates
+from tests.unit.objective_values import apply, changed, gradient, random_values, settings_of, small_values
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+def pair(delta, **changes):
+    """One pair whose log-ratios to the prior differ by delta; the first output wins."""
+    return small_values([delta - 4.0, -4.0], [1.0, 0.0], prior=[-4.0, -4.0], **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "settings", "expected", "rounded"),
+    [
+        ("brain-no-baseline", small_values([-3.0, -3.0], [1.0, 0.0]), {}, 3.0, 3.0),
+        ("dpo-sft", pair(3.0), {}, -log_sigmoid(0.3), 0.5544),
+        (
+            "dpo-sft+iw",
+            pair(0.5),
+            {},
+            -math.exp(log_sigmoid(1)) * log_sigmoid(0.5) - math.exp(log_sigmoid(-1)) * log_sigmoid(-0.5),
+            0.6085,
+        ),
+        ("cdpo", pair(3.0), {}, -0.9 * log_sigmoid(0.3) - 0.1 * log_sigmoid(-0.3), 0.5844),
+        ("rdpo", pair(3.0), {}, (-0.9 * log_sigmoid(0.3) + 0.1 * log_sigmoid(-0.3)) / 0.8, 0.5169),
+        ("ipo", pair(3.0), {}, 4.0, 4.0),
+        ("simpo", small_values([-3.0, -4.0], [1.0, 0.0], lengths=[3, 2]), {}, -log_sigmoid(1.0), 0.3133),
+        ("rso", pair(4.0), {}, -log_sigmoid(0.2), 0.5981),
+        ("rso", pair(4.0), {"loss": "hinge-norm"}, 0.8, 0.8),
+        ("slic", small_values([-10.0, -10.5], [1.0, 0.0], gold=-8.0), {}, 0.5 + 0.8, 1.3),
+        (
+            "dpo+nll",
+            small_values([-10.0, -10.0], [1.0, 0.0], prior=[-13.0, -10.0]),
+            {},
+            -log_sigmoid(0.3) + 0.005 * 10,
+            0.6044,
+        ),
+        (
+            "plackett-luce",
+            small_values([-3.0, -4.0, -4.0], [2.0, 1.0, 0.0], prior=[-4.0] * 3),
+            {"beta": 1.0},
+            math.log(math.e + 2) - 1 + math.log(2),
+            1.2446,
+        ),
+        ("rrhf", small_values([-4.0, -2.0], [1.0, 0.0], lengths=[2, 2]), {}, 1 + 4, 5.0),
+        ("pro", small_values([-1.0, -2.0], [2.0, 0.0]), {"sft_weight": 0}, math.log(1 + math.exp(-2)), 0.1269),
+        ("pro", small_values([-1.0, -2.0], [2.0, 0.0]), {}, math.log(1 + math.exp(-2)) + 0.05, 0.1769),
+    ],
+)
+def test_worked_numbers(name, values, settings, expected, rounded):
+    assert apply(values, settings_of(name, **settings)).loss.item() == pytest.approx(expected, rel=1e-9)
+    assert expected == pytest.approx(rounded, abs=6e-5)
+
+
+def test_the_list_of_weights_against_its_number():
+    values = small_values([-3.5, -4.0], [1.0, 0.0], prior=[-4.0, -4.0])
+    alpha = [math.e / (1 + math.e), 1 / (1 + math.e)]
+    beta = [math.exp(0.5) / (1 + math.exp(0.5)), 1 / (1 + math.exp(0.5))]
+    expected = sum(a * math.log(a / b) for a, b in zip(alpha, beta, strict=True))
+    assert expected == pytest.approx(0.0263, abs=6e-5)
+    assert apply(values, settings_of("dpo-sft+iw+n")).loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "loss", "grad"), [("dpg", 1.3591, [-1.3591, -0.5]), ("gdc++", 0.5, [-0.8591, 0.0])])
+def test_policy_gradients_at_a_known_z(name, loss, grad):
+    values = small_values([-3.0, -3.0], [1.0, 0.0])
+    objective = make_objective(settings_of(name))
+    objective.partition = RunningMean(0.0, 1)
+    result = objective(values)
+    (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
+    assert result.loss.item() == pytest.approx(loss, abs=1e-4)
+    assert actual.tolist()[0] == pytest.approx(grad, abs=1e-4)
+
+
+def test_z_is_the_mean_over_all_steps_and_survives_a_checkpoint():
+    logs = torch.randn(3, 4, 5) * 3 + 700  # beyond what exp can hold
+    mean = RunningMean()
+    for step in logs:
+        mean = RunningMean(**json.loads(json.dumps(vars(mean.including(step.flatten())))))
+    expected = torch.logsumexp(logs.double().flatten(), 0).item() - math.log(60)
+    assert mean.count == 60
+    assert mean.log_mean == pytest.approx(expected, rel=1e-12)
+    assert mean.including(torch.zeros(0)) == mean
+
+
+def test_win_rates():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 9.0]])
+    rates = win_rates(rewards, torch.tensor([[True, True, True, False]]))
+    low = (math.exp(log_sigmoid(-1)) + 0.5) / 2
+    assert rates[0, :3].tolist() == pytest.approx([0.7311, low, low], abs=1e-4)
+    values = random_values()
+    transformed = changed(values, rewards=win_rates(values.rewards, values.valid))
+    torch.testing.assert_close(apply(values, settings_of("spo")).losses, apply(transformed, BrainSection()).losses)
+
+
+# -- identities ------------------------------------------------------------------------------------------------------
+
+
+def same(first, second, values):
+    torch.testing.assert_close(apply(values, first).losses, apply(values, second).losses)
+    torch.testing.assert_close(gradient(values, first), gradient(values, second))
+
+
+def test_the_ladder_s_last_step_is_brain_with_the_prior_as_proposal():
+    values = random_values(n=8)
+    same(
+        settings_of("dpo-sft+iw+n", temperature=0.7),
+        BrainSection(temperature=0.7),
+        changed(values, proposal_logprobs=values.prior_logprobs),
+    )
+
+
+def test_with_two_outputs_soft_pairs_have_the_gradient_of_brain():
+    values = random_values(n=2)
+    values = changed(values, proposal_logprobs=values.prior_logprobs)
+    torch.testing.assert_close(gradient(values, settings_of("dpo-sft+iw")), gradient(values, BrainSection()))
+
+
+def test_smoothing_by_nothing_is_dpo():
+    for name in ("cdpo", "rdpo"):
+        same(settings_of(name, epsilon=0.0), settings_of("dpo-sft"), random_values(n=8))
+
+
+def test_robust_dpo_is_dpo_on_average_over_flipped_labels():
+    values, epsilon = random_values(n=2), 0.2
+    flipped = changed(values, rewards=values.rewards.flip(1))
+    robust = settings_of("rdpo", epsilon=epsilon)
+    average = (1 - epsilon) * apply(values, robust).losses + epsilon * apply(flipped, robust).losses
+    torch.testing.assert_close(average, apply(values, settings_of("dpo-sft")).losses)
+
+
+def test_a_ranking_of_two_is_a_pair():
+    same(settings_of("plackett-luce"), settings_of("dpo-sft"), random_values(n=2))
+
+
+def test_a_regulariser_of_no_weight_is_dpo():
+    same(settings_of("dpo+nll", sft_weight=0), settings_of("dpo-sft"), random_values(n=6))
+
+
+def test_rso_that_accepts_all_is_dpo_at_its_gamma():
+    same(settings_of("rso", accepted=6, gamma=0.1), settings_of("dpo-sft"), random_values(n=6))
+
+
+def test_dpo_on_people_s_pairs_is_dpo_on_ranked_ones():
+    same(settings_of("dpo"), settings_of("dpo-sft"), random_values(n=2))
+
+
+def test_brain_less_its_baseline_lacks_exactly_beta():
+    values = random_values(n=6)
+    beta = (values.policy_logprobs.detach() - values.proposal_logprobs).softmax(-1)
+    without = gradient(values, BrainSection(name="brain-no-baseline"))
+    torch.testing.assert_close(gradient(values, BrainSection()), without + beta / len(beta))
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------------
+
+
+def used(values, section):
+    return make_objective(section).used(values)[0].tolist()
+
+
+def test_pairings():
+    values = small_values([-1.0] * 7, [0.0, 1.0, 2.0, 2.0, 5.0, 4.0, 9.0])
+    assert used(values, settings_of("dpo-sft")) == [True, True, False, False, True, True, False]
+    assert used(values, settings_of("dpo-sft", pairs="best-worst")) == [True, False, False, False, False, False, True]
+    assert all(used(values, settings_of("dpo-sft", pairs="all")))
+    gap = changed(values, valid=torch.tensor([[True, False, True, True, True, True, True]]))
+    assert used(gap, settings_of("dpo-sft")) == [True, False, True, True, True, True, True]
+
+
+def test_32_outputs_are_16_consecutive_pairs():
+    values = random_values(b=1, n=32)
+    winners = values.rewards.view(16, 2).argmax(-1)
+    ratio = (values.policy_logprobs - values.prior_logprobs).detach().view(16, 2)
+    margins = ratio.gather(1, winners[:, None]) - ratio.gather(1, 1 - winners[:, None])
+    expected = -torch.nn.functional.logsigmoid(0.1 * margins).mean()
+    torch.testing.assert_close(apply(values, settings_of("dpo-sft")).loss.detach(), expected)
+
+
+# -- rejection sampling ----------------------------------------------------------------------------------------------
+
+
+def test_rejection_sampling_is_a_function_of_rewards_and_seed():
+    rewards = np.linspace(-1, 1, 16)
+    first = rejection_sample(rewards, 8, 0.5, seed=7)
+    assert first == rejection_sample(rewards + 100, 8, 0.5, seed=7)
+    assert first != rejection_sample(rewards, 8, 0.5, seed=8)
+    assert len(set(first)) == 8
+    assert sorted(rejection_sample(rewards, 99, 0.5, seed=7)) == list(range(16))
+
+
+def test_the_first_that_is_accepted_is_drawn_from_the_posterior_over_the_candidates():
+    # One candidate at a time, from the first pass on: the best always is, the others by exp((r − r_max)/β) before it.
+    rewards, beta, draws = np.array([0.0, 1.0]), 1.0, 4000
+    first = [rejection_sample(rewards, 1, beta, seed)[0] for seed in range(draws)]
+    assert first.count(0) / draws == pytest.approx(math.exp(-1), abs=0.03)
+
+
+def test_rso_trains_on_what_was_accepted_for_the_group_s_seed():
+    values = random_values(b=2, n=32)
+    section = settings_of("rso", accepted=8)
+    first = make_objective(section).used(values)
+    assert first.sum(dim=1).tolist() == [8, 8]
+    assert torch.equal(first, make_objective(section).used(values))
+    assert not torch.equal(first, make_objective(section).used(changed(values, seeds=values.seeds + 9)))
+    mean_accepted = values.rewards[first].mean()
+    assert mean_accepted > values.rewards.mean() + 0.3
