@@ -1,0 +1,194 @@
+"""All cells of a comparison with stand-ins for the actors: what is trained and shared, and what a failure costs."""
+
+import asyncio
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from common.config.recipe import Recipe
+from common.durable import write_file
+from common.errors import PipelineError
+from common.leases import Prompt
+from common.policies import PolicyRegistry
+from common.prompts import PromptSet
+from common.store import SampleStore
+from deploy.compare.comparison import collect
+from deploy.compare.examiner import Likelihoods
+from deploy.compare.layout import ComparisonDirectory, save_comparison
+from deploy.compare.methods import parse_method
+from deploy.compare.plan import Plan
+from deploy.compare.progress import unfinished
+from deploy.compare.request import Request
+from deploy.compare.runner import Runner, Subject
+from deploy.compare.services import SharedServices
+from deploy.learner_group import LearnerGroup
+from deploy.pool import Pool, PoolSettings
+from deploy.preflight import Inputs
+from deploy.run_directory import RunDirectory
+from deploy.services import Services
+from learner.step_report import StepReport
+from tests.stand_ins import LocalActor, LocalSampler, LocalScorer
+from tests.unit.factories import recipe_settings
+
+ROUNDS, UPDATES = 2, 2
+RATES = (1e-4, 1e-3)
+
+
+class StandInLearner:
+    """Publishes an empty file a version; breaks at the learning rates that it is told."""
+
+    busy_seconds = 0.0
+
+    def __init__(self, recipe: Recipe, directory: RunDirectory, broken: set[float]) -> None:
+        self.rate, self.broken = recipe.learner.learning_rate, broken
+        self.registry = PolicyRegistry(directory.policies)
+        self.killed = False
+
+    async def start(self, _timeout: float) -> int:
+        return 0
+
+    async def call(self, method: str, *arguments: Any, timeout: float) -> Any:
+        await asyncio.sleep(0)
+        if method == "train_step" and self.rate in self.broken:
+            raise PipelineError(f"the loss at {self.rate} is not finite")
+        if method == "publish":
+            version, step = arguments
+            self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"))
+        return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[]) if method == "train_step" else None
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class StandInExaminer(LocalActor):
+    """Says the same of every version."""
+
+    async def examine(self, _policies: str, _version: int, groups: pa.Table) -> Likelihoods:
+        return Likelihoods(
+            [np.array([-1.0, -2.0])] * groups.num_rows, np.ones(groups.num_rows), np.ones(groups.num_rows)
+        )
+
+
+class StandInServices:
+    """Pools of actors in this process, which all cells share, and a learner for each."""
+
+    def __init__(self, home: RunDirectory, broken: set[float]) -> None:
+        self.broken = broken
+        self.learners: list[StandInLearner] = []
+        self.examiner = Pool("examiner", 1, lambda *_: StandInExaminer(), home, PoolSettings(start=5))
+        self.samplers = Pool("sampler", 1, lambda *_: LocalSampler(), home, PoolSettings(start=5))
+        self.scorers = {
+            name: Pool(name, 1, lambda *_, name=name: LocalScorer(name), home, PoolSettings(start=5))
+            for name in ("prior", "reward")
+        }
+
+    async def start(self) -> None:
+        await self.examiner.start()
+
+    def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
+        self.learners.append(StandInLearner(recipe, directory, self.broken))
+        return Services(self.samplers, self.scorers, cast(LearnerGroup, self.learners[-1]))
+
+    def kill(self) -> None:
+        for pool in (self.examiner, self.samplers, *self.scorers.values()):
+            pool.kill()
+
+
+def prompts(kind: str, count: int) -> list[Prompt]:
+    return [Prompt(f"{kind}{number}", "text", (1,), "gold") for number in range(count)]
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    algorithm = {"rounds": ROUNDS, "prompts_per_round": 8, "updates_per_round": UPDATES, "batch_prompts": 4}
+    recipe = Recipe.model_validate(
+        recipe_settings(algorithm=algorithm, sampling={"n": 4}, evaluation={"every_rounds": 2, "examples": 0})
+    )
+    directory = ComparisonDirectory(tmp_path / "out")
+    train = cast(PromptSet, prompts("t", 24))  # any sequence will do
+    inputs = Inputs(train, {"validation": prompts("v", 4), "test": prompts("e", 6)}, [])
+    facts: dict[str, str | None] = {"prompts": "a digest"}
+    save_comparison(directory, recipe, facts)
+    return Subject(recipe, None, inputs, facts, directory)
+
+
+def plan(*methods: str, seeds: tuple[int, ...] = (0, 1), sizes: tuple[int, ...] = ()) -> Plan:
+    asked = tuple(map(parse_method, methods))
+    return Plan(Request(asked, seeds, RATES, sizes, (methods[0],) if sizes else ()), 4)
+
+
+def train(subject: Subject, work: Plan, *, broken: frozenset[float] = frozenset()) -> tuple[Runner, StandInServices]:
+    async def run() -> tuple[Runner, StandInServices]:
+        services = StandInServices(subject.directory.services, set(broken))
+        runner = Runner(subject, work, cast(SharedServices, services), 2, lambda _line: None)
+        try:
+            await asyncio.wait_for(runner.run(), 60)
+        finally:
+            services.kill()
+        return runner, services
+
+    return asyncio.run(run())
+
+
+def cells(subject: Subject) -> set[str]:
+    return {path.parent.name for path in (subject.directory.root / "cells").glob("*/examination.json")}
+
+
+def steps(subject: Subject, cell: str) -> list[list[str]]:
+    store = SampleStore(subject.directory.cell(cell).own_store, None, read_only=True)
+    return [row["group_ids"] for row in store.steps()]
+
+
+def test_all_cells_are_trained_on_the_same_groups(subject: Subject) -> None:
+    work = plan("dpo-sft", "brain", sizes=(2,))
+    runner, services = train(subject, work)
+    assert runner.failed == {}
+    rate = "lr0.0001"  # all are equally good here, so that the smaller one is chosen
+    grid = {f"{method}-{one}-seed0-n4" for method in ("dpo-sft", "brain") for one in ("lr0.0001", "lr0.001")}
+    later = {
+        f"dpo-sft-{rate}-seed1-n4",
+        f"brain-{rate}-seed1-n4",
+        f"dpo-sft-{rate}-seed0-n2",
+        f"dpo-sft-{rate}-seed1-n2",
+    }
+    assert cells(subject) == grid | later
+    assert not unfinished(subject.directory, work)
+    for seed in (0, 1):
+        offline, online = (steps(subject, f"{method}-{rate}-seed{seed}-n4") for method in ("dpo-sft", "brain"))
+        assert offline[:UPDATES] == online[:UPDATES]
+        assert not {name for step in offline for name in step} & {name for step in online[UPDATES:] for name in step}
+    assert steps(subject, f"dpo-sft-{rate}-seed0-n4") == steps(subject, f"dpo-sft-{rate}-seed0-n2")
+    assert all(learner.killed for learner in services.learners)
+    comparison = collect(subject.directory, subject.recipe, work, {})
+    assert [figures.seeds for figures in comparison.methods.values()] == [[0, 1], [0, 1]]
+
+
+def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(subject: Subject) -> None:
+    train(subject, plan("brain", seeds=(0,)))
+    before = {name: subject.directory.outcomes(name).stat().st_mtime_ns for name in cells(subject)}
+    _, services = train(subject, plan("brain", "rso", seeds=(0, 1)))
+    assert {name: subject.directory.outcomes(name).stat().st_mtime_ns for name in before} == before
+    assert len(services.learners) == 1 + 1 + 3  # the new seed's prior, brain on it, and rso's two rates and second seed
+
+
+def test_a_rate_that_breaks_is_named_and_costs_only_itself(subject: Subject) -> None:
+    work = plan("brain", "rso")
+    runner, _ = train(subject, work, broken=frozenset({1e-4}))
+    assert set(runner.failed) == {"brain-lr0.0001-seed0-n4", "rso-lr0.0001-seed0-n4"}
+    assert "the loss at 0.0001 is not finite" in runner.failed["rso-lr0.0001-seed0-n4"]
+    comparison = collect(subject.directory, subject.recipe, work, runner.failed)
+    assert {figures.learning_rate for figures in comparison.methods.values()} == {1e-3}
+    assert unfinished(subject.directory, work)
+    again, services = train(subject, work)
+    assert again.failed == {} and not unfinished(subject.directory, work)
+    assert len(services.learners) == 4  # the two that had failed; at 1e-4, now the best, both have a second seed
+
+
+def test_a_method_all_of_whose_rates_break_is_left_out(subject: Subject) -> None:
+    work = plan("brain", seeds=(0,))
+    runner, _ = train(subject, work, broken=frozenset(RATES))
+    assert len(runner.failed) == len(RATES)
+    assert collect(subject.directory, subject.recipe, work, runner.failed).methods == {}
