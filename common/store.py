@@ -252,7 +252,7 @@ class SampleStore:
     # -- reading: the rows -------------------------------------------------------------------------------------------
 
     def group_batches(self) -> Iterator[pa.RecordBatch]:
-        """All groups, in batches as they were committed: one lease each."""
+        """All groups, in batches as they were committed."""
         return self.batches()
 
     def batches(

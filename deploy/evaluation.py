@@ -15,6 +15,7 @@ from common.rewards import stored_rewards
 from common.schemas import PRIOR
 from common.statistics import win_rate
 from deploy.lease_plan import LeasePlan
+from deploy.quarantine import SAMPLER, Item
 from deploy.run_store import RunStore
 
 Split = Literal["validation", "test"]
@@ -76,6 +77,7 @@ class Evaluation:
         self._of: dict[str, tuple[Split, int]] = {}  # what a group evaluates
         self._unreported: set[tuple[Split, int]] = set()  # complete ones
         self._left_out: set[str] = set()  # groups that will never be complete
+        self._deadly: dict[tuple[str, str], int] = {}  # first version at which a split's prompt brought down samplers
 
     def is_due(self, version: int) -> bool:
         """Whether a version takes part in the choice of the best: the first, the last and every few between."""
@@ -120,14 +122,26 @@ class Evaluation:
                 if not lacking:
                     self._unreported.add(self._of[group])
 
-    def leave_out(self, groups: Iterable[str]) -> None:
-        """These groups will never have all their scores: they count as failed."""
-        self._left_out.update(groups)
+    def leave_out(self, items: Iterable[Item]) -> None:
+        """These will never have all their scores: they count as failed.
+
+        A prompt that has brought down samplers is left out where it is not being sampled yet, too.
+        """
+        for item in items:
+            self._left_out.add(item.group_id)
+            if item.service == SAMPLER and item.purpose != "train":
+                self._deadly.setdefault((item.purpose, item.prompt_id), item.round)
         for evaluated, lacking in self._lacking.items():
             if lacking & self._left_out:
                 lacking -= self._left_out
                 if not lacking:
                     self._unreported.add(evaluated)
+
+    def _leave_out_deadly(self, split: Split, version: int) -> None:
+        pairs = zip(self._prompts[split], self.group_ids(split, version), strict=True)
+        for prompt, group in pairs:
+            if self._deadly.get((split, prompt.prompt_id), version + 1) <= version and not self.store.has_group(group):
+                self._left_out.add(group)
 
     def newly_complete(self) -> Iterator[tuple[Split, int, Result]]:
         """Results that were not complete when last asked."""
@@ -139,6 +153,7 @@ class Evaluation:
     def _watch(self, split: Split, version: int) -> None:
         """Ask the store once for an evaluation; after that, only what is said to be `scored` is looked at."""
         if (split, version) not in self._lacking:
+            self._leave_out_deadly(split, version)
             groups = set(self.group_ids(split, version)) - self._left_out
             lacking = {group for group in groups if not self._is_scored(group)}
             self._lacking[split, version] = lacking

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from common.errors import PipelineError
 from common.leases import Lease
 from deploy.evaluation import Result, Split
 from deploy.lease_plan import LeasePlan
-from deploy.quarantine import Item
+from deploy.quarantine import SAMPLER, Item
 from deploy.run_store import RunStore
 from deploy.sampling import Sampling
 from deploy.scoring import Events, Samples, Scoring
@@ -66,7 +66,7 @@ class Production(Events):
         self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
         self._changed = asyncio.Event()  # something that somebody waits for
         self._tasks: asyncio.TaskGroup
-        self._endless: list[asyncio.Task[None]] = []
+        self._under_way: set[asyncio.Task[None]] = set()
         self._stores: dict[bool, StoreThread] = {}  # training's, evaluation's
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -75,14 +75,12 @@ class Production(Events):
         self._stores[True] = StoreThread(self._work.store, "store")
         evaluation = self._evaluation
         self._stores[False] = self._stores[True] if evaluation is None else StoreThread(evaluation.store, "evaluation")
-        self._endless = [
-            tasks.create_task(self._give_out_leases()),
-            *self.scoring.start(tasks, self._stores[True], self._stores[False]),
-        ]
+        self._begin(self._give_out_leases())
+        self.scoring.start(self._begin, self._stores[True], self._stores[False])
 
     def stop(self) -> None:
-        """Let the tasks end that would wait for further work."""
-        for task in self._endless:
+        """End all tasks: nothing more is needed, also where something is still being made."""
+        for task in self._under_way:
             task.cancel()
 
     def close(self) -> None:
@@ -128,9 +126,9 @@ class Production(Events):
         """
         for item in self._work.quarantine:
             if item.purpose == "train":
-                self._schedule.leave_out(item.round, item.prompt_id, item.group_id)
+                self._leave_out_of_training(item)
         if self._evaluation is not None:
-            await self.evaluating.call(self._evaluation.leave_out, self._work.quarantine.groups)
+            await self.evaluating.call(self._evaluation.leave_out, list(self._work.quarantine))
             await self._carry_on_with(training=False)
         complete = await self._carry_on_with(training=True)
         self._make_ready(complete.filter(pc.greater_equal(complete["round"], first_round)))
@@ -154,6 +152,11 @@ class Production(Events):
         self.waited_seconds += time.monotonic() - began
         return value
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
     # -- sampling ----------------------------------------------------------------------------------------------------
 
     async def _give_out_leases(self) -> None:
@@ -164,7 +167,7 @@ class Production(Events):
             lease = next(leases for leases in self._leases if leases).popleft()
             if not self.waiting_leases:
                 self._some_leases.clear()
-            self._tasks.create_task(self._sampling.sample(lease, slot))
+            self._begin(self._sampling.sample(lease, slot))
 
     async def _commit(self, lease: Lease, groups: pa.RecordBatch) -> None:
         training = lease.purpose == "train"
@@ -181,7 +184,7 @@ class Production(Events):
     def complete(self, samples: Samples, groups: Collection[str]) -> None:
         """See `Events`."""
         if not samples.training:
-            self._tasks.create_task(self._finish_evaluation(groups))
+            self._begin(self._finish_evaluation(groups))
             return
         ids = samples.ids()
         rows = samples.groups
@@ -209,7 +212,7 @@ class Production(Events):
         lacking = [one for one in index["group_id"].filter(is_unusable).to_pylist() if one not in quarantined]
         if lacking:
             self._unfinished.update(lacking)
-            self._tasks.create_task(self._score_stored(lacking, unscored, training=training))
+            self._begin(self._score_stored(lacking, unscored, training=training))
         return index.filter(pc.invert(is_unusable))
 
     async def _score_stored(self, groups: list[str], unscored: dict[str, set[str]], *, training: bool) -> None:
@@ -232,12 +235,18 @@ class Production(Events):
         self._unfinished.difference_update(groups)
         self._changed.set()
 
-    async def _finish_evaluation(self, groups: Collection[str], *, left_out: bool = False) -> None:
+    async def _finish_evaluation(self, groups: Collection[str]) -> None:
         evaluation = self._evaluation
         assert evaluation is not None, "only an evaluation has groups that are not for training"
-        await self.evaluating.call(evaluation.leave_out if left_out else evaluation.scored, groups)
+        await self.evaluating.call(evaluation.scored, groups)
         await self._report_evaluations()
         self._finish(groups)
+
+    async def _leave_out_of_evaluation(self, item: Item) -> None:
+        assert self._evaluation is not None, "only an evaluation has groups that are not for training"
+        await self.evaluating.call(self._evaluation.leave_out, [item])
+        await self._report_evaluations()
+        self._finish([item.group_id])
 
     async def _report_evaluations(self) -> None:
         if self._evaluation is not None:
@@ -258,10 +267,16 @@ class Production(Events):
         self._work.quarantine.add(item, sizes[item.purpose])
         self._tracker.quarantined(item)
         if item.purpose == "train":
-            self._schedule.leave_out(item.round, item.prompt_id, item.group_id)
+            self._leave_out_of_training(item)
             self._finish([item.group_id])
         else:
-            self._tasks.create_task(self._finish_evaluation([item.group_id], left_out=True))
+            self._begin(self._leave_out_of_evaluation(item))
+
+    def _leave_out_of_training(self, item: Item) -> None:
+        """Its round goes on without it; a prompt that has brought down samplers is not sampled in later ones either."""
+        last = self._recipe.algorithm.rounds if item.service == SAMPLER else item.round + 1
+        for round_ in range(item.round, last):
+            self._schedule.leave_out(round_, item.prompt_id, item.group_id)
 
     def _wanted(self, training: bool) -> list[str]:
         if training or self._evaluation is None:

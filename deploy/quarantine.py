@@ -10,6 +10,9 @@ from common.durable import write_file
 from common.errors import PipelineError, UserError
 from common.leases import Purpose
 
+SAMPLER = "sampler"
+"""The service of items that were never sampled; other items have a scorer's name there."""
+
 _SHARE = 0.05
 _HANDFUL = 5
 
@@ -21,7 +24,7 @@ class Item:
     Attributes:
         purpose, round: of the lease that it belongs to.
         prompt_id, group_id: what is left out.
-        service: what it made fail: "sampler", or a scorer's name.
+        service: what it made fail: `SAMPLER`, or a scorer's name.
         error: how.
     """
 
@@ -59,8 +62,12 @@ class Quarantine:
         return {item.group_id for item in self._items}
 
     def prompts(self, purpose: Purpose, round_: int) -> set[str]:
-        """Ids of the prompts that are not sampled in a round."""
-        return {item.prompt_id for item in self._items if (item.purpose, item.round) == (purpose, round_)}
+        """Ids of the prompts that are not sampled in a round: those that have brought down samplers in it or before."""
+        return {
+            item.prompt_id
+            for item in self._items
+            if item.service == SAMPLER and item.purpose == purpose and item.round <= round_
+        }
 
     def add(self, item: Item, size: int) -> None:
         """Leave something out from now on.

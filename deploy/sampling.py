@@ -10,7 +10,7 @@ from common.errors import PipelineError
 from common.leases import Lease
 from deploy.actor import ActorLostError
 from deploy.pool import Pool
-from deploy.quarantine import Item
+from deploy.quarantine import SAMPLER, Item
 from deploy.replica import Slot
 
 FATAL = 3
@@ -157,7 +157,7 @@ def _halves(lease: Lease) -> list[Lease]:
 
 
 def _item(lease: Lease, error: object) -> Item:
-    return Item(lease.purpose, lease.round, lease.prompts[0].prompt_id, lease.group_ids[0], "sampler", str(error))
+    return Item(lease.purpose, lease.round, lease.prompts[0].prompt_id, lease.group_ids[0], SAMPLER, str(error))
 
 
 def _check_all_there(lease: Lease, missing: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,6 +13,9 @@ from deploy.actor import ActorLostError
 from deploy.pool import MAX_ATTEMPTS, Pool
 from deploy.replica import Slot
 from deploy.store_thread import StoreThread
+
+Begin = Callable[[Coroutine[Any, Any, None]], None]
+"""Starts a task."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +98,19 @@ class Scoring:
         self._room.set()
         self._most = max(1024, 32 * rows)
         self.longest_queue = 0
-        self._tasks: asyncio.TaskGroup
+        self._begin: Begin
 
     @property
     def waiting(self) -> int:
         """Groups that lack a value."""
         return len(self._lacking)
 
-    def start(
-        self, tasks: asyncio.TaskGroup, training: StoreThread, evaluation: StoreThread
-    ) -> list[asyncio.Task[None]]:
-        """Keep all scorers at work; returns the tasks that never end by themselves."""
-        self._tasks = tasks
+    def start(self, begin: Begin, training: StoreThread, evaluation: StoreThread) -> None:
+        """Keep all scorers at work, in tasks that `begin` starts."""
+        self._begin = begin
         self._stores = {True: training, False: evaluation}
-        return [tasks.create_task(self._serve(name)) for name in self._pools]
+        for name in self._pools:
+            begin(self._serve(name))
 
     async def room(self) -> None:
         """Wait until so few groups wait for scorers that more may be sampled."""
@@ -138,7 +141,7 @@ class Scoring:
         while True:
             await waiting.some.wait()
             slot = await self._pools[name].acquire()
-            self._tasks.create_task(self._score(name, waiting.take(self._rows), slot, failures=0))
+            self._begin(self._score(name, waiting.take(self._rows), slot, failures=0))
 
     async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
         """One call of a scorer, and what its failure makes necessary."""
@@ -163,7 +166,7 @@ class Scoring:
         half = (rows + 1) // 2 if failures else rows
         for first in range(0, rows, half):
             part = Samples(samples.training, samples.groups.slice(first, half))
-            self._tasks.create_task(self._score_part(name, part, failures))
+            self._begin(self._score_part(name, part, failures))
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
         await self._score(name, samples, await self._pools[name].acquire(), failures)

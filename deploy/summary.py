@@ -40,6 +40,7 @@ def finish(recipe: Recipe, directory: RunDirectory, work: Work, seconds: dict[st
         "name": recipe.name,
         "config_digest": recipe_digest(recipe),
         **figures,
+        "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
         "result": str(result),
     }
@@ -93,6 +94,8 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
         console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
+    if left_out := summary.get("left_out"):
+        console.print(f"left out: {', '.join(left_out)} (brain status says why)", highlight=False, soft_wrap=True)
     places = {
         "time": spent,
         "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -202,7 +201,7 @@ def _short(value: float | None) -> str:
 
 def _tokens(groups: pa.RecordBatch) -> int:
     """Output tokens of GROUPS rows."""
-    return len(pc.list_flatten(pc.struct_field(pc.list_flatten(groups["outputs"]), "token_ids")))
+    return len(groups["outputs"].flatten().field("token_ids").flatten())
 
 
 def _step_figures(row: dict[str, Any]) -> dict[str, float]:

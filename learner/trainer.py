@@ -220,7 +220,7 @@ class Trainer:
         Where the proposal's were computed again, for every output. Otherwise what is known without a forward pass of
         its own: right after a version was published the policy is the proposal, for that version's outputs.
         """
-        if self._recipe.sampling.temperature != 1:
+        if not self._recipe.sampling.tokens_are_the_policy_s:
             return {}
         if self._recipe.logprobs.proposal == "recomputed":
             ours, comparable = groups.proposal_logprobs, groups.valid.clone()

@@ -4,7 +4,8 @@ from itertools import count
 from typing import Protocol
 
 from common.policies import ProposalVersion
-from sampler.engine import Adapter, Engine
+from sampler.engine import Engine
+from sampler.engine_data import Adapter
 
 
 class Delivery(Protocol):

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,10 @@ from pydantic import ValidationError
 
 from common.config.recipe import SamplingSection
 from common.errors import EngineLostError, PipelineError, UserError, first_line
+from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
 _STEPS_REMEMBERED = 4096
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter that the engine holds.
-
-    Attributes:
-        id: from 1 on, of one adapter only while the engine lives.
-        digest: of its files; vLLM keeps the cached prefixes of adapters apart by it.
-        directory: in PEFT's format.
-    """
-
-    id: int
-    digest: str
-    directory: Path
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled output: ids, and log q' of each id in nats; EOS included only if it was generated."""
-
-    token_ids: list[int]
-    token_logprobs: list[float]
-    finish_reason: str
 
 
 class Engine:
@@ -108,23 +85,30 @@ class Engine:
             EngineLostError: the engine has died.
             PipelineError: vLLM returned something else than was asked for.
         """
-        if seed is not None:
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
-            await self._llm.collective_rpc("seed_sampling", args=(seed,))
         parameters = _parameters(sampling, n, eos_token_id)
-        requests = [await self._add(ids, parameters, adapter) for ids in prompts]
-        if seed is not None:
-            await self._llm.resume_generation()
-        finishing = [asyncio.create_task(self._outputs(index, one, n)) for index, one in enumerate(requests)]
+        requests: list[Any] = []
+        finishing: list[asyncio.Task[tuple[int, list[Completion]]]] = []
         try:
+            async with nullcontext() if seed is None else self._held(seed):
+                for ids in prompts:
+                    requests.append(await self._add(ids, parameters, adapter))
+            finishing = [asyncio.create_task(self._outputs(index, one, n)) for index, one in enumerate(requests)]
             for finished in asyncio.as_completed(finishing):
                 yield await finished
         finally:
-            left = [one.request_id for one, task in zip(requests, finishing, strict=True) if not task.done()]
             for task in finishing:
                 task.cancel()
-            if left:
-                await self._llm.abort(left, internal=True)
+            await self._llm.abort([one.request_id for one in requests], internal=True)  # those that are not finished
+
+    @asynccontextmanager
+    async def _held(self, seed: int) -> AsyncIterator[None]:
+        """Within it, the engine takes requests but runs none; then all at once, from an empty cache and a new seed."""
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            await self._llm.collective_rpc("seed_sampling", args=(seed,))
+            yield
+        finally:
+            await self._llm.resume_generation()
 
     async def continuation_logprobs(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None

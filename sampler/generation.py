@@ -12,7 +12,8 @@ from common.config.recipe import SamplingSection
 from common.errors import UserError
 from common.leases import Lease, Prompt
 from common.schemas import GROUPS, batch_from_rows
-from sampler.engine import Completion, Engine
+from sampler.engine import Engine
+from sampler.engine_data import Completion
 from sampler.stopping import Decode, cut_at_stop
 from sampler.versions import Use
 

@@ -12,7 +12,8 @@ class Pulse:
         waiting: outputs that wait for room in the engine.
         outputs: that have been finished since the start.
         tokens: that these have.
-        idle_seconds: since the engine ended its last step; means something only while outputs are running.
+        idle_seconds: since the engine ended a step or was given something to do; 0 while a version is brought in, which
+            has a time limit of its own. Means something only while outputs are running.
     """
 
     running: int

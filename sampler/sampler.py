@@ -51,6 +51,7 @@ class Sampler:
             name,
         )
         self._in_flight = 0  # outputs
+        self._at_work_since = time.monotonic()
         self._outputs = 0
         self._tokens = 0
 
@@ -64,12 +65,15 @@ class Sampler:
         room = self._engine.max_model_tokens - self._how.sampling.max_tokens
         check_prompts(lease, vocabulary=self._engine.vocabulary, max_prompt_tokens=room)
         open_ = lease.n * len(lease.prompts)
+        if not self._in_flight:
+            self._at_work_since = time.monotonic()
         self._in_flight += open_
         try:
             async with (
                 self._versions.use(lease.policies, lease.version, alone=lease.alone) as used,
                 aclosing(generate_groups(self._engine, lease, used, self._how)) as groups,
             ):
+                self._at_work_since = time.monotonic()
                 async for group in groups:
                     open_ -= lease.n
                     self._count(group, lease.n)
@@ -94,7 +98,8 @@ class Sampler:
         """
         self._engine.check()
         running = min(self._in_flight, self._engine.running_at_most)
-        idle = time.monotonic() - self._engine.step_times[-1]
+        last = max(self._engine.step_times[-1], self._at_work_since)
+        idle = 0.0 if self._versions.phases else time.monotonic() - last
         return Pulse(running, self._in_flight - running, self._outputs, self._tokens, idle)
 
     def close(self) -> None:
@@ -104,7 +109,7 @@ class Sampler:
     def _count(self, group: pa.RecordBatch, n: int) -> None:
         self._in_flight -= n
         self._outputs += n
-        self._tokens += sum(len(output["token_ids"]) for output in group["outputs"][0].as_py())
+        self._tokens += len(group["outputs"].flatten().field("token_ids").flatten())
 
 
 def _delivery(engine: Engine, model: ProposalModel, capacity: int) -> Delivery:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from sampler.engine import Completion
+from sampler.engine_data import Completion
 
 Decode = Callable[[list[int]], str]
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 from common.errors import PipelineError, UserError
 from common.policies import PolicyRegistry, Probe, ProposalVersion
 from sampler.delivery import Delivery
-from sampler.engine import Adapter, Engine
+from sampler.engine import Engine
+from sampler.engine_data import Adapter
 from sampler.reports import Loaded
 
 T = TypeVar("T")
@@ -61,6 +62,9 @@ class Versions:
         delivery: loads.
         dtype: of the engine's model.
         time_limit: seconds for each phase.
+
+    Attributes:
+        phases: that are under way; each has its time limit.
     """
 
     def __init__(self, sampler: str, engine: Engine, delivery: Delivery, dtype: str, time_limit: float) -> None:
@@ -73,6 +77,7 @@ class Versions:
         self._verified: dict[tuple[str, int], ProposalVersion] = {}
         self._entrance = asyncio.Lock()  # first come, first served
         self._left = asyncio.Event()
+        self.phases = 0
 
     @asynccontextmanager
     async def use(self, policies: str, version: int, *, alone: bool) -> AsyncIterator[Use]:
@@ -146,6 +151,7 @@ class Versions:
 
     async def _phase(self, phase: str, version: int, work: Awaitable[T]) -> T:
         """Run a phase of bringing a version in; what goes wrong says who, what and when."""
+        self.phases += 1
         try:
             return await asyncio.wait_for(work, self._time_limit)
         except TimeoutError:
@@ -158,6 +164,8 @@ class Versions:
             raise UserError(
                 f"{self._sampler} refuses proposal version {version} in phase `{phase}` (it keeps: {kept}): {error}"
             ) from error
+        finally:
+            self.phases -= 1
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Wait for leases to be done; only who stands in the entrance may."""

@@ -1,18 +1,37 @@
-"""Actors in this process, for what is tested without Ray: they do what a test tells them, and can be killed."""
+"""Services in this process, for what is tested without Ray: they do what a test tells them, and can be killed."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
+from rich.console import Console
 
+from common.config.recipe import Recipe
 from common.errors import PipelineError, UserError
 from common.leases import Lease, Prompt
-from common.schemas import GROUPS, batch_from_rows
-from deploy.actor import CallFailedError, LostError
+from common.schemas import GROUPS, PRIOR, batch_from_rows
+from common.store import SampleStore
+from deploy.actor import CallFailedError, LostError, Spawn
+from deploy.conductor import Conductor
+from deploy.draws import DrawnPrompts, TrainingLeases
+from deploy.evaluation import Evaluation
+from deploy.learner_group import LearnerGroup
+from deploy.lease_plan import LeasePlan
+from deploy.operations import Operations
+from deploy.pool import Pool, PoolSettings
+from deploy.quarantine import Quarantine
+from deploy.rounds import Rounds
+from deploy.run_directory import RunDirectory
+from deploy.services import Services
+from deploy.tracking import Tracker
+from deploy.work import Work
+from learner.step_report import StepReport
 from sampler.reports import Pulse
-from tests.unit.factories import group, scores
+from tests.unit.factories import group, recipe_settings, scores
 
 
 class LocalActor:
@@ -98,3 +117,114 @@ def made_up(lease: Lease, group_id: str, prompt: Prompt, sampler: str) -> pa.Rec
         sampler_id=sampler,
     )
     return batch_from_rows(GROUPS, [row])
+
+
+class LocalLearner:
+    """A learner's ranks, `seconds` a step; it can be asked for what the conductor asks."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.busy_seconds = 0.0
+
+    async def start(self, _timeout: float) -> int:
+        return 0
+
+    async def call(self, method: str, *_args: Any, timeout: float) -> Any:
+        if method != "train_step":
+            return None
+        await asyncio.sleep(self.seconds)
+        self.busy_seconds += self.seconds
+        return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
+
+    def kill(self) -> None: ...
+
+
+class Simulation:
+    """A run of the real control plane over a real store, with services that a test makes up.
+
+    Args:
+        root: gets everything that the run writes.
+        algorithm: of the recipe.
+        samplers, scorers: (how many, how to make one); of scorers by name.
+        learner: stands in for the ranks.
+        evaluated: held-back prompts; 0: nothing is evaluated.
+        recipe: further sections of it.
+        samplers_settings: of the pool of samplers.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        algorithm: dict[str, Any],
+        samplers: tuple[int, Spawn],
+        scorers: dict[str, tuple[int, Spawn]],
+        learner: LocalLearner | None = None,
+        *,
+        evaluated: int = 0,
+        recipe: dict[str, Any] | None = None,
+        samplers_settings: PoolSettings | None = None,
+    ) -> None:
+        self.directory = RunDirectory(root)
+        names = {name: {"kind": "tldr", "path": "reward"} for name in scorers if name != PRIOR}
+        settings = recipe_settings(algorithm=algorithm, scorers=names, **(recipe or {}))
+        self.recipe = Recipe.model_validate(settings)
+        section = self.recipe.algorithm
+        drawn = section.rounds * section.prompts_per_round
+        self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(drawn)]
+        plan = LeasePlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
+        draws = DrawnPrompts(section, self.prompts, 0)
+        self.store = SampleStore(root / "store", "run")
+        held_back = [Prompt(f"e{n}", "text", (1,), "gold") for n in range(evaluated)]
+        self.evaluation = Evaluation(
+            self.recipe,
+            SampleStore(root / "evaluation", "run"),
+            plan,
+            {"validation": held_back, "test": held_back},
+            list(scorers),
+        )
+        self.work = Work(
+            store=self.store,
+            schedule=Rounds(section, draws, 0),
+            training_scorers=list(scorers),
+            started_scorers=list(scorers),
+            leases=TrainingLeases(section, draws, plan, n=2, fixed=False),
+            evaluation=self.evaluation if evaluated else None,
+            quarantine=Quarantine(self.directory.quarantine),
+        )
+        count, spawn = samplers
+        self.services = Services(
+            Pool("sampler", count, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
+            {
+                name: Pool(f"scorer-{name}", number, make, self.directory, PoolSettings(start=60, backoff=0.01))
+                for name, (number, make) in scorers.items()
+            },
+            cast(LearnerGroup, learner or LocalLearner()),
+        )
+        self.said = io.StringIO()
+        console = Console(file=self.said, width=1000)
+        self.tracker = Tracker(section, self.directory.metrics, self.directory.tensorboard, console)
+        self.conductor = Conductor(self.recipe, self.work, self.tracker, self.services)
+
+    async def run(self) -> None:
+        """To the end, with its status and what is asked of it."""
+        production = self.conductor.production
+        operations = Operations(self.recipe, self.directory, self.work, production, self.services, self.tracker)
+        try:
+            async with operations:
+                await self.conductor.run()
+        finally:
+            self.services.kill()
+            self.tracker.close()
+
+    def trained(self) -> list[str]:
+        """The groups of all steps, as the store has them on disk."""
+        rows = SampleStore(self.directory.own_store, "run", read_only=True).steps()
+        return [group for row in rows for group in row["group_ids"]]
+
+
+def reward_and_prior(seconds: float = 0.0, count: int = 1) -> dict[str, tuple[int, Spawn]]:
+    """Two scorers that do what they should."""
+    return {
+        PRIOR: (count, lambda _name, _log: LocalScorer(PRIOR, seconds)),
+        "reward": (count, lambda _name, _log: LocalScorer("reward", seconds)),
+    }

@@ -142,6 +142,11 @@ class SamplingSection(Section):
         }
         return [name for name, value in neutral.items() if getattr(self, name) != value]
 
+    @property
+    def tokens_are_the_policy_s(self) -> bool:
+        """Whether each token is drawn from the policy's own distribution; stop strings change only where it ends."""
+        return self.temperature == 1 and set(self.truncating()) <= {"stop"}
+
 
 _ENGINE_S_OWN = {
     "model",
@@ -453,10 +458,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _recomputes_what_was_sampled_from(self) -> Self:
-        if self.logprobs.proposal == "recomputed" and self.sampling.temperature != 1:
+        if self.logprobs.proposal == "recomputed" and not self.sampling.tokens_are_the_policy_s:
+            others = [*self.sampling.truncating(), *(["temperature"] if self.sampling.temperature != 1 else [])]
             raise ValueError(
-                f"logprobs.proposal=recomputed computes the model's own distribution, but sampling.temperature="
-                f"{self.sampling.temperature} samples from another; set temperature=1, or logprobs.proposal=sampler"
+                f"logprobs.proposal=recomputed computes the model's own distribution, but sampling."
+                f"{', sampling.'.join(name for name in others if name != 'stop')} samples from another; remove it, or "
+                f"set logprobs.proposal=sampler"
             )
         return self
 

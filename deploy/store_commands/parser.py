@@ -1,6 +1,7 @@
 """`brain store`: the commands that work on a sample store."""
 
 import argparse
+from pathlib import Path
 
 from deploy.store_commands.export import add_export
 from deploy.store_commands.ls import add_ls
@@ -18,5 +19,27 @@ def add_store_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         description="Work on a sample store: what a run has sampled, scored and trained.",
     )
     store_commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_ls, add_show, add_export, add_replay, add_rescore, add_maintenance_commands):
+    for add in (add_ls, add_show, add_export, add_replay, add_rescore, add_import_pairs, add_maintenance_commands):
         add(store_commands)
+
+
+def add_import_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `brain store import-pairs`."""
+    parser = commands.add_parser(
+        "import-pairs",
+        help="a store of pairs that people chose between, to train dpo on",
+        description="Read a file of the columns prompt, chosen and rejected (.jsonl, .jsonl.gz or .parquet) into a new "
+        "store, with the prior's log-probabilities. Train on it with brain run RECIPE sampler.replicas=0 "
+        "store.uri=STORE objective.name=dpo",
+    )
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="whose policy and limits of length are used")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the pairs")
+    parser.add_argument("--output", type=Path, required=True, metavar="STORE", help="a directory that does not exist")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    parser.set_defaults(command=_import_pairs)
+
+
+def _import_pairs(options: argparse.Namespace) -> int:
+    from deploy.store_commands.import_pairs import import_pairs  # torch and transformers
+
+    return import_pairs(options)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
+from common.config.objectives import OBJECTIVE_NAMES
 from common.config.recipe import Recipe
 from common.config.validation import differing_settings, parse_recipe, recipe_digest, valid_names
 from common.errors import UserError
@@ -12,6 +13,7 @@ from tests.unit.factories import recipe_settings
 
 FULL = {"model": "m", "method": "full"}
 JUDGE = {"kind": "judge", "url": "http://here/v1", "model": "m", "instructions": "rate {prompt} {output}"}
+DATA = {"train": "t", "validation": "v", "test": "t"}
 TWO = {"reward": 1, "b": -1}
 PAIR = {"reward": JUDGE, "b": {"kind": "function", "function": "m:f", "use": "evaluation"}}
 RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
@@ -34,10 +36,32 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         ({"sampling": {"top_p": 0.9}}, "top_p cuts outputs off from the proposal"),
         ({"sampling": {"top_k": 50}}, "top_k cuts outputs off from the proposal"),
+        ({"sampling": {"stop": ["\n"], "presence_penalty": 1}}, "presence_penalty, stop cuts outputs off"),
+        ({"sampling": {"stop": [""]}}, "sampling.stop.0='' is refused"),
+        (
+            {"sampling": {"top_k": 5, "allow_truncated_support": True}, "logprobs": {"proposal": "recomputed"}},
+            "but sampling.top_k samples from another",
+        ),
+        ({"sampler": {"tensor_parallel": 2}}, "gpus=0; set gpus=2"),
+        ({"sampler": {"vllm": {"max_loras": 8}}}, "vllm.max_loras is set by the sampler itself"),
         ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
         ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
+        ({"objective": {"name": "dop"}}, "objective.name='dop' is no objective; did you mean dpo? There are brain, "),
+        ({"objective": {"name": "ipo", "goodness": "logistic"}}, "unknown setting objective.goodness; valid: name, "),
+        ({"objective": {"name": "dpo-sft", "bta": 1}}, "unknown setting objective.bta; did you mean objective.beta?"),
+        ({"objective": {"name": "cdpo", "epsilon": 0.5}}, "objective.epsilon=0.5 is refused"),
+        ({"objective": {"name": "dpo"}}, "objective.name=dpo with reward=human trains on pairs that people chose"),
+        (
+            {"objective": {"name": "dpo-sft"}, "algorithm": {"proposal": "updated"}},
+            "objective.name=dpo-sft is defined on outputs of the prior",
+        ),
+        (
+            {"objective": {"name": "slic"}, "data": DATA | {"gold_column": None}},
+            "objective.name=slic with sft_on=gold trains on gold texts",
+        ),
+        ({"scorers": {"human": {"kind": "tldr", "path": "p"}}}, "`human` is the name of people's choices"),
         ({"scorers": {"reward": {"kind": "tldr"}}}, "setting scorers.reward.path is required and missing"),
         (
             {"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}},
@@ -89,6 +113,32 @@ def test_a_bad_setting_gets_one_clear_sentence(settings: dict[str, Any], sentenc
     assert str(refused.value).count("\n") == 0, str(refused.value)
     assert sentence in str(refused.value)
     assert str(refused.value).startswith("bad.yaml: ")
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+def test_every_objective_has_a_section_that_survives_being_saved(name: str) -> None:
+    stored = {"sampler": {"replicas": 0}, "store": {"uri": "elsewhere"}} if name == "dpo" else {}
+    recipe = parse_recipe(recipe_settings(objective={"name": name, "temperature": 0.2}, **stored), "x.yaml")
+    assert recipe.objective.name == name
+    assert parse_recipe(recipe.model_dump(mode="json"), "saved") == recipe
+
+
+@pytest.mark.parametrize(
+    ("objective", "proposal", "fixed"),
+    [
+        ("brain", None, False),
+        ("brain", "fixed", True),
+        ("brain-fixed-proposal", None, True),
+        ("brain-fixed-proposal", "fixed", True),
+        ("dpo-sft+iw+n", None, True),
+        ("simpo", None, True),
+        ("simpo", "updated", False),
+        ("gdc++", None, False),
+    ],
+)
+def test_whether_the_proposal_is_fixed(objective: str, proposal: str | None, fixed: bool) -> None:
+    settings = recipe_settings(objective={"name": objective}, algorithm={"proposal": proposal})
+    assert Recipe.model_validate(settings).has_fixed_proposal == fixed
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
@@ -146,3 +196,13 @@ def test_world_without_prepare_is_refused() -> None:
     recipe = Recipe.model_validate(recipe_settings(policy={"model": "{world}/policy"}))
     with pytest.raises(UserError, match="no `prepare` section"):
         with_world(recipe, None)
+
+
+def test_truncated_sampling_is_taken_from_who_means_it_and_stop_strings_leave_tokens_the_policy_s():
+    allowed = {"allow_truncated_support": True}
+    stopped = Recipe.model_validate(recipe_settings(sampling={"stop": ["\n"], **allowed}))
+    assert stopped.sampling.truncating() == ["stop"]
+    assert stopped.sampling.tokens_are_the_policy_s
+    narrowed = Recipe.model_validate(recipe_settings(sampling={"stop": ["\n"], "min_p": 0.1, **allowed}))
+    assert narrowed.sampling.truncating() == ["min_p", "stop"]
+    assert not narrowed.sampling.tokens_are_the_policy_s

@@ -232,3 +232,14 @@ def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
     assert len({group for lease in leases for group in lease.group_ids}) == 8
     other = LeasePlan("run", 0, 3, Path("policies")).leases("validation", 1, 1, 4, PROMPTS[:8])
     assert not {lease.seed for lease in leases} & {lease.seed for lease in other}
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_fixed_proposal_admits_all_rounds_at_once_and_samples_from_the_prior(version: int) -> None:
+    section = algorithm(rounds=4)
+    draws = DrawnPrompts(section, PROMPTS, 0)
+    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=True)
+    assert leases.admitted(version) == range(version, 4)
+    given = [lease for round_ in range(4) for lease in leases.of_round(round_, version, set(), set())]
+    assert {lease.version for lease in given} == {0}
+    assert {lease.round for lease in given} == {0, 1, 2, 3}

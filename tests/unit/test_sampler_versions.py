@@ -9,7 +9,8 @@ import pytest
 
 from common.errors import PipelineError, UserError
 from common.policies import PolicyRegistry, Probe
-from sampler.engine import Adapter, Engine
+from sampler.engine import Engine
+from sampler.engine_data import Adapter
 from sampler.versions import Versions
 
 PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
@@ -75,10 +76,12 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def settle() -> None:
-    """Let everybody go as far as they can; verification reads files in a thread."""
+async def settle(world: World) -> None:
+    """Let everybody go as far as they can; verification reads files in a thread, which may take its time."""
     for _ in range(10):
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.002)
+        while world.versions.phases:
+            await asyncio.sleep(0.002)
 
 
 def run(scene: Awaitable[None]) -> None:
@@ -123,10 +126,10 @@ def test_whole_models_drain_and_who_came_first_goes_first(tmp_path: Path) -> Non
         async with asyncio.TaskGroup() as tasks:
             for version, done in ((0, first), (0, first), (1, second), (0, second)):
                 tasks.create_task(world.lease(version, done, log))
-                await settle()
+                await settle(world)
             assert log == ["begin 0", "begin 0"]  # version 1 waits, and the later lease of 0 behind it
             first.set()
-            await settle()
+            await settle(world)
             assert log[2:] == ["end 0", "end 0", "begin 1"]
             second.set()
         assert log[5:] == ["end 1", "begin 0", "end 0"]
@@ -140,14 +143,14 @@ def test_a_lease_that_must_be_alone_waits_for_the_others_and_they_for_it(world: 
         others, alone = asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(world.lease(0, others, log))
-            await settle()
+            await settle(world)
             tasks.create_task(world.lease(1, alone, log, alone=True))
-            await settle()
+            await settle(world)
             tasks.create_task(world.lease(0, others, log))
-            await settle()
+            await settle(world)
             assert log == ["begin 0"]
             others.set()
-            await settle()
+            await settle(world)
             assert log == ["begin 0", "end 0", "begin 1"]
             alone.set()
         assert log[3:] == ["end 1", "begin 0", "end 0"]
@@ -204,5 +207,22 @@ def test_a_phase_that_takes_too_long_ends_with_who_what_and_when(tmp_path: Path)
         with pytest.raises(PipelineError, match=r"sampler-3 .* phase `load` of proposal version 2 within 0\.5 s"):
             async with world.use(2):
                 pass
+
+    run(scene())
+
+
+def test_who_asks_sees_that_a_phase_is_under_way(world: World) -> None:
+    world.delivery.seconds = 0.05
+
+    async def scene() -> None:
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.lease(1, done, []))
+            while not world.versions.phases:
+                await asyncio.sleep(0)
+            await settle(world)
+            assert world.versions.phases == 0
+            assert world.delivery.held == ["v000001"]
+            done.set()
 
     run(scene())

@@ -1,6 +1,6 @@
 import pytest
 
-from sampler.engine import Completion
+from sampler.engine_data import Completion
 from sampler.stopping import cut_at_stop
 from tests.unit.tiny_models import gpt2_like_tokenizer
 

@@ -1,0 +1,39 @@
+"""The demo's people: `python -m deploy.demo.pairs FILE` writes their choices, as `brain store import-pairs` reads them.
+
+The pairs are drawn anew from the ground truth, two summaries each of the demo's training posts: as noisy as those that
+the reward model has learnt from.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from deploy.demo.preferences import draw_preferences
+from deploy.demo.world import draw_posts
+
+
+def draw_pairs(seed: int) -> Iterator[dict[str, str]]:
+    """One pair for each training post of the demo's world of that seed."""
+    posts = draw_posts(Random(seed))["train"]
+    random = Random(f"pairs {seed}")
+    for post in posts:
+        preferences = draw_preferences(random, post.prompt, post.story)
+        chosen, rejected = random.choice(preferences.pairs)
+        texts = preferences.outputs
+        yield {"prompt": post.prompt, "chosen": texts[chosen], "rejected": texts[rejected]}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.demo.pairs", description="Write the demo's pairs.")
+    parser.add_argument("file", type=Path, help="gets a line a pair (.jsonl)")
+    parser.add_argument("--seed", type=int, default=0, help="prepare.seed of the recipe (default 0)")
+    options = parser.parse_args()
+    with open(options.file, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in draw_pairs(options.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`brain store import-pairs`: a store of pairs that people chose between, for `dpo` to train on."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from common.config.recipe import Recipe
+from common.durable import new_directory
+from common.errors import UserError
+from common.identity import digest
+from common.nn.causal_lm import check_tokenizer, load_config, load_tokenizer
+from common.nn.logprobs import SequenceLogprobs, request_of
+from common.nn.policy_model import load_prior_model
+from common.schemas import PRIOR
+from common.store import SampleStore
+from deploy.recipe_files import load_recipe
+from deploy.score import resolved_world
+from deploy.store_commands.human_pairs import Pair, Pairs, choices, groups_of, prior_scores, read_pairs, summary
+from deploy.store_commands.terminal import terminal
+from scorer.build import MAX_TOKENS
+from scorer.prior import logprobs_digest
+
+
+def import_pairs(options: argparse.Namespace) -> int:
+    """The command."""
+    target: Path = options.output.expanduser().absolute()
+    if target.exists():
+        raise UserError(f"{target} exists already; name another --output.")
+    console = terminal(stderr=True)
+    recipe = resolved_world(load_recipe(options.recipe, options.overrides), console)
+    pairs = _read(options.input, recipe)
+    run_id = digest("pairs", recipe.policy.model_dump(mode="json"), [pair.prompt_id for pair in pairs.usable])
+    logprobs = track(_logprobs(pairs.usable, recipe), "prior", total=len(pairs.usable), console=console)
+    groups = groups_of(pairs.usable, logprobs, run_id, recipe)
+    with new_directory(target) as directory:
+        store = SampleStore(directory, run_id)
+        store.append_groups(groups)
+        store.append_scores(choices(groups))
+        store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
+    for sentence in summary(pairs, groups):
+        terminal().print(f"{target}: {sentence}", soft_wrap=True)
+    return 0
+
+
+def _read(path: Path, recipe: Recipe) -> Pairs:
+    source = recipe.policy.tokenizer or recipe.policy.model
+    tokenizer = load_tokenizer(source)
+    check_tokenizer(tokenizer, load_config(recipe.policy.model), source)
+    return read_pairs(path, recipe, lambda text: list(tokenizer.encode(text)), tokenizer.eos_token_id)
+
+
+@torch.no_grad()
+def _logprobs(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[list[list[float]]]:
+    """Log p of each token of each output, with the prior's numerics."""
+    device = "cuda" if recipe.prior.gpus and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(recipe.prior.threads)
+    model = SequenceLogprobs(load_prior_model(recipe.policy, device))
+    model.pad_unless_exact()
+    for pair in pairs:
+        yield [tokens.tolist() for tokens in model.token_logprobs([request_of(pair.prompt_ids, pair.outputs)])]

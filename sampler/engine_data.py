@@ -1,0 +1,28 @@
+"""What goes into the engine and comes out of it, in terms that are not vLLM's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter that the engine holds.
+
+    Attributes:
+        id: from 1 on, of one adapter only while the engine lives.
+        digest: of its files; vLLM keeps the cached prefixes of adapters apart by it.
+        directory: in PEFT's format.
+    """
+
+    id: int
+    digest: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled output: ids, and log q' of each id in nats; EOS included only if it was generated."""
+
+    token_ids: list[int]
+    token_logprobs: list[float]
+    finish_reason: str

@@ -1,0 +1,95 @@
+"""A thousand simulated samplers against the real conductor, production, pools and store."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.leases import Lease
+from common.schemas import GROUPS, PRIOR, SCORES
+from deploy.actor import Spawn
+from deploy.pool import PoolSettings
+from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation
+from tests.unit.factories import groups, output, scores
+
+SAMPLERS, LEASE_PROMPTS, ROUNDS, PROMPTS_PER_ROUND = 1000, 16, 5, 8000
+N, TOKENS = 8, 32
+GROUP_SECONDS = 0.4  # a group of a lease; two leases a sampler: the samplers could give 5,000 groups/s
+
+ROW = groups("", outputs=[output(list(range(TOKENS)), [-1.0] * TOKENS, "word " * TOKENS) for _ in range(N)])
+
+
+class QuickSampler(LocalSampler):
+    """Makes groups at next to no cost, so that the process's time is the control plane's."""
+
+    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+        groups = rows_of(lease)
+        for place in range(len(lease.prompts)):
+            await asyncio.sleep(GROUP_SECONDS)
+            yield groups.slice(place, 1)
+
+
+class QuickScorer(LocalScorer):
+    """Answers at once."""
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        rows = batch.num_rows
+        one = scores(self.name, {"": [1.0] * N})
+        columns = [batch["group_id"], *(pa.concat_arrays([one[field.name]] * rows) for field in list(SCORES)[1:])]
+        return pa.RecordBatch.from_arrays(columns, schema=SCORES)
+
+
+def measure(root: Path) -> dict[str, Any]:
+    algorithm = {
+        "rounds": ROUNDS,
+        "prompts_per_round": PROMPTS_PER_ROUND,
+        "updates_per_round": PROMPTS_PER_ROUND // 100,
+        "batch_prompts": 100,
+        "max_staleness": 1,
+    }
+    scorers: dict[str, tuple[int, Spawn]] = {
+        PRIOR: (4, lambda _name, _log: QuickScorer(PRIOR)),
+        "reward": (4, lambda _name, _log: QuickScorer("reward")),
+    }
+    simulation = Simulation(
+        root,
+        algorithm,
+        (SAMPLERS, lambda name, _log: QuickSampler(name)),
+        scorers,
+        LocalLearner(),
+        recipe={"sampler": {"lease_prompts": LEASE_PROMPTS}},
+        samplers_settings=PoolSettings(start=60, slots=2, silence=300),
+    )
+    began, cpu = time.perf_counter(), time.process_time()
+    asyncio.run(simulation.run())
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    trained = simulation.trained()
+    assert len(trained) == len(set(trained)) == ROUNDS * PROMPTS_PER_ROUND
+    production = simulation.conductor.production
+    return {
+        "simulated_samplers": SAMPLERS,
+        "groups": len(trained),
+        "control_plane_groups_per_second": len(trained) / wall,
+        "leases_per_second": len(trained) / LEASE_PROMPTS / wall,
+        "commits_per_second": production.training.commits / wall,
+        "groups_a_commit": 3 * len(trained) / production.training.commits,  # groups, and two scorers' values
+        "control_plane_cpu_share": cpu / wall,  # of one core
+        "longest_queue": max(production.training.longest, production.scoring.longest_queue),
+    }
+
+
+def rows_of(lease: Lease) -> pa.RecordBatch:
+    """The lease's groups, with the same outputs each."""
+    count = len(lease.prompts)
+    values = {
+        "group_id": list(lease.group_ids),
+        "prompt_id": [prompt.prompt_id for prompt in lease.prompts],
+        "round": [lease.round] * count,
+        "proposal_version": [lease.version] * count,
+    }
+    own = {name: pa.array(column, GROUPS.field(name).type) for name, column in values.items()}
+    columns = [own[name] if name in own else pa.concat_arrays([ROW[name]] * count) for name in GROUPS.names]
+    return pa.RecordBatch.from_arrays(columns, schema=GROUPS)

@@ -1,0 +1,43 @@
+"""The sampler against bare vLLM, and what the publication of a version costs those who are being sampled.
+
+    make bench-sampler
+
+A random Llama of 4 layers × 256 in float32 with a LoRA adapter, prompts of 32 and outputs of 48 tokens, n = 8, one
+thread an engine. Writes build/bench/sampler.json.
+"""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import ray
+
+from tests.bench.harness import table, write
+from tests.bench.sampler_cases import publication, throughput
+from tests.bench.sampler_cases.policy import make_policy
+
+PUBLICATIONS, REPEATS = 8, 5
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "a").mkdir()
+        published = publication.measure(make_policy(Path(place) / "a"), PUBLICATIONS)
+        print(table(published), "\n")
+        ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
+        (Path(place) / "b").mkdir()
+        rates = throughput.measure(make_policy(Path(place) / "b"), Path(place) / "sampler.log", REPEATS)
+        ray.shutdown()
+        print(table(rates))
+    bare, ours = (row["tokens/s"] for row in rates)
+    figures = {
+        "throughput_vs_bare_vllm": ours / bare,
+        "publication_seconds": max(row["first group s"] for row in published),
+        "publication_delay_steps": statistics.median(row["delay in steps"] for row in published),
+    }
+    print("\n" + table([figures]))
+    write("sampler", {**figures, "throughput": rates, "publications": published})
+
+
+if __name__ == "__main__":
+    main()

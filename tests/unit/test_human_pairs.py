@@ -1,0 +1,155 @@
+import json
+
+import pytest
+
+from common.config.recipe import Recipe
+from common.errors import UserError
+from common.schemas import HUMAN, PRIOR
+from common.store import SampleStore
+from common.training_batch import training_batch
+from deploy.cli import main
+from deploy.demo.pairs import draw_pairs
+from deploy.demo.truth import quality
+from deploy.recipe_files import dump_yaml
+from deploy.run_directory import RunDirectory
+from deploy.store_commands.human_pairs import choices, groups_of, prior_scores, read_pairs
+from deploy.stored_inputs import lacking_scores, read_stored_inputs
+from tests.unit import tiny_models
+from tests.unit.factories import groups, recipe_settings
+
+END = 95
+ALGORITHM = {"rounds": 2, "prompts_per_round": 4, "batch_prompts": 2, "updates_per_round": 2}
+
+
+def encode(text):
+    return [ord(letter) - 96 for letter in text if letter != " "]
+
+
+def recipe(**changes):
+    limits = {"algorithm": ALGORITHM, "sampling": {"max_tokens": 6}}
+    return Recipe.model_validate(recipe_settings(**(limits | changes)))
+
+
+def pairs_file(path, count=10):
+    rows = [{"prompt": f"ab{chr(97 + n)}", "chosen": " good", "rejected": f" {chr(97 + n)}"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_pairs_become_groups_with_people_s_choices_as_rewards(tmp_path):
+    read = read_pairs(pairs_file(tmp_path / "pairs.jsonl"), recipe(), encode, END)
+    rows = groups_of(
+        read.usable, [[[-0.5] * len(out) for out in pair.outputs] for pair in read.usable], "run", recipe()
+    )
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(rows)
+    store.append_scores(choices(rows))
+    store.append_scores(prior_scores(rows, "digest"))
+    ids = rows["group_id"].to_pylist()
+    batch = training_batch(store, ids, reward=HUMAN, prior=PRIOR).to_pylist()
+    assert rows["round"].to_pylist() == [0] * 4 + [1] * 6
+    assert sorted(row["prompt_token_ids"][-1] for row in batch) == list(range(1, 11))
+    for row in batch:
+        last = row["prompt_token_ids"][-1]
+        assert row["output_token_ids"] == [[7, 15, 15, 4, END], [last, END]]
+        assert row["rewards"] == [1, 0]
+        assert row["prior_logprobs"] == row["proposal_logprobs"] == [-2.5, -1.0]
+
+
+def test_the_order_is_the_seed_s(tmp_path):
+    path = pairs_file(tmp_path / "pairs.jsonl")
+
+    def order(seed):
+        return [pair.prompt for pair in read_pairs(path, recipe(seed=seed), encode, END).usable]
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_what_cannot_be_used_is_counted(tmp_path):
+    path = pairs_file(tmp_path / "pairs.jsonl")
+    odd = [("a", " same", " same"), ("a", " muchtoolong", " a"), ("a" * 600, " a", " b"), ("", " a", " b")]
+    with open(path, "a") as file:
+        file.writelines(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in odd)
+    read = read_pairs(path, recipe(), encode, END)
+    assert len(read.usable) == 10
+    assert sorted(read.skipped.values()) == [1, 1, 2]
+
+
+def test_a_file_without_pairs_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "label": "b"}\n')
+    with pytest.raises(UserError, match=r"row 1, has no text in column 'chosen' \(its columns: prompt, label\)"):
+        read_pairs(path, recipe(), encode, END)
+    with pytest.raises(UserError, match=r"has 1 usable pairs, fewer than algorithm.batch_prompts=2"):
+        read_pairs(pairs_file(path, count=1), recipe(), encode, END)
+
+
+def test_the_command_makes_a_store_that_dpo_can_train_on(tmp_path, capsys):
+    tokenizer = tiny_models.gpt2_like_tokenizer()
+    model = tiny_models.llama(vocabulary=len(tokenizer))
+    tiny_models.save(model, tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    policy = {"model": str(tmp_path / "policy"), "dtype": "float32"}
+    settings = recipe_settings(policy=policy, algorithm=ALGORITHM, sampling={"max_tokens": 12})
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(settings))
+    target = tmp_path / "pairs"
+    command = ["store", "import-pairs", str(tmp_path / "recipe.yaml"), "--output", str(target)]
+    assert main([*command, "--input", str(pairs_file(tmp_path / "pairs.jsonl"))]) == 0
+    assert "10 pairs in 2 rounds" in capsys.readouterr().out
+    assert main([*command, "--input", str(tmp_path / "pairs.jsonl")]) == 2
+    stored = settings | {
+        "objective": {"name": "dpo"},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(target)},
+    }
+    run = Recipe.model_validate(stored)
+    inputs = read_stored_inputs(run, RunDirectory(tmp_path / "run"))
+    assert lacking_scores(run, inputs) == {}
+    assert {facts.name for facts in inputs.source.store.scorers()} == {HUMAN, PRIOR}
+
+
+def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_path):
+    from deploy.preflight import check_inputs
+
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups("a", "b", "c", "d"))
+    store.append_groups(groups("e", "f", round=1))
+    stored = {
+        "objective": {"name": "dpo"},
+        "algorithm": ALGORITHM,
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    with pytest.raises(
+        UserError, match=r"lack values of 'human', people's choices, .*import-pairs.* or choose dpo-sft"
+    ):
+        check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+
+
+def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
+    from deploy.preflight import check_inputs
+
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups("a", "b", "c", "d", gold_text=None))
+    stored = {
+        "objective": {"name": "slic"},
+        "algorithm": ALGORITHM | {"rounds": 1},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    with pytest.raises(UserError, match=r"4 of the 4 groups .* have no gold_text, .*objective.sft_on=best"):
+        check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+
+
+def test_the_demo_s_people_mostly_choose_the_better_summary():
+    drawn = [pair for pair, _ in zip(draw_pairs(0), range(300), strict=False)]
+    prompts = [pair["prompt"] for pair in drawn]
+    better = [
+        chosen > rejected
+        for chosen, rejected in zip(
+            quality(prompts, [pair["chosen"] for pair in drawn]),
+            quality(prompts, [pair["rejected"] for pair in drawn]),
+            strict=True,
+        )
+    ]
+    assert sum(better) / len(better) > 0.7

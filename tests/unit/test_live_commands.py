@@ -1,0 +1,152 @@
+import asyncio
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config.recipe import AutoscaleSection
+from common.durable import write_file
+from common.schemas import PRIOR
+from deploy.autoscale import Load
+from deploy.cli import main
+from deploy.requests import Answer, ScaleRequest, answer, take_requests
+from deploy.run_directory import RunDirectory
+from deploy.scaling import Scaler
+from deploy.status import read_status, write_status
+from tests.stand_ins import LocalSampler, Simulation, reward_and_prior
+
+ALGORITHM = {"rounds": 2, "prompts_per_round": 8, "updates_per_round": 2, "batch_prompts": 4, "max_staleness": 1}
+
+
+def ended(root: Path) -> Simulation:
+    simulation = Simulation(root, ALGORITHM, (2, lambda name, _log: LocalSampler(name)), reward_and_prior())
+    asyncio.run(asyncio.wait_for(simulation.run(), 30))
+    return simulation
+
+
+def test_status_of_a_run_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended(tmp_path)
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["state"] == "ended"
+    assert (said["progress"]["step"], said["progress"]["steps"], said["progress"]["trained"]) == (4, 4, 16)
+    assert said["backlog"] == {"leases": 0, "unscored": 0, "ready": 0}
+    assert said["services"]["samplers"]["target"] == 2 and set(said["services"]) == {
+        "samplers",
+        f"scorers.{PRIOR}",
+        "scorers.reward",
+    }
+    assert main(["status", str(tmp_path), "--watch"]) == 0
+    assert "4/4" in capsys.readouterr().out
+
+
+def test_a_run_whose_process_is_gone_is_called_dead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = ended(tmp_path).directory
+    gone = read_status(directory).model_copy(update={"state": "running", "pid": 2**22 + 1})
+    write_status(directory, gone)
+    assert main(["status", str(tmp_path)]) == 0
+    assert "dead" in (shown := capsys.readouterr().out) and "brain run" in shown
+    assert main(["scale", str(tmp_path), "samplers=3"]) == 2
+    assert f"No run is alive in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["status"], ["scale", "samplers=2"]])
+def test_a_directory_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert main([command[0], str(tmp_path), *command[1:]]) == 2
+    assert "it is no run directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["samplers", "samplers=", "samplers=many", "samplers=-1", "scorers.reward=1.5"])
+def test_an_argument_that_is_no_number_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    assert main(["scale", str(tmp_path), wrong]) == 2
+    assert "no number of replicas" in capsys.readouterr().err
+
+
+def alive(root: Path) -> RunDirectory:
+    """The directory of a run that this process pretends to be."""
+    directory = ended(root).directory
+    write_status(directory, read_status(directory).model_copy(update={"state": "running", "pid": os.getpid()}))
+    return directory
+
+
+def test_no_answer_in_time_is_said_and_the_request_withdrawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = alive(tmp_path)
+    assert main(["scale", str(tmp_path), "samplers=3", "--timeout", "0.2"]) == 2
+    assert "gave no answer within 0.2 s" in capsys.readouterr().err
+    assert take_requests(directory) == []
+
+
+def test_the_answer_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = alive(tmp_path)
+
+    def serve() -> None:
+        while not (taken := take_requests(directory)):
+            pass
+        ((name, request),) = taken
+        assert request is not None and request.replicas == {"samplers": 3, "scorers.reward": 2}
+        answer(directory, name, Answer(lines=["samplers: 2 -> 3"]))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    assert main(["scale", str(tmp_path), "samplers=3", "scorers.reward=2"]) == 0
+    server.join()
+    assert capsys.readouterr().out == "samplers: 2 -> 3\n"
+
+
+def test_a_request_that_cannot_be_understood_is_answered_too(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_file(directory.control / "requests" / "a.json", '{"pause": true}')
+    ((name, request),) = take_requests(directory)
+    assert (name, request) == ("a.json", None)
+    assert "cannot be understood" in str(Scaler({}, None).answer(request).refusal)
+
+
+class Sized:
+    """A pool as far as scaling sees it."""
+
+    elastic = True
+
+    def __init__(self) -> None:
+        self.target = 2
+
+    def scale(self, count: int) -> None:
+        self.target = count
+
+
+@pytest.mark.parametrize(
+    ("asked", "refusal"),
+    [
+        ({"samplers": 0}, "samplers=0 is out of bounds; it must be from 1 to"),
+        ({"samplers": 10**9}, "out of bounds"),
+        ({"scorers.nobody": 2}, "no scorers.nobody that could be scaled; it has samplers, scorers.reward"),
+        ({"scorers.reward": None}, "is for samplers only"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_else_done(asked: dict[str, int | None], refusal: str) -> None:
+    pools: dict[str, Any] = {"samplers": Sized(), "scorers.reward": Sized()}
+    request = ScaleRequest(replicas={"samplers": 5, **asked} if "samplers" not in asked else asked)
+    answered = Scaler(pools, None).answer(request)
+    assert refusal in str(answered.refusal)
+    assert pools["samplers"].target == 2
+
+
+def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> None:
+    pools: dict[str, Any] = {"samplers": Sized()}
+    subject = Scaler(pools, AutoscaleSection(min=1, max=8, settle=0))
+    busy = Load(samplers=4, ready=4, waited=1.0, waiting_leases=9, ready_groups=0, trained=1)
+    answered = subject.answer(ScaleRequest(replicas={"samplers": 4}))
+    assert "2 -> 4, until this start of the run ends (set sampler.replicas=4 to keep it)" in answered.lines[0]
+    assert subject.follow(busy) is None and pools["samplers"].target == 4
+    subject.answer(ScaleRequest(replicas={"samplers": None}))
+    scaled = subject.follow(busy)
+    assert scaled is not None and (scaled.before, scaled.after) == (4, 5) and "waited" in scaled.reason
+    assert [decision.after for decision in subject.decisions] == [4, 5]
