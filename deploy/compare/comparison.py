@@ -12,15 +12,12 @@ from deploy.compare.findings import Finding, findings
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Plan, at_edge, best_rate
-from deploy.compare.results import (
+from deploy.compare.results import MethodFigures, PairedTest, method_figures, paired_test
+from deploy.compare.series import (
     GridPoint,
-    MethodFigures,
-    PairedTest,
     RewardCurve,
     SizePoint,
     grid_point,
-    method_figures,
-    paired_test,
     reward_curve,
     size_point,
 )

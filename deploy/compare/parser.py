@@ -36,7 +36,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
     parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
     parser.add_argument("--parallel", type=int, default=2, metavar="K", help="cells trained side by side; default: 2")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/compare-NAME, NAME being the recipe's")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     parser.set_defaults(command=_compare)
 
@@ -54,6 +54,6 @@ def _compare(options: argparse.Namespace) -> int:
     )
     from deploy.compare.command import compare  # Ray and torch: not for what is refused
 
-    out = resolve_output(str(options.out or f"runs/compare-{recipe.name}"))
+    out = resolve_output(str(options.out or f"runs/comparisons/{recipe.name}"))
     compare(recipe, request, ComparisonDirectory(out), max(1, options.parallel), Console())
     return 0

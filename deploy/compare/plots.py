@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from deploy.compare.comparison import Comparison
 from deploy.compare.inference import OverOptimisation
-from deploy.compare.results import CurvePoint, MethodFigures, RewardCurve
+from deploy.compare.results import MethodFigures
+from deploy.compare.series import CurvePoint, RewardCurve
 
 INK = "#010203"
 """Of text and axes: a colour that nothing else has, so that the page can make it the reader's own."""

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from common.config.recipe import Recipe
 from common.durable import write_file
 from common.errors import PipelineError
-from deploy.compare.comparison import collect
+from deploy.compare.comparison import Comparison, collect
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import page
 from deploy.compare.plan import Plan
@@ -24,7 +24,7 @@ def report(
     """Write all results and show the most important.
 
     Raises:
-        PipelineError: no cell was finished.
+        PipelineError: some method lacks a seed, or none has any; what there is has been reported then.
     """
     comparison = collect(directory, recipe, plan, failed)
     if not comparison.methods:
@@ -44,6 +44,17 @@ def report(
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
+    _refuse_to_call_it_done(comparison, plan)
+
+
+def _refuse_to_call_it_done(comparison: Comparison, plan: Plan) -> None:
+    """A learning rate may fail; a method must still have a result for each seed."""
+    there = {label: set(figures.seeds) for label, figures in comparison.methods.items()}
+    wanted = {method.label: set(plan.request.seeds) for method in plan.request.methods}
+    lacking = {label: rest for label, seeds in wanted.items() if (rest := seeds - there.get(label, set()))}
+    if lacking:
+        named = "; ".join(f"{label}: seed {', '.join(map(str, sorted(missing)))}" for label, missing in lacking.items())
+        raise PipelineError(f"The comparison is not complete, it lacks {named}; the reasons stand above.")
 
 
 def _show(table: TextTable, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a comparison, from its finished cells; pure, and what compare.json holds."""
+"""The figures of methods, and tests between them, from their finished cells; pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,8 @@ from deploy.compare.cell_results import PRIOR_METHOD, CellResult
 from deploy.compare.inference import (
     Estimate,
     Floats,
-    OverOptimisation,
     PairedDifference,
     clustered_mean,
-    fit_over_optimisation,
     mcnemar,
     paired_bootstrap,
 )
@@ -95,50 +93,6 @@ class PairedTest:
         return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), self.mcnemar_p)
 
 
-@dataclass(frozen=True)
-class GridPoint:
-    """A method at one learning rate, on the first seed, evaluated on validation prompts."""
-
-    label: str
-    learning_rate: float
-    win_rate: float | None
-    mean_reward: float
-    kl_to_prior: float
-
-
-@dataclass(frozen=True)
-class SizePoint:
-    """A method trained on groups of n outputs."""
-
-    label: str
-    n: int
-    win_rate: float | None
-    win_rate_ci95: float | None
-    mean_reward: float
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One evaluated version of one cell: how far it is from the prior, and what it has gained in mean reward."""
-
-    learning_rate: float
-    seed: int
-    version: int
-    distance: float
-    gain: float
-    truth_gain: float | None
-
-
-@dataclass(frozen=True)
-class RewardCurve:
-    """Reward against √KL, over all learning rates, seeds and evaluated versions of a method."""
-
-    label: str
-    points: list[CurvePoint]
-    fit: OverOptimisation | None
-    truth_fit: OverOptimisation | None
-
-
 def wins(results: Sequence[CellResult]) -> Floats | None:
     """Whether each test prompt's output has a higher reward than gold, strictly: 1 or 0, NaN where unknown.
 
@@ -170,14 +124,15 @@ def _known(values: Floats) -> Floats:
     return values[:, ~np.isnan(values).any(axis=0)]
 
 
-def _percentage(values: Floats | None) -> Estimate | None:
+def percentage(values: Floats | None) -> Estimate | None:
+    """In percent, over the prompts that are known for every seed; None without gold."""
     return None if values is None else clustered_mean(PERCENT * _known(values))
 
 
 def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: bool) -> MethodFigures:
     """The figures of a method's cells, one for each seed, all at one learning rate."""
     won = wins(results)
-    rate = _percentage(won)
+    rate = percentage(won)
     tests = [result.test for result in results]
     return MethodFigures(
         label=label,
@@ -189,16 +144,17 @@ def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: b
         train_rm_win_rate_ci95=None if rate is None else rate.half_width,
         train_rm_win_rate_by_seed=[] if won is None else [PERCENT * float(np.nanmean(row)) for row in won],
         judges={name: _judge(results, name) for name in _judges(results)},
-        **{name: _mean(test[name] for test in tests) for name in _AVERAGED},
+        **{name: mean(test[name] for test in tests) for name in _AVERAGED},
         examination=mean_examination([result.examination for result in results]),
-        seconds=_mean(result.seconds for result in results),
+        seconds=mean(result.seconds for result in results),
     )
 
 
 _AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """Of numbers that come one by one."""
     return float(np.mean(list(values)))
 
 
@@ -210,7 +166,7 @@ def _judges(results: Sequence[CellResult]) -> list[str]:
 def _judge(results: Sequence[CellResult], name: str) -> JudgeFigures:
     values = np.stack([_column(result.outcomes, f"scores.{name}") for result in results])
     gold = np.stack([_column(result.outcomes, f"gold_scores.{name}") for result in results])
-    rate = _percentage(_above_gold(results, f"scores.{name}"))
+    rate = percentage(_above_gold(results, f"scores.{name}"))
     return JudgeFigures(
         value=float(np.nanmean(values)),
         gold_value=None if np.isnan(gold).all() else float(np.nanmean(gold)),
@@ -247,54 +203,3 @@ def _difference(ours: Floats, theirs: Floats) -> PairedDifference:
 def _mcnemar(ours: Floats, theirs: Floats) -> float:
     known = ~np.isnan(ours + theirs)
     return mcnemar(ours[known] > 0, theirs[known] > 0)
-
-
-def grid_point(result: CellResult) -> GridPoint:
-    """Of one cell of a grid."""
-    best = result.validation[result.best_version]
-    return GridPoint(
-        result.cell.method.label,
-        result.cell.learning_rate,
-        best["train_rm_win_rate"],
-        best["mean_reward"],
-        best["kl_to_prior"],
-    )
-
-
-def size_point(label: str, n: int, results: Sequence[CellResult]) -> SizePoint:
-    """Of a method's cells with n outputs a group, one a seed."""
-    rate = _percentage(wins(results))
-    reward = _mean(result.test["mean_reward"] for result in results)
-    return SizePoint(label, n, None if rate is None else rate.mean, None if rate is None else rate.half_width, reward)
-
-
-def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:
-    """Of all cells of a method with the recipe's n."""
-    points = [point for result in results for point in _curve_points(result)]
-    distances = np.array([point.distance for point in points])
-    truths = [point for point in points if point.truth_gain is not None]
-    return RewardCurve(
-        label,
-        points,
-        fit_over_optimisation(distances, np.array([point.gain for point in points])),
-        fit_over_optimisation(
-            np.array([point.distance for point in truths]),
-            np.array([point.truth_gain for point in truths], dtype=np.float64),
-        ),
-    )
-
-
-def _curve_points(result: CellResult) -> list[CurvePoint]:
-    start = result.validation[0]
-    return [
-        CurvePoint(
-            result.cell.learning_rate,
-            result.cell.seed,
-            version,
-            float(np.sqrt(max(0.0, figures["kl_to_prior"]))),
-            figures["mean_reward"] - start["mean_reward"],
-            None if figures["truth_quality"] is None else figures["truth_quality"] - start["truth_quality"],
-        )
-        for version, figures in sorted(result.validation.items())
-        if version
-    ]

@@ -14,6 +14,7 @@ from common.errors import PipelineError
 from common.leases import Prompt
 from common.policies import PolicyRegistry
 from common.prompts import PromptSet
+from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
 from deploy.compare.comparison import collect
 from deploy.compare.examiner import Likelihoods
@@ -31,7 +32,7 @@ from deploy.run_directory import RunDirectory
 from deploy.services import Services
 from learner.step_report import StepReport
 from tests.stand_ins import LocalActor, LocalSampler, LocalScorer
-from tests.unit.factories import recipe_settings
+from tests.unit.factories import groups, recipe_settings, scores
 
 ROUNDS, UPDATES = 2, 2
 RATES = (1e-4, 1e-3)
@@ -115,9 +116,11 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(recipe, None, inputs, facts, directory)
 
 
-def plan(*methods: str, seeds: tuple[int, ...] = (0, 1), sizes: tuple[int, ...] = ()) -> Plan:
+def plan(
+    *methods: str, seeds: tuple[int, ...] = (0, 1), sizes: tuple[int, ...] = (), pairs: Path | None = None
+) -> Plan:
     asked = tuple(map(parse_method, methods))
-    return Plan(Request(asked, seeds, RATES, sizes, (methods[0],) if sizes else ()), 4)
+    return Plan(Request(asked, seeds, RATES, sizes, (methods[0],) if sizes else (), str(pairs) if pairs else None), 4)
 
 
 def train(subject: Subject, work: Plan, *, broken: frozenset[float] = frozenset()) -> tuple[Runner, StandInServices]:
@@ -164,6 +167,26 @@ def test_all_cells_are_trained_on_the_same_groups(subject: Subject) -> None:
     assert all(learner.killed for learner in services.learners)
     comparison = collect(subject.directory, subject.recipe, work, {})
     assert [figures.seeds for figures in comparison.methods.values()] == [[0, 1], [0, 1]]
+
+
+def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(subject: Subject, tmp_path: Path) -> None:
+    people = SampleStore(tmp_path / "pairs", "people")
+    names = [f"pair {number}" for number in range(20)]
+    people.append_groups(groups(*names))
+    people.append_scores(scores(HUMAN, {name: [1.0, 0.0] for name in names}, gold_value=None))
+    work = plan("dpo", "brain", pairs=tmp_path / "pairs")
+    runner, _ = train(subject, work)
+    assert runner.failed == {}
+    dealt = SampleStore(subject.directory.pairs(0), None, read_only=True)
+    trained = {name for step in steps(subject, "dpo-lr0.0001-seed0-n4") for name in step}
+    assert trained == set(dealt.group_ids) and len(trained) == ROUNDS * 8
+    assert trained == set(
+        SampleStore(subject.directory.cell("dpo-lr0.001-seed0-n4").own_store, None, read_only=True)
+        .scores(sorted(trained), PRIOR)["group_id"]
+        .to_pylist()
+    ), "their log p was missing"
+    methods = collect(subject.directory, subject.recipe, work, {}).methods
+    assert methods["dpo"].mean_reward == methods["brain"].mean_reward == 1.0  # the reward model's, not people's
 
 
 def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(subject: Subject) -> None:

@@ -157,3 +157,10 @@ def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
 def test_without_a_finished_cell_the_reasons_are_given(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"No cell of .* could be trained\. the disk is full"):
         report(ComparisonDirectory(tmp_path), recipe(), plan(), {"cell": "the disk is full"}, Console(quiet=True))
+
+
+def test_a_method_without_a_seed_is_reported_as_far_as_it_went_and_then_refused(tmp_path: Path) -> None:
+    directory = finished_comparison(tmp_path, plan())
+    with pytest.raises(PipelineError, match="is not complete, it lacks brain: seed 2; brain:temperature=2: seed 2"):
+        report(directory, recipe(), plan(seeds=(0, 1, 2)), {}, Console(quiet=True))
+    assert json.loads(directory.results.read_text())["methods"]["brain"]["seeds"] == [0, 1]

@@ -1,0 +1,105 @@
+"""The figures behind plots: by learning rate, by n, and by distance from the prior; pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.compare.cell_results import CellResult
+from deploy.compare.inference import OverOptimisation, fit_over_optimisation
+from deploy.compare.results import mean, percentage, wins
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """A method at one learning rate, on the first seed, evaluated on validation prompts."""
+
+    label: str
+    learning_rate: float
+    win_rate: float | None
+    mean_reward: float
+    kl_to_prior: float
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """A method trained on groups of n outputs."""
+
+    label: str
+    n: int
+    win_rate: float | None
+    win_rate_ci95: float | None
+    mean_reward: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluated version of one cell: how far it is from the prior, and what it has gained in mean reward."""
+
+    learning_rate: float
+    seed: int
+    version: int
+    distance: float
+    gain: float
+    truth_gain: float | None
+
+
+@dataclass(frozen=True)
+class RewardCurve:
+    """Reward against √KL, over all learning rates, seeds and evaluated versions of a method."""
+
+    label: str
+    points: list[CurvePoint]
+    fit: OverOptimisation | None
+    truth_fit: OverOptimisation | None
+
+
+def grid_point(result: CellResult) -> GridPoint:
+    """Of one cell of a grid."""
+    best = result.validation[result.best_version]
+    return GridPoint(
+        result.cell.method.label,
+        result.cell.learning_rate,
+        best["train_rm_win_rate"],
+        best["mean_reward"],
+        best["kl_to_prior"],
+    )
+
+
+def size_point(label: str, n: int, results: Sequence[CellResult]) -> SizePoint:
+    """Of a method's cells with n outputs a group, one a seed."""
+    rate = percentage(wins(results))
+    reward = mean(result.test["mean_reward"] for result in results)
+    return SizePoint(label, n, None if rate is None else rate.mean, None if rate is None else rate.half_width, reward)
+
+
+def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:
+    """Of all cells of a method with the recipe's n."""
+    points = [point for result in results for point in _curve_points(result)]
+    distances = np.array([point.distance for point in points])
+    truths = [point for point in points if point.truth_gain is not None]
+    return RewardCurve(
+        label,
+        points,
+        fit_over_optimisation(distances, np.array([point.gain for point in points])),
+        fit_over_optimisation(
+            np.array([point.distance for point in truths]),
+            np.array([point.truth_gain for point in truths], dtype=np.float64),
+        ),
+    )
+
+
+def _curve_points(result: CellResult) -> list[CurvePoint]:
+    start = result.validation[0]
+    return [
+        CurvePoint(
+            result.cell.learning_rate,
+            result.cell.seed,
+            version,
+            float(np.sqrt(max(0.0, figures["kl_to_prior"]))),
+            figures["mean_reward"] - start["mean_reward"],
+            None if figures["truth_quality"] is None else figures["truth_quality"] - start["truth_quality"],
+        )
+        for version, figures in sorted(result.validation.items())
+        if version
+    ]
