@@ -118,7 +118,5 @@ def test_a_scorer_that_always_fails_ends_the_run_with_its_error(tmp_path: Path) 
             raise PipelineError("no such file")
 
     scorers = {**reward_and_prior(), PRIOR: (1, lambda _name, _log: Broken(PRIOR))}
-    with pytest.raises(
-        PipelineError, match=r"More than 5 of the 12 .*train round 0 .*of prior: .*no such file"
-    ):
+    with pytest.raises(PipelineError, match=r"More than 5 of the 12 .*train round 0 .*of prior: .*no such file"):
         start(tmp_path, 1, LocalSampler, scorers=scorers, evaluated=0)
