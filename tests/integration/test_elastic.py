@@ -160,7 +160,10 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
 
     async def operate(subject: Simulation) -> None:
         await until(lambda: subject.tracker.progress().sampled >= 2)
-        seen["up"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "samplers=3", "scorers.reward=2")
+        seen["up"] = await asyncio.to_thread(
+            brain, "scale", str(tmp_path), "samplers=3", "scorers.reward=2", "--timeout", "60"
+        )
+        assert seen["up"].returncode == 0, seen["up"].stderr
         pools = subject.services.pools
         await until(lambda: pools["samplers"].ready == 3 and pools["scorers.reward"].ready == 2)
         seen["status"] = await asyncio.to_thread(brain, "status", str(tmp_path), "--json")
@@ -174,7 +177,6 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
     subject = simulation(tmp_path, samplers=2, seconds=5)
     run(subject, operate)
     assert_complete(subject)
-    assert seen["up"].returncode == 0, seen["up"].stderr
     assert "samplers: 2 -> 3" in seen["up"].stdout and "scorers.reward: 1 -> 2" in seen["up"].stdout
     status = Status.model_validate_json(seen["status"].stdout)
     assert status.state == "running" and status.services["samplers"].ready == 3
