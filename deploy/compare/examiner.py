@@ -71,9 +71,13 @@ class ExaminerActor:
 
         policy = self._recipe.policy
         if policy.method == "full":
-            return SequenceLogprobs(load_causal_lm(str(version), policy.dtype, self._device))
-        base = load_causal_lm(policy.model, policy.dtype, self._device, policy.quantization)
-        return SequenceLogprobs(load_adapter(base, version))
+            model: Any = load_causal_lm(str(version), policy.dtype, self._device)
+        else:
+            base = load_causal_lm(policy.model, policy.dtype, self._device, policy.quantization)
+            model = load_adapter(base, version)
+        logprobs = SequenceLogprobs(model)
+        logprobs.pad_unless_exact()  # as the prior's scorer, whose values these are compared with
+        return logprobs
 
     def _next_tokens(self, policy: "SequenceLogprobs", row: dict[str, Any]) -> tuple[float, float]:
         """Entropy and mass of the most probable tokens, means over the places of a group's first output."""
