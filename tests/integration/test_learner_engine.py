@@ -175,6 +175,8 @@ def test_the_published_probe_is_the_policy_s_however_its_weights_are_shared_out(
     ours, theirs = (
         PolicyRegistry(trained / run / "policies").get(1).probe for run in (name, f"plain-{name.split('-')[1]}")
     )
+    assert ours is not None
+    assert theirs is not None
     assert ours.continuation == theirs.continuation
     assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-4)
 
