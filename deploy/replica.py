@@ -68,14 +68,17 @@ class Replica:
         self.idle.set()
         return time.monotonic() - self._busy_since
 
-    def lost(self, error: ActorLostError) -> None:
-        """Its actor is gone; told by everyone who notices, of whom the first counts."""
+    def lost(self, error: ActorLostError) -> ActorLostError:
+        """Its actor is gone; told by everyone who notices, of whom the first knows why: returns what that one said."""
         if self.state is State.READY:
             self.state = State.RESTARTING
             self.losses += 1
             self.fruitless += 1
             self.trouble = str(error)
             self.changed.set()
+        if self.state is State.RESTARTING and self.trouble is not None:
+            return ActorLostError(self.trouble, sent_away=error.sent_away)
+        return error
 
 
 class Slot:
@@ -92,8 +95,7 @@ class Slot:
         try:
             answer = await self.replica.actor.call(method, *args, timeout=timeout)
         except ActorLostError as error:
-            self.replica.lost(error)
-            raise
+            raise self.replica.lost(error) from error
         self._got_something = True
         return answer
 
@@ -104,13 +106,10 @@ class Slot:
                 self._got_something = True
                 yield item
         except ActorLostError as error:
-            self.replica.lost(error)
-            raise
+            raise self.replica.lost(error) from error
         except PipelineError as error:
-            broken = ActorLostError(str(error))
             self.replica.actor.kill()
-            self.replica.lost(broken)
-            raise broken from error
+            raise self.replica.lost(ActorLostError(str(error))) from error
 
     def release(self) -> None:
         """Let others call the replica."""

@@ -25,8 +25,8 @@ class Scaler:
 
     def __init__(self, pools: Mapping[str, Pool], settings: AutoscaleSection | None) -> None:
         self.decisions: deque[Scaling] = deque(maxlen=_REMEMBERED)
-        self.automatic = settings is not None
         self._pools = {name: pool for name, pool in pools.items() if pool.elastic}
+        self.automatic = settings is not None and SAMPLERS in self._pools
         self._settings = settings
         self._changed_at = time.monotonic()
 

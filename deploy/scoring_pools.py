@@ -9,13 +9,13 @@ from deploy.run_directory import RunDirectory
 
 
 class ScoringPool(Protocol):
-    """Replicas of one scorer, see `deploy.services.Pool`."""
+    """Replicas of one scorer, see `deploy.pool.Pool`."""
 
     async def start(self) -> None:
-        """See `deploy.services.Pool.start`."""
+        """See `deploy.pool.Pool.start`."""
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """See `deploy.services.Pool.call`."""
+        """See `deploy.pool.Pool.call`."""
 
 
 @contextmanager

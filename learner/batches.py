@@ -100,6 +100,12 @@ class GroupBatch:
         prompts = sum(len(self.prompts[row]) for row in self.trained.nonzero().flatten().tolist())
         return prompts + sum(len(self.text(*place)) for place in self.computed.nonzero().tolist())
 
+    def mean_reward(self) -> float | None:
+        """The mean over prompts of the mean over their valid outputs; None where there is none."""
+        there = self.valid.any(dim=1)
+        means = torch.where(self.valid, self.rewards, 0.0).sum(dim=1) / self.valid.sum(dim=1).clamp(min=1)
+        return float(means[there].mean()) if there.any() else None
+
     def collapsed(self) -> float:
         """Share of the groups, of those with outputs to compare, whose outputs are all the same."""
         distinct = [

@@ -264,6 +264,9 @@ def _batch_metrics(stored: GroupBatch, groups: GroupBatch, result: BatchResult) 
         "groups_collapsed": groups.collapsed(),
         "tokens": float(groups.trained_tokens()),
     }
+    reward = stored.mean_reward()  # of all outputs, so that it means the same whichever of them an objective uses
+    if reward is not None:
+        metrics["reward_mean"] = reward
     if trained.any():
         metrics["loss"] = float(result.objective.loss)
     return metrics | result.objective.metrics

@@ -3,8 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,13 @@ class Engine:
     @asynccontextmanager
     async def _held(self, seed: int) -> AsyncIterator[None]:
         """Within it, the engine takes requests but runs none; then all at once, from an empty cache and a new seed."""
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
-        try:
-            await self._llm.collective_rpc("seed_sampling", args=(seed,))
-            yield
-        finally:
-            await self._llm.resume_generation()
+        with self._saying_if_it_died():
+            await self._llm.pause_generation(mode="keep", clear_cache=True)
+            try:
+                await self._llm.collective_rpc("seed_sampling", args=(seed,))
+                yield
+            finally:
+                await self._llm.resume_generation()
 
     async def continuation_logprobs(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None
@@ -135,32 +136,41 @@ class Engine:
 
         Raises:
             UserError: it is damaged, or does not fit the engine's model or largest rank.
+            EngineLostError: the engine has died.
         """
-        try:
-            await self._llm.add_lora(_lora_request(adapter))
-        except Exception as error:  # vLLM passes on what its process says as a plain one
-            self._raise_if_lost(error)
-            await self.remove_adapter(adapter)
-            raise UserError(f"vLLM does not load the adapter in {adapter.directory}: {first_line(error)}") from error
+        with self._saying_if_it_died():
+            try:
+                await self._llm.add_lora(_lora_request(adapter))
+            except Exception as error:  # vLLM passes on what its process says as a plain one
+                await self._llm.remove_lora(adapter.id)
+                raise UserError(
+                    f"vLLM does not load the adapter in {adapter.directory}: {first_line(error)}"
+                ) from error
 
     async def remove_adapter(self, adapter: Adapter) -> None:
-        """Forget an adapter, which no request may be using."""
-        await self._llm.remove_lora(adapter.id)
+        """Forget an adapter, which no request may be using.
+
+        Raises:
+            EngineLostError: the engine has died.
+        """
+        with self._saying_if_it_died():
+            await self._llm.remove_lora(adapter.id)
 
     async def load_weights(self, directory: Path) -> None:
         """Replace the model's weights by those of another one (HF format); nothing may be running.
 
         Raises:
             UserError: they are not weights of the engine's model. What the engine holds then is undefined.
+            EngineLostError: the engine has died.
         """
-        try:
-            await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-            await self._llm.collective_rpc("repack_output_layer")
-        except Exception as error:  # as in `add_adapter`
-            self._raise_if_lost(error)
-            raise UserError(f"vLLM does not load the weights in {directory}: {first_line(error)}") from error
-        if not await self._llm.reset_prefix_cache():
-            raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
+        with self._saying_if_it_died():
+            try:
+                await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+                await self._llm.collective_rpc("repack_output_layer")
+            except Exception as error:  # as in `add_adapter`
+                raise UserError(f"vLLM does not load the weights in {directory}: {first_line(error)}") from error
+            if not await self._llm.reset_prefix_cache():
+                raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
 
     def check(self) -> None:
         """Do nothing, if the engine is alive.
@@ -181,13 +191,10 @@ class Engine:
 
         self._requests += 1
         request = _lora_request(adapter) if adapter else None
-        try:
+        with self._saying_if_it_died():
             return await self._llm.add_request(
                 str(self._requests), tokens_input(list(token_ids)), parameters, lora_request=request
             )
-        except Exception as error:
-            self._raise_if_lost(error)
-            raise
 
     async def _outputs(self, index: int, request: Any, n: int) -> tuple[int, list[Completion]]:
         outputs = [_completion(one) for one in (await self._finished(request)).outputs]
@@ -197,15 +204,18 @@ class Engine:
 
     async def _finished(self, request: Any) -> Any:
         """What vLLM returns for a request, complete."""
-        try:
+        with self._saying_if_it_died():
             return await request.get()
-        except Exception as error:
-            self._raise_if_lost(error)
-            raise
 
-    def _raise_if_lost(self, error: Exception) -> None:
-        if self._llm.errored:
-            raise EngineLostError(f"vLLM's engine has died: {first_line(error)}") from error
+    @contextmanager
+    def _saying_if_it_died(self) -> Iterator[None]:
+        """Within it, whatever goes wrong because the engine has died is an EngineLostError."""
+        try:
+            yield
+        except Exception as error:
+            if self._llm.errored:
+                raise EngineLostError(f"vLLM's engine has died: {first_line(error)}") from error
+            raise
 
 
 class _StepLog:

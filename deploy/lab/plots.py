@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from deploy.lab.figures import COUNTS, PROGRESS, LabFigures
 from deploy.lab.world import METHODS
@@ -31,20 +32,22 @@ def _divergences(figures: LabFigures) -> Figure:
         axes.plot(range(len(values)), values, label=method, color=_COLOURS[method])
     axes.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
     axes.set(yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
 
 def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     rows: list[Axes] = list(figure.subplots(1, len(PROGRESS), sharey=True))
     for axes, progress in zip(rows, PROGRESS, strict=True):
         for method in METHODS:
             values = [vars(figures.gradients[progress, method, n])[field] for n in COUNTS]
             axes.plot(COUNTS, values, marker="o", markersize=3, label=method, color=_COLOURS[method])
-        axes.set(xscale="log", yscale="log", xlabel="n", title=f"{progress:.0%} of the way to the posterior")
+        axes.set(xscale="log", yscale="log", xlabel="n", title=f"{progress:.0%} of the way")
         axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
         axes.minorticks_off()
+    figure.suptitle("the policy on its way from prior to posterior; the proposal is the prior")
     rows[0].set_ylabel(label)
     rows[0].legend(frameon=False)
     return figure

@@ -10,7 +10,6 @@ from learner.objectives.values import GroupValues
 def diagnostics(values: GroupValues) -> dict[str, torch.Tensor]:
     """One number a prompt each.  # [b].
 
-    * `reward_mean`: of the outputs.
     * `ess_beta`: effective number of outputs under the policy's weights β ∝ q_θ/q'.
     * `kl_policy_prior`: KL(q_θ‖p), the outputs of q' weighted to stand for q_θ's.
     * `ranking_accuracy`: share of the pairs of unequal rewards in which q_θ finds the better output likelier
@@ -24,7 +23,6 @@ def diagnostics(values: GroupValues) -> dict[str, torch.Tensor]:
     extremes = winners(values, "best-worst")  # at most one pair
     drift = values.log_ratios
     return {
-        "reward_mean": masked_mean(values.rewards, values.valid),
         "ess_beta": 1 / beta.square().sum(dim=-1),
         "kl_policy_prior": (beta * drift).sum(dim=-1),
         "ranking_accuracy": torch.where(pairs.any(dim=(1, 2)), ordered, torch.nan),

@@ -62,7 +62,7 @@ def dpo_sft_iw(values: GroupValues, settings: WeightedPairSection) -> torch.Tens
 
 
 def cdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
-    """−(1−ε) log σ(βΔ) − ε log σ(−βΔ): conservative DPO (Mitchell 2023; arXiv 2403.00409, eq. 9).
+    """−(1−ε) log σ(βΔ) − ε log σ(−βΔ): conservative DPO (Mitchell 2023; arXiv 2403.00409).
 
     Args:
         values: [b, n] log-probabilities and rewards.
@@ -80,7 +80,7 @@ def cdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
 
 
 def rdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
-    """[−(1−ε) log σ(βΔ) + ε log σ(−βΔ)] / (1−2ε): robust DPO (Chowdhury et al. 2024, arXiv 2403.00409, eq. 12).
+    """[−(1−ε) log σ(βΔ) + ε log σ(−βΔ)] / (1−2ε): robust DPO (Chowdhury et al. 2024, arXiv 2403.00409).
 
     An unbiased estimate of DPO's loss where a share ε of the labels is flipped.
 

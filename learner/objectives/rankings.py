@@ -22,7 +22,7 @@ def ranked(values: GroupValues, settings: RankingSection) -> torch.Tensor:
 
 
 def plackett_luce(values: GroupValues, settings: PlackettLuceSection) -> torch.Tensor:
-    """−Σ_k [βs_(k) − log Σ_{j≥k} exp βs_(j)], in the order of rewards (Rafailov et al. 2023, eq. 18 and appendix A.3).
+    """−Σ_k [βs_(k) − log Σ_{j≥k} exp βs_(j)], in the order of rewards (Rafailov et al. 2023, appendix).
 
     Args:
         values: [b, n] log-probabilities and rewards.
@@ -42,7 +42,7 @@ def plackett_luce(values: GroupValues, settings: PlackettLuceSection) -> torch.T
 
 
 def rrhf(values: GroupValues, settings: RrhfSection) -> torch.Tensor:
-    """Σ_{r_i<r_j} max(0, l_i − l_j) − log q_θ(y_best), l = log q_θ / |y| (Yuan et al. 2023, arXiv 2304.05302, eq. 2-4).
+    """Σ_{r_i<r_j} max(0, l_i − l_j) − log q_θ(y_best), l = log q_θ / |y| (Yuan et al. 2023, arXiv 2304.05302).
 
     Args:
         values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
@@ -60,7 +60,7 @@ def rrhf(values: GroupValues, settings: RrhfSection) -> torch.Tensor:
 
 
 def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
-    """−Σ_k log[ e^{l_k/T_kk} / Σ_{i≥k} e^{l_i/T_ki} ] + SFT term (PRO, Song et al. 2023, arXiv 2306.17492, eq. 7-9).
+    """−Σ_k log[ e^{l_k/T_kk} / Σ_{i≥k} e^{l_i/T_ki} ] + SFT term (PRO, Song et al. 2023, arXiv 2306.17492).
 
     In the order of rewards r/γ, with T_ki = 1/(r_k − r_i) and T_kk = min_{i>k} T_ki, l = log q_θ / |y|. The SFT term is
     −λ(n−1)² l of the best output, or of gold (there log q_θ as a sum).

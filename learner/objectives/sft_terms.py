@@ -29,7 +29,7 @@ def paired_or_best(values: GroupValues, settings: SlicSection | DpoNllSection) -
 
 
 def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
-    """max(0, δ − log q_w + log q_l) − λ log q_θ(y_ref) (SLiC-HF, Zhao et al. 2023, arXiv 2305.10425, eq. 1).
+    """max(0, δ − log q_w + log q_l) − λ log q_θ(y_ref) (SLiC-HF, Zhao et al. 2023, arXiv 2305.10425).
 
     Args:
         values: [b, n] log-probabilities and rewards; the prior's are not read.

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import ray
 
-from common.errors import PipelineError
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.pool import PoolSettings
 from deploy.status import Status, read_status
 from tests.integration.pipeline_runs import ROOT, environment
-from tests.ray_stand_ins import HANG, POISON, SleepingSampler, SleepingScorer, spawning
+from tests.ray_stand_ins import HANG, HURRY, POISON, SleepingSampler, SleepingScorer, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,7 +92,7 @@ def assert_complete(subject: Simulation, *, left_out: int = 0) -> None:
     if not left_out:  # else a round's last steps train some groups again, before the last are sampled
         assert len(groups) == ROUNDS * PROMPTS
         assert {facts.name: facts.groups for facts in store.scorers()} == {PRIOR: len(groups), "reward": len(groups)}
-    assert len(subject.work.quarantine.prompts("train", 0) | subject.work.quarantine.prompts("train", 1)) == left_out
+    assert len([item for item in subject.work.quarantine if item.purpose == "train"]) == left_out
 
 
 def test_a_killed_sampler_is_restarted_and_nothing_is_lost_or_sampled_twice(tmp_path: Path) -> None:
@@ -161,19 +160,23 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
 
     async def operate(subject: Simulation) -> None:
         await until(lambda: subject.tracker.progress().sampled >= 2)
-        seen["up"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "samplers=3", "scorers.reward=2")
+        seen["up"] = await asyncio.to_thread(
+            brain, "scale", str(tmp_path), "samplers=3", "scorers.reward=2", "--timeout", "60"
+        )
+        assert seen["up"].returncode == 0, seen["up"].stderr
         pools = subject.services.pools
         await until(lambda: pools["samplers"].ready == 3 and pools["scorers.reward"].ready == 2)
         seen["status"] = await asyncio.to_thread(brain, "status", str(tmp_path), "--json")
         seen["none"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "samplers=0")
         seen["unknown"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "scorers.nobody=2")
         seen["down"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "samplers=1")
+        await until(lambda: pools["samplers"].target == 1)
+        (tmp_path / "pids" / HURRY).touch()
         await until(lambda: len(pools["samplers"].replicas) == 1)
 
-    subject = simulation(tmp_path, samplers=2, seconds=1.0)
+    subject = simulation(tmp_path, samplers=2, seconds=5)
     run(subject, operate)
     assert_complete(subject)
-    assert seen["up"].returncode == 0, seen["up"].stderr
     assert "samplers: 2 -> 3" in seen["up"].stdout and "scorers.reward: 1 -> 2" in seen["up"].stdout
     status = Status.model_validate_json(seen["status"].stdout)
     assert status.state == "running" and status.services["samplers"].ready == 3
@@ -182,11 +185,3 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
     assert seen["down"].returncode == 0
     assert [change.after for change in read_status(subject.directory).scaling] == [3, 2, 1]
     assert brain("scale", str(tmp_path), "samplers=2").returncode == 2  # it has ended
-
-
-def test_when_everything_fails_the_prompts_are_not_blamed(tmp_path: Path) -> None:
-    everything = {f"p{number}": POISON for number in range(ROUNDS * PROMPTS)}
-    subject = simulation(tmp_path, trouble=everything, samplers=1)
-    with pytest.raises(PipelineError, match=r"in a row without an answer|More than 5 of the 24"):
-        run(subject)
-    assert len(subject.work.quarantine) <= 5

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common.policies import PolicyRegistry
 from learner.trainer import Trainer
 from tests.integration.learner_process import learner_recipe, train
 from tests.unit import tiny_models
@@ -167,6 +168,15 @@ def test_deepspeed_trains_what_plain_adamw_trains(trained, plain, name):
 @pytest.mark.parametrize("name", [*EXACT, "lora-3-recompute"])
 def test_two_ranks_train_what_one_trains(trained, plain, name):
     assert largest_difference(weights(trained / f"wide-{name}"), plain[name.split("-")[0]]) < 1e-5
+
+
+@pytest.mark.parametrize("name", [f"{kind}-{case}" for case in EXACT for kind in ("whole", "wide")])
+def test_the_published_probe_is_the_policy_s_however_its_weights_are_shared_out(trained, plain, name):
+    ours, theirs = (
+        PolicyRegistry(trained / run / "policies").get(1).probe for run in (name, f"plain-{name.split('-')[1]}")
+    )
+    assert ours.continuation == theirs.continuation
+    assert ours.logprobs == pytest.approx(theirs.logprobs, abs=2e-4)
 
 
 @pytest.mark.parametrize("name", ["lora-3", "full-3"])

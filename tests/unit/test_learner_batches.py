@@ -27,6 +27,26 @@ def test_groups_of_different_sizes_are_padded():
     torch.testing.assert_close(batch.rewards, expected, equal_nan=True)
     assert batch.prior_logprobs[0, :2].tolist() == [-1.0, -2.0]
     assert batch.trained_tokens() == 2 + 2 + 1 + 3 + 0 + 1
+    assert batch.mean_reward() == pytest.approx((0.5 + (0 + 1 + 2) / 3) / 2)
+
+
+def test_the_gold_output_is_the_last_column():
+    batch = group_batch(train_batch(train_row("a", gold_token_ids=[7, 8, 9]), train_row("b")))
+    assert batch.computed.tolist() == [[True, True, True], [True, True, False]]
+    assert batch.text(0, 2).tolist() == [7, 8, 9]
+    values = batch.values(torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]]))
+    assert values.policy_logprobs.tolist() == [[-1, -2], [-4, -5]]
+    torch.testing.assert_close(values.gold_logprobs, torch.tensor([-3.0, math.nan]), equal_nan=True)
+    nothing = batch.narrowed(torch.tensor([[False, False], [True, False]]))
+    assert nothing.computed.tolist() == [[False, False, False], [True, False, False]]
+    assert nothing.trained.tolist() == [False, True]
+
+
+def test_a_group_s_seed_is_made_of_the_run_s_and_its_own():
+    rows = train_batch(train_row("a"), train_row("b"))
+    first, other = group_batch(rows, seed=1).seeds, group_batch(rows, seed=2).seeds
+    assert torch.equal(first, group_batch(rows, seed=1).seeds)
+    assert len({*first.tolist(), *other.tolist()}) == 4
 
 
 def test_any_missing_value_makes_a_slot_invalid():
@@ -63,6 +83,7 @@ def test_an_empty_batch():
     assert batch.valid.shape == (0, 0)
     assert batch.collapsed() == 0
     assert batch.trained_tokens() == 0
+    assert batch.mean_reward() is None
 
 
 def test_columns_that_disagree_are_refused():

@@ -40,14 +40,14 @@ def trainer(model_dir, tmp_path):
     return started(model_dir, tmp_path)
 
 
-def recipe(model_dir, **learner):
+def recipe(model_dir, objective="brain", **learner):
     policy = {"model": str(model_dir), "dtype": "float32", "adapter": {"r": 2, "alpha": 4}}
     settings = {"learning_rate": 1e-2, "micro_batch_tokens": 40, **learner}
-    return Recipe.model_validate(recipe_settings(policy=policy, learner=settings))
+    return Recipe.model_validate(recipe_settings(policy=policy, learner=settings, objective={"name": objective}))
 
 
-def started(model_dir, run_dir, **learner):
-    trainer = Trainer(recipe(model_dir, **learner), run_dir, PlainEngine)
+def started(model_dir, run_dir, objective="brain", **learner):
+    trainer = Trainer(recipe(model_dir, objective, **learner), run_dir, PlainEngine)
     trainer.start()
     return trainer
 
@@ -246,21 +246,36 @@ def test_rows_are_padded_where_the_first_group_shows_that_packed_ones_are_wrong(
     assert wrong.train_step(2, gappy_batch(1)).notes == []
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(model_dir, tmp_path):
+@pytest.mark.parametrize("objective", ["brain", "gdc++", "rso"])
+def test_a_resumed_run_ends_with_the_same_bytes(objective, model_dir, tmp_path):
     def run(trainer, steps):
         for step in steps:
             trainer.train_step(step, gappy_batch(step))
 
-    whole = started(model_dir, tmp_path / "whole")
+    whole = started(model_dir, tmp_path / "whole", objective)
     run(whole, range(1, 7))
-    first = started(model_dir, tmp_path / "cut")
+    first = started(model_dir, tmp_path / "cut", objective)
     run(first, range(1, 4))
     first.save(3)
     run(first, range(4, 6))  # lost
-    second = started(model_dir, tmp_path / "cut")
+    second = started(model_dir, tmp_path / "cut", objective)
     assert second.step == 3
+    assert second._objective.partition.count == (0 if objective != "gdc++" else 3 * 9)
     run(second, range(4, 7))
     assert second.publish(1, 6) == whole.publish(1, 6)
+
+
+def test_an_sft_term_raises_the_likelihood_of_gold(model_dir, tmp_path):
+    gold = [9, 8, 7]
+    row = train_row("a", prompt=[7, 8], outputs=[[1, 2], [3, 4]], gold_token_ids=gold)
+    trainer = started(model_dir, tmp_path, "slic")
+    prior = load_causal_lm(str(model_dir), "float32")
+    before = group_logprobs(prior, [7, 8], [gold]).item()
+    for step in range(1, 31):
+        assert trainer.train_step(step, train_batch(row)).metrics["trained_prompts"] == 1
+    trainer.publish(1, 30)
+    policy = load_adapter(prior, PolicyRegistry(tmp_path / "policies").get(1).path)
+    assert group_logprobs(policy, [7, 8], [gold]).item() > before + 1
 
 
 def test_a_checkpoint_has_no_base_weights(trainer, tmp_path):

@@ -12,7 +12,8 @@ from common.durable import write_file
 from common.schemas import PRIOR
 from deploy.autoscale import Load
 from deploy.cli import main
-from deploy.requests import Answer, ScaleRequest, answer, take_requests
+from deploy.live_commands import parse_replicas
+from deploy.requests import Answer, ScaleRequest, answer, ask, take_requests
 from deploy.run_directory import RunDirectory
 from deploy.scaling import Scaler
 from deploy.status import read_status, write_status
@@ -150,3 +151,34 @@ def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> 
     scaled = subject.follow(busy)
     assert scaled is not None and (scaled.before, scaled.after) == (4, 5) and "waited" in scaled.reason
     assert [decision.after for decision in subject.decisions] == [4, 5]
+
+
+def test_a_live_run_takes_what_is_asked_of_it_from_another_thread(tmp_path: Path) -> None:
+    subject = Simulation(
+        tmp_path,
+        {**ALGORITHM, "prompts_per_round": 64, "updates_per_round": 16},
+        (2, lambda name, _log: LocalSampler(name, 0.05)),
+        reward_and_prior(),
+    )
+    obeyed: list[bool] = []
+
+    async def operate() -> None:
+        async with asyncio.timeout(30):
+            while not subject.tracker.progress().sampled:
+                await asyncio.sleep(0.01)
+            for numbers in (["samplers=4", "scorers.reward=2"], ["samplers=0"], ["samplers=1"]):
+                answered = await asyncio.to_thread(ask, subject.directory, parse_replicas(numbers), 20)
+                obeyed.append(answered.refusal is None)
+            while len(subject.services.samplers.replicas) > 1:
+                await asyncio.sleep(0.01)
+
+    async def together() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(subject.run())
+            tasks.create_task(operate())
+
+    asyncio.run(asyncio.wait_for(together(), 60))
+    assert obeyed == [True, False, True]
+    assert subject.services.scorers["reward"].target == 2
+    assert [change.after for change in read_status(subject.directory).scaling] == [4, 2, 1]
+    assert len(set(subject.trained())) == 128

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
@@ -72,6 +72,7 @@ def test_dpo_is_the_case_of_two_outputs_an_argmax_and_the_prior_as_proposal():
     torch.testing.assert_close(gradient(values, settings), expected, atol=1e-6, rtol=1e-5)
 
 
+@settings(deadline=None)  # a machine that is busy with other things is no error
 @given(st.floats(-100, 100), st.integers(0, 1000))
 def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(constant, seed):
     values = random_values(seed=seed)
@@ -81,6 +82,7 @@ def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(constant, s
     torch.testing.assert_close(gradient(shifted, SETTINGS), gradient(values, SETTINGS), atol=1e-4, rtol=1e-3)
 
 
+@settings(deadline=None)  # a machine that is busy with other things is no error
 @given(st.permutations(range(5)), st.integers(0, 1000))
 def test_the_order_of_outputs_changes_nothing(order, seed):
     values = random_values(seed=seed)
@@ -165,7 +167,6 @@ def test_the_metrics():
             "ess_beta": (1 / beta.square().sum(-1)).mean().item(),
             "alpha_max": alpha.amax(-1).mean().item(),
             "kl_alpha_beta": result.loss.item(),
-            "reward_mean": values.rewards.mean().item(),
             "reward_posterior": (alpha * values.rewards).sum(-1).mean().item(),
             "kl_policy_prior": (beta * drift).sum(-1).mean().item(),
             "ranking_accuracy": ranking_accuracy(values),
