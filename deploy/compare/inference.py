@@ -115,11 +115,11 @@ def fit_over_optimisation(distances: Floats, gains: Floats) -> OverOptimisation 
         gains: reward beyond the prior's.  # [points]
 
     Returns:
-        None for fewer than three points at different distances.
+        None for fewer than four points at different distances: two coefficients fit any two.
     """
     used = distances > 0
     d, gain = distances[used], gains[used]
-    if len(np.unique(d)) < 3:
+    if len(np.unique(d)) < 4:
         return None
     (a, b), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain, rcond=None)
     spread = float(np.sum((gain - gain.mean()) ** 2))

@@ -160,7 +160,7 @@ def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, c
     if fit is None:
         axes.plot([], [], color=colour, label=label)
         return
-    span = np.linspace(max(1e-3, 0.2 * float(distances.min())), float(distances.max()), 100)
+    span = np.linspace(max(1e-3, float(distances.min())), float(distances.max()), 100)
     axes.plot(span, fit.gain(span), color=colour, label=label)
 
 

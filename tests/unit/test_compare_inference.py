@@ -77,5 +77,6 @@ def test_the_over_optimisation_fit_finds_the_curve_that_made_the_points() -> Non
     assert fit.gain(np.array([2.0])) == pytest.approx([2 * (1.5 - 0.8 * math.log(2))])
 
 
-def test_two_distances_make_no_curve() -> None:
-    assert fit_over_optimisation(np.array([1.0, 1.0, 2.0, 0.0]), np.ones(4)) is None
+def test_three_distances_make_no_curve() -> None:
+    assert fit_over_optimisation(np.array([1.0, 1.0, 2.0, 3.0, 0.0]), np.ones(5)) is None
+    assert fit_over_optimisation(np.array([1.0, 2.0, 3.0, 4.0]), np.ones(4)) is not None
