@@ -106,7 +106,9 @@ class Pool:
         staying = self._staying()
         for _ in range(count - len(staying)):
             self._add()
-        for replica in sorted(staying, key=lambda replica: replica.state is State.READY)[: len(staying) - count]:
+        for replica in sorted(staying, key=lambda replica: replica.state is State.READY)[
+            : max(len(staying) - count, 0)
+        ]:
             self._dismiss(replica)
 
     # -- calls -------------------------------------------------------------------------------------------------------
@@ -157,7 +159,9 @@ class Pool:
         raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
 
     def kill(self) -> None:
-        """End all replicas."""
+        """End all replicas, for good."""
+        for life in self._lives.values():
+            life.cancel()
         for replica in self.replicas.values():
             replica.actor.send_away()
 

@@ -9,6 +9,7 @@ import pytest
 
 from common.config.recipe import AutoscaleSection
 from common.durable import write_file
+from common.leases import Prompt
 from common.schemas import PRIOR
 from deploy.autoscale import Load
 from deploy.cli import main
@@ -153,11 +154,20 @@ def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> 
     assert [decision.after for decision in subject.decisions] == [4, 5]
 
 
+class Unhurried(LocalSampler):
+    """Takes its time until the test has what it wants."""
+
+    hurry = False
+
+    async def sample(self, prompt: Prompt) -> None:
+        await self.work(0 if Unhurried.hurry else 0.5)
+
+
 def test_a_live_run_takes_what_is_asked_of_it_from_another_thread(tmp_path: Path) -> None:
     subject = Simulation(
         tmp_path,
         {**ALGORITHM, "prompts_per_round": 64, "updates_per_round": 16},
-        (2, lambda name, _log: LocalSampler(name, 0.05)),
+        (2, lambda name, _log: Unhurried(name)),
         reward_and_prior(),
     )
     obeyed: list[bool] = []
@@ -169,6 +179,7 @@ def test_a_live_run_takes_what_is_asked_of_it_from_another_thread(tmp_path: Path
             for numbers in (["samplers=4", "scorers.reward=2"], ["samplers=0"], ["samplers=1"]):
                 answered = await asyncio.to_thread(ask, subject.directory, parse_replicas(numbers), 20)
                 obeyed.append(answered.refusal is None)
+            Unhurried.hurry = True
             while len(subject.services.samplers.replicas) > 1:
                 await asyncio.sleep(0.01)
 

@@ -191,3 +191,32 @@ def test_replicas_lost_in_a_row_without_any_answer_end_the_run(tmp_path: Path) -
 
     with pytest.raises(PipelineError, match="15 replicas of worker were lost in a row"):
         run(subject, insist)
+
+
+def test_one_more_is_one_more(tmp_path: Path) -> None:
+    subject = pool(tmp_path, [], replicas=2)
+
+    async def grow() -> set[str]:
+        subject.scale(3)
+        await until(lambda: subject.ready == 3)
+        return set(subject.replicas)
+
+    assert run(subject, grow) == {"worker-0", "worker-1", "worker-2"}
+
+
+def test_a_pool_that_was_ended_starts_nothing_again(tmp_path: Path) -> None:
+    settings = PoolSettings(start=5, silence=0.02, backoff=0.001)
+    starts: list[str] = []
+
+    def spawn(name: str, _log: str) -> Worker:
+        starts.append(name)
+        return Worker(name, [])
+
+    subject = Pool("worker", 1, spawn, RunDirectory(tmp_path), settings)
+
+    async def end() -> None:
+        subject.kill()
+        await asyncio.sleep(0.1)
+
+    run(subject, end)
+    assert starts == ["worker-0"]
