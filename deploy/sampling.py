@@ -13,8 +13,9 @@ from deploy.pool import Pool
 from deploy.quarantine import SAMPLER, Item
 from deploy.replica import Slot
 
-FATAL = 3
-"""Samplers that a prompt must have brought down, the last two of them while it was alone there, to be given up."""
+FATAL = 5
+"""Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up: so many that
+samplers which are killed for other reasons, as where machines are taken away, do not cost prompts."""
 
 Commit = Callable[[Lease, pa.RecordBatch], Awaitable[None]]
 """Makes groups of a lease durable."""

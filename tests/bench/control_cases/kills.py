@@ -18,7 +18,7 @@ from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 KILLS, SAMPLERS, LEASE = 50, 4, 8
 ROUNDS, PROMPTS = 40, 128  # more than is sampled before the last kill
 GROUP_SECONDS = 0.4
-BETWEEN = (0.2, 1.6)  # seconds between two kills
+BETWEEN = (0.5, 3.5)  # seconds between two kills
 
 
 def measure(root: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ async def _run_and_kill(simulation: Simulation, pids: Path) -> int:
     while killed < KILLS and not run.done():
         await asyncio.wait([run], timeout=chance.uniform(*BETWEEN))
         there = sorted(pids.glob("*@*"))
-        if len(there) < SAMPLERS - 1 or run.done():  # else none would live for long enough to do anything
+        if not there or run.done():
             continue
         victim = chance.choice(there)
         victim.unlink()  # the next process of that name leaves its own
