@@ -33,7 +33,7 @@ def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel,
 
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
-    strict = recipe.algorithm.max_staleness == 0  # a lease is generated on its own there
+    strict = recipe.algorithm.strict  # a lease is generated on its own there
     slots = 1 if strict else recipe.sampler.leases_in_flight
     options = {**actor_options(recipe.sampler), "max_concurrency": slots + _PULSES}
 

@@ -98,9 +98,9 @@ class TrainingLeases:
         sampled_from = 0 if self._fixed else version
         leases = self._plan.leases("train", round_, sampled_from, self._n, self._draws.prompts(round_))
         usable = [_without_prompts(lease, left_out) for lease in leases]
-        if self._algorithm.max_staleness:
-            return [rest for lease in usable if (rest := _without_prompts(lease, sampled)).prompts]
-        return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
+        if self._algorithm.strict:
+            return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
+        return [rest for lease in usable if (rest := _without_prompts(lease, sampled)).prompts]
 
 
 def _without_prompts(lease: Lease, prompts: Set[str]) -> Lease:

@@ -105,7 +105,7 @@ class Evaluation:
         self._watch(split, version)
         usable = [lease.without(self._left_out) for lease in self._leases(split, version)]
         rest = [(lease, {group for group in lease.group_ids if self.store.has_group(group)}) for lease in usable]
-        strict = self._recipe.algorithm.max_staleness == 0  # a lease is then sampled whole or not at all
+        strict = self._recipe.algorithm.strict  # a lease is then sampled whole or not at all
         return [lease if strict else lease.without(there) for lease, there in rest if len(there) < len(lease.prompts)]
 
     def is_complete(self, split: Split, version: int) -> bool:

@@ -55,7 +55,7 @@ class Production(Events):
         timeout = recipe.timeouts.lease
         self._sampling = Sampling(
             services.samplers,
-            whole=recipe.algorithm.max_staleness == 0,
+            whole=recipe.algorithm.strict,
             timeout=timeout,
             commit=self._commit,
             give_up=self._give_up,

@@ -125,7 +125,7 @@ class Rounds:
     def next_batch(self) -> list[str] | None:
         """See `Schedule`."""
         self._go_to_next_pass_if_done()
-        if self._algorithm.max_staleness == 0 and self._awaited:
+        if self._algorithm.strict and self._awaited:
             return None
         places: list[int] = []
         while self._candidates and len(places) < self._batch:

@@ -56,8 +56,9 @@ def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> Work:
     """The work of a run that samples its groups itself."""
-    strict = recipe.algorithm.max_staleness == 0
-    plan = LeasePlan(run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, alone=strict)
+    plan = LeasePlan(
+        run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, alone=recipe.algorithm.strict
+    )
     draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
     return Work(

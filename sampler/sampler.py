@@ -124,7 +124,7 @@ def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> Eng
         adapters=adapters,
         max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
         tensor_parallel=recipe.sampler.tensor_parallel,
-        repeatable=recipe.algorithm.max_staleness == 0,
+        repeatable=recipe.algorithm.strict,
         threads=recipe.sampler.threads,
         kv_cache_gib=recipe.sampler.kv_cache_gib,
         extra=recipe.sampler.vllm,

@@ -268,6 +268,11 @@ class AlgorithmSection(Section):
         description="0: Algorithm 1 to the letter; s: a group is trained at most s versions after its own",
     )
 
+    @property
+    def strict(self) -> bool:
+        """Whether the run is Algorithm 1 to the letter, and repeatable: each lease sampled on its own, and whole."""
+        return self.max_staleness == 0
+
 
 class LearnerSection(Section):
     """The learner's optimiser and memory."""

@@ -35,7 +35,7 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         recipe.seed,
         recipe.sampler.lease_prompts,
         directory.policies,
-        alone=recipe.algorithm.max_staleness == 0,
+        alone=recipe.algorithm.strict,
         prior_run=groups.run_id,
     )
     if groups.directory.quarantine.exists() and not directory.quarantine.exists():

@@ -63,7 +63,7 @@ class SeedGroups:
             recipe.seed,
             recipe.sampler.lease_prompts,
             self.directory.policies,
-            alone=recipe.algorithm.max_staleness == 0,
+            alone=recipe.algorithm.strict,
         )
 
     def evaluation(self, store: SampleStore) -> Evaluation:
