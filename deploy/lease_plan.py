@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from common.config.recipe import Recipe
 from common.identity import group_id, seed_from
 from common.leases import Lease, Prompt, Purpose
 
@@ -58,3 +59,9 @@ class LeasePlan:
         ids = tuple(group_id(f"{run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
         seed = seed_from("lease", self._seed, lease_id)
         return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone)
+
+
+def lease_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> LeasePlan:
+    """The plan of a run with a recipe; see `LeasePlan`."""
+    algorithm, sampler = recipe.algorithm, recipe.sampler
+    return LeasePlan(run_id, recipe.seed, sampler.lease_prompts, policies, alone=algorithm.strict, prior_run=prior_run)

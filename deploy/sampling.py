@@ -14,8 +14,10 @@ from deploy.quarantine import SAMPLER, Item
 from deploy.replica import Slot
 
 FATAL = 5
-"""Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up: so many that
-samplers which are killed for other reasons, as where machines are taken away, do not cost prompts."""
+"""Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up.
+
+So many that samplers which are killed for other reasons, as where machines are taken away, cost no prompts.
+"""
 
 Commit = Callable[[Lease, pa.RecordBatch], Awaitable[None]]
 """Makes groups of a lease durable."""
