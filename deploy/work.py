@@ -9,7 +9,7 @@ from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
 from deploy.draws import DrawnPrompts, TrainingLeases
 from deploy.evaluation import Evaluation, Split
-from deploy.lease_plan import LeasePlan
+from deploy.lease_plan import lease_plan
 from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds, Schedule
 from deploy.run_directory import RunDirectory
@@ -56,9 +56,7 @@ def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> Work:
     """The work of a run that samples its groups itself."""
-    plan = LeasePlan(
-        run_id, recipe.seed, recipe.sampler.lease_prompts, directory.policies, alone=recipe.algorithm.strict
-    )
+    plan = lease_plan(recipe, run_id, directory.policies)
     draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
     return Work(

@@ -7,7 +7,7 @@ from common.store import SampleStore
 from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
 from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
 from deploy.evaluation import Evaluation
-from deploy.lease_plan import LeasePlan
+from deploy.lease_plan import lease_plan
 from deploy.quarantine import Quarantine
 from deploy.rounds import Rounds
 from deploy.run_directory import RunDirectory
@@ -30,14 +30,7 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
         groups: of its seed.
         below: the store of these groups, of their first outputs, or of human pairs.
     """
-    plan = LeasePlan(
-        run_id,
-        recipe.seed,
-        recipe.sampler.lease_prompts,
-        directory.policies,
-        alone=recipe.algorithm.strict,
-        prior_run=groups.run_id,
-    )
+    plan = lease_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
     if groups.directory.quarantine.exists() and not directory.quarantine.exists():
         write_file(directory.quarantine, groups.directory.quarantine.read_text())  # nobody has these groups
     draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)

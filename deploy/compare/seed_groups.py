@@ -17,7 +17,7 @@ from common.store import SampleStore
 from deploy.compare.likelihoods import Row, StoredValues
 from deploy.draws import DrawnPrompts
 from deploy.evaluation import Evaluation
-from deploy.lease_plan import LeasePlan
+from deploy.lease_plan import LeasePlan, lease_plan
 from deploy.preflight import Inputs
 from deploy.production import Production
 from deploy.quarantine import Quarantine
@@ -57,14 +57,7 @@ class SeedGroups:
 
     def plan(self) -> LeasePlan:
         """Of these groups."""
-        recipe = self.recipe
-        return LeasePlan(
-            self.run_id,
-            recipe.seed,
-            recipe.sampler.lease_prompts,
-            self.directory.policies,
-            alone=recipe.algorithm.strict,
-        )
+        return lease_plan(self.recipe, self.run_id, self.directory.policies)
 
     def evaluation(self, store: SampleStore) -> Evaluation:
         """Of the prior."""
