@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from deploy.draws import DrawnPrompts
 from deploy.pool import PoolSettings
 from tests.ray_stand_ins import HURRY, SleepingSampler, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
@@ -48,11 +49,14 @@ def measure(root: Path) -> dict[str, Any]:
     finally:
         ray.shutdown()
     trained = simulation.trained()
-    stored = list(simulation.store.group_ids)
+    index = simulation.store.index()
+    stored = list(zip(index["round"].to_pylist(), index["prompt_id"].to_pylist(), strict=True))
+    draws = DrawnPrompts(simulation.recipe.algorithm, simulation.prompts, simulation.recipe.seed)
+    drawn = {(number, prompt.prompt_id) for number in range(ROUNDS) for prompt in draws.prompts(number)}
     return {
         "kills_survived": killed,
         "kills_run_seconds": wall,
-        "groups_lost": ROUNDS * PROMPTS - len(set(stored)),
+        "groups_lost": len(drawn - set(stored)),
         "groups_duplicated": len(stored) - len(set(stored)) + len(trained) - len(set(trained)),
         "groups_quarantined": len(simulation.work.quarantine),
     }
