@@ -94,7 +94,7 @@ class Opening:
                 f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
                 f"is lost; put that right and run again."
             ) from error
-        catalogue.committed(commit, content.size, batch)
+        catalogue.committed(commit, content, batch)
         self._keep_in_order(kind)
 
     def _keep_in_order(self, kind: str) -> None:
