@@ -42,7 +42,6 @@ class Opening:
         run_id: str | None,
         *,
         read_only: bool,
-        allow_other_run: bool = False,
         use_index: bool = True,
     ) -> None:
         """Open a store, or begin one.
@@ -51,7 +50,6 @@ class Opening:
             uri: a directory, or a URI of a file system that pyarrow knows.
             run_id: the run that it must belong to; None: whichever it belongs to.
             read_only: change nothing.
-            allow_other_run: open a store of another run, which stays that run's.
             use_index: False reads and checks every part.
 
         Raises:
@@ -62,7 +60,7 @@ class Opening:
         self.damaged: list[str] = []
         self._parts_since = dict.fromkeys(KINDS, 0)  # written since small parts were last compacted
         try:
-            self.run_id = claim(self.place, run_id, read_only=read_only, allow_other_run=allow_other_run)
+            self.run_id = claim(self.place, run_id, read_only=read_only)
             self.author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
             if not read_only:
                 self._remove_unfinished()

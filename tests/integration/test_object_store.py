@@ -50,7 +50,8 @@ def filled(uri: str) -> SampleStore:
         names = [f"{lease}-a", f"{lease}-b"]
         store.append_groups(groups(*names, round=lease))
         store.append_scores(scores("reward", {names[0]: [1.0, None]}))
-        store.append_step(step(lease, names))
+        with store.training():
+            store.append_step(step(lease, names))
     return store
 
 
