@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 _UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's
 IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")
 """In this order the kinds are listed, so that whatever a listed row refers to is listed too."""
+FOLDERS = (*KINDS, "index", CLAIMS, "removed", "damaged")
+"""All that a store has below it, besides store.json."""
 
 
 class Opening:

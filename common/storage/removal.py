@@ -96,7 +96,7 @@ def removed_group_ids(place: Place) -> tuple[set[str], list[str]]:
     """The groups that were removed on purpose, and a sentence for each list of them that is damaged or foreign."""
     removed: set[str] = set()
     problems = []
-    for entry in place.list(_DIRECTORY):
+    for entry in sorted(place.list(_DIRECTORY), key=lambda entry: entry.name):
         if not _LIST.fullmatch(entry.name):
             problems.append(f"{place.uri}/{_DIRECTORY}/{entry.name} is no file of a sample store; move it out of it.")
             continue

@@ -3,6 +3,7 @@
 from pathlib import Path
 from unittest import mock
 
+import pyarrow.dataset as ds
 import pytest
 from pyarrow import fs
 
@@ -12,6 +13,7 @@ from common.storage.compaction import LARGE, SMALL, compact, remove_superseded, 
 from common.storage.object_store import ObjectStore
 from common.storage.opening import Opening
 from common.storage.part_reader import PartReader
+from common.storage.verification import verify
 from common.store import SampleStore
 from tests.unit.factories import groups, scores
 
@@ -99,3 +101,26 @@ def test_a_writer_fetches_nothing_of_what_it_has_written_itself(root: Path) -> N
             store.append_scores(scores("reward", {f"g{number}": [float(number)]}))
     assert len(list((root / "scores").glob("compact-*"))) == 1
     assert store.scores(["g3"], "reward")["values"].to_pylist() == [[3.0]]
+
+
+def test_the_files_for_other_tools_are_there_and_hold_what_the_opening_sees(root: Path) -> None:
+    reader = SampleStore(filled(root).root, None, read_only=True)
+    SampleStore(root, "run").append_groups(groups("d"))
+    compacted(root)
+    store = Opening(root, None, read_only=False)
+    remove_superseded(store.place, store.kinds["groups"], grace=0.0)
+    rows = ds.dataset(reader.part_files("groups"), format="ipc").to_table()
+    assert rows["group_id"].to_pylist() == list(reader.group_ids) == ["a", "b", "c", "d"]
+
+
+def test_verify_names_a_foreign_file_among_the_lists_of_removed_groups_and_goes_on(root: Path) -> None:
+    filled(root)
+    (root / "removed").mkdir()
+    for name in ("notes.txt", "groups-.arrow"):
+        (root / "removed" / name).write_text("")
+    found = verify(root)
+    assert found.problems == [
+        f"{root}/removed/{name} is no file of a sample store; move it out of it."
+        for name in ("groups-.arrow", "notes.txt")
+    ]
+    assert found.counts["groups"] == 3
