@@ -63,27 +63,25 @@ class SampleStore:
     leaves all as it is.
     """
 
-    def __init__(
-        self, uri: str | Path, run_id: str | None, *, read_only: bool = False, allow_other_run: bool = False
-    ) -> None:
+    def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool = False) -> None:
         """Open a store, or begin one.
 
         Args:
             uri: a directory, or a URI of a file system that pyarrow knows (s3://bucket/path).
             run_id: the run that the store must belong to; None: whichever it belongs to, and it must be there.
             read_only: change nothing.
-            allow_other_run: open a store of another run than `run_id`, which then stays that run's.
 
         Raises:
             UserError: no store there (readers, and where no run is named), a store of another run or of a newer
                 version, or an unreadable one.
         """
-        self._opening = Opening(uri, run_id, read_only=read_only, allow_other_run=allow_other_run)
+        self._opening = Opening(uri, run_id, read_only=read_only)
         self._kinds = self._opening.kinds
         self.root = self._opening.place.uri
         self.run_id = self._opening.run_id
         self._claim: Claim | None = None
         self._digests: dict[str, set[str]] | None = None  # of the scorers by name, once somebody has asked
+        self._appended: set[str] = set()  # scorers whose values this opening has appended
 
     @property
     def damaged(self) -> list[str]:
@@ -120,10 +118,14 @@ class SampleStore:
         Raises:
             UserError: as for `append_groups` and `refuse_another_scorer`.
         """
+        scorers = _scorers_of(batch)
+        if not self._appended.issuperset(name for name, _ in scorers):  # others may have been at it since we looked
+            self._refresh("scores")
         self.refuse_another_scorer(batch)
         appended = self._append("scores", batch)
-        for name, digest in _scorers_of(batch):
+        for name, digest in scorers:
             self._digests_of(name).add(digest)
+            self._appended.add(name)
         return appended
 
     def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
@@ -146,9 +148,11 @@ class SampleStore:
 
         Raises:
             UserError: as for `append_groups`; or this process was silent for so long that another trains here now.
+            ValueError: outside of `training`.
         """
-        if self._claim is not None:
-            self._claim.check()
+        if self._claim is None:
+            raise ValueError(f"a step of {self.root} is recorded within `training` only")
+        self._claim.check()
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 
@@ -157,8 +161,7 @@ class SampleStore:
     def refresh(self) -> None:
         """Take in what other writers have committed since."""
         for kind in IN_ORDER_OF_DEPENDENCE:
-            self._kinds[kind].refresh()
-        self._digests = None
+            self._refresh(kind)
 
     def counts(self) -> dict[str, int]:
         """How many groups, scores and steps are committed."""
@@ -188,11 +191,13 @@ class SampleStore:
     def part_files(self, kind: str) -> list[str]:
         """The parts that hold the rows of a kind, in the order of commitment: for tools that open Arrow files.
 
-        Parts that compaction has replaced, and that are still there for a while, are not among them.
+        It refreshes first, so that the files are there, and hold the rows that this opening sees and no others. Parts
+        that compaction has replaced, and that are still there for a while, are not among them.
 
         Args:
             kind: groups, scores or steps.
         """
+        self.refresh()
         return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].holdings.read_files()]
 
     def index(self) -> pa.Table:
@@ -203,17 +208,10 @@ class SampleStore:
         """
         return self._kinds["groups"].rows.listed().select(LIGHT["groups"].names)
 
-    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
-        """Ids of the groups without a scorer's values, in the order of commitment; reads no part.
-
-        Args:
-            scorer: its name.
-            digest: count only values of the scorer with this digest.
-        """
+    def unscored(self, scorer: str) -> list[str]:
+        """Ids of the groups without a scorer's values, in the order of commitment; reads no part."""
         rows = self._kinds["scores"].rows.listed()
         wanted = pc.equal(rows["scorer"].cast(pa.string()), scorer)
-        if digest is not None:
-            wanted = pc.and_(wanted, pc.equal(rows["scorer_digest"].cast(pa.string()), digest))
         scored = rows["group_id"].filter(wanted).combine_chunks()
         groups = self._kinds["groups"].rows.listed()["group_id"]
         return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
@@ -250,10 +248,6 @@ class SampleStore:
         ]
 
     # -- reading: the rows -------------------------------------------------------------------------------------------
-
-    def group_batches(self) -> Iterator[pa.RecordBatch]:
-        """All groups, in batches as they were committed."""
-        return self.batches()
 
     def batches(
         self,
@@ -337,6 +331,11 @@ class SampleStore:
         return None if found[0] < 0 else catalogue.take(found)["group_ids"][0].as_py()
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _refresh(self, kind: str) -> None:
+        self._kinds[kind].refresh()
+        if kind == "scores":
+            self._digests = None
 
     def _digests_of(self, scorer: str) -> set[str]:
         if self._digests is None:

@@ -37,7 +37,7 @@ class StoredSamples(Protocol):
     def index(self) -> pa.Table:
         """See `SampleStore.index`."""
 
-    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+    def unscored(self, scorer: str) -> list[str]:
         """See `SampleStore.unscored`."""
 
     def scorers(self) -> list[ScorerFacts]:
@@ -168,12 +168,12 @@ class OverlaidStore:
         """The lower store's groups, then the upper's own."""
         return pa.concat_tables([self._below, self._upper.index()])
 
-    def unscored(self, scorer: str, *, digest: str | None = None) -> list[str]:
+    def unscored(self, scorer: str) -> list[str]:
         """Ids of groups that neither store has that scorer's values for."""
         below = self._below["group_id"]
-        lacking = pa.array(self._lower.unscored(scorer, digest=digest), pa.string())
+        lacking = pa.array(self._lower.unscored(scorer), pa.string())
         names = below.filter(pc.is_in(below, value_set=lacking)).to_pylist()
-        own = self._upper.unscored(scorer, digest=digest)
+        own = self._upper.unscored(scorer)
         return list(compress(names, ~self._upper.has_scores(names, scorer))) + own
 
     def scorers(self) -> list[ScorerFacts]:

@@ -210,8 +210,9 @@ class Simulation:
         production = self.conductor.production
         operations = Operations(self.recipe, self.directory, self.work, production, self.services, self.tracker)
         try:
-            async with operations:
-                await self.conductor.run()
+            with self.store.training():
+                async with operations:
+                    await self.conductor.run()
         finally:
             self.services.kill()
             self.tracker.close()

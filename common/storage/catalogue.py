@@ -109,6 +109,15 @@ class Catalogue:
                 self._lose(extent.file)
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
+    def read_again(self, commits: Sequence[str]) -> list[pa.RecordBatch]:
+        """As `read` for each commit, from parts that are checked now, whatever was checked before.
+
+        For who writes the rows anew: what had changed on the disk since would get a valid checksum.
+        """
+        extents = [self.holdings.extent(commit) for commit in commits]
+        self._reader.check_again({extent.file for extent in extents if extent is not None})
+        return [self.read(commit) for commit in commits]
+
     def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
         """Each commit with the rows of it that count, in the order of commitment.
 
@@ -123,9 +132,10 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, size: int, batch: pa.RecordBatch) -> None:
+    def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch) -> None:
         """A part was written by this opening, with these rows; their keys are new."""
-        self.holdings.add({plain_file(commit): size}, {})
+        self.holdings.add({plain_file(commit): content.size}, {})
+        self._reader.keep_written(plain_file(commit), content)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
         self._unindexed += 1
 
@@ -193,7 +203,8 @@ class Catalogue:
         """Find the files that are there now; without their new rows, what this opening sees stays what it was."""
         entries = {entry.name: entry for entry in self._place.list(self.kind)}
         gone = self.holdings.sizes.keys() - entries.keys()
-        new = [entry for name, entry in entries.items() if name not in self.holdings.sizes or name in self._postponed]
+        known = self.holdings.sizes.keys() - (self._postponed if with_rows else set())
+        new = [entry for name, entry in entries.items() if name not in known]
         if not with_rows:
             new = [entry for entry in new if is_compacted(entry.name)]
             self._postponed.update(entry.name for entry in new)

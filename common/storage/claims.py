@@ -4,8 +4,9 @@
     claims/holds-<token>.json    who trains on it, renewed every few seconds
 
 Whoever asks writes that down first and looks for others then, so that of two at the same moment at least one sees the
-other. A claim ends when it is given back, when its process is gone (on the same machine), or when it has not been
-renewed for a minute. Ages are differences between two files' times, both by the clock of the place where they lie.
+other. A claim ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when
+it has not been renewed for a minute. So a process of this machine that is stopped keeps its claim: it might go on at
+any moment. Ages are differences between two files' times, both by the clock of the place where they lie.
 """
 
 import json
@@ -27,6 +28,8 @@ from common.storage.places import Place
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without renewal
+_DEAD = frozenset("ZXx")  # states of a process that has ended, and that its parent has not asked after yet
+_NONE, _HIDDEN = -1, -2  # instead of the time when a process started
 _LOG = logging.getLogger(__name__)
 
 
@@ -48,7 +51,8 @@ class Process:
 
     def is_gone(self, here: "Process") -> bool | None:
         """Whether it has ended, as far as the process `here` can see; None: it runs where `here` cannot look."""
-        return _started(self.pid) != self.started if self.machine == here.machine else None
+        started = _started(self.pid) if self.machine == here.machine else _HIDDEN
+        return None if started == _HIDDEN else started != self.started
 
 
 def this_process() -> Process:
@@ -65,23 +69,42 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process started; -1: there is none."""
+    """When a process started; `_NONE`: there is none; `_HIDDEN`: there is one that this one may not look at."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return int(facts.rpartition(")")[2].split()[19])  # a program's name may hold anything, parentheses too
+        return _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
+    state, *numbers = facts.rpartition(")")[2].split()  # a program's name may hold anything, parentheses too
+    return _NONE if state in _DEAD else int(numbers[18])
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 _BOOT = _boot()
 
 
 class Claim:
-    """The right to record steps, while it lasts."""
+    """The right to record steps, while it lasts.
 
-    def __init__(self, place: Place, name: str) -> None:
+    Args:
+        place: where the store lies.
+        name: of the claim's file.
+        ended: the files of claims that this one took the place of. One of them may appear once more, when the renewal
+            of a process that stood still arrives late; it is that process which has lost the store then.
+    """
+
+    def __init__(self, place: Place, name: str, ended: frozenset[str]) -> None:
         self._place = place
         self._name = name
+        self._expected = ended | {name}
         self._ended = threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="store claim", daemon=True)
         self._renewing.start()
@@ -90,26 +113,35 @@ class Claim:
         """Make sure that the claim stands.
 
         Raises:
-            UserError: this process was silent for so long that another has taken the store over.
+            UserError: this process was silent for so long that another has taken the store over; or nobody can say, as
+                the place cannot be read.
         """
-        holders = [entry.name for entry in self._place.list(DIRECTORY) if entry.name.startswith("holds-")]
-        if holders != [self._name]:
+        try:
+            holders = self._holders()
+        except OSError as error:
+            raise _unusable(self._place, "read", error) from error
+        if self._name not in holders or holders - self._expected:
             raise UserError(
                 f"The sample store {self._place.uri} is trained on by another run by now, as this one gave no sign of "
                 f"life for {STALE_AFTER:.0f} s; nothing more was recorded: stop the other, and start this one again."
             )
 
     def end(self) -> None:
-        """Give the store back."""
+        """Give the store back; where that fails it is logged, and the claim ends with this process."""
         self._ended.set()
         self._renewing.join()
-        self._place.remove(f"{DIRECTORY}/{self._name}")
+        _remove(self._place, self._name)
+
+    def _holders(self) -> set[str]:
+        return {entry.name for entry in self._place.list(DIRECTORY) if entry.name.startswith("holds-")}
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY):
             try:
-                if any(entry.name == self._name for entry in self._place.list(DIRECTORY)):
+                if self._name in self._holders():
                     _write(self._place, self._name)
+                    if self._holders() - self._expected:  # another took the store over while this was on its way
+                        self._place.remove(f"{DIRECTORY}/{self._name}")
             except (OSError, UserError) as error:
                 _LOG.warning("The claim on %s was not renewed: %s", self._place.uri, error)
 
@@ -124,7 +156,7 @@ def claimed(place: Place) -> Iterator[Claim]:
     try:
         claim = _claim(place)
     except OSError as error:
-        raise UserError(f"The sample store {place.uri} cannot be written: {error.strerror or error}.") from error
+        raise _unusable(place, "written", error) from error
     try:
         yield claim
     finally:
@@ -136,21 +168,35 @@ def _claim(place: Place) -> Claim:
     asking, holding = f"asks-{token}.json", f"holds-{token}.json"
     try:
         _write(place, asking)
-        _refuse_others(place, asking)
+        ended = _refuse_others(place, asking)
         _write(place, holding)  # before the other goes, so that who looks in between sees one of the two
     finally:
-        place.remove(f"{DIRECTORY}/{asking}")
-    return Claim(place, holding)
+        _remove(place, asking)
+    return Claim(place, holding, ended)
 
 
 def _write(place: Place, name: str) -> None:
     place.put(DIRECTORY, name, pa.py_buffer(json.dumps(asdict(this_process())).encode()))
 
 
-def _refuse_others(place: Place, asking: str) -> None:
-    """Remove what is left of processes that have ended; refuse to go on if any other is alive."""
-    here, entries = this_process(), place.list(DIRECTORY)
-    now = next(entry.modified for entry in entries if entry.name == asking)
+def _remove(place: Place, name: str) -> None:
+    """Remove a file of this process; what is left of it where that fails is taken for ended later."""
+    try:
+        place.remove(f"{DIRECTORY}/{name}")
+    except (OSError, UserError) as error:
+        _LOG.warning("%s/%s/%s was not removed: %s", place.uri, DIRECTORY, name, error)
+
+
+def _refuse_others(place: Place, asking: str) -> frozenset[str]:
+    """Remove what is left of processes that have ended; refuse to go on if any other is alive.
+
+    Returns:
+        The files that those which have ended would hold the store by.
+    """
+    here, entries, ended = this_process(), place.list(DIRECTORY), set()
+    now = next((entry.modified for entry in entries if entry.name == asking), None)
+    if now is None:
+        raise UserError(f"{place.uri}/{DIRECTORY}/{asking} was removed by another process just now; start again.")
     for entry in entries:
         path = f"{DIRECTORY}/{entry.name}"
         if entry.name != asking:
@@ -160,8 +206,10 @@ def _refuse_others(place: Place, asking: str) -> None:
                 continue  # it has just ended
             gone, silent = other.is_gone(here), now - entry.modified
             if not gone and (gone is False or silent <= STALE_AFTER):
-                raise _held(place, other, None if gone is False else STALE_AFTER - silent)
+                raise _held(place, other, silent, on_this_machine=gone is False)
             place.remove(path)
+            ended.add(entry.name.replace("asks-", "holds-"))
+    return frozenset(ended)
 
 
 def _decoded(content: pa.Buffer) -> Process:
@@ -172,9 +220,19 @@ def _decoded(content: pa.Buffer) -> Process:
         return Process("an unknown host", "", 0, 0)
 
 
-def _held(place: Place, holder: Process, free_in: float | None) -> UserError:
-    dead = "" if free_in is None else f" (if it is dead, the store is free in {free_in:.0f} s)"
+def _held(place: Place, holder: Process, silent: float, *, on_this_machine: bool) -> UserError:
+    process = f"process {holder.pid} on {holder.host}"
+    if on_this_machine and silent > STALE_AFTER:
+        return UserError(
+            f"The sample store {place.uri} is held for training by {process}, which has given no sign of life for "
+            f"{silent:.0f} s and is stopped, not dead; end it (kill -9 {holder.pid}), or name another store.uri."
+        )
+    dead = "" if on_this_machine else f" (if it is dead, the store is free in {STALE_AFTER - silent:.0f} s)"
     return UserError(
-        f"The sample store {place.uri} is being trained on by process {holder.pid} on {holder.host}{dead}, and one run "
-        f"at a time can; wait for it, stop it, or name another store.uri."
+        f"The sample store {place.uri} is being trained on by {process}{dead}, and one run at a time can; wait for it, "
+        f"stop it, or name another store.uri."
     )
+
+
+def _unusable(place: Place, how: str, error: OSError) -> UserError:
+    return UserError(f"The sample store {place.uri} cannot be {how}: {error.strerror or error}.")

@@ -43,7 +43,7 @@ def write_facts(place: Place, run_id: str) -> None:
     place.put("", FILE, content)
 
 
-def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run: bool) -> str:
+def claim(place: Place, run_id: str | None, *, read_only: bool) -> str:
     """Check that a store is the given run's, or make it so if it is new; returns the store's run.
 
     Raises:
@@ -61,7 +61,7 @@ def claim(place: Place, run_id: str | None, *, read_only: bool, allow_other_run:
         if read_only or run_id is None:
             raise UserError(f"There is no sample store at {place.uri}; check the path.")
         return _begin(place, run_id)
-    if run_id not in (None, found) and not allow_other_run:
+    if run_id not in (None, found):
         raise _of_another_run(place, found, run_id)
     if not read_only and json.loads(place.read(FILE).to_pybytes())["schema_version"] < SCHEMA_VERSION:
         write_facts(place, found)  # an older brain-align would take parts of this version for damaged ones

@@ -1,7 +1,8 @@
 """A store on a file system of pyarrow: S3 and what speaks its protocol, GCS, HDFS.
 
 There a file appears when its upload is complete, so `put` is atomic and durable without a temporary name. Requests that
-fail for a passing reason are repeated, a bounded number of times and ever more slowly.
+fail for a passing reason are repeated, ever more slowly: for some minutes where the place has answered before, so that
+its trouble does not end a run, and for seconds where it has not, so that a wrong address is named soon.
 """
 
 import logging
@@ -17,8 +18,10 @@ from common.storage.checksums import matches
 from common.storage.places import Entry, shown
 
 _LOG = logging.getLogger(__name__)
-_ATTEMPTS = 5
+_PATIENCE = 300.0  # seconds of pauses, where the place has answered before
+_FIRST_PATIENCE = 3.0  # where it has not
 _FIRST_PAUSE = 0.2  # seconds; doubled from attempt to attempt
+_LONGEST_PAUSE = 15.0
 _LASTING = (FileNotFoundError, PermissionError)
 _ADVICE = {
     "NO_SUCH_BUCKET": "there is no such bucket; make it, or correct the URI",
@@ -53,6 +56,7 @@ class ObjectStore:
         self.uri = shown(uri)
         self._files = file_system
         self._root = root
+        self._patience = _FIRST_PATIENCE
 
     def prepare(self) -> None:
         """Nothing: a prefix needs no making, and a bucket is not made by the way."""
@@ -105,19 +109,25 @@ class ObjectStore:
         return f"{self._root}/{path}".replace("//", "/").rstrip("/")
 
     def _tried(self, request: Callable[[], T]) -> T:
-        pause = _FIRST_PAUSE
-        for attempt in range(1, _ATTEMPTS + 1):
+        pause, waited = _FIRST_PAUSE, 0.0
+        while True:
             try:
-                return request()
+                result = request()
             except _LASTING:
+                self._patience = _PATIENCE
                 raise
             except OSError as error:
                 advice = next((advice for sign, advice in _ADVICE.items() if sign in str(error)), None)
                 if advice is not None:
                     raise UserError(f"The sample store {self.uri} cannot be used: {advice}.") from error
-                if attempt == _ATTEMPTS:
+                if waited >= self._patience:
+                    self._patience = _FIRST_PATIENCE  # it is away: what is left to do does not wait that long again
                     raise
-                _LOG.warning("%s: %s; attempt %d of %d", self.uri, error, attempt, _ATTEMPTS)
+                left = self._patience - waited
+                _LOG.warning("%s: %s; tried again in %.1f s, for %.0f s more", self.uri, error, pause, left)
+            else:
+                self._patience = _PATIENCE
+                return result
             time.sleep(pause)
-            pause *= 2
-        raise AssertionError("unreachable")
+            waited += pause
+            pause = min(2 * pause, _LONGEST_PAUSE)

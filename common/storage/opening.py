@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 _UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's
 IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")
 """In this order the kinds are listed, so that whatever a listed row refers to is listed too."""
+FOLDERS = (*KINDS, "index", CLAIMS, "removed", "damaged")
+"""All that a store has below it, besides store.json."""
 
 
 class Opening:
@@ -42,7 +44,6 @@ class Opening:
         run_id: str | None,
         *,
         read_only: bool,
-        allow_other_run: bool = False,
         use_index: bool = True,
     ) -> None:
         """Open a store, or begin one.
@@ -51,7 +52,6 @@ class Opening:
             uri: a directory, or a URI of a file system that pyarrow knows.
             run_id: the run that it must belong to; None: whichever it belongs to.
             read_only: change nothing.
-            allow_other_run: open a store of another run, which stays that run's.
             use_index: False reads and checks every part.
 
         Raises:
@@ -62,7 +62,7 @@ class Opening:
         self.damaged: list[str] = []
         self._parts_since = dict.fromkeys(KINDS, 0)  # written since small parts were last compacted
         try:
-            self.run_id = claim(self.place, run_id, read_only=read_only, allow_other_run=allow_other_run)
+            self.run_id = claim(self.place, run_id, read_only=read_only)
             self.author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
             if not read_only:
                 self._remove_unfinished()
@@ -94,7 +94,7 @@ class Opening:
                 f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
                 f"is lost; put that right and run again."
             ) from error
-        catalogue.committed(commit, content.size, batch)
+        catalogue.committed(commit, content, batch)
         self._keep_in_order(kind)
 
     def _keep_in_order(self, kind: str) -> None:

@@ -1,6 +1,7 @@
 """Reading parts: each is checked before its first row, and only as many stay in memory as a process may have."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -11,6 +12,7 @@ from common.storage.places import Place
 
 _KEPT_FILES = 1024
 _KEPT_BYTES = 256 << 20
+_SMALL = 64 << 10  # bytes of a part that is kept when it is written
 
 
 class PartReader:
@@ -52,6 +54,24 @@ class PartReader:
         if file not in self._kept:
             self._keep(file, part.batch, content.size)
         return part
+
+    def check_again(self, files: Iterable[str]) -> None:
+        """Check these parts anew before their next rows are given out.
+
+        What stands on a disk may have changed since it was checked; what was fetched stays in memory as it was.
+        """
+        if not self._place.fetches:
+            for file in files:
+                self._verified.discard(file)
+                _, size = self._kept.pop(file, (None, 0))
+                self._kept_bytes -= size
+
+    def keep_written(self, file: str, content: pa.Buffer) -> None:
+        """Keep a small part that was just written, where it would have to be fetched to be read or compacted."""
+        if self._place.fetches and content.size <= _SMALL:
+            self._keep(
+                file, decode_part(f"{self._place.uri}/{self._kind}/{file}", content, self._kind).batch, content.size
+            )
 
     def _content(self, path: str, file: str) -> pa.Buffer:
         try:

@@ -1,11 +1,13 @@
 """Removing old groups: what `brain store gc` does. It is the only thing that deletes rows of a store.
 
-Whole commits go, that is leases: all groups of a lease are of one version and one age. Groups that no step has trained,
-and those from the newest round on that was trained, stay. The ids of what goes are written down first (`removed/`), so
-that a score or a step that refers to them is not taken for damaged.
+Whole commits go: the groups of one append, which a live run makes of all that have finished meanwhile, from one lease
+or several. A commit stays as long as any of its groups does, so a few old groups may outlive others of their version.
+Groups that no step has trained, and those from the newest round on that was trained, stay. The ids of what goes are
+written down first (`removed/`), so that a score or a step that refers to them is not taken for damaged.
 """
 
 import itertools
+import re
 import time
 from dataclasses import dataclass
 
@@ -14,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.storage.catalogue import Catalogue
-from common.storage.checksums import checksum, checksum_of
+from common.storage.checksums import PATTERN, checksum, checksum_of
 from common.storage.compaction import rewrite_without
 from common.storage.opening import Opening
 from common.storage.part_files import encode_table
 from common.storage.places import Place
 
 _DIRECTORY = "removed"
+_LIST = re.compile(rf"groups-{PATTERN}\.arrow")
 _IDS = pa.schema([pa.field("group_id", pa.string(), nullable=False)])
 
 
@@ -90,10 +93,13 @@ def remove(store: Opening, removal: Removal) -> int:
 
 
 def removed_group_ids(place: Place) -> tuple[set[str], list[str]]:
-    """The groups that were removed on purpose, and a sentence for each list of them that is damaged."""
+    """The groups that were removed on purpose, and a sentence for each list of them that is damaged or foreign."""
     removed: set[str] = set()
     problems = []
-    for entry in place.list(_DIRECTORY):
+    for entry in sorted(place.list(_DIRECTORY), key=lambda entry: entry.name):
+        if not _LIST.fullmatch(entry.name):
+            problems.append(f"{place.uri}/{_DIRECTORY}/{entry.name} is no file of a sample store; move it out of it.")
+            continue
         content = place.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
         if content is None:
             problems.append(

@@ -142,7 +142,8 @@ class Runner:
         resolved = with_world(recipe, subject.world)
         below = self._groups_below(resolved, cell, groups)
         work = cell_work(resolved, recipe_digest(recipe), directory, groups, below)
-        await self._conduct(resolved, directory, work, watch)
+        with work.store.training():
+            await self._conduct(resolved, directory, work, watch)
         assert work.evaluation is not None, "cells are evaluated"
         best = work.evaluation.best_version()
         finish(recipe, directory, work, watch.total())

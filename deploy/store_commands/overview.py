@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from common.statistics import Moments
+from common.storage.opening import FOLDERS
+from common.storage.places import open_place
 from deploy.run_store import StoredSamples
 from deploy.source import Source
 
@@ -146,16 +147,9 @@ def overview(source: Source) -> Overview:
 
 def folder_sizes(uri: str) -> dict[str, int]:
     """Bytes in each folder of a store, wherever it lies."""
-    if "://" in uri:
-        files, root = pafs.FileSystem.from_uri(uri)
-    else:
-        files, root = pafs.LocalFileSystem(), uri
-    sizes: dict[str, int] = {}
-    for entry in files.get_file_info(pafs.FileSelector(root, recursive=True)):
-        folder, _, below = entry.path.removeprefix(root).lstrip("/").partition("/")
-        if entry.type == pafs.FileType.File and below:
-            sizes[folder] = sizes.get(folder, 0) + entry.size
-    return sizes
+    place = open_place(uri)
+    listed = {folder: place.list(folder) for folder in FOLDERS}
+    return {folder: sum(entry.size for entry in entries) for folder, entries in listed.items() if entries}
 
 
 def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) -> tuple[list[Cell], Numbers]:

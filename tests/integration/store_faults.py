@@ -48,15 +48,16 @@ def _expected(name: str) -> dict[str, Any]:
     return batch_from_rows(GROUPS, rows_of([name])).to_pylist()[0]
 
 
-def append_lease(store: SampleStore, name: str, number: int, acknowledge: Callable[[str], None]) -> None:
-    """Commit a lease of groups, their scores, and a step; say so after each."""
+def append_lease(store: SampleStore, name: str, number: int | None, acknowledge: Callable[[str], None]) -> None:
+    """Commit a lease of groups, their scores, and a step if it has a number; say so after each."""
     names = [f"{name}-{index}" for index in range(LEASE)]
     store.append_groups(batch_from_rows(GROUPS, rows_of(names)))
     acknowledge(f"group {' '.join(names)}")
     store.append_scores(scores("reward", {name: values_of(name) for name in names}))
     acknowledge(f"score {' '.join(names)}")
-    store.append_step(step(number, names))
-    acknowledge(f"step {number}")
+    if number is not None:
+        store.append_step(step(number, names))
+        acknowledge(f"step {number}")
 
 
 @contextmanager
@@ -169,8 +170,9 @@ def _write_until_killed(root: str, run: int, moment: int, when: str) -> None:
 
     with busy_housekeeping(), Faults(moment, when, _die).at_work():
         store = SampleStore(root, "run")
-        for lease in range(10_000):
-            append_lease(store, f"r{run}-{lease}", run * 10_000 + lease, acknowledge)
+        with store.training():
+            for lease in range(10_000):
+                append_lease(store, f"r{run}-{lease}", run * 10_000 + lease, acknowledge)
 
 
 def _serve_forks() -> None:

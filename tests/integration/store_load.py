@@ -1,12 +1,14 @@
 """Writers and readers of one store at once: `python -m tests.integration.store_load {write|read} STORE NAME SECONDS`.
 
-A writer appends leases of its own, and now and then one that the other writer appends too. A reader opens and refreshes
-the store, checks each snapshot, and prints how many it has seen and what was wrong with them, as JSON.
+A writer appends leases of its own, and now and then one that the other writer appends too; writer0 records steps. A
+reader opens and refreshes the store, checks each snapshot, and prints how many it has seen and what was wrong with
+them, as JSON.
 """
 
 import json
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -22,12 +24,14 @@ def write(root: str, name: str, seconds: float) -> None:
     until, lease = time.monotonic() + seconds, 0
     with busy_housekeeping(GRACE):
         store = SampleStore(root, "run")
-        while time.monotonic() < until:
-            append_lease(store, f"{name}-{lease}", (lease + 1) * 2 + int(name[-1]), lambda _: None)
-            store.append_groups(batch_from_rows(GROUPS, rows_of([f"shared-{lease}"])))
-            if lease % 20 == 0:
-                store.refresh()
-            lease += 1
+        trains = name == "writer0"
+        with store.training() if trains else nullcontext():
+            while time.monotonic() < until:
+                append_lease(store, f"{name}-{lease}", lease + 1 if trains else None, lambda _: None)
+                store.append_groups(batch_from_rows(GROUPS, rows_of([f"shared-{lease}"])))
+                if lease % 20 == 0:
+                    store.refresh()
+                lease += 1
     print(json.dumps({"leases": lease}))
 
 

@@ -158,7 +158,8 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     )
     conductor = Conductor(recipe, work, tracker, services)
     try:
-        asyncio.run(asyncio.wait_for(conductor.run(), 20))
+        with store.training():
+            asyncio.run(asyncio.wait_for(conductor.run(), 20))
     finally:
         tracker.close()
     for version in evaluation.due_versions():

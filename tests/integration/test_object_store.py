@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from common.errors import DamagedPartError, UserError
-from common.storage import object_store, part_reader
+from common.storage import part_reader
 from common.storage.compaction import LARGE, compact, remove_superseded
 from common.storage.object_store import ObjectStore, open_object_store
 from common.storage.opening import Opening
@@ -50,7 +50,8 @@ def filled(uri: str) -> SampleStore:
         names = [f"{lease}-a", f"{lease}-b"]
         store.append_groups(groups(*names, round=lease))
         store.append_scores(scores("reward", {names[0]: [1.0, None]}))
-        store.append_step(step(lease, names))
+        with store.training():
+            store.append_step(step(lease, names))
     return store
 
 
@@ -154,6 +155,10 @@ class Failing:
         self._times, self._error = times, error
         self.failed = 0
 
+    def fail(self, times: int) -> None:
+        """So many times from now on."""
+        self._times, self.failed = times, 0
+
     def __getattr__(self, name: str) -> object:
         method = getattr(self._files, name)
 
@@ -167,15 +172,30 @@ class Failing:
 
 
 @pytest.mark.timeout(60)
-def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(uri: str) -> None:
+def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(
+    uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     filled(uri)
-    with mock.patch.object(object_store, "_FIRST_PAUSE", 0.001):
+    pauses: list[float] = []
+    with mock.patch("time.sleep", pauses.append):
         passing = Failing(uri, 3, OSError("AWS Error SLOW_DOWN"))
-        assert len(ObjectStore(uri, passing, passing.root).list("groups")) == 3 and passing.failed == 3
-        lasting = Failing(uri, 99, OSError("AWS Error SLOW_DOWN"))
-        with pytest.raises(OSError, match="SLOW_DOWN"):
-            ObjectStore(uri, lasting, lasting.root).list("groups")
-        assert lasting.failed == 5
+        place = ObjectStore(uri, passing, passing.root)
+        assert len(place.list("groups")) == 3 and passing.failed == 3
+        pauses.clear()
+        passing.fail(20)  # it has answered, so minutes of trouble are waited for
+        assert len(place.list("groups")) == 3 and passing.failed == 20
+        assert max(pauses) == 15.0 and 120 < sum(pauses) < 300 and "tried again in 15.0 s" in caplog.text
+        for has_answered in (False, True):
+            lasting = Failing(uri, 0, OSError("AWS Error SLOW_DOWN"))
+            place = ObjectStore(uri, lasting, lasting.root)
+            if has_answered:
+                place.list("groups")
+            lasting.fail(9999)
+            for minutes in (has_answered, False):  # having waited once, it does not wait so long again
+                pauses.clear()
+                with pytest.raises(OSError, match="SLOW_DOWN"):
+                    place.list("groups")
+                assert (300 <= sum(pauses) < 315) if minutes else (3 <= sum(pauses) < 10)
         for sign, advice in (
             ("ACCESS_DENIED", "set AWS_ACCESS_KEY_ID"),
             ("INVALID_ACCESS_KEY_ID", "the key is"),
@@ -190,7 +210,6 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(uri: st
 def test_an_upload_that_fails_leaves_nothing_and_acknowledges_nothing(uri: str) -> None:
     store = filled(uri)
     with (
-        mock.patch.object(object_store, "_FIRST_PAUSE", 0.001),
         mock.patch.object(ObjectStore, "put", side_effect=OSError("AWS Error SERVICE_UNAVAILABLE")),
         pytest.raises(UserError, match="cannot be written: AWS Error SERVICE_UNAVAILABLE"),
     ):

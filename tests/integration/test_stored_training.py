@@ -36,8 +36,9 @@ def source_store(root: Path, *, rewarded: int = 20, steps: int = 0) -> Path:
         store.append_groups(groups(name, round=round_, proposal_version=round_))
     store.append_scores(scores(PRIOR, {name: [-1.0, -2.0] for name in names}))
     store.append_scores(scores("reward", {name: [1.0, 2.0] for name in names[:rewarded]}))
-    for number in range(1, steps + 1):
-        store.append_step(step(number, [names[number], names[2 * number]]))
+    with store.training():
+        for number in range(1, steps + 1):
+            store.append_step(step(number, [names[number], names[2 * number]]))
     return root / "source"
 
 
@@ -66,7 +67,8 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     tracker.recovered(work.store)
     try:
         conductor = Conductor(settings, work, tracker, services)
-        asyncio.run(asyncio.wait_for(conductor.run(), 20))
+        with work.store.training():
+            asyncio.run(asyncio.wait_for(conductor.run(), 20))
     finally:
         tracker.close()
     return SampleStore(directory.store, "run")
@@ -186,11 +188,13 @@ def test_a_store_without_what_is_asked_for_is_refused(tmp_path: Path, steps: int
 
 def test_a_lost_record_or_group_of_a_step_is_named(tmp_path: Path) -> None:
     store = SampleStore(source_store(tmp_path), "sampled elsewhere")
-    store.append_step(step(2, ["0-0", "0-1"]))
+    with store.training():
+        store.append_step(step(2, ["0-0", "0-1"]))
     settings = recipe(tmp_path / "source", replay=True)
     with pytest.raises(UserError, match="lacks the record of step 1"):
         read_stored_inputs(settings, RunDirectory(tmp_path / "run"))
-    store.append_step(step(1, ["0-0", "lost"]))
+    with store.training():
+        store.append_step(step(1, ["0-0", "lost"]))
     with pytest.raises(UserError, match="lacks group lost, which its steps were trained on"):
         read_stored_inputs(settings, RunDirectory(tmp_path / "run"))
 

@@ -38,8 +38,9 @@ def stored_run(root: Path, temperature: float = 0.5) -> Path:
         store.append_scores(scores("reward", {name: values}, error=error, gold_value=1.5))
         prior: list[float | None] = [-0.5 - number for number in range(N)]
         store.append_scores(scores("prior", {name: prior}, gold_value=None))
-    store.append_step(step(1, ["aa01", "ab02"]))
-    store.append_step(step(2, ["ab02"]))
+    with store.training():
+        store.append_step(step(1, ["aa01", "ab02"]))
+        store.append_step(step(2, ["ab02"]))
     return directory
 
 

@@ -20,7 +20,8 @@ def filled(root: Path) -> SampleStore:
     store.append_groups(groups("a", "b"))
     store.append_groups(groups("c", round=1))
     store.append_scores(scores("reward", {"a": [1.0, None], "b": [2.0, 3.0]}))
-    store.append_step(step(1, ["a", "b"]))
+    with store.training():
+        store.append_step(step(1, ["a", "b"]))
     return store
 
 
@@ -39,7 +40,8 @@ def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
     store = filled(root)
     assert store.append_groups(groups("b", "d", prompt_text="another")) == 1
     assert store.append_scores(scores("reward", {"a": [9.0, 9.0]})) == 0
-    assert store.append_step(step(1, ["c"])) == 0
+    with store.training():
+        assert store.append_step(step(1, ["c"])) == 0
     reopened = SampleStore(root, "run")
     assert reopened.groups(["b", "d"])["prompt_text"].to_pylist() == ["a prompt", "another"]
     assert reopened.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Barrier
 from unittest import mock
 
+import pyarrow as pa
 import pytest
 
 from common.errors import UserError
@@ -64,7 +65,8 @@ def test_a_second_trainer_is_refused_until_the_first_has_ended(root: Path) -> No
         assert second.append_step(step(1, ["a"])) == 0
 
 
-def test_a_trainer_that_was_killed_is_followed_at_once(root: Path) -> None:
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_trainer_that_was_killed_is_followed_at_once(root: Path, reaped: bool) -> None:
     command = [sys.executable, "-c", HOLD, str(root)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "held\n"
@@ -72,9 +74,40 @@ def test_a_trainer_that_was_killed_is_followed_at_once(root: Path) -> None:
     with pytest.raises(UserError, match=f"by process {process.pid} on"), store.training():
         pass
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
+    if reaped:
+        process.wait(10)
+    assert eventually(lambda: claims._started(process.pid) == claims._NONE)
     with store.training():
         assert len(claim_files(root)) == 1
+    process.wait(10)
+
+
+def test_a_trainer_that_is_stopped_is_not_dead_and_the_message_says_so(root: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGSTOP)
+        (held,) = (root / "claims").iterdir()
+        os.utime(held, (time.time() - 70, time.time() - 70))
+        refused = rf"no sign of life for (69|7.) s and is stopped, not dead; end it \(kill -9 {process.pid}\)"
+        with pytest.raises(UserError, match=refused), SampleStore(root, "run").training():
+            pass
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_process_that_may_not_be_looked_at_is_neither_taken_for_dead_nor_for_ended() -> None:
+    here = this_process()
+    ended = subprocess.Popen(["true"])
+    ended.wait(10)
+    with mock.patch.object(Path, "read_text", side_effect=FileNotFoundError):  # /proc mounted with hidepid=2
+        assert replace(here, pid=ended.pid).is_gone(here) is True
+        assert here.is_gone(here) is None  # its age says
+        with mock.patch("os.kill", side_effect=PermissionError):
+            assert here.is_gone(here) is None
+    assert here.is_gone(here) is False
 
 
 @pytest.mark.parametrize("content", [json.dumps(asdict(replace(this_process(), machine="another"))), "{torn"])
@@ -102,6 +135,36 @@ def test_who_was_taken_for_dead_records_nothing_more(root: Path) -> None:
                 first.append_step(step(2, ["a"]))
             assert second.append_step(step(2, ["b"])) == 1
     assert SampleStore(root, None, read_only=True).step_groups(2) == ["b"]
+
+
+def test_a_renewal_that_arrives_late_costs_who_was_late_the_store_and_nobody_else(root: Path) -> None:
+    first, second = SampleStore(root, "run"), SampleStore(root, "run")
+    with first.training():
+        (held,) = (root / "claims").iterdir()
+        late = json.dumps(asdict(replace(this_process(), machine="another")))
+        held.write_text(late)
+        os.utime(held, (time.time() - 61, time.time() - 61))
+        with second.training():
+            held.write_text(late)
+            assert second.append_step(step(1, ["a"])) == 1
+            with pytest.raises(UserError, match="trained on by another run by now"):
+                first.append_step(step(2, ["a"]))
+
+
+def test_who_renews_late_takes_its_claim_away_again(root: Path) -> None:
+    put = LocalPlace.put
+
+    def overtaken(place: LocalPlace, directory: str, name: str, content: pa.Buffer) -> None:
+        (root / "claims" / "holds-0000abcd.json").write_text("{}")
+        put(place, directory, name, content)
+
+    root.mkdir()
+    with (
+        mock.patch.object(claims, "RENEWED_EVERY", 0.01),
+        claimed(LocalPlace(root)),
+        mock.patch.object(LocalPlace, "put", overtaken),
+    ):
+        assert eventually(lambda: claim_files(root) == ["holds-0000abcd.json"])
 
 
 def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
@@ -138,4 +201,32 @@ def test_a_store_that_cannot_be_written_cannot_be_trained_on(root: Path) -> None
     store = SampleStore(root, "run")
     failing = mock.patch.object(LocalPlace, "put", side_effect=OSError(30, "Read-only file system"))
     with failing, pytest.raises(UserError, match="cannot be written: Read-only file system"), store.training():
+        pass
+
+
+def test_a_place_that_is_away_is_a_clear_error_and_hides_no_other(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = SampleStore(root, "run")
+    away = OSError(5, "Input/output error")
+    with (
+        store.training(),
+        mock.patch.object(LocalPlace, "list", side_effect=away),
+        pytest.raises(UserError, match="cannot be read: Input/output error"),
+    ):
+        store.append_step(step(1, ["a"]))
+    with (
+        mock.patch.object(LocalPlace, "remove", side_effect=away),
+        pytest.raises(ValueError, match="the real error"),
+        store.training(),
+    ):
+        raise ValueError("the real error")
+    assert re.search(r"holds-.{8}\.json was not removed: .*Input/output error", caplog.text)
+
+
+def test_a_question_that_another_removed_is_a_clear_error(root: Path) -> None:
+    store = SampleStore(root, "run")
+    with (
+        mock.patch.object(LocalPlace, "list", return_value=[]),
+        pytest.raises(UserError, match="was removed by another process just now; start again"),
+        store.training(),
+    ):
         pass

@@ -19,7 +19,8 @@ def root(tmp_path: Path) -> Path:
         names = [f"{round_}-a", f"{round_}-b"]
         store.append_groups(groups(*names, round=round_, proposal_version=round_, finished_at=1.0))
         store.append_scores(scores("reward", {name: [1.0, 2.0] for name in names}))
-        store.append_step(step(round_, names, round=round_))
+        with store.training():
+            store.append_step(step(round_, names, round=round_))
     return tmp_path / "run" / "store"
 
 

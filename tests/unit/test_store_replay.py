@@ -73,7 +73,8 @@ def test_a_run_that_trained_from_another_store_shows_the_groups_of_both(tmp_path
     recipe = Recipe.model_validate(settings)
     (directory / "config.yaml").write_text(dump_yaml(recipe.model_dump(mode="json")))
     own = SampleStore(directory / "store", "own")
-    own.append_step(step(1, ["ab02"]))
+    with own.training():
+        own.append_step(step(1, ["ab02"]))
     own.append_scores(scores("truth", {"ab02": [1.0] * 4}))
     store = open_source(str(directory)).store
     assert store.index()["group_id"].to_pylist() == ["aa01", "ab02"]  # the recipe's one round

@@ -1,4 +1,6 @@
 import asyncio
+from contextlib import nullcontext
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -8,9 +10,11 @@ from common.errors import PipelineError, UserError
 from common.schemas import SCORES
 from common.store import SampleStore
 from deploy.cli import main
+from deploy.store_commands import rescore as rescore_command
 from deploy.store_commands.rescore import score_missing
 from tests.unit.factories import groups, recipe_settings, scores
 
+DEMO = "deploy/recipes/demo.yaml"
 RECIPE = Recipe.model_validate(recipe_settings(sampler={"lease_prompts": 2}))
 
 
@@ -75,9 +79,32 @@ def test_values_of_another_scorer_are_not_mixed_with_these(store):
     assert len(store.unscored("reward")) == 4
 
 
+@pytest.mark.parametrize("digest", ["the same", "other"])
+def test_a_store_that_lacks_nothing_is_not_taken_for_another_scorers(store, tmp_path, capsys, digest):
+    there = scores("reward", {name: [1.0, 2.0] for name in "abcde"})
+    store.append_scores(there)
+    pool = StandInPool(digest=there["scorer_digest"][0].as_py() if digest == "the same" else digest)
+    with (
+        mock.patch.object(rescore_command, "scoring_pools", return_value=nullcontext({"reward": pool})),
+        mock.patch.object(rescore_command, "resolved_for_scoring", return_value=RECIPE),
+    ):
+        status = main(["store", "rescore", str(tmp_path), "--recipe", DEMO, "--scorer", "reward"])
+    said = capsys.readouterr()
+    assert pool.calls == [["a"]]
+    if digest == "the same":
+        assert status == 0 and "values for 5 groups, 0 of them new" in said.out
+    else:
+        assert status == 2 and "values of another scorer under the name 'reward'" in said.err
+
+
+def test_values_that_another_opening_appended_meanwhile_are_not_mixed_with_these(store, tmp_path):
+    SampleStore(tmp_path, "run").append_scores(scores("reward", {"b": [0.0, 0.0]}))
+    with pytest.raises(UserError, match="values of another scorer under the name 'reward'"):
+        rescore(store, StandInPool(digest="other"))
+
+
 def test_a_scorer_that_the_recipe_lacks_and_a_store_without_a_recipe_are_refused(store, tmp_path, capsys):
     assert main(["store", "rescore", str(tmp_path), "--scorer", "second"]) == 2
     assert "Say --recipe, or name the run directory" in capsys.readouterr().err
-    recipe = "deploy/recipes/demo.yaml"
-    assert main(["store", "rescore", str(tmp_path), "--recipe", recipe, "--scorer", "second"]) == 2
+    assert main(["store", "rescore", str(tmp_path), "--recipe", DEMO, "--scorer", "second"]) == 2
     assert "second is no scorer of the recipe, which has reward" in capsys.readouterr().err

@@ -60,7 +60,8 @@ def test_an_error_of_the_store_is_raised_where_the_call_was_made(tmp_path: Path)
     async def append() -> None:
         with pytest.raises(UserError, match="disk is full"):
             await subject.append_groups(groups("a"))
-        assert await subject.call(store.append_step, step(1, ["a"])) == 1  # the thread lives on
+        with store.training():
+            assert await subject.call(store.append_step, step(1, ["a"])) == 1  # the thread lives on
 
     run(subject, append())
 

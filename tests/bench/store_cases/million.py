@@ -26,8 +26,12 @@ STEP_GROUPS = 64
 def build(root: Path, groups: int) -> None:
     """Append leases, their scores, and a step for each, as a run does; but nothing waits for the disk."""
     at_once = functools.partial(remove_superseded, grace=0.0)
-    with mock.patch("os.fsync"), mock.patch("common.storage.opening.remove_superseded", at_once):
-        store = SampleStore(root, RUN)
+    store = SampleStore(root, RUN)
+    with (
+        mock.patch("os.fsync"),
+        mock.patch("common.storage.opening.remove_superseded", at_once),
+        store.training(),
+    ):
         for number, first in enumerate(range(0, groups, LEASE), start=1):
             names = rows.ids(first, min(LEASE, groups - first))
             store.append_groups(rows.groups(names, N, TOKENS, number // 25))
