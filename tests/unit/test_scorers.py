@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -206,6 +207,26 @@ def leaving(prompts, outputs):
     sys.exit("no licence")
 
 
+def making_up(prompts, outputs):
+    try:
+        time.sleep(60 if "slow" in outputs else 0)
+    except BaseException:  # noqa: BLE001 - as careless code does
+        return [0.0] * len(outputs)
+    return [1.0] * len(outputs)
+
+
+def waiting_for_threads(prompts, outputs):
+    released = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        try:
+            futures = [threads.submit(released.wait, 60 if output == "slow" else 0) for output in outputs]
+            return [float(future.result()) for future in futures]
+        finally:
+            with contextlib.suppress(Exception):
+                threads.shutdown()
+            released.set()  # or the test's process could not end
+
+
 def hanging(prompts, outputs):
     while "forever" in outputs:
         with contextlib.suppress(Exception):
@@ -285,6 +306,16 @@ def test_a_function_that_hangs_is_given_up_in_time_and_asked_again_for_the_next_
     assert time.monotonic() - began < 10
     assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
     assert (next_["values"], next_["error"]) == ([1, 1], None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["making_up", "waiting_for_threads"])
+def test_what_a_function_makes_of_its_interruption_is_no_value_and_does_not_keep_it_going(name):
+    began = time.monotonic()
+    late, next_ = score(function(f"{HERE}:{name}", timeout=0.2), group(outputs=("slow", "b")), group(name="next"))
+    assert time.monotonic() - began < 10
+    assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
+    assert None not in next_["values"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
