@@ -119,7 +119,6 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     notes = _notes_on_batches(recipe)
     data = recipe.data
     train = _read(data, "train", data.train, encode, notes)
-    _check_turns(recipe, train)
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
             f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
@@ -129,6 +128,8 @@ def _check_prompts(recipe: Recipe) -> Inputs:
         "validation": _read(data, "validation", data.validation, encode, notes),
         "test": _read(data, "test", data.test, encode, notes),
     }
+    for split, prompts in ((data.train, train), (data.validation, read["validation"]), (data.test, read["test"])):
+        _check_turns(recipe, split, prompts)
     wanted: dict[Split, int] = {
         "validation": recipe.evaluation.validation_prompts,
         "test": recipe.evaluation.test_prompts,
@@ -156,17 +157,17 @@ def _read(data: DataSection, split: str, source: PromptSource, encode: Encode, n
     return found
 
 
-def _check_turns(recipe: Recipe, train: PromptSet) -> None:
+def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> None:
     """Refuse scorers that would read the messages of a conversation as the prompt's text."""
-    if recipe.data.chat_template == AS_THEY_ARE:
+    if recipe.data.chat_template == AS_THEY_ARE or not prompts.conversations:
         return
     for name, scorer in recipe.scorers.items():
         reads_turns = scorer.chat_template if isinstance(scorer, ClassifierSection) else scorer.kind not in FORMATS
-        if train.conversations and not reads_turns:
+        if not reads_turns:
             raise UserError(
-                f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {train.conversations} prompts of "
-                f"{named(recipe.data.train)} are conversations of several turns; use a scorer that reads turns, such "
-                f"as a classifier with chat_template=true."
+                f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {prompts.conversations} prompts of "
+                f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
+                f"classifier with chat_template=true."
             )
 
 
