@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from common.config.data import DataSection, PromptSource
+from common.config.data import PromptSource
 from common.config.recipe import Recipe
 from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError
@@ -118,18 +118,16 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     encode = prompt_encoding(tokenizer, recipe.data.chat_template)
     notes = _notes_on_batches(recipe)
     data = recipe.data
-    train = _read(data, "train", data.train, encode, notes)
+    train = _read(recipe, "train", data.train, encode, notes)
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
             f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
             f"prompts of {named(recipe.data.train)}; lower it, or bring more prompts."
         )
     read: dict[Split, PromptSet] = {
-        "validation": _read(data, "validation", data.validation, encode, notes),
-        "test": _read(data, "test", data.test, encode, notes),
+        "validation": _read(recipe, "validation", data.validation, encode, notes),
+        "test": _read(recipe, "test", data.test, encode, notes),
     }
-    for split, prompts in ((data.train, train), (data.validation, read["validation"]), (data.test, read["test"])):
-        _check_turns(recipe, split, prompts)
     wanted: dict[Split, int] = {
         "validation": recipe.evaluation.validation_prompts,
         "test": recipe.evaluation.test_prompts,
@@ -141,12 +139,13 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     return Inputs(train, held_back, notes)
 
 
-def _read(data: DataSection, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
-    found = read_prompts(data, source, encode)
+def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
+    found = read_prompts(recipe.data, source, encode)
+    _check_turns(recipe, source, found)
     skipped = [
         f"{many} {what}"
         for many, what in (
-            (found.too_long, f"longer than {data.max_prompt_tokens} tokens"),
+            (found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"),
             (found.empty, "empty"),
         )
         if many.count
