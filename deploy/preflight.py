@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from common.config.data import DataSection, PromptSource
+from common.config.data import PromptSource
 from common.config.recipe import Recipe
 from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError
@@ -118,16 +118,15 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     encode = prompt_encoding(tokenizer, recipe.data.chat_template)
     notes = _notes_on_batches(recipe)
     data = recipe.data
-    train = _read(data, "train", data.train, encode, notes)
-    _check_turns(recipe, train)
+    train = _read(recipe, "train", data.train, encode, notes)
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
             f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
             f"prompts of {named(recipe.data.train)}; lower it, or bring more prompts."
         )
     read: dict[Split, PromptSet] = {
-        "validation": _read(data, "validation", data.validation, encode, notes),
-        "test": _read(data, "test", data.test, encode, notes),
+        "validation": _read(recipe, "validation", data.validation, encode, notes),
+        "test": _read(recipe, "test", data.test, encode, notes),
     }
     wanted: dict[Split, int] = {
         "validation": recipe.evaluation.validation_prompts,
@@ -140,12 +139,13 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     return Inputs(train, held_back, notes)
 
 
-def _read(data: DataSection, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
-    found = read_prompts(data, source, encode)
+def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
+    found = read_prompts(recipe.data, source, encode)
+    _check_turns(recipe, source, found)
     skipped = [
         f"{many} {what}"
         for many, what in (
-            (found.too_long, f"longer than {data.max_prompt_tokens} tokens"),
+            (found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"),
             (found.empty, "empty"),
         )
         if many.count
@@ -156,17 +156,17 @@ def _read(data: DataSection, split: str, source: PromptSource, encode: Encode, n
     return found
 
 
-def _check_turns(recipe: Recipe, train: PromptSet) -> None:
+def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> None:
     """Refuse scorers that would read the messages of a conversation as the prompt's text."""
-    if recipe.data.chat_template == AS_THEY_ARE:
+    if recipe.data.chat_template == AS_THEY_ARE or not prompts.conversations:
         return
     for name, scorer in recipe.scorers.items():
         reads_turns = scorer.chat_template if isinstance(scorer, ClassifierSection) else scorer.kind not in FORMATS
-        if train.conversations and not reads_turns:
+        if not reads_turns:
             raise UserError(
-                f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {train.conversations} prompts of "
-                f"{named(recipe.data.train)} are conversations of several turns; use a scorer that reads turns, such "
-                f"as a classifier with chat_template=true."
+                f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {prompts.conversations} prompts of "
+                f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
+                f"classifier with chat_template=true."
             )
 
 

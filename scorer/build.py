@@ -30,7 +30,9 @@ MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
 
 
-def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path) -> Scorer:
+def build_scorer(
+    section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path, *, together: bool = False
+) -> Scorer:
     """Load a scorer.
 
     Args:
@@ -38,6 +40,7 @@ def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySe
         name: of the scorer; `prior` and `proposal` are the log-probabilities of these.
         policy: what prior and proposals are made of; no other scorer needs it.
         policies: where proposal versions are published; only `proposal` needs it.
+        together: whether a reward model computes the groups of a call together, see `annotate_texts`.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
@@ -53,10 +56,10 @@ def build_scorer(section: ScorerPool | PriorSection, name: str, policy: PolicySe
         case JudgeSection():
             return load_judge(name, section)
         case ClassifierSection():
-            return load_classifier(name, section, _device(section.gpus), MAX_TOKENS)
+            return load_classifier(name, section, _device(section.gpus), MAX_TOKENS, together=together)
         case GPTJRewardSection():
-            devices = _devices(section.gpus)
-            return load_reward_model(name, section.path, FORMATS[section.kind], section.dtype, devices, MAX_TOKENS)
+            format, devices = FORMATS[section.kind], _devices(section.gpus)
+            return load_reward_model(name, section.path, format, section.dtype, devices, MAX_TOKENS, together=together)
     raise AssertionError(f"no scorer is made of a {type(section).__name__}")
 
 

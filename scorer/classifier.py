@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -16,20 +16,13 @@ from common.errors import UserError, first_line
 from common.identity import digest, digest_files
 from common.nn.causal_lm import load_tokenizer
 from common.nn.sources import is_local
-from scorer.scorers import Annotation, Group, annotate, annotation_of_texts, finite_or_null, texts_of
+from scorer.encoded_texts import ValuesOfTexts, annotate_texts
+from scorer.scorers import Group, texts_of
 from scorer.text_values import TextValues
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
-
-
-class ValuesOfTexts(Protocol):
-    """What computes the values of encoded texts."""
-
-    def of(self, texts: Sequence[list[int]]) -> list[float]:
-        """The value of each text; texts have at least one token."""
-        ...
 
 
 class WholeTexts:
@@ -41,19 +34,20 @@ class WholeTexts:
 
     @torch.no_grad()
     def of(self, texts: Sequence[list[int]]) -> list[float]:
-        """See `ValuesOfTexts`; all rows are as wide as the longest text, so that values depend on `texts` alone."""
+        """See `ValuesOfTexts`; texts of about one length go through the model together."""
         padding = self._model.config.pad_token_id
         # A causal classifier finds its last token by the padding's id: without one, it reads one text at a time.
         width = max(map(len, texts), default=1)
         rows = 1 if padding is None else max(1, self._max_tokens // width)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         values: list[float] = []
         for start in range(0, len(texts), rows):
-            part = [torch.tensor(text) for text in texts[start : start + rows]]
+            part = [torch.tensor(texts[index]) for index in order[start : start + rows]]
             ids = pad_sequence(part, batch_first=True, padding_value=padding or 0).to(self._model.device)
             lengths = torch.tensor([len(text) for text in part], device=ids.device)
             mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
             values += self._model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-        return values
+        return [value for _, value in sorted(zip(order, values, strict=True))]
 
 
 class ClassifierScorer:
@@ -67,6 +61,8 @@ class ClassifierScorer:
         tokenizer: PreTrainedTokenizerBase,
         settings: ClassifierSection,
         padding: int | None,
+        *,
+        together: bool,
     ) -> None:
         """Put the parts together.
 
@@ -77,6 +73,7 @@ class ClassifierScorer:
             tokenizer: the classifier's own.
             settings: of the recipe.
             padding: the id of padding that a causal classifier skips at the end of a text; None: it skips nothing.
+            together: see `annotate_texts`.
         """
         self.name = name
         self.digest = digest
@@ -84,16 +81,15 @@ class ClassifierScorer:
         self._tokenizer = tokenizer
         self._settings = settings
         self._padding = padding
+        self._together = together
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
-        return annotate(self, batch, self._score_group)
+        plain = not self._settings.chat_template
+        return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=plain)
 
-    def _score_group(self, group: Group) -> Annotation:
-        texts = [self._encode(group["prompt_text"], output) for output in texts_of(group)]
-        found = iter(self._values.of([text for text in texts if text]))
-        values, errors = finite_or_null([next(found) if text else None for text in texts], "text")
-        return annotation_of_texts(group, values, errors)
+    def _texts(self, group: Group) -> list[list[int]]:
+        return [self._encode(group["prompt_text"], output) for output in texts_of(group)]
 
     def _encode(self, prompt: str, output: str) -> list[int]:
         settings, text = self._settings, prompt + output
@@ -113,7 +109,9 @@ class ClassifierScorer:
         return ids
 
 
-def load_classifier(name: str, settings: ClassifierSection, device: str, max_tokens: int) -> ClassifierScorer:
+def load_classifier(
+    name: str, settings: ClassifierSection, device: str, max_tokens: int, *, together: bool = False
+) -> ClassifierScorer:
     """Load a classifier from a directory or the hub.
 
     Args:
@@ -121,6 +119,7 @@ def load_classifier(name: str, settings: ClassifierSection, device: str, max_tok
         settings: its section of the recipe.
         device: "cpu" or "cuda".
         max_tokens: of one forward pass, padding included.
+        together: see `annotate_texts`.
 
     Raises:
         UserError: it is missing or incomplete, or has another number of labels than one.
@@ -133,7 +132,7 @@ def load_classifier(name: str, settings: ClassifierSection, device: str, max_tok
         values, padding = decoder, model.config.pad_token_id
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
     identity = digest("classifier", _files(settings.path, model), read, max_tokens)
-    return ClassifierScorer(name, identity, values, tokenizer, settings, padding)
+    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, together=together)
 
 
 def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:

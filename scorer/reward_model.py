@@ -8,17 +8,17 @@ from transformers import PreTrainedTokenizerBase
 from common.identity import digest
 from common.nn.causal_lm import check_tokenizer, context_length, load_tokenizer
 from scorer.checkpoints import find_checkpoint
+from scorer.encoded_texts import annotate_texts
 from scorer.formats import RewardFormat
 from scorer.gptj_reward import Dtype, load_gptj_reward
-from scorer.scorers import Annotation, Group, annotate, annotation_of_texts, finite_or_null
+from scorer.scorers import Group
 from scorer.text_values import TextValues
 
 
 class RewardModelScorer:
     """r(x, y) of every output of a group, and of its gold output.
 
-    Texts are encoded by the reward model's own tokenizer. A group is computed on its own, so that its values do not
-    depend, not even in their rounding, on what else is scored.
+    Texts are encoded by the reward model's own tokenizer.
     """
 
     def __init__(
@@ -28,29 +28,38 @@ class RewardModelScorer:
         values: TextValues,
         format: RewardFormat,
         tokenizer: PreTrainedTokenizerBase,
+        *,
+        together: bool,
     ) -> None:
         self.name = name
         self.digest = digest
         self._values = values
         self._format = format
         self._tokenizer = tokenizer
+        self._together = together
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """See `Scorer`."""
-        return annotate(self, batch, self._score_group)
+        return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=True)
 
-    def _score_group(self, group: Group) -> Annotation:
+    def _texts(self, group: Group) -> list[list[int]]:
         prompt, gold = group["prompt_text"], group["gold_text"]
         texts = [self._format.text(prompt, output["text"]) for output in group["outputs"]]
         if gold is not None:
             texts.append(self._format.gold_text(prompt, gold))
         encoded = self._format.encode(self._tokenizer, texts, context_length(self._values.decoder.config))
-        values, errors = finite_or_null(self._values.of([text.read for text in encoded]), "text")
-        return annotation_of_texts(group, values, errors)
+        return [text.read for text in encoded]
 
 
 def load_reward_model(
-    name: str, source: str, format: RewardFormat, dtype: Dtype, devices: Sequence[str], max_tokens: int
+    name: str,
+    source: str,
+    format: RewardFormat,
+    dtype: Dtype,
+    devices: Sequence[str],
+    max_tokens: int,
+    *,
+    together: bool = False,
 ) -> RewardModelScorer:
     """Load a reward model from a directory or the hub.
 
@@ -61,6 +70,7 @@ def load_reward_model(
         dtype: of the weights.
         devices: over which the model's layers are spread: "cpu", or GPUs.
         max_tokens: tokens of one forward pass, padding included.
+        together: see `annotate_texts`.
 
     Raises:
         UserError: a file is missing, or does not fit the format.
@@ -71,4 +81,5 @@ def load_reward_model(
     model = load_gptj_reward(checkpoint, dtype, devices)
     check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
     identity = digest("reward model", checkpoint.digest(), dtype, max_tokens)
-    return RewardModelScorer(name, identity, TextValues(model.transformer, model.v_head, max_tokens), format, tokenizer)
+    values = TextValues(model.transformer, model.v_head, max_tokens)
+    return RewardModelScorer(name, identity, values, format, tokenizer, together=together)

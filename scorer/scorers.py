@@ -30,8 +30,9 @@ class Scorer(Protocol):
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """SCORES rows for GROUPS rows, one each, in their order.
 
-        The values of a group depend on that group alone, not on the others in the batch. A value that could
-        not be computed is null, and the row's `error` says why.
+        The values of a group depend on that group alone, not on the others in the batch, but for their rounding where
+        a scorer was told to compute groups together. A value that could not be computed is null, and the row's `error`
+        says why.
         """
         ...
 

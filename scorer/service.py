@@ -47,7 +47,8 @@ class ScorerActor:
         recipe = Recipe.model_validate(self._recipe)
         section = recipe.scorer(self._name)
         torch.set_num_threads(section.threads)
-        self._scorer = build_scorer(section, self._name, recipe.policy, self._policies)
+        together = recipe.algorithm.max_staleness > 0  # strict mode has the same bytes from the same seed
+        self._scorer = build_scorer(section, self._name, recipe.policy, self._policies, together=together)
         if self._name != PROPOSAL:  # whose values change with every version that is published
             check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}

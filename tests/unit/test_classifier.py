@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from common.config.scorers import ClassifierSection
+from common.conversations import Message, as_text
 from common.errors import UserError
 from common.schemas import GROUPS, batch_from_rows
 from scorer.classifier import ClassifierScorer, WholeTexts, load_classifier
@@ -91,6 +92,29 @@ def test_values_are_those_of_each_text_by_itself(tmp_path, kind):
     assert max(expected) - min(expected) > 0.1
     assert row["gold_value"] == pytest.approx(expected[1], abs=1e-5)
     assert row["error"] is None
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_groups_that_are_computed_together_get_the_values_they_get_alone(tmp_path, kind):
+    path = str(write(tmp_path, MODELS[kind][0]))
+    settings = ClassifierSection(kind="classifier", path=path, dtype="float32", max_tokens=CONTEXT)
+    scorer = load_classifier("reward", settings, "cpu", 40, together=True)
+    prompts = ["the cat", PROMPT, "a mat" * 4]
+    rows = [
+        group(name, prompt_text=name, gold_text=" sat", outputs=[output([1], [0.0], text) for text in OUTPUTS])
+        for name in prompts
+    ]
+    for prompt, row in zip(prompts, scorer.score(batch_from_rows(GROUPS, rows)).to_pylist(), strict=True):
+        assert row["values"] == pytest.approx([alone(tmp_path, prompt + text) for text in OUTPUTS], abs=1e-5)
+
+
+def test_a_conversation_needs_a_chat_template(tmp_path):
+    talk = as_text([Message(role="user", content="the cat"), Message(role="assistant", content=" sat")])
+    directory = write(tmp_path, MODELS["llama"][0])
+    row = score(load(directory), talk, [" sat"])
+    assert (row["values"], row["gold_value"]) == ([None], None)
+    assert row["error"].startswith("the prompt is a conversation")
+    assert score(load(directory, chat_template=True), talk, [" sat"])["error"] is None
 
 
 def test_a_chat_template_makes_two_turns(tmp_path):

@@ -78,3 +78,8 @@ def test_scorers_of_plain_text_are_not_given_conversations(policy: Path) -> None
     assert len(check(policy, [one, one], tldr, **settings).train) == 2
     with pytest.raises(UserError, match=r"scorers.reward \(tldr\) reads prompts as plain text, but 1 prompts of"):
         check(policy, [one, two], tldr, **settings)
+    for split in ("validation", "test"):
+        file = policy.parent / f"{split}.jsonl"
+        file.write_text("\n".join(map(json.dumps, [two, two, one])))
+        with pytest.raises(UserError, match=rf"reads prompts as plain text, but 2 prompts of .*{split}\.jsonl are"):
+            check(policy, [one, one], tldr, **settings, **{split: str(file)})

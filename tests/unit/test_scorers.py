@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import torch
 
 from common.config.recipe import PolicySection, Recipe
 from common.config.scorers import FunctionSection
+from common.conversations import Message, as_text
 from common.errors import UserError
 from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
 from scorer import build
@@ -67,11 +70,16 @@ def score(scorer, *groups):
 
 
 @pytest.fixture(params=[TLDR, HH], ids=["tldr", "hh"])
-def reward_model(request, tmp_path):
+def make_reward_model(request, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, request.param, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    return load_reward_model("reward", str(tmp_path), request.param, "float32", ["cpu"], max_tokens=10_000)
+    return partial(load_reward_model, "reward", str(tmp_path), request.param, "float32", ["cpu"], max_tokens=10_000)
+
+
+@pytest.fixture
+def reward_model(make_reward_model):
+    return make_reward_model()
 
 
 GROUPS_OF_TEXTS = (
@@ -98,6 +106,33 @@ def test_values_do_not_depend_on_the_other_groups(reward_model):
     for row in (*together, *alone):
         del row["scored_at"]
     assert together == alone
+
+
+def test_groups_that_are_computed_together_take_one_pass_and_get_the_values_they_get_alone(
+    make_reward_model, monkeypatch
+):
+    alone, together = make_reward_model(), make_reward_model(together=True)
+    passes = []
+    forward = together._values.decoder.model.forward
+
+    def counted(**inputs):
+        passes.append(inputs["input_ids"].shape)
+        return forward(**inputs)
+
+    monkeypatch.setattr(together._values.decoder.model, "forward", counted)
+    assert alone.digest == together.digest
+    for one, other in zip(score(alone, *GROUPS_OF_TEXTS), score(together, *GROUPS_OF_TEXTS), strict=True):
+        assert other["values"] == pytest.approx(one["values"], abs=2e-5)
+        assert other["gold_value"] == (one["gold_value"] and pytest.approx(one["gold_value"], abs=2e-5))
+    assert len(passes) == 1
+
+
+def test_a_conversation_has_no_value_from_a_scorer_of_plain_text_and_its_neighbours_have(reward_model):
+    talk = as_text([Message(role="user", content="Hi"), Message(role="assistant", content="Hello")])
+    first, second = score(reward_model, group(prompt=talk, gold=" on"), group("other"))
+    assert (first["values"], first["gold_value"]) == ([None, None], None)
+    assert first["error"].startswith("the prompt is a conversation")
+    assert None not in second["values"] and second["error"] is None
 
 
 def test_gold_is_scored_as_an_output_of_the_same_text_is(reward_model):
@@ -206,6 +241,26 @@ def leaving(prompts, outputs):
     sys.exit("no licence")
 
 
+def making_up(prompts, outputs):
+    try:
+        time.sleep(60 if "slow" in outputs else 0)
+    except BaseException:  # noqa: BLE001 - as careless code does
+        return [0.0] * len(outputs)
+    return [1.0] * len(outputs)
+
+
+def waiting_for_threads(prompts, outputs):
+    released = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        try:
+            futures = [threads.submit(released.wait, 60 if output == "slow" else 0) for output in outputs]
+            return [float(future.result()) for future in futures]
+        finally:
+            with contextlib.suppress(Exception):
+                threads.shutdown()
+            released.set()  # or the test's process could not end
+
+
 def hanging(prompts, outputs):
     while "forever" in outputs:
         with contextlib.suppress(Exception):
@@ -285,6 +340,16 @@ def test_a_function_that_hangs_is_given_up_in_time_and_asked_again_for_the_next_
     assert time.monotonic() - began < 10
     assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
     assert (next_["values"], next_["error"]) == ([1, 1], None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["making_up", "waiting_for_threads"])
+def test_what_a_function_makes_of_its_interruption_is_no_value_and_does_not_keep_it_going(name):
+    began = time.monotonic()
+    late, next_ = score(function(f"{HERE}:{name}", timeout=0.2), group(outputs=("slow", "b")), group(name="next"))
+    assert time.monotonic() - began < 10
+    assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
+    assert None not in next_["values"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
