@@ -55,6 +55,7 @@ class Engine:
         self.step_times: deque[float] = deque([time.monotonic()], maxlen=_STEPS_REMEMBERED)
         self._llm.logger_manager = _StepLog(self.step_times)
         self._requests = 0
+        self._torn = False  # the model's weights are those of several models, since replacing them broke off
 
     async def sample(
         self,
@@ -159,10 +160,22 @@ class Engine:
     async def load_weights(self, directory: Path) -> None:
         """Replace the model's weights by those of another one (HF format); nothing may be running.
 
+        If that breaks off, by an error or because it was cancelled, the engine is lost: vLLM keeps the tensors that it
+        was given, which get in the way of the next ones.
+
         Raises:
-            UserError: they are not weights of the engine's model. What the engine holds then is undefined.
-            EngineLostError: the engine has died.
+            UserError: they are not weights of the engine's model.
+            EngineLostError: the engine has died, or was lost to an earlier call.
         """
+        self.check()
+        replaced = False
+        try:
+            await self._replace_weights(directory)
+            replaced = True
+        finally:
+            self._torn = not replaced
+
+    async def _replace_weights(self, directory: Path) -> None:
         with self._saying_if_it_died():
             try:
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
@@ -173,13 +186,15 @@ class Engine:
                 raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
 
     def check(self) -> None:
-        """Do nothing, if the engine is alive.
+        """Do nothing, if the engine is alive and its weights are those of one model.
 
         Raises:
-            EngineLostError: it is not.
+            EngineLostError: they are not.
         """
         if self._llm.errored:
             raise EngineLostError("vLLM's engine has died; its last words are in the log.")
+        if self._torn:
+            raise EngineLostError("vLLM's engine holds parts of several models, since loading one of them broke off.")
 
     def close(self) -> None:
         """End the engine's processes."""

@@ -210,6 +210,22 @@ def test_whole_models_take_turns_and_truncated_sampling_is_accounted_for(
         started.close()
 
 
+def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyncio.Runner, tmp_path: Path) -> None:
+    """vLLM would refuse the next version too, since it keeps what it had of this one."""
+    whole = make_policies(tmp_path)
+    whole.publish_whole(0, base_model())
+    whole.publish_whole(1, base_model(head=16))
+    started = whole.sampler(full=True)
+    try:
+        refuse(loop, started, whole, 1, r"refuses .* 1 in phase `load`.*vLLM does not load the weights")
+        with pytest.raises(EngineLostError, match="parts of several models"):
+            loop.run(started.load(str(whole.registry.root), 0))
+        with pytest.raises(EngineLostError):
+            started.pulse()
+    finally:
+        started.close()
+
+
 def assert_truncated(rows: list[dict], model) -> None:
     """Every token is one of the two likeliest, with its share of their probability; outputs end at their first "e"."""
     for row in rows:
