@@ -56,7 +56,8 @@ class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
     Any number of processes may read and write at once. What an opening sees is what was there when it was opened, what
-    it has appended itself, and what `refresh` has brought. No row is given out before its part's checksum has been
+    it has appended itself, and what `refresh` has brought; scores are refreshed before the first that it appends of a
+    scorer. No row is given out before its part's checksum has been
     verified, once in an opening; the light rows of `index` come from index files with a checksum of their own.
 
     Opening a store for writing sets damaged parts aside with a message; it costs nothing but their own rows. A reader
@@ -159,7 +160,11 @@ class SampleStore:
     # -- reading: what is there --------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Take in what other writers have committed since."""
+        """Take in what other writers have committed since.
+
+        Raises:
+            UserError: the place cannot be read.
+        """
         for kind in IN_ORDER_OF_DEPENDENCE:
             self._refresh(kind)
 
@@ -333,7 +338,10 @@ class SampleStore:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _refresh(self, kind: str) -> None:
-        self._kinds[kind].refresh()
+        try:
+            self._kinds[kind].refresh()
+        except OSError as error:
+            raise UserError(f"The sample store {self.root} cannot be read: {error.strerror or error}.") from error
         if kind == "scores":
             self._digests = None
 

@@ -7,12 +7,13 @@ import pyarrow.dataset as ds
 import pytest
 from pyarrow import fs
 
-from common.errors import DamagedPartError
+from common.errors import DamagedPartError, UserError
 from common.storage import opening
 from common.storage.compaction import LARGE, SMALL, compact, remove_superseded, rewrite_without
 from common.storage.object_store import ObjectStore
 from common.storage.opening import Opening
 from common.storage.part_reader import PartReader
+from common.storage.places import LocalPlace
 from common.storage.verification import verify
 from common.store import SampleStore
 from tests.unit.factories import groups, scores
@@ -124,3 +125,12 @@ def test_verify_names_a_foreign_file_among_the_lists_of_removed_groups_and_goes_
         for name in ("groups-.arrow", "notes.txt")
     ]
     assert found.counts["groups"] == 3
+
+
+def test_a_place_that_cannot_be_read_is_a_clear_error_wherever_one_looks_again(root: Path) -> None:
+    store = filled(root)
+    away = mock.patch.object(LocalPlace, "list", side_effect=OSError(5, "Input/output error"))
+    with away, pytest.raises(UserError, match=f"{root} cannot be read: Input/output error"):
+        store.refresh()
+    with away, pytest.raises(UserError, match=f"{root} cannot be read: Input/output error"):
+        store.append_scores(scores("second", {"a": [1.0, 2.0]}))
