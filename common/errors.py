@@ -42,3 +42,11 @@ class LearnerOutOfMemoryError(PipelineError):
 
 class EngineLostError(PipelineError):
     """The engine below a service has died; the service cannot go on and must be started again."""
+
+
+def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
+    """The first single exception in a group of groups: what failed before the rest was cancelled."""
+    failure: Exception = failures
+    while isinstance(failure, ExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure

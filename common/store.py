@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS, batch_from_rows
+from common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
 from common.storage.claims import Claim, claimed
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
@@ -138,10 +138,16 @@ class SampleStore:
         for name, digest in _scorers_of(batch):
             known = self._digests_of(name)
             if known and digest not in known:
+                # A scorer's name belongs to its run, and those of log-probabilities are always the same.
+                other = (
+                    ""
+                    if name in (PRIOR, PROPOSAL)
+                    else ", or score the groups under another name (brain store rescore --scorer NEW scorers.NEW.…)"
+                )
                 raise UserError(
                     f"The sample store {self.root} has values of another scorer under the name {name!r} (digest "
-                    f"{', '.join(sorted(known))}; this one's is {digest}), and a group has one value a name; give this "
-                    f"scorer a name of its own in the recipe (scorers.NAME.…), and all groups are scored by it."
+                    f"{', '.join(sorted(known))}; this one's is {digest}), and a group has one value a name; bring "
+                    f"back the files and settings that those were made with, or start another run{other}."
                 )
 
     def append_step(self, row: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.config.recipe import Recipe
-from common.errors import UserError
+from common.errors import UserError, first_failure
 from common.schemas import PRIOR, PROPOSAL
 from common.training_batch import of_another_run, training_batch
 from deploy.evaluation import Split
@@ -240,11 +240,3 @@ def _prompts_by_round(index: pa.Table, first_round: int) -> dict[int, set[str]]:
     for round_, prompt_id in zip(rows["round"].to_pylist(), rows["prompt_id"].to_pylist(), strict=True):
         found.setdefault(round_, set()).add(prompt_id)
     return found
-
-
-def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
-    """The first single exception in a group of groups: what failed before the rest was cancelled."""
-    failure: Exception = failures
-    while isinstance(failure, ExceptionGroup):
-        failure = failure.exceptions[0]
-    return failure

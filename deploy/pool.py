@@ -44,11 +44,15 @@ class Pool:
 
     A lost replica is restarted with back-off; what it was asked for raises `ActorLostError`, and is the caller's to
     repeat.
+
+    Attributes:
+        identity: what the last replica that came up answered to `ready`.
     """
 
     def __init__(self, name: str, replicas: int, spawn: Spawn, directory: RunDirectory, settings: PoolSettings) -> None:
         self.name = name
         self.busy_seconds = 0.0
+        self.identity: Any = None
         self.replicas: dict[str, Replica] = {}
         self._spawn = spawn
         self._directory = directory
@@ -221,7 +225,7 @@ class Pool:
         try:
             await replica.actor.placed()
             replica.state = State.STARTING
-            await replica.actor.call("ready", timeout=self._settings.start)
+            self.identity = await replica.actor.call("ready", timeout=self._settings.start)
         except PipelineError as error:
             if not self._first_ready.is_set() and not isinstance(error, ActorLostError):
                 raise  # what raises in the first start will raise in the next

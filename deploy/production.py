@@ -60,7 +60,8 @@ class Production(Events):
             commit=self._commit,
             give_up=self._give_up,
         )
-        self.scoring = Scoring(services.scorers, recipe.sampler.lease_prompts, timeout, self)
+        rows = {name: recipe.groups_a_call(name) for name in services.scorers}
+        self.scoring = Scoring(services.scorers, rows, timeout, self)
         self._leases: tuple[deque[Lease], deque[Lease]] = deque(), deque()  # training's, then evaluation's
         self._some_leases = asyncio.Event()
         self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be

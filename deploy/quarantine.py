@@ -17,6 +17,11 @@ _SHARE = 0.05
 _HANDFUL = 5
 
 
+def most_left_out(groups: int) -> int:
+    """How many of so many groups may fail before the cause is hardly the groups."""
+    return max(_HANDFUL, math.ceil(_SHARE * groups))
+
+
 @dataclass(frozen=True)
 class Item:
     """One prompt, or one group, that is left out.
@@ -80,7 +85,7 @@ class Quarantine:
             PipelineError: they are too many for the prompts to be the cause; those of this round are tried again then.
         """
         alike = [one for one in self._items if (one.purpose, one.round) == (item.purpose, item.round)]
-        bound = max(_HANDFUL, math.ceil(_SHARE * size))
+        bound = most_left_out(size)
         too_many = len(alike) >= bound
         self._items = [one for one in self._items if one not in alike] if too_many else [*self._items, item]
         write_file(self._path, json.dumps([asdict(one) for one in self._items], indent=1))

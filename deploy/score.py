@@ -20,12 +20,13 @@ from common.errors import UserError
 from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
+from deploy.group_scorer import GroupScorer, scorers_at_work
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, resolve_output, run_directory
 from deploy.run_places import begun_world
-from deploy.scoring_pools import ScoringPool, scoring_pools
+from deploy.scoring_pools import scoring_pools
 
-_ROWS_A_CALL = 16
+_ROWS_A_PART = 16
 
 
 Advance = Callable[[int], object]
@@ -60,7 +61,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
 
     Raises:
         UserError: something is wrong with the file, a scorer or the cluster.
-        PipelineError: a scorer failed for good.
+        PipelineError: a scorer failed for good, or for too many rows.
     """
     if target.exists() and not force:
         raise UserError(f"{target} exists already; name another --output, or say --force to replace it.")
@@ -89,33 +90,28 @@ def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file:
     with scoring_pools(recipe, list(recipe.scorers), logs) as pools:
 
         async def run() -> Outcome:
-            await asyncio.gather(*(pool.start() for pool in pools.values()))
             most = 2 * max(scorer.replicas for scorer in recipe.scorers.values())
-            return await score_rows(read_texts(source), pools, file, advance, recipe.timeouts.lease, most)
+            async with scorers_at_work(pools, recipe) as scorers:
+                return await score_rows(read_texts(source), scorers, file, advance, most)
 
         return asyncio.run(run())
 
 
 async def score_rows(
     texts: Iterable[tuple[str, list[str]]],
-    pools: Mapping[str, ScoringPool],
+    scorers: Mapping[str, GroupScorer],
     file: TextIO,
     advance: Advance,
-    timeout: float,
     most: int,
 ) -> Outcome:
     """Score rows as they come, and write them in their order.
 
     Args:
         texts: prompts with their outputs.
-        pools: of scorers, by name, started.
+        scorers: by name, at work.
         file: gets a JSON line a row.
         advance: is told of rows that are written.
-        timeout: seconds for one call.
-        most: calls of each scorer under way, so that memory does not grow with the file.
-
-    Raises:
-        PipelineError, UserError: a scorer failed for good.
+        most: parts of some rows under way, so that memory does not grow with the file.
     """
     outcome = Outcome()
     under_way: deque[asyncio.Task[list[dict[str, Any]]]] = deque()
@@ -127,12 +123,12 @@ async def score_rows(
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         advance(len(rows))
 
-    rows = iter(texts)
+    rows = enumerate(texts)
     try:
-        while part := list(islice(rows, _ROWS_A_CALL)):
+        while part := list(islice(rows, _ROWS_A_PART)):
             if len(under_way) == most:
                 await write_oldest()
-            under_way.append(asyncio.create_task(_score_part(part, pools, timeout)))
+            under_way.append(asyncio.create_task(_score_part(part, scorers)))
         while under_way:
             await write_oldest()
     finally:
@@ -142,12 +138,12 @@ async def score_rows(
 
 
 async def _score_part(
-    part: list[tuple[str, list[str]]], pools: Mapping[str, ScoringPool], timeout: float
+    part: list[tuple[int, tuple[str, list[str]]]], scorers: Mapping[str, GroupScorer]
 ) -> list[dict[str, Any]]:
-    groups = batch_from_rows(GROUPS, [text_group(str(n), prompt, outputs) for n, (prompt, outputs) in enumerate(part)])
-    tables = await asyncio.gather(*(pool.call("score", groups, timeout=timeout) for pool in pools.values()))
-    scores = dict(zip(pools, tables, strict=True))
-    return [_row(prompt, outputs, scores, place) for place, (prompt, outputs) in enumerate(part)]
+    groups = batch_from_rows(GROUPS, [text_group(str(number), prompt, outputs) for number, (prompt, outputs) in part])
+    tables = await asyncio.gather(*(scorer.score(groups) for scorer in scorers.values()))
+    scores = dict(zip(scorers, tables, strict=True))
+    return [_row(prompt, outputs, scores, place) for place, (_, (prompt, outputs)) in enumerate(part)]
 
 
 def _row(prompt: str, outputs: list[str], scores: Mapping[str, pa.RecordBatch], place: int) -> dict[str, Any]:

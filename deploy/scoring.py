@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -12,7 +12,6 @@ from common.errors import PipelineError, UserError
 from deploy.actor import ActorLostError
 from deploy.pool import MAX_ATTEMPTS, Pool
 from deploy.replica import Slot
-from deploy.store_thread import StoreThread
 
 Begin = Callable[[Coroutine[Any, Any, None]], None]
 """Starts a task."""
@@ -30,6 +29,13 @@ class Samples:
         return self.groups["group_id"].to_pylist()
 
 
+class Commits(Protocol):
+    """What takes in scores, see `deploy.store_thread.StoreThread`."""
+
+    async def append_scores(self, batch: pa.RecordBatch) -> None:
+        """Commit scores."""
+
+
 class Events:
     """What `Scoring` tells: to be overridden by whoever wants to know."""
 
@@ -40,7 +46,7 @@ class Events:
         """Some of the groups have all the values that they need."""
 
     def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
-        """A group, alone here, keeps failing in a scorer, and is not scored any more."""
+        """A group, alone here, keeps failing in a scorer, and is not scored any more; told once a group."""
 
 
 class _Queue:
@@ -58,7 +64,7 @@ class _Queue:
         self.some.set()
 
     def take(self, most: int) -> Samples:
-        """Up to `most` rows for one of the two (more where the first batch has more)."""
+        """Up to `most` rows for one of the two; no batch has more."""
         waiting = self._training or self._other
         taken = [waiting.popleft()]
         rows = taken[0].groups.num_rows
@@ -81,22 +87,22 @@ class Scoring:
 
     Args:
         pools: of the scorers, by name.
-        rows: groups a call.
+        rows: groups a call, by scorer.
         timeout: seconds for one call.
         events: is told what happens.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], rows: int, timeout: float, events: Events) -> None:
+    def __init__(self, pools: Mapping[str, Pool], rows: Mapping[str, int], timeout: float, events: Events) -> None:
         self._pools = pools
         self._rows = rows
         self._timeout = timeout
         self._events = events
         self._queues = {name: _Queue() for name in pools}
         self._lacking: dict[str, set[str]] = {}  # the scorers whose values a group has still to get
-        self._stores: dict[bool, StoreThread] = {}
+        self._stores: dict[bool, Commits] = {}
         self._room = asyncio.Event()
         self._room.set()
-        self._most = max(1024, 32 * rows)
+        self._most = max(1024, 32 * max(rows.values()))
         self.longest_queue = 0
         self._begin: Begin
 
@@ -105,7 +111,7 @@ class Scoring:
         """Groups that lack a value."""
         return len(self._lacking)
 
-    def start(self, begin: Begin, training: StoreThread, evaluation: StoreThread) -> None:
+    def start(self, begin: Begin, training: Commits, evaluation: Commits) -> None:
         """Keep all scorers at work, in tasks that `begin` starts."""
         self._begin = begin
         self._stores = {True: training, False: evaluation}
@@ -128,10 +134,9 @@ class Scoring:
             places = range(len(ids)) if lack is None else [place for place, one in enumerate(ids) if one in lack]
             for place in places:
                 self._lacking.setdefault(ids[place], set()).add(name)
-            if len(places) == len(ids):
-                self._queues[name].put(samples)
-            elif places:
-                self._queues[name].put(Samples(samples.training, samples.groups.take(pa.array(places))))
+            lacks = samples.groups if len(places) == len(ids) else samples.groups.take(pa.array(places, pa.int64()))
+            for start in range(0, len(places), self._rows[name]):
+                self._queues[name].put(Samples(samples.training, lacks.slice(start, self._rows[name])))
         self._check_room()
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ class Scoring:
         while True:
             await waiting.some.wait()
             slot = await self._pools[name].acquire()
-            self._begin(self._score(name, waiting.take(self._rows), slot, failures=0))
+            self._begin(self._score(name, waiting.take(self._rows[name]), slot, failures=0))
 
     async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
         """One call of a scorer, and what its failure makes necessary."""
@@ -172,7 +177,9 @@ class Scoring:
         await self._score(name, samples, await self._pools[name].acquire(), failures)
 
     def _give_up(self, name: str, samples: Samples, error: PipelineError) -> None:
-        self._lacking.pop(samples.ids()[0], None)  # what other scorers say of it does not matter any more
+        # What other scorers say of it does not matter any more, nor that it fails in another one, too.
+        if self._lacking.pop(samples.ids()[0], None) is None:
+            return
         self._check_room()
         self._events.failed(name, samples, error)
 

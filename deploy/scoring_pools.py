@@ -2,26 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 from common.config.recipe import Recipe
+from deploy.pool import Pool
 from deploy.run_directory import RunDirectory
-
-
-class ScoringPool(Protocol):
-    """Replicas of one scorer, see `deploy.pool.Pool`."""
-
-    async def start(self) -> None:
-        """See `deploy.pool.Pool.start`."""
-
-    async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """See `deploy.pool.Pool.call`."""
 
 
 @contextmanager
 def scoring_pools(
     recipe: Recipe, names: Sequence[str], logs: RunDirectory, *, room_for_run: bool = False
-) -> Iterator[dict[str, ScoringPool]]:
+) -> Iterator[dict[str, Pool]]:
     """The pools of some of a recipe's scorers, by name, not yet started; they end with the block.
 
     Args:
@@ -40,7 +30,7 @@ def scoring_pools(
     with ray_cluster(recipe.ray, needs):
         pools = {name: scorer_pool(name, recipe, logs) for name in names}
         try:
-            yield dict(pools)
+            yield pools
         finally:
             for pool in pools.values():
                 pool.kill()

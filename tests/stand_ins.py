@@ -42,7 +42,7 @@ class LocalActor:
 
     async def placed(self) -> None: ...
 
-    async def ready(self) -> None: ...
+    async def ready(self) -> Any: ...
 
     async def call(self, method: str, *args: Any) -> Any:
         self._check()
@@ -100,6 +100,9 @@ class LocalScorer(LocalActor):
     def __init__(self, name: str, seconds: float = 0.0) -> None:
         super().__init__()
         self.name, self.seconds = name, seconds
+
+    async def ready(self) -> dict[str, str]:
+        return {"name": self.name, "digest": "digest"}
 
     async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
         await self.work(self.seconds)

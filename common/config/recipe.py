@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from common.config.data import DataSection
 from common.config.objectives import ON_PRIOR_SAMPLES, BrainSection, ObjectiveSection
-from common.config.scorers import CombinationSection, ScorerPool, ScorerSection
+from common.config.scorers import CombinationSection, FunctionSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
 from common.schemas import HUMAN, PRIOR, PROPOSAL
 
@@ -381,6 +381,24 @@ class Recipe(Section):
         """The section of a scorer; log-probabilities of prior and proposals are some like the others."""
         return self.prior if name in self.logprob_scorers() else self.scorers[name]
 
+    def groups_a_call(self, name: str) -> int:
+        """How many groups a call of a scorer has at most: those of a lease, or fewer, for which there is time."""
+        scorer, leased = self.scorer(name), self.sampler.lease_prompts
+        if not isinstance(scorer, FunctionSection):
+            return leased
+        return min(leased, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / scorer.seconds_a_group))
+
+    @model_validator(mode="after")
+    def _functions_have_time(self) -> Self:
+        for name, scorer in self.scorers.items():
+            if isinstance(scorer, FunctionSection) and not self.groups_a_call(name):
+                raise ValueError(
+                    f"scorers.{name}.timeout={scorer.timeout:g} is for a group's outputs and again for its gold output,"
+                    f" and a call of a scorer may take timeouts.lease={self.timeouts.lease:g} s; set the timeout to "
+                    f"{_TIME_FOR_FUNCTIONS * self.timeouts.lease / 2:g} at most, or raise timeouts.lease"
+                )
+        return self
+
     @property
     def reward(self) -> str | CombinationSection:
         """What `objective.reward` names: a scorer, or a combination of several."""
@@ -499,6 +517,9 @@ _TAKEN = {
     PROPOSAL: "the proposal's log-probabilities",
     HUMAN: "people's choices between two outputs",
 }
+
+_TIME_FOR_FUNCTIONS = 0.9
+"""Of a call's: what is left is for the way there and back."""
 
 OPERATIONAL = (
     "run.*",

@@ -59,6 +59,11 @@ class FunctionSection(ScorerPool):
     function: str = Field(description="import path module:function")
     timeout: float = Field(60, gt=0, description="seconds that a call may take, which is for the outputs of one group")
 
+    @property
+    def seconds_a_group(self) -> float:
+        """That a group may take: its outputs are one call, and its gold output is another."""
+        return 2 * self.timeout
+
 
 class RemotePool(ScorerPool):
     """What scorers behind HTTP have in common."""

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
-from common.errors import PipelineError
+from common.errors import PipelineError, first_failure
 from common.identity import digest
 from common.schemas import HUMAN
 from common.store import SampleStore
@@ -28,7 +28,7 @@ from deploy.compare.seed_groups import (
     sample_groups,
 )
 from deploy.compare.services import SharedServices
-from deploy.conductor import Conductor, first_failure
+from deploy.conductor import Conductor
 from deploy.pipeline import Stopwatch
 from deploy.preflight import Inputs
 from deploy.recipe_files import with_world

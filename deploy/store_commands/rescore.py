@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.storage.places import shown
 from common.store import SampleStore
+from deploy.group_scorer import scorers_at_work
+from deploy.pool import Pool
 from deploy.recipe_files import load_recipe, overridden
 from deploy.run_directory import run_directory
 from deploy.score import Advance, resolved_for_scoring
-from deploy.scoring_pools import ScoringPool, scoring_pools
+from deploy.scoring_pools import scoring_pools
 from deploy.source import Location, locate
 from deploy.store_commands.terminal import PLACE, terminal
 
@@ -87,11 +90,11 @@ async def score_missing(
     store: SampleStore,
     name: str,
     missing: list[str],
-    pool: ScoringPool,
+    pool: Pool,
     recipe: Recipe,
     advance: Advance,
 ) -> None:
-    """Score groups and commit their values, lease by lease.
+    """Score groups and commit their values as they come; those that keep failing get null values at the end.
 
     Args:
         store: open for writing.
@@ -103,26 +106,33 @@ async def score_missing(
 
     Raises:
         UserError: the store has values of another scorer under this name; none was committed.
-        PipelineError: the scorer failed for good; what was committed stays.
+        PipelineError: the scorer failed for good, or for too many groups; what was committed stays, and what failed
+            still lacks values.
     """
-    await pool.start()
     room = asyncio.Semaphore(2 * recipe.scorers[name].replicas)
+    without: list[pa.RecordBatch] = []
 
     async def score(groups: pa.RecordBatch) -> None:
         try:
-            scores = await pool.call("score", groups, timeout=recipe.timeouts.lease)
+            scores = await scorer.score(groups)
         finally:
             room.release()
-        store.append_scores(scores)
+        if scorer.failed_groups:
+            failed = pc.is_in(scores["group_id"], value_set=pa.array(list(scorer.failed_groups), pa.string()))
+            without.append(scores.filter(failed))
+            scores = scores.filter(pc.invert(failed))
+        if scores.num_rows:
+            store.append_scores(scores)
         advance(groups.num_rows)
 
-    try:
+    async with scorers_at_work({name: pool}, recipe) as scorers:
+        scorer = scorers[name]
         async with asyncio.TaskGroup() as tasks:
             for groups in _pieces(store, missing, recipe.sampler.lease_prompts):
                 await room.acquire()
                 tasks.create_task(score(groups))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+    if scorer.failed_groups:
+        store.append_scores(pa.concat_batches(without))
 
 
 def _pieces(store: SampleStore, groups: list[str], rows: int) -> Iterator[pa.RecordBatch]:

@@ -112,6 +112,12 @@ def test_a_group_that_fails_in_a_scorer_is_left_out_and_named(tmp_path: Path, st
     assert start(tmp_path, staleness, LocalSampler, scorers=scorers).trained() == subject.trained()  # nothing is redone
 
 
+def test_a_group_that_fails_in_two_scorers_is_left_out_once(tmp_path: Path) -> None:
+    scorers = {PRIOR: (1, lambda _name, _log: Faulty(PRIOR)), "reward": (1, lambda _name, _log: Faulty("reward"))}
+    subject = start(tmp_path, 1, LocalSampler, scorers=scorers)
+    assert [item.prompt_id for item in subject.work.quarantine] == ["p7"]
+
+
 def test_a_scorer_that_always_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:
     class Broken(LocalScorer):
         async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:

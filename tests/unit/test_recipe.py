@@ -206,3 +206,21 @@ def test_truncated_sampling_is_taken_from_who_means_it_and_stop_strings_leave_to
     narrowed = Recipe.model_validate(recipe_settings(sampling={"stop": ["\n"], "min_p": 0.1, **allowed}))
     assert narrowed.sampling.truncating() == ["min_p", "stop"]
     assert not narrowed.sampling.tokens_are_the_policy_s
+
+
+@pytest.mark.parametrize(
+    ("timeout", "lease", "groups"), [(60, 1800, 13), (10, 1800, 16), (800, 1800, 1), (60, 14400, 16), (5, 12, 1)]
+)
+def test_a_call_of_a_function_has_as_many_groups_as_there_is_time_for(
+    timeout: float, lease: float, groups: int
+) -> None:
+    truth = {"kind": "function", "function": "truth:length", "timeout": timeout}
+    recipe = Recipe.model_validate(recipe_settings(scorers={"reward": truth}, timeouts={"lease": lease}))
+    assert recipe.groups_a_call("reward") == groups
+    assert recipe.groups_a_call("prior") == recipe.sampler.lease_prompts
+
+
+def test_a_function_with_more_time_than_its_call_is_refused_with_what_to_set() -> None:
+    truth = {"kind": "function", "function": "truth:length", "timeout": 900}
+    with pytest.raises(ValueError, match=r"set the timeout to 810 at most, or raise timeouts\.lease"):
+        Recipe.model_validate(recipe_settings(scorers={"reward": truth}))

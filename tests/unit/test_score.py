@@ -1,6 +1,7 @@
 import asyncio
 import io
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from common.config.recipe import Recipe
 from common.config.scorers import FunctionSection
 from common.errors import PipelineError, UserError
 from deploy.cli import main
-from deploy.run_directory import run_directory, save_config
+from deploy.group_scorer import scorers_at_work
+from deploy.pool import Pool, PoolSettings
+from deploy.run_directory import RunDirectory, run_directory, save_config
 from deploy.score import read_texts, resolved_for_scoring, score_rows
 from scorer.function import load_function
+from tests.stand_ins import LocalActor
 from tests.unit.factories import recipe_settings
 
 
@@ -27,33 +31,64 @@ def longer_than_two(prompts: list[str], outputs: list[str]) -> list[float]:
     return [len(output) if len(output) > 2 else float("nan") for output in outputs]
 
 
-class InProcess:
-    """A pool whose later calls are answered first."""
+class InProcess(LocalActor):
+    """A scorer whose later calls are answered first, and that fails at some prompts."""
 
-    def __init__(self, function: str) -> None:
-        self._scorer = load_function(function, FunctionSection(kind="function", function=f"{__name__}:{function}"))
-        self.calls = self.under_way = self.most = 0
+    def __init__(self, function: str, fails_at: Container[str] = ()) -> None:
+        super().__init__()
+        section = FunctionSection(kind="function", function=f"{__name__}:{function}")
+        self._scorer, self._fails_at = load_function(function, section), fails_at
+        self.calls = self.rows = self.most = 0
 
-    async def call(self, method: str, *args: Any, timeout: float) -> pa.RecordBatch:
+    async def ready(self) -> dict[str, str]:
+        return {"name": self._scorer.name, "digest": self._scorer.digest}
+
+    async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
         self.calls += 1
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
+        self.rows += groups.num_rows
+        self.most = max(self.most, self.rows)
         await asyncio.sleep(0.02 / self.calls)
-        self.under_way -= 1
-        return getattr(self._scorer, method)(*args)
+        self.rows -= groups.num_rows
+        if any(prompt in self._fails_at for prompt in groups["prompt_text"].to_pylist()):
+            raise PipelineError("no memory")
+        return self._scorer.score(groups)
 
 
-def run(texts: Any, pools: Any, most: int = 4) -> tuple[list[dict[str, Any]], Any, list[int]]:
+RECIPE = Recipe.model_validate(
+    recipe_settings(
+        scorers={
+            name: {"kind": "function", "function": f"{__name__}:lengths", "timeout": 10} for name in ("lengths", "long")
+        },
+        objective={"reward": "lengths"},
+    )
+)
+
+
+def run(texts: Any, scorers: dict[str, InProcess], folder: Path, most: int = 4) -> tuple[Any, Any, list[int]]:
     file = io.StringIO()
     advanced: list[int] = []
-    outcome = asyncio.run(score_rows(texts, pools, file, advanced.append, timeout=5, most=most))
+
+    async def with_pools() -> Any:
+        settings = PoolSettings(start=5, slots=4)
+        pools = {
+            name: Pool(name, 1, lambda label, _log: scorers[label[:-2]], RunDirectory(folder), settings)
+            for name in scorers
+        }
+        try:
+            async with scorers_at_work(pools, RECIPE) as at_work:
+                return await score_rows(texts, at_work, file, advanced.append, most=most)
+        finally:
+            for pool in pools.values():
+                pool.kill()
+
+    outcome = asyncio.run(asyncio.wait_for(with_pools(), 20))
     return [json.loads(line) for line in file.getvalue().splitlines()], outcome, advanced
 
 
-def test_rows_keep_their_order_and_get_every_scorer_s_values():
+def test_rows_keep_their_order_and_get_every_scorer_s_values(tmp_path: Path):
     texts = [(f"p{number}", ["a" * (number % 5), "bbb"]) for number in range(100)]
-    pools = {"lengths": InProcess("lengths"), "long": InProcess("longer_than_two")}
-    rows, outcome, advanced = run(texts, pools)
+    scorers = {"lengths": InProcess("lengths"), "long": InProcess("longer_than_two")}
+    rows, outcome, advanced = run(texts, scorers, tmp_path)
     assert [(row["prompt"], row["outputs"]) for row in rows] == texts
     assert [row["scores"]["lengths"] for row in rows] == [[number % 5, 3] for number in range(100)]
     assert rows[0]["scores"]["long"] == [None, 3]
@@ -61,17 +96,32 @@ def test_rows_keep_their_order_and_get_every_scorer_s_values():
     assert "errors" not in rows[3]
     assert (outcome.rows, outcome.outputs, sum(advanced)) == (100, 200, 100)
     assert outcome.missing == {"long": 60}
-    assert pools["lengths"].calls == 7
-    assert pools["lengths"].most <= 4
+    assert scorers["lengths"].calls == 7
+    assert 16 < scorers["lengths"].most <= 4 * 16
 
 
-def test_a_scorer_that_fails_for_good_ends_it():
-    class Failing:
-        async def call(self, method: str, *args: Any, timeout: float) -> Any:
-            raise PipelineError("scorer-reward-0 was lost")
+def test_a_row_that_a_scorer_fails_at_has_no_value_of_it_and_all_others(tmp_path: Path):
+    texts = [(f"p{number}", ["a", "bb"]) for number in range(40)]
+    rows, outcome, _ = run(texts, {"lengths": InProcess("lengths"), "long": InProcess("lengths", {"p7"})}, tmp_path)
+    assert [row["prompt"] for row in rows] == [prompt for prompt, _ in texts]
+    expected = {"lengths": [1, 2], "long": [1, 2]}
+    assert rows[7]["scores"] == {"lengths": [1, 2], "long": [None, None]}
+    assert rows[7]["errors"]["long"].startswith("long-0 failed in 'score': PipelineError: no memory")
+    assert all(row["scores"] == expected for row in rows if row["prompt"] != "p7")
+    assert outcome.missing == {"long": 2}
 
-    with pytest.raises(PipelineError, match="was lost"):
-        run([("p", ["a"])] * 100, {"lengths": InProcess("lengths"), "reward": Failing()})
+
+def test_a_scorer_that_fails_at_everything_ends_it(tmp_path: Path):
+    class Everything:
+        def __contains__(self, _prompt: object) -> bool:
+            return True
+
+    with pytest.raises(PipelineError, match=r"6 of the first 6 groups failed in the scorer 'long'.*no memory"):
+        run(
+            [("p", ["a"])] * 100,
+            {"lengths": InProcess("lengths"), "long": InProcess("lengths", Everything())},
+            tmp_path,
+        )
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_values_of_two_scorers_do_not_stand_under_one_name(root: Path) -> None:
     store.append_scores(scores("reward", {"a": [1.0, 2.0]}))
     other = scores("reward", {"b": [1.0, 2.0]}, scorer_digest="other")
     for opened in (store, SampleStore(root, "run")):
-        with pytest.raises(UserError, match=r"'reward' \(digest digest; this one's is other\).*a name of its own"):
+        with pytest.raises(UserError, match=r"'reward' \(digest digest; this one's is other\).*under another name"):
             opened.append_scores(other)
     theirs = SampleStore(root, "run")
     theirs.append_scores(scores("second", {"a": [1.0, 2.0]}, scorer_digest="theirs"))

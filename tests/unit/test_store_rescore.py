@@ -1,5 +1,6 @@
 import asyncio
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
 import pyarrow as pa
@@ -10,29 +11,42 @@ from common.errors import PipelineError, UserError
 from common.schemas import SCORES
 from common.store import SampleStore
 from deploy.cli import main
+from deploy.pool import Pool, PoolSettings
+from deploy.run_directory import RunDirectory
 from deploy.store_commands import rescore as rescore_command
 from deploy.store_commands.rescore import score_missing
+from tests.stand_ins import LocalActor
 from tests.unit.factories import groups, recipe_settings, scores
 
 DEMO = "deploy/recipes/demo.yaml"
 RECIPE = Recipe.model_validate(recipe_settings(sampler={"lease_prompts": 2}))
 
 
-class StandInPool:
-    """Scores 1 and 2, and fails at a call."""
+class Scorer(LocalActor):
+    """Scores 1 and 2; dies of some groups, and raises at others; at a call there is something for the user to do."""
 
-    def __init__(self, digest="new", fails_at=None):
-        self.digest, self.fails_at = digest, fails_at
+    def __init__(self, digest: str = "new", deadly: str = "", bad: str = "", fails_at: int | None = None) -> None:
+        super().__init__()
+        self.digest, self.deadly, self.bad, self.fails_at = digest, deadly, bad, fails_at
         self.calls: list[list[str]] = []
 
-    async def start(self):
-        pass
+    def again(self) -> "Scorer":
+        """A new life, with what the last one was asked for on record."""
+        self._dead.clear()
+        return self
 
-    async def call(self, method, batch, *, timeout):
-        assert method == "score"
+    async def ready(self) -> dict[str, str]:
+        return {"name": "reward", "digest": self.digest}
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         self.calls.append(batch["group_id"].to_pylist())
         if len(self.calls) == self.fails_at:
-            raise PipelineError("the scorer is gone")
+            raise UserError("the scorer is gone")
+        if set(self.bad).intersection(self.calls[-1]):
+            raise PipelineError("no memory")
+        if set(self.deadly).intersection(self.calls[-1]):
+            self.kill()
+        await self.work(0.001)
         found = scores("reward", {name: [1.0, 2.0] for name in self.calls[-1]})
         digests = pa.array([self.digest] * found.num_rows)
         return found.set_column(SCORES.get_field_index("scorer_digest"), SCORES.field("scorer_digest"), digests)
@@ -46,36 +60,63 @@ def store(tmp_path):
     return store
 
 
-def rescore(store, pool):
+def rescore(store: SampleStore, scorer: Scorer, recipe: Recipe = RECIPE) -> int:
     done: list[int] = []
-    asyncio.run(score_missing(store, "reward", store.unscored("reward"), pool, RECIPE, done.append))
+
+    async def with_pool() -> None:
+        settings = PoolSettings(start=5, backoff=0.001)
+        pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(Path(store.root)), settings)
+        try:
+            await score_missing(store, "reward", store.unscored("reward"), pool, recipe, done.append)
+        finally:
+            pool.kill()
+
+    asyncio.run(asyncio.wait_for(with_pool(), 20))
     return sum(done)
 
 
 def test_only_what_lacks_values_is_scored_in_leases(store):
     store.append_scores(scores("reward", {"b": [0.0, 0.0]}))
-    pool = StandInPool(digest=store.scorers()[0].digest)
-    assert rescore(store, pool) == 4
-    assert sorted(pool.calls) == [["a", "c"], ["d", "e"]]
+    scorer = Scorer(digest=store.scorers()[0].digest)
+    assert rescore(store, scorer) == 4
+    assert sorted(scorer.calls) == [["a", "c"], ["d", "e"]]
     assert store.unscored("reward") == []
     assert store.scores(["b"], "reward")["values"].to_pylist() == [[0.0, 0.0]]
 
 
 def test_what_was_committed_before_a_failure_stays_and_the_rest_follows(store, tmp_path):
-    with pytest.raises(PipelineError, match="the scorer is gone"):
-        rescore(store, StandInPool(fails_at=2))
+    with pytest.raises(UserError, match="the scorer is gone"):
+        rescore(store, Scorer(fails_at=2))
     again = SampleStore(tmp_path, "run")
     left = again.unscored("reward")
     assert 0 < len(left) < 5
-    assert rescore(again, StandInPool()) == len(left)
+    assert rescore(again, Scorer()) == len(left)
+
+
+def test_a_group_that_keeps_killing_the_scorer_has_no_values_and_the_others_have(store):
+    assert rescore(store, Scorer(deadly="b")) == 5
+    assert store.unscored("reward") == []
+    (row,) = store.scores(["b"], "reward").to_pylist()
+    assert (row["values"], row["gold_value"], row["scorer_digest"]) == ([None, None], None, "new")
+    assert "killed" in row["error"]
+    assert store.scores(["a", "e"], "reward")["values"].to_pylist() == [[1.0, 2.0]] * 2
+
+
+def test_where_too_many_groups_fail_nothing_is_said_of_them(tmp_path):
+    store = SampleStore(tmp_path, "run")
+    store.append_groups(groups(*"abcdefghij"))
+    one_a_call = Recipe.model_validate(recipe_settings(sampler={"lease_prompts": 1}))
+    with pytest.raises(PipelineError, match="groups failed in the scorer 'reward', so that the cause is hardly"):
+        rescore(store, Scorer(bad="bcdefg"), one_a_call)
+    assert set("bcdefg") <= set(store.unscored("reward"))
 
 
 def test_values_of_another_scorer_are_not_mixed_with_these(store):
     store.append_scores(scores("reward", {"b": [0.0, 0.0]}))
     with pytest.raises(
-        UserError, match=r"values of another scorer under the name 'reward' .*give this scorer a name of its own"
+        UserError, match=r"values of another scorer under the name 'reward' .*score the groups under another name"
     ):
-        rescore(store, StandInPool(digest="other"))
+        rescore(store, Scorer(digest="other"))
     assert len(store.unscored("reward")) == 4
 
 
@@ -83,14 +124,15 @@ def test_values_of_another_scorer_are_not_mixed_with_these(store):
 def test_a_store_that_lacks_nothing_is_not_taken_for_another_scorers(store, tmp_path, capsys, digest):
     there = scores("reward", {name: [1.0, 2.0] for name in "abcde"})
     store.append_scores(there)
-    pool = StandInPool(digest=there["scorer_digest"][0].as_py() if digest == "the same" else digest)
+    scorer = Scorer(digest=there["scorer_digest"][0].as_py() if digest == "the same" else digest)
+    pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(tmp_path), PoolSettings(start=5))
     with (
         mock.patch.object(rescore_command, "scoring_pools", return_value=nullcontext({"reward": pool})),
         mock.patch.object(rescore_command, "resolved_for_scoring", return_value=RECIPE),
     ):
         status = main(["store", "rescore", str(tmp_path), "--recipe", DEMO, "--scorer", "reward"])
     said = capsys.readouterr()
-    assert pool.calls == [["a"]]
+    assert scorer.calls == [["a"]]
     if digest == "the same":
         assert status == 0 and "values for 5 groups, 0 of them new" in said.out
     else:
@@ -100,7 +142,7 @@ def test_a_store_that_lacks_nothing_is_not_taken_for_another_scorers(store, tmp_
 def test_values_that_another_opening_appended_meanwhile_are_not_mixed_with_these(store, tmp_path):
     SampleStore(tmp_path, "run").append_scores(scores("reward", {"b": [0.0, 0.0]}))
     with pytest.raises(UserError, match="values of another scorer under the name 'reward'"):
-        rescore(store, StandInPool(digest="other"))
+        rescore(store, Scorer(digest="other"))
 
 
 def test_a_scorer_that_the_recipe_lacks_and_a_store_without_a_recipe_are_refused(store, tmp_path, capsys):
