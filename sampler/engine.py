@@ -11,11 +11,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.config.recipe import SamplingSection
-from common.errors import EngineLostError, PipelineError, UserError, first_line
+from common.errors import DeliveryError, EngineLostError, PipelineError, UserError, first_line
 from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
 _STEPS_REMEMBERED = 4096
+_FIRST = -1
+"""The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
+
+_PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
+"""What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way
+from its process."""
 
 
 class Engine:
@@ -98,14 +104,14 @@ class Engine:
         finally:
             for task in finishing:
                 task.cancel()
-            await self._llm.abort([one.request_id for one in requests], internal=True)  # those that are not finished
+            await self._abort(requests)
 
     @asynccontextmanager
     async def _held(self, seed: int) -> AsyncIterator[None]:
         """Within it, the engine takes requests but runs none; then all at once, from an empty cache and a new seed."""
         with self._saying_if_it_died():
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
             try:
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
                 await self._llm.collective_rpc("seed_sampling", args=(seed,))
                 yield
             finally:
@@ -114,7 +120,7 @@ class Engine:
     async def continuation_logprobs(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None
     ) -> list[float]:
-        """The model's own log-probability, in nats, of each token of a continuation.
+        """The model's own log-probability, in nats, of each token of a continuation; goes before all that waits.
 
         Each token is asked for as the next one of a request of its own: vLLM's `prompt_logprobs` end the engine when an
         adapter is used and other requests are running.
@@ -122,11 +128,14 @@ class Engine:
         Raises:
             EngineLostError: the engine has died.
         """
-        requests = [
-            await self._add([*prompt, *continuation[:place]], _scoring(token), adapter)
-            for place, token in enumerate(continuation)
-        ]
-        finished = await asyncio.gather(*(self._finished(request) for request in requests))
+        requests: list[Any] = []
+        try:
+            for place, token in enumerate(continuation):
+                ids = [*prompt, *continuation[:place]]
+                requests.append(await self._add(ids, _scoring(token), adapter, priority=_FIRST))
+            finished = [await self._finished(request) for request in requests]
+        finally:
+            await self._abort(requests)
         return [
             float(one.outputs[0].logprobs[0][token].logprob) for one, token in zip(finished, continuation, strict=True)
         ]
@@ -135,20 +144,18 @@ class Engine:
         """Load an adapter, between two steps of what is running.
 
         Raises:
-            UserError: it is damaged, or does not fit the engine's model or largest rank.
+            UserError: it does not fit the engine's model or largest rank.
+            DeliveryError: it was not loaded for a reason that may pass.
             EngineLostError: the engine has died.
         """
         with self._saying_if_it_died():
             try:
                 await self._llm.add_lora(_lora_request(adapter))
             except Exception as error:  # vLLM passes on what its process says as a plain one
-                await self._llm.remove_lora(adapter.id)
-                raise UserError(
-                    f"vLLM does not load the adapter in {adapter.directory}: {first_line(error)}"
-                ) from error
+                raise not_loaded(f"the adapter in {adapter.directory}", error) from error
 
     async def remove_adapter(self, adapter: Adapter) -> None:
-        """Forget an adapter, which no request may be using.
+        """Forget an adapter, which no request may be using; nothing is done where the engine does not have it.
 
         Raises:
             EngineLostError: the engine has died.
@@ -168,7 +175,7 @@ class Engine:
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
                 await self._llm.collective_rpc("repack_output_layer")
             except Exception as error:  # as in `add_adapter`
-                raise UserError(f"vLLM does not load the weights in {directory}: {first_line(error)}") from error
+                raise not_loaded(f"the weights in {directory}", error) from error
             if not await self._llm.reset_prefix_cache():
                 raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
 
@@ -185,7 +192,9 @@ class Engine:
         """End the engine's processes."""
         self._llm.shutdown()
 
-    async def _add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None) -> Any:
+    async def _add(
+        self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None, *, priority: int = 0
+    ) -> Any:
         """Hand the engine one request; returns the queue that will get its outputs."""
         from vllm.inputs.engine import tokens_input
 
@@ -193,11 +202,19 @@ class Engine:
         request = _lora_request(adapter) if adapter else None
         with self._saying_if_it_died():
             return await self._llm.add_request(
-                str(self._requests), tokens_input(list(token_ids)), parameters, lora_request=request
+                str(self._requests),
+                tokens_input(list(token_ids)),
+                parameters,
+                lora_request=request,
+                priority=priority,
             )
 
+    async def _abort(self, requests: Sequence[Any]) -> None:
+        """Give up those that are not finished."""
+        await self._llm.abort([one.request_id for one in requests], internal=True)
+
     async def _outputs(self, index: int, request: Any, n: int) -> tuple[int, list[Completion]]:
-        outputs = [_completion(one) for one in (await self._finished(request)).outputs]
+        outputs = [completion(one) for one in (await self._finished(request)).outputs]
         if len(outputs) != n or not all(output.token_ids for output in outputs):
             raise PipelineError(f"vLLM returned {len(outputs)} outputs for prompt {index}, not {n}, or empty ones.")
         return index, outputs
@@ -267,7 +284,21 @@ def _reason(error: Exception) -> str:
     return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else first_line(error)
 
 
-def _completion(output: Any) -> Completion:
+def not_loaded(what: str, error: Exception) -> UserError | DeliveryError:
+    """The error for what vLLM did not load: which blames the version, or the moment."""
+    passing = any(sign in str(error).lower() for sign in _PASSING)
+    kind = DeliveryError if passing else UserError
+    return kind(f"vLLM does not load {what}: {first_line(error)}")
+
+
+def completion(output: Any) -> Completion:
+    """An output of vLLM's.
+
+    Raises:
+        PipelineError: it was broken off, or is not what was asked for.
+    """
+    if output.finish_reason not in ("stop", "length"):
+        raise PipelineError(f"vLLM broke off an output, with finish reason {output.finish_reason!r}.")
     logprobs = output.logprobs  # flat: one entry for each token, which is the sampled one
     if list(logprobs.token_ids) != list(output.token_ids):
         raise PipelineError("vLLM returned log-probabilities of other tokens than those that it sampled.")
