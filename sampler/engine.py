@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from common.errors import DeliveryError, EngineLostError, PipelineError, UserErr
 from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
-_STEPS_REMEMBERED = 4096
 _FIRST = -1
 """The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
 
@@ -34,7 +32,7 @@ class Engine:
         vocabulary: token ids are below it.
         max_model_tokens: prompt and output together.
         running_at_most: outputs that are computed side by side; further ones wait.
-        step_times: when the newest steps ended (`time.monotonic`).
+        step_log: is told of each step.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -58,8 +56,8 @@ class Engine:
         self.vocabulary: int = self._llm.model_config.get_vocab_size()
         self.max_model_tokens: int = self._llm.model_config.max_model_len
         self.running_at_most: int = self._llm.scheduler_config.max_num_seqs
-        self.step_times: deque[float] = deque([time.monotonic()], maxlen=_STEPS_REMEMBERED)
-        self._llm.logger_manager = _StepLog(self.step_times)
+        self.step_log = StepLog()
+        self._llm.logger_manager = self.step_log
         self._requests = 0
 
     async def sample(
@@ -235,14 +233,22 @@ class Engine:
             raise
 
 
-class _StepLog:
-    """What AsyncLLM tells of each step, in the place of its own statistics, which cost more than they tell."""
+class StepLog:
+    """What AsyncLLM tells of each step, in the place of its own statistics, which cost more than they tell.
 
-    def __init__(self, step_times: deque[float]) -> None:
-        self._step_times = step_times
+    Attributes:
+        newest: when the newest step ended (`time.monotonic`).
+        watch: is given that time of every step.
+    """
+
+    def __init__(self) -> None:
+        self.newest = time.monotonic()
+        self.watch: Callable[[float], None] = lambda _ended: None
 
     def record(self, **_statistics: object) -> None:
-        self._step_times.append(time.monotonic())
+        """AsyncLLM calls this."""
+        self.newest = time.monotonic()
+        self.watch(self.newest)
 
 
 def _parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:

@@ -90,7 +90,7 @@ class Sampler:
         """
         self._engine.check()
         running = min(self._in_flight, self._engine.running_at_most)
-        last = max(self._engine.step_times[-1], self._at_work_since)
+        last = max(self._engine.step_log.newest, self._at_work_since)
         idle = 0.0 if self._versions.phases else time.monotonic() - last
         return Pulse(running, self._in_flight - running, self._outputs, self._tokens, idle)
 
