@@ -44,6 +44,13 @@ class EngineLostError(PipelineError):
     """The engine below a service has died; the service cannot go on and must be started again."""
 
 
+class DeliveryError(PipelineError):
+    """A version did not get into an engine, for a reason that may pass: memory, a device, a file system, time.
+
+    The service must be started again; what it was asked for is not to blame.
+    """
+
+
 def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
     """The first single exception in a group of groups: what failed before the rest was cancelled."""
     failure: Exception = failures

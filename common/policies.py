@@ -64,6 +64,10 @@ class ProposalVersion:
     probe: Probe | None
 
 
+class UnreadableVersionError(UserError):
+    """A version is not there, or cannot be read: never published, taken away, or not yet seen by a file system."""
+
+
 class PolicyRegistry:
     """All published proposal versions below one directory, shared by learner (writes) and samplers (read)."""
 
@@ -106,7 +110,7 @@ class PolicyRegistry:
         """Read a version's marker.
 
         Raises:
-            UserError: the version was never published, or its marker cannot be read.
+            UnreadableVersionError: the version was never published, or its marker cannot be read.
         """
         directory = self.path(version)
         try:
@@ -114,7 +118,7 @@ class PolicyRegistry:
             probe = Probe(**facts["probe"]) if facts.get("probe") else None
             return ProposalVersion(facts["version"], facts["digest"], facts["step"], directory, probe)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
+            raise UnreadableVersionError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
                 f"files were changed; restore the directory from a copy, or start a new run."
             ) from error
@@ -123,14 +127,18 @@ class PolicyRegistry:
         """Read a version and check its files against the digest that it was published with.
 
         Raises:
+            UnreadableVersionError: as for `get`, or one of its files cannot be read.
             UserError: the files differ from what was published.
         """
         found = self.get(version)
-        names = json.loads((found.path / _MARKER).read_text())["files"]
         try:
+            names = json.loads((found.path / _MARKER).read_text())["files"]
             actual = digest_files(found.path, names)
-        except OSError as error:
-            raise UserError(f"Proposal version {version} lacks a file: {error}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise UnreadableVersionError(
+                f"A file of proposal version {version} in {found.path} cannot be read ({error}); restore the directory "
+                f"from a copy, or start a new run."
+            ) from error
         if actual != found.digest:
             raise UserError(
                 f"Proposal version {version} in {found.path} is damaged: its digest is {actual}, published was "

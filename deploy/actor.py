@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
+from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
 
 
 class LostError(Exception):
@@ -44,7 +44,7 @@ class ActorLostError(PipelineError):
     """An actor died, or gave no answer in time; what it was asked for may be asked of another.
 
     Attributes:
-        sent_away: it was ended on purpose, so that what it was asked for is not to blame.
+        sent_away: it was ended on purpose, or for a fault of its own: what it was asked for is not to blame.
     """
 
     def __init__(self, message: str, *, sent_away: bool = False) -> None:
@@ -153,6 +153,9 @@ class Actor:
     def _explained(self, cause: Exception, method: str) -> Exception:
         if isinstance(cause, UserError):
             return UserError(f"{cause} ({self.name}; its log is {self._log_path})")
+        if isinstance(cause, DeliveryError):
+            self.kill()
+            return ActorLostError(f"{cause} ({self.name}; its log is {self._log_path}).", sent_away=True)
         if isinstance(cause, LearnerOutOfMemoryError):
             return LearnerOutOfMemoryError(f"{cause} ({self.name}; its log is {self._log_path}).", cause.smaller)
         return PipelineError(

@@ -25,10 +25,11 @@ class Delivery(Protocol):
 
         Raises:
             UserError: it cannot be loaded. With several versions, the others are as before.
+            DeliveryError: it was not loaded for a reason that may pass.
         """
 
     async def drop(self, adapter: Adapter | None) -> None:
-        """Forget a version, which no request may be using."""
+        """Forget a version, which no request may be using; if this breaks off, the next `put` makes up for it."""
 
 
 class AdapterSwap:
@@ -38,17 +39,27 @@ class AdapterSwap:
         self.capacity = capacity
         self._engine = engine
         self._ids = count(1)
+        self._leftovers: list[Adapter] = []  # what the engine may hold, since a call broke off, and nobody uses
 
     async def put(self, version: ProposalVersion) -> Adapter:
         """See `Delivery`."""
+        await self._remove_leftovers()
         adapter = Adapter(next(self._ids), version.digest, version.path)
+        self._leftovers.append(adapter)
         await self._engine.add_adapter(adapter)
+        self._leftovers.remove(adapter)
         return adapter
 
     async def drop(self, adapter: Adapter | None) -> None:
         """See `Delivery`."""
         if adapter is not None:
-            await self._engine.remove_adapter(adapter)
+            self._leftovers.append(adapter)
+            await self._remove_leftovers()
+
+    async def _remove_leftovers(self) -> None:
+        while self._leftovers:
+            await self._engine.remove_adapter(self._leftovers[0])  # after whatever it was asked for before
+            del self._leftovers[0]
 
 
 class WeightsByFile:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.config.recipe import SamplingSection
-from common.errors import EngineLostError, PipelineError, UserError, first_line
+from common.errors import DeliveryError, EngineLostError, PipelineError, UserError, first_line
 from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
-_STEPS_REMEMBERED = 4096
+_FIRST = -1
+"""The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
+
+_PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
+"""What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way
+from its process."""
 
 
 class Engine:
@@ -28,7 +32,7 @@ class Engine:
         vocabulary: token ids are below it.
         max_model_tokens: prompt and output together.
         running_at_most: outputs that are computed side by side; further ones wait.
-        step_times: when the newest steps ended (`time.monotonic`).
+        step_log: is told of each step.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -52,8 +56,8 @@ class Engine:
         self.vocabulary: int = self._llm.model_config.get_vocab_size()
         self.max_model_tokens: int = self._llm.model_config.max_model_len
         self.running_at_most: int = self._llm.scheduler_config.max_num_seqs
-        self.step_times: deque[float] = deque([time.monotonic()], maxlen=_STEPS_REMEMBERED)
-        self._llm.logger_manager = _StepLog(self.step_times)
+        self.step_log = StepLog()
+        self._llm.logger_manager = self.step_log
         self._requests = 0
         self._torn = False  # the model's weights are those of several models, since replacing them broke off
 
@@ -99,14 +103,14 @@ class Engine:
         finally:
             for task in finishing:
                 task.cancel()
-            await self._llm.abort([one.request_id for one in requests], internal=True)  # those that are not finished
+            await self._abort(requests)
 
     @asynccontextmanager
     async def _held(self, seed: int) -> AsyncIterator[None]:
         """Within it, the engine takes requests but runs none; then all at once, from an empty cache and a new seed."""
         with self._saying_if_it_died():
-            await self._llm.pause_generation(mode="keep", clear_cache=True)
             try:
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
                 await self._llm.collective_rpc("seed_sampling", args=(seed,))
                 yield
             finally:
@@ -115,7 +119,7 @@ class Engine:
     async def continuation_logprobs(
         self, prompt: Sequence[int], continuation: Sequence[int], adapter: Adapter | None
     ) -> list[float]:
-        """The model's own log-probability, in nats, of each token of a continuation.
+        """The model's own log-probability, in nats, of each token of a continuation; goes before all that waits.
 
         Each token is asked for as the next one of a request of its own: vLLM's `prompt_logprobs` end the engine when an
         adapter is used and other requests are running.
@@ -123,11 +127,14 @@ class Engine:
         Raises:
             EngineLostError: the engine has died.
         """
-        requests = [
-            await self._add([*prompt, *continuation[:place]], _scoring(token), adapter)
-            for place, token in enumerate(continuation)
-        ]
-        finished = await asyncio.gather(*(self._finished(request) for request in requests))
+        requests: list[Any] = []
+        try:
+            for place, token in enumerate(continuation):
+                ids = [*prompt, *continuation[:place]]
+                requests.append(await self._add(ids, _scoring(token), adapter, priority=_FIRST))
+            finished = [await self._finished(request) for request in requests]
+        finally:
+            await self._abort(requests)
         return [
             float(one.outputs[0].logprobs[0][token].logprob) for one, token in zip(finished, continuation, strict=True)
         ]
@@ -136,20 +143,18 @@ class Engine:
         """Load an adapter, between two steps of what is running.
 
         Raises:
-            UserError: it is damaged, or does not fit the engine's model or largest rank.
+            UserError: it does not fit the engine's model or largest rank.
+            DeliveryError: it was not loaded for a reason that may pass.
             EngineLostError: the engine has died.
         """
         with self._saying_if_it_died():
             try:
                 await self._llm.add_lora(_lora_request(adapter))
             except Exception as error:  # vLLM passes on what its process says as a plain one
-                await self._llm.remove_lora(adapter.id)
-                raise UserError(
-                    f"vLLM does not load the adapter in {adapter.directory}: {first_line(error)}"
-                ) from error
+                raise not_loaded(f"the adapter in {adapter.directory}", error) from error
 
     async def remove_adapter(self, adapter: Adapter) -> None:
-        """Forget an adapter, which no request may be using.
+        """Forget an adapter, which no request may be using; nothing is done where the engine does not have it.
 
         Raises:
             EngineLostError: the engine has died.
@@ -181,7 +186,7 @@ class Engine:
                 await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
                 await self._llm.collective_rpc("repack_output_layer")
             except Exception as error:  # as in `add_adapter`
-                raise UserError(f"vLLM does not load the weights in {directory}: {first_line(error)}") from error
+                raise not_loaded(f"the weights in {directory}", error) from error
             if not await self._llm.reset_prefix_cache():
                 raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
 
@@ -200,7 +205,9 @@ class Engine:
         """End the engine's processes."""
         self._llm.shutdown()
 
-    async def _add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None) -> Any:
+    async def _add(
+        self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None, *, priority: int = 0
+    ) -> Any:
         """Hand the engine one request; returns the queue that will get its outputs."""
         from vllm.inputs.engine import tokens_input
 
@@ -208,11 +215,19 @@ class Engine:
         request = _lora_request(adapter) if adapter else None
         with self._saying_if_it_died():
             return await self._llm.add_request(
-                str(self._requests), tokens_input(list(token_ids)), parameters, lora_request=request
+                str(self._requests),
+                tokens_input(list(token_ids)),
+                parameters,
+                lora_request=request,
+                priority=priority,
             )
 
+    async def _abort(self, requests: Sequence[Any]) -> None:
+        """Give up those that are not finished."""
+        await self._llm.abort([one.request_id for one in requests], internal=True)
+
     async def _outputs(self, index: int, request: Any, n: int) -> tuple[int, list[Completion]]:
-        outputs = [_completion(one) for one in (await self._finished(request)).outputs]
+        outputs = [completion(one) for one in (await self._finished(request)).outputs]
         if len(outputs) != n or not all(output.token_ids for output in outputs):
             raise PipelineError(f"vLLM returned {len(outputs)} outputs for prompt {index}, not {n}, or empty ones.")
         return index, outputs
@@ -233,14 +248,22 @@ class Engine:
             raise
 
 
-class _StepLog:
-    """What AsyncLLM tells of each step, in the place of its own statistics, which cost more than they tell."""
+class StepLog:
+    """What AsyncLLM tells of each step, in the place of its own statistics, which cost more than they tell.
 
-    def __init__(self, step_times: deque[float]) -> None:
-        self._step_times = step_times
+    Attributes:
+        newest: when the newest step ended (`time.monotonic`).
+        watch: is given that time of every step.
+    """
+
+    def __init__(self) -> None:
+        self.newest = time.monotonic()
+        self.watch: Callable[[float], None] = lambda _ended: None
 
     def record(self, **_statistics: object) -> None:
-        self._step_times.append(time.monotonic())
+        """AsyncLLM calls this."""
+        self.newest = time.monotonic()
+        self.watch(self.newest)
 
 
 def _parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:
@@ -282,7 +305,21 @@ def _reason(error: Exception) -> str:
     return str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else first_line(error)
 
 
-def _completion(output: Any) -> Completion:
+def not_loaded(what: str, error: Exception) -> UserError | DeliveryError:
+    """The error for what vLLM did not load: which blames the version, or the moment."""
+    passing = any(sign in str(error).lower() for sign in _PASSING)
+    kind = DeliveryError if passing else UserError
+    return kind(f"vLLM does not load {what}: {first_line(error)}")
+
+
+def completion(output: Any) -> Completion:
+    """An output of vLLM's.
+
+    Raises:
+        PipelineError: it was broken off, or is not what was asked for.
+    """
+    if output.finish_reason not in ("stop", "length"):
+        raise PipelineError(f"vLLM broke off an output, with finish reason {output.finish_reason!r}.")
     logprobs = output.logprobs  # flat: one entry for each token, which is the sampled one
     if list(logprobs.token_ids) != list(output.token_ids):
         raise PipelineError("vLLM returned log-probabilities of other tokens than those that it sampled.")

@@ -51,9 +51,11 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
         "enforce_eager": _on_cpu(),
+        "scheduling_policy": "priority",
     }
     if settings.repeatable:
         arguments["async_scheduling"] = False  # the next step would be cut before it is known who has finished
+        arguments["scheduling_policy"] = "fcfs"  # by priority, equals go by the clock
     if settings.adapter_rank is not None:
         rank = next(supported for supported in _LORA_RANKS if supported >= settings.adapter_rank)
         arguments |= {"enable_lora": True, "max_loras": settings.adapters, "max_lora_rank": rank}

@@ -26,12 +26,14 @@ class Generation:
         sampling: the distribution, and the length.
         eos_token_id: ends an output.
         decode: token ids to text, without special tokens.
+        decode_all: the same with them; stop strings are looked for in it.
         sampler_id: the sampler's name.
     """
 
     sampling: SamplingSection
     eos_token_id: int
     decode: Decode
+    decode_all: Decode
     sampler_id: str
 
 
@@ -111,10 +113,10 @@ def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
 
 
 def _output(completion: Completion, how: Generation) -> dict[str, Any]:
-    cut, text = cut_at_stop(completion, how.sampling.stop, how.decode)
+    cut = cut_at_stop(completion, how.sampling.stop, how.decode_all)
     return {
         "token_ids": cut.token_ids,
         "token_logprobs": cut.token_logprobs,
-        "text": text,
+        "text": how.decode(cut.token_ids),
         "finish_reason": cut.finish_reason,
     }

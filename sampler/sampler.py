@@ -13,7 +13,7 @@ from common.policies import ProposalModel
 from sampler.delivery import AdapterSwap, Delivery, WeightsByFile
 from sampler.engine import Engine, EngineSettings
 from sampler.generation import Generation, check_prompts, generate_groups
-from sampler.reports import Loaded, Pulse
+from sampler.reports import Pulse
 from sampler.versions import Versions
 
 _PROBE_ROOM = 32  # tokens; more than a probe has
@@ -48,6 +48,7 @@ class Sampler:
             recipe.sampling,
             tokenizer.eos_token_id,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
             name,
         )
         self._in_flight = 0  # outputs
@@ -81,15 +82,6 @@ class Sampler:
         finally:
             self._in_flight -= open_
 
-    async def load(self, policies: str, version: int) -> Loaded:
-        """Bring a version into the engine before it is needed; one that is there stays as it is.
-
-        Raises:
-            UserError, PipelineError: as for `generate`.
-        """
-        async with self._versions.use(policies, version, alone=False) as used:
-            return used.loaded
-
     def pulse(self) -> Pulse:
         """Whether this sampler is getting on.
 
@@ -98,7 +90,7 @@ class Sampler:
         """
         self._engine.check()
         running = min(self._in_flight, self._engine.running_at_most)
-        last = max(self._engine.step_times[-1], self._at_work_since)
+        last = max(self._engine.step_log.newest, self._at_work_since)
         idle = 0.0 if self._versions.phases else time.monotonic() - last
         return Pulse(running, self._in_flight - running, self._outputs, self._tokens, idle)
 

@@ -1,6 +1,7 @@
 """The sampling service: actors that take leases and stream groups back."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.errors import EngineLostError
 from common.leases import Lease
 from common.logs import redirect_output
 from common.policies import ProposalModel
-from sampler.reports import Loaded, Pulse
+from sampler.reports import Pulse
 
 if TYPE_CHECKING:
     from sampler.sampler import Sampler
@@ -35,6 +36,8 @@ class SamplerActor:
             log_path: the file that gets this process's output.
         """
         redirect_output(Path(log_path))
+        logging.basicConfig(format="%(asctime)s %(message)s", force=True)
+        logging.getLogger("sampler").setLevel(logging.INFO)
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
@@ -59,23 +62,12 @@ class SamplerActor:
         except EngineLostError as error:
             self._end(error)
 
-    async def load(self, policies: str, version: int) -> Loaded:
-        """See `Sampler.load`."""
-        try:
-            return await self._sampler.load(policies, version)
-        except EngineLostError as error:
-            self._end(error)
-
     async def pulse(self) -> Pulse:
         """See `Sampler.pulse`."""
         try:
             return self._sampler.pulse()
         except EngineLostError as error:
             self._end(error)
-
-    async def close(self) -> None:
-        """End the engine."""
-        self._sampler.close()
 
     def _end(self, error: EngineLostError) -> NoReturn:
         print(f"{self._name} ends itself: {error}", flush=True)

@@ -1,6 +1,7 @@
 """Which proposal versions the engine holds, who is using them, and what is done before one is used."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import PipelineError, UserError
-from common.policies import PolicyRegistry, Probe, ProposalVersion
+from common.errors import DeliveryError, PipelineError, UserError
+from common.policies import PolicyRegistry, Probe, ProposalVersion, UnreadableVersionError
 from sampler.delivery import Delivery
 from sampler.engine import Engine
 from sampler.engine_data import Adapter
@@ -24,6 +25,12 @@ PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 """Nats a token, on average over the probe, by which sampler and learner may differ. In float32 their kernels differ by
 1e-6, with 4-bit weights by 1e-4. In bfloat16 a logit of 16 is rounded to 1/16 on its way through either; improbable
 tokens, which a probe is full of, get the largest errors."""
+
+VISIBLE_WITHIN = 60.0
+"""Seconds within which a version that was published must be seen here; network file systems remember for as long that
+a directory is not there."""
+
+_LOOK_AGAIN = 0.5  # seconds
 
 
 @dataclass
@@ -86,7 +93,8 @@ class Versions:
         Raises:
             UserError: the version is missing, damaged, not for this engine, or not what the learner has. Versions that
                 were there before stay.
-            PipelineError: a phase took too long.
+            DeliveryError: a phase took too long, or failed for another reason that may pass.
+            EngineLostError: the engine has died.
         """
         proposal = await self._verify(policies, version)
         async with self._entrance:
@@ -105,9 +113,20 @@ class Versions:
 
     async def _verify(self, policies: str, version: int) -> ProposalVersion:
         if (policies, version) not in self._verified:
-            reading = asyncio.to_thread(PolicyRegistry(Path(policies)).verify, version)
+            reading = self._read(PolicyRegistry(Path(policies)), version)
             self._verified[policies, version] = await self._phase("verify", version, reading)
         return self._verified[policies, version]
+
+    async def _read(self, registry: PolicyRegistry, version: int) -> ProposalVersion:
+        """Verify a version's files, which may take a moment to be seen here."""
+        patience = time.monotonic() + min(VISIBLE_WITHIN, self._time_limit / 2)
+        while True:
+            try:
+                return await asyncio.to_thread(registry.verify, version)
+            except UnreadableVersionError:
+                if time.monotonic() > patience:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def _bring(self, proposal: ProposalVersion) -> _Held:
         """Have the engine hold a version; called by one at a time."""
@@ -116,21 +135,36 @@ class Versions:
             return self._held[proposal.digest]
         await self._make_room()
         began = time.monotonic()
-        adapter = await self._phase("load", proposal.version, self._delivery.put(proposal))
         try:
-            gap = await self._phase("probe", proposal.version, self._compare(proposal, adapter))
-        except (UserError, PipelineError):
-            await self._delivery.drop(adapter)
+            adapter = await self._phase("load", proposal.version, self._delivery.put(proposal))
+            gap = await self._probed(proposal, adapter)
+        except BaseException:
+            self._forget(proposal.digest)
             raise
         held = _Held(Loaded(proposal.version, proposal.digest, gap, time.monotonic() - began), adapter)
+        _LOG.info("%s holds %s", self._sampler, held.loaded)
         self._held[proposal.digest] = held
         return held
+
+    async def _probed(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
+        """The probe's gap; a version that did not get through it, for whatever reason, is dropped."""
+        try:
+            return await self._phase("probe", proposal.version, self._compare(proposal, adapter))
+        except BaseException:  # when the lease is cancelled, too
+            with contextlib.suppress(PipelineError):  # what went wrong first is what counts
+                await self._phase("drop", proposal.version, self._delivery.drop(adapter))
+            raise
+
+    def _forget(self, digest: str) -> None:
+        """Have the files of a version verified again before it is loaded the next time."""
+        self._verified = {key: known for key, known in self._verified.items() if known.digest != digest}
 
     async def _make_room(self) -> None:
         if len(self._held) < self._delivery.capacity:
             return
         await self._until(lambda: any(not held.users for held in self._held.values()))
         oldest = next(digest for digest, held in self._held.items() if not held.users)
+        self._forget(oldest)
         await self._delivery.drop(self._held.pop(oldest).adapter)
 
     async def _compare(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
@@ -155,13 +189,14 @@ class Versions:
         try:
             return await asyncio.wait_for(work, self._time_limit)
         except TimeoutError:
-            raise PipelineError(
+            raise DeliveryError(
                 f"{self._sampler} was not done with phase `{phase}` of proposal version {version} within "
                 f"{self._time_limit:g} s (timeouts.load)."
             ) from None
-        except UserError as error:
+        except (UserError, DeliveryError) as error:
             kept = ", ".join(str(held.loaded.version) for held in self._held.values()) or "none"
-            raise UserError(
+            kind = DeliveryError if isinstance(error, DeliveryError) else UserError
+            raise kind(
                 f"{self._sampler} refuses proposal version {version} in phase `{phase}` (it keeps: {kept}): {error}"
             ) from error
         finally:

@@ -6,6 +6,7 @@ way, leaves no engine behind.
 
 import multiprocessing
 import os
+import random
 import select
 import signal
 import threading
@@ -24,9 +25,15 @@ class WorkerExtension:
     model_runner: Any  # vLLM's own
 
     def seed_sampling(self, seed: int) -> None:
-        """Seed the one generator that all requests without a seed of their own draw from."""
+        """Seed the generators that requests without a seed of their own draw from.
+
+        On CPUs they share torch's; on CUDA vLLM gives each a seed of its own, from numpy's.
+        """
+        import numpy as np
         import torch
 
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     def repack_output_layer(self) -> None:

@@ -162,10 +162,19 @@ _ENGINE_S_OWN = {
     "speculative_config",
     "seed",
     "async_scheduling",
+    "scheduling_policy",
     "tensor_parallel_size",
+    "data_parallel_size",
     "worker_extension_cls",
+    "load_format",
+    "generation_config",
+    "override_generation_config",
+    "disable_log_stats",
+    "max_num_queued_reqs",
+    "max_num_queued_tokens",
 }
-"""vLLM arguments that decide which distribution is sampled from, or that the recipe says elsewhere."""
+"""vLLM arguments that decide which distribution is sampled from, that the sampler's own work depends on, or that the
+recipe says elsewhere."""
 
 
 class AutoscaleSection(Section):

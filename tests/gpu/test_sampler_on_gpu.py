@@ -61,7 +61,7 @@ def test_a_lease_alone_yields_the_same_bytes_after_others(loop, policies: Polici
 
 def test_a_probe_that_disagrees_is_refused(loop, policies: Policies, sampler: Sampler) -> None:
     with pytest.raises(UserError, match="in phase `probe`"):
-        loop.run(sampler.load(str(policies.registry.root), 3))
+        loop.run(sampled(sampler, policies.lease(3, alone=False)))
 
 
 def test_tokens_a_second_with_and_without_an_adapter(

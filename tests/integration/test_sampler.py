@@ -137,8 +137,9 @@ def sampled_elsewhere(policies: Policies, directory: Path) -> str:
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_others_go_on(
-    loop: asyncio.Runner, policies: Policies, sampler: Sampler
+    loop: asyncio.Runner, policies: Policies, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sampler.versions.VISIBLE_WITHIN", 1.0)
     before = loop.run(sampled(sampler, policies.lease(1, alone=True)))
     damaged = policies.publish(10, policies.adapted(10))
     weights = damaged.path / "adapter_model.safetensors"
@@ -158,7 +159,7 @@ def test_a_version_that_cannot_be_loaded_is_refused_and_the_others_go_on(
 
 def refuse(loop: asyncio.Runner, sampler: Sampler, policies: Policies, version: int, why: str) -> None:
     with pytest.raises(UserError, match=f"(?s){why}"):
-        loop.run(sampler.load(str(policies.registry.root), version))
+        loop.run(sampled(sampler, policies.lease(version, alone=False)))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import PipelineError, UserError
+from common.errors import DeliveryError, PipelineError, UserError
 from deploy.actor import ActorLostError, Spawn
 from deploy.pool import MAX_ATTEMPTS, Pool, PoolSettings
 from deploy.replica import State
@@ -43,6 +43,20 @@ def run(subject: Pool, what: Callable[[], Awaitable[Any]]) -> Any:
         return await what()
 
     return asyncio.run(asyncio.wait_for(with_pool(), 20))
+
+
+def test_a_replica_with_a_fault_of_its_own_is_restarted_and_the_call_is_not_blamed(tmp_path: Path) -> None:
+    subject = pool(tmp_path, [DeliveryError("out of memory")])
+
+    async def one_call() -> None:
+        async with subject.slot() as slot:
+            with pytest.raises(ActorLostError, match=r"out of memory \(worker-0; its log") as lost:
+                await slot.call("do", timeout=5)
+        assert lost.value.sent_away
+        assert await subject.call("do", timeout=5) == "worker-0"
+
+    run(subject, one_call)
+    assert subject.replicas["worker-0"].losses == 1
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from common.errors import PipelineError, UserError
+from common.errors import DeliveryError, UserError
 from common.policies import PolicyRegistry, Probe
 from sampler.engine import Engine
 from sampler.engine_data import Adapter
@@ -24,10 +24,13 @@ class RecordingDelivery:
         self.held: list[str] = []
         self.refused: set[str] = set()
         self.seconds = 0.0
+        self.error: Exception | None = None
 
     async def put(self, version):
         await asyncio.sleep(self.seconds)
         name = version.path.name
+        if self.error is not None:
+            raise self.error
         if name in self.refused:
             raise UserError("it is not one of ours.")
         assert len(self.held) < self.capacity
@@ -42,8 +45,10 @@ class ProbedEngine:
     """Gives every probe the learner's log-probabilities, but for an error."""
 
     error = 0.0
+    seconds = 0.0
 
     async def continuation_logprobs(self, prompt: list[int], continuation: list[int], adapter: Adapter) -> list[float]:
+        await asyncio.sleep(self.seconds)
         assert (prompt, continuation) == ([1, 2], [3, 4])
         return [-1.0 + self.error, -2.0 - self.error]
 
@@ -204,8 +209,72 @@ def test_a_phase_that_takes_too_long_ends_with_who_what_and_when(tmp_path: Path)
     world.delivery.seconds = 5
 
     async def scene() -> None:
-        with pytest.raises(PipelineError, match=r"sampler-3 .* phase `load` of proposal version 2 within 0\.5 s"):
+        with pytest.raises(DeliveryError, match=r"sampler-3 .* phase `load` of proposal version 2 within 0\.5 s"):
             async with world.use(2):
+                pass
+
+    run(scene())
+
+
+def test_a_lease_that_is_cancelled_while_its_version_is_probed_leaves_no_version_behind(world: World) -> None:
+    async def scene() -> None:
+        world.engine.seconds = 60
+        under_way = asyncio.create_task(world.lease(1, asyncio.Event(), []))
+        while not world.delivery.held:
+            await asyncio.sleep(0.002)
+        under_way.cancel()
+        await asyncio.gather(under_way, return_exceptions=True)
+        assert world.delivery.held == []
+        world.engine.seconds = 0
+        async with world.use(1):
+            assert world.delivery.held == ["v000001"]
+
+    run(scene())
+
+
+def test_a_version_that_is_seen_late_is_waited_for(world: World) -> None:
+    async def scene() -> None:
+        done = asyncio.Event()
+        done.set()
+        late = asyncio.create_task(world.lease(5, done, []))
+        await asyncio.sleep(0.05)
+        world.registry.publish(5, 5, writer("late"), PROBE)
+        await late
+
+    run(scene())
+
+
+def test_a_version_that_is_not_there_is_refused_in_time(tmp_path: Path) -> None:
+    world = World(tmp_path, time_limit=1.5)
+
+    async def scene() -> None:
+        with pytest.raises(UserError, match=r"phase `verify` .* version 8 .* is not complete"):
+            async with world.use(8):
+                pass
+
+    run(scene())
+
+
+def test_the_files_of_a_version_that_made_room_are_verified_again(tmp_path: Path) -> None:
+    world = World(tmp_path, capacity=1)
+
+    async def scene() -> None:
+        for version in (0, 1):
+            async with world.use(version):
+                pass
+        (world.registry.path(0) / "weights").write_text("tampered")
+        with pytest.raises(UserError, match=r"phase `verify` \(it keeps: 1\): .* is damaged"):
+            async with world.use(0):
+                pass
+
+    run(scene())
+
+
+def test_a_fault_that_may_pass_is_not_blamed_on_the_version(world: World) -> None:
+    async def scene() -> None:
+        world.delivery.error = DeliveryError("out of memory")
+        with pytest.raises(DeliveryError, match=r"sampler-3 refuses proposal version 1 in phase `load` .*memory"):
+            async with world.use(1):
                 pass
 
     run(scene())

@@ -45,6 +45,8 @@ def measure(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
 
 
 async def _measure(engine: Engine, policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
+    ends: list[float] = []
+    engine.step_log.watch = ends.append
     versions = Versions("sampler-0", engine, AdapterSwap(engine, VERSIONS_HELD), "float32", 60)
     async with versions.use(str(policy.registry.root), 0, alone=False) as used:
         running = asyncio.create_task(_sample(engine, prompts(RUNNING, 0), used.adapter, LONG))
@@ -52,7 +54,7 @@ async def _measure(engine: Engine, policy: BenchedPolicy, publications: int) -> 
         rows = []
         for version in range(1, publications + 1):
             await _steps(engine, WINDOW)
-            rows.append({"version": version, **await _bring(engine, versions, policy, version)})
+            rows.append({"version": version, **await _bring(engine, ends, versions, policy, version)})
         if running.done():
             raise RuntimeError("the requests that were to be disturbed had ended; make LONG larger")
         running.cancel()
@@ -62,15 +64,20 @@ async def _measure(engine: Engine, policy: BenchedPolicy, publications: int) -> 
 
 async def _steps(engine: Engine, count: int) -> None:
     """Wait for so many steps."""
-    seen = engine.step_times[-1]
+    seen = engine.step_log.newest
     while count:
         await asyncio.sleep(0.001)
-        if engine.step_times[-1] > seen:
-            seen, count = engine.step_times[-1], count - 1
+        if engine.step_log.newest > seen:
+            seen, count = engine.step_log.newest, count - 1
 
 
-async def _bring(engine: Engine, versions: Versions, policy: BenchedPolicy, version: int) -> dict[str, Any]:
-    """A lease of a version that the sampler has not seen yet: verified, loaded, probed, and its first group begun."""
+async def _bring(
+    engine: Engine, ends: list[float], versions: Versions, policy: BenchedPolicy, version: int
+) -> dict[str, Any]:
+    """A lease of a version that the sampler has not seen yet: verified, loaded, probed, and its first group begun.
+
+    `ends` are the times at which the engine's steps have ended so far.
+    """
     published = time.monotonic()
     async with versions.use(str(policy.registry.root), version, alone=False) as used:
         sampling = asyncio.create_task(_sample(engine, prompts(1, version), used.adapter, OUTPUT_TOKENS))
@@ -79,7 +86,6 @@ async def _bring(engine: Engine, versions: Versions, policy: BenchedPolicy, vers
         begun = time.monotonic()
         sampling.cancel()
         await asyncio.gather(sampling, return_exceptions=True)
-    ends = list(engine.step_times)
     steps = [(later, later - earlier) for earlier, later in pairwise(ends)]
     before = [seconds for end, seconds in steps if end < published][-WINDOW:]
     until = min(end for end in ends if end > ready)  # the step during which it became ready

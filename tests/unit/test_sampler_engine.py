@@ -1,0 +1,86 @@
+"""What of the sampler's work with vLLM needs no vLLM."""
+
+import asyncio
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import DeliveryError, PipelineError, UserError
+from common.policies import ProposalVersion
+from sampler.delivery import AdapterSwap
+from sampler.engine import Engine, completion, not_loaded
+from sampler.engine_data import Adapter
+from sampler.worker import WorkerExtension
+
+
+def test_every_generator_that_vllm_draws_seeds_from_is_seeded() -> None:
+    def drawn() -> tuple[float, int, float]:
+        WorkerExtension().seed_sampling(2**40 + 7)
+        return random.random(), int(np.random.randint(2**62)), float(torch.rand(()))
+
+    first = drawn()
+    torch.rand(3)
+    assert drawn() == first
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Call to add_lora method failed: LoRA rank 32 is greater than max_lora_rank 8.", UserError),
+        ("Call to add_lora method failed: CUDA out of memory. Tried to allocate 2.00 GiB.", DeliveryError),
+        ("Call to add_lora method failed: [Errno 116] Stale file handle: 'adapter_model.safetensors'", DeliveryError),
+    ],
+)
+def test_a_fault_that_may_pass_is_told_from_one_of_the_version(message: str, kind: type[Exception]) -> None:
+    error = not_loaded("the adapter in v000001", RuntimeError(message))
+    assert type(error) is kind
+    assert str(error) == f"vLLM does not load the adapter in v000001: {message}"
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])
+def test_an_output_that_was_broken_off_is_none(reason: str | None) -> None:
+    logprobs = SimpleNamespace(token_ids=[3], logprobs=[-1.0])
+    whole = SimpleNamespace(token_ids=[3], logprobs=logprobs, finish_reason="length")
+    assert completion(whole).token_ids == [3]
+    whole.finish_reason = reason
+    with pytest.raises(PipelineError, match=f"finish reason {reason!r}"):
+        completion(whole)
+
+
+class SlowEngine:
+    """Holds adapters once it has been told to, whether or not the caller still waits."""
+
+    def __init__(self) -> None:
+        self.adapters: list[int] = []
+        self.answers = asyncio.Event()
+
+    async def add_adapter(self, adapter: Adapter) -> None:
+        self.adapters.append(adapter.id)
+        await self.answers.wait()
+
+    async def remove_adapter(self, adapter: Adapter) -> None:
+        self.adapters.remove(adapter.id)
+        await self.answers.wait()
+
+
+def test_an_adapter_whose_loading_broke_off_takes_no_place_for_long() -> None:
+    version = ProposalVersion(1, "digest", 1, Path("v000001"), None)
+
+    async def scene() -> None:
+        engine = SlowEngine()
+        swap = AdapterSwap(cast(Engine, engine), capacity=1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(swap.put(version), 0.01)
+        assert engine.adapters == [1]
+        engine.answers.set()
+        second = await swap.put(version)
+        assert engine.adapters == [2]
+        await swap.drop(second)
+        assert engine.adapters == []
+
+    asyncio.run(scene())
