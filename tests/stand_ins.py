@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +51,7 @@ class LocalActor:
         except (UserError, PipelineError) as error:
             raise CallFailedError(error) from error
 
-    async def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         self._check()
         try:
             async for item in getattr(self, method)(*args):
@@ -81,7 +81,7 @@ class LocalSampler(LocalActor):
         super().__init__()
         self.name, self.seconds = name, seconds
 
-    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
         for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
             await self.sample(prompt)
             yield made_up(lease, group_id, prompt, self.name)
