@@ -150,7 +150,12 @@ class Simulation:
         evaluated: held-back prompts; 0: nothing is evaluated.
         recipe: further sections of it.
         samplers_settings: of the pool of samplers.
+
+    Attributes:
+        rounds_an_epoch: how many draw all prompts; None: no prompt is drawn twice.
     """
+
+    rounds_an_epoch: int | None = None
 
     def __init__(
         self,
@@ -169,8 +174,8 @@ class Simulation:
         settings = recipe_settings(algorithm=algorithm, scorers=names, **(recipe or {}))
         self.recipe = Recipe.model_validate(settings)
         section = self.recipe.algorithm
-        drawn = section.rounds * section.prompts_per_round
-        self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(drawn)]
+        count = (self.rounds_an_epoch or section.rounds) * section.prompts_per_round
+        self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(count)]
         plan = LeasePlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
         draws = DrawnPrompts(section, self.prompts, 0)
         self.store = SampleStore(root / "store", "run")
@@ -191,9 +196,9 @@ class Simulation:
             evaluation=self.evaluation if evaluated else None,
             quarantine=Quarantine(self.directory.quarantine),
         )
-        count, spawn = samplers
+        replicas, spawn = samplers
         self.services = Services(
-            Pool("sampler", count, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
+            Pool("sampler", replicas, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
             {
                 name: Pool(f"scorer-{name}", number, make, self.directory, PoolSettings(start=60, backoff=0.01))
                 for name, (number, make) in scorers.items()
@@ -215,6 +220,10 @@ class Simulation:
         finally:
             self.services.kill()
             self.tracker.close()
+
+    def run_here(self) -> None:
+        """As `run`, in an event loop of its own."""
+        asyncio.run(asyncio.wait_for(self.run(), 60))
 
     def trained(self) -> list[str]:
         """The groups of all steps, as the store has them on disk."""

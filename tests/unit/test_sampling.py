@@ -115,6 +115,18 @@ def test_a_sampler_that_leaves_out_a_group_ends_the_run(tmp_path: Path, whole: b
         sample(tmp_path, {}, whole=whole, kind=Silent)
 
 
+class Mute(LocalSampler):
+    async def generate(self, lease: Lease):
+        for groups in ():
+            yield groups
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_sampler_that_gives_nothing_at_all_ends_the_run(tmp_path: Path, whole: bool) -> None:
+    with pytest.raises(PipelineError, match="left out 8 groups of lease train-0000-0000"):
+        sample(tmp_path, {}, whole=whole, kind=Mute)
+
+
 class Refusing(LocalSampler):
     async def sample(self, prompt: Prompt) -> None:
         raise UserError(f"prompt {prompt.prompt_id} is empty")
