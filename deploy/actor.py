@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
@@ -29,15 +30,15 @@ class Handle(Protocol):
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method and wait for its answer."""
 
-    def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
-        """Call a generator, and have its items as they come."""
+    def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
+        """Call a generator, and have its items as they come; closed early, the generator is ended in the actor too."""
 
     def kill(self) -> None:
         """End it at once; what it was asked for raises."""
 
 
 Spawn = Callable[[str, str], Handle]
-"""(actor's name, its log file) -> a new actor"""
+"""(actor's name, its log file) -> a new actor, or `LostError`"""
 
 
 class ActorLostError(PipelineError):
@@ -68,8 +69,15 @@ class Actor:
         return self._handle is not None
 
     def create(self) -> None:
-        """Create the actor, without waiting for it."""
-        self._handle = self._spawn(self.name, self._log_path)
+        """Create the actor, without waiting for it.
+
+        Raises:
+            ActorLostError: the cluster refused.
+        """
+        try:
+            self._handle = self._spawn(self.name, self._log_path)
+        except LostError as error:
+            raise self._lost("its creation", str(error)) from error
 
     async def placed(self) -> None:
         """Wait, without a limit, until the cluster has room for it.
@@ -101,27 +109,29 @@ class Actor:
         except TimeoutError:
             raise self._overdue(method, timeout) from None
 
-    async def stream(self, method: str, *args: Any, timeout: float) -> AsyncIterator[Any]:
-        """Call a generator; its items must all come within the limit.
+    async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
+        """Call a generator; its items must all come within the limit, in which what the caller does is not counted.
 
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        deadline = time.monotonic() + timeout
-        items = self._running().stream(method, *args)
-        while True:
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    item = await anext(items)
-            except StopAsyncIteration:
-                return
-            except CallFailedError as error:
-                raise self._explained(error.cause, method) from error.cause
-            except LostError as error:
-                raise self._lost(repr(method), str(error)) from error
-            except TimeoutError:
-                raise self._overdue(method, timeout) from None
-            yield item
+        left = timeout
+        async with aclosing(self._running().stream(method, *args)) as items:
+            while True:
+                began = time.monotonic()
+                try:
+                    async with asyncio.timeout(left):
+                        item = await anext(items)
+                except StopAsyncIteration:
+                    return
+                except CallFailedError as error:
+                    raise self._explained(error.cause, method) from error.cause
+                except LostError as error:
+                    raise self._lost(repr(method), str(error)) from error
+                except TimeoutError:
+                    raise self._overdue(method, timeout) from None
+                left -= time.monotonic() - began
+                yield item
 
     def kill(self) -> None:
         """End the actor at once."""

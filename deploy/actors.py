@@ -3,8 +3,6 @@
 import os
 from collections.abc import Sequence
 
-import ray
-
 from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
 from common.config.scorers import ScorerPool
 from common.policies import ProposalModel
@@ -38,8 +36,7 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
     options = {**actor_options(recipe.sampler), "max_concurrency": slots + _PULSES}
 
     def spawn(name: str, log_path: str) -> Handle:
-        actor = ray.remote(SamplerActor).options(**options)
-        return RayHandle(actor.remote(name, recipe.model_dump(mode="json"), model, log_path))
+        return RayHandle.spawn(SamplerActor, options, name, recipe.model_dump(mode="json"), model, log_path)
 
     timeouts = recipe.timeouts
     settings = PoolSettings(timeouts.start, slots, timeouts.silence)
@@ -51,17 +48,17 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
     service = recipe.scorer(name)
 
     def spawn(_label: str, log_path: str) -> Handle:
-        actor = ray.remote(ScorerActor).options(**actor_options(service))
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
-        return RayHandle(actor.remote(name, settings, policies, str(directory.golden(name)), log_path))
+        arguments = (name, settings, policies, str(directory.golden(name)), log_path)
+        return RayHandle.spawn(ScorerActor, actor_options(service), *arguments)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory, PoolSettings(recipe.timeouts.start))
 
 
 def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
     def spawn(rank: int, log_path: str) -> Handle:
-        actor = ray.remote(LearnerActor).options(**actor_options(recipe.learner))
-        return RayHandle(actor.remote(recipe.model_dump(mode="json"), str(directory.root), rank, log_path))
+        arguments = (recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
+        return RayHandle.spawn(LearnerActor, actor_options(recipe.learner), *arguments)
 
     return LearnerGroup(recipe.learner.ranks, spawn, directory)
 

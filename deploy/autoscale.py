@@ -10,20 +10,25 @@ class Load:
     """What one window showed.
 
     Attributes:
-        samplers: replicas, those that are still starting included.
-        ready: replicas at work.
+        samplers: replicas, those that are not ready included.
+        starting: replicas whose engine is starting.
+        without_room: replicas that wait for room in the cluster.
         waited: share of the window that the learner waited for groups.
-        waiting_leases: leases that no sampler has taken yet.
+        waiting_leases: most leases that no sampler had taken yet.
         ready_groups: groups that are scored and not trained yet.
         trained: groups that were trained in the window.
+        strict: sampling and training take turns, so that groups that are ready say nothing of how many samplers it
+            takes: while the learner trains, all of a round are.
     """
 
     samplers: int
-    ready: int
+    starting: int
+    without_room: int
     waited: float
     waiting_leases: int
     ready_groups: int
     trained: int
+    strict: bool
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,14 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
     if not settings.min <= load.samplers <= settings.max:
         nearest = min(max(load.samplers, settings.min), settings.max)
         return Decision(nearest, f"autoscale allows {settings.min} to {settings.max}")
-    if load.ready < load.samplers or since_change < settings.settle:
+    if load.starting or since_change < settings.settle:
         return None
-    if load.waited >= settings.up_when_waiting and load.waiting_leases:
+    if load.waited >= settings.up_when_waiting and load.waiting_leases and not load.without_room:
         more = min(load.samplers + max(1, load.samplers // 4), settings.max, load.samplers + load.waiting_leases)
         waited = f"the learner waited {load.waited:.0%} of the time while {load.waiting_leases} leases had no sampler"
         return Decision(more, waited) if more > load.samplers else None
     ahead = settings.down_when_ahead * load.trained
-    if load.waited < settings.up_when_waiting / 2 and load.trained and load.ready_groups >= ahead:
+    if not load.strict and load.waited < settings.up_when_waiting / 2 and load.trained and load.ready_groups >= ahead:
         fewer = max(load.samplers - 1, settings.min)
         reason = f"{load.ready_groups} groups are ready, and the learner trains {load.trained} in {settings.window:g} s"
         return Decision(fewer, reason) if fewer < load.samplers else None

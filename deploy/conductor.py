@@ -66,7 +66,7 @@ class Conductor:
         except ExceptionGroup as failures:
             raise first_failure(failures) from failures
         finally:
-            self.production.close()
+            await self.production.close()
 
     # -- Algorithm 1 -------------------------------------------------------------------------------------------------
 
@@ -102,8 +102,8 @@ class Conductor:
         """The groups of a step: those recorded, if it was done before a crash; else the next that are ready."""
         recorded = await self._stored(self._store.step_groups, step)
         if recorded is None:
-            return await self.production.until(self._schedule.next_batch, f"groups for step {step}")
-        return await self.production.until(
+            return await self.production.until_ready(self._schedule.next_batch, f"groups for step {step}")
+        return await self.production.until_ready(
             lambda: recorded if self._schedule.are_ready(recorded) else None, f"the recorded groups of step {step}"
         )
 
@@ -149,6 +149,7 @@ class Conductor:
 
     async def _proceed_with(self, version: int) -> None:
         self._tracker.published(version)
+        self.production.newest = version
         if self._leases is not None:
             for round_ in self._leases.admitted(version):
                 if round_ >= self._admitted:

@@ -11,6 +11,11 @@ from common.leases import Lease, Prompt
 from common.prompts import PromptOrder
 from deploy.lease_plan import LeasePlan
 
+FIXED_AHEAD = 8
+"""Rounds that are sampled ahead of the learner from a fixed proposal: enough that samplers do not wait for it."""
+
+_ROUNDS_AT_HAND = 16  # whose prompts are kept: few are asked for again
+
 
 class Draws(Protocol):
     """The groups of each round, by keys that are known before the groups are."""
@@ -34,6 +39,8 @@ class DrawnPrompts:
         """The prompts that a round draws."""
         if round_ not in self._drawn:
             self._drawn[round_] = [self._prompts[index] for index in self._order.indices(round_)]
+            if len(self._drawn) > _ROUNDS_AT_HAND:
+                del self._drawn[next(iter(self._drawn))]
         return self._drawn[round_]
 
     def keys(self, round_: int) -> list[tuple[int, str]]:
@@ -65,8 +72,8 @@ class TrainingLeases:
 
     The bound on staleness is kept by this admission. Round r's groups are trained while the newest proposal version is
     r, so a lease of round r may be sampled from version v only if r - v <= max_staleness; with max_staleness 0 that is
-    Algorithm 1 to the letter. Nothing that was sampled is ever dropped. A fixed proposal does not grow old: all rounds
-    are admitted at once, and sampled from version 0.
+    Algorithm 1 to the letter. Nothing that was sampled is ever dropped. A fixed proposal does not grow old: rounds are
+    sampled from version 0, and admitted early for the samplers' sake.
     """
 
     def __init__(
@@ -80,9 +87,8 @@ class TrainingLeases:
 
     def admitted(self, version: int) -> range:
         """The rounds that may be sampled from `version` while it is the newest."""
-        if self._fixed:
-            return range(version, self._algorithm.rounds)
-        return range(version, min(version + self._algorithm.max_staleness + 1, self._algorithm.rounds))
+        ahead = max(FIXED_AHEAD, self._algorithm.max_staleness) if self._fixed else self._algorithm.max_staleness
+        return range(version, min(version + ahead + 1, self._algorithm.rounds))
 
     def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[Lease]:
         """The leases of a round that are still to be sampled.
@@ -97,12 +103,23 @@ class TrainingLeases:
         """
         sampled_from = 0 if self._fixed else version
         leases = self._plan.leases("train", round_, sampled_from, self._n, self._draws.prompts(round_))
-        usable = [_without_prompts(lease, left_out) for lease in leases]
+        usable = [without_prompts(lease, left_out) for lease in leases]
         if self._algorithm.strict:
             return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
-        return [rest for lease in usable if (rest := _without_prompts(lease, sampled)).prompts]
+        return [rest for lease in usable if (rest := without_prompts(lease, sampled)).prompts]
+
+    def up_to_date(self, lease: Lease, newest: int) -> Lease:
+        """A lease as it is to be given out: one that has waited is sampled from what has been published meanwhile.
+
+        Never from a version beyond its round: while that one is the newest, another round is trained.
+        """
+        if self._fixed or self._algorithm.strict:
+            return lease
+        version = min(newest, lease.round)
+        return lease if version == lease.version else self._plan.from_version(lease, version)
 
 
-def _without_prompts(lease: Lease, prompts: Set[str]) -> Lease:
+def without_prompts(lease: Lease, prompts: Set[str]) -> Lease:
+    """The lease without these prompts, named by their ids."""
     pairs = zip(lease.group_ids, lease.prompts, strict=True)
     return lease.without({group for group, prompt in pairs if prompt.prompt_id in prompts})

@@ -1,6 +1,7 @@
 """How rounds and evaluations are cut into leases."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -46,6 +47,11 @@ class LeasePlan:
             for index, start in enumerate(cut)
         ]
 
+    def from_version(self, lease: Lease, version: int) -> Lease:
+        """The lease, sampled from another version: its groups are others then."""
+        prompts = [prompt.prompt_id for prompt in lease.prompts]
+        return replace(lease, version=version, group_ids=self._ids(lease.purpose, lease.round, version, prompts))
+
     @staticmethod
     def purpose_of(lease_id: str) -> Purpose:
         """What a lease was for."""
@@ -55,10 +61,13 @@ class LeasePlan:
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
     ) -> Lease:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
-        run_id = self._run_id if version else self._prior_run
-        ids = tuple(group_id(f"{run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
+        ids = self._ids(purpose, round_, version, [prompt.prompt_id for prompt in prompts])
         seed = seed_from("lease", self._seed, lease_id)
         return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone)
+
+    def _ids(self, purpose: Purpose, round_: int, version: int, prompts: Sequence[str]) -> tuple[str, ...]:
+        run_id = self._run_id if version else self._prior_run
+        return tuple(group_id(f"{run_id}/{purpose}", prompt, round_, version) for prompt in prompts)
 
 
 def lease_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> LeasePlan:

@@ -1,6 +1,7 @@
 """What goes on beside the algorithm while a run is alive: its status, what is asked of it, and automatic scaling."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ from deploy.autoscale import Load
 from deploy.pool import Pool
 from deploy.production import Production
 from deploy.quarantine import Item
+from deploy.replica import State
 from deploy.requests import answer, forget_former_requests, take_requests
 from deploy.run_directory import RunDirectory
 from deploy.scaling import Scaler
@@ -47,7 +49,10 @@ class Operations:
         self._autoscale = recipe.sampler.autoscale
         self._scaler = Scaler(services.pools, self._autoscale)
         self._started_at = time.time()
+        self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began, seconds waited and groups trained by then
+        self._most_waiting = 0  # leases, in the window
+        self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
@@ -58,38 +63,50 @@ class Operations:
     async def __aexit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        self._task.cancel()
-        write_status(self._directory, self._status("ended"))
+        self._ended.set()
+        await self._task  # what it is writing is written before the last word
+        await asyncio.to_thread(write_status, self._directory, self._status("ended"))
 
     async def _run(self) -> None:
-        while True:
+        while not self._ended.is_set():
             try:
-                status = self._status("running" if self._tracker.is_running else "starting")
-                await asyncio.to_thread(write_status, self._directory, status)
-                for name, request in await asyncio.to_thread(take_requests, self._directory):
-                    given = self._scaler.answer(request)
-                    self._tracker.say(*given.lines)
-                    await asyncio.to_thread(answer, self._directory, name, given)
+                await self._look_after()
             except (OSError, UserError) as error:
                 _LOG.warning("The run's status could not be written, or what is asked of it not be read: %s", error)
-            self._follow_load()
-            await asyncio.sleep(_EVERY)
+            except Exception:  # noqa: BLE001 - the run does not depend on it, and the next second may be better
+                _LOG.exception("The run's status was not written, or what is asked of it not done")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY):
+                    await self._ended.wait()
+
+    async def _look_after(self) -> None:
+        self._follow_load()
+        status = self._status("running" if self._tracker.is_running else "starting")
+        await asyncio.to_thread(write_status, self._directory, status)
+        for name, request in await asyncio.to_thread(take_requests, self._directory):
+            given = self._scaler.answer(request)
+            self._tracker.say(*given.lines)
+            await asyncio.to_thread(answer, self._directory, name, given)
 
     # -- automatic scaling -------------------------------------------------------------------------------------------
 
     def _follow_load(self) -> None:
         began, waited, trained = self._window
+        self._most_waiting = max(self._most_waiting, self._production.waiting_leases)
         elapsed = time.monotonic() - began
         if self._autoscale is None or not self._tracker.is_running or elapsed < self._autoscale.window:
             return
         load = Load(
             samplers=self._services.samplers.target,
-            ready=self._services.samplers.ready,
+            starting=self._services.samplers.count(State.STARTING),
+            without_room=self._services.samplers.count(State.WAITING),
             waited=(self._production.waited_seconds - waited) / elapsed,
-            waiting_leases=self._production.waiting_leases,
+            waiting_leases=self._most_waiting,
             ready_groups=self._work.schedule.backlog,
             trained=self._tracker.trained - trained,
+            strict=self._strict,
         )
+        self._most_waiting = 0
         self._window = time.monotonic(), self._production.waited_seconds, self._tracker.trained
         scaling = self._scaler.follow(load)
         if scaling is not None:

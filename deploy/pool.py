@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,13 @@ MAX_ATTEMPTS = 3
 """How often one call is tried, each time on a live replica, before it fails; and how often in a row a start is."""
 
 MAX_LOSSES = 15
-"""Replicas that may be lost in a row without any answer between, before the run ends: it is not the prompts then."""
+"""How often in a row every replica may be lost without an answer between, before the run ends: no prompt does that."""
 
 _LONGEST_BACKOFF = 60.0  # seconds
+
+
+class _NoRoomError(PipelineError):
+    """The cluster has no room for any replica."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,12 @@ class Pool:
         self._spawn = spawn
         self._directory = directory
         self._settings = settings
-        self._initial = replicas
+        self._initial = self._wanted = replicas
         self._named = 0  # replicas so far
         self._free = FreeSlots(settings.slots)
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._first_ready = asyncio.Event()
-        self._losses_in_a_row = 0
+        self._last_ready = 0.0  # when a replica last was
         self._failure: Exception | None = None
 
     # -- size --------------------------------------------------------------------------------------------------------
@@ -71,22 +76,14 @@ class Pool:
         """Start all replicas, side by side, and wait for the first; the others join when they are ready.
 
         Raises:
-            PipelineError: none came up.
+            PipelineError: none came up, or found room.
             UserError: one raised it.
         """
         if not self._initial:
             return
         if not self._lives:
+            self._last_ready = time.monotonic()
             self.scale(self._initial)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.start):
-                await self._first_ready.wait()
-        waiting = all(replica.state is State.WAITING for replica in self.replicas.values())
-        if not self._first_ready.is_set() and waiting:
-            raise PipelineError(
-                f"No {self.name} found room in the cluster within {self._settings.start:g} s; add nodes, or lower the "
-                f"cpus or gpus of the services."
-            )
         await self._first_ready.wait()
         self._raise_failure()
 
@@ -103,14 +100,19 @@ class Pool:
     @property
     def ready(self) -> int:
         """How many replicas can be called."""
-        return sum(replica.state is State.READY for replica in self.replicas.values())
+        return self.count(State.READY)
+
+    def count(self, state: State) -> int:
+        """How many replicas are in a state."""
+        return sum(replica.state is state for replica in self.replicas.values())
 
     def scale(self, count: int) -> None:
-        """Add or remove replicas; those that leave finish their calls first. Those not yet ready leave first."""
+        """Add or remove replicas; those not yet ready leave first, then the least busy, which finish their calls."""
+        self._wanted = count
         staying = self._staying()
         for _ in range(count - len(staying)):
             self._add()
-        for replica in sorted(staying, key=lambda replica: replica.state is State.READY)[
+        for replica in sorted(staying, key=lambda replica: (replica.state is State.READY, replica.calls))[
             : max(len(staying) - count, 0)
         ]:
             self._dismiss(replica)
@@ -133,7 +135,7 @@ class Pool:
             replica = await grant
         except asyncio.CancelledError:
             if grant.done() and not grant.cancelled() and grant.exception() is None:
-                self._release(grant.result(), calls, False)
+                self._release(grant.result(), calls)
             raise
         return Slot(replica, calls, self._release)
 
@@ -189,9 +191,7 @@ class Pool:
         if not was_ready:  # there is nothing that it might finish
             self._lives[replica.name].cancel()
 
-    def _release(self, replica: Replica, calls: int, got_something: bool) -> None:
-        if got_something:
-            self._losses_in_a_row = replica.fruitless = 0
+    def _release(self, replica: Replica, calls: int) -> None:
         self.busy_seconds += replica.give_back(calls)
         if replica.state is State.READY:
             self._free.offer(replica)
@@ -201,16 +201,21 @@ class Pool:
         try:
             while replica.state is not State.LEAVING:
                 if await self._bring_up(replica):
-                    await self._watch(replica)
+                    await self._watch(replica, replica.changed)
+                    self._last_ready = time.monotonic()
                     self._free.withdraw(replica)
                 if replica.state is State.RESTARTING:
-                    self._count_loss(replica)
+                    self._check_any_is_fruitful(replica)
                     await asyncio.sleep(self._backoff(replica))
                 elif replica.state is State.GONE:
-                    return
-            await replica.idle.wait()
+                    await asyncio.sleep(_LONGEST_BACKOFF)
+                    if len(self._staying()) >= self._wanted:  # another has taken its place
+                        replica.state = State.LEAVING
+            await self._watch(replica, replica.idle)
         except (PipelineError, UserError) as error:
             self._fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would hear of it, and callers wait
+            self._fail(PipelineError(f"{replica.name} could not be looked after: {type(error).__name__}: {error}"))
         finally:
             replica.actor.send_away()
             if replica.state is State.LEAVING:
@@ -221,14 +226,14 @@ class Pool:
         await replica.idle.wait()  # its calls have noticed that its last actor is gone
         replica.changed.clear()
         replica.state = State.WAITING
-        replica.actor.create()
         try:
-            await replica.actor.placed()
+            replica.actor.create()
+            await self._find_room(replica)
             replica.state = State.STARTING
             self.identity = await replica.actor.call("ready", timeout=self._settings.start)
+        except _NoRoomError:
+            raise
         except PipelineError as error:
-            if not self._first_ready.is_set() and not isinstance(error, ActorLostError):
-                raise  # what raises in the first start will raise in the next
             self._did_not_come_up(replica, error)
             return False
         replica.state = State.READY
@@ -237,27 +242,42 @@ class Pool:
         self._free.offer(replica)
         return True
 
+    async def _find_room(self, replica: Replica) -> None:
+        """Wait until a replica has its place in the cluster: for as long as it takes, if others work or start."""
+        placed = asyncio.ensure_future(replica.actor.placed())
+        try:
+            while not (await asyncio.wait([placed], timeout=self._settings.start))[0]:
+                nobody_for = 0.0 if self.ready else time.monotonic() - self._last_ready
+                if nobody_for >= self._settings.start and self.count(State.WAITING) == len(self._staying()):
+                    raise _NoRoomError(
+                        f"No {self.name} found room in the cluster within {nobody_for:.3g} s; add nodes, or lower the "
+                        f"cpus or gpus of the services."
+                    )
+            await placed
+        finally:
+            placed.cancel()
+
     def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
         replica.actor.kill()
         replica.starts_failed += 1
         replica.fruitless += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING
-        if replica.starts_failed == MAX_ATTEMPTS:
+        if replica.starts_failed >= MAX_ATTEMPTS:  # more: it was tried again after it had been given up
             replica.state = State.GONE
             if not self._staying():
                 raise PipelineError(
                     f"No {self.name} is left; the last was given up after {MAX_ATTEMPTS} starts: {error}"
                 )
 
-    async def _watch(self, replica: Replica) -> None:
-        """Wait until a ready replica is lost or is to leave; ask it now and then whether it makes progress."""
+    async def _watch(self, replica: Replica, end: asyncio.Event) -> None:
+        """Wait until something has happened to a replica; ask it now and then whether it makes progress."""
         silence = self._settings.silence
-        while not replica.changed.is_set():
+        while not end.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if silence is None else silence / 4):
-                    await replica.changed.wait()
-            if silence is not None and not replica.changed.is_set():
+                    await end.wait()
+            if silence is not None and not end.is_set():
                 await self._feel_pulse(replica, silence)
 
     async def _feel_pulse(self, replica: Replica, silence: float) -> None:
@@ -275,11 +295,12 @@ class Pool:
                 )
             )
 
-    def _count_loss(self, replica: Replica) -> None:
-        self._losses_in_a_row += 1
-        if self._losses_in_a_row >= MAX_LOSSES:
+    def _check_any_is_fruitful(self, replica: Replica) -> None:
+        """Those that have never had room have shown nothing yet."""
+        tried = [one for one in self._staying() if one.fruitless or one.state is not State.WAITING]
+        if all(one.fruitless >= MAX_LOSSES for one in tried):
             raise PipelineError(
-                f"{MAX_LOSSES} replicas of {self.name} were lost in a row without an answer between; the last: "
+                f"Every {self.name} was lost {MAX_LOSSES} times in a row without an answer between; the last: "
                 f"{replica.trouble}"
             )
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from common.config.recipe import Recipe
 from common.errors import PipelineError
 from common.leases import Lease
+from deploy.draws import without_prompts
 from deploy.evaluation import Result, Split
 from deploy.lease_plan import LeasePlan
 from deploy.quarantine import SAMPLER, Item
@@ -24,6 +25,9 @@ from deploy.tracking import Tracker
 from deploy.work import Work
 
 T = TypeVar("T")
+
+_EVALUATION_EVERY = 8
+"""Of so many leases one is evaluation's, while both wait: results come in time, and training keeps the samplers."""
 
 
 class Production(Events):
@@ -40,12 +44,14 @@ class Production(Events):
 
     Attributes:
         evaluated: what is evaluated completely.
-        waited_seconds: how long the learner has waited for groups.
+        newest: the version that was published last.
     """
 
     def __init__(self, recipe: Recipe, work: Work, tracker: Tracker, services: Services) -> None:
         self.evaluated: set[tuple[Split, int]] = set()
-        self.waited_seconds = 0.0
+        self.newest = 0
+        self._waited = 0.0  # seconds
+        self._waits_since: float | None = None
         self._recipe = recipe
         self._work = work
         self._schedule = work.schedule
@@ -64,6 +70,7 @@ class Production(Events):
         self.scoring = Scoring(services.scorers, rows, timeout, self)
         self._leases: tuple[deque[Lease], deque[Lease]] = deque(), deque()  # training's, then evaluation's
         self._some_leases = asyncio.Event()
+        self._training_in_a_row = 0  # leases
         self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
         self._changed = asyncio.Event()  # something that somebody waits for
         self._tasks: asyncio.TaskGroup
@@ -84,10 +91,10 @@ class Production(Events):
         for task in self._under_way:
             task.cancel()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let the stores go, once what was given to them is written."""
         for thread in {*self._stores.values()}:
-            thread.close()
+            await asyncio.to_thread(thread.close)
 
     # -- what the conductor asks for ---------------------------------------------------------------------------------
 
@@ -106,8 +113,13 @@ class Production(Events):
         """Leases that no sampler has yet."""
         return sum(map(len, self._leases))
 
+    @property
+    def waited_seconds(self) -> float:
+        """How long the learner has waited for groups, up to now."""
+        return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
+
     def enqueue(self, leases: Iterable[Lease]) -> None:
-        """Have leases sampled and scored, training's before evaluation's."""
+        """Have leases sampled and scored, most of training's before evaluation's."""
         for lease in leases:
             self._leases[lease.purpose != "train"].append(lease)
             self._unfinished.update(lease.group_ids)
@@ -141,7 +153,6 @@ class Production(Events):
         Raises:
             PipelineError: nobody is at work on it.
         """
-        began = time.monotonic()
         while (value := found()) is None:
             if not self._unfinished:
                 raise PipelineError(
@@ -150,8 +161,15 @@ class Production(Events):
                 )
             self._changed.clear()
             await self._changed.wait()
-        self.waited_seconds += time.monotonic() - began
         return value
+
+    async def until_ready(self, groups: Callable[[], list[str] | None], what: str) -> list[str]:
+        """As `until`, for groups that the learner needs to go on."""
+        self._waits_since = time.monotonic()
+        try:
+            return await self.until(groups, what)
+        finally:
+            self._waited, self._waits_since = self.waited_seconds, None
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._tasks.create_task(work)
@@ -165,10 +183,34 @@ class Production(Events):
             await self._some_leases.wait()
             await self.scoring.room()
             slot = await self._samplers.acquire()
-            lease = next(leases for leases in self._leases if leases).popleft()
-            if not self.waiting_leases:
-                self._some_leases.clear()
-            self._begin(self._sampling.sample(lease, slot))
+            lease = self._next_lease()
+            if lease.prompts:
+                self._begin(self._sampling.sample(lease, slot))
+            else:
+                slot.release()
+
+    def _next_lease(self) -> Lease:
+        training, evaluation = self._leases
+        if evaluation and (not training or self._training_in_a_row >= _EVALUATION_EVERY - 1):
+            self._training_in_a_row = 0
+            lease = evaluation.popleft()
+        else:
+            self._training_in_a_row += 1
+            lease = self._up_to_date(training.popleft())
+        if not self.waiting_leases:
+            self._some_leases.clear()
+        return lease
+
+    def _up_to_date(self, lease: Lease) -> Lease:
+        """A lease for training after its wait: from the newest version, without prompts found deadly meanwhile."""
+        if self._work.leases is None:
+            return lease
+        new = self._work.leases.up_to_date(lease, self.newest)
+        new = without_prompts(new, self._work.quarantine.prompts("train", lease.round))  # the schedule knows of these
+        if new.group_ids != lease.group_ids:
+            self._unfinished.update(new.group_ids)
+            self._finish(set(lease.group_ids).difference(new.group_ids))
+        return new
 
     async def _commit(self, lease: Lease, groups: pa.RecordBatch) -> None:
         training = lease.purpose == "train"

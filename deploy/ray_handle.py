@@ -1,8 +1,9 @@
 """Actors of Ray, as `deploy.actor` knows actors."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from typing import Any, Self
 
 import ray
 from ray.actor import ActorHandle
@@ -17,6 +18,18 @@ class RayHandle:
     def __init__(self, handle: ActorHandle) -> None:
         self._handle = handle
 
+    @classmethod
+    def spawn(cls, service: type, options: dict[str, object], *args: Any) -> Self:
+        """Create an actor, with Ray's options.
+
+        Raises:
+            LostError: the cluster refused.
+        """
+        try:
+            return cls(ray.remote(service).options(**options).remote(*args))
+        except RayError as error:
+            raise LostError(f"{type(error).__name__}: {error}") from error
+
     async def placed(self) -> None:
         """See `Handle`."""
         await self.call("__ray_ready__")
@@ -30,11 +43,16 @@ class RayHandle:
         except RayError as error:
             raise LostError(type(error).__name__) from error
 
-    async def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """See `Handle`."""
         try:
-            async for item in getattr(self._handle, method).options(num_returns="streaming").remote(*args):
-                yield await item
+            items = getattr(self._handle, method).options(num_returns="streaming").remote(*args)
+            try:
+                async for item in items:
+                    yield await item
+            except (asyncio.CancelledError, GeneratorExit):  # nobody wants the rest: others may share the actor
+                ray.cancel(items)
+                raise
         except RayTaskError as error:
             raise CallFailedError(error.cause) from error
         except RayError as error:

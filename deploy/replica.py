@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from enum import StrEnum
 from typing import Any
 
@@ -84,11 +85,10 @@ class Replica:
 class Slot:
     """The right to call a replica, until it is released."""
 
-    def __init__(self, replica: Replica, calls: int, release: Callable[[Replica, int, bool], None]) -> None:
+    def __init__(self, replica: Replica, calls: int, release: Callable[[Replica, int], None]) -> None:
         self.replica = replica
         self._calls = calls
         self._release = release
-        self._got_something = False
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
         """See `Actor.call`."""
@@ -96,15 +96,16 @@ class Slot:
             answer = await self.replica.actor.call(method, *args, timeout=timeout)
         except ActorLostError as error:
             raise self.replica.lost(error) from error
-        self._got_something = True
+        self.replica.fruitless = 0
         return answer
 
-    async def stream(self, method: str, *args: Any, timeout: float) -> AsyncIterator[Any]:
+    async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
         """See `Actor.stream`; a method that raises has broken its actor, which is ended."""
         try:
-            async for item in self.replica.actor.stream(method, *args, timeout=timeout):
-                self._got_something = True
-                yield item
+            async with aclosing(self.replica.actor.stream(method, *args, timeout=timeout)) as items:
+                async for item in items:
+                    self.replica.fruitless = 0
+                    yield item
         except ActorLostError as error:
             raise self.replica.lost(error) from error
         except PipelineError as error:
@@ -113,4 +114,4 @@ class Slot:
 
     def release(self) -> None:
         """Let others call the replica."""
-        self._release(self.replica, self._calls, self._got_something)
+        self._release(self.replica, self._calls)

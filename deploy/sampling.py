@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -94,9 +95,10 @@ class Sampling:
     async def _stream(self, lease: Lease, slot: Slot) -> _Outcome:
         done: set[str] = set()
         try:
-            async for groups in slot.stream("generate", lease, timeout=self._timeout):
-                await self._commit(lease, groups)
-                done.update(groups["group_id"].to_pylist())
+            async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as parts:
+                async for groups in parts:
+                    await self._commit(lease, groups)
+                    done.update(groups["group_id"].to_pylist())
         except ActorLostError as error:
             return _Outcome(lease.without(done), error)
         finally:
@@ -143,15 +145,16 @@ class Sampling:
     async def _attempt(self, lease: Lease, slot: Slot) -> pa.RecordBatch | ActorLostError:
         """Sample all of a lease, or learn that its sampler was lost; rows in the lease's order."""
         try:
-            parts = [groups async for groups in slot.stream("generate", lease, timeout=self._timeout)]
+            async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as items:
+                parts = [groups async for groups in items]
         except ActorLostError as error:
             return error
         finally:
             slot.release()
-        groups = pa.concat_batches(parts)
-        place = {group: number for number, group in enumerate(groups["group_id"].to_pylist())}
+        sampled = [group for groups in parts for group in groups["group_id"].to_pylist()]
+        place = {group: number for number, group in enumerate(sampled)}
         _check_all_there(lease, [group for group in lease.group_ids if group not in place])
-        return groups.take(pa.array([place[group] for group in lease.group_ids]))
+        return pa.concat_batches(parts).take(pa.array([place[group] for group in lease.group_ids]))
 
 
 def _halves(lease: Lease) -> list[Lease]:

@@ -83,7 +83,7 @@ class Scoring:
 
     A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that what a call
     costs is shared out under load. A call that fails is tried again in halves, until the group that makes it fail is
-    alone, and that one is given up after `MAX_ATTEMPTS`.
+    alone, and that one is given up after `MAX_ATTEMPTS` alone.
 
     Args:
         pools: of the scorers, by name.
@@ -171,7 +171,7 @@ class Scoring:
         half = (rows + 1) // 2 if failures else rows
         for first in range(0, rows, half):
             part = Samples(samples.training, samples.groups.slice(first, half))
-            self._begin(self._score_part(name, part, failures))
+            self._begin(self._score_part(name, part, failures if rows == 1 else 0))
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
         await self._score(name, samples, await self._pools[name].acquire(), failures)

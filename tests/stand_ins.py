@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -51,7 +51,7 @@ class LocalActor:
         except (UserError, PipelineError) as error:
             raise CallFailedError(error) from error
 
-    async def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         self._check()
         try:
             async for item in getattr(self, method)(*args):
@@ -81,7 +81,7 @@ class LocalSampler(LocalActor):
         super().__init__()
         self.name, self.seconds = name, seconds
 
-    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
         for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
             await self.sample(prompt)
             yield made_up(lease, group_id, prompt, self.name)
@@ -153,7 +153,12 @@ class Simulation:
         evaluated: held-back prompts; 0: nothing is evaluated.
         recipe: further sections of it.
         samplers_settings: of the pool of samplers.
+
+    Attributes:
+        rounds_an_epoch: how many draw all prompts; None: no prompt is drawn twice.
     """
+
+    rounds_an_epoch: int | None = None
 
     def __init__(
         self,
@@ -172,8 +177,8 @@ class Simulation:
         settings = recipe_settings(algorithm=algorithm, scorers=names, **(recipe or {}))
         self.recipe = Recipe.model_validate(settings)
         section = self.recipe.algorithm
-        drawn = section.rounds * section.prompts_per_round
-        self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(drawn)]
+        count = (self.rounds_an_epoch or section.rounds) * section.prompts_per_round
+        self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(count)]
         plan = LeasePlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
         draws = DrawnPrompts(section, self.prompts, 0)
         self.store = SampleStore(root / "store", "run")
@@ -194,9 +199,9 @@ class Simulation:
             evaluation=self.evaluation if evaluated else None,
             quarantine=Quarantine(self.directory.quarantine),
         )
-        count, spawn = samplers
+        replicas, spawn = samplers
         self.services = Services(
-            Pool("sampler", count, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
+            Pool("sampler", replicas, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
             {
                 name: Pool(f"scorer-{name}", number, make, self.directory, PoolSettings(start=60, backoff=0.01))
                 for name, (number, make) in scorers.items()
@@ -219,6 +224,10 @@ class Simulation:
         finally:
             self.services.kill()
             self.tracker.close()
+
+    def run_here(self) -> None:
+        """As `run`, in an event loop of its own."""
+        asyncio.run(asyncio.wait_for(self.run(), 60))
 
     def trained(self) -> list[str]:
         """The groups of all steps, as the store has them on disk."""

@@ -152,7 +152,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
             )
             production.stop()
     finally:
-        production.close()
+        await production.close()
     return evaluation
 
 

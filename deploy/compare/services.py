@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import ray
-
 from common.config.recipe import Recipe
 from common.policies import ProposalModel
 from deploy.actor import Handle
@@ -52,8 +50,8 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
     home = directory.services
 
     def spawn(_name: str, log_path: str) -> Handle:
-        actor = ray.remote(ExaminerActor).options(**actor_options(recipe.prior))
-        return RayHandle(actor.remote(recipe.model_dump(mode="json"), log_path))
+        options = actor_options(recipe.prior)
+        return RayHandle.spawn(ExaminerActor, options, recipe.model_dump(mode="json"), log_path)
 
     return SharedServices(
         shared=make_services(recipe, home, model, evaluation_scorers(recipe)),

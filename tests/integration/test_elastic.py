@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from common.leases import Lease, Prompt
 from common.schemas import PRIOR
 from common.store import SampleStore
-from deploy.pool import PoolSettings
+from deploy.pool import Pool, PoolSettings
+from deploy.run_directory import RunDirectory
 from deploy.status import Status, read_status
 from tests.integration.pipeline_runs import ROOT, environment
 from tests.ray_stand_ins import HANG, HURRY, POISON, SleepingSampler, SleepingScorer, spawning
@@ -185,3 +188,27 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
     assert seen["down"].returncode == 0
     assert [change.after for change in read_status(subject.directory).scaling] == [3, 2, 1]
     assert brain("scale", str(tmp_path), "samplers=2").returncode == 2  # it has ended
+
+
+def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) -> None:
+    """Another run may share the sampler, which goes on."""
+    prompts = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(2))
+    lease = Lease("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
+
+    async def give_up() -> int:
+        spawn = spawning(SleepingSampler, str(tmp_path), 0.01, {"p1": HANG})
+        pool = Pool("sampler", 1, spawn, RunDirectory(tmp_path), PoolSettings(start=120, slots=2))
+        await pool.start()
+        async with pool.slot() as slot:
+            async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
+                await anext(items)
+            cancelled = asyncio.create_task(anext(slot.stream("generate", lease, timeout=60)))
+            await asyncio.sleep(0.5)
+            cancelled.cancel()
+        while (await pool.call("pulse", timeout=60)).running:
+            await asyncio.sleep(0.1)
+        losses = pool.replicas["sampler-0"].losses
+        pool.kill()
+        return losses
+
+    assert asyncio.run(asyncio.wait_for(give_up(), 120)) == 0

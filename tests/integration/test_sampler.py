@@ -220,7 +220,7 @@ def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyn
     try:
         refuse(loop, started, whole, 1, r"refuses .* 1 in phase `load`.*vLLM does not load the weights")
         with pytest.raises(EngineLostError, match="parts of several models"):
-            loop.run(started.load(str(whole.registry.root), 0))
+            loop.run(sampled(started, whole.lease(0, alone=False)))
         with pytest.raises(EngineLostError):
             started.pulse()
     finally:

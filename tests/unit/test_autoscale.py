@@ -9,8 +9,8 @@ SETTINGS = AutoscaleSection(min=2, max=8, window=60, up_when_waiting=0.2, down_w
 
 
 def load(**changes: Any) -> Load:
-    calm = {"samplers": 4, "ready": 4, "waited": 0.0, "waiting_leases": 10, "ready_groups": 10, "trained": 50}
-    return Load(**{**calm, **changes})
+    calm = {"samplers": 4, "starting": 0, "without_room": 0, "waited": 0.0, "waiting_leases": 10, "ready_groups": 10}
+    return Load(**{**calm, "trained": 50, "strict": False, **changes})
 
 
 def wanted(since_change: float = 1000, **changes: Any) -> int | None:
@@ -25,15 +25,19 @@ def wanted(since_change: float = 1000, **changes: Any) -> int | None:
         ({"waited": 0.5}, 5),
         ({"waited": 0.5, "waiting_leases": 0}, None),  # a further sampler would have nothing to do
         ({"waited": 0.19}, None),
-        ({"waited": 0.5, "samplers": 8, "ready": 8}, None),
+        ({"waited": 0.5, "samplers": 8}, None),
         ({"ready_groups": 100}, 3),
         ({"ready_groups": 99}, None),
         ({"ready_groups": 100, "waited": 0.15}, None),  # between the two bounds nothing changes
         ({"ready_groups": 100, "trained": 0}, None),
-        ({"ready_groups": 100, "samplers": 2, "ready": 2}, None),
-        ({"waited": 0.5, "ready": 3}, None),  # one is still starting
-        ({"samplers": 1, "ready": 1}, 2),
-        ({"samplers": 9, "ready": 9}, 8),
+        ({"ready_groups": 100, "samplers": 2}, None),
+        ({"waited": 0.5, "starting": 1}, None),
+        ({"waited": 0.5, "without_room": 1}, None),  # nor would another find any
+        ({"ready_groups": 100, "without_room": 1}, 3),
+        ({"ready_groups": 100, "strict": True}, None),  # the learner's turn: a whole round is ready
+        ({"waited": 0.5, "strict": True}, 5),
+        ({"samplers": 1}, 2),
+        ({"samplers": 9}, 8),
     ],
 )
 def test_decisions(changes: dict[str, Any], samplers: int | None) -> None:
@@ -58,7 +62,7 @@ def test_the_number_settles_where_the_two_rates_meet() -> None:
         backlog += samplers * 20
         trained = min(backlog, 100)
         backlog -= trained
-        window = Load(samplers, samplers, 1 - trained / 100, 10, backlog, trained)
+        window = load(samplers=samplers, waited=1 - trained / 100, ready_groups=backlog, trained=trained)
         decision = decide(window, SETTINGS, since_change=100)
         samplers = decision.samplers if decision else samplers
         seen.append(samplers)

@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from deploy.live_commands import parse_replicas
 from deploy.requests import Answer, ScaleRequest, answer, ask, take_requests
 from deploy.run_directory import RunDirectory
 from deploy.scaling import Scaler
-from deploy.status import read_status, write_status
+from deploy.status import Status, read_status, write_status
 from tests.stand_ins import LocalSampler, Simulation, reward_and_prior
 
 ALGORITHM = {"rounds": 2, "prompts_per_round": 8, "updates_per_round": 2, "batch_prompts": 4, "max_staleness": 1}
@@ -144,7 +145,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_else_done(asked: dict[str, i
 def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> None:
     pools: dict[str, Any] = {"samplers": Sized()}
     subject = Scaler(pools, AutoscaleSection(min=1, max=8, settle=0))
-    busy = Load(samplers=4, ready=4, waited=1.0, waiting_leases=9, ready_groups=0, trained=1)
+    busy = Load(4, starting=0, without_room=0, waited=1.0, waiting_leases=9, ready_groups=0, trained=1, strict=False)
     answered = subject.answer(ScaleRequest(replicas={"samplers": 4}))
     assert "2 -> 4, until this start of the run ends (set sampler.replicas=4 to keep it)" in answered.lines[0]
     assert subject.follow(busy) is None and pools["samplers"].target == 4
@@ -152,6 +153,24 @@ def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> 
     scaled = subject.follow(busy)
     assert scaled is not None and (scaled.before, scaled.after) == (4, 5) and "waited" in scaled.reason
     assert [decision.after for decision in subject.decisions] == [4, 5]
+
+
+def test_what_goes_wrong_in_the_status_does_not_end_it_and_the_last_word_is_that_the_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[str] = []
+
+    def slowly(directory: RunDirectory, status: Status) -> None:
+        writes.append(status.state)
+        if len(writes) == 1:
+            raise ValueError("a bug")
+        time.sleep(0.3)  # in its thread: the run ends meanwhile
+        write_status(directory, status)
+
+    monkeypatch.setattr("deploy.operations._EVERY", 0.01)
+    monkeypatch.setattr("deploy.operations.write_status", slowly)
+    assert read_status(ended(tmp_path).directory).state == "ended"
+    assert len(writes) > 2
 
 
 class Unhurried(LocalSampler):

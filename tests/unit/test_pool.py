@@ -1,13 +1,14 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import DeliveryError, PipelineError, UserError
-from deploy.actor import ActorLostError, Spawn
-from deploy.pool import MAX_ATTEMPTS, Pool, PoolSettings
+from deploy.actor import ActorLostError, LostError, Spawn
+from deploy.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
 from deploy.replica import State
 from deploy.run_directory import RunDirectory
 from sampler.reports import Pulse
@@ -194,7 +195,10 @@ def test_a_replica_without_progress_is_taken_for_hung(tmp_path: Path) -> None:
     assert subject.replicas["worker-0"].losses == 1
 
 
-def test_replicas_lost_in_a_row_without_any_answer_end_the_run(tmp_path: Path) -> None:
+def test_replicas_that_are_all_lost_again_and_again_without_any_answer_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.pool._LONGEST_BACKOFF", 0.001)
     subject = pool(tmp_path, ["die"] * 100, replicas=2)
 
     async def insist() -> None:
@@ -203,8 +207,185 @@ def test_replicas_lost_in_a_row_without_any_answer_end_the_run(tmp_path: Path) -
                 with pytest.raises(ActorLostError):
                     await slot.call("do", timeout=1)
 
-    with pytest.raises(PipelineError, match="15 replicas of worker were lost in a row"):
+    with pytest.raises(PipelineError, match="Every worker was lost 15 times in a row"):
         run(subject, insist)
+
+
+def test_many_replicas_lost_at_once_are_all_started_again(tmp_path: Path) -> None:
+    count = 2 * MAX_LOSSES
+    subject = pool(tmp_path, [], replicas=count)
+
+    async def lose_all() -> str:
+        await until(lambda: subject.ready == count)
+        for replica in subject.replicas.values():
+            replica.actor.kill()
+            replica.lost(ActorLostError("its machine was taken away"))
+        await until(lambda: subject.ready == count)
+        return await subject.call("do", timeout=1)
+
+    assert run(subject, lose_all) in subject.replicas
+
+
+class Streaming(Worker):
+    """Gives two items, far apart, and notes when nobody wants the second."""
+
+    closed = False
+
+    async def items(self) -> AsyncGenerator[int]:
+        try:
+            yield 1
+            await self.work(60)
+            yield 2
+        finally:
+            Streaming.closed = True
+
+
+def test_an_item_shows_at_once_that_a_replica_works(tmp_path: Path) -> None:
+    subject = Pool("worker", 1, lambda name, _log: Streaming(name, []), RunDirectory(tmp_path), QUICK)
+
+    async def look() -> int:
+        async with subject.slot() as slot:
+            slot.replica.fruitless = 3
+            async with aclosing(slot.stream("items", timeout=60)) as items:
+                await anext(items)
+                return slot.replica.fruitless
+
+    assert run(subject, look) == 0
+    assert Streaming.closed  # what nobody wants any more is not made
+
+
+def test_the_time_that_the_caller_takes_does_not_count_against_a_replica(tmp_path: Path) -> None:
+    class Quick(Worker):
+        async def items(self) -> AsyncGenerator[int]:
+            for number in range(3):
+                yield number
+
+    subject = Pool("worker", 1, lambda name, _log: Quick(name, []), RunDirectory(tmp_path), QUICK)
+
+    async def take_time() -> list[int]:
+        seen = []
+        async with subject.slot() as slot, aclosing(slot.stream("items", timeout=0.2)) as items:
+            async for item in items:
+                seen.append(item)
+                await asyncio.sleep(0.15)
+        return seen
+
+    assert run(subject, take_time) == [0, 1, 2]
+
+
+def test_one_that_raises_in_its_first_start_does_not_end_the_run(tmp_path: Path) -> None:
+    spawn = spawn_failing(PipelineError("bad node"), lambda name: name == "worker-0")
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    assert run(subject, lambda: subject.call("do", timeout=1)) == "worker-1"
+
+
+def test_where_none_comes_up_the_error_says_why(tmp_path: Path) -> None:
+    spawn = spawn_failing(PipelineError("bad node"), lambda _name: True)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    with pytest.raises(PipelineError, match=r"No worker is left; the last was given up after 3 starts: .*bad node"):
+        run(subject, lambda: asyncio.sleep(0))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_one_that_was_given_up_is_tried_again_unless_it_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr("deploy.pool._LONGEST_BACKOFF", 0.05)
+    broken = {"worker-1"}
+    spawn = spawn_failing(PipelineError("bad node"), lambda name: name in broken)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+
+    async def repair() -> set[str]:
+        await until(lambda: subject.count(State.GONE) == 1)
+        if replaced:
+            subject.scale(2)
+        broken.clear()
+        await until(lambda: subject.ready == 2 and len(subject.replicas) == 2)
+        return set(subject.replicas)
+
+    assert run(subject, repair) == {"worker-0", "worker-2" if replaced else "worker-1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no such option"), "worker-0 could not be looked after: ValueError: no such option"),
+        (
+            LostError("the cluster refuses"),
+            "No worker is left; .*worker-0 was lost in its creation .the cluster refuses",
+        ),
+    ],
+)
+def test_an_actor_that_cannot_even_be_created_ends_the_run_with_a_sentence(
+    tmp_path: Path, error: Exception, said: str
+) -> None:
+    def spawn(_name: str, _log: str) -> Worker:
+        raise error
+
+    with pytest.raises(PipelineError, match=said):
+        run(Pool("worker", 1, spawn, RunDirectory(tmp_path), QUICK), lambda: asyncio.sleep(0))
+
+
+class Homeless(Worker):
+    """Finds no room once the test says so."""
+
+    crowded = False
+
+    async def placed(self) -> None:
+        await self.work(60 if Homeless.crowded else 0)
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_without_room_for_any_replica_the_run_ends_with_a_sentence(tmp_path: Path, at_first: bool) -> None:
+    Homeless.crowded = at_first
+    settings = PoolSettings(start=0.1, backoff=0.001)
+    subject = Pool("worker", 2, lambda name, _log: Homeless(name, ["die", "die"]), RunDirectory(tmp_path), settings)
+
+    async def lose_all() -> None:
+        await until(lambda: subject.ready == 2)
+        Homeless.crowded = True
+        await subject.call("do", timeout=1)
+
+    with pytest.raises(PipelineError, match=r"No worker found room in the cluster within 0.*add nodes"):
+        run(subject, lose_all)
+
+
+def test_a_hung_replica_that_is_to_leave_is_noticed_and_leaves(tmp_path: Path) -> None:
+    class Hung(Worker):
+        async def pulse(self) -> Pulse:
+            return Pulse(3, 0, 0, 0, 100.0 if subject.replicas[self.name].state is State.LEAVING else 0.0)
+
+    settings = PoolSettings(start=5, silence=0.1, backoff=0.001)
+    subject = Pool("worker", 2, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path), settings)
+
+    async def dismiss() -> None:
+        await until(lambda: subject.ready == 2)
+        slots = [await subject.acquire(), await subject.acquire()]
+        slots.pop().release()
+        (busy,) = slots
+        call = asyncio.create_task(busy.call("do", timeout=60))
+        subject._dismiss(busy.replica)
+        with pytest.raises(ActorLostError):
+            await call
+        busy.release()
+        await until(lambda: len(subject.replicas) == 1)
+
+    run(subject, dismiss)
+
+
+def test_idle_replicas_leave_first(tmp_path: Path) -> None:
+    subject = pool(tmp_path, [], replicas=3)
+
+    async def shrink() -> None:
+        await until(lambda: subject.ready == 3)
+        slots = [await subject.acquire() for _ in range(3)]
+        idle = slots.pop(1)
+        idle.release()
+        subject.scale(2)
+        assert idle.replica.state is State.LEAVING
+        assert all(slot.replica.state is State.READY for slot in slots)
+
+    run(subject, shrink)
 
 
 def test_one_more_is_one_more(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """The whole control plane over a real store, with services in this process that fail."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from common.errors import PipelineError
-from common.leases import Prompt
+from common.leases import Lease, Prompt
 from common.schemas import PRIOR
 from common.store import SampleStore
-from deploy.pool import PoolSettings
+from deploy.pool import MAX_ATTEMPTS, PoolSettings
+from deploy.sampling import FATAL
 from deploy.status import read_status
 from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation, reward_and_prior
 
@@ -69,7 +71,7 @@ def start(root: Path, staleness: int, sampler: type[LocalSampler] = Poisoned, **
         samplers_settings=PoolSettings(start=5, slots=1 if staleness == 0 else 2, backoff=0.001),
         **settings,
     )
-    asyncio.run(asyncio.wait_for(subject.run(), 60))
+    subject.run_here()
     return subject
 
 
@@ -116,6 +118,121 @@ def test_a_group_that_fails_in_two_scorers_is_left_out_once(tmp_path: Path) -> N
     scorers = {PRIOR: (1, lambda _name, _log: Faulty(PRIOR)), "reward": (1, lambda _name, _log: Faulty("reward"))}
     subject = start(tmp_path, 1, LocalSampler, scorers=scorers)
     assert [item.prompt_id for item in subject.work.quarantine] == ["p7"]
+
+
+@pytest.mark.parametrize("fails", [MAX_ATTEMPTS - 1, MAX_ATTEMPTS])
+def test_a_group_is_given_up_for_failures_of_its_own_alone(tmp_path: Path, fails: int) -> None:
+    """That calls of several groups failed, it among them, is not held against it."""
+    alone: list[str] = []
+
+    class Moody(LocalScorer):
+        async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
+            if "p7" in groups["prompt_id"].to_pylist():
+                if groups.num_rows > 1:
+                    raise PipelineError("too many for this one")
+                alone.append("p7")
+                if len(alone) <= fails:
+                    raise PipelineError("not yet")
+            return await super().score(groups)
+
+    scorers = {**reward_and_prior(), "reward": (1, lambda _name, _log: Moody("reward"))}
+    subject = start(tmp_path, 0, LocalSampler, scorers=scorers)
+    assert len(subject.work.quarantine) == (fails == MAX_ATTEMPTS)
+
+
+class Recording(LocalSampler):
+    """Notes for which purposes and rounds, and from which versions, it samples."""
+
+    leases: ClassVar[list[Lease]] = []
+
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+        self.leases.append(lease)
+        async for groups in super().generate(lease):
+            yield groups
+
+
+def test_evaluation_has_its_share_of_the_samplers_while_training_wants_them_all(tmp_path: Path) -> None:
+    Recording.leases.clear()
+    Simulation(
+        tmp_path,
+        {"rounds": 2, "prompts_per_round": 64, "updates_per_round": 16, "batch_prompts": 4, "max_staleness": 1},
+        (1, lambda name, _log: Recording(name)),
+        reward_and_prior(),
+        evaluated=8,
+        recipe={"sampler": {"lease_prompts": 2}},
+    ).run_here()
+    purposes = [lease.purpose for lease in Recording.leases]
+    first = purposes.index("validation")
+    assert first < 9, "the prior is evaluated while rounds 0 and 1 are sampled"
+    assert purposes[:32].count("train") > 24
+
+
+def test_leases_that_wait_are_sampled_from_what_was_published_meanwhile(tmp_path: Path) -> None:
+    """Round 1 is admitted with version 0; while one sampler is at it, version 1 comes."""
+    Recording.leases.clear()
+    subject = Simulation(
+        tmp_path,
+        {"rounds": 2, "prompts_per_round": 64, "updates_per_round": 1, "batch_prompts": 4, "max_staleness": 1},
+        (1, lambda name, _log: Recording(name, seconds=0.002)),
+        reward_and_prior(),
+        recipe={"sampler": {"lease_prompts": 4}},
+    )
+    subject.run_here()
+    of_round_1 = [lease.version for lease in Recording.leases if lease.round == 1]
+    assert of_round_1 and set(of_round_1) == {1}
+    rows = SampleStore(subject.directory.own_store, "run").groups(list(subject.store.group_ids)).to_pylist()
+    assert all(0 <= row["round"] - row["proposal_version"] <= 1 for row in rows)
+
+
+def test_a_prompt_that_has_killed_samplers_is_taken_out_of_rounds_that_wait(tmp_path: Path) -> None:
+    attempts: list[str] = []
+
+    class Deadly(LocalSampler):
+        async def sample(self, prompt: Prompt) -> None:
+            await asyncio.sleep(0)
+            attempts.append(prompt.prompt_id)
+            if prompt.prompt_id == "p5":
+                self.kill()
+                self._check()
+
+    class SamePrompts(Simulation):
+        rounds_an_epoch = 1
+
+    subject = SamePrompts(
+        tmp_path,
+        {"rounds": 2, "prompts_per_round": 8, "updates_per_round": 2, "batch_prompts": 4, "max_staleness": 1},
+        (1, lambda name, _log: Deadly(name)),
+        reward_and_prior(),
+        recipe={"sampler": {"lease_prompts": 2}},
+        samplers_settings=PoolSettings(start=5, slots=1, backoff=0.001),
+    )
+    subject.run_here()
+    (item,) = subject.work.quarantine
+    assert (item.prompt_id, item.round) == ("p5", 0)
+    assert attempts.count("p5") == FATAL  # and in round 1, admitted beside round 0, not once
+    assert len(SampleStore(subject.directory.own_store, "run").steps()) == 4
+
+
+def test_the_learner_s_wait_is_seen_before_it_ends(tmp_path: Path) -> None:
+    """And what is waited for is groups to train on, not the evaluation at the end."""
+    seen: list[float] = []
+
+    class Slow(LocalSampler):
+        async def sample(self, prompt: Prompt) -> None:
+            await asyncio.sleep(0.01)
+            seen.append(subject.conductor.production.waited_seconds)
+
+    subject = Simulation(
+        tmp_path,
+        {"rounds": 1, "prompts_per_round": 8, "updates_per_round": 2, "batch_prompts": 4},
+        (1, lambda name, _log: Slow(name)),
+        reward_and_prior(),
+        evaluated=8,
+    )
+    subject.run_here()
+    waited = subject.conductor.production.waited_seconds
+    assert 0.05 < seen[6] < waited
+    assert seen[-1] == waited
 
 
 def test_a_scorer_that_always_fails_ends_the_run_with_its_error(tmp_path: Path) -> None:

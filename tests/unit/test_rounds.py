@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.config.recipe import AlgorithmSection
 from common.leases import Prompt
-from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
+from deploy.draws import FIXED_AHEAD, DrawnPrompts, StoredGroups, TrainingLeases
 from deploy.lease_plan import LeasePlan
 from deploy.rounds import RecordedSteps, Rounds
 
@@ -235,7 +235,7 @@ def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
 
 
 @pytest.mark.parametrize("version", [0, 2])
-def test_a_fixed_proposal_admits_all_rounds_at_once_and_samples_from_the_prior(version: int) -> None:
+def test_a_fixed_proposal_admits_rounds_early_and_samples_from_the_prior(version: int) -> None:
     section = algorithm(rounds=4)
     draws = DrawnPrompts(section, PROMPTS, 0)
     leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=True)
@@ -243,3 +243,31 @@ def test_a_fixed_proposal_admits_all_rounds_at_once_and_samples_from_the_prior(v
     given = [lease for round_ in range(4) for lease in leases.of_round(round_, version, set(), set())]
     assert {lease.version for lease in given} == {0}
     assert {lease.round for lease in given} == {0, 1, 2, 3}
+    assert given[0] == leases.up_to_date(given[0], version)
+
+
+def test_a_fixed_proposal_admits_only_so_many_rounds_as_keep_samplers_busy() -> None:
+    section = algorithm(rounds=1000)
+    leases = TrainingLeases(
+        section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=True
+    )
+    assert leases.admitted(3) == range(3, 3 + FIXED_AHEAD + 1)
+
+
+def test_the_prompts_of_few_rounds_are_kept_and_the_others_drawn_again() -> None:
+    draws = DrawnPrompts(algorithm(rounds=1000), PROMPTS, 0)
+    first = draws.keys(0)
+    for round_ in range(100):
+        draws.keys(round_)
+    assert len(draws._drawn) < 20 and draws.keys(0) == first
+
+
+@pytest.mark.parametrize(("newest", "version"), [(1, 1), (2, 2), (3, 3), (4, 3)])
+def test_a_lease_that_has_waited_is_sampled_from_what_was_published_meanwhile(newest: int, version: int) -> None:
+    section = algorithm(max_staleness=2, rounds=6)
+    draws = DrawnPrompts(section, PROMPTS, 0)
+    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False)
+    (waiting, _), (at_once, _) = (leases.of_round(3, of, set(), set()) for of in (1, version))
+    assert leases.up_to_date(waiting, newest) == at_once  # never from one beyond its round
+    part = waiting.without(waiting.group_ids[:1])
+    assert leases.up_to_date(part, newest) == at_once.without(at_once.group_ids[:1])

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pyarrow as pa
@@ -113,6 +114,18 @@ class Silent(LocalSampler):
 def test_a_sampler_that_leaves_out_a_group_ends_the_run(tmp_path: Path, whole: bool) -> None:
     with pytest.raises(PipelineError, match="left out 1 groups of lease train-0000-0000"):
         sample(tmp_path, {}, whole=whole, kind=Silent)
+
+
+class Mute(LocalSampler):
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+        for groups in tuple[pa.RecordBatch, ...]():
+            yield groups
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_sampler_that_gives_nothing_at_all_ends_the_run(tmp_path: Path, whole: bool) -> None:
+    with pytest.raises(PipelineError, match="left out 8 groups of lease train-0000-0000"):
+        sample(tmp_path, {}, whole=whole, kind=Mute)
 
 
 class Refusing(LocalSampler):
