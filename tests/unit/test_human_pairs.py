@@ -15,7 +15,7 @@ from deploy.run_directory import RunDirectory
 from deploy.store_commands.human_pairs import choices, groups_of, prior_scores, read_pairs
 from deploy.stored_inputs import lacking_scores, read_stored_inputs
 from tests.unit import tiny_models
-from tests.unit.factories import groups, recipe_settings
+from tests.unit.factories import groups, recipe_settings, scores
 
 END = 95
 ALGORITHM = {"rounds": 2, "prompts_per_round": 4, "batch_prompts": 2, "updates_per_round": 2}
@@ -138,6 +138,27 @@ def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
         "store": {"uri": str(tmp_path / "store")},
     }
     with pytest.raises(UserError, match=r"4 of the 4 groups .* have no gold_text, .*objective.sft_on=best"):
+        check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+
+
+def test_rso_on_a_store_of_groups_too_small_is_refused_before_anything_starts(tmp_path):
+    from deploy.preflight import check_inputs
+
+    ids = ("a", "b", "c", "d")
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups(*ids))
+    for scorer in ("reward", PRIOR):
+        store.append_scores(scores(scorer, {name: [0.0, 1.0] for name in ids}))
+    tokenizer = tiny_models.gpt2_like_tokenizer()
+    tiny_models.save(tiny_models.llama(vocabulary=len(tokenizer)), tmp_path / "policy")
+    stored = {
+        "policy": {"model": str(tmp_path / "policy"), "dtype": "float32"},
+        "objective": {"name": "rso"},
+        "algorithm": ALGORITHM | {"rounds": 1},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    with pytest.raises(UserError, match=r"store: objective.name=rso would accept 2 of 2 outputs"):
         check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
 
 
