@@ -14,12 +14,8 @@ def gold_encoder(recipe: Recipe) -> Callable[[str], list[int]] | None:
     if not recipe.objective.needs_gold:
         return None
     from common.nn.causal_lm import load_tokenizer  # transformers: only where it is needed
+    from common.nn.prompt_encoding import completion_encoding
 
-    tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
+    encode = completion_encoding(load_tokenizer(recipe.policy.tokenizer or recipe.policy.model))
     limit = recipe.sampling.max_tokens
-
-    def encode(text: str) -> list[int]:
-        ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-        return ids[:limit]
-
-    return encode
+    return lambda text: encode(text)[:limit]

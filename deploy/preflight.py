@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from common.config.data import PromptSource
+from common.config.objectives import RsoSection
 from common.config.recipe import Recipe
 from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError
@@ -83,6 +84,10 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
     vocabulary = load_config(recipe.policy.model).vocab_size
     for batch in inputs.source.store.batches(group_ids=inputs.index["group_id"].slice(0, 1).to_pylist()):
+        if isinstance(recipe.objective, RsoSection):
+            refusal = recipe.objective.refusal(len(batch["outputs"][0]))
+            if refusal is not None:
+                raise UserError(f"{inputs.source.store.root}: {refusal}.")
         largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
         if largest >= vocabulary:
             raise UserError(
@@ -103,7 +108,7 @@ def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
         raise UserError(
             f"{lacking} of the {len(ids)} groups of {inputs.source.store.root} have no gold_text, which objective.name="
             f"{recipe.objective.name} with sft_on=gold trains on; sample them with data.gold_column set, or set "
-            f"objective.sft_on=best."
+            f"objective.sft_on=best (chosen for dpo+nll)."
         )
 
 

@@ -28,8 +28,8 @@ class GroupBatch:
         sampler_logprobs: log q' as the sampler computed it; NaN where there is no output.  # [b, n] float32
         proposal_logprobs: log q' as the objective uses it; NaN where missing.  # [b, n] float32
         rewards: NaN where missing.  # [b, n] float32
-        valid: an output is there, none of its values is missing, and (once `narrowed`) the objective uses it.
-            # [b, n] bool
+        complete: an output is there, and none of its values is missing.  # [b, n] bool
+        valid: the complete outputs; once `narrowed`, those of them that the objective uses.  # [b, n] bool
         golds: [gold tokens] int64 of each prompt whose gold output the objective needs, else None.
         seeds: of what an objective draws for a group.  # [b] int64
     """
@@ -43,6 +43,7 @@ class GroupBatch:
     sampler_logprobs: torch.Tensor
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
+    complete: torch.Tensor
     valid: torch.Tensor
     golds: list[Completion | None]
     seeds: torch.Tensor
@@ -78,15 +79,18 @@ class GroupBatch:
             groups: all, if not given.
         """
         rows = list(range(len(self.golds))) if groups is None else groups
-        has_gold = torch.tensor([self.golds[row] is not None for row in rows], dtype=torch.bool)
+        golds = [self.golds[row] for row in rows]
+        has_gold = torch.tensor([gold is not None for gold in golds], dtype=torch.bool)
         return GroupValues(
             policy_logprobs=policy_logprobs[:, :-1],
             prior_logprobs=self.prior_logprobs[rows],
             proposal_logprobs=self.proposal_logprobs[rows],
             rewards=self.rewards[rows],
+            complete=self.complete[rows],
             valid=self.valid[rows],
             lengths=self.lengths[rows],
             gold_logprobs=torch.where(has_gold, policy_logprobs[:, -1], torch.nan),
+            gold_lengths=torch.tensor([len(gold) if gold is not None else 1 for gold in golds], dtype=torch.int64),
             seeds=self.seeds[rows],
             log_partition=0.0,
         )
@@ -147,6 +151,7 @@ def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
         prompts=_token_lists(batch["prompt_token_ids"]),
         completions=[flat[start:end] for start, end in pairwise(starts)],
         lengths=lengths,
+        complete=present & ~missing,
         valid=present & ~missing,
         golds=_golds(batch["gold_token_ids"]),
         seeds=torch.tensor([seed_from("group", seed, name) for name in group_ids], dtype=torch.int64),

@@ -1,6 +1,7 @@
 """The recipe's objective: one section class a family, so that a setting that a method does not have is refused.
 
-What the settings do is said where the losses are: learner/objectives. Defaults are those of the papers.
+What the settings do is said where the losses are: learner/objectives. Defaults are those of the papers where these
+name one for language models; docs/objectives.md says which are ours.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -81,28 +82,29 @@ class WeightedPairSection(PairSection, GoodnessSection):
     name: Literal["dpo-sft+iw"]
 
 
-class HumanPairSection(ObjectiveBase):
-    """DPO on pairs that people chose between."""
+class LogisticPairSection(PairSection):
+    """What methods have that make a pair's margin a probability, as DPO does."""
 
-    OFFLINE = True
-    name: Literal["dpo"]
-    reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
-    pairs: Pairing = "consecutive"
     beta: float = Field(0.1, gt=0)
 
 
-class DpoSection(PairSection):
+class HumanPairSection(LogisticPairSection):
+    """DPO on pairs that people chose between."""
+
+    name: Literal["dpo"]
+    reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
+
+
+class DpoSection(LogisticPairSection):
     """DPO on pairs of the prior's outputs that the reward ranks."""
 
     name: Literal["dpo-sft"]
-    beta: float = Field(0.1, gt=0)
 
 
-class SmoothedSection(PairSection):
+class SmoothedSection(LogisticPairSection):
     """DPO where a share `epsilon` of the labels is taken for wrong."""
 
     name: Literal["cdpo", "rdpo"]
-    beta: float = Field(0.1, gt=0)
     epsilon: float = Field(0.1, ge=0, lt=0.5)
 
 
@@ -125,17 +127,33 @@ class RsoSection(PairSection):
     """Statistical rejection sampling, then pairs of what was accepted."""
 
     name: Literal["rso"]
-    accepted: int = Field(8, ge=2, description="outputs a prompt that rejection sampling keeps")
+    accepted: int | None = Field(
+        None, ge=2, description="outputs a prompt that rejection sampling keeps; not set: one in 8, at least 2"
+    )
     beta: float = Field(0.5, gt=0, description="of the acceptance probability exp((r − r_max)/beta)")
     gamma: float = Field(0.05, gt=0, description="scale of the log-ratios in the loss")
     loss: Literal["sigmoid-norm", "hinge-norm"] = "sigmoid-norm"
 
+    def accepted_of(self, outputs: int) -> int:
+        """How many outputs of a group of so many are accepted (8 of 64 in the paper)."""
+        return max(2, outputs // 8) if self.accepted is None else self.accepted
+
+    def refusal(self, outputs: int) -> str | None:
+        """Why groups of so many outputs are too small; None where they are not."""
+        accepted = self.accepted_of(outputs)
+        if accepted < outputs:
+            return None
+        return (
+            f"objective.name=rso would accept {accepted} of {outputs} outputs of a prompt, so that nothing is "
+            f"rejected, and it is DPO; sample more (sampling.n), or lower objective.accepted"
+        )
+
 
 class SftTermSection(ObjectiveBase):
-    """What methods have that add −log q(y) of one output, as in supervised fine-tuning."""
+    """What methods have that add −log q(y), as in supervised fine-tuning."""
 
-    sft_on: Literal["gold", "best"] = Field("best", description="best: the output of the highest reward")
-    sft_weight: float = Field(0.0, ge=0)
+    sft_on: str
+    sft_weight: float = Field(ge=0)
 
     @property
     def needs_gold(self) -> bool:
@@ -143,21 +161,27 @@ class SftTermSection(ObjectiveBase):
         return self.sft_on == "gold" and self.sft_weight > 0
 
 
-class SlicSection(PairSection, SftTermSection):
+class BestOrGoldSection(SftTermSection):
+    """What methods have where y is one of the whole group: its best output, or gold."""
+
+    sft_on: Literal["best", "gold"] = Field("best", description="best: the output of the highest reward")
+
+
+class SlicSection(PairSection, BestOrGoldSection):
     """Sequence likelihood calibration from human feedback."""
 
     name: Literal["slic"]
     margin: float = Field(1.0, gt=0, description="the paper's delta")
-    sft_on: Literal["gold", "best"] = "gold"
+    sft_on: Literal["best", "gold"] = "gold"
     sft_weight: float = Field(0.1, ge=0, description="the paper's lambda")
 
 
-class DpoNllSection(PairSection, SftTermSection):
+class DpoNllSection(LogisticPairSection, SftTermSection):
     """DPO and the likelihood of what was chosen."""
 
     name: Literal["dpo+nll"]
-    beta: float = Field(0.1, gt=0)
-    sft_weight: float = Field(0.005, ge=0, description="the paper's eta")
+    sft_on: Literal["chosen", "gold"] = Field("chosen", description="chosen: each pair's winner")
+    sft_weight: float = Field(0.005, ge=0, description="the paper's eta, times beta")
 
 
 class PlackettLuceSection(ObjectiveBase):
@@ -168,7 +192,7 @@ class PlackettLuceSection(ObjectiveBase):
     beta: float = Field(0.1, gt=0)
 
 
-class RrhfSection(SftTermSection):
+class RrhfSection(BestOrGoldSection):
     """Rank responses to align with human feedback."""
 
     OFFLINE = True
@@ -176,7 +200,7 @@ class RrhfSection(SftTermSection):
     sft_weight: float = Field(1.0, ge=0)
 
 
-class ProSection(SftTermSection):
+class ProSection(BestOrGoldSection):
     """Preference ranking optimisation."""
 
     OFFLINE = True

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from common.config.data import DataSection
-from common.config.objectives import ON_PRIOR_SAMPLES, BrainSection, ObjectiveSection
+from common.config.objectives import ON_PRIOR_SAMPLES, BrainSection, ObjectiveSection, RsoSection
 from common.config.scorers import CombinationSection, FunctionSection, ScorerPool, ScorerSection
 from common.config.section import Name, Section
 from common.schemas import HUMAN, PRIOR, PROPOSAL
@@ -452,7 +452,7 @@ class Recipe(Section):
         if self.objective.needs_gold and self.sampler.replicas and self.data.gold_column is None:
             raise ValueError(
                 f"objective.name={name} with sft_on=gold trains on gold texts, and data.gold_column names no column of "
-                f"the prompt files; name it, or set objective.sft_on=best"
+                f"the prompt files; name it, or set objective.sft_on=best (chosen for dpo+nll)"
             )
         if self.objective.reward == HUMAN and self.sampler.replicas:
             raise ValueError(
@@ -461,6 +461,10 @@ class Recipe(Section):
                 f"and set sampler.replicas=0 and store.uri to the result; or choose dpo-sft, whose pairs the reward "
                 f"ranks"
             )
+        if isinstance(self.objective, RsoSection) and self.sampler.replicas:
+            refusal = self.objective.refusal(self.sampling.n)
+            if refusal is not None:
+                raise ValueError(refusal)
         return self
 
     def _require_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> None:

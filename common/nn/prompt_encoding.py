@@ -1,6 +1,9 @@
-"""From a prompt's text to the token ids that the policy reads: as it is, or as a conversation in a chat template."""
+"""From texts to the token ids that the policy reads.
 
-from collections.abc import Sequence
+A prompt is encoded as it is, or as a conversation in a chat template; a completion that comes as a text as if sampled.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import TemplateError
@@ -34,6 +37,16 @@ def prompt_encoding(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> E
             "to none."
         )
     return Conversations(tokenizer, None)
+
+
+def completion_encoding(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """How completions are encoded that come as texts: without what stands before texts (BOS), with the end of text."""
+
+    def encode(text: str) -> list[int]:
+        [ids] = _plain(tokenizer, [text])
+        return [*ids, tokenizer.eos_token_id]
+
+    return encode
 
 
 class PlainTexts:

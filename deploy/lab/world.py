@@ -60,14 +60,17 @@ class World:
             log_policy: log q_θ, with its gradient.  # [64]
             log_proposal: log q'.  # [64]
         """
+        there = torch.ones_like(outcomes, dtype=torch.bool)
         return GroupValues(
             policy_logprobs=log_policy[outcomes],
             prior_logprobs=self.log_prior[outcomes],
             proposal_logprobs=log_proposal[outcomes],
             rewards=self.rewards[outcomes],
-            valid=torch.ones_like(outcomes, dtype=torch.bool),
+            complete=there,
+            valid=there,
             lengths=torch.ones_like(outcomes),
             gold_logprobs=torch.full((len(outcomes),), torch.nan, dtype=torch.float64),
+            gold_lengths=torch.ones(len(outcomes), dtype=torch.int64),
             seeds=torch.zeros(len(outcomes), dtype=torch.int64),
             log_partition=0.0,
         )

@@ -13,11 +13,10 @@ import pyarrow as pa
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import digest, group_id
+from common.prompts import Encode, RefusedPromptError
 from common.row_files import read_rows
 from common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_rows
 from common.text_groups import text_group
-
-Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Pair:
 
     Attributes:
         prompt_id: of place and text.
-        outputs: of the chosen and of the rejected output, with the end of text.
+        texts: the chosen and the rejected output.
+        outputs: their tokens, with the end of text.
     """
 
     prompt_id: str
@@ -44,24 +44,27 @@ class Pairs:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def read_pairs(path: Path, recipe: Recipe, encode: Encode, end: int) -> Pairs:
+def read_pairs(
+    path: Path, recipe: Recipe, encode_prompts: Encode, encode_completion: Callable[[str], list[int]]
+) -> Pairs:
     """Read a file of the columns prompt, chosen and rejected, and put the pairs into the order of training.
 
     Args:
         path: .jsonl, .jsonl.gz or .parquet.
         recipe: names the prompts' column, and says how long prompts and outputs may be, and the seed of the order.
-        encode: a text's token ids.
-        end: the token of the end of text, which each output gets.
+        encode_prompts: prompts' token ids, as a run encodes them.
+        encode_completion: an output's token ids, with the end of text.
 
     Raises:
-        UserError: the file is missing, damaged, lacks a column, or holds no usable pair.
+        UserError: the file is missing, damaged, lacks a column, holds a prompt that the chat template refuses, or no
+            usable pair.
     """
     columns = (recipe.data.prompt_column, "chosen", "rejected")
     pairs = Pairs()
     for number, row in enumerate(read_rows(path, columns)):
         prompt, *texts = (_text(path, number, row, column) for column in columns)
-        prompt_ids = encode(prompt)
-        chosen, rejected = ([*encode(text), end] for text in texts)
+        prompt_ids = _prompt_ids(path, number, prompt, encode_prompts)
+        chosen, rejected = map(encode_completion, texts)
         if not prompt_ids or len(prompt_ids) > recipe.data.max_prompt_tokens:
             pairs.skipped["prompt empty or over data.max_prompt_tokens"] += 1
         elif max(len(chosen), len(rejected)) > recipe.sampling.max_tokens:
@@ -135,6 +138,17 @@ def _scores(groups: pa.RecordBatch, name: str, scorer_digest: str, values: list[
         SCORES,
         [shared | {"group_id": id_, "values": row, "scored_at": now} for id_, row in zip(ids, values, strict=True)],
     )
+
+
+def _prompt_ids(path: Path, number: int, prompt: str, encode: Encode) -> list[int]:
+    if not prompt.strip():
+        return []
+    try:
+        return encode([prompt])[0]
+    except RefusedPromptError as error:
+        raise UserError(
+            f"{path}, row {number + 1}, cannot be encoded ({error}); mend or remove the row, or set data.chat_template."
+        ) from None
 
 
 def _text(path: Path, number: int, row: dict[str, Any], column: str) -> str:

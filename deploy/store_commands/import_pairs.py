@@ -14,6 +14,7 @@ from common.identity import digest
 from common.nn.causal_lm import check_tokenizer, load_config, load_tokenizer
 from common.nn.logprobs import SequenceLogprobs, request_of
 from common.nn.policy_model import load_prior_model
+from common.nn.prompt_encoding import completion_encoding, prompt_encoding
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
@@ -49,7 +50,8 @@ def _read(path: Path, recipe: Recipe) -> Pairs:
     source = recipe.policy.tokenizer or recipe.policy.model
     tokenizer = load_tokenizer(source)
     check_tokenizer(tokenizer, load_config(recipe.policy.model), source)
-    return read_pairs(path, recipe, lambda text: list(tokenizer.encode(text)), tokenizer.eos_token_id)
+    encode_prompts = prompt_encoding(tokenizer, recipe.data.chat_template)
+    return read_pairs(path, recipe, encode_prompts, completion_encoding(tokenizer))
 
 
 @torch.no_grad()

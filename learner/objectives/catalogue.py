@@ -30,7 +30,7 @@ OBJECTIVES: dict[str, Definition] = {
     "dpg": Definition(dpg, any_output, posterior_metrics),
     "gdc++": Definition(gdc_pp, any_output, posterior_metrics),
     "spo": Definition(brain, two_or_more, posterior_metrics),
-    "dpo+nll": Definition(dpo_nll, paired_or_best),
+    "dpo+nll": Definition(dpo_nll, paired),
 }
 
 

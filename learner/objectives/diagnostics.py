@@ -18,9 +18,9 @@ def diagnostics(values: GroupValues) -> dict[str, torch.Tensor]:
     """
     log_beta = masked_log_softmax(values.policy_logprobs - values.proposal_logprobs, values.valid)
     beta = torch.where(values.valid, log_beta.exp(), 0.0)
-    pairs = winners(values, "all")
+    pairs = winners(values.valid_alone(), "all")
     ordered = mean_over_pairs((margins(values.policy_logprobs) > 0).float(), pairs)
-    extremes = winners(values, "best-worst")  # at most one pair
+    extremes = winners(values.valid_alone(), "best-worst")  # at most one pair
     drift = values.log_ratios
     return {
         "ess_beta": 1 / beta.square().sum(dim=-1),

@@ -9,9 +9,8 @@ import torch
 from torch.nn.functional import logsigmoid, relu
 
 from common.config.objectives import (
-    DpoSection,
-    HumanPairSection,
     IpoSection,
+    LogisticPairSection,
     PairSection,
     SimpoSection,
     SmoothedSection,
@@ -22,12 +21,12 @@ from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winner
 from learner.objectives.values import GroupValues
 
 
-def paired(values: GroupValues, settings: PairSection | HumanPairSection) -> torch.Tensor:
+def paired(values: GroupValues, settings: PairSection) -> torch.Tensor:
     """The outputs of all pairs.  # [b, n]."""
     return in_a_pair(winners(values, settings.pairs))
 
 
-def dpo(values: GroupValues, settings: DpoSection | HumanPairSection) -> torch.Tensor:
+def dpo(values: GroupValues, settings: LogisticPairSection) -> torch.Tensor:
     """−log σ(βΔ) (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
     Args:
@@ -137,5 +136,5 @@ def hinge(values: GroupValues, pairs: torch.Tensor, scale: float) -> torch.Tenso
     return mean_over_pairs(relu(1 - scale * margins(values.log_ratios)), pairs)
 
 
-def _mean(terms: torch.Tensor, values: GroupValues, settings: PairSection | HumanPairSection) -> torch.Tensor:
+def _mean(terms: torch.Tensor, values: GroupValues, settings: PairSection) -> torch.Tensor:
     return mean_over_pairs(terms, winners(values, settings.pairs))

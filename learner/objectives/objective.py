@@ -80,7 +80,7 @@ class Objective:
     def _transformed(self, values: GroupValues) -> GroupValues:
         if self.settings.reward_transform == "none":
             return values
-        return replace(values, rewards=win_rates(values.rewards, values.valid))
+        return replace(values, rewards=win_rates(values.rewards, values.complete))
 
     @torch.no_grad()
     def _metrics(self, values: GroupValues, trained: torch.Tensor) -> dict[str, float]:

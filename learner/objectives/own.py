@@ -59,14 +59,17 @@ def _trial_values() -> GroupValues:
     """Two prompts of three outputs, one of them missing."""
     generator = torch.Generator().manual_seed(0)
     policy, prior, proposal, rewards = (torch.randn(2, 3, generator=generator) - 5 for _ in range(4))
+    there = torch.tensor([[True, True, True], [True, False, True]])
     return GroupValues(
         policy_logprobs=policy.requires_grad_(),
         prior_logprobs=prior,
         proposal_logprobs=proposal,
         rewards=rewards,
-        valid=torch.tensor([[True, True, True], [True, False, True]]),
+        complete=there,
+        valid=there,
         lengths=torch.tensor([[3, 2, 4], [5, 1, 2]]),
         gold_logprobs=torch.full((2,), torch.nan),
+        gold_lengths=torch.ones(2, dtype=torch.int64),
         seeds=torch.arange(2),
         log_partition=0.0,
     )

@@ -9,12 +9,12 @@ from learner.objectives.values import GroupValues
 def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
     """The pairs of each group.
 
-    * `consecutive`: disjoint neighbours in the order of sampling, among the valid outputs: 16 of 32.
+    * `consecutive`: disjoint neighbours in the order of sampling, among the complete outputs: 16 of 32.
     * `all`: every two outputs.
     * `best-worst`: one pair; the first of each where several are.
 
     Args:
-        values: rewards and validity are read.
+        values: rewards and completeness are read, so that it does not matter which outputs are left out of training.
         pairing: which outputs are candidates.
 
     Returns:
@@ -23,15 +23,15 @@ def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
     Example:
         r = (1, 3, 2, 2), consecutive: output 1 beats output 0; 2 and 3 tie, and are no pair.
     """
-    valid = values.valid
+    complete = values.complete
     if pairing == "consecutive":
-        place = (valid.cumsum(dim=-1) - 1) // 2  # [b, n]
+        place = (complete.cumsum(dim=-1) - 1) // 2  # [b, n]
         candidates = place[:, :, None] == place[:, None, :]
     elif pairing == "best-worst":
         candidates = _first(values, highest=True)[:, :, None] & _first(values, highest=False)[:, None, :]
     else:
-        candidates = torch.ones_like(valid)[:, :, None] & torch.ones_like(valid)[:, None, :]
-    both = valid[:, :, None] & valid[:, None, :]
+        candidates = torch.ones_like(complete)[:, :, None] & torch.ones_like(complete)[:, None, :]
+    both = complete[:, :, None] & complete[:, None, :]
     return both & candidates & (values.rewards[:, :, None] > values.rewards[:, None, :])
 
 
@@ -51,8 +51,8 @@ def mean_over_pairs(terms: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
 
 
 def _first(values: GroupValues, *, highest: bool) -> torch.Tensor:
-    """The first valid output of the highest or lowest reward.  # [b, n] bool."""
+    """The first complete output of the highest or lowest reward.  # [b, n] bool."""
     worthless = -torch.inf if highest else torch.inf
-    rewards = torch.where(values.valid, values.rewards, worthless)
+    rewards = torch.where(values.complete, values.rewards, worthless)
     place = rewards.argmax(dim=-1) if highest else rewards.argmin(dim=-1)
-    return torch.zeros_like(values.valid).scatter(1, place[:, None], True)
+    return torch.zeros_like(values.complete).scatter(1, place[:, None], True)

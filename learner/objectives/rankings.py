@@ -63,7 +63,7 @@ def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
     """−Σ_k log[ e^{l_k/T_kk} / Σ_{i≥k} e^{l_i/T_ki} ] + SFT term (PRO, Song et al. 2023, arXiv 2306.17492).
 
     In the order of rewards r/γ, with T_ki = 1/(r_k − r_i) and T_kk = min_{i>k} T_ki, l = log q_θ / |y|. The SFT term is
-    −λ(n−1)² l of the best output, or of gold (there log q_θ as a sum).
+    −λ(n−1)² l of the best output, or of gold.
 
     Args:
         values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
@@ -83,6 +83,6 @@ def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
     terms = torch.where(below.any(dim=-1), torch.logaddexp(own, others) - own, 0.0).sum(dim=-1)
     if not settings.sft_weight:
         return terms
-    length = values.lengths.gather(1, best(values)[:, None])[:, 0] if settings.sft_on == "best" else 1
-    likelihood = likelihood_of_one(values, settings) / length
+    best_lengths = values.lengths.gather(1, best(values)[:, None])[:, 0]
+    likelihood = likelihood_of_one(values, settings) / (values.gold_lengths if settings.needs_gold else best_lengths)
     return terms - settings.sft_weight * likelihood * (values.valid.sum(dim=-1) - 1).square()

@@ -13,14 +13,15 @@ from learner.objectives.values import GroupValues
 
 
 def rso_used(values: GroupValues, settings: RsoSection) -> torch.Tensor:
-    """The accepted outputs that are in a pair; with up to `accepted` valid ones, all are accepted.  # [b, n]."""
+    """The accepted outputs that are in a pair; where no more than wanted are valid, all are accepted.  # [b, n]."""
     accepted = torch.zeros_like(values.valid)
+    wanted = [settings.accepted_of(count) for count in values.complete.sum(dim=-1).tolist()]
     for row in range(len(accepted)):
         places = values.valid[row].nonzero().flatten()
         rewards = (values.rewards[row, places] / settings.temperature).numpy().astype(np.float64)
-        kept = rejection_sample(rewards, settings.accepted, settings.beta, int(values.seeds[row]))
+        kept = rejection_sample(rewards, wanted[row], settings.beta, int(values.seeds[row]))
         accepted[row, places[kept]] = True
-    return in_a_pair(winners(replace(values, valid=accepted), settings.pairs))
+    return in_a_pair(winners(replace(values, complete=accepted), settings.pairs))
 
 
 def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -> list[int]:
@@ -68,7 +69,7 @@ def rso(values: GroupValues, settings: RsoSection) -> torch.Tensor:
     Example:
         γ = 0.05, Δ = 4: sigmoid-norm −log σ(0.2) = 0.5981, hinge-norm 1 − 0.2 = 0.8.
     """
-    pairs = winners(values, settings.pairs)
+    pairs = winners(values.valid_alone(), settings.pairs)
     if settings.loss == "hinge-norm":
         return hinge(values, pairs, settings.gamma)
     return mean_over_pairs(-logsigmoid(settings.gamma * margins(values.log_ratios)), pairs)

@@ -1,4 +1,4 @@
-"""Methods that add the likelihood of one output, as in supervised fine-tuning, to a loss of pairs."""
+"""Methods that add the likelihood of outputs, as in supervised fine-tuning, to a loss of pairs."""
 
 import torch
 from torch.nn.functional import logsigmoid, relu
@@ -17,10 +17,10 @@ def likelihood_of_one(values: GroupValues, settings: SftTermSection) -> torch.Te
 
 def best(values: GroupValues) -> torch.Tensor:
     """The place of the first output of the highest reward.  # [b] int64."""
-    return torch.where(values.valid, values.rewards, -torch.inf).argmax(dim=-1)
+    return torch.where(values.complete, values.rewards, -torch.inf).argmax(dim=-1)
 
 
-def paired_or_best(values: GroupValues, settings: SlicSection | DpoNllSection) -> torch.Tensor:
+def paired_or_best(values: GroupValues, settings: SlicSection) -> torch.Tensor:
     """The outputs of all pairs, and with `sft_on: best` the best one of groups that have a pair.  # [b, n]."""
     used = in_a_pair(winners(values, settings.pairs))
     if settings.sft_on == "best" and settings.sft_weight > 0:
@@ -41,31 +41,30 @@ def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
     Example:
         δ = 1, λ = 0.1, log q_w = −10, log q_l = −10.5, log q_ref = −8: 0.5 + 0.8 = 1.3.
     """
-    terms = relu(settings.margin - margins(values.policy_logprobs))
-    return mean_over_pairs(terms, winners(values, settings.pairs)) + _sft(values, settings)
+    losses = mean_over_pairs(relu(settings.margin - margins(values.policy_logprobs)), winners(values, settings.pairs))
+    # A weight of zero asks for no gold, whose NaN must not come in.
+    return losses - settings.sft_weight * likelihood_of_one(values, settings) if settings.sft_weight else losses
 
 
 def dpo_nll(values: GroupValues, settings: DpoNllSection) -> torch.Tensor:
-    """−log σ(βΔ) − η log q_θ(y_best): the SFT loss as adversarial regulariser (Liu et al. 2024, arXiv 2405.16436).
+    """−log σ(βΔ) − ηβ log q_θ(y_w): the SFT loss as adversarial regulariser (RPO, Liu et al. 2024, 2405.16436).
 
     Args:
         values: [b, n] log-probabilities and rewards.
-        settings: pairing, β, η (`sft_weight`), and which output is fine-tuned on (`sft_on`).
+        settings: pairing, β, η (`sft_weight`), and what is fine-tuned on (`sft_on`: each pair's winner, or gold).
 
     Returns:
         [b]
 
     Example:
-        β = 0.1, Δ = 3, η = 0.005, log q_best = −10: 0.5544 + 0.05 = 0.6044.
+        β = 0.1, Δ = 3, η = 0.005, log q_w = −10: 0.5544 + 0.005 = 0.5594.
     """
+    pairs, weight = winners(values, settings.pairs), settings.sft_weight * settings.beta
     terms = -logsigmoid(settings.beta * margins(values.log_ratios))
-    return mean_over_pairs(terms, winners(values, settings.pairs)) + _sft(values, settings)
-
-
-def _sft(values: GroupValues, settings: SftTermSection) -> torch.Tensor:
-    # A weight of zero asks for no gold, whose NaN must not come in.
-    return -settings.sft_weight * likelihood_of_one(values, settings) if settings.sft_weight else torch.zeros(())
+    if settings.needs_gold:
+        return mean_over_pairs(terms, pairs) - weight * values.gold_logprobs
+    return mean_over_pairs(terms - weight * values.policy_logprobs[:, :, None], pairs)
 
 
 def _one_hot(values: GroupValues) -> torch.Tensor:
-    return torch.zeros_like(values.valid).scatter(1, best(values)[:, None], True) & values.valid
+    return torch.zeros_like(values.complete).scatter(1, best(values)[:, None], True) & values.complete

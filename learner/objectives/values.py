@@ -22,16 +22,19 @@ Metrics = Callable[["GroupValues", Any], dict[str, torch.Tensor]]
 class GroupValues:
     """Sequence log-probabilities (sums over the completion, in nats) and rewards of b groups of n outputs.
 
-    What stands in a slot that is not valid is never used, NaN included.
+    What stands in a slot that is not complete is never used, NaN included.
 
     Attributes:
         policy_logprobs: log q_θ(y|x); only this and that of gold carry a gradient.  # [b, n] float32
         prior_logprobs: log p(y|x).  # [b, n] float32
         proposal_logprobs: log q'(y|x) of the distribution sampled from.  # [b, n] float32
         rewards: r(x, y).  # [b, n] float32
-        valid: the slot holds an output that takes part.  # [b, n] bool
+        complete: the slot holds an output, and none of its values is missing; who is paired with whom, who is best and
+            how rewards are transformed is decided among these.  # [b, n] bool
+        valid: the complete outputs that take part; the policy's log-probabilities of others are unknown.  # [b, n] bool
         lengths: tokens of each output.  # [b, n] int64
         gold_logprobs: log q_θ of the gold output; NaN where the objective needs none.  # [b] float32
+        gold_lengths: its tokens; 1 where there is none.  # [b] int64
         seeds: of what is drawn for a group, the same whenever it is trained.  # [b] int64
         log_partition: log Z, the running mean of P/q' over what has been trained, this step included; 0 where the
             objective needs none.
@@ -41,22 +44,31 @@ class GroupValues:
     prior_logprobs: torch.Tensor
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
+    complete: torch.Tensor
     valid: torch.Tensor
     lengths: torch.Tensor
     gold_logprobs: torch.Tensor
+    gold_lengths: torch.Tensor
     seeds: torch.Tensor
     log_partition: float
 
     def without_gaps(self) -> "GroupValues":
-        """With zeros, and lengths of one, in slots that are not valid: nothing there can become NaN."""
+        """With zeros, and lengths of one, in slots that are not valid: nothing there can become NaN.
+
+        Rewards stay wherever there are any, in `complete` slots.
+        """
         return replace(
             self,
             policy_logprobs=torch.where(self.valid, self.policy_logprobs, 0.0),
             prior_logprobs=torch.where(self.valid, self.prior_logprobs, 0.0),
             proposal_logprobs=torch.where(self.valid, self.proposal_logprobs, 0.0),
-            rewards=torch.where(self.valid, self.rewards, 0.0),
+            rewards=torch.where(self.complete, self.rewards, 0.0),
             lengths=torch.where(self.valid, self.lengths, 1).clamp(min=1),
         )
+
+    def valid_alone(self) -> "GroupValues":
+        """As if the outputs that take part had been all."""
+        return replace(self, complete=self.valid)
 
     @property
     def log_ratios(self) -> torch.Tensor:

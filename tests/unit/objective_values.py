@@ -22,6 +22,7 @@ ALL_SETTINGS = [
     settings_of("pro", sft_on="gold"),
     settings_of("rrhf", sft_on="gold"),
     settings_of("slic", sft_on="best"),
+    settings_of("dpo-sft+iw", reward_transform="win-rate"),
     settings_of("dpo+nll", sft_on="gold"),
     settings_of("brain", goodness="logistic", temperature=0.5),
     settings_of("rso", reward_transform="win-rate", temperature=0.2),
@@ -40,15 +41,17 @@ def random_values(b=3, n=5, *, seed=0, dtype=torch.float32) -> GroupValues:
         prior_logprobs=draw(2, -20),
         proposal_logprobs=draw(2, -20),
         rewards=draw(1, 0),
+        complete=torch.ones(b, n).bool(),
         valid=torch.ones(b, n).bool(),
         lengths=torch.randint(1, 9, (b, n), generator=generator),
         gold_logprobs=(torch.randn(b, generator=generator, dtype=dtype) - 20).requires_grad_(),
+        gold_lengths=torch.randint(1, 9, (b,), generator=generator),
         seeds=torch.arange(b),
         log_partition=0.0,
     )
 
 
-def small_values(policy, rewards, *, prior=None, proposal=None, lengths=None, gold=-1.0) -> GroupValues:
+def small_values(policy, rewards, *, prior=None, proposal=None, lengths=None, gold=-1.0, gold_length=1) -> GroupValues:
     """One group, with a policy that is prior and proposal unless the test says else."""
     row = torch.tensor([policy], dtype=torch.float64)
     prior_row = row.clone() if prior is None else torch.tensor([prior], dtype=torch.float64)
@@ -57,9 +60,11 @@ def small_values(policy, rewards, *, prior=None, proposal=None, lengths=None, go
         prior_logprobs=prior_row,
         proposal_logprobs=prior_row if proposal is None else torch.tensor([proposal], dtype=torch.float64),
         rewards=torch.tensor([rewards], dtype=torch.float64),
+        complete=torch.ones(row.shape).bool(),
         valid=torch.ones(row.shape).bool(),
         lengths=torch.tensor([lengths or [1] * len(policy)]),
         gold_logprobs=torch.tensor([gold], dtype=torch.float64).requires_grad_(),
+        gold_lengths=torch.tensor([gold_length]),
         seeds=torch.zeros(1, dtype=torch.int64),
         log_partition=0.0,
     )
@@ -73,7 +78,15 @@ def columns_of(values: GroupValues, columns: list[int]) -> GroupValues:
     """Only some slots, in the given order."""
     kept = {
         name: getattr(values, name).detach()[:, columns]
-        for name in ("policy_logprobs", "prior_logprobs", "proposal_logprobs", "rewards", "valid", "lengths")
+        for name in (
+            "policy_logprobs",
+            "prior_logprobs",
+            "proposal_logprobs",
+            "rewards",
+            "complete",
+            "valid",
+            "lengths",
+        )
     }
     kept["policy_logprobs"].requires_grad_()
     return replace(values, **kept)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from common.config.recipe import Recipe
 from common.errors import UserError
@@ -15,14 +16,22 @@ from deploy.run_directory import RunDirectory
 from deploy.store_commands.human_pairs import choices, groups_of, prior_scores, read_pairs
 from deploy.stored_inputs import lacking_scores, read_stored_inputs
 from tests.unit import tiny_models
-from tests.unit.factories import groups, recipe_settings
+from tests.unit.factories import groups, recipe_settings, scores
 
 END = 95
 ALGORITHM = {"rounds": 2, "prompts_per_round": 4, "batch_prompts": 2, "updates_per_round": 2}
 
 
-def encode(text):
+def letters(text):
     return [ord(letter) - 96 for letter in text if letter != " "]
+
+
+def encode(texts):
+    return [letters(text) for text in texts]
+
+
+def completion(text):
+    return [*letters(text), END]
 
 
 def recipe(**changes):
@@ -37,7 +46,7 @@ def pairs_file(path, count=10):
 
 
 def test_pairs_become_groups_with_people_s_choices_as_rewards(tmp_path):
-    read = read_pairs(pairs_file(tmp_path / "pairs.jsonl"), recipe(), encode, END)
+    read = read_pairs(pairs_file(tmp_path / "pairs.jsonl"), recipe(), encode, completion)
     rows = groups_of(
         read.usable, [[[-0.5] * len(out) for out in pair.outputs] for pair in read.usable], "run", recipe()
     )
@@ -60,7 +69,7 @@ def test_the_order_is_the_seed_s(tmp_path):
     path = pairs_file(tmp_path / "pairs.jsonl")
 
     def order(seed):
-        return [pair.prompt for pair in read_pairs(path, recipe(seed=seed), encode, END).usable]
+        return [pair.prompt for pair in read_pairs(path, recipe(seed=seed), encode, completion).usable]
 
     assert order(1) == order(1) != order(2)
 
@@ -70,7 +79,7 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     odd = [("a", " same", " same"), ("a", " muchtoolong", " a"), ("a" * 600, " a", " b"), ("", " a", " b")]
     with open(path, "a") as file:
         file.writelines(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in odd)
-    read = read_pairs(path, recipe(), encode, END)
+    read = read_pairs(path, recipe(), encode, completion)
     assert len(read.usable) == 10
     assert sorted(read.skipped.values()) == [1, 1, 2]
 
@@ -79,9 +88,9 @@ def test_a_file_without_pairs_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "label": "b"}\n')
     with pytest.raises(UserError, match=r"row 1, has no text in column 'chosen' \(its columns: prompt, label\)"):
-        read_pairs(path, recipe(), encode, END)
+        read_pairs(path, recipe(), encode, completion)
     with pytest.raises(UserError, match=r"has 1 usable pairs, fewer than algorithm.batch_prompts=2"):
-        read_pairs(pairs_file(path, count=1), recipe(), encode, END)
+        read_pairs(pairs_file(path, count=1), recipe(), encode, completion)
 
 
 def test_the_command_makes_a_store_that_dpo_can_train_on(tmp_path, capsys):
@@ -106,6 +115,34 @@ def test_the_command_makes_a_store_that_dpo_can_train_on(tmp_path, capsys):
     inputs = read_stored_inputs(run, RunDirectory(tmp_path / "run"))
     assert lacking_scores(run, inputs) == {}
     assert {facts.name for facts in inputs.source.store.scorers()} == {HUMAN, PRIOR}
+
+
+@pytest.mark.parametrize(("template", "prompt"), [("none", "<s> b"), ("model", "<s>[ b]")])
+def test_prompts_are_encoded_as_in_a_run_and_outputs_get_no_start_of_text(tmp_path, template, prompt):
+    tokenizer = tiny_models.gpt2_like_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $0", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}{% for turn in messages %}[{{ turn.content }}]{% endfor %}"
+    model = tiny_models.llama(vocabulary=len(tokenizer))
+    model.config.eos_token_id = tokenizer.eos_token_id
+    tiny_models.save(model, tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    rows = [{"prompt": " b", "chosen": " good", "rejected": f" bad{'!' * count}"} for count in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    policy = {"model": str(tmp_path / "policy"), "dtype": "float32"}
+    settings = recipe_settings(policy=policy, algorithm=ALGORITHM, sampling={"max_tokens": 12})
+    settings["data"] |= {"chat_template": template}
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(settings))
+    command = ["store", "import-pairs", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "store")]
+    assert main([*command, "--input", str(tmp_path / "pairs.jsonl")]) == 0
+    for batch in SampleStore(tmp_path / "store", None).batches():
+        for row in batch.to_pylist():
+            assert tokenizer.decode(row["prompt_token_ids"]) == prompt
+            assert [tokenizer.decode(one["token_ids"])[-len(end) :] for one in row["outputs"]] == [end, end]
+            assert tokenizer.decode(row["outputs"][0]["token_ids"]) == f" good{end}"
 
 
 def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_path):
@@ -138,6 +175,27 @@ def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
         "store": {"uri": str(tmp_path / "store")},
     }
     with pytest.raises(UserError, match=r"4 of the 4 groups .* have no gold_text, .*objective.sft_on=best"):
+        check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+
+
+def test_rso_on_a_store_of_groups_too_small_is_refused_before_anything_starts(tmp_path):
+    from deploy.preflight import check_inputs
+
+    ids = ("a", "b", "c", "d")
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups(*ids))
+    for scorer in ("reward", PRIOR):
+        store.append_scores(scores(scorer, {name: [0.0, 1.0] for name in ids}))
+    tokenizer = tiny_models.gpt2_like_tokenizer()
+    tiny_models.save(tiny_models.llama(vocabulary=len(tokenizer)), tmp_path / "policy")
+    stored = {
+        "policy": {"model": str(tmp_path / "policy"), "dtype": "float32"},
+        "objective": {"name": "rso"},
+        "algorithm": ALGORITHM | {"rounds": 1},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    with pytest.raises(UserError, match=r"store: objective.name=rso would accept 2 of 2 outputs"):
         check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
 
 

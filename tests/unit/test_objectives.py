@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.objectives import GoodnessSection, HumanPairSection, PairSection, PolicyGradientSection
+from common.config.objectives import GoodnessSection, PairSection, PolicyGradientSection
 from learner.objectives.catalogue import make_objective
 from tests.unit.objective_values import (
     ALL_SETTINGS,
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_finite_differences(section, data):
     n = data.draw(st.integers(2, 6))
     valid = torch.tensor(data.draw(st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=3)))
     values = random_values(b=len(valid), n=n, seed=data.draw(st.integers(0, 99)), dtype=torch.float64)
-    values = replace(values, valid=valid)
+    values = replace(values, complete=valid, valid=valid)
     result = apply(values, section)
     leaves = values.policy_logprobs, values.gold_logprobs
     grads = torch.autograd.grad(result.loss, leaves, allow_unused=True, materialize_grads=True)
@@ -75,6 +75,7 @@ def test_slots_that_are_not_valid_are_as_if_they_were_absent(section, junk):
         proposal_logprobs=torch.where(valid, whole.proposal_logprobs, junk),
         rewards=torch.where(valid, whole.rewards, junk),
         lengths=torch.where(valid, whole.lengths, 0),
+        complete=valid,
         valid=valid,
     )
     without = columns_of(whole, columns)
@@ -87,8 +88,12 @@ def test_slots_that_are_not_valid_are_as_if_they_were_absent(section, junk):
 
 
 @every_objective
-def test_what_is_not_used_has_no_gradient_and_what_is_used_stays_used(section):
-    values = random_values(b=4, n=9, seed=5)
+@pytest.mark.parametrize("n", [8, 9])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_not_used_has_no_gradient_and_what_is_used_stays_used(section, n, tied):
+    values = random_values(b=6, n=n, seed=5)
+    if tied:
+        values = changed(values, rewards=(2 * values.rewards).round())
     objective = make_objective(section)
     used = objective.used(values)
     narrowed = replace(values, valid=used)
@@ -100,20 +105,35 @@ def test_what_is_not_used_has_no_gradient_and_what_is_used_stays_used(section):
 
 
 @every_objective
+@pytest.mark.parametrize("n", [8, 9])
+def test_a_loss_is_the_same_whether_what_it_does_not_read_is_computed_or_not(section, n):
+    values = random_values(b=6, n=n, seed=5)
+    values = changed(values, rewards=(2 * values.rewards).round())
+    unknown = torch.where(make_objective(section).used(values), values.policy_logprobs, torch.nan)
+    losses = apply(changed(values, policy_logprobs=unknown), section).losses
+    everything = apply(values, section).losses
+    if section.name != "rso":  # what is accepted is drawn, and then known by what is used
+        objective = make_objective(section)
+        objective.observe(values)
+        everything = torch.where(objective.used(values).any(dim=-1), objective.losses(values), 0.0)
+    torch.testing.assert_close(losses, everything)
+
+
+@every_objective
 def test_prompts_with_nothing_to_compare_are_not_trained(section):
     values = random_values(b=3)
     valid = torch.tensor([[1] * 5, [0, 0, 1, 0, 0], [0] * 5]).bool()
-    result = apply(changed(values, valid=valid), section)
+    result = apply(changed(values, complete=valid, valid=valid), section)
     alone = isinstance(section, PolicyGradientSection)  # nothing is compared within a group
     assert result.trained.tolist() == [True, alone, False]
     assert result.losses[2] == 0
-    assert gradient(changed(values, valid=valid), section).isfinite().all()
+    assert gradient(changed(values, complete=valid, valid=valid), section).isfinite().all()
 
 
 @every_objective
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_outputs_changes_nothing(section, seed):
-    if isinstance(section, PairSection | HumanPairSection):
+    if isinstance(section, PairSection):
         section = section.model_copy(update={"pairs": "all"})
     if section.name == "rso":
         section = section.model_copy(update={"accepted": 9})  # all of them: which are accepted hangs on the order

@@ -105,6 +105,7 @@ def test_slots_that_are_not_valid_are_as_if_they_were_absent(goodness, junk):
         prior_logprobs=torch.where(valid, whole.prior_logprobs, junk),
         proposal_logprobs=torch.where(valid, whole.proposal_logprobs, junk),
         rewards=torch.where(valid, whole.rewards, junk),
+        complete=valid,
         valid=valid,
     )
     without = columns_of(whole, columns)
@@ -119,7 +120,7 @@ def test_slots_that_are_not_valid_are_as_if_they_were_absent(goodness, junk):
 def test_prompts_with_fewer_than_two_valid_outputs_are_not_trained():
     values = random_values(b=4)
     valid = torch.tensor([[1] * 5, [0, 0, 1, 0, 0], [0] * 5, [1, 1, 0, 0, 0]]).bool()
-    masked = changed(values, valid=valid, rewards=torch.where(valid, values.rewards, torch.nan))
+    masked = changed(values, complete=valid, valid=valid, rewards=torch.where(valid, values.rewards, torch.nan))
     result = apply(masked, SETTINGS)
     kept = [0, 3]
     assert result.trained.tolist() == [True, False, False, True]
@@ -131,7 +132,7 @@ def test_prompts_with_fewer_than_two_valid_outputs_are_not_trained():
 
 def test_a_batch_without_a_trained_prompt_has_no_gradient_and_no_metrics():
     values = random_values()
-    empty = changed(values, valid=torch.zeros(3, 5).bool())
+    empty = changed(values, complete=torch.zeros(3, 5).bool(), valid=torch.zeros(3, 5).bool())
     result = apply(empty, SETTINGS)
     assert result.loss.item() == 0
     assert result.metrics == {}

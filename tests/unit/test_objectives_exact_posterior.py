@@ -40,9 +40,11 @@ def algorithm_1(prior_table, rewards, *, rounds, updates, groups, n, seed):
                 prior[y],
                 proposal[y],
                 rewards[y],
+                complete=torch.ones_like(y).bool(),
                 valid=torch.ones_like(y).bool(),
                 lengths=torch.full_like(y, LENGTH),
                 gold_logprobs=torch.full((groups,), torch.nan),
+                gold_lengths=torch.ones(groups, dtype=torch.int64),
                 seeds=torch.zeros(groups, dtype=torch.int64),
                 log_partition=0.0,
             )

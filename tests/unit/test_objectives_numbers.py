@@ -47,8 +47,29 @@ def pair(delta, **changes):
             "dpo+nll",
             small_values([-10.0, -10.0], [1.0, 0.0], prior=[-13.0, -10.0]),
             {},
-            -log_sigmoid(0.3) + 0.005 * 10,
-            0.6044,
+            -log_sigmoid(0.3) + 0.005 * 0.1 * 10,
+            0.5594,
+        ),
+        (  # both winners, not the best of the group alone: on average 0.005 · 0.1 · (10 + 20) / 2
+            "dpo+nll",
+            small_values([-10.0, -10.0, -20.0, -20.0], [2.0, 1.0, 1.0, 0.0]),
+            {},
+            math.log(2) + 0.0075,
+            0.7006,
+        ),
+        (
+            "dpo+nll",
+            small_values([-10.0, -10.0], [1.0, 0.0], gold=-8.0),
+            {"sft_on": "gold"},
+            math.log(2) + 0.004,
+            0.6971,
+        ),
+        (  # the pair is (2, 3), whose margin is 3; the first best output, 0, is in no pair
+            "slic",
+            small_values([-8.0, -9.0, -10.0, -13.0], [3.0, 3.0, 2.0, 1.0]),
+            {"sft_on": "best", "margin": 4.0},
+            1 + 0.8,
+            1.8,
         ),
         (
             "plackett-luce",
@@ -60,6 +81,13 @@ def pair(delta, **changes):
         ("rrhf", small_values([-4.0, -2.0], [1.0, 0.0], lengths=[2, 2]), {}, 1 + 4, 5.0),
         ("pro", small_values([-1.0, -2.0], [2.0, 0.0]), {"sft_weight": 0}, math.log(1 + math.exp(-2)), 0.1269),
         ("pro", small_values([-1.0, -2.0], [2.0, 0.0]), {}, math.log(1 + math.exp(-2)) + 0.05, 0.1769),
+        (
+            "pro",
+            small_values([-1.0, -2.0], [2.0, 0.0], gold=-12.0, gold_length=4),
+            {"sft_on": "gold"},
+            math.log(1 + math.exp(-2)) + 0.05 * 3,
+            0.2769,
+        ),
     ],
 )
 def test_worked_numbers(name, values, settings, expected, rounded):
@@ -106,6 +134,18 @@ def test_win_rates():
     values = random_values()
     transformed = changed(values, rewards=win_rates(values.rewards, values.valid))
     torch.testing.assert_close(apply(values, settings_of("spo")).losses, apply(transformed, BrainSection()).losses)
+
+
+def test_win_rates_are_those_against_the_whole_group_for_pairs_too():
+    # Output 4 is in no pair, and yet it has been compared with.
+    values = small_values(
+        [-3.0, -4.0, -5.0, -5.0, -5.0], [1.0, 0.0, 2.0, 2.0, 0.5], prior=[-4.0, -4.0, -5.0, -5.0, -5.0]
+    )
+    rates = win_rates(values.rewards, values.complete)[0].tolist()
+    wins = math.exp(log_sigmoid(rates[0] - rates[1]))
+    expected = -wins * log_sigmoid(1) - (1 - wins) * log_sigmoid(-1)
+    result = apply(values, settings_of("dpo-sft+iw", reward_transform="win-rate"))
+    assert result.loss.item() == pytest.approx(expected, rel=1e-9)
 
 
 # -- identities ------------------------------------------------------------------------------------------------------
@@ -179,7 +219,8 @@ def test_pairings():
     assert used(values, settings_of("dpo-sft")) == [True, True, False, False, True, True, False]
     assert used(values, settings_of("dpo-sft", pairs="best-worst")) == [True, False, False, False, False, False, True]
     assert all(used(values, settings_of("dpo-sft", pairs="all")))
-    gap = changed(values, valid=torch.tensor([[True, False, True, True, True, True, True]]))
+    there = torch.tensor([[True, False, True, True, True, True, True]])
+    gap = changed(values, complete=there, valid=there)
     assert used(gap, settings_of("dpo-sft")) == [True, False, True, True, True, True, True]
 
 
@@ -209,6 +250,12 @@ def test_the_first_that_is_accepted_is_drawn_from_the_posterior_over_the_candida
     rewards, beta, draws = np.array([0.0, 1.0]), 1.0, 4000
     first = [rejection_sample(rewards, 1, beta, seed)[0] for seed in range(draws)]
     assert first.count(0) / draws == pytest.approx(math.exp(-1), abs=0.03)
+
+
+@pytest.mark.parametrize(("n", "accepted"), [(64, 8), (32, 4), (16, 2), (8, 2), (3, 2)])
+def test_rso_accepts_an_eighth_as_in_the_paper(n, accepted):
+    used = make_objective(settings_of("rso", pairs="all")).used(random_values(b=3, n=n))
+    assert used.sum(dim=1).tolist() == [accepted] * 3
 
 
 def test_rso_trains_on_what_was_accepted_for_the_group_s_seed():

@@ -62,6 +62,15 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             {"objective": {"name": "slic"}, "data": DATA | {"gold_column": None}},
             "objective.name=slic with sft_on=gold trains on gold texts",
         ),
+        (
+            {"objective": {"name": "rso", "accepted": 8}, "sampling": {"n": 8}},
+            "objective.name=rso would accept 8 of 8 outputs of a prompt, so that nothing is rejected",
+        ),
+        ({"objective": {"name": "rso"}, "sampling": {"n": 2}}, "would accept 2 of 2 outputs"),
+        (
+            {"objective": {"name": "dpo+nll", "sft_on": "gold"}, "data": DATA | {"gold_column": None}},
+            "or set objective.sft_on=best (chosen for dpo+nll)",
+        ),
         ({"scorers": {"human": {"kind": "tldr", "path": "p"}}}, "`human` is the name of people's choices"),
         ({"scorers": {"reward": {"kind": "tldr"}}}, "setting scorers.reward.path is required and missing"),
         (
