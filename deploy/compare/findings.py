@@ -41,8 +41,8 @@ class Finding:
 
     Attributes:
         claim: of the paper.
-        outcome: `shown` where the whole 95 % interval of the difference is above 0; `not reproduced` where the
-            difference is below 0.
+        outcome: `shown` where the whole 95 % interval of the difference is above 0, and that of each of two or more
+            seeds is, too; `not reproduced` where the difference is below 0.
         difference: of the train-RM win rates, percentage points.
     """
 
@@ -59,6 +59,6 @@ def findings(tests: Sequence[PairedTest]) -> list[Finding]:
 
 
 def _outcome(difference: PairedDifference) -> Outcome:
-    if difference.low > 0:
+    if difference.low > 0 and len(difference.by_seed) > 1 and min(difference.by_seed) > 0:
         return "shown"
     return "same sign" if difference.difference >= 0 else "not reproduced"

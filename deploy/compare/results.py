@@ -184,7 +184,7 @@ def mean_examination(examinations: Sequence[Examination]) -> Examination:
 def paired_test(
     ours: str, our_results: Sequence[CellResult], theirs: str, their_results: Sequence[CellResult]
 ) -> PairedTest:
-    """Compare two methods prompt by prompt, on the seeds that both have; a prompt's value is its mean over them."""
+    """Compare two methods prompt by prompt and seed by seed, on the seeds that both have."""
     shared = sorted({one.cell.seed for one in our_results} & {one.cell.seed for one in their_results})
     us = [one for one in our_results if one.cell.seed in shared]
     them = [one for one in their_results if one.cell.seed in shared]
@@ -197,7 +197,7 @@ def paired_test(
 
 
 def _difference(ours: Floats, theirs: Floats) -> PairedDifference:
-    return paired_bootstrap(_known(ours - theirs).mean(axis=0))
+    return paired_bootstrap(_known(ours - theirs))
 
 
 def _mcnemar(ours: Floats, theirs: Floats) -> float:

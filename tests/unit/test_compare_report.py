@@ -65,11 +65,19 @@ def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison)
 
 
 @pytest.mark.parametrize(
-    ("low", "difference", "outcome"),
-    [(0.5, 2.0, "shown"), (-1.0, 2.0, "same sign"), (-3.0, -0.1, "not reproduced")],
+    ("low", "difference", "by_seed", "outcome"),
+    [
+        (0.5, 2.0, [1.0, 3.0], "shown"),
+        (0.5, 2.0, [-1.0, 5.0], "same sign"),  # but not of every seed
+        (0.5, 2.0, [2.0], "same sign"),  # one seed shows nothing of others
+        (-1.0, 2.0, [1.0, 3.0], "same sign"),
+        (-3.0, -0.1, [-0.1, -0.1], "not reproduced"),
+    ],
 )
-def test_a_finding_says_what_the_interval_says(low: float, difference: float, outcome: str) -> None:
-    by_rate = PairedDifference(difference, low, 5.0, 0.1)
+def test_a_finding_says_what_interval_and_seeds_say(
+    low: float, difference: float, by_seed: list[float], outcome: str
+) -> None:
+    by_rate = PairedDifference(difference, low, 5.0, 0.1, by_seed)
     tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, [])]
     (found,) = findings(tests)
     assert (found.claim.source, found.outcome) == ("§9.3", outcome)
