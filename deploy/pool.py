@@ -84,7 +84,7 @@ class Pool:
                 f"cpus or gpus of the services."
             )
         await self._first_ready.wait()
-        self._raise_failure()
+        self.raise_failure()
 
     @property
     def elastic(self) -> bool:
@@ -122,7 +122,7 @@ class Pool:
         Raises:
             PipelineError, UserError: the pool has failed for good.
         """
-        self._raise_failure()
+        self.raise_failure()
         grant = self._free.ask(alone=alone)
         calls = self._free.calls(alone=alone)
         try:
@@ -157,6 +157,15 @@ class Pool:
                 except ActorLostError as error:
                     lost = error
         raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
+
+    def raise_failure(self) -> None:
+        """Do nothing, unless the pool has failed for good.
+
+        Raises:
+            PipelineError, UserError: it has.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def kill(self) -> None:
         """End all replicas, for good."""
@@ -286,7 +295,3 @@ class Pool:
         self._failure = self._failure or error
         self._first_ready.set()
         self._free.refuse_all(error)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

@@ -27,7 +27,7 @@ class CellResult:
         validation: the same of every evaluated version on validation prompts.
         outcomes: one row a test prompt, see `Evaluation.outcomes`.
         examination: likelihoods of the best version.
-        seconds: from the learner's start to the end of the evaluation.
+        seconds: from the learner's last start to the end of the evaluation.
     """
 
     cell: Cell

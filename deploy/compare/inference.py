@@ -52,10 +52,10 @@ class PairedDifference:
 def clustered_mean(values: Floats) -> Estimate:
     """The mean over seeds and prompts, with a normal interval for what other prompts and other seeds would change.
 
-    Seeds share their test prompts, so that outcomes on one prompt are not independent. The variance of the mean is that
-    of the prompts' means over their number, plus that of the seeds' means over theirs. The first is taken for no smaller
-    than if all outcomes were independent: seeds that happen to differ on every prompt make nothing more certain. For one
-    seed and wins of 0 or 1 the interval is the paper's 1.96·√(p(1−p)/N).
+    Seeds share their test prompts, so that outcomes on one prompt are not independent. The variance of the mean is
+    that of the prompts' means over their number, plus that of the seeds' means over theirs. The first is taken for no
+    smaller than if all outcomes were independent: seeds that happen to differ on every prompt make nothing more
+    certain. For one seed and wins of 0 or 1 the interval is the paper's 1.96·√(p(1−p)/N).
 
     Args:
         values: [seeds, prompts]

@@ -5,7 +5,6 @@ often on validation prompts is the method's own; the other seeds and the smaller
 method is treated in another way, and test prompts have no say.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,8 +38,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its directory."""
-        label = re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.method.label)
-        return f"{label}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
+        return f"{self.method.slug}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
 
 
 @dataclass(frozen=True)
