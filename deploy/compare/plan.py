@@ -14,9 +14,7 @@ from common.identity import digest
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method, method_recipe
 from deploy.compare.request import Request
-
-Merit = tuple[float, float]
-"""Win rate and mean reward of a cell's best version on validation prompts: what rates are chosen by."""
+from deploy.evaluation import Merit
 
 
 @dataclass(frozen=True)
