@@ -13,9 +13,12 @@ from common.config.recipe import RaySection, Recipe
 from common.errors import UserError
 from deploy.actors import Service
 
+LOWER_SERVICES = "lower their replicas, cpus or gpus"
+"""What helps where a cluster is too small."""
+
 
 @contextmanager
-def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[None]:
+def ray_cluster(settings: RaySection, needs: Mapping[str, float], remedy: str = LOWER_SERVICES) -> Iterator[None]:
     """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
     A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
@@ -24,6 +27,7 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[No
     Args:
         settings: of the recipe.
         needs: what the services reserve together; see `required_resources`.
+        remedy: what the user can do, besides adding nodes, where the cluster is too small.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
@@ -39,7 +43,7 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float]) -> Iterator[No
             f"Cannot start or reach the Ray cluster ({address or 'a local one'}): {error}; check ray.address."
         ) from None
     try:
-        _check_capacity(needs, ray.cluster_resources())
+        _check_capacity(needs, ray.cluster_resources(), remedy)
         yield
     finally:
         ray.shutdown()
@@ -90,7 +94,7 @@ def _sums(services: Sequence[tuple[int, Service]]) -> dict[str, float]:
     }
 
 
-def _check_capacity(needs: Mapping[str, float], offers: Mapping[str, float]) -> None:
+def _check_capacity(needs: Mapping[str, float], offers: Mapping[str, float], remedy: str) -> None:
     short = [
         f"{need:g} {name} (it has {offers.get(name, 0):g})"
         for name, need in needs.items()
@@ -98,6 +102,6 @@ def _check_capacity(needs: Mapping[str, float], offers: Mapping[str, float]) -> 
     ]
     if short:
         raise UserError(
-            f"The Ray cluster is too small: the services of this recipe reserve {' and '.join(short)}; lower their "
-            f"replicas, cpus or gpus, or add nodes."
+            f"The Ray cluster is too small: the services of this recipe reserve {' and '.join(short)}; {remedy}, or "
+            f"add nodes."
         )

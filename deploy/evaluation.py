@@ -20,6 +20,14 @@ from deploy.run_store import RunStore
 
 Split = Literal["validation", "test"]
 
+Merit = tuple[float, float]
+"""Win rate and mean reward on validation prompts: what versions, and learning rates, are chosen by."""
+
+
+def merit(win_rate: float | None, mean_reward: float) -> Merit:
+    """The higher win rate is better; between equals, or without gold, the higher mean reward."""
+    return win_rate or 0.0, mean_reward
+
 
 @dataclass(frozen=True)
 class Result:
@@ -177,9 +185,9 @@ class Evaluation:
         best = [max(complete, key=self._merit)] if complete else []
         return best + [version for version in due if version not in complete]
 
-    def _merit(self, version: int) -> tuple[float, float]:
+    def _merit(self, version: int) -> Merit:
         result = self.result("validation", version)
-        return result.train_rm_win_rate or 0.0, result.mean_reward
+        return merit(result.train_rm_win_rate, result.mean_reward)
 
     def result(self, split: Split, version: int) -> Result:
         """The figures of a complete evaluation.

@@ -85,7 +85,7 @@ class Pool:
             self._last_ready = time.monotonic()
             self.scale(self._initial)
         await self._first_ready.wait()
-        self._raise_failure()
+        self.raise_failure()
 
     @property
     def elastic(self) -> bool:
@@ -128,7 +128,7 @@ class Pool:
         Raises:
             PipelineError, UserError: the pool has failed for good.
         """
-        self._raise_failure()
+        self.raise_failure()
         grant = self._free.ask(alone=alone)
         calls = self._free.calls(alone=alone)
         try:
@@ -163,6 +163,15 @@ class Pool:
                 except ActorLostError as error:
                     lost = error
         raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
+
+    def raise_failure(self) -> None:
+        """Do nothing, unless the pool has failed for good.
+
+        Raises:
+            PipelineError, UserError: it has.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def kill(self) -> None:
         """End all replicas, for good."""
@@ -311,7 +320,3 @@ class Pool:
         self._failure = self._failure or error
         self._first_ready.set()
         self._free.refuse_all(error)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

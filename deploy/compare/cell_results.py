@@ -11,7 +11,8 @@ from common.durable import write_file
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.likelihoods import Examination
 from deploy.compare.methods import Method
-from deploy.compare.plan import Cell, Merit
+from deploy.compare.plan import Cell
+from deploy.evaluation import Merit, merit
 from deploy.summary import read_summary
 
 
@@ -27,7 +28,7 @@ class CellResult:
         validation: the same of every evaluated version on validation prompts.
         outcomes: one row a test prompt, see `Evaluation.outcomes`.
         examination: likelihoods of the best version.
-        seconds: from the learner's start to the end of the evaluation.
+        seconds: from the learner's last start to the end of the evaluation.
     """
 
     cell: Cell
@@ -43,7 +44,7 @@ class CellResult:
     def merit(self) -> Merit:
         """What its learning rate is chosen by."""
         best = self.validation[self.best_version]
-        return best["train_rm_win_rate"] or 0.0, best["mean_reward"]
+        return merit(best["train_rm_win_rate"], best["mean_reward"])
 
     def sentence(self) -> str:
         """In a line of the console."""

@@ -2,31 +2,45 @@
 
 import asyncio
 
+import ray
 from rich.console import Console
 
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.schemas import HUMAN
-from deploy.cluster import ray_cluster
-from deploy.compare.human_pairs import check_pairs
+from deploy.cluster import LOWER_SERVICES, ray_cluster
+from deploy.compare.human_pairs import check_pairs, pairs_digest
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import method_recipe
+from deploy.compare.methods import method_recipe, objective_settings, trains_on_pairs
 from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.report import report
 from deploy.compare.request import Request
 from deploy.compare.runner import Runner, Subject
-from deploy.compare.services import comparison_resources, shared_services
+from deploy.compare.services import comparison_resources, fitting, shared_services
 from deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
 from deploy.preflight import Inputs, check_inputs
 from deploy.proposal_model import proposal_model
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, claimed
 from deploy.source import open_source
+from learner.objectives.catalogue import make_objective
+
+MOST_PARALLEL = 2
+"""Cells trained side by side where nobody says how many, and as many fit."""
 
 
-def compare(recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int, console: Console) -> None:
+def compare(
+    recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int | None, console: Console
+) -> None:
     """Train what is not yet trained, and report.
+
+    Args:
+        recipe: the base of all cells.
+        request: which cells.
+        directory: of the comparison.
+        parallel: cells trained side by side; None: two, if the cluster has room for two learners.
+        console: is shown what happens.
 
     Raises:
         UserError: something is wrong with the request, the recipe or the directory.
@@ -45,19 +59,29 @@ def compare(recipe: Recipe, request: Request, directory: ComparisonDirectory, pa
     subject = Subject(recipe, world, inputs, facts, directory)
     failed: dict[str, str] = {}
     with claimed(RunDirectory(directory.root)):
-        save_comparison(directory, recipe, facts)
+        save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         if unfinished(directory, plan):
             with own_log(directory.services):
                 failed = _train(subject, plan, parallel, console)
         report(directory, recipe, plan, failed, console)
 
 
-def _train(subject: Subject, plan: Plan, parallel: int, console: Console) -> dict[str, str]:
+def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
+    """What identifies the human pairs, where a method trains on these."""
+    if not any(trains_on_pairs(objective_settings(recipe, method)) for method in request.methods):
+        return {}
+    assert request.pairs is not None, "the method was refused without"
+    return {"pairs": pairs_digest(open_source(request.pairs).store)}
+
+
+def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) -> dict[str, str]:
     """Train all cells; returns why some could not be, by name."""
     recipe, directory = with_world(subject.recipe, subject.world), subject.directory
     model = proposal_model(recipe.policy, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
-    with ray_cluster(recipe.ray, comparison_resources(recipe, parallel)):
+    remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
+    with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy):
+        parallel = asked or fitting(recipe, MOST_PARALLEL, ray.cluster_resources())
         services = shared_services(recipe, directory, model)
         runner = Runner(subject, plan, services, parallel, reporter(console))
         try:
@@ -84,6 +108,7 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
         raise UserError("brain compare keeps its stores below --out; remove store.uri.")
     for method in request.methods:
         trained = method_recipe(recipe, method, pairs=request.pairs)
+        make_objective(trained.objective)  # an own loss that cannot be imported is said before hours of training
         if trained.objective.reward == HUMAN:
             assert request.pairs is not None, "the method was refused without"
             check_pairs(open_source(request.pairs).store, recipe.algorithm)

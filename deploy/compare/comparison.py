@@ -8,11 +8,11 @@ from typing import Any
 from common.config.recipe import Recipe
 from common.config.validation import recipe_digest
 from deploy.compare.cell_results import CellResult, read_cell, read_prior
-from deploy.compare.findings import Finding, findings
+from deploy.compare.findings import Finding, findings, size_findings
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Plan, at_edge, best_rate
-from deploy.compare.results import MethodFigures, PairedTest, method_figures, paired_test
+from deploy.compare.results import PERCENT, MethodFigures, PairedTest, method_figures, paired_test, wins
 from deploy.compare.series import (
     GridPoint,
     RewardCurve,
@@ -113,7 +113,7 @@ def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: 
         prior=_prior(directory, finished),
         methods={label: _figures(label, cells, plan) for label, cells in finished.items()},
         tests=tests,
-        findings=findings(tests),
+        findings=[*findings(tests), *_size_findings(finished, plan)],
         grid=[grid_point(result) for cells in finished.values() for result in cells.grid],
         group_sizes=[point for label, cells in finished.items() for point in _sizes(label, cells, plan)],
         curves=[reward_curve(label, _of_full_size(cells)) for label, cells in finished.items()],
@@ -151,6 +151,17 @@ def _sizes(label: str, cells: _Finished, plan: Plan) -> list[SizePoint]:
         return []
     by_size = {**cells.sweep, plan.n: cells.chosen}
     return [size_point(label, n, by_size[n]) for n in sorted(by_size)]
+
+
+def _size_findings(finished: Mapping[str, _Finished], plan: Plan) -> list[Finding]:
+    cells = finished.get("brain")
+    if cells is None or not cells.sweep:
+        return []
+    by_size = {**cells.sweep, plan.n: cells.chosen}
+    shared = set.intersection(*({result.cell.seed for result in results} for results in by_size.values()))
+    of_shared = {n: [one for one in results if one.cell.seed in shared] for n, results in by_size.items()}
+    won = {n: wins(results) for n, results in of_shared.items() if results}
+    return size_findings("brain", {n: PERCENT * rows for n, rows in won.items() if rows is not None})
 
 
 def _of_full_size(cells: _Finished) -> list[CellResult]:

@@ -1,5 +1,9 @@
 """Has the examiner look at a version, and makes figures of what it says."""
 
+from dataclasses import dataclass
+
+import pyarrow as pa
+
 from common.config.recipe import Recipe
 from deploy.compare.examiner import Likelihoods
 from deploy.compare.likelihoods import Examination, StoredValues, drifts, ranking_accuracy
@@ -8,7 +12,34 @@ from deploy.pool import Pool
 from deploy.run_directory import RunDirectory
 
 
-async def examine(examiner: Pool, directory: RunDirectory, version: int, groups: SeedGroups) -> Examination:
+@dataclass(frozen=True)
+class ExaminedGroups:
+    """The groups of a seed that its versions are examined on.
+
+    Attributes:
+        recipe: the seed's.
+        held_back: of validation prompts.
+        first_round: of the first round's.
+        rows: GROUPS rows of the held-back ones, then of the first round's.
+    """
+
+    recipe: Recipe
+    held_back: StoredValues
+    first_round: StoredValues
+    rows: pa.Table
+
+
+def read_examined(groups: SeedGroups) -> ExaminedGroups:
+    """Read them from the store of a seed."""
+    store = groups.open()
+    held_back, first_round = groups.examined(store, groups.recipe.algorithm.rounds), groups.examined(store, 0)
+    rows = store.groups([*held_back.group_ids, *first_round.group_ids])
+    return ExaminedGroups(groups.recipe, held_back, first_round, rows)
+
+
+async def examine(
+    examiner: Pool, directory: RunDirectory, version: int, groups: ExaminedGroups, *, trained: bool
+) -> Examination:
     """Examine a published version on its seed's groups.
 
     Args:
@@ -16,25 +47,23 @@ async def examine(examiner: Pool, directory: RunDirectory, version: int, groups:
         directory: of the run that published the version.
         version: which.
         groups: of the seed.
+        trained: whether the run trains on the seed's first round, and not on human pairs.
 
     Raises:
         PipelineError, UserError: the examiner failed.
     """
-    recipe, store = groups.recipe, groups.open()
-    held_back, trained = groups.examined(store, recipe.algorithm.rounds), groups.examined(store, 0)
-    rows = store.groups([*held_back.group_ids, *trained.group_ids])
-    timeout = recipe.timeouts.lease
-    likelihoods = await examiner.call("examine", str(directory.policies), version, rows, timeout=timeout)
-    return figures(likelihoods, held_back, trained, recipe)
+    timeout = groups.recipe.timeouts.lease
+    likelihoods = await examiner.call("examine", str(directory.policies), version, groups.rows, timeout=timeout)
+    return figures(likelihoods, groups, trained=trained)
 
 
-def figures(likelihoods: Likelihoods, held_back: StoredValues, trained: StoredValues, recipe: Recipe) -> Examination:
-    """What the likelihoods of held-back and of trained groups, in this order, say about the policy."""
-    count = len(held_back.group_ids)
-    on_held_back, on_trained = likelihoods.logprobs[:count], likelihoods.logprobs[count:]
-    ideal = held_back.posterior(recipe.objective.temperature)
+def figures(likelihoods: Likelihoods, groups: ExaminedGroups, *, trained: bool) -> Examination:
+    """What the likelihoods of examined groups say about the policy; see `examine`."""
+    held_back, count = groups.held_back, len(groups.held_back.group_ids)
+    on_held_back, on_first_round = likelihoods.logprobs[:count], likelihoods.logprobs[count:]
+    ideal = held_back.posterior(groups.recipe.objective.temperature)
     chosen, rejected = drifts(on_held_back, held_back)
-    trained_chosen, trained_rejected = drifts(on_trained, trained)
+    trained_chosen, trained_rejected = drifts(on_first_round, groups.first_round) if trained else (None, None)
     return Examination(
         ranking_accuracy=ranking_accuracy(on_held_back, held_back.rewards),
         ideal_ranking_accuracy=ranking_accuracy(ideal, held_back.rewards),

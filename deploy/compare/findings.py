@@ -1,11 +1,11 @@
 """The paper's findings, and what a comparison says of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deploy.compare.inference import PairedDifference
-from deploy.compare.results import PairedTest
+from deploy.compare.inference import Floats, PairedDifference, paired_bootstrap
+from deploy.compare.results import PairedTest, known
 
 Outcome = Literal["shown", "same sign", "not reproduced"]
 
@@ -26,13 +26,16 @@ class Claim:
 CLAIMS = (
     Claim("importance weights improve on DPO-sft", "Table 3", LADDER[1], LADDER[0]),
     Claim("all n outputs improve on pairs", "Table 3", LADDER[2], LADDER[1]),
-    Claim("BRAIn improves on its fixed, pairwise ancestors", "Table 3", LADDER[3], LADDER[2]),
+    Claim("an updated proposal improves on one fixed at the prior", "Table 3, §9.5", LADDER[3], LADDER[2]),
     Claim("BRAIn improves on DPO-sft", "Table 1", "brain", "dpo-sft"),
     Claim("BRAIn improves on DPO", "Table 1", "brain", "dpo"),
     Claim("BRAIn improves on RSO", "Table 1", "brain", "rso"),
     Claim("without the baseline it is worse", "§9.3", "brain", "brain-no-baseline"),
     Claim("a proposal fixed at the prior costs", "§9.5", "brain", "brain-fixed-proposal"),
 )
+
+SAME_METHOD = (LADDER[2], "brain-fixed-proposal")
+"""With q' = p BRAIn is the rung below it: what they differ by is numerics."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Finding:
 
     Attributes:
         claim: of the paper.
-        outcome: `shown` where the whole 95 % interval of the difference is above 0; `not reproduced` where the
-            difference is below 0.
+        outcome: `shown` where the whole 95 % interval of the difference is above 0, and that of each of two or more
+            seeds is, too; `not reproduced` where the difference is below 0.
         difference: of the train-RM win rates, percentage points.
     """
 
@@ -54,11 +57,40 @@ class Finding:
 def findings(tests: Sequence[PairedTest]) -> list[Finding]:
     """What paired tests say of the claims whose methods were compared, in the order of the claims."""
     of_pair = {(test.ours, test.theirs): test.win_rate for test in tests}
+    rung, again = ((LADDER[3], worse) for worse in SAME_METHOD)
+    if of_pair.get(rung) is not None:
+        of_pair.pop(again, None)  # one finding of one experiment
     found = ((claim, of_pair.get((claim.better, claim.worse))) for claim in CLAIMS)
     return [Finding(claim, _outcome(difference), difference) for claim, difference in found if difference is not None]
 
 
+def size_findings(label: str, wins: Mapping[int, Floats]) -> list[Finding]:
+    """What a method's cells with several group sizes say of figure 2: BRAIn rises with n and then saturates.
+
+    Args:
+        label: of the method.
+        wins: 100 or 0 for each test prompt, NaN where unknown, by n; of the same seeds.  # [seeds, prompts]
+    """
+    if len(wins) < 2:
+        return []
+    sizes = sorted(wins)
+    first, last = sizes[0], sizes[-1]
+    rise = Claim("the win rate rises with n", "Figure 2", f"{label}, n = {last}", f"{label}, n = {first}")
+    found = [_finding(rise, wins[last] - wins[first])]
+    if len(wins) > 2:
+        second, before = sizes[1], sizes[-2]
+        steps = f"{label}, n {first} → {second}", f"{label}, n {before} → {last}"
+        saturates = Claim("it saturates: the last step gains less than the first", "Figure 2", *steps)
+        found.append(_finding(saturates, wins[second] - wins[first] - (wins[last] - wins[before])))
+    return found
+
+
+def _finding(claim: Claim, differences: Floats) -> Finding:
+    difference = paired_bootstrap(known(differences))
+    return Finding(claim, _outcome(difference), difference)
+
+
 def _outcome(difference: PairedDifference) -> Outcome:
-    if difference.low > 0:
+    if difference.low > 0 and len(difference.by_seed) > 1 and min(difference.by_seed) > 0:
         return "shown"
     return "same sign" if difference.difference >= 0 else "not reproduced"

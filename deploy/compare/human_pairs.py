@@ -34,6 +34,14 @@ def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
         )
 
 
+def pairs_digest(source: StoredSamples) -> str:
+    """Of all pairs with their choices, in their order: what cells that were trained on them cannot do without."""
+    chosen = _chosen(source)
+    outputs = source.groups(chosen)["outputs"].to_pylist()
+    tokens = [[output["token_ids"] for output in pair] for pair in outputs]
+    return digest("human pairs", chosen, tokens, source.scores(chosen, HUMAN)["values"].to_pylist())
+
+
 def deal_pairs(source: StoredSamples, target: SampleStore, algorithm: AlgorithmSection, seed: int) -> None:
     """Copy pairs with their choices to another store, each into the rounds that draw it.
 

@@ -14,7 +14,7 @@ RESAMPLES = 10_000
 
 
 _DRAWN_AT_ONCE = 1 << 20
-"""Prompts of all resamples that are held in memory together."""
+"""Drawn prompts that are held in memory together."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,35 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a − b over prompts, with a bootstrap's 95 % interval and two-sided p-value."""
+    """Mean of a − b over seeds and prompts, with a bootstrap's 95 % interval and two-sided p-value.
+
+    Attributes:
+        difference: the mean.
+        low, high: the interval, over prompts and seeds; for one seed it says nothing of what another would change.
+        p_value: two-sided.
+        by_seed: the mean of each seed by itself.
+    """
 
     difference: float
     low: float
     high: float
     p_value: float
+    by_seed: list[float]
 
     def turned(self) -> "PairedDifference":
         """Of b − a."""
-        return PairedDifference(-self.difference, -self.high, -self.low, self.p_value)
+        return PairedDifference(
+            -self.difference, -self.high, -self.low, self.p_value, [-value for value in self.by_seed]
+        )
 
 
 def clustered_mean(values: Floats) -> Estimate:
-    """The mean over seeds and prompts, with a normal interval over prompts.
+    """The mean over seeds and prompts, with a normal interval for what other prompts and other seeds would change.
 
-    Seeds share their test prompts, so that outcomes on one prompt are not independent: each prompt counts as one
-    observation, its mean over the seeds. For one seed and wins of 0 or 1 this is the paper's 1.96·√(p(1−p)/N).
+    Seeds share their test prompts, so that outcomes on one prompt are not independent. The variance of the mean is
+    that of the prompts' means over their number, plus that of the seeds' means over theirs. The first is taken for no
+    smaller than if all outcomes were independent: seeds that happen to differ on every prompt make nothing more
+    certain. For one seed and wins of 0 or 1 the interval is the paper's 1.96·√(p(1−p)/N).
 
     Args:
         values: [seeds, prompts]
@@ -51,8 +63,11 @@ def clustered_mean(values: Floats) -> Estimate:
     Example:
         One seed, 60 wins of 100 prompts: 0.6 ± 1.96·√(0.24/100) = 0.6 ± 0.096.
     """
-    by_prompt = values.mean(axis=0)
-    return Estimate(float(by_prompt.mean()), 1.96 * float(by_prompt.std()) / math.sqrt(len(by_prompt)))
+    seeds, prompts = values.shape
+    variance = max(values.mean(axis=0).var() / prompts, values.var() / values.size)
+    if seeds > 1:
+        variance += values.mean(axis=1).var(ddof=1) / seeds
+    return Estimate(float(values.mean()), 1.96 * math.sqrt(variance))
 
 
 def mcnemar(ours: Bools, theirs: Bools) -> float:
@@ -72,21 +87,36 @@ def mcnemar(ours: Bools, theirs: Bools) -> float:
 
 
 def paired_bootstrap(differences: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> PairedDifference:
-    """The mean difference over prompts, each prompt drawn with its difference (Efron's percentile bootstrap).
+    """The mean difference over seeds and prompts, with a percentile bootstrap that draws both.
+
+    Each resample draws seeds and, by itself, prompts, and takes the mean over the drawn seeds on the drawn prompts (the
+    pigeonhole bootstrap of crossed factors, arXiv 0712.1111).
 
     Args:
-        differences: a − b of each prompt.  # [prompts]
+        differences: a − b.  # [seeds, prompts]
         seed: of the draws.
         resamples: how many.
     """
     generator = np.random.default_rng(seed)
-    count = len(differences)
-    rows = max(1, _DRAWN_AT_ONCE // count)
-    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    means = np.concatenate([differences[generator.integers(count, size=(size, count))].mean(axis=1) for size in sizes])
+    seeds, prompts = differences.shape
+    shares = generator.multinomial(seeds, [1 / seeds] * seeds, size=resamples) / seeds  # [resamples, seeds]
+    rows = max(1, _DRAWN_AT_ONCE // prompts)
+    parts = []
+    for start in range(0, resamples, rows):
+        share = shares[start : start + rows]
+        drawn = generator.integers(prompts, size=(len(share), prompts))
+        by_seed = np.stack([row[drawn].mean(axis=1) for row in differences], axis=1)
+        parts.append((share * by_seed).sum(axis=1))
+    means = np.concatenate(parts)
     low, high = np.quantile(means, [0.025, 0.975])
     below, above = (np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)
-    return PairedDifference(float(differences.mean()), float(low), float(high), float(min(1.0, 2 * min(below, above))))
+    return PairedDifference(
+        difference=float(differences.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=float(min(1.0, 2 * min(below, above))),
+        by_seed=[float(row.mean()) for row in differences],
+    )
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
 
 
 def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
-    """Save what later starts must find the same.
+    """Save what later starts must find the same; an input that no start before had is added.
 
     Raises:
         UserError: the comparison was begun on other inputs.
@@ -140,8 +140,10 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
         write_file(directory.facts, json.dumps(inputs, indent=1))
     begun = json.loads(directory.facts.read_text())
     for name, value in inputs.items():
-        if begun.get(name) != value:
+        if name in begun and begun[name] != value:
             raise UserError(
                 f"{directory.root} was begun with the {name} {begun.get(name)}, which is now {value}: the data or the "
                 f"way it is prepared has changed; restore it, or name another directory with --out."
             )
+    if not begun.keys() >= inputs.keys():
+        write_file(directory.facts, json.dumps({**begun, **inputs}, indent=1))

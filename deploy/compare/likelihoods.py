@@ -12,7 +12,7 @@ Row = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Examination:
-    """A policy's likelihoods on held-back groups, and on those of the first round, which everybody trains on.
+    """A policy's likelihoods on held-back groups, and on those of the first round, if it trained on these.
 
     "Chosen" is a group's output of highest reward, "rejected" that of lowest; drift is the mean of log q − log p, nats.
 
@@ -21,20 +21,23 @@ class Examination:
         ideal_ranking_accuracy: the same for the posterior p·exp(r/γ), the best that the rewards allow (arXiv
             2405.19534).
         held_back_chosen_drift, held_back_rejected_drift: on prompts that nobody trained on.
-        trained_chosen_drift, trained_rejected_drift: on the first round's.
+        trained_chosen_drift, trained_rejected_drift: on the first round's; None for a method that trains on human
+            pairs instead.
         top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows in a fall of both.
+
+    Figures of rewards are None where no group has outputs of different rewards.
     """
 
-    ranking_accuracy: float
-    ideal_ranking_accuracy: float
-    held_back_chosen_drift: float
-    held_back_rejected_drift: float
-    trained_chosen_drift: float
-    trained_rejected_drift: float
+    ranking_accuracy: float | None
+    ideal_ranking_accuracy: float | None
+    held_back_chosen_drift: float | None
+    held_back_rejected_drift: float | None
+    trained_chosen_drift: float | None
+    trained_rejected_drift: float | None
     top_k_entropy: float
     top_k_mass: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """The fields by name."""
         return asdict(self)
 
@@ -52,7 +55,7 @@ class StoredValues:
         return [log_p + r / temperature for log_p, r in zip(self.prior, self.rewards, strict=True)]
 
 
-def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float:
+def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float | None:
     """Share of pairs of outputs with different rewards whose log-probabilities stand in the same order.
 
     Each group counts equally, whatever the number of its pairs; groups without one do not count.
@@ -62,7 +65,7 @@ def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float:
         rewards: likewise.
 
     Returns:
-        NaN where no group has a pair.
+        None where no group has a pair.
 
     Example:
         log q = (−1, −2, −3), r = (3, 1, 2): of the pairs (3, 1), (3, 2), (2, 1) the first two are in order: 0.667.
@@ -73,14 +76,14 @@ def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float:
         higher &= ~np.isnan(log_q)[:, None] & ~np.isnan(log_q)[None, :]
         if higher.any():
             shares.append(float((log_q[:, None] > log_q[None, :])[higher].mean()))
-    return float(np.mean(shares)) if shares else float("nan")
+    return float(np.mean(shares)) if shares else None
 
 
-def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float]:
+def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float] | tuple[None, None]:
     """Mean log q − log p of the outputs with the highest and with the lowest reward; groups of one reward are left out.
 
     Returns:
-        NaN where there is no such group.
+        Twice None where there is no such group.
     """
     chosen, rejected = [], []
     for log_q, log_p, reward in zip(logprobs, values.prior, values.rewards, strict=True):
@@ -91,5 +94,5 @@ def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float]
         chosen.append(drift[np.argmax(np.where(known, reward, -np.inf))])
         rejected.append(drift[np.argmin(np.where(known, reward, np.inf))])
     if not chosen:
-        return float("nan"), float("nan")
+        return None, None
     return float(np.mean(chosen)), float(np.mean(rejected))

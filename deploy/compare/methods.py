@@ -1,6 +1,7 @@
 """The methods of a comparison, and the recipe that trains one."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,11 @@ class Method:
     label: str
     objective: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """In the names of its cells' directories."""
+        return re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.label)
 
 
 def parse_method(text: str) -> Method:

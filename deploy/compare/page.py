@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.compare.comparison import Comparison
 from deploy.compare.plots import INK
-from deploy.compare.tables import TextTable
+from deploy.compare.text_table import TextTable
 
 _CAPTIONS = {
     "win-rates": "Train-RM win rate on test prompts with 95 % intervals; small strokes are single seeds.",

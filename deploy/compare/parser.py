@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from common.errors import UserError
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
 from deploy.recipe_files import load_recipe
@@ -35,13 +36,15 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
     parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
     parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
-    parser.add_argument("--parallel", type=int, default=2, metavar="K", help="cells trained side by side; default: 2")
+    parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
     parser.set_defaults(command=_compare)
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.parallel is not None and options.parallel < 1:
+        raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
     recipe = load_recipe(options.recipe, options.overrides)
     request = parse_request(
         recipe,
@@ -55,5 +58,5 @@ def _compare(options: argparse.Namespace) -> int:
     from deploy.compare.command import compare  # Ray and torch: not for what is refused
 
     out = resolve_output(str(options.out or f"runs/comparisons/{recipe.name}"))
-    compare(recipe, request, ComparisonDirectory(out), max(1, options.parallel), Console())
+    compare(recipe, request, ComparisonDirectory(out), options.parallel, Console())
     return 0

@@ -5,7 +5,6 @@ often on validation prompts is the method's own; the other seeds and the smaller
 method is treated in another way, and test prompts have no say.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,7 @@ from common.identity import digest
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method, method_recipe
 from deploy.compare.request import Request
-
-Merit = tuple[float, float]
-"""Win rate and mean reward of a cell's best version on validation prompts: what rates are chosen by."""
+from deploy.evaluation import Merit
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its directory."""
-        label = re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.method.label)
-        return f"{label}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
+        return f"{self.method.slug}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
 
 
 @dataclass(frozen=True)

@@ -188,14 +188,14 @@ def learning_rates(comparison: Comparison) -> Figure | None:
 
 def drift(comparison: Comparison) -> Figure | None:
     """Where the likelihoods of the best and of the worst output of a group went."""
-    methods = list(comparison.methods.values())
+    methods = [one for one in comparison.methods.values() if one.examination.held_back_chosen_drift is not None]
     if not methods:
         return None
     figure, axes = _figure(7, 0.9 + 0.4 * len(methods))
     places = np.arange(len(methods))
     seen = [method.examination for method in methods]
-    _bars(axes, places - 0.18, [one.held_back_chosen_drift for one in seen], _COLOURS[2], "chosen")
-    _bars(axes, places + 0.18, [one.held_back_rejected_drift for one in seen], _COLOURS[1], "rejected")
+    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in seen], _COLOURS[2], "chosen")
+    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in seen], _COLOURS[1], "rejected")
     axes.set_yticks(places, [method.label for method in methods])
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.6)

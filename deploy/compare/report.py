@@ -15,7 +15,8 @@ from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import page
 from deploy.compare.plan import Plan
 from deploy.compare.plots import as_file, draw
-from deploy.compare.tables import TextTable, all_tables, failures_table, findings_table, methods_table, sizes_table
+from deploy.compare.tables import all_tables, failures_table, findings_table, methods_table, sizes_table
+from deploy.compare.text_table import TextTable
 
 
 def report(

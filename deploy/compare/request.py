@@ -66,11 +66,12 @@ def parse_request(
     paper = DEFAULT_OBJECTIVES if pairs is None else ("dpo", *DEFAULT_OBJECTIVES)
     names = paper if objectives is None else _listed(objectives)
     methods = tuple(parse_method(name) for name in names)
-    _refuse_repeated("--objectives", [method.label for method in methods])
+    _refuse_repeated("--objectives", [method.slug for method in methods])
     if learning_rates is None:
-        rates = [recipe.learner.learning_rate * factor for factor in GRID]
+        rates = [float(f"{recipe.learner.learning_rate * factor:.3g}") for factor in GRID]
     else:
         rates = _numbers("--learning-rates", learning_rates, float)
+        _refuse_repeated("--learning-rates", [f"{rate:g}" for rate in rates])  # as cells are named
     sizes = _numbers("--n", group_sizes, int) if group_sizes is not None else []
     wrong = [size for size in sizes if not 2 <= size < recipe.sampling.n]
     if wrong:
@@ -81,7 +82,7 @@ def parse_request(
     return Request(
         methods=methods,
         seeds=tuple(_numbers("--seeds", seeds, int)),
-        learning_rates=tuple(sorted(float(f"{rate:.3g}") for rate in rates)),
+        learning_rates=tuple(sorted(rates)),
         group_sizes=tuple(sorted(sizes)),
         swept=_swept(methods, swept),
         pairs=pairs if pairs is None or "://" in pairs else str(Path(pairs).expanduser().absolute()),

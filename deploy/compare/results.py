@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,7 @@ class MethodFigures:
 
     Attributes:
         label: of the method; `prior` for the policy before training.
+        objective: the recipe's `objective.name`; `prior` for the prior.
         learning_rate: chosen on the first seed; None for the prior.
         rate_at_edge: whether it is the smallest or largest of the grid.
         seeds: over which.
@@ -50,10 +52,11 @@ class MethodFigures:
         judges: by name of the scorer.
         mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
         examination: likelihoods.
-        seconds: a cell, from the learner's start to the end of evaluation.
+        seconds: a cell, from the learner's start to the end of evaluation; of a resumed one, of its last start.
     """
 
     label: str
+    objective: str
     learning_rate: float | None
     rate_at_edge: bool
     seeds: list[int]
@@ -119,14 +122,14 @@ def _column(table: pa.Table, name: str) -> Floats:
     return table[name].to_numpy().astype(np.float64)
 
 
-def _known(values: Floats) -> Floats:
+def known(values: Floats) -> Floats:
     """Only the prompts of which every seed's value is known."""
     return values[:, ~np.isnan(values).any(axis=0)]
 
 
 def percentage(values: Floats | None) -> Estimate | None:
     """In percent, over the prompts that are known for every seed; None without gold."""
-    return None if values is None else clustered_mean(PERCENT * _known(values))
+    return None if values is None else clustered_mean(PERCENT * known(values))
 
 
 def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: bool) -> MethodFigures:
@@ -136,6 +139,7 @@ def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: b
     tests = [result.test for result in results]
     return MethodFigures(
         label=label,
+        objective=results[0].cell.method.objective,
         learning_rate=None if results[0].cell.method == PRIOR_METHOD else results[0].cell.learning_rate,
         rate_at_edge=rate_at_edge,
         seeds=[result.cell.seed for result in results],
@@ -176,15 +180,21 @@ def _judge(results: Sequence[CellResult], name: str) -> JudgeFigures:
 
 
 def mean_examination(examinations: Sequence[Examination]) -> Examination:
-    """Field by field."""
+    """Field by field; None where an examination has none."""
     rows = [one.as_dict() for one in examinations]
-    return Examination(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+    means: dict[str, Any] = {name: _mean_or_none([row[name] for row in rows]) for name in rows[0]}
+    return Examination(**means)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
 
 
 def paired_test(
     ours: str, our_results: Sequence[CellResult], theirs: str, their_results: Sequence[CellResult]
 ) -> PairedTest:
-    """Compare two methods prompt by prompt, on the seeds that both have; a prompt's value is its mean over them."""
+    """Compare two methods prompt by prompt and seed by seed, on the seeds that both have."""
     shared = sorted({one.cell.seed for one in our_results} & {one.cell.seed for one in their_results})
     us = [one for one in our_results if one.cell.seed in shared]
     them = [one for one in their_results if one.cell.seed in shared]
@@ -197,7 +207,7 @@ def paired_test(
 
 
 def _difference(ours: Floats, theirs: Floats) -> PairedDifference:
-    return paired_bootstrap(_known(ours - theirs).mean(axis=0))
+    return paired_bootstrap(known(ours - theirs))
 
 
 def _mcnemar(ours: Floats, theirs: Floats) -> float:

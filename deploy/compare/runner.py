@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,18 +16,14 @@ from common.schemas import HUMAN
 from common.store import SampleStore
 from deploy.compare.cell_results import is_finished, read_cell, write_examination, write_table
 from deploy.compare.cell_work import cell_work
-from deploy.compare.examination import examine
+from deploy.compare.examination import ExaminedGroups, examine, read_examined
 from deploy.compare.first_outputs import write_first_outputs
 from deploy.compare.human_pairs import deal_pairs
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
 from deploy.compare.progress import chosen_rate
-from deploy.compare.seed_groups import (
-    SeedGroups,
-    publish_prior,
-    sample_groups,
-)
+from deploy.compare.seed_groups import SeedGroups, publish_prior, sample_groups
 from deploy.compare.services import SharedServices
 from deploy.conductor import Conductor
 from deploy.pipeline import Stopwatch
@@ -91,6 +88,7 @@ class Runner:
         self._say = say
         self._done = 0
         self._seeds: dict[int, asyncio.Task[SeedGroups]] = {}
+        self._made: dict[Path, asyncio.Task[Any]] = {}  # what several cells read, by where it lies
 
     async def run(self) -> None:
         """Train everything. A cell that fails is noted, and the others go on.
@@ -127,6 +125,7 @@ class Runner:
                 try:
                     await self._train_on(cell, groups)
                 except PipelineError as error:
+                    self._services.raise_failure()  # no cell's own: all others would fail by it, too
                     self.failed[cell.name] = str(error)
         self._done += 1
         result = read_cell(directory, cell)
@@ -140,15 +139,18 @@ class Runner:
         check_config(directory, recipe)
         save_config(directory, recipe, subject.facts)
         resolved = with_world(recipe, subject.world)
-        below = self._groups_below(resolved, cell, groups)
-        work = cell_work(resolved, recipe_digest(recipe), directory, groups, below)
+        below = await self._groups_below(resolved, cell, groups)
+        work = await asyncio.to_thread(cell_work, resolved, recipe_digest(recipe), directory, groups, below)
         with work.store.training():
             await self._conduct(resolved, directory, work, watch)
         assert work.evaluation is not None, "cells are evaluated"
         best = work.evaluation.best_version()
         finish(recipe, directory, work, watch.total())
         write_table(subject.directory.outcomes(cell.name), work.evaluation.outcomes("test", best))
-        examination = await examine(self._services.examiner, directory, best, groups)
+        trains_on_groups = resolved.objective.reward != HUMAN
+        examination = await examine(
+            self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
+        )
         write_examination(subject.directory.examination(cell.name), examination)
 
     async def _conduct(self, recipe: Recipe, directory: RunDirectory, work: Work, watch: Stopwatch) -> None:
@@ -163,22 +165,32 @@ class Runner:
             services.learner.kill()
             tracker.close()
 
-    def _groups_below(self, recipe: Recipe, cell: Cell, groups: SeedGroups) -> SampleStore:
-        """What the cell trains on: the seed's groups, with as many outputs as it asks for, or human pairs."""
-        if recipe.objective.reward == HUMAN:
-            return self._pairs(recipe, cell)
-        source = groups.open()
-        if cell.n == self._plan.n:
-            return source
-        place, run_id = self._subject.directory.first_outputs(cell.seed, cell.n), f"{groups.run_id}-first-{cell.n}"
-        write_first_outputs(source, SampleStore(place, run_id), cell.n)
-        return SampleStore(place, run_id, read_only=True)
+    async def _groups_below(self, recipe: Recipe, cell: Cell, groups: SeedGroups) -> SampleStore:
+        """What the cell trains on: the seed's groups, with as many outputs as it asks for, or human pairs.
 
-    def _pairs(self, recipe: Recipe, cell: Cell) -> SampleStore:
-        assert recipe.store.uri is not None, "a method that trains on pairs has their store"
-        place, run_id = self._subject.directory.pairs(cell.seed), digest("pairs", recipe.store.uri, cell.seed)
-        deal_pairs(open_source(recipe.store.uri).store, SampleStore(place, run_id), recipe.algorithm, cell.seed)
-        return SampleStore(place, run_id, read_only=True)
+        Each cell opens the store for itself; what is copied into one is copied once for all cells of the seed.
+        """
+        directory = self._subject.directory
+        if recipe.objective.reward == HUMAN:
+            assert recipe.store.uri is not None, "a method that trains on pairs has their store"
+            place, run_id = directory.pairs(cell.seed), digest("pairs", recipe.store.uri, cell.seed)
+            await self._once(place, _copy_pairs, recipe, cell.seed, place, run_id)
+        elif cell.n < self._plan.n:
+            place, run_id = directory.first_outputs(cell.seed, cell.n), f"{groups.run_id}-first-{cell.n}"
+            await self._once(place, _copy_first_outputs, groups, cell.n, place, run_id)
+        else:
+            return await asyncio.to_thread(groups.open)
+        return await asyncio.to_thread(SampleStore, place, run_id, read_only=True)
+
+    async def _examined_groups(self, groups: SeedGroups) -> ExaminedGroups:
+        """Read once for all cells of a seed."""
+        return await self._once(groups.directory.root, read_examined, groups)
+
+    async def _once(self, key: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of a path gives, called once in a thread: stores are not read in the event loop."""
+        if key not in self._made:
+            self._made[key] = asyncio.create_task(asyncio.to_thread(function, *arguments))
+        return await self._made[key]
 
     # -- the groups of a seed ----------------------------------------------------------------------------------------
 
@@ -210,7 +222,17 @@ class Runner:
             f"{result.train_rm_win_rate or 0:.1f} % of test prompts, mean reward {result.mean_reward:.3f}"
         )
         write_table(self._subject.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))
-        write_examination(done, await examine(self._services.examiner, directory, 0, groups))
+        examined = await self._examined_groups(groups)
+        write_examination(done, await examine(self._services.examiner, directory, 0, examined, trained=True))
+
+
+def _copy_first_outputs(groups: SeedGroups, n: int, place: Path, run_id: str) -> None:
+    write_first_outputs(groups.open(), SampleStore(place, run_id), n)
+
+
+def _copy_pairs(recipe: Recipe, seed: int, place: Path, run_id: str) -> None:
+    assert recipe.store.uri is not None, "a method that trains on pairs has their store"
+    deal_pairs(open_source(recipe.store.uri).store, SampleStore(place, run_id), recipe.algorithm, seed)
 
 
 def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:

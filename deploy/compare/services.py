@@ -1,5 +1,6 @@
 """The services of a comparison: samplers, scorers and an examiner for all cells, and a learner for each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from common.config.recipe import Recipe
@@ -39,6 +40,15 @@ class SharedServices:
         own = make_services(recipe, directory, self.model, [])
         return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
 
+    def raise_failure(self) -> None:
+        """Do nothing, unless a service that all cells share has failed for good.
+
+        Raises:
+            PipelineError, UserError: one has.
+        """
+        for pool in [self.shared.samplers, *self.shared.scorers.values(), self.examiner]:
+            pool.raise_failure()
+
     def kill(self) -> None:
         """End all actors."""
         self.shared.kill()
@@ -68,3 +78,12 @@ def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
         "CPU": round(needs["CPU"] + (parallel - 1) * learner.ranks * learner.cpus + prior.cpus, 3),
         "GPU": round(needs["GPU"] + (parallel - 1) * learner.ranks * learner.gpus + prior.gpus, 3),
     }
+
+
+def fitting(recipe: Recipe, most: int, offers: Mapping[str, float]) -> int:
+    """How many cells, at least one and at most `most`, can be trained side by side on what a cluster offers."""
+    for parallel in range(most, 1, -1):
+        needs = comparison_resources(recipe, parallel)
+        if all(need <= offers.get(name, 0) for name, need in needs.items()):
+            return parallel
+    return 1

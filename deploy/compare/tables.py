@@ -1,38 +1,10 @@
-"""The tables of a comparison: rows of text, for the console and for the page."""
-
-from dataclasses import dataclass
-
-from rich import box
-from rich.table import Table
+"""The tables of a comparison."""
 
 from deploy.compare.comparison import Comparison
+from deploy.compare.findings import SAME_METHOD
 from deploy.compare.inference import OverOptimisation, PairedDifference
 from deploy.compare.results import MethodFigures
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose first column names the row."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def for_console(self) -> Table:
-        """As rich prints it; the note is not in it."""
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def for_markdown(self) -> str:
-        """As a section of a document."""
-        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-        return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
+from deploy.compare.text_table import TextTable, each, number, percent, points, with_interval
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
@@ -54,29 +26,46 @@ def methods_table(comparison: Comparison) -> TextTable:
     """The paper's Table 1: win rates, and what they cost."""
     shown = _with_prior(comparison)
     judges = list(shown[0].judges) if shown else []
-    columns = ["method", "train-RM win rate, %", *(f"{name}, mean" for name in judges)]
-    columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "tokens", "rate", "s a cell"]
+    columns = ["method", "train-RM win rate, %", "each seed", *(f"{name}, mean" for name in judges)]
+    columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "tokens", "versions", "rate"]
+    columns += ["s a cell"]
     return TextTable(
         f"{comparison.name}: test prompts, means over seeds {_listed(comparison.protocol.seeds)}",
         columns,
         [_method_row(figures, judges) for figures in shown],
-        "± is the 95 % interval over test prompts; * marks a learning rate at the edge of the grid.",
+        _methods_note(comparison),
     )
+
+
+def _methods_note(comparison: Comparison) -> str:
+    sentences = [
+        "± is the 95 % interval over test prompts and seeds; versions: the best of each seed, † where that is the "
+        "prior; * marks a learning rate at the edge of the grid."
+    ]
+    if any(figures.objective == "dpo" for figures in comparison.methods.values()):
+        sentences.append(
+            f"dpo is given one pair a group, that people chose between; the others {comparison.protocol.n} outputs."
+        )
+    return " ".join(sentences)
 
 
 def _method_row(figures: MethodFigures, judges: list[str]) -> list[str]:
     verdicts = [figures.judges[name] for name in judges]
-    rate = "" if figures.learning_rate is None else f"{figures.learning_rate:g}{'*' if figures.rate_at_edge else ''}"
+    trained = figures.learning_rate is not None
+    versions = ", ".join(f"{version}†" if version == 0 else str(version) for version in figures.best_versions)
+    rate = "" if not trained else f"{figures.learning_rate:g}{'*' if figures.rate_at_edge else ''}"
     return [
         figures.label,
         with_interval(figures.train_rm_win_rate, figures.train_rm_win_rate_ci95),
+        each(figures.train_rm_win_rate_by_seed),
         *(number(verdict.value, 3) for verdict in verdicts),
         *(with_interval(verdict.win_rate, verdict.win_rate_ci95) for verdict in verdicts),
         number(figures.mean_reward, 3),
         number(figures.kl_to_prior, 2),
         number(figures.mean_tokens, 1),
+        versions if trained else "",
         rate,
-        "" if figures.learning_rate is None else number(figures.seconds, 0),
+        number(figures.seconds, 0) if trained else "",
     ]
 
 
@@ -86,6 +75,7 @@ def findings_table(comparison: Comparison) -> TextTable:
         [
             f"{finding.claim.better} − {finding.claim.worse}",
             points(finding.difference),
+            each(finding.difference.by_seed),
             f"{finding.difference.p_value:.2g}",
             finding.outcome,
             f"{finding.claim.source}: {finding.claim.text}",
@@ -94,9 +84,21 @@ def findings_table(comparison: Comparison) -> TextTable:
     ]
     return TextTable(
         "What the paper found, and what came out here",
-        ["train-RM win rate of", "points [95 %]", "p", "here", "the paper"],
+        ["train-RM win rate of", "points [95 %]", "each seed", "p", "here", "the paper"],
         rows,
-        "Paired bootstrap over test prompts; shown: the whole interval is above 0.",
+        "Paired bootstrap over test prompts and seeds; shown: the whole interval is above 0, and so is each of two or "
+        "more seeds." + _same_method_note(comparison),
+    )
+
+
+def _same_method_note(comparison: Comparison) -> str:
+    ours, theirs = SAME_METHOD
+    test = next((test for test in comparison.tests if (test.ours, test.theirs) == SAME_METHOD), None)
+    if test is None or test.win_rate is None:
+        return ""
+    return (
+        f" {ours} and {theirs} are one loss on the same groups, computed in two ways: they differ by "
+        f"{points(test.win_rate)} points, by numerics alone, which says how far rounding carries."
     )
 
 
@@ -119,7 +121,7 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
         rows.append(
             [
                 figures.label,
-                number(100 * seen.ranking_accuracy, 1),
+                percent(seen.ranking_accuracy),
                 number(seen.trained_chosen_drift, 2),
                 number(seen.trained_rejected_drift, 2),
                 number(seen.held_back_chosen_drift, 2),
@@ -128,7 +130,7 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
                 number(seen.top_k_mass, 4),
             ]
         )
-    ideal = "" if comparison.prior is None else number(100 * comparison.prior.examination.ideal_ranking_accuracy, 1)
+    ideal = "–" if comparison.prior is None else percent(comparison.prior.examination.ideal_ranking_accuracy)
     return TextTable(
         "Likelihoods of outputs that the prior wrote",
         [
@@ -142,8 +144,9 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
             "top-10 mass",
         ],
         rows,
-        f"Drift is log q − log p in nats. The exact posterior ranks {ideal} % of the pairs right. Where entropy and "
-        f"mass both fall below the prior's, look for over-optimisation.",
+        f"Drift is log q − log p in nats; a method of human pairs has not trained on these groups. The exact posterior "
+        f"ranks {ideal} % of the pairs right. Where entropy and mass both fall below the prior's, look for "
+        f"over-optimisation.",
     )
 
 
@@ -172,8 +175,8 @@ def tests_table(comparison: Comparison) -> TextTable:
         "Difference of train-RM win rates, points: row minus column",
         ["", *labels],
         rows if any(of_pair.values()) else [],
-        "Paired bootstrap; * marks a 95 % interval without 0. All intervals, p-values, and McNemar's test of each seed "
-        "are in compare.json.",
+        "Paired bootstrap over test prompts and seeds; * marks a 95 % interval without 0. All intervals, p-values, and "
+        "McNemar's test of each seed are in compare.json.",
     )
 
 
@@ -201,21 +204,6 @@ def failures_table(comparison: Comparison) -> TextTable:
 def _coefficients(fit: OverOptimisation | None) -> list[str]:
     values = (None, None, None) if fit is None else (fit.a, fit.b, fit.r_squared)
     return [number(value, 3) for value in values]
-
-
-def number(value: float | None, digits: int) -> str:
-    """A figure, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def with_interval(value: float | None, half_width: float | None) -> str:
-    """A figure with its 95 % interval."""
-    return "–" if value is None or half_width is None else f"{value:.1f} ± {half_width:.1f}"
-
-
-def points(difference: PairedDifference) -> str:
-    """A difference with its 95 % interval."""
-    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 def _against(difference: PairedDifference | None) -> str:

@@ -10,21 +10,23 @@ import pytest
 
 from common.config.recipe import Recipe
 from common.durable import write_file
-from common.errors import PipelineError
+from common.errors import PipelineError, UserError
 from common.leases import Prompt
 from common.policies import PolicyRegistry
 from common.prompts import PromptSet
 from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
+from deploy.compare.command import check_recipe
 from deploy.compare.comparison import collect
 from deploy.compare.examiner import Likelihoods
+from deploy.compare.first_outputs import write_first_outputs
 from deploy.compare.layout import ComparisonDirectory, save_comparison
 from deploy.compare.methods import parse_method
 from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.request import Request
 from deploy.compare.runner import Runner, Subject
-from deploy.compare.services import SharedServices
+from deploy.compare.services import SharedServices, comparison_resources, fitting
 from deploy.learner_group import LearnerGroup
 from deploy.pool import Pool, PoolSettings
 from deploy.preflight import Inputs
@@ -92,6 +94,10 @@ class StandInServices:
     def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
         self.learners.append(StandInLearner(recipe, directory, self.broken))
         return Services(self.samplers, self.scorers, cast(LearnerGroup, self.learners[-1]))
+
+    def raise_failure(self) -> None:
+        for pool in (self.examiner, self.samplers, *self.scorers.values()):
+            pool.raise_failure()
 
     def kill(self) -> None:
         for pool in (self.examiner, self.samplers, *self.scorers.values()):
@@ -186,6 +192,8 @@ def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(subject: Sub
         .to_pylist()
     ), "their log p was missing"
     methods = collect(subject.directory, subject.recipe, work, {}).methods
+    assert methods["dpo"].examination.trained_chosen_drift is None, "it trained on other groups"
+    assert methods["brain"].examination.trained_chosen_drift is not None
     assert methods["dpo"].mean_reward == methods["brain"].mean_reward == 1.0  # the reward model's, not people's
 
 
@@ -215,3 +223,48 @@ def test_a_method_all_of_whose_rates_break_is_left_out(subject: Subject) -> None
     runner, _ = train(subject, work, broken=frozenset(RATES))
     assert len(runner.failed) == len(RATES)
     assert collect(subject.directory, subject.recipe, work, runner.failed).methods == {}
+
+
+def test_a_shared_service_that_fails_for_good_ends_the_comparison(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(subject, plan("brain", seeds=(0,)))
+    failure = PipelineError("No scorer is left")
+
+    class LostScorer(StandInServices):
+        def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
+            self.scorers["reward"]._fail(failure)
+            return super().of_run(recipe, directory)
+
+    monkeypatch.setitem(globals(), "StandInServices", LostScorer)
+    with pytest.raises(PipelineError, match="No scorer is left"):
+        train(subject, plan("brain", "rso", seeds=(0,)))
+    monkeypatch.undo()
+    runner, _ = train(subject, plan("brain", "rso", seeds=(0,)))
+    assert runner.failed == {}
+
+
+def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(source: SampleStore, target: SampleStore, n: int) -> None:
+        calls.append(n)
+        write_first_outputs(source, target, n)
+
+    monkeypatch.setattr("deploy.compare.runner.write_first_outputs", counted)
+    work = Plan(Request((parse_method("brain"), parse_method("rso")), (0,), (1e-4,), (2,), ("brain", "rso")), 4)
+    runner, _ = train(subject, work)
+    assert runner.failed == {} and calls == [2]
+
+
+def test_a_loss_that_cannot_be_imported_is_refused_before_anything_starts(subject: Subject) -> None:
+    check_recipe(subject.recipe, plan("brain").request)
+    with pytest.raises(UserError, match=r"tests\.no_such_losses"):
+        check_recipe(subject.recipe, plan("brain", "tests.no_such_losses:mine").request)
+
+
+def test_as_many_cells_are_trained_side_by_side_as_fit(subject: Subject) -> None:
+    needs = comparison_resources(subject.recipe, 2)
+    assert fitting(subject.recipe, 2, needs) == 2
+    assert fitting(subject.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
+    assert fitting(subject.recipe, 2, {}) == 1

@@ -8,7 +8,7 @@ from common.leases import Prompt
 from common.schemas import HUMAN, PRIOR
 from common.store import SampleStore
 from deploy.compare.first_outputs import write_first_outputs
-from deploy.compare.human_pairs import check_pairs, deal_pairs
+from deploy.compare.human_pairs import check_pairs, deal_pairs, pairs_digest
 from deploy.lease_plan import LeasePlan
 from tests.unit.factories import groups, output, scores
 
@@ -57,6 +57,16 @@ def test_pairs_are_dealt_out_over_the_rounds_with_their_choices(tmp_path: Path) 
     other = SampleStore(tmp_path / "other", "seed")
     deal_pairs(source, other, ALGORITHM, seed=1)
     assert [row["prompt_id"] for row in other.index().to_pylist()] != [row["prompt_id"] for row in index]
+
+
+def test_pairs_are_told_apart_by_outputs_and_choices(tmp_path: Path) -> None:
+    digests = []
+    for number, (token, choice) in enumerate([(1, 1.0), (1, 1.0), (2, 1.0), (1, 0.0)]):
+        store = SampleStore(tmp_path / str(number), "people")
+        store.append_groups(groups("a", outputs=[output([token], [-1.0], "text"), output([3], [-1.0], "other")]))
+        store.append_scores(scores(HUMAN, {"a": [choice, 1 - choice]}, gold_value=None))
+        digests.append(pairs_digest(store))
+    assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
 def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:

@@ -24,10 +24,27 @@ def test_a_second_seed_with_the_same_outcomes_tells_nothing_new() -> None:
     assert clustered_mean(np.vstack([wins, wins])) == clustered_mean(wins)
 
 
-def test_seeds_that_disagree_on_prompts_narrow_the_interval() -> None:
+def test_seeds_that_disagree_on_every_prompt_make_nothing_sure() -> None:
     first = np.array([1.0, 0.0] * 50)
     both = clustered_mean(np.stack([first, 1 - first]))
-    assert (both.mean, both.half_width) == (0.5, 0.0)  # each prompt is won by just one of them
+    assert both.mean == 0.5
+    assert both.half_width == pytest.approx(1.96 * (0.25 / 200) ** 0.5)  # as of 200 independent outcomes
+
+
+def test_seeds_that_lie_apart_widen_the_interval() -> None:
+    apart = clustered_mean(np.stack([np.ones(100), np.zeros(100)]))
+    assert apart.half_width == pytest.approx(1.96 * (0.25 / 200 + 0.5 / 2) ** 0.5)  # prompts, and the two seeds' means
+
+
+def test_a_difference_that_seeds_disagree_on_is_not_certain() -> None:
+    few = np.array([[1.0] * 10 + [0.0] * 90, [1.0] * 20 + [0.0] * 80, [-1.0] * 5 + [0.0] * 95])
+    found = paired_bootstrap(few)
+    assert found.by_seed == pytest.approx([0.1, 0.2, -0.05])
+    assert found.difference == pytest.approx(0.25 / 3) and found.low < 0
+    assert paired_bootstrap(few.mean(axis=0, keepdims=True)).low > 0, "over prompts alone it would look certain"
+    turned = found.turned()
+    assert (turned.low, turned.high) == (-found.high, -found.low)
+    assert turned.by_seed == pytest.approx([-0.1, -0.2, 0.05])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +68,7 @@ def test_mcnemar_of_many_prompts_does_not_overflow() -> None:
 
 
 def test_a_bootstrap_interval_is_the_normal_one_where_the_mean_is_normal() -> None:
-    differences = np.random.default_rng(1).normal(0.2, 1.0, size=400)
+    differences = np.random.default_rng(1).normal(0.2, 1.0, size=(1, 400))
     found = paired_bootstrap(differences)
     half_width = 1.96 * differences.std() / math.sqrt(400)
     assert found.difference == pytest.approx(differences.mean())
@@ -63,8 +80,8 @@ def test_a_bootstrap_interval_is_the_normal_one_where_the_mean_is_normal() -> No
 
 
 def test_no_difference_has_a_p_value_of_1_and_a_sure_one_the_smallest() -> None:
-    assert paired_bootstrap(np.zeros(10)).p_value == 1.0
-    sure = paired_bootstrap(np.ones(10), resamples=999)
+    assert paired_bootstrap(np.zeros((1, 10))).p_value == 1.0
+    sure = paired_bootstrap(np.ones((2, 10)), resamples=999)
     assert (sure.low, sure.high, sure.p_value) == (1.0, 1.0, 2 / 1000)
 
 

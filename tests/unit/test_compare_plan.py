@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from deploy.cli import main
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
 from deploy.compare.methods import method_recipe, parse_method
 from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
@@ -113,6 +114,7 @@ def test_options_are_read() -> None:
     assert asked.swept == ("brain",)
     assert "dpo" not in [method.label for method in request(objectives=None).methods]
     assert [method.label for method in request(objectives=None, pairs="pairs").methods][:2] == ["dpo", "dpo-sft"]
+    assert request(learning_rates="0.0012345").learning_rates == (0.0012345,)
     assert request().learning_rates == (3.33e-4, 1e-3, 3e-3)  # a third, once and thrice the recipe's
 
 
@@ -125,6 +127,8 @@ def test_options_are_read() -> None:
         ({"objectives": " "}, "--objectives names nothing"),
         ({"seeds": "0,one"}, "--seeds 0,one: write numbers with commas"),
         ({"seeds": ""}, "--seeds : name at least one number"),
+        ({"objectives": "brain:temperature=2,brain: temperature=2"}, "--objectives names brain_temperature=2 twice"),
+        ({"learning_rates": "1e-3,1.0000001e-3"}, "--learning-rates names 0.001 twice"),
         ({"learning_rates": "0"}, "--learning-rates 0: name at least one number, and none that is negative or"),
         ({"group_sizes": "8"}, r"--n 8: the groups have n=8 outputs .* name numbers from 2 to 7"),
         ({"group_sizes": "4", "swept": "dpo"}, "--n-objectives: 'dpo' is not among --objectives"),
@@ -154,6 +158,15 @@ def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp
         check_comparison(directory, recipe(algorithm={"rounds": 9}))
     with pytest.raises(UserError, match="begun with the prompts digest, which is now other"):
         save_comparison(directory, recipe(), {"prompts": "other"})
+    save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "people's"})  # dpo came later
+    save_comparison(directory, recipe(), {"prompts": "digest"})
+    with pytest.raises(UserError, match="begun with the pairs people's, which is now others'"):
+        save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "others'"})
+
+
+def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "deploy/recipes/compare-demo.yaml", "--parallel", "0"]) == 2
+    assert "--parallel 0: at least one cell is trained at a time." in capsys.readouterr().err
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:

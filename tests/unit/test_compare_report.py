@@ -1,21 +1,24 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from common.errors import PipelineError
 from deploy.compare.comparison import Comparison, collect
-from deploy.compare.findings import CLAIMS, findings
+from deploy.compare.findings import CLAIMS, SAME_METHOD, findings, size_findings
 from deploy.compare.inference import PairedDifference
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import inline_svg, page
 from deploy.compare.plots import INK, as_file, draw
 from deploy.compare.report import report
 from deploy.compare.results import PairedTest
-from deploy.compare.tables import all_tables
+from deploy.compare.tables import all_tables, findings_table, methods_table
+from deploy.compare.text_table import number
 from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, plan, recipe
 
 
@@ -65,15 +68,48 @@ def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison)
 
 
 @pytest.mark.parametrize(
-    ("low", "difference", "outcome"),
-    [(0.5, 2.0, "shown"), (-1.0, 2.0, "same sign"), (-3.0, -0.1, "not reproduced")],
+    ("low", "difference", "by_seed", "outcome"),
+    [
+        (0.5, 2.0, [1.0, 3.0], "shown"),
+        (0.5, 2.0, [-1.0, 5.0], "same sign"),  # but not of every seed
+        (0.5, 2.0, [2.0], "same sign"),  # one seed shows nothing of others
+        (-1.0, 2.0, [1.0, 3.0], "same sign"),
+        (-3.0, -0.1, [-0.1, -0.1], "not reproduced"),
+    ],
 )
-def test_a_finding_says_what_the_interval_says(low: float, difference: float, outcome: str) -> None:
-    by_rate = PairedDifference(difference, low, 5.0, 0.1)
+def test_a_finding_says_what_interval_and_seeds_say(
+    low: float, difference: float, by_seed: list[float], outcome: str
+) -> None:
+    by_rate = PairedDifference(difference, low, 5.0, 0.1, by_seed)
     tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, [])]
     (found,) = findings(tests)
     assert (found.claim.source, found.outcome) == ("§9.3", outcome)
     assert len({(claim.better, claim.worse) for claim in CLAIMS}) == len(CLAIMS)
+
+
+def test_one_method_under_two_names_is_one_finding_and_a_check_of_numerics(comparison: Comparison) -> None:
+    better = PairedDifference(5.0, 1.0, 9.0, 0.01, [4.0, 6.0])
+    twice = [PairedTest("brain", theirs, better, better, []) for theirs in SAME_METHOD]
+    assert [found.claim.worse for found in findings(twice)] == ["dpo-sft+iw+n"]
+    assert [found.claim.worse for found in findings(twice[1:])] == ["brain-fixed-proposal"]
+    same = PairedTest(*SAME_METHOD, PairedDifference(-0.25, -1.5, 1.0, 0.7, [-0.5, 0.0]), better, [])
+    note = findings_table(replace(comparison, tests=[*twice, same])).note
+    assert "one loss on the same groups" in note and "-0.2 [-1.5, +1.0] points, by numerics" in note
+    assert "one loss" not in findings_table(comparison).note
+
+
+def test_figure_2_is_a_rise_that_becomes_smaller() -> None:
+    wins = {
+        n: np.where(np.tile(np.arange(100) < won, (2, 1)), 100.0, 0.0)
+        for n, won in {2: 20, 4: 50, 8: 60, 16: 62}.items()
+    }
+    rise, flat = size_findings("brain", wins)
+    assert (rise.claim.better, rise.claim.worse, rise.outcome) == ("brain, n = 16", "brain, n = 2", "shown")
+    assert rise.difference.difference == pytest.approx(42)
+    assert (flat.claim.better, flat.claim.worse, flat.outcome) == ("brain, n 2 → 4", "brain, n 8 → 16", "shown")
+    assert flat.difference.difference == pytest.approx(30 - 2)
+    assert [found.claim.worse for found in size_findings("brain", {2: wins[2], 8: wins[8]})] == ["brain, n = 2"]
+    assert size_findings("brain", {8: wins[8]}) == []
 
 
 def test_tables_show_what_there_is(comparison: Comparison) -> None:
@@ -81,7 +117,13 @@ def test_tables_show_what_there_is(comparison: Comparison) -> None:
     methods = next(iter(tables.values()))
     rows = {row[0]: row for row in methods.rows}
     assert rows["brain"][1] == "60.0 ± 15.2"
-    assert rows["brain"][-2] == "0.001*"  # at the edge of the grid
+    assert rows["brain"][2] == "60.0 / 60.0"
+    assert rows["brain"][-3:-1] == ["1, 1", "0.001*"]  # at the edge of the grid
+    untrained = replace(comparison.methods["brain"], best_versions=[1, 0], objective="dpo")
+    other = methods_table(replace(comparison, methods={"brain": untrained}))
+    assert other.rows[-1][-3] == "1, 0†"
+    assert "dpo is given one pair a group" in other.note and "dpo is" not in methods.note
+    assert (number(float("nan"), 1), number(None, 1), number(0.25, 1)) == ("–", "–", "0.2")
     assert "prior" in rows
     assert tables["Cells that could not be trained"].rows == [["a cell", "broke"]]
     assert all(len(row) == len(table.columns) for table in tables.values() for row in table.rows)
@@ -119,14 +161,7 @@ def test_the_page_is_whole_by_itself(comparison: Comparison) -> None:
 
 
 def test_names_are_escaped_in_the_page(comparison: Comparison) -> None:
-    odd = collect_named("<b>")
-    assert "<b>" not in page(odd(comparison), [], {})
-
-
-def collect_named(name: str):
-    from dataclasses import replace
-
-    return lambda comparison: replace(comparison, name=name)
+    assert "<b>" not in page(replace(comparison, name="<b>"), [], {})
 
 
 def test_ids_of_two_plots_do_not_clash() -> None:

@@ -1,0 +1,60 @@
+"""A table as rows of text, for the console and for documents, and how figures are written in it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from deploy.compare.inference import PairedDifference
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table whose first column names the row."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def for_console(self) -> Table:
+        """As rich prints it; the note is not in it."""
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def for_markdown(self) -> str:
+        """As a section of a document."""
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
+        drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def each(values: Sequence[float]) -> str:
+    """One figure a seed."""
+    return " / ".join(f"{value:.1f}" for value in values)
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def with_interval(value: float | None, half_width: float | None) -> str:
+    """A figure with its 95 % interval."""
+    return "–" if value is None or half_width is None else f"{value:.1f} ± {half_width:.1f}"
+
+
+def points(difference: PairedDifference) -> str:
+    """A difference with its 95 % interval."""
+    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
