@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from common.conversations import Message, as_text, messages_of, reply_to, turns_of
+from common.conversations import USER, Message, as_text, messages_of, reply_to, turns_of
 from common.errors import UserError
 from common.identity import seed_from
 from common.prompt_set import PromptSet
@@ -129,8 +129,10 @@ def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[st
 
 def _text(row: Row, number: int, column: str, columns: PromptColumns, where: str) -> str | None:
     value = row.get(column)
-    if isinstance(value, str) or (value is None and column in row):
-        return value
+    if isinstance(value, str):  # one that looks like messages is a text, all the same
+        return as_text([Message(role=USER, content=value)]) if columns.conversations else value
+    if value is None and column in row:
+        return None
     messages: list[Message] | None = messages_of(value)
     if messages is None:
         raise _no_text(row, number, column, where)

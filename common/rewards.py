@@ -15,6 +15,9 @@ from common.schemas import LOGPROBS
 
 Values = npt.NDArray[np.float64]
 
+_EDGE = 1e-6
+"""How far below a bin's lower edge a value may be, relative to it: stored in float32, 0.7 is 6.9999998 bins of 0.1."""
+
 
 class StoredScores(Protocol):
     """What holds SCORES rows: the sample store."""
@@ -69,7 +72,12 @@ def combine(values: Values, combination: CombinationSection) -> Values:
         return weighted.sum(axis=0)
     if combination.kind == "min":
         return weighted.min(axis=0)
-    return _worse_texts(np.floor(weighted / combination.step) if combination.step else weighted)
+    return _worse_texts(_bins(weighted, combination.step) if combination.step else weighted)
+
+
+def _bins(values: Values, width: float) -> Values:
+    bins = values / width
+    return np.floor(bins + _EDGE * np.maximum(1, np.abs(bins)))
 
 
 def _worse_texts(values: Values) -> Values:

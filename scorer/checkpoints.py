@@ -1,10 +1,12 @@
 """Where a reward model's files are: in a directory, or on the Hugging Face hub."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from common.errors import UserError, first_line
 from common.identity import digest, digest_files
@@ -14,15 +16,17 @@ from scorer.formats import RewardFormat
 SAFETENSORS = "model.safetensors"
 """The same weights in this form are preferred where both are there: nothing in it can be executed."""
 
-_INDEX = ".index.json"
+SHARDED_BIN = "pytorch_model.bin"
+
+INDEX = ".index.json"
 """What a weights file's name is followed by in the name of the file that says how it is sharded."""
 
-_SHARDED_BIN = "pytorch_model.bin"
+_CONFIG = "config.json"
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
+TOKENIZER_FILES = (
+    *_VOCABULARIES,
     "tokenizer_config.json",
-    "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -51,10 +55,11 @@ class Checkpoint:
         return self.weights[0].parent
 
     def digest(self) -> str:
-        """The digest of everything that rewards depend on and that lies in files."""
-        names = [*(file.name for file in self.weights), "config.json", *_TOKENIZER_FILES]
-        present = [name for name in names if (self.root / name).is_file()]
-        return digest(self.format.name, self.tokenizer_name(), digest_files(self.root, present))
+        """The digest of the files that are read, and of nothing else that lies beside them."""
+        names = [file.name for file in (*self.weights, *([self.config] if self.config else []))]
+        if not self.tokenizer_name():
+            names += [name for name in TOKENIZER_FILES if (self.root / name).is_file()]
+        return digest(self.format.name, self.tokenizer_name(), digest_files(self.root, names))
 
     def tokenizer_name(self) -> str:
         """The tokenizer's hub id; one that lies beside the weights has no name that would hold elsewhere."""
@@ -71,48 +76,77 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
     Raises:
         UserError: there is no such directory or repository, or no such file in it.
     """
-    if not is_local(source, "The reward model"):
-        return Checkpoint(format, (_download(source, format.checkpoint_file),), None, format.tokenizer)
-    directory = Path(source)
-    config = directory / "config.json"
-    beside = any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return Checkpoint(
-        format,
-        _weights(directory, format),
-        config if config.is_file() else None,
-        str(directory) if beside else format.tokenizer,
-    )
-
-
-def _weights(directory: Path, format: RewardFormat) -> tuple[Path, ...]:
-    names = (SAFETENSORS, SAFETENSORS + _INDEX, format.checkpoint_file, _SHARDED_BIN + _INDEX)
-    found = next((directory / name for name in names if (directory / name).is_file()), None)
-    if found is None:
+    names = (SAFETENSORS, SAFETENSORS + INDEX, format.checkpoint_file, SHARDED_BIN + INDEX)
+    directory = Path(source) if is_local(source, "The reward model") else _download(source, names)
+    weights = find_weights(directory, names)
+    if weights is None:
         raise UserError(
-            f"{directory} holds no {format.checkpoint_file}, the file of a {format.name} reward model, and no "
+            f"{source} holds no {format.checkpoint_file}, the file of a {format.name} reward model, and no "
             f"{SAFETENSORS}, in one piece or in shards; set `path` to the directory that holds it, or `kind` to the "
             f"model's format."
         )
-    return _shards(found) if found.name.endswith(_INDEX) else (found,)
+    config = directory / _CONFIG
+    beside = any((directory / name).is_file() for name in _VOCABULARIES)
+    return Checkpoint(
+        format, weights, config if config.is_file() else None, str(directory) if beside else format.tokenizer
+    )
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of sharded weights ({first_line(error)}); restore it.") from None
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing or not names:
+def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | None:
+    """The files of a model's weights in a directory.
+
+    Args:
+        directory: of the model.
+        names: of files of weights, or of indices of shards; the first that is there counts.
+
+    Returns:
+        One file, or the shards; None where none of the names is there.
+
+    Raises:
+        UserError: an index cannot be read, or shards are missing.
+    """
+    found = next((directory / name for name in names if (directory / name).is_file()), None)
+    if found is None:
+        return None
+    if not found.name.endswith(INDEX):
+        return (found,)
+    shards = _shards(found)
+    missing = [name for name in shards if not (directory / name).is_file()]
+    if missing or not shards:
         raise UserError(
-            f"{index} names {len(names)} files of weights, of which {len(missing)} are missing "
+            f"{found} names {len(shards)} files of weights, of which {len(missing)} are missing "
             f"({', '.join(missing[:3])}); bring them back."
         )
-    return tuple(index.parent / name for name in names)
+    return tuple(directory / name for name in shards)
 
 
-def _download(source: str, file: str) -> Path:
-    repository, _, revision = source.partition("@")
+def _shards(index: Path) -> list[str]:
     try:
-        return Path(hf_hub_download(repository, file, revision=revision or None))
-    except (OSError, ValueError) as error:
-        raise UserError(f"The reward model {source} could not be fetched from the hub: {first_line(error)}") from error
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of sharded weights ({first_line(error)}); restore it.") from None
+
+
+def _download(source: str, weights: Sequence[str]) -> Path:
+    """The directory of the hub's cache with the files of a reward model, fetched where they are not there yet."""
+    repository, _, revision = source.partition("@")
+
+    def fetched(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision or None))
+        except EntryNotFoundError:  # it has none, or the hub is away and none was fetched before
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The reward model {source} could not be fetched from the hub: {first_line(error)}"
+            ) from error
+
+    found = next((file for name in weights if (file := fetched(name)) is not None), None)
+    if found is None:
+        raise UserError(
+            f"The reward model {source} could not be fetched from the hub: it has none of {', '.join(weights)}, or the "
+            f"hub cannot be reached."
+        )
+    for name in (*(_shards(found) if found.name.endswith(INDEX) else ()), _CONFIG, *TOKENIZER_FILES):
+        fetched(name)
+    return found.parent

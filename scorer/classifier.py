@@ -1,7 +1,6 @@
 """Rewards from any sequence classifier of transformers with one label."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,14 +12,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from common.config.scorers import ClassifierSection
 from common.conversations import ASSISTANT, Message, turns_of
 from common.errors import UserError, first_line
-from common.identity import digest, digest_files
+from common.identity import digest
 from common.nn.causal_lm import load_tokenizer
 from common.nn.sources import is_local
 from scorer.encoded_texts import ValuesOfTexts, annotate_texts
+from scorer.loaded_files import digest_of_loaded
 from scorer.scorers import Group, texts_of
 from scorer.text_values import TextValues
 
-_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja")
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
 
@@ -131,7 +130,8 @@ def load_classifier(
     if (decoder := _as_decoder(model, values, max_tokens)) is not None:
         values, padding = decoder, model.config.pad_token_id
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
-    identity = digest("classifier", _files(settings.path, model), read, max_tokens)
+    files = digest_of_loaded(settings.path, model.config, tokenizer=True)
+    identity = digest("classifier", files, read, max_tokens)
     return ClassifierScorer(name, identity, values, tokenizer, settings, padding, together=together)
 
 
@@ -187,10 +187,3 @@ def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -
     difference = (torch.tensor(decoder.of(texts)) - expected).abs().max()
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_IN_16_BITS) * (1 + expected.abs().max())
     return decoder if difference <= tolerance else None
-
-
-def _files(source: str, model: PreTrainedModel) -> str:
-    root = Path(source)
-    if not root.is_dir():
-        return digest(source, model.config._commit_hash)
-    return digest_files(root, [file.name for pattern in _FILES for file in root.glob(pattern)])

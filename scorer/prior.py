@@ -1,18 +1,17 @@
 """The prior's log-probabilities log p(y|x), as just another scorer."""
 
-from pathlib import Path
-
 import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from common.config.recipe import PolicySection
 from common.identity import digest, digest_files
-from common.nn.adapters import find_adapter
+from common.nn.adapters import CONFIG, WEIGHTS, find_adapter
 from common.nn.causal_lm import load_config
 from common.nn.logprobs import SequenceLogprobs, request_of
 from common.nn.policy_model import load_prior_model
 from common.schemas import PRIOR
+from scorer.loaded_files import digest_of_loaded
 from scorer.scorers import Annotation, Group, annotate, finite_or_null
 
 
@@ -58,17 +57,8 @@ def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScor
 
 def logprobs_digest(name: str, policy: PolicySection, max_tokens: int) -> str:
     """The digest of a scorer of log-probabilities: of model files and numerics."""
-    files = [_model_files(policy.model)]
+    files = [digest_of_loaded(policy.model, load_config(policy.model))]
     if policy.sft_adapter:
-        files.append(_files(find_adapter(policy.sft_adapter), ["adapter_config.json", "*.safetensors"]))
+        adapter = find_adapter(policy.sft_adapter)
+        files.append(digest_files(adapter, [CONFIG, WEIGHTS]))
     return digest(name, files, policy.dtype, policy.quantization, max_tokens)
-
-
-def _model_files(source: str) -> str:
-    if not Path(source).is_dir():
-        return digest(source, load_config(source)._commit_hash)
-    return _files(Path(source), ["config.json", "*.safetensors", "*.bin"])
-
-
-def _files(root: Path, patterns: list[str]) -> str:
-    return digest_files(root, [file.name for pattern in patterns for file in root.glob(pattern)])

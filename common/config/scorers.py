@@ -137,7 +137,7 @@ class CombinationSection(Section):
         min_length=2, description="a weight for each scorer, in order of priority; negative: less is better"
     )
     step: float = Field(
-        0, ge=0, description="lexicographic: weight × value is compared in steps of this size; 0: as is"
+        0, ge=0, description="lexicographic: weight × value is compared in bins of this width; 0: as is"
     )
 
     @model_validator(mode="after")

@@ -117,6 +117,15 @@ def test_a_conversation_needs_a_chat_template(tmp_path):
     assert score(load(directory, chat_template=True), talk, [" sat"])["error"] is None
 
 
+def test_the_digest_depends_on_the_files_that_are_loaded_alone(tmp_path):
+    digest = load(write(tmp_path, MODELS["llama"][0])).digest
+    for name in ("trainer_state.json", "training_args.bin", "README.txt"):
+        (tmp_path / name).write_text("{}")
+    assert load(tmp_path).digest == digest
+    (tmp_path / "added_tokens.json").write_text("{}")
+    assert load(tmp_path).digest != digest
+
+
 def test_a_chat_template_makes_two_turns(tmp_path):
     row = score(load(write(tmp_path, MODELS["llama"][0]), chat_template=True), outputs=[" sat"])
     expected = alone(tmp_path, "<user>the cat<|endoftext|><assistant> sat<|endoftext|>")

@@ -146,3 +146,11 @@ def test_an_epoch_draws_each_prompt_once_and_the_next_one_in_another_order() -> 
 def test_more_prompts_a_round_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="prompts_per_round=5 is more than the 4"):
         PromptOrder(4, 5, 0)
+
+
+def test_a_text_that_looks_like_messages_is_what_the_user_says() -> None:
+    text = '[{"role": "assistant", "content": "Hi"}]'
+    (prompt,) = load([{"prompt": text, "label": "x"}], CHAT, max_tokens=100)
+    assert turns_of(prompt.text) == [{"role": "user", "content": text}]
+    (plain,) = load([{"prompt": text, "label": "x"}], max_tokens=100)
+    assert plain.text == text

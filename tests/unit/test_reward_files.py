@@ -1,10 +1,12 @@
 """Reward models in shards, in memory, and over several devices."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
 from common.errors import UserError
@@ -13,7 +15,7 @@ from scorer.formats import FORMATS, HH, TLDR
 from scorer.gptj_reward import load_gptj_reward
 from scorer.layer_split import layer_devices
 from tests.allocations import peak_bytes
-from tests.unit.test_gptj_reward import rewards, tiny_weights, write
+from tests.unit.test_gptj_reward import TOKENIZER, rewards, tiny_weights, write
 
 KINDS = {
     "model.safetensors": lambda weights, file: save_file({n: w.contiguous() for n, w in weights.items()}, file),
@@ -74,24 +76,68 @@ def test_incomplete_shards_are_named(tmp_path):
 # -- the hub
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub whose repository is one directory, and its cache, another."""
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    repository.mkdir()
+    cache.mkdir()
+    asked = []
+
+    def download(name, file, *, revision):
+        asked.append((name, file, revision))
+        if not (repository / file).is_file():
+            raise EntryNotFoundError(file)
+        shutil.copy(repository / file, cache / file)
+        return str(cache / file)
+
+    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+    return repository, cache, asked
+
+
 @pytest.mark.parametrize(
     ("form", "file", "tokenizer"),
     [(TLDR, "pytorch_model.bin", "EleutherAI/gpt-j-6B"), (HH, "hf_ckpt.pt", "gpt2")],
     ids=["tldr", "hh"],
 )
-def test_a_hub_id_may_name_a_revision_and_the_published_file_is_fetched(tmp_path, monkeypatch, form, file, tokenizer):
-    asked = []
-
-    def download(repository, name, *, revision):
-        asked.append((repository, name, revision))
-        return str(tmp_path / name)
-
-    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+def test_a_hub_id_may_name_a_revision_and_the_published_file_is_fetched(hub, form, file, tokenizer):
+    repository, cache, asked = hub
+    (repository / file).write_bytes(b"weights")
     found = find_checkpoint("owner/model@676bfd4d", form)
-    assert asked == [("owner/model", file, "676bfd4d")]
-    assert (found.weights, found.config, found.tokenizer) == ((tmp_path / file,), None, tokenizer)
+    assert {(name, revision) for name, _, revision in asked} == {("owner/model", "676bfd4d")}
+    assert (found.weights, found.config, found.tokenizer) == ((cache / file,), None, tokenizer)
     find_checkpoint("owner/model", form)
-    assert asked[1] == ("owner/model", file, None)
+    assert asked[-1][2] is None
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_what_is_taken_from_the_hub_is_what_is_taken_from_a_directory(hub, form):
+    repository, cache, _ = hub
+    write_shards(repository, "model.safetensors")
+    (repository / form.checkpoint_file).write_bytes(b"the same weights again")
+    TOKENIZER.save_pretrained(repository)
+    found, here = find_checkpoint("owner/model", form), find_checkpoint(str(repository), form)
+    assert [file.name for file in found.weights] == [file.name for file in here.weights]
+    assert len(found.weights) == 3 and not (cache / form.checkpoint_file).exists()
+    assert (found.config, found.tokenizer) == (cache / "config.json", str(cache))
+    assert found.digest() == here.digest()
+
+
+def test_a_repository_without_weights_is_named(hub):
+    with pytest.raises(UserError, match=r"owner/model could not be fetched from the hub: it has none of model\.safe"):
+        find_checkpoint("owner/model", TLDR)
+
+
+def test_the_digest_depends_on_the_files_that_are_read_alone(tmp_path):
+    config, weights = tiny_weights()
+    write(tmp_path, TLDR, weights, config)
+    alone = find_checkpoint(str(tmp_path), TLDR).digest()
+    (tmp_path / "tokenizer_config.json").write_text("{}")  # no tokenizer: the format's own is used
+    (tmp_path / "trainer_state.json").write_text("{}")
+    assert find_checkpoint(str(tmp_path), TLDR).digest() == alone
+    config.layer_norm_epsilon *= 2
+    config.save_pretrained(tmp_path)
+    assert find_checkpoint(str(tmp_path), TLDR).digest() != alone
 
 
 def test_a_reward_model_that_cannot_be_fetched_is_named(monkeypatch):

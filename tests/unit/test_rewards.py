@@ -28,10 +28,14 @@ def combination(kind: str, step: float = 0, **weights: float) -> CombinationSect
         (combination("lexicographic", a=1, b=1), [[1, 0, 1, 2, 1], [5, 9, 7, -3, 5]], [1, 0, 2, 3, 1]),
         (combination("lexicographic", a=1, b=-1), [[1, 1, 0], [5, 7, 9]], [2, 1, 0]),
         (combination("lexicographic", step=1, a=1, b=1), [[1.2, 1.9, 0.1], [3, 2, 9]], [2, 1, 0]),
+        # In float32 0.7 and 50.6 are a little less, and 0.3 is a little more: they are in the bins that begin there.
+        (combination("lexicographic", step=0.1, a=1, b=1), [[0.7, 0.75, 0.69], [1, 2, 3]], [1, 2, 0]),
+        (combination("lexicographic", step=0.1, a=1, b=1), [[50.6, 50.65, 50.59], [1, 2, 3]], [1, 2, 0]),
+        (combination("lexicographic", step=0.1, a=-1, b=1), [[0.3, 0.25, 0.31], [1, 2, 3]], [1, 2, 0]),
     ],
 )
 def test_combinations(section: CombinationSection, values: Any, expected: list[float]) -> None:
-    assert combine(np.array(values, dtype=float), section).tolist() == expected
+    assert combine(np.array(values, np.float32).astype(float), section).tolist() == expected
 
 
 @pytest.mark.parametrize("kind", ["weighted-sum", "min", "lexicographic"])
