@@ -12,7 +12,10 @@ import psutil
 import pytest
 import torch
 
+from common.config.recipe import SamplingSection
 from common.errors import EngineLostError, UserError
+from sampler.engine import Engine
+from sampler.engine_settings import EngineSettings
 from sampler.sampler import Sampler
 from tests.integration.pipeline_runs import ROOT, environment
 from tests.integration.sampled_policies import (
@@ -225,6 +228,35 @@ def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyn
             started.pulse()
     finally:
         started.close()
+
+
+def test_a_probe_goes_before_outputs_that_wait(loop: asyncio.Runner, policies: Policies) -> None:
+    settings = EngineSettings(
+        model=str(policies.model), dtype="float32", adapter_rank=None, adapters=1, max_model_tokens=64,
+        tensor_parallel=1, repeatable=False, threads=1, kv_cache_gib=1, extra={"max_num_seqs": 2},
+    )  # fmt: skip
+    engine = Engine(settings)
+    finished: list[int] = []
+
+    async def flood() -> None:
+        prompts, sampling = [[5 + place] * 8 for place in range(16)], SamplingSection(n=4, max_tokens=16)
+        async for place, _ in engine.sample(prompts, sampling, n=4, eos_token_id=EOS_ID, adapter=None, seed=None):
+            finished.append(place)
+
+    async def probe_meanwhile() -> int:
+        flooding = asyncio.create_task(flood())
+        while not finished:
+            await asyncio.sleep(0.001)
+        assert len(await engine.continuation_logprobs([5, 6], [7, 8, 9], None)) == 3
+        seen = len(finished)
+        await flooding
+        return seen
+
+    try:
+        assert loop.run(probe_meanwhile()) < 8
+        assert len(finished) == 16
+    finally:
+        engine.close()
 
 
 def assert_truncated(rows: list[dict], model) -> None:

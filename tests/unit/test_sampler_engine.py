@@ -15,6 +15,7 @@ from common.policies import ProposalVersion
 from sampler.delivery import AdapterSwap
 from sampler.engine import Engine, completion, not_loaded
 from sampler.engine_data import Adapter
+from sampler.engine_settings import EngineSettings, engine_arguments
 from sampler.worker import WorkerExtension
 
 
@@ -40,6 +41,12 @@ def test_a_fault_that_may_pass_is_told_from_one_of_the_version(message: str, kin
     error = not_loaded("the adapter in v000001", RuntimeError(message))
     assert type(error) is kind
     assert str(error) == f"vLLM does not load the adapter in v000001: {message}"
+
+
+@pytest.mark.parametrize(("repeatable", "policy"), [(True, "fcfs"), (False, "priority")])
+def test_only_an_engine_that_need_not_repeat_itself_goes_by_priorities(repeatable: bool, policy: str) -> None:
+    settings = EngineSettings("model", "float32", 8, 2, 64, 1, repeatable, 1, 1, {})
+    assert engine_arguments(settings)["scheduling_policy"] == policy
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])
