@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class SleepingSampler:
         (self._pids / f"{self._name}@{os.getpid()}").touch()
         return self._name
 
-    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
         self._running += 1
         try:
             for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):

@@ -117,8 +117,8 @@ def test_a_sampler_that_leaves_out_a_group_ends_the_run(tmp_path: Path, whole: b
 
 class Mute(LocalSampler):
     async def generate(self, lease: Lease):
-        for groups in ():
-            yield groups
+        if lease.n == 0:
+            yield pa.record_batch({})
 
 
 @pytest.mark.parametrize("whole", [False, True])

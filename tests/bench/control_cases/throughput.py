@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ ROW = groups("", outputs=[output(list(range(TOKENS)), [-1.0] * TOKENS, "word " *
 class QuickSampler(LocalSampler):
     """Makes groups at next to no cost, so that the process's time is the control plane's."""
 
-    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
         groups = rows_of(lease)
         for place in range(len(lease.prompts)):
             await asyncio.sleep(GROUP_SECONDS)
