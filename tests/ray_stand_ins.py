@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from common.errors import PipelineError
 from common.leases import Lease
@@ -83,6 +82,6 @@ def spawning(actor: type, *arguments: Any, name: str | None = None, cpus: float 
 
     def spawn(own: str, _log: str) -> Handle:
         options = {"num_cpus": cpus, "max_concurrency": 8, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-        return RayHandle(ray.remote(actor).options(**options).remote(name or own, *arguments))
+        return RayHandle.spawn(actor, options, name or own, *arguments)
 
     return spawn

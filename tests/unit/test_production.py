@@ -178,8 +178,7 @@ def test_evaluation_has_its_share_of_a_scorer_that_is_slower_than_the_samplers(t
         recipe={"sampler": {"lease_prompts": 2}},
     ).run_here()
     evaluations = [number for number, lease in enumerate(calls) if not lease.startswith("train")]
-    assert evaluations[0] < 32, "while groups of rounds 0 and 1 wait"
-    assert evaluations[:3] == list(range(evaluations[0], evaluations[0] + 17, 8))
+    assert evaluations[2] < 48, "while groups of rounds 0 and 1 wait, 64 calls of them"
 
 
 def test_leases_that_wait_are_sampled_from_what_was_published_meanwhile(tmp_path: Path) -> None:
