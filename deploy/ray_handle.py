@@ -51,7 +51,8 @@ class RayHandle:
                 async for item in items:
                     yield await item
             except (asyncio.CancelledError, GeneratorExit):  # nobody wants the rest: others may share the actor
-                ray.cancel(items)
+                with contextlib.suppress(RayError):
+                    ray.cancel(items)
                 raise
         except RayTaskError as error:
             raise CallFailedError(error.cause) from error

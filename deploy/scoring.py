@@ -50,11 +50,12 @@ class Events:
 
 
 class _Queue:
-    """Groups that wait for one scorer: training's first."""
+    """Groups that wait for one scorer: training's first, but for every eighth call."""
 
     def __init__(self) -> None:
         self._training: deque[Samples] = deque()
         self._other: deque[Samples] = deque()
+        self._calls = 0
         self.rows = 0
         self.some = asyncio.Event()
 
@@ -65,7 +66,8 @@ class _Queue:
 
     def take(self, most: int) -> Samples:
         """Up to `most` rows for one of the two; no batch has more."""
-        waiting = self._training or self._other
+        self._calls += 1
+        waiting = (self._other or self._training) if self._calls % 8 == 0 else (self._training or self._other)
         taken = [waiting.popleft()]
         rows = taken[0].groups.num_rows
         while waiting and waiting[0].training == taken[0].training and rows + waiting[0].groups.num_rows <= most:

@@ -2,12 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from common.errors import PipelineError
 from common.leases import Lease
@@ -39,7 +38,7 @@ class SleepingSampler:
         (self._pids / f"{self._name}@{os.getpid()}").touch()
         return self._name
 
-    async def generate(self, lease: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
         self._running += 1
         try:
             for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
@@ -83,6 +82,6 @@ def spawning(actor: type, *arguments: Any, name: str | None = None, cpus: float 
 
     def spawn(own: str, _log: str) -> Handle:
         options = {"num_cpus": cpus, "max_concurrency": 8, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-        return RayHandle(ray.remote(actor).options(**options).remote(name or own, *arguments))
+        return RayHandle.spawn(actor, options, name or own, *arguments)
 
     return spawn

@@ -17,6 +17,7 @@ from common.leases import Lease, Prompt
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.pool import Pool, PoolSettings
+from deploy.replica import Slot
 from deploy.run_directory import RunDirectory
 from deploy.status import Status, read_status
 from tests.integration.pipeline_runs import ROOT, environment
@@ -195,6 +196,11 @@ def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) 
     prompts = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(2))
     lease = Lease("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
 
+    async def sample(slot: Slot) -> None:
+        async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
+            async for _ in items:
+                pass
+
     async def give_up() -> int:
         spawn = spawning(SleepingSampler, str(tmp_path), 0.01, {"p1": HANG})
         pool = Pool("sampler", 1, spawn, RunDirectory(tmp_path), PoolSettings(start=120, slots=2))
@@ -202,9 +208,10 @@ def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) 
         async with pool.slot() as slot:
             async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
                 await anext(items)
-            cancelled = asyncio.create_task(anext(slot.stream("generate", lease, timeout=60)))
+            cancelled = asyncio.create_task(sample(slot))
             await asyncio.sleep(0.5)
             cancelled.cancel()
+            await asyncio.wait([cancelled])
         while (await pool.call("pulse", timeout=60)).running:
             await asyncio.sleep(0.1)
         losses = pool.replicas["sampler-0"].losses
