@@ -43,10 +43,9 @@ def _lab(options: argparse.Namespace) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     plots = write_plots(figures, directory)
     write_file(directory / _FILE, json.dumps(figures.as_json(), indent=1))
-    report = figures.as_json()
     console = Console()
-    console.print("KL(posterior ‖ policy) at the end, nats")
-    console.print(_table({"": report["kl_posterior_policy"]}, ".5f"))
+    console.print("KL(posterior ‖ policy) at the end by n, nats")
+    console.print(_table(_by_count(figures.at_the_end()), ".1e"))
     for progress in (0.0, 0.5):
         console.print(f"Variance of the gradient by n, {progress:.0%} of the way to the posterior (q' = p)")
         console.print(_table(_by_count(figures.variances(progress)), ".3f"))

@@ -22,15 +22,19 @@ class LabFigures:
     Attributes:
         seed: of the world and all that is drawn in it.
         budget: of each training.
-        divergences: KL(posterior ‖ q_θ) in nats after each round, by method.
+        divergences: KL(posterior ‖ q_θ) in nats before the first and after each round, by method and n.
         gradients: by progress, method and n.
     """
 
     seed: int
     world: World
     budget: Budget
-    divergences: dict[str, list[float]]
+    divergences: dict[tuple[str, int], list[float]]
     gradients: dict[tuple[float, str, int], GradientFigures]
+
+    def at_the_end(self) -> dict[str, dict[str, float]]:
+        """KL(posterior ‖ q_θ) in nats after the last round, by method and n."""
+        return {method: {str(n): self.divergences[method, n][-1] for n in COUNTS} for method in METHODS}
 
     def variances(self, progress: float) -> dict[str, dict[str, float]]:
         """Gradient variance by method and n."""
@@ -42,8 +46,10 @@ class LabFigures:
             "seed": self.seed,
             "outcomes": OUTCOMES,
             "budget": asdict(self.budget),
-            "kl_posterior_policy": {method: values[-1] for method, values in self.divergences.items()},
-            "kl_posterior_policy_by_round": self.divergences,
+            "kl_posterior_policy": self.at_the_end(),
+            "kl_posterior_policy_by_round": {
+                method: {str(n): self.divergences[method, n] for n in COUNTS} for method in METHODS
+            },
             "gradient_variance": self.variances(0.0),
             "gradients": [
                 {"progress": progress, "method": method, "n": n, **asdict(figures)}
@@ -60,7 +66,7 @@ def measure(seed: int, budget: Budget) -> LabFigures:
         seed=seed,
         world=world,
         budget=budget,
-        divergences={method: train(world, method, budget, seed) for method in METHODS},
+        divergences={(method, n): train(world, method, n, budget, seed) for method, n in product(METHODS, COUNTS)},
         gradients={
             (progress, method, n): gradient_figures(
                 world, method, n, world.log_policy(progress), world.log_prior, generator

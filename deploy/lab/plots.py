@@ -11,6 +11,7 @@ from deploy.lab.figures import COUNTS, PROGRESS, LabFigures
 from deploy.lab.world import METHODS
 
 _COLOURS = dict(zip(METHODS, ("#0b6e4f", "#c8553d", "#8d99ae", "#3d5a80"), strict=True))
+_TRAINED_N = 8  # of the curves along training
 
 
 def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
@@ -26,14 +27,21 @@ def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
 
 
 def _divergences(figures: LabFigures) -> Figure:
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for method, values in figures.divergences.items():
-        axes.plot(range(len(values)), values, label=method, color=_COLOURS[method])
-    axes.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
-    axes.set(yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    by_round, by_count = figure.subplots(1, 2, sharey=True)
+    for method, at_the_end in figures.at_the_end().items():
+        values = figures.divergences[method, _TRAINED_N]
+        by_round.plot(range(len(values)), values, label=method, color=_COLOURS[method])
+        by_count.plot(COUNTS, list(at_the_end.values()), marker="o", markersize=3, color=_COLOURS[method])
+    for axes in (by_round, by_count):
+        axes.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
+    by_round.set(
+        yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats", title=f"n = {_TRAINED_N}"
+    )
+    by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_round.legend(frameon=False)
+    by_count.set(xlabel="n", title="at the end")
+    _count_ticks(by_count)
     return figure
 
 
@@ -44,13 +52,18 @@ def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
         for method in METHODS:
             values = [vars(figures.gradients[progress, method, n])[field] for n in COUNTS]
             axes.plot(COUNTS, values, marker="o", markersize=3, label=method, color=_COLOURS[method])
-        axes.set(xscale="log", yscale="log", xlabel="n", title=f"{progress:.0%} of the way")
-        axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
-        axes.minorticks_off()
+        axes.set(yscale="log", xlabel="n", title=f"{progress:.0%} of the way")
+        _count_ticks(axes)
     figure.suptitle("the policy on its way from prior to posterior; the proposal is the prior")
     rows[0].set_ylabel(label)
     rows[0].legend(frameon=False)
     return figure
+
+
+def _count_ticks(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    axes.minorticks_off()
 
 
 def _write(figure: Figure, path: Path) -> list[Path]:

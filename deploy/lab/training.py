@@ -10,25 +10,23 @@ from learner.objectives.catalogue import make_objective
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every method.
+    """The same for every method and n.
 
     Attributes:
         rounds: proposal updates, e.
         updates: optimiser steps a round, k.
         groups: a step's; each is of the world's one prompt.
-        n: outputs a group.
         learning_rate: Adam's at first; it falls linearly to 0.
     """
 
     rounds: int = 20
     updates: int = 20
     groups: int = 16
-    n: int = 8
     learning_rate: float = 0.05
 
 
-def train(world: World, method: str, budget: Budget, seed: int) -> list[float]:
-    """Train the 64 logits of a policy that starts as the prior.
+def train(world: World, method: str, n: int, budget: Budget, seed: int) -> list[float]:
+    """Train the 64 logits of a policy that starts as the prior, with groups of n outputs.
 
     Returns:
         KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # rounds + 1
@@ -43,7 +41,7 @@ def train(world: World, method: str, budget: Budget, seed: int) -> list[float]:
     for _ in range(budget.rounds):
         log_proposal = logits.log_softmax(0).detach()  # line 21: q' <- q_θ
         for _ in range(budget.updates):
-            outcomes = draw(log_proposal, budget.groups, budget.n, generator)
+            outcomes = draw(log_proposal, budget.groups, n, generator)
             values = world.groups(outcomes, logits.log_softmax(0), log_proposal)
             objective.observe(values)
             optimizer.zero_grad()

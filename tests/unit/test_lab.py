@@ -35,11 +35,20 @@ def test_the_files(lab):
     assert all((lab / f"{plot}.svg").read_text().count("<path") > 10 for plot in PLOTS)
 
 
-def test_brain_ends_at_the_posterior(report):
-    assert report["kl_posterior_policy"]["brain"] < 0.01
+@pytest.mark.parametrize("n", ["2", *COUNTS])
+def test_brain_ends_at_the_posterior_with_any_number_of_outputs(report, n):
+    assert report["kl_posterior_policy"]["brain"][n] < 0.01
     for method, divergences in report["kl_posterior_policy_by_round"].items():
-        assert divergences[0] > 0.3, method
-        assert divergences[-1] == report["kl_posterior_policy"][method] < divergences[0] / 10, method
+        assert divergences[n][0] > 0.3, method
+        assert divergences[n][-1] == report["kl_posterior_policy"][method][n] < divergences[n][0] / 10, method
+    ends = {method: by_count[n] for method, by_count in report["kl_posterior_policy"].items()}
+    assert max(ends["brain"], ends["gdc++"]) < min(ends["dpg"], ends["brain-no-baseline"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_outputs_bring_the_policy_nearer(report, method):
+    ends = report["kl_posterior_policy"][method]
+    assert [ends[n] for n in ("2", "8", "32")] == sorted((ends[n] for n in ("2", "8", "32")), reverse=True)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 0.75])

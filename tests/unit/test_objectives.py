@@ -91,9 +91,9 @@ def test_slots_that_are_not_valid_are_as_if_they_were_absent(section, junk):
 @pytest.mark.parametrize("n", [8, 9])
 @pytest.mark.parametrize("tied", [False, True])
 def test_what_is_not_used_has_no_gradient_and_what_is_used_stays_used(section, n, tied):
-    values = random_values(b=6, n=n, seed=5)
+    values = random_values(b=40, n=n, seed=5)
     if tied:
-        values = changed(values, rewards=(2 * values.rewards).round())
+        values = changed(values, rewards=values.rewards.round())
     objective = make_objective(section)
     used = objective.used(values)
     narrowed = replace(values, valid=used)
@@ -107,8 +107,8 @@ def test_what_is_not_used_has_no_gradient_and_what_is_used_stays_used(section, n
 @every_objective
 @pytest.mark.parametrize("n", [8, 9])
 def test_a_loss_is_the_same_whether_what_it_does_not_read_is_computed_or_not(section, n):
-    values = random_values(b=6, n=n, seed=5)
-    values = changed(values, rewards=(2 * values.rewards).round())
+    values = random_values(b=40, n=n, seed=5)
+    values = changed(values, rewards=values.rewards.round())
     unknown = torch.where(make_objective(section).used(values), values.policy_logprobs, torch.nan)
     losses = apply(changed(values, policy_logprobs=unknown), section).losses
     everything = apply(values, section).losses
