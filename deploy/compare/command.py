@@ -112,3 +112,5 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
         if trained.objective.reward == HUMAN:
             assert request.pairs is not None, "the method was refused without"
             check_pairs(open_source(request.pairs).store, recipe.algorithm)
+        for n in request.group_sizes if method.label in request.swept else ():
+            method_recipe(recipe, method, pairs=request.pairs, sampling={"n": n})
