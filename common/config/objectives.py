@@ -1,6 +1,7 @@
 """The recipe's objective: one section class a family, so that a setting that a method does not have is refused.
 
-What the settings do is said where the losses are: learner/objectives. Defaults are those of the papers.
+What the settings do is said where the losses are: learner/objectives. Defaults are those of the
+papers, where these give one.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -81,13 +82,11 @@ class WeightedPairSection(PairSection, GoodnessSection):
     name: Literal["dpo-sft+iw"]
 
 
-class HumanPairSection(ObjectiveBase):
+class HumanPairSection(PairSection):
     """DPO on pairs that people chose between."""
 
-    OFFLINE = True
     name: Literal["dpo"]
     reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
-    pairs: Pairing = "consecutive"
     beta: float = Field(0.1, gt=0)
 
 
@@ -135,7 +134,7 @@ class SftTermSection(ObjectiveBase):
     """What methods have that add −log q(y) of one output, as in supervised fine-tuning."""
 
     sft_on: Literal["gold", "best"] = Field("best", description="best: the output of the highest reward")
-    sft_weight: float = Field(0.0, ge=0)
+    sft_weight: float = Field(ge=0)
 
     @property
     def needs_gold(self) -> bool:
@@ -149,7 +148,7 @@ class SlicSection(PairSection, SftTermSection):
     name: Literal["slic"]
     margin: float = Field(1.0, gt=0, description="the paper's delta")
     sft_on: Literal["gold", "best"] = "gold"
-    sft_weight: float = Field(0.1, ge=0, description="the paper's lambda")
+    sft_weight: float = Field(0.1, ge=0, description="the paper's lambda; the value is ours")
 
 
 class DpoNllSection(PairSection, SftTermSection):

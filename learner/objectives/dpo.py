@@ -22,7 +22,7 @@ from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winner
 from learner.objectives.values import GroupValues
 
 
-def paired(values: GroupValues, settings: PairSection | HumanPairSection) -> torch.Tensor:
+def paired(values: GroupValues, settings: PairSection) -> torch.Tensor:
     """The outputs of all pairs.  # [b, n]."""
     return in_a_pair(winners(values, settings.pairs))
 
@@ -137,5 +137,5 @@ def hinge(values: GroupValues, pairs: torch.Tensor, scale: float) -> torch.Tenso
     return mean_over_pairs(relu(1 - scale * margins(values.log_ratios)), pairs)
 
 
-def _mean(terms: torch.Tensor, values: GroupValues, settings: PairSection | HumanPairSection) -> torch.Tensor:
+def _mean(terms: torch.Tensor, values: GroupValues, settings: PairSection) -> torch.Tensor:
     return mean_over_pairs(terms, winners(values, settings.pairs))

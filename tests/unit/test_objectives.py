@@ -113,7 +113,7 @@ def test_prompts_with_nothing_to_compare_are_not_trained(section):
 @every_objective
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_outputs_changes_nothing(section, seed):
-    if isinstance(section, PairSection | HumanPairSection):
+    if isinstance(section, PairSection):
         section = section.model_copy(update={"pairs": "all"})
     if section.name == "rso":
         section = section.model_copy(update={"accepted": 9})  # all of them: which are accepted hangs on the order
