@@ -18,7 +18,9 @@ LOWER_SERVICES = "lower their replicas, cpus or gpus"
 
 
 @contextmanager
-def ray_cluster(settings: RaySection, needs: Mapping[str, float], remedy: str = LOWER_SERVICES) -> Iterator[None]:
+def ray_cluster(
+    settings: RaySection, needs: Mapping[str, float], remedy: str = LOWER_SERVICES
+) -> Iterator[Mapping[str, float]]:
     """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
     A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
@@ -28,6 +30,9 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float], remedy: str = 
         settings: of the recipe.
         needs: what the services reserve together; see `required_resources`.
         remedy: what the user can do, besides adding nodes, where the cluster is too small.
+
+    Yields:
+        What the cluster has of each resource.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
@@ -43,8 +48,9 @@ def ray_cluster(settings: RaySection, needs: Mapping[str, float], remedy: str = 
             f"Cannot start or reach the Ray cluster ({address or 'a local one'}): {error}; check ray.address."
         ) from None
     try:
-        _check_capacity(needs, ray.cluster_resources(), remedy)
-        yield
+        offers = ray.cluster_resources()
+        _check_capacity(needs, offers, remedy)
+        yield offers
     finally:
         ray.shutdown()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import ray
 from rich.console import Console
 
 from common.config.recipe import Recipe
@@ -80,8 +79,8 @@ def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) ->
     model = proposal_model(recipe.policy, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
-    with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy):
-        parallel = asked or fitting(recipe, MOST_PARALLEL, ray.cluster_resources())
+    with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy) as offers:
+        parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
         services = shared_services(recipe, directory, model)
         runner = Runner(subject, plan, services, parallel, reporter(console))
         try:
@@ -112,3 +111,5 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
         if trained.objective.reward == HUMAN:
             assert request.pairs is not None, "the method was refused without"
             check_pairs(open_source(request.pairs).store, recipe.algorithm)
+        for n in request.group_sizes if method.label in request.swept else ():
+            method_recipe(recipe, method, pairs=request.pairs, sampling={"n": n})

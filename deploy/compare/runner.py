@@ -143,10 +143,8 @@ class Runner:
         work = await asyncio.to_thread(cell_work, resolved, recipe_digest(recipe), directory, groups, below)
         with work.store.training():
             await self._conduct(resolved, directory, work, watch)
-        assert work.evaluation is not None, "cells are evaluated"
-        best = work.evaluation.best_version()
-        finish(recipe, directory, work, watch.total())
-        write_table(subject.directory.outcomes(cell.name), work.evaluation.outcomes("test", best))
+        outcomes = subject.directory.outcomes(cell.name)
+        best = await asyncio.to_thread(_write_results, recipe, directory, work, watch, outcomes)
         trains_on_groups = resolved.objective.reward != HUMAN
         examination = await examine(
             self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
@@ -224,6 +222,15 @@ class Runner:
         write_table(self._subject.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))
         examined = await self._examined_groups(groups)
         write_examination(done, await examine(self._services.examiner, directory, 0, examined, trained=True))
+
+
+def _write_results(recipe: Recipe, directory: RunDirectory, work: Work, watch: Stopwatch, outcomes: Path) -> int:
+    """Returns the best version."""
+    assert work.evaluation is not None, "cells are evaluated"
+    best = work.evaluation.best_version()
+    finish(recipe, directory, work, watch.total())
+    write_table(outcomes, work.evaluation.outcomes("test", best))
+    return best
 
 
 def _copy_first_outputs(groups: SeedGroups, n: int, place: Path, run_id: str) -> None:

@@ -21,7 +21,7 @@ from deploy.compare.comparison import collect
 from deploy.compare.examiner import Likelihoods
 from deploy.compare.first_outputs import write_first_outputs
 from deploy.compare.layout import ComparisonDirectory, save_comparison
-from deploy.compare.methods import parse_method
+from deploy.compare.methods import Method, method_recipe, parse_method
 from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.request import Request
@@ -268,3 +268,15 @@ def test_as_many_cells_are_trained_side_by_side_as_fit(subject: Subject) -> None
     assert fitting(subject.recipe, 2, needs) == 2
     assert fitting(subject.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
     assert fitting(subject.recipe, 2, {}) == 1
+
+
+def test_smaller_groups_are_tried_before_anything_starts(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses_two(base: Recipe, method: Method, **sections: Any) -> Recipe:
+        if sections.get("sampling") == {"n": 2}:
+            raise UserError(f"{method.label} needs more than 2 outputs")
+        return method_recipe(base, method, **sections)
+
+    monkeypatch.setattr("deploy.compare.command.method_recipe", refuses_two)
+    check_recipe(subject.recipe, plan("dpo-sft", "brain").request)
+    with pytest.raises(UserError, match="dpo-sft needs more than 2 outputs"):
+        check_recipe(subject.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)
