@@ -32,7 +32,8 @@ test: setup ## Lint, type check and all tests.
 	$(VENV) pytest tests/unit 2>&1 | tee build/test-unit.log || status=1; \
 	$(VENV) pytest tests --ignore=tests/unit 2>&1 | tee build/test-other.log || status=1; \
 	printf '\nlint and types: %s\nunit tests:    %s\nother tests:   %s\n' "$$lint" \
-		"$$(tail -n 1 build/test-unit.log | tr -d =)" "$$(tail -n 1 build/test-other.log | tr -d =)"; \
+		"$$(grep -E ' in [0-9.]+s' build/test-unit.log | tail -n 1 | tr -d =)" \
+		"$$(grep -E ' in [0-9.]+s' build/test-other.log | tail -n 1 | tr -d =)"; \
 	exit $$status
 
 test-unit: setup ## The unit tests alone: seconds, without Ray, vLLM and DeepSpeed.

@@ -170,6 +170,7 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
         assert seen["up"].returncode == 0, seen["up"].stderr
         pools = subject.services.pools
         await until(lambda: pools["samplers"].ready == 3 and pools["scorers.reward"].ready == 2)
+        await until(lambda: read_status(subject.directory).services["samplers"].ready == 3)  # written every second
         seen["status"] = await asyncio.to_thread(brain, "status", str(tmp_path), "--json")
         seen["none"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "samplers=0")
         seen["unknown"] = await asyncio.to_thread(brain, "scale", str(tmp_path), "scorers.nobody=2")
