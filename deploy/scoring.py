@@ -134,6 +134,8 @@ class Scoring:
         ids = samples.ids()
         for name, lack in lacking.items():
             places = range(len(ids)) if lack is None else [place for place, one in enumerate(ids) if one in lack]
+            if not places:  # of all of them there are values, perhaps of a scorer that does not run
+                continue
             for place in places:
                 self._lacking.setdefault(ids[place], set()).add(name)
             lacks = samples.groups if len(places) == len(ids) else samples.groups.take(pa.array(places, pa.int64()))

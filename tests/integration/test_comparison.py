@@ -252,7 +252,7 @@ def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.Mon
         write_first_outputs(source, target, n)
 
     monkeypatch.setattr("deploy.compare.runner.write_first_outputs", counted)
-    work = Plan(Request((parse_method("brain"), parse_method("rso")), (0,), (1e-4,), (2,), ("brain", "rso")), 4)
+    work = Plan(Request((parse_method("brain"), parse_method("dpo-sft")), (0,), (1e-4,), (2,), ("brain", "dpo-sft")), 4)
     runner, _ = train(subject, work)
     assert runner.failed == {} and calls == [2]
 
