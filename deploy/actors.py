@@ -3,8 +3,10 @@
 import os
 from collections.abc import Sequence
 
-from common.config.recipe import LearnerSection, PriorSection, Recipe, SamplerSection
+from common.config.recipe import Recipe
+from common.config.sampling import SamplerSection
 from common.config.scorers import ScorerPool
+from common.config.training import LearnerSection, PriorSection
 from common.policies import ProposalModel
 from deploy.actor import Handle
 from deploy.learner_group import LearnerGroup

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.config.recipe import AutoscaleSection
+from common.config.sampling import AutoscaleSection
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.config.recipe import PriorSection, Recipe
+from common.config.recipe import Recipe
 from common.config.scorers import (
     ClassifierSection,
     EndpointSection,
@@ -20,6 +20,7 @@ from common.config.scorers import (
     GPTJRewardSection,
     JudgeSection,
 )
+from common.config.training import PriorSection
 from common.errors import PipelineError, UserError
 from common.schemas import PRIOR
 from deploy.run_directory import RunDirectory, run_directory

@@ -6,7 +6,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.leases import Lease, Prompt
 from common.prompts import PromptOrder
 from deploy.lease_plan import LeasePlan

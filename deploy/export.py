@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from common.config.recipe import PolicySection, Recipe
+from common.config.policy import PolicySection
+from common.config.recipe import Recipe
 from common.durable import new_directory
 from common.errors import UserError
 from common.nn.adapters import CONFIG, WEIGHTS, load_adapter

@@ -1,6 +1,6 @@
 """The model that the samplers start with, before the first version is published."""
 
-from common.config.recipe import PolicySection
+from common.config.policy import PolicySection
 from common.durable import new_directory
 from common.nn.policy_model import adapter_rank
 from common.nn.saving import save_dequantized

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.identity import seed_from
 from deploy.draws import Draws
 

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from common.config.recipe import AutoscaleSection
+from common.config.sampling import AutoscaleSection
 from deploy.autoscale import Load, decide
 from deploy.pool import Pool
 from deploy.requests import Answer, ScaleRequest

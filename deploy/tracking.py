@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.durable import write_file
 from deploy.evaluation import Result, Split
 from deploy.quarantine import Item

@@ -24,7 +24,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
-from common.config.recipe import LearnerSection
+from common.config.training import LearnerSection
 from common.nn.packing import Request
 from learner.engine_protocol import ParameterState
 from learner.policy import elements

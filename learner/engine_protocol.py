@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from common.config.recipe import LearnerSection
+from common.config.training import LearnerSection
 from common.nn.packing import Request
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]

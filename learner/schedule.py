@@ -2,7 +2,7 @@
 
 import math
 
-from common.config.recipe import AlgorithmSection, LearnerSection
+from common.config.training import AlgorithmSection, LearnerSection
 
 
 def learning_rate(step: int, learner: LearnerSection, algorithm: AlgorithmSection) -> float:

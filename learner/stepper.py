@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.recipe import LearnerSection
+from common.config.training import LearnerSection
 from common.errors import LearnerOutOfMemoryError, PipelineError
 from learner.batches import GroupBatch
 from learner.engine_protocol import Engine

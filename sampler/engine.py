@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.config.recipe import SamplingSection
+from common.config.sampling import SamplingSection
 from common.errors import DeliveryError, EngineLostError, PipelineError, UserError, first_line
 from sampler.engine_data import Adapter, Completion
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.config.recipe import SamplingSection
+from common.config.sampling import SamplingSection
 from common.errors import UserError
 from common.leases import Lease, Prompt
 from common.schemas import GROUPS, batch_from_rows

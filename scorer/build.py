@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.config.recipe import PolicySection, PriorSection
+from common.config.policy import PolicySection
 from common.config.scorers import (
     ClassifierSection,
     EndpointSection,
@@ -15,6 +15,7 @@ from common.config.scorers import (
     JudgeSection,
     ScorerPool,
 )
+from common.config.training import PriorSection
 from common.schemas import PRIOR
 from scorer.classifier import load_classifier
 from scorer.endpoint import load_endpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.config.recipe import PolicySection
+from common.config.policy import PolicySection
 from common.config.scorers import (
     ClassifierSection,
     EndpointSection,

@@ -4,7 +4,7 @@ import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.recipe import PolicySection
+from common.config.policy import PolicySection
 from common.identity import digest, digest_files
 from common.nn.adapters import CONFIG, WEIGHTS, find_adapter
 from common.nn.causal_lm import load_config

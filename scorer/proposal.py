@@ -10,7 +10,7 @@ import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.recipe import PolicySection
+from common.config.policy import PolicySection
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.nn.logprobs import SequenceLogprobs

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from common.config.recipe import PriorSection, Recipe
+from common.config.recipe import Recipe
+from common.config.training import PriorSection
 from common.logs import redirect_output
 from common.schemas import PROPOSAL
 

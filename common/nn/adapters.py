@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.config.recipe import AdapterSection
+from common.config.policy import AdapterSection
 from common.errors import UserError, first_line
 from common.nn.sources import local_directory
 

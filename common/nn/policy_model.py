@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from common.config.recipe import AdapterSection, PolicySection
+from common.config.policy import AdapterSection, PolicySection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
 from common.nn.causal_lm import load_causal_lm

@@ -6,7 +6,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.errors import UserError
 from common.identity import digest
 from common.prompts import PromptOrder

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from common.config.recipe import AdapterSection
+from common.config.policy import AdapterSection
 from common.nn.adapters import attach_new_adapter
 from common.nn.causal_lm import Quantization, load_causal_lm
 from common.nn.logprobs import SequenceLogprobs, request_of

@@ -10,7 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.recipe import AdapterSection, Recipe
+from common.config.policy import AdapterSection
+from common.config.recipe import Recipe
 from common.leases import Lease, Prompt
 from common.nn.adapters import attach_new_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm

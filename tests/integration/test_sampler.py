@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from common.config.recipe import SamplingSection
+from common.config.sampling import SamplingSection
 from common.errors import EngineLostError, UserError
 from sampler.engine import Engine
 from sampler.engine_settings import EngineSettings

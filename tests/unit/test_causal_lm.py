@@ -6,7 +6,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, MptConfig, MptForCausalLM
 
-from common.config.recipe import AdapterSection
+from common.config.policy import AdapterSection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
 from common.nn.causal_lm import check_tokenizer, context_length, load_causal_lm, load_tokenizer

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.errors import UserError
 from common.leases import Prompt
 from common.schemas import HUMAN, PRIOR

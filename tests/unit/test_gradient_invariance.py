@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.config.objectives import BrainSection
-from common.config.recipe import LearnerSection
+from common.config.training import LearnerSection
 from common.nn.logprobs import SequenceLogprobs
 from common.nn.packing import TokenBudget
 from learner.gradients import accumulate_gradient

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from common.config.objectives import BrainSection
-from common.config.recipe import LearnerSection
+from common.config.training import LearnerSection
 from common.nn.packing import TokenBudget
 from learner.gradients import accumulate_gradient
 from learner.objectives.catalogue import make_objective

@@ -1,6 +1,6 @@
 import pytest
 
-from common.config.recipe import AlgorithmSection, LearnerSection
+from common.config.training import AlgorithmSection, LearnerSection
 from learner.schedule import learning_rate
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from common.config.recipe import AutoscaleSection
+from common.config.sampling import AutoscaleSection
 from common.durable import write_file
 from common.leases import Prompt
 from common.schemas import PRIOR

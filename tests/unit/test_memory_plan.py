@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.config.recipe import AdapterSection
+from common.config.policy import AdapterSection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter
 from common.nn.logprobs import SequenceLogprobs, request_of

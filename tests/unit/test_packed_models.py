@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.config.recipe import AdapterSection
+from common.config.policy import AdapterSection
 from common.nn.adapters import attach_new_adapter
 from common.nn.logprobs import SequenceLogprobs, request_of
 from tests.unit.tiny_models import CONTEXT, VOCABULARY, gptj, llama

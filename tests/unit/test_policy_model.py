@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from common.config.recipe import AdapterSection, PolicySection
+from common.config.policy import AdapterSection, PolicySection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm

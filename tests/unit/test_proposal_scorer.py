@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from common.config.recipe import AdapterSection, PolicySection
+from common.config.policy import AdapterSection, PolicySection
 from common.errors import UserError
 from common.nn.adapters import attach_new_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.leases import Prompt
 from deploy.draws import FIXED_AHEAD, DrawnPrompts, StoredGroups, TrainingLeases
 from deploy.lease_plan import LeasePlan

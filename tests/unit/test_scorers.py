@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.recipe import PolicySection, Recipe
+from common.config.policy import PolicySection
+from common.config.recipe import Recipe
 from common.config.scorers import FunctionSection
 from common.conversations import Message, as_text
 from common.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common.config.recipe import AdapterSection, Recipe
+from common.config.policy import AdapterSection
+from common.config.recipe import Recipe
 from common.nn.adapters import attach_new_adapter, save_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.nn.logprobs import SequenceLogprobs

@@ -6,7 +6,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from common.config.recipe import SamplingSection
+from common.config.sampling import SamplingSection
 from sampler.delivery import AdapterSwap
 from sampler.engine import Engine
 from sampler.engine_settings import EngineSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.config.recipe import AlgorithmSection
+from common.config.training import AlgorithmSection
 from common.store import SampleStore
 from deploy.draws import StoredGroups
 from deploy.rounds import Rounds
