@@ -34,7 +34,7 @@ def learner_recipe(model, policy=(), learner=()):
                 "learning_rate": 1e-3,
                 "weight_decay": 0.1,
                 "warmup_steps": 3,
-                "max_grad_norm": 9.0,
+                "max_grad_norm": 5.0,
                 "micro_batch_tokens": 20,
             }
             | dict(learner),

@@ -55,10 +55,10 @@ def random_rows(seed, groups=3, n=4):
             proposal_logprobs=logprobs,
             prior_logprobs=[value + draw.gauss(0, 1) for value in logprobs],
             rewards=[draw.gauss(0, 1) for _ in outputs],
-            gold_token_ids=tokens(6),
         )
 
-    return [row(f"group-{seed}-{index}") for index in range(groups)]
+    rows = [row(f"group-{seed}-{index}") for index in range(groups)]
+    return [one | {"gold_token_ids": tokens(6)} for one in rows]  # drawn last: the rest is what it is without gold
 
 
 def gappy_batch(seed) -> pa.RecordBatch:
