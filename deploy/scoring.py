@@ -104,7 +104,7 @@ class Scoring:
         self._stores: dict[bool, Commits] = {}
         self._room = asyncio.Event()
         self._room.set()
-        self._most = max(1024, 32 * max(rows.values()))
+        self._most = max([1024, *(32 * most for most in rows.values())])  # where all is scored, no scorer runs
         self.longest_queue = 0
         self._begin: Begin
 
