@@ -4,7 +4,8 @@
     claims/holds-<token>.json    who trains on it, renewed every few seconds
 
 Whoever asks writes that down first and looks for others then, so that of two at the same moment at least one sees the
-other. A claim ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when
+other: at the latest at its second look, as what the first may miss is a question that just turns into a claim. A claim
+ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when
 it has not been renewed for a minute. So a process of this machine that is stopped keeps its claim: it might go on at
 any moment. Ages are differences between two files' times, both by the clock of the place where they lie.
 """
@@ -193,6 +194,12 @@ def _refuse_others(place: Place, asking: str) -> frozenset[str]:
     Returns:
         The files that those which have ended would hold the store by.
     """
+    # While a directory is gone through, `asks-B` may go and `holds-B` come, and neither be seen. By then B holds the
+    # store, so that a second look sees it; and whoever asks later than the first look sees this process.
+    return _refuse_others_in_sight(place, asking) | _refuse_others_in_sight(place, asking)
+
+
+def _refuse_others_in_sight(place: Place, asking: str) -> frozenset[str]:
     here, entries, ended = this_process(), place.list(DIRECTORY), set()
     now = next((entry.modified for entry in entries if entry.name == asking), None)
     if now is None:
@@ -203,7 +210,7 @@ def _refuse_others(place: Place, asking: str) -> frozenset[str]:
             try:
                 other = _decoded(place.read(path))
             except FileNotFoundError:
-                continue  # it has just ended
+                continue  # it has just ended, or become a claim
             gone, silent = other.is_gone(here), now - entry.modified
             if not gone and (gone is False or silent <= STALE_AFTER):
                 raise _held(place, other, silent, on_this_machine=gone is False)

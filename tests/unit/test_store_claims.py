@@ -20,7 +20,7 @@ import pytest
 from common.errors import UserError
 from common.storage import claims
 from common.storage.claims import claimed, this_process
-from common.storage.places import LocalPlace
+from common.storage.places import Entry, LocalPlace
 from common.store import SampleStore
 from tests.unit.factories import groups, scores, step
 
@@ -188,6 +188,44 @@ def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
     assert claim_files(root) == []
     with claimed(LocalPlace(root)):
         assert len(claim_files(root)) == 1
+
+
+@pytest.mark.parametrize("missed", ["not listed", "gone when it is read"])
+def test_a_question_that_turns_into_a_claim_while_another_looks_is_seen(root: Path, missed: str) -> None:
+    """The first look finds neither the question, which has just gone, nor the claim, which came after."""
+    looks: list[list[Entry]] = []
+    look = LocalPlace.list
+
+    def list_while_it_turns(place: LocalPlace, directory: str) -> list[Entry]:
+        if looks:
+            return look(place, directory)
+        looks.append(look(place, directory))
+        held.claim()
+        return looks[0] if missed == "gone when it is read" else [one for one in looks[0] if one.name != held.asks]
+
+    held = _AnotherConductor(root)
+    refused = mock.patch.object(LocalPlace, "list", list_while_it_turns)
+    with refused, pytest.raises(UserError, match="is being trained on by process"), claimed(LocalPlace(root)):
+        pass
+    assert claim_files(root) == [held.holds]
+
+
+class _AnotherConductor:
+    """A process that asks for a store, and gets it at a moment that the test chooses."""
+
+    asks, holds = "asks-0000abcd.json", "holds-0000abcd.json"
+
+    def __init__(self, root: Path) -> None:
+        self._claims = root / "claims"
+        self._claims.mkdir(parents=True)
+        self._write(self.asks)
+
+    def claim(self) -> None:
+        self._write(self.holds)
+        (self._claims / self.asks).unlink()
+
+    def _write(self, name: str) -> None:
+        (self._claims / name).write_text(json.dumps(asdict(this_process())))
 
 
 def test_a_claim_is_renewed_while_it_lasts(root: Path) -> None:
