@@ -19,6 +19,8 @@ from common.durable import is_temporary, write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml
 
+_LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -145,7 +147,7 @@ def claimed(directory: RunDirectory) -> Iterator[None]:
     """
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        handle = os.open(directory.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
     try:
@@ -160,6 +162,30 @@ def claimed(directory: RunDirectory) -> Iterator[None]:
         os.close(handle)
 
 
+def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
+    """Whether a directory of ours has been begun.
+
+    Args:
+        root: the directory.
+        marker: the file that is written first of all.
+        what: what the directory is, for messages.
+        advice: for messages: how to choose another.
+
+    Raises:
+        UserError: `root` is a file, or a directory that holds something else.
+    """
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise UserError(f"{root} is a file, and no {what}; {advice}.")
+    if marker.exists():
+        return True
+    foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != _LOCK)
+    if foreign:
+        raise UserError(f"{root} is no {what} (it has {', '.join(foreign[:3])}, but no {marker.name}); {advice}.")
+    return False
+
+
 def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     """Refuse a run directory that another configuration has begun, or that holds something else.
 
@@ -169,18 +195,7 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         UserError: with one line for each setting that differs.
     """
     root = directory.root
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; set run.dir to a directory.")
-    if not directory.config.exists():
-        entries = (entry.name for entry in root.iterdir() if not is_temporary(entry))
-        foreign = sorted(set(entries) - {".lock"})
-        if foreign:
-            raise UserError(
-                f"{root} is no run directory (it has {', '.join(foreign[:3])}, but no config.yaml); set run.dir to a "
-                f"new or empty one."
-            )
+    if not is_in_use(root, directory.config, "run directory", "set run.dir to a new or empty one"):
         return
     saved = _saved_config(directory)
     _check_kind(directory, saved, recipe)
