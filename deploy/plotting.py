@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 INK = "#010203"
 """Of text and axes: a colour that nothing else has, so that a page can make it the reader's own."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
