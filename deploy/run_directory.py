@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, parse_recipe, recipe_digest
+from common.config.run_identity import differing_settings, recipe_digest
+from common.config.validation import parse_recipe
 from common.durable import is_temporary, write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings
+from common.config.run_identity import differing_settings
 from common.durable import write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml, load_recipe

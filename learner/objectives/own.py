@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from common.config.objectives import OwnSection
+from common.config.objective_sections import OwnSection
 from common.errors import UserError
 from learner.objectives.brain import two_or_more
 from learner.objectives.objective import Definition

@@ -6,7 +6,8 @@ import yaml
 
 from common.config.objectives import OBJECTIVE_NAMES
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, parse_recipe, recipe_digest, valid_names
+from common.config.run_identity import differing_settings, recipe_digest
+from common.config.validation import parse_recipe, valid_names
 from common.errors import UserError
 from deploy.recipe_files import load_recipe, with_world
 from tests.unit.factories import recipe_settings

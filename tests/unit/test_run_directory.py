@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from common.errors import UserError
 from deploy.run_directory import (
     RunDirectory,
