@@ -18,7 +18,7 @@ from common.config.run_identity import differing_settings, recipe_digest
 from common.config.validation import parse_recipe
 from common.durable import is_temporary, write_file
 from common.errors import UserError
-from deploy.recipe_files import dump_yaml
+from deploy.recipe_files import dump_yaml, yaml_problem
 
 _LOCK = ".lock"
 
@@ -199,13 +199,16 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     if not is_in_use(root, directory.config, "run directory", "set run.dir to a new or empty one"):
         return
     saved = _saved_config(directory)
-    _check_kind(directory, saved, recipe)
+    if not has_begun(directory):
+        parse_recipe(saved, str(directory.config))  # else it is somebody else's, and stays as it is
+        return
     differing = differing_settings(saved, recipe.model_dump(mode="json"))
-    if differing and has_begun(directory):
+    if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
+    _check_kind(directory, saved_recipe(directory), recipe)
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
@@ -215,14 +218,14 @@ def saved_recipe(directory: RunDirectory) -> Recipe:
         UserError: there is no run, or its configuration is not one of this version.
     """
     if not directory.config.exists():
-        raise UserError(f"{directory.root} is no run directory: it has no config.yaml.")
+        raise UserError(f"{directory.root} is no run directory: it has no config.yaml; name the directory of a run.")
     return parse_recipe(_saved_config(directory), str(directory.config))
 
 
-def _check_kind(directory: RunDirectory, saved: Mapping[str, Any], recipe: Recipe) -> None:
+def _check_kind(directory: RunDirectory, saved: Recipe, recipe: Recipe) -> None:
     """Replicas may change, but not whether a run samples its own groups."""
-    sampled_then, samples_now = saved["sampler"]["replicas"] > 0, recipe.sampler.replicas > 0
-    if sampled_then != samples_now and has_begun(directory):
+    sampled_then, samples_now = saved.sampler.replicas > 0, recipe.sampler.replicas > 0
+    if sampled_then != samples_now:
         held = "samples its own groups" if sampled_then else "trains from another store"
         raise UserError(f"{directory.root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
 
@@ -237,8 +240,10 @@ def has_begun(directory: RunDirectory) -> bool:
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(directory.config.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{directory.config} cannot be read: {' '.join(str(error).split())}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{directory.config} cannot be read: {error}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{directory.config} is no configuration of a run; restore it, or set another run.dir.")
     return settings

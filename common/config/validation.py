@@ -12,6 +12,9 @@ from common.config.objectives import OBJECTIVE_NAMES
 from common.config.recipe import Recipe
 from common.errors import UserError
 
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+"""pydantic's names for a value that stands in the place of a section."""
+
 
 def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
     """Validate settings as a recipe.
@@ -46,6 +49,8 @@ def _sentence(problem: dict[str, Any]) -> str:
             return _unknown_objective(problem["input"])
         return f"{field}.kind must be one of {', '.join(_kinds(location))}."
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in _NO_SECTION:
+        message = f"it is a section; write {field}.setting=value"
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
         return f"{field}: {message}." if field else f"{message}."

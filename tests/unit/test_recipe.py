@@ -176,7 +176,9 @@ def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no recipe"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("a: [1\n")
-    with pytest.raises(UserError, match="is not valid YAML"):
+    with pytest.raises(
+        UserError, match=r"torn\.yaml is not valid YAML: line 2, column 1: expected ',' or '\]', but got"
+    ):
         load_recipe(tmp_path / "torn.yaml")
 
 

@@ -64,6 +64,22 @@ def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> No
         check_config(directory, recipe())
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("a: [", r"config\.yaml is not valid YAML: line 1, column 5"),
+        ("- a", "is no configuration of a run"),
+        ("name: hydra", "setting data is required and missing"),
+    ],
+)
+def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, config: str, message: str) -> None:
+    directory.root.mkdir()
+    directory.config.write_text(config)
+    with pytest.raises(UserError, match=message):
+        check_config(directory, recipe())
+    assert directory.config.read_text() == config
+
+
 def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None:
     with claimed(directory), pytest.raises(UserError, match="Another process is running"), claimed(directory):
         pass
