@@ -202,13 +202,13 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     if not has_begun(directory):
         parse_recipe(saved, str(directory.config))  # else it is somebody else's, and stays as it is
         return
+    _check_kind(root, saved, recipe)
     differing = differing_settings(saved, recipe.model_dump(mode="json"))
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
-    _check_kind(directory, saved_recipe(directory), recipe)
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
@@ -222,12 +222,13 @@ def saved_recipe(directory: RunDirectory) -> Recipe:
     return parse_recipe(_saved_config(directory), str(directory.config))
 
 
-def _check_kind(directory: RunDirectory, saved: Recipe, recipe: Recipe) -> None:
+def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Replicas may change, but not whether a run samples its own groups."""
-    sampled_then, samples_now = saved.sampler.replicas > 0, recipe.sampler.replicas > 0
-    if sampled_then != samples_now:
+    sampler = saved.get("sampler")
+    sampled_then = not isinstance(sampler, Mapping) or sampler.get("replicas") != 0
+    if sampled_then != (recipe.sampler.replicas > 0):
         held = "samples its own groups" if sampled_then else "trains from another store"
-        raise UserError(f"{directory.root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
+        raise UserError(f"{root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
 
 
 def has_begun(directory: RunDirectory) -> bool:
