@@ -32,8 +32,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     Raises:
         UserError: the file is missing, of another kind, or damaged (with the line).
     """
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; check its path.")
+    require_file(path)
     try:
         if path.name.endswith(_JSON):
             yield from _json_lines(path)
@@ -44,7 +43,15 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         else:
             raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of these.")
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is damaged or not what its name says: {error}; restore or convert it.") from None
+        raise UserError(
+            f"{path} is damaged or not what its name says: {str(error).rstrip('.')}; restore or convert it."
+        ) from None
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that is no file's; for whoever has much to do before reading it."""
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; check its path.")
 
 
 def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ...]) -> Iterator[Row]:
@@ -82,8 +89,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}, is not JSON ({error}); mend or remove the line.") from None
+            except json.JSONDecodeError as error:
+                what = f"{error.msg} at character {error.pos + 1}"
+                raise UserError(f"{path}, line {number}, is not JSON ({what}); mend or remove the line.") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}, is not a JSON object; mend or remove the line.")
             yield row

@@ -13,7 +13,6 @@ is harmless: the first one stays, the second is dropped before it is written.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,13 @@ import pyarrow.compute as pc
 
 from common.errors import DamagedPartError, UserError
 from common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
+from common.scorer_facts import ScorerFacts, scorer_facts
 from common.storage.claims import Claim, claimed
 from common.storage.keys import Rows
 from common.storage.light_rows import KEYS, LIGHT
 from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
 
 Found = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class ScorerFacts:
-    """What a store holds of one scorer.
-
-    Attributes:
-        name, digest: of the scorer; one name may stand there with several digests.
-        groups: how many groups it has scored.
-        nulls: how many outputs it could not score.
-        mean, min, max: over the values that are not null; None if all are.
-    """
-
-    name: str
-    digest: str
-    groups: int
-    nulls: int
-    mean: float | None
-    min: float | None
-    max: float | None
 
 
 class SampleStore:
@@ -229,34 +209,7 @@ class SampleStore:
 
     def scorers(self) -> list[ScorerFacts]:
         """The scorers whose values are in the store, by name and digest; reads no part."""
-        rows = self._kinds["scores"].rows.listed()
-        for name in ("scorer", "scorer_digest"):
-            rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.string()))
-        totals = [
-            ("group_id", "count"),
-            ("values", "sum"),
-            ("nulls", "sum"),
-            ("sum", "sum"),
-            ("min", "min"),
-            ("max", "max"),
-        ]
-        table = (
-            rows.group_by(["scorer", "scorer_digest"])
-            .aggregate(totals)
-            .sort_by([("scorer", "ascending"), ("scorer_digest", "ascending")])
-        )
-        return [
-            ScorerFacts(
-                name=row["scorer"],
-                digest=row["scorer_digest"],
-                groups=row["group_id_count"],
-                nulls=row["nulls_sum"],
-                mean=row["sum_sum"] / row["values_sum"] if row["values_sum"] else None,
-                min=row["min_min"],
-                max=row["max_max"],
-            )
-            for row in table.to_pylist()
-        ]
+        return scorer_facts(self._kinds["scores"].rows.listed())
 
     # -- reading: the rows -------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
@@ -99,15 +99,9 @@ class Actor:
             UserError: the method raised one.
         """
         handle = self._running()
-        try:
+        with self._saying_who_failed(method, timeout):
             async with asyncio.timeout(timeout):
                 return await handle.call(method, *args)
-        except CallFailedError as error:
-            raise self._explained(error.cause, method) from error.cause
-        except LostError as error:
-            raise self._lost(repr(method), str(error)) from error
-        except TimeoutError:
-            raise self._overdue(method, timeout) from None
 
     async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
         """Call a generator; its items must all come within the limit, in which what the caller does is not counted.
@@ -120,16 +114,11 @@ class Actor:
             while True:
                 began = time.monotonic()
                 try:
-                    async with asyncio.timeout(left):
-                        item = await anext(items)
+                    with self._saying_who_failed(method, timeout):
+                        async with asyncio.timeout(left):
+                            item = await anext(items)
                 except StopAsyncIteration:
                     return
-                except CallFailedError as error:
-                    raise self._explained(error.cause, method) from error.cause
-                except LostError as error:
-                    raise self._lost(repr(method), str(error)) from error
-                except TimeoutError:
-                    raise self._overdue(method, timeout) from None
                 left -= time.monotonic() - began
                 yield item
 
@@ -148,6 +137,18 @@ class Actor:
         if self._handle is None:
             raise ActorLostError(f"{self.name} is not running; its log is {self._log_path}.", sent_away=self._sent_away)
         return self._handle
+
+    @contextmanager
+    def _saying_who_failed(self, method: str, timeout: float) -> Iterator[None]:
+        """Within it, what goes wrong with a call is an error that names the actor."""
+        try:
+            yield
+        except CallFailedError as error:
+            raise self._explained(error.cause, method) from error.cause
+        except LostError as error:
+            raise self._lost(repr(method), str(error)) from error
+        except TimeoutError:
+            raise self._overdue(method, timeout) from None
 
     def _lost(self, where: str, why: str) -> ActorLostError:
         self.kill()

@@ -13,6 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from common.errors import PipelineError, UserError
+from deploy.arguments import add_overrides, add_recipe
 from deploy.compare.parser import add_compare
 from deploy.lab.command import add_lab_command
 from deploy.live_commands import add_scale, add_status
@@ -53,7 +54,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest and ("overrides" not in options or any(argument.startswith("-") for argument in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     return options
 
 
@@ -66,16 +67,21 @@ def _parser() -> argparse.ArgumentParser:
         help="run a recipe, or resume it",
         description="Run a recipe to its end. Running it again on the same run directory resumes, or shows the result.",
     )
-    run.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/demo.yaml")
-    run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    add_recipe(run)
+    add_overrides(run)
     run.set_defaults(command=_run)
     add_status(commands)
     add_scale(commands)
     _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))
     add_store_command(commands)
-    doctor = commands.add_parser("doctor", help="find what would not work in a run, before it begins")
-    doctor.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe")
-    doctor.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    doctor = commands.add_parser(
+        "doctor",
+        help="find what would not work in a run, before it begins",
+        description="Check prompts, policy, the files of scorers and the cluster's size, and load every scorer. Says "
+        "all that is wrong; status 2 if anything is.",
+    )
+    add_recipe(doctor)
+    add_overrides(doctor)
     doctor.set_defaults(command=_doctor)
     add_compare(commands)
     add_lab_command(commands)
@@ -85,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_score(score: argparse.ArgumentParser) -> None:
     score.description = "Score prompts and outputs with every scorer of a recipe, as in a run."
-    score.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML recipe; its `scorers` section is used")
+    add_recipe(score, "a YAML recipe; its `scorers` section is used")
     score.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help='rows {"prompt", "outputs": […]}: .jsonl or .parquet'
     )
@@ -93,7 +99,7 @@ def _add_score(score: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="FILE", help='gets {"prompt", "outputs", "scores": {NAME: […]}}'
     )
     score.add_argument("--force", action="store_true", help="replace an output that exists")
-    score.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    add_overrides(score)
     score.set_defaults(command=_score)
 
 

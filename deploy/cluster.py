@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import ray
 
-from common.config.recipe import RaySection, Recipe
+from common.config.recipe import Recipe
+from common.config.run import RaySection
 from common.errors import UserError
 from deploy.actors import Service
 

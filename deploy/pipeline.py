@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from common.policies import ProposalModel
 from deploy.actors import make_services
 from deploy.cluster import ray_cluster, required_resources

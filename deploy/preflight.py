@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from common.config.data import PromptSource
-from common.config.objectives import RsoSection
+from common.config.objective_sections import RsoSection
 from common.config.recipe import Recipe
 from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
 from common.errors import UserError

@@ -45,10 +45,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parent / "recipes").glob("*.yaml")))
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; shipped recipes are {shipped}.") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(f"{path} is not valid YAML: {yaml_problem(error)}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path} is no recipe: it must hold `name: value` settings.")
     return settings
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, and where, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 import yaml
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, parse_recipe, recipe_digest
+from common.config.run_identity import differing_settings, recipe_digest
+from common.config.validation import parse_recipe
 from common.durable import is_temporary, write_file
 from common.errors import UserError
-from deploy.recipe_files import dump_yaml
+from deploy.recipe_files import dump_yaml, yaml_problem
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def claimed(directory: RunDirectory) -> Iterator[None]:
     """
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        handle = os.open(directory.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
     try:
@@ -160,6 +163,30 @@ def claimed(directory: RunDirectory) -> Iterator[None]:
         os.close(handle)
 
 
+def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
+    """Whether a directory of ours has been begun.
+
+    Args:
+        root: the directory.
+        marker: the file that is written first of all.
+        what: what the directory is, for messages.
+        advice: for messages: how to choose another.
+
+    Raises:
+        UserError: `root` is a file, or a directory that holds something else.
+    """
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise UserError(f"{root} is a file, and no {what}; {advice}.")
+    if marker.exists():
+        return True
+    foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != _LOCK)
+    if foreign:
+        raise UserError(f"{root} is no {what} (it has {', '.join(foreign[:3])}, but no {marker.name}); {advice}.")
+    return False
+
+
 def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     """Refuse a run directory that another configuration has begun, or that holds something else.
 
@@ -169,23 +196,15 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         UserError: with one line for each setting that differs.
     """
     root = directory.root
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; set run.dir to a directory.")
-    if not directory.config.exists():
-        entries = (entry.name for entry in root.iterdir() if not is_temporary(entry))
-        foreign = sorted(set(entries) - {".lock"})
-        if foreign:
-            raise UserError(
-                f"{root} is no run directory (it has {', '.join(foreign[:3])}, but no config.yaml); set run.dir to a "
-                f"new or empty one."
-            )
+    if not is_in_use(root, directory.config, "run directory", "set run.dir to a new or empty one"):
         return
     saved = _saved_config(directory)
-    _check_kind(directory, saved, recipe)
+    if not has_begun(directory):
+        parse_recipe(saved, str(directory.config))  # else it is somebody else's, and stays as it is
+        return
+    _check_kind(root, saved, recipe)
     differing = differing_settings(saved, recipe.model_dump(mode="json"))
-    if differing and has_begun(directory):
+    if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
@@ -199,16 +218,17 @@ def saved_recipe(directory: RunDirectory) -> Recipe:
         UserError: there is no run, or its configuration is not one of this version.
     """
     if not directory.config.exists():
-        raise UserError(f"{directory.root} is no run directory: it has no config.yaml.")
+        raise UserError(f"{directory.root} is no run directory: it has no config.yaml; name the directory of a run.")
     return parse_recipe(_saved_config(directory), str(directory.config))
 
 
-def _check_kind(directory: RunDirectory, saved: Mapping[str, Any], recipe: Recipe) -> None:
+def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
     """Replicas may change, but not whether a run samples its own groups."""
-    sampled_then, samples_now = saved["sampler"]["replicas"] > 0, recipe.sampler.replicas > 0
-    if sampled_then != samples_now and has_begun(directory):
+    sampler = saved.get("sampler")
+    sampled_then = not isinstance(sampler, Mapping) or sampler.get("replicas") != 0
+    if sampled_then != (recipe.sampler.replicas > 0):
         held = "samples its own groups" if sampled_then else "trains from another store"
-        raise UserError(f"{directory.root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
+        raise UserError(f"{root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
 
 
 def has_begun(directory: RunDirectory) -> bool:
@@ -221,8 +241,10 @@ def has_begun(directory: RunDirectory) -> bool:
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(directory.config.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{directory.config} cannot be read: {' '.join(str(error).split())}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{directory.config} cannot be read: {error}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"{directory.config} is no configuration of a run; restore it, or set another run.dir.")
     return settings

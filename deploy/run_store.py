@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.store import Found, SampleStore, ScorerFacts
+from common.scorer_facts import ScorerFacts
+from common.store import Found, SampleStore
 
 
 class StoredSamples(Protocol):

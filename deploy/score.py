@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.config.recipe import Recipe
-from common.durable import fsync_path, temporary_sibling
 from common.errors import UserError
 from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.group_scorer import GroupScorer, scorers_at_work
+from deploy.output import new_output
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, resolve_output, run_directory
 from deploy.run_places import begun_world
@@ -63,23 +63,16 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
         UserError: something is wrong with the file, a scorer or the cluster.
         PipelineError: a scorer failed for good, or for too many rows.
     """
-    if target.exists() and not force:
-        raise UserError(f"{target} exists already; name another --output, or say --force to replace it.")
-    count = sum(1 for _ in read_texts(source))
-    resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
-    logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
-    shutil.rmtree(logs.root, ignore_errors=True)
-    take_over_golden(recipe, recipe.scorers, logs)
     bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    temporary = temporary_sibling(target)
-    try:
+    with new_output(target, force=force) as temporary:
+        count = sum(1 for _ in read_texts(source))
+        resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
+        logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
+        shutil.rmtree(logs.root, ignore_errors=True)
+        take_over_golden(recipe, recipe.scorers, logs)
         with bar, open(temporary, "w", encoding="utf-8") as file:
             task = bar.add_task("", total=count)
             outcome = _score_with_services(resolved, logs, source, file, lambda rows: bar.advance(task, rows))
-        fsync_path(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", highlight=False, soft_wrap=True)
     for name, missing in outcome.missing.items():
         reason = outcome.errors[name]

@@ -125,11 +125,13 @@ def read_status(directory: RunDirectory) -> Status:
     """
     try:
         return Status.model_validate_json(directory.status.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "no run has been started there yet" if directory.config.exists() else "it is no run directory"
         raise UserError(f"{directory.root} has no status: {what}; name the directory of a run (run.dir).") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory.status} cannot be read ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{directory.status} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise UserError(f"{directory.status} is no status of a run of this version of brain-align.") from None
 
 
 def is_alive(directory: RunDirectory, status: Status) -> bool:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from common.durable import new_directory, write_file
 from common.policies import PolicyRegistry
 from deploy.evaluation import Evaluation

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from common.config.recipe import Recipe
-from common.config.validation import identity_settings
+from common.config.run_identity import identity_settings
 from common.errors import UserError
 from common.identity import digest
 from common.nn.shards import ShardReader, write_shards

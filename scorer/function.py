@@ -1,6 +1,5 @@
 """Rewards from a Python function of texts: rules, verifiers, ground truths."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from common.config.scorers import FunctionSection
-from common.errors import UserError
 from common.identity import digest
+from common.user_code import user_function
 from scorer.scorers import Annotation, Group, annotate, numbers_or_null
 from scorer.time_limit import OverdueError, time_limit
 
@@ -76,16 +75,8 @@ def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
     Raises:
         UserError: there is no such module or function, or importing the module fails.
     """
-    path = settings.function
-    module_name, _, function_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(f"scorers.{name}.function: {module_name!r} cannot be imported: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"scorers.{name}.function: {module_name} has no function {function_name!r}.")
-    return FunctionScorer(name, digest("function", path, _source_of(module)), function, settings.timeout)
+    function, module = user_function(settings.function, f"scorers.{name}.function")
+    return FunctionScorer(name, digest("function", settings.function, _source_of(module)), function, settings.timeout)
 
 
 def _source_of(module: ModuleType) -> str:

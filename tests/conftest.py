@@ -1,11 +1,19 @@
-"""Marks tests by their folder, and skips those that need a GPU where there is none."""
+"""Marks tests by their folder, skips those that need a GPU where there is none, and lends a module an event loop."""
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
 BY_FOLDER = ("unit", "integration", "gpu")
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
 
 
 def pytest_collection_modifyitems(items):

@@ -1,17 +1,19 @@
 """From raw settings to a `Recipe`, or to one clear sentence for each thing that is wrong with them."""
 
 import difflib
-import fnmatch
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from common.config.objectives import OBJECTIVE_NAMES, ObjectiveBase
-from common.config.recipe import OPERATIONAL, Recipe
+from common.config.objective_sections import ObjectiveBase
+from common.config.objectives import OBJECTIVE_NAMES
+from common.config.recipe import Recipe
 from common.errors import UserError
-from common.identity import digest
+
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+"""pydantic's names for a value that stands in the place of a section."""
 
 
 def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
@@ -47,6 +49,8 @@ def _sentence(problem: dict[str, Any]) -> str:
             return _unknown_objective(problem["input"])
         return f"{field}.kind must be one of {', '.join(_kinds(location))}."
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in _NO_SECTION:
+        message = f"it is a section; write {field}.setting=value"
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
         return f"{field}: {message}." if field else f"{message}."
@@ -120,39 +124,3 @@ def _sections_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for inner in typing.get_args(annotation) for section in _sections_of(inner)]
-
-
-def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one flat dictionary with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(dotted(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _is_operational(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in OPERATIONAL)
-
-
-def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a run learns, flat: all but the operational ones."""
-    return {name: value for name, value in dotted(settings).items() if not _is_operational(name)}
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """The digest of what decides a run's result; it names the run."""
-    return digest(identity_settings(recipe.model_dump(mode="json")))
-
-
-def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each non-operational setting in which two resolved configurations differ."""
-    before, after = identity_settings(old), identity_settings(new)
-    names = sorted(before.keys() | after.keys())
-    return [
-        f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
-        for name in names
-        if before.get(name) != after.get(name)
-    ]

@@ -87,11 +87,7 @@ def load_config(source: str) -> PreTrainedConfig:
     Raises:
         UserError: the directory is missing, or no configuration could be loaded from it.
     """
-    local = is_local(source, "The language model")
-    try:
-        return AutoConfig.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"No model configuration could be loaded from {source}: {first_line(error)}") from error
+    return _from_pretrained(AutoConfig, source, "model configuration")
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -100,11 +96,16 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the directory is missing, or no tokenizer could be loaded from it.
     """
-    local = is_local(source, "The tokenizer")
+    return _from_pretrained(AutoTokenizer, source, "tokenizer")
+
+
+def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: str) -> Any:
+    local = is_local(source, f"The {what}")
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=local)
+        return auto.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"No tokenizer could be loaded from {source}: {first_line(error)}") from error
+        where = source if local else f"{source}, which is no directory here and so must be a hub id"
+        raise UserError(f"No {what} could be loaded from {where}: {first_line(error)}") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:

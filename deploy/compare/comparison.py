@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from deploy.compare.cell_results import CellResult, read_cell, read_prior
 from deploy.compare.findings import Finding, findings, size_findings
 from deploy.compare.layout import ComparisonDirectory

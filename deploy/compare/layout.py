@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings
-from common.durable import is_temporary, write_file
+from common.config.run_identity import differing_settings
+from common.durable import write_file
 from common.errors import UserError
 from deploy.recipe_files import dump_yaml, load_recipe
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import RunDirectory, is_in_use
 
 _OF_CELLS = ("seed", "objective.name", "learner.learning_rate")
 """What the base recipe says of these is not used: each cell has its own."""
@@ -103,17 +103,7 @@ def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
         UserError: with one line for each setting that differs.
     """
     root = directory.root
-    if not root.exists():
-        return
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; name another directory with --out.")
-    if not directory.config.exists():
-        foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != ".lock")
-        if foreign:
-            raise UserError(
-                f"{root} is no comparison (it has {', '.join(foreign[:3])}, but no compare.yaml); name a new or empty "
-                f"directory with --out."
-            )
+    if not is_in_use(root, directory.config, "comparison", "name a new or empty directory with --out"):
         return
     there = load_recipe(directory.config).model_dump(mode="json")
     differing = [

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from common.config.objectives import OBJECTIVE_NAMES, BrainSection, ObjectiveSection
+from common.config.objective_sections import BrainSection
+from common.config.objectives import OBJECTIVE_NAMES, ObjectiveSection
 from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 
 from deploy.compare.comparison import Comparison
-from deploy.compare.plots import INK
 from deploy.compare.text_table import TextTable
+from deploy.plotting import INK
 
 _CAPTIONS = {
     "win-rates": "Train-RM win rate on test prompts with 95 % intervals; small strokes are single seeds.",

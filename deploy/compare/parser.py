@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.errors import UserError
+from deploy.arguments import add_overrides, add_recipe
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
 from deploy.recipe_files import load_recipe
@@ -21,9 +22,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "seeds, all on the same groups of one store and at the same budget; then write tables, plots and paired tests. "
         "Running it again on the same --out trains what is missing; more objectives, seeds or rates add to it.",
     )
-    parser.add_argument(
-        "recipe", type=Path, metavar="RECIPE", help="a YAML recipe, e.g. deploy/recipes/compare-demo.yaml"
-    )
+    add_recipe(parser, "a YAML recipe, e.g. deploy/recipes/compare-demo.yaml")
     parser.add_argument(
         "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
     )
@@ -38,7 +37,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
     parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    add_overrides(parser)
     parser.set_defaults(command=_compare)
 
 

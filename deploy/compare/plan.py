@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config.recipe import Recipe
-from common.config.validation import identity_settings
+from common.config.run_identity import identity_settings
 from common.identity import digest
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method, method_recipe

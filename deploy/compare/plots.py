@@ -1,12 +1,6 @@
 """The plots of a comparison, as matplotlib figures."""
 
-import io
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import matplotlib
-
-matplotlib.use("Agg")  # no display
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,9 +10,7 @@ from deploy.compare.comparison import Comparison
 from deploy.compare.inference import OverOptimisation
 from deploy.compare.results import MethodFigures
 from deploy.compare.series import CurvePoint, RewardCurve
-
-INK = "#010203"
-"""Of text and axes: a colour that nothing else has, so that the page can make it the reader's own."""
+from deploy.plotting import INK, new_figure, plot_style
 
 _COLOURS = (
     "#0072b2",
@@ -34,22 +26,6 @@ _COLOURS = (
 )
 """Okabe and Ito's, told apart by colour-blind readers too, and some more."""
 
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "brain",  # the same figure, the same file
-    "legend.frameon": False,
-}
-
 Plot = Callable[[Comparison], "Figure | None"]
 
 
@@ -63,18 +39,9 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         "learning-rates": learning_rates,
         "drift": drift,
     }
-    with matplotlib.rc_context(_STYLE):
+    with plot_style():
         figures = {name: plot(comparison) for name, plot in plots.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
-
-
-def as_file(figure: Figure, form: Literal["svg", "png"]) -> bytes:
-    """A figure as a file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if form == "svg" else {}
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=form, dpi=150, transparent=form == "svg", metadata=metadata)
-    return buffer.getvalue()
 
 
 def win_rates(comparison: Comparison) -> Figure | None:
@@ -209,7 +176,7 @@ def _bars(axes: Axes, places: np.ndarray, values: Sequence[float], colour: str, 
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     return figure, axes

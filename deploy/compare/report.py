@@ -14,9 +14,10 @@ from deploy.compare.comparison import Comparison, collect
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import page
 from deploy.compare.plan import Plan
-from deploy.compare.plots import as_file, draw
+from deploy.compare.plots import draw
 from deploy.compare.tables import all_tables, failures_table, findings_table, methods_table, sizes_table
 from deploy.compare.text_table import TextTable
+from deploy.plotting import as_png, as_svg
 
 
 def report(
@@ -32,10 +33,10 @@ def report(
         raise PipelineError(f"No cell of {directory.root} could be trained. {' '.join(failed.values())}")
     write_file(directory.results, json.dumps(_finite(comparison.as_dict()), indent=1))
     figures = draw(comparison)
-    drawn = {name: as_file(figure, "svg").decode() for name, figure in figures.items()}
+    drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in figures.items()}
     for name, figure in figures.items():
         write_file(directory.plots / f"{name}.svg", drawn[name])
-        write_file(directory.plots / f"{name}.png", as_file(figure, "png"))
+        write_file(directory.plots / f"{name}.png", as_png(figure))
     tables = all_tables(comparison)
     write_file(directory.tables, "\n".join(table.for_markdown() for table in tables))
     write_file(directory.page, page(comparison, tables, drawn))

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from common.errors import PipelineError, first_failure
 from common.identity import digest
 from common.schemas import HUMAN

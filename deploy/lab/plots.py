@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.durable import write_file
 from deploy.lab.figures import COUNTS, PROGRESS, LabFigures
 from deploy.lab.world import METHODS
+from deploy.plotting import as_png, as_svg, new_figure, plot_style
 
 _COLOURS = dict(zip(METHODS, ("#0b6e4f", "#c8553d", "#8d99ae", "#3d5a80"), strict=True))
 _TRAINED_N = 8  # of the curves along training
@@ -16,18 +17,24 @@ _TRAINED_N = 8  # of the curves along training
 
 def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
     """Write all plots into a directory that exists; returns the files."""
-    with mpl.rc_context({"svg.hashsalt": "lab", "font.size": 9}):  # with a salt, equal figures are equal files
+    with plot_style():
         drawn = {
             "kl_posterior_policy": _divergences(figures),
             "gradient_variance": _by_count(figures, "variance", "variance of the gradient (trace)"),
             "gradient_relative_variance": _by_count(figures, "relative_variance", "variance / squared norm of mean"),
             "gradient_bias": _by_count(figures, "bias", "bias / norm of the exact gradient"),
         }
-        return [path for name, figure in drawn.items() for path in _write(figure, directory / name)]
+    files = {}
+    for name, figure in drawn.items():
+        files[directory / f"{name}.svg"] = as_svg(figure)
+        files[directory / f"{name}.png"] = as_png(figure)
+    for path, content in files.items():
+        write_file(path, content)
+    return list(files)
 
 
 def _divergences(figures: LabFigures) -> Figure:
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = new_figure(10, 3.6)
     by_round, by_count = figure.subplots(1, 2, sharey=True)
     for method, at_the_end in figures.at_the_end().items():
         values = figures.divergences[method, _TRAINED_N]
@@ -39,14 +46,14 @@ def _divergences(figures: LabFigures) -> Figure:
         yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats", title=f"n = {_TRAINED_N}"
     )
     by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
-    by_round.legend(frameon=False)
+    by_round.legend()
     by_count.set(xlabel="n", title="at the end")
     _count_ticks(by_count)
     return figure
 
 
 def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = new_figure(10, 3.6)
     rows: list[Axes] = list(figure.subplots(1, len(PROGRESS), sharey=True))
     for axes, progress in zip(rows, PROGRESS, strict=True):
         for method in METHODS:
@@ -56,7 +63,7 @@ def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
         _count_ticks(axes)
     figure.suptitle("the policy on its way from prior to posterior; the proposal is the prior")
     rows[0].set_ylabel(label)
-    rows[0].legend(frameon=False)
+    rows[0].legend()
     return figure
 
 
@@ -64,10 +71,3 @@ def _count_ticks(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
     axes.minorticks_off()
-
-
-def _write(figure: Figure, path: Path) -> list[Path]:
-    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
-    figure.savefig(files[0], metadata={"Date": None})
-    figure.savefig(files[1], dpi=150)
-    return files

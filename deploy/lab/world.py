@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.objectives import BrainSection, ObjectiveBase, PolicyGradientSection
+from common.config.objective_sections import BrainSection, ObjectiveBase, PolicyGradientSection
 from learner.objectives.catalogue import make_objective
 from learner.objectives.objective import Objective
 from learner.objectives.policy_gradients import RunningMean

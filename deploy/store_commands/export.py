@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from common.errors import UserError
+from deploy.output import new_output
 from deploy.run_store import StoredSamples
 from deploy.source import Ranking, ranking
 from deploy.store_commands.damage import readable
 from deploy.store_commands.flat_rows import FlatRows
-from deploy.store_commands.output import new_output
 from deploy.store_commands.pairs import PAIRINGS, Pairs
 from deploy.store_commands.terminal import PLACE, opened, terminal
 from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from common.config.objectives import GoodnessSection
+from common.config.objective_sections import GoodnessSection
 from common.errors import UserError
 from common.rewards import stored_rewards
 from common.schemas import PRIOR, PROPOSAL

@@ -15,6 +15,7 @@ from common.nn.causal_lm import check_tokenizer, load_config, load_tokenizer
 from common.nn.logprobs import SequenceLogprobs, request_of
 from common.nn.policy_model import load_prior_model
 from common.nn.prompt_encoding import completion_encoding, prompt_encoding
+from common.row_files import require_file
 from common.schemas import PRIOR
 from common.store import SampleStore
 from deploy.recipe_files import load_recipe
@@ -30,6 +31,7 @@ def import_pairs(options: argparse.Namespace) -> int:
     target: Path = options.output.expanduser().absolute()
     if target.exists():
         raise UserError(f"{target} exists already; name another --output.")
+    require_file(options.input)
     console = terminal(stderr=True)
     recipe = resolved_world(load_recipe(options.recipe, options.overrides), console)
     pairs = _read(options.input, recipe)

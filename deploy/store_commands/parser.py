@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from deploy.arguments import add_overrides, add_recipe
 from deploy.store_commands.export import add_export
 from deploy.store_commands.ls import add_ls
 from deploy.store_commands.maintenance import add_maintenance_commands
@@ -32,10 +33,10 @@ def add_import_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "store, with the prior's log-probabilities. Train on it with brain run RECIPE sampler.replicas=0 "
         "store.uri=STORE objective.name=dpo",
     )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="whose policy and limits of length are used")
+    add_recipe(parser, "whose policy and limits of length are used")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the pairs")
     parser.add_argument("--output", type=Path, required=True, metavar="STORE", help="a directory that does not exist")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    add_overrides(parser)
     parser.set_defaults(command=_import_pairs)
 
 

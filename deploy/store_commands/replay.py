@@ -11,6 +11,7 @@ from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError
 from common.storage.places import shown
+from deploy.arguments import add_overrides
 from deploy.recipe_files import apply_override
 from deploy.source import open_source
 
@@ -28,9 +29,7 @@ def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--output", required=True, type=Path, metavar="RUNDIR", help="the new run's directory")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings of objective and learner that replace the run's"
-    )
+    add_overrides(parser, "settings of objective and learner that replace the run's")
     parser.set_defaults(command=_replay)
 
 

@@ -13,6 +13,7 @@ from common.config.recipe import Recipe
 from common.errors import UserError
 from common.storage.places import shown
 from common.store import SampleStore
+from deploy.arguments import add_overrides
 from deploy.group_scorer import scorers_at_work
 from deploy.pool import Pool
 from deploy.recipe_files import load_recipe, overridden
@@ -35,7 +36,7 @@ def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("store", metavar="STORE", help=PLACE)
     parser.add_argument("--scorer", required=True, metavar="NAME", help="whose values are wanted")
     parser.add_argument("--recipe", type=Path, help="where the scorer stands; default: the run's own")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's")
+    add_overrides(parser)
     parser.set_defaults(command=_rescore)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config.objectives import BrainSection, GoodnessSection
+from common.config.objective_sections import BrainSection, GoodnessSection
 from common.schemas import PRIOR, PROPOSAL
 from deploy.source import Ranking, Source, ranking
 from deploy.store_commands.group_view import GroupView, find_group, group_view

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from common.config.recipe import PrepareSection
+from common.config.run import PrepareSection
 from common.durable import is_temporary, new_directory
 from common.errors import UserError
 from common.identity import digest, digest_files

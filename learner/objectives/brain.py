@@ -12,7 +12,7 @@ importance-weighted samples as the baseline. With one output α = β = 1: no gra
 
 import torch
 
-from common.config.objectives import GoodnessSection
+from common.config.objective_sections import GoodnessSection
 from learner.objectives.goodness import log_goodness
 from learner.objectives.masked import at_least, masked_log_softmax
 from learner.objectives.values import GroupValues

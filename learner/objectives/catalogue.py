@@ -1,6 +1,6 @@
 """The objectives by the name that recipes use."""
 
-from common.config.objectives import ObjectiveBase, OwnSection
+from common.config.objective_sections import ObjectiveBase, OwnSection
 from learner.objectives.brain import brain, brain_no_baseline, dpo_sft_iw_n, posterior_metrics, two_or_more
 from learner.objectives.dpo import cdpo, dpo, dpo_sft_iw, ipo, paired, rdpo, simpo
 from learner.objectives.objective import Definition, Objective

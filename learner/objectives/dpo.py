@@ -8,7 +8,7 @@ order of outputs as it is.
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from common.config.objectives import (
+from common.config.objective_sections import (
     IpoSection,
     LogisticPairSection,
     PairSection,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.config.objectives import ObjectiveBase, PolicyGradientSection
+from common.config.objective_sections import ObjectiveBase, PolicyGradientSection
 from learner.objectives.diagnostics import diagnostics
 from learner.objectives.policy_gradients import RunningMean, log_importance
 from learner.objectives.spo import win_rates

@@ -1,11 +1,10 @@
 """A user's own loss, by import path, tried before it trains anything."""
 
-import importlib
-
 import torch
 
-from common.config.objectives import OwnSection
+from common.config.objective_sections import OwnSection
 from common.errors import UserError
+from common.user_code import user_function
 from learner.objectives.brain import two_or_more
 from learner.objectives.objective import Definition
 from learner.objectives.values import GroupValues, Losses
@@ -17,14 +16,7 @@ def load_own(settings: OwnSection) -> Definition:
     Raises:
         UserError: it cannot be imported, or does not return finite losses with a gradient.
     """
-    module_name, _, function_name = settings.name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(f"objective.name: {module_name!r} cannot be imported: {error}") from error
-    function = vars(module).get(function_name)
-    if not callable(function):
-        raise UserError(f"objective.name: {module_name} has no function {function_name!r}.")
+    function, _ = user_function(settings.name, "objective.name")
     _try(function, settings)
     return Definition(function, two_or_more)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from common.config.objectives import Pairing
+from common.config.objective_sections import Pairing
 from learner.objectives.values import GroupValues
 
 

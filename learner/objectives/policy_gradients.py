@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.objectives import GoodnessSection, PolicyGradientSection
+from common.config.objective_sections import GoodnessSection, PolicyGradientSection
 from learner.objectives.goodness import log_goodness
 from learner.objectives.masked import masked_mean
 from learner.objectives.values import GroupValues

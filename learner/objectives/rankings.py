@@ -6,7 +6,7 @@ All are sums over positions or pairs, as their papers print them, so that they g
 import torch
 from torch.nn.functional import relu
 
-from common.config.objectives import PlackettLuceSection, ProSection, RrhfSection
+from common.config.objective_sections import PlackettLuceSection, ProSection, RrhfSection
 from learner.objectives.masked import masked_logsumexp
 from learner.objectives.pairs import in_a_pair, margins, winners
 from learner.objectives.sft_terms import best, likelihood_of_one

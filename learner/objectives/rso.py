@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from common.config.objectives import RsoSection
+from common.config.objective_sections import RsoSection
 from learner.objectives.dpo import hinge
 from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
 from learner.objectives.values import GroupValues

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from common.config.objectives import DpoNllSection, SftTermSection, SlicSection
+from common.config.objective_sections import DpoNllSection, SftTermSection, SlicSection
 from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
 from learner.objectives.values import GroupValues
 

@@ -22,12 +22,6 @@ BFLOAT16_GAP = 0.3  # nats of the worst token
 
 
 @pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     made = make_policies(tmp_path_factory.mktemp("sampler"))
     for version in range(3):

@@ -15,6 +15,12 @@ from tests.unit.factories import recipe_settings
         (["run", "RECIPE", "sampling.top_p=0.9"], "top_p cuts outputs off from the proposal"),
         (["run", "RECIPE", "sampling.temperature=0.5"], "temperature=0.5 makes the proposal"),
         (["run", "RECIPE", "sampling.topp=1"], "did you mean sampling.top_p?"),
+        (["run", "RECIPE", "learner=3"], "learner=3 is refused: it is a section; write learner.setting=value."),
+        (["run", "RECIPE", "scorers.reward=x"], "it is a section; write scorers.reward.setting=value."),
+        (["status", "RECIPE"], "recipe.yaml has no status: it is no run directory"),
+        (["score", "RECIPE", "--input", "none.jsonl", "--output", "o.jsonl"], "There is no file none.jsonl"),
+        (["score", "RECIPE", "--input", "none", "--output", "RECIPE/o"], "name another --output"),
+        (["store", "import-pairs", "RECIPE", "--input", "none.jsonl", "--output", "o"], "There is no file none.jsonl"),
     ],
 )
 def test_bad_input_is_one_sentence_status_2_and_leaves_nothing(
@@ -27,11 +33,17 @@ def test_bad_input_is_one_sentence_status_2_and_leaves_nothing(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_settings()))
     monkeypatch.chdir(tmp_path)
-    status = main([str(recipe) if argument == "RECIPE" else argument for argument in arguments])
+    status = main([argument.replace("RECIPE", str(recipe)) for argument in arguments])
     error = capsys.readouterr().err
     assert status == 2
     assert sentence in error and len(error.splitlines()) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_recipe_is_required_and_its_overrides_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: RECIPE\n")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

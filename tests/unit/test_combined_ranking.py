@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.store import SampleStore

@@ -173,5 +173,5 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"is no comparison \(it has thesis\.tex, but no compare\.yaml\)"):
         check_comparison(ComparisonDirectory(tmp_path), recipe())
-    with pytest.raises(UserError, match="is a file; name another directory with --out"):
+    with pytest.raises(UserError, match="is a file, and no comparison; name a new or empty directory with --out"):
         check_comparison(ComparisonDirectory(tmp_path / "thesis.tex"), recipe())

@@ -14,11 +14,12 @@ from deploy.compare.findings import CLAIMS, SAME_METHOD, findings, size_findings
 from deploy.compare.inference import PairedDifference
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.page import inline_svg, page
-from deploy.compare.plots import INK, as_file, draw
+from deploy.compare.plots import draw
 from deploy.compare.report import report
 from deploy.compare.results import PairedTest
 from deploy.compare.tables import all_tables, findings_table, methods_table
 from deploy.compare.text_table import number
+from deploy.plotting import INK, as_svg
 from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, plan, recipe
 
 
@@ -146,7 +147,7 @@ class _Elements(HTMLParser):
 
 
 def test_the_page_is_whole_by_itself(comparison: Comparison) -> None:
-    drawn = {name: as_file(figure, "svg").decode() for name, figure in draw(comparison).items()}
+    drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in draw(comparison).items()}
     assert set(drawn) == {"win-rates", "group-size", "reward-kl", "truth-kl", "learning-rates", "drift"}
     document = page(comparison, all_tables(comparison), drawn)
     elements = _Elements()

@@ -1,7 +1,9 @@
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from common.config.recipe import Recipe
@@ -27,7 +29,9 @@ def examined(recipe: Recipe, problems: Problems | UserError) -> tuple[int, str]:
     return examine(recipe, Console(file=text, width=100), try_scorers), text.getvalue()
 
 
-def test_all_that_is_wrong_is_said(tmp_path: Path, monkeypatch) -> None:
+def test_all_that_is_wrong_is_said(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.model_validate(recipe_settings(**ABSENT))
     failed, text = examined(recipe, {PRIOR: None, "reward": "it has drifted"})
@@ -41,6 +45,7 @@ def test_all_that_is_wrong_is_said(tmp_path: Path, monkeypatch) -> None:
     assert failed == 2
     assert "FAILED  the cluster has room for all services: The Ray cluster is too small" in text
     assert not list(tmp_path.iterdir())
+    assert not list(temporary.glob("brain-doctor-*"))  # no service was started, so that there are no logs to read
 
 
 def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, monkeypatch) -> None:

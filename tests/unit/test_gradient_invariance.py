@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from common.config.training import LearnerSection
 from common.nn.logprobs import SequenceLogprobs
 from common.nn.packing import TokenBudget

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from common.config.training import LearnerSection
 from common.nn.packing import TokenBudget
 from learner.gradients import accumulate_gradient

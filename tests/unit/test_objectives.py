@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.objectives import GoodnessSection, PairSection, PolicyGradientSection
+from common.config.objective_sections import GoodnessSection, PairSection, PolicyGradientSection
 from learner.objectives.catalogue import make_objective
 from tests.unit.objective_values import (
     ALL_SETTINGS,

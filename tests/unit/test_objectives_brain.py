@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from common.config.objectives import OBJECTIVE_NAMES, BrainSection
+from common.config.objective_sections import BrainSection
+from common.config.objectives import OBJECTIVE_NAMES
 from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.goodness import log_goodness
 from tests.unit.objective_values import apply, changed, columns_of, gradient, random_values, small_values

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from learner.objectives.catalogue import make_objective
 from learner.objectives.values import GroupValues
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from learner.objectives.catalogue import make_objective
 from learner.objectives.policy_gradients import RunningMean
 from learner.objectives.rso import rejection_sample

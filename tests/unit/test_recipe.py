@@ -6,7 +6,8 @@ import yaml
 
 from common.config.objectives import OBJECTIVE_NAMES
 from common.config.recipe import Recipe
-from common.config.validation import differing_settings, parse_recipe, recipe_digest, valid_names
+from common.config.run_identity import differing_settings, recipe_digest
+from common.config.validation import parse_recipe, valid_names
 from common.errors import UserError
 from deploy.recipe_files import load_recipe, with_world
 from tests.unit.factories import recipe_settings
@@ -175,7 +176,9 @@ def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no recipe"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("a: [1\n")
-    with pytest.raises(UserError, match="is not valid YAML"):
+    with pytest.raises(
+        UserError, match=r"torn\.yaml is not valid YAML: line 2, column 1: expected ',' or '\]', but got"
+    ):
         load_recipe(tmp_path / "torn.yaml")
 
 

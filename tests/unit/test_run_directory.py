@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.config.recipe import Recipe
-from common.config.validation import recipe_digest
+from common.config.run_identity import recipe_digest
 from common.errors import UserError
 from deploy.run_directory import (
     RunDirectory,
@@ -62,6 +62,22 @@ def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> No
     (directory.root / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"no run directory \(it has thesis\.tex"):
         check_config(directory, recipe())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("a: [", r"config\.yaml is not valid YAML: line 1, column 5"),
+        ("- a", "is no configuration of a run"),
+        ("name: hydra", "setting data is required and missing"),
+    ],
+)
+def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, config: str, message: str) -> None:
+    directory.root.mkdir()
+    directory.config.write_text(config)
+    with pytest.raises(UserError, match=message):
+        check_config(directory, recipe())
+    assert directory.config.read_text() == config
 
 
 def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None:

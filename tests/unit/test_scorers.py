@@ -387,6 +387,7 @@ def test_what_is_no_list_of_numbers_is_null(answer, message):
         (HERE, "has no function ''"),
         (f"{HERE}:ANSWERS", "has no function 'ANSWERS'"),
         (":f", "cannot be imported"),
+        ("tests.unit.ending_script:f", "cannot be imported: it ends with status 3"),
     ],
 )
 def test_functions_that_are_not_there_are_refused(path, message):

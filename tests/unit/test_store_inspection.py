@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from common.errors import DamagedPartError, UserError
 from common.statistics import Moments
 from common.store import SampleStore

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from common.config.recipe import PrepareSection
+from common.config.run import PrepareSection
 from common.errors import UserError
 from deploy.worlds import build
 from deploy.worlds.build import ensure_world

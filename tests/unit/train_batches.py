@@ -4,7 +4,7 @@ import random
 
 import pyarrow as pa
 
-from common.config.objectives import BrainSection
+from common.config.objective_sections import BrainSection
 from common.schemas import TRAIN_BATCH, batch_from_rows
 from learner.batches import GroupBatch, group_batch
 from learner.objectives.catalogue import make_objective

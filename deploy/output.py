@@ -24,9 +24,12 @@ def new_output(path: Path, *, force: bool) -> Iterator[Path]:
         UserError: something is there that must not be replaced, or it cannot be written; nothing is left behind then.
     """
     _check_free(path, force)
-    temporary = temporary_sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make a directory for {path}: {error.strerror}; name another --output.") from None
+    temporary = temporary_sibling(path)
+    try:
         yield temporary
         for entry in [*temporary.rglob("*"), temporary]:
             fsync_path(entry)
@@ -47,6 +50,6 @@ def _check_free(path: Path, force: bool) -> None:
     if not path.exists():
         return
     if not force:
-        raise UserError(f"{path} exists; choose another --output, or replace it with --force.")
+        raise UserError(f"{path} exists already; name another --output, or say --force to replace it.")
     if path.is_dir() and not (path / _DATASET_MARKER).exists():
         raise UserError(f"{path} is a directory that no export has made, so --force does not replace it.")

@@ -1,0 +1,83 @@
+"""Which settings decide what a run learns: they name the run, and a resumed run must have the same."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from common.config.recipe import Recipe
+from common.identity import digest
+
+_OPERATIONAL = (
+    "run.*",
+    "store.uri",
+    "ray.*",
+    "timeouts.*",
+    "prepare.cache",
+    "sampler.replicas",
+    "sampler.leases_in_flight",
+    "sampler.autoscale",
+    "sampler.autoscale.*",
+    "sampler.gpus",
+    "sampler.cpus",
+    "sampler.tensor_parallel",
+    "prior.replicas",
+    "prior.gpus",
+    "prior.cpus",
+    "scorers.*.replicas",
+    "scorers.*.gpus",
+    "scorers.*.cpus",
+    "scorers.*.timeout",
+    "scorers.*.attempts",
+    "scorers.*.backoff",
+    "scorers.*.concurrency",
+    "learner.ranks",
+    "learner.gpus",
+    "learner.cpus",
+    "learner.threads",
+    "learner.zero_stage",
+    "learner.offload_optimizer",
+    "learner.activation_checkpointing",
+    "learner.micro_batch_tokens",
+    "learner.max_skipped_in_a_row",
+    "logprobs.gap_warning",
+    "learner.checkpoint_steps",
+    "learner.keep_checkpoints",
+)
+"""Settings that change how a run is computed, but not what it learns, but for the rounding of floats: they may differ
+when a run is resumed."""
+
+
+def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run learns, flat: all but the operational ones."""
+    return {name: value for name, value in _dotted(settings).items() if not _is_operational(name)}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """The digest of what decides a run's result; it names the run."""
+    return digest(identity_settings(recipe.model_dump(mode="json")))
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each non-operational setting in which two resolved configurations differ."""
+    before, after = identity_settings(old), identity_settings(new)
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _is_operational(name: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OPERATIONAL)
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one flat dictionary with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_dotted(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
