@@ -1,12 +1,12 @@
 """One actor of a run: calls with a time limit, and errors that name who failed."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from typing import Any, Protocol
 
 from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
+from deploy.allowance import Allowance
 
 
 class LostError(Exception):
@@ -115,23 +115,21 @@ class Actor:
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        left = timeout
-        async with aclosing(self._running().stream(method, *args)) as items:
-            while True:
-                began = time.monotonic()
-                try:
-                    async with asyncio.timeout(left):
-                        item = await anext(items)
-                except StopAsyncIteration:
-                    return
-                except CallFailedError as error:
-                    raise self._explained(error.cause, method) from error.cause
-                except LostError as error:
-                    raise self._lost(repr(method), str(error)) from error
-                except TimeoutError:
-                    raise self._overdue(method, timeout) from None
-                left -= time.monotonic() - began
-                yield item
+        with closing(Allowance(timeout)) as allowance:
+            async with aclosing(self._running().stream(method, *args)) as items:
+                while True:
+                    try:
+                        with allowance:
+                            item = await anext(items)
+                    except StopAsyncIteration:
+                        return
+                    except CallFailedError as error:
+                        raise self._explained(error.cause, method) from error.cause
+                    except LostError as error:
+                        raise self._lost(repr(method), str(error)) from error
+                    except TimeoutError:
+                        raise self._overdue(method, timeout) from None
+                    yield item
 
     def kill(self) -> None:
         """End the actor at once."""
