@@ -359,8 +359,9 @@ class SampleStore:
         return self._digests.setdefault(scorer, set())
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
-        keys = [batch[name].to_pylist() for name in KEYS[kind]]
-        fresh = _first_of_each(list(zip(*keys, strict=True)), self._kinds[kind].find(*keys))
+        columns = [batch[name] for name in KEYS[kind]]
+        keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
+        fresh = _first_of_each(keys, self._kinds[kind].find(*columns))
         if fresh:
             self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
@@ -389,6 +390,8 @@ def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
     """Which rows have keys that are neither in the store nor earlier in the batch."""
+    if (found < 0).all() and len(set(keys)) == len(keys):
+        return list(range(len(keys)))
     seen: set[Any] = set()
     fresh = []
     for row, (key, number) in enumerate(zip(keys, found, strict=True)):

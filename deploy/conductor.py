@@ -18,6 +18,7 @@ from common.schemas import PRIOR, PROPOSAL
 from common.training_batch import of_another_run, training_batch
 from deploy.evaluation import Split
 from deploy.gold import gold_encoder
+from deploy.long_lived import not_collected
 from deploy.production import Production
 from deploy.services import Services
 from deploy.tracking import Tracker
@@ -58,10 +59,11 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 step = await self._start()
-                self.production.start(tasks)
-                await self._resume_from(step)
-                await self._train(step)
-                await self._evaluate_result()
+                with not_collected():
+                    self.production.start(tasks)
+                    await self._resume_from(step)
+                    await self._train(step)
+                    await self._evaluate_result()
                 self.production.stop()
         except ExceptionGroup as failures:
             raise first_failure(failures) from failures

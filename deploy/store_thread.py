@@ -112,15 +112,17 @@ class StoreThread:
 
     def _receive(self) -> bool:
         """Take what has come by now, or comes next if there is nothing to do; whether it is the last."""
+        may_wait = not any(self._waiting.values())
         while True:
             try:
-                received = self._calls.get(block=not any(self._waiting.values()))
+                received = self._calls.get(block=may_wait)
             except queue.Empty:
                 break
             if received is None:
                 return True
             kind, call = received
             self._waiting[kind].append(call)
+            may_wait = False
         self.longest = max(self.longest, sum(map(len, self._waiting.values())))
         return False
 

@@ -55,10 +55,11 @@ class Catalogue:
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
-    def find(self, *keys: Sequence[Any]) -> Rows:
+    def find(self, *keys: Sequence[Any] | pa.Array) -> Rows:
         """[wanted] numbers of the rows with these keys, -1 where there is none."""
         fields = [KINDS[self.kind].field(name) for name in KEYS[self.kind]]
-        return self.rows.find([pa.array(column, type=field.type) for column, field in zip(keys, fields, strict=True)])
+        columns = zip(keys, fields, strict=True)
+        return self.rows.find([_array(column, field.type) for column, field in columns])
 
     def commit_of(self, number: int) -> str:
         """The commit with a number of the light rows' `commit` column."""
@@ -295,6 +296,10 @@ class Catalogue:
             self.rows.commits.append(commit)
             self.next_sequence = max(self.next_sequence, sequence_of(commit) + 1)
         return number
+
+
+def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, type=type_)
 
 
 def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:
