@@ -302,23 +302,32 @@ class SampleStore:
         """All STEPS rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
         return self._readable_batches("steps")
 
-    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order.
+
+        Args:
+            group_ids: one row each.
+            columns: only these columns, which costs less.
 
         Raises:
             KeyError: a group is not in the store.
             DamagedPartError: its part is damaged.
         """
-        return self._take("groups", [group_ids])
+        return self._take("groups", [group_ids], columns)
 
-    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The SCORES rows of one scorer for the given groups, in the given order.
+
+        Args:
+            group_ids: one row each.
+            scorer: its name.
+            columns: only these columns, which costs less.
 
         Raises:
             KeyError: the scorer's values for a group are not in the store.
             DamagedPartError: their part is damaged.
         """
-        return self._take("scores", [group_ids, [scorer] * len(group_ids)])
+        return self._take("scores", [group_ids, [scorer] * len(group_ids)], columns)
 
     def steps(self) -> list[dict[str, Any]]:
         """All STEPS rows, by step.
@@ -375,12 +384,12 @@ class SampleStore:
                 continue
             yield batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
 
-    def _take(self, kind: str, keys: Sequence[Sequence[str]]) -> pa.Table:
+    def _take(self, kind: str, keys: Sequence[Sequence[str]], columns: Sequence[str] | None) -> pa.Table:
         catalogue = self._kinds[kind]
         numbers: Rows = catalogue.find(*keys)
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
-        return catalogue.take(numbers)
+        return catalogue.take(numbers, columns)
 
 
 def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:

@@ -67,22 +67,27 @@ class Catalogue:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def take(self, numbers: Rows) -> pa.Table:
+    def take(self, numbers: Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these numbers, in this order, from verified parts.
+
+        Args:
+            numbers: of the rows.
+            columns: only these columns.
 
         Raises:
             DamagedPartError: a part that is needed is damaged, or gone.
         """
+        names = KINDS[self.kind].names if columns is None else list(columns)
         if not len(numbers):
-            return KINDS[self.kind].empty_table()
+            return KINDS[self.kind].empty_table().select(names)
         commits, rows = self.rows.places(numbers)
         order = np.argsort(commits, kind="stable")
         bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
         taken = [
-            self.read(self.commit_of(commits[order[first]])).take(pa.array(rows[order[first:last]]))
+            self.read(self.commit_of(commits[order[first]])).select(names).take(pa.array(rows[order[first:last]]))
             for first, last in pairwise(bounds)
         ]
-        table = pa.Table.from_batches(taken, schema=KINDS[self.kind])
+        table = pa.Table.from_batches(taken)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return table if np.all(back[1:] > back[:-1]) else table.combine_chunks().take(pa.array(back))
