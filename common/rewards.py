@@ -4,6 +4,7 @@ Values that are stored never change. How they are combined is decided when they 
 needs no new scores.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,8 @@ import pyarrow as pa
 
 from common.config.scorers import CombinationSection
 from common.schemas import LOGPROBS
+
+_COLUMNS = ("values", "gold_value")
 
 Values = npt.NDArray[np.float64]
 
@@ -22,8 +25,8 @@ _EDGE = 1e-6
 class StoredScores(Protocol):
     """What holds SCORES rows: the sample store."""
 
-    def scores(self, group_ids: list[str], scorer: str) -> pa.Table:
-        """The SCORES rows of one scorer for some groups, in their order."""
+    def scores(self, group_ids: list[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The SCORES rows of one scorer for some groups, in their order; only these columns."""
         ...
 
 
@@ -42,8 +45,8 @@ def stored_rewards(store: StoredScores, group_ids: list[str], reward: str | Comb
         KeyError: a group, or a scorer's values for it, is not in the store.
     """
     if isinstance(reward, str):
-        return store.scores(group_ids, reward).select(["values", "gold_value"])
-    tables = [store.scores(group_ids, name).select(["values", "gold_value"]).to_pylist() for name in reward.weights]
+        return store.scores(group_ids, reward, _COLUMNS)
+    tables = [store.scores(group_ids, name, _COLUMNS).to_pylist() for name in reward.weights]
     rows = []
     for group in zip(*tables, strict=True):
         # Gold is one more text of its group: where only the order counts, it has its place in it.

@@ -255,23 +255,32 @@ class SampleStore:
         """All STEPS rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
         return self._readable_batches("steps")
 
-    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order.
+
+        Args:
+            group_ids: one row each.
+            columns: only these columns, which costs less.
 
         Raises:
             KeyError: a group is not in the store.
             DamagedPartError: its part is damaged.
         """
-        return self._take("groups", [group_ids])
+        return self._take("groups", [group_ids], columns)
 
-    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The SCORES rows of one scorer for the given groups, in the given order.
+
+        Args:
+            group_ids: one row each.
+            scorer: its name.
+            columns: only these columns, which costs less.
 
         Raises:
             KeyError: the scorer's values for a group are not in the store.
             DamagedPartError: their part is damaged.
         """
-        return self._take("scores", [group_ids, [scorer] * len(group_ids)])
+        return self._take("scores", [group_ids, [scorer] * len(group_ids)], columns)
 
     def steps(self) -> list[dict[str, Any]]:
         """All STEPS rows, by step.
@@ -312,8 +321,9 @@ class SampleStore:
         return self._digests.setdefault(scorer, set())
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
-        keys = [batch[name].to_pylist() for name in KEYS[kind]]
-        fresh = _first_of_each(list(zip(*keys, strict=True)), self._kinds[kind].find(*keys))
+        columns = [batch[name] for name in KEYS[kind]]
+        keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
+        fresh = _first_of_each(keys, self._kinds[kind].find(*columns))
         if fresh:
             self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
@@ -327,12 +337,12 @@ class SampleStore:
                 continue
             yield batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
 
-    def _take(self, kind: str, keys: Sequence[Sequence[str]]) -> pa.Table:
+    def _take(self, kind: str, keys: Sequence[Sequence[str]], columns: Sequence[str] | None) -> pa.Table:
         catalogue = self._kinds[kind]
         numbers: Rows = catalogue.find(*keys)
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
-        return catalogue.take(numbers)
+        return catalogue.take(numbers, columns)
 
 
 def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
@@ -342,6 +352,8 @@ def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
     """Which rows have keys that are neither in the store nor earlier in the batch."""
+    if (found < 0).all() and len(set(keys)) == len(keys):
+        return list(range(len(keys)))
     seen: set[Any] = set()
     fresh = []
     for row, (key, number) in enumerate(zip(keys, found, strict=True)):

@@ -10,14 +10,16 @@ from common.config.scorers import CombinationSection
 from common.rewards import stored_rewards
 from common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
 
+_GROUP_COLUMNS = ("group_id", "proposal_version", "prompt_token_ids", "gold_text", "outputs")
+
 
 class JoinableSamples(Protocol):
     """What a batch is joined from, see `SampleStore`."""
 
-    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """See `SampleStore.groups`."""
 
-    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
         """See `SampleStore.scores`."""
 
 
@@ -43,15 +45,19 @@ def training_batch(
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
     """
-    groups = store.groups(group_ids).combine_chunks()
+    groups = store.groups(group_ids, _GROUP_COLUMNS).combine_chunks()
     outputs = groups["outputs"].combine_chunks()
+
+    def logprobs(scorer: str) -> pa.ChunkedArray:
+        return store.scores(group_ids, scorer, ["values"])["values"]
+
     flat = outputs.flatten()
     sampled = _relist(outputs, list_sums(flat.field("token_logprobs")), LOGPROBS)
     lists = {
         "output_token_ids": _relist(outputs, flat.field("token_ids"), TRAIN_BATCH.field("output_token_ids").type),
         "sampler_logprobs": sampled,
-        "proposal_logprobs": sampled if proposal is None else store.scores(group_ids, proposal)["values"],
-        "prior_logprobs": store.scores(group_ids, prior)["values"],
+        "proposal_logprobs": sampled if proposal is None else logprobs(proposal),
+        "prior_logprobs": logprobs(prior),
         "gold_token_ids": _gold_token_ids(groups["gold_text"], gold),
         "rewards": stored_rewards(store, group_ids, reward)["values"],
     }

@@ -1,12 +1,12 @@
 """One actor of a run: calls with a time limit, and errors that name who failed."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, Protocol
 
 from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
+from deploy.allowance import Allowance
 
 
 class LostError(Exception):
@@ -109,18 +109,15 @@ class Actor:
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        left = timeout
-        async with aclosing(self._running().stream(method, *args)) as items:
-            while True:
-                began = time.monotonic()
-                try:
-                    with self._saying_who_failed(method, timeout):
-                        async with asyncio.timeout(left):
+        with closing(Allowance(timeout)) as allowance:
+            async with aclosing(self._running().stream(method, *args)) as items:
+                while True:
+                    try:
+                        with self._saying_who_failed(method, timeout), allowance:
                             item = await anext(items)
-                except StopAsyncIteration:
-                    return
-                left -= time.monotonic() - began
-                yield item
+                    except StopAsyncIteration:
+                        return
+                    yield item
 
     def kill(self) -> None:
         """End the actor at once."""

@@ -18,6 +18,7 @@ from common.schemas import PRIOR, PROPOSAL
 from common.training_batch import of_another_run, training_batch
 from deploy.evaluation import Split
 from deploy.gold import gold_encoder
+from deploy.long_lived import not_collected
 from deploy.production import Production
 from deploy.services import Services
 from deploy.tracking import Tracker
@@ -58,10 +59,11 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 step = await self._start()
-                self.production.start(tasks)
-                await self._resume_from(step)
-                await self._train(step)
-                await self._evaluate_result()
+                with not_collected():
+                    self.production.start(tasks)
+                    await self._resume_from(step)
+                    await self._train(step)
+                    await self._evaluate_result()
                 self.production.stop()
         except ExceptionGroup as failures:
             raise first_failure(failures) from failures
@@ -73,11 +75,12 @@ class Conductor:
     async def _train(self, step: int) -> None:
         """Lines 4-22 of Algorithm 1: k optimiser steps on stored groups, then the policy becomes the proposal."""
         timeout = self._recipe.timeouts.step
+        recorded = await self._stored(self._recorded_after, step)
         while step < self._schedule.last_step:
             round_ = step // self._recipe.algorithm.updates_per_round
             step += 1
             published = round_ + 1 if self._ends_round(step) else None
-            group_ids = await self._next_groups(step)
+            group_ids = await self._next_groups(step, recorded.get(step))
             batch = await self._stored(self._batch, group_ids)
             report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._tracker.say(*report.notes)
@@ -98,9 +101,13 @@ class Conductor:
     def _ends_round(self, step: int) -> bool:
         return step % self._recipe.algorithm.updates_per_round == 0 or step == self._schedule.last_step
 
-    async def _next_groups(self, step: int) -> list[str]:
+    def _recorded_after(self, step: int) -> dict[int, list[str]]:
+        """The groups of the steps that were done before a crash, and that the learner's checkpoint does not have."""
+        later = {number: self._store.step_groups(number) for number in range(step + 1, self._schedule.last_step + 1)}
+        return {number: groups for number, groups in later.items() if groups is not None}
+
+    async def _next_groups(self, step: int, recorded: list[str] | None) -> list[str]:
         """The groups of a step: those recorded, if it was done before a crash; else the next that are ready."""
-        recorded = await self._stored(self._store.step_groups, step)
         if recorded is None:
             return await self.production.until_ready(self._schedule.next_batch, f"groups for step {step}")
         return await self.production.until_ready(

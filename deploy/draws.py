@@ -121,5 +121,7 @@ class TrainingLeases:
 
 def without_prompts(lease: Lease, prompts: Set[str]) -> Lease:
     """The lease without these prompts, named by their ids."""
+    if not prompts:
+        return lease
     pairs = zip(lease.group_ids, lease.prompts, strict=True)
     return lease.without({group for group, prompt in pairs if prompt.prompt_id in prompts})

@@ -51,7 +51,7 @@ class GroupScorer(Events):
         loop = asyncio.get_running_loop()
         rows = {group: loop.create_future() for group in groups["group_id"].to_pylist()}
         self._waiting |= rows
-        self._scoring.put(Samples(training=True, groups=groups), {self._name: None})
+        self._scoring.put(Samples(training=True, groups=groups), [self._name])
         return pa.concat_batches(await asyncio.gather(*rows.values()))
 
     async def append_scores(self, batch: pa.RecordBatch) -> None:

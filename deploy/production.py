@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -80,9 +81,10 @@ class Production(Events):
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Keep all samplers and scorers at work, as part of a group of tasks."""
         self._tasks = tasks
-        self._stores[True] = StoreThread(self._work.store, "store")
-        evaluation = self._evaluation
-        self._stores[False] = self._stores[True] if evaluation is None else StoreThread(evaluation.store, "evaluation")
+        self._stores[True] = StoreThread(self._work.store, "store", partial(self._committed, True))
+        self._stores[False] = self._stores[True]
+        if self._evaluation is not None:
+            self._stores[False] = StoreThread(self._evaluation.store, "evaluation", partial(self._committed, False))
         self._begin(self._give_out_leases())
         self.scoring.start(self._begin, self._stores[True], self._stores[False])
 
@@ -213,10 +215,12 @@ class Production(Events):
         return new
 
     async def _commit(self, lease: Lease, groups: pa.RecordBatch) -> None:
-        training = lease.purpose == "train"
-        samples = Samples(training, await self._stores[training].append_groups(groups))
-        self._tracker.sampled(samples.groups, training=training)
-        self.scoring.put(samples, dict.fromkeys(self._wanted(training)))
+        await self._stores[lease.purpose == "train"].append_groups(groups)
+
+    def _committed(self, training: bool, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
+        """Have groups scored that were committed together: of several leases, or parts of one, with so many each."""
+        self._tracker.sampled(groups, training=training)
+        self.scoring.put(Samples(training, groups), self._wanted(training), rows)
 
     # -- scoring -----------------------------------------------------------------------------------------------------
 
@@ -229,9 +233,10 @@ class Production(Events):
         if not samples.training:
             self._begin(self._finish_evaluation(groups))
             return
-        ids = samples.ids()
         rows = samples.groups
-        self._make_ready(rows if len(groups) == len(ids) else rows.filter(pa.array([one in groups for one in ids])))
+        if len(groups) != rows.num_rows:
+            rows = rows.filter(pa.array([one in groups for one in samples.ids]))
+        self._make_ready(rows)
         self._tracker.ready(len(groups))
         self._finish(groups)
 
@@ -265,7 +270,7 @@ class Production(Events):
         while (batch := await self._stores[training].call(next, batches, None)) is not None:
             for start in range(0, batch.num_rows, rows):
                 await self.scoring.room()
-                self.scoring.put(Samples(training, batch.slice(start, rows)), unscored)
+                self.scoring.put_stored(Samples(training, batch.slice(start, rows)), unscored)
 
     # -- what comes of it --------------------------------------------------------------------------------------------
 

@@ -69,10 +69,10 @@ class StoredSamples(Protocol):
     def has_score(self, group_id: str, scorer: str) -> bool:
         """See `SampleStore.has_score`."""
 
-    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """See `SampleStore.groups`."""
 
-    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
         """See `SampleStore.scores`."""
 
     def score_batches(self) -> Iterator[pa.RecordBatch]:
@@ -210,19 +210,24 @@ class OverlaidStore:
         """Whether either has it."""
         return self._upper.has_score(group_id, scorer) or self._lower.has_score(group_id, scorer)
 
-    def groups(self, group_ids: Sequence[str]) -> pa.Table:
+    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """The GROUPS rows of the given ids, in the given order."""
         upper = self._upper.has_groups(group_ids)
-        return _interleaved(group_ids, upper, self._upper.groups, self._lower.groups)
+        return _interleaved(
+            group_ids,
+            upper,
+            lambda names: self._upper.groups(names, columns),
+            lambda names: self._lower.groups(names, columns),
+        )
 
-    def scores(self, group_ids: Sequence[str], scorer: str) -> pa.Table:
+    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The SCORES rows of one scorer for the given groups, in the given order."""
         upper = self._upper.has_scores(group_ids, scorer)
         return _interleaved(
             group_ids,
             upper,
-            lambda names: self._upper.scores(names, scorer),
-            lambda names: self._lower.scores(names, scorer),
+            lambda names: self._upper.scores(names, scorer, columns),
+            lambda names: self._lower.scores(names, scorer, columns),
         )
 
     def score_batches(self) -> Iterator[pa.RecordBatch]:

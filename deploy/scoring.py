@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -24,9 +25,18 @@ class Samples:
     training: bool
     groups: pa.RecordBatch
 
+    @cached_property
     def ids(self) -> list[str]:
         """Of the groups."""
         return self.groups["group_id"].to_pylist()
+
+
+class _Piece(NamedTuple):
+    """Rows that stay together, of groups that were committed together: `rows` of them from `first` on."""
+
+    groups: pa.RecordBatch
+    first: int
+    rows: int
 
 
 class Commits(Protocol):
@@ -53,31 +63,44 @@ class _Queue:
     """Groups that wait for one scorer: training's first, but for every eighth call."""
 
     def __init__(self) -> None:
-        self._training: deque[Samples] = deque()
-        self._other: deque[Samples] = deque()
+        self._training: deque[_Piece] = deque()
+        self._other: deque[_Piece] = deque()
         self._calls = 0
         self.rows = 0
         self.some = asyncio.Event()
 
-    def put(self, samples: Samples) -> None:
-        (self._training if samples.training else self._other).append(samples)
-        self.rows += samples.groups.num_rows
+    def put(self, training: bool, piece: _Piece) -> None:
+        (self._training if training else self._other).append(piece)
+        self.rows += piece.rows
         self.some.set()
 
     def take(self, most: int) -> Samples:
-        """Up to `most` rows for one of the two; no batch has more."""
+        """Up to `most` rows for one of the two; no piece has more."""
         self._calls += 1
         waiting = (self._other or self._training) if self._calls % 8 == 0 else (self._training or self._other)
+        training = waiting is self._training
         taken = [waiting.popleft()]
-        rows = taken[0].groups.num_rows
-        while waiting and waiting[0].training == taken[0].training and rows + waiting[0].groups.num_rows <= most:
+        rows = taken[0].rows
+        while waiting and rows + waiting[0].rows <= most:
             taken.append(waiting.popleft())
-            rows += taken[-1].groups.num_rows
+            rows += taken[-1].rows
         self.rows -= rows
         if not self.rows:
             self.some.clear()
-        groups = [samples.groups for samples in taken]
-        return Samples(taken[0].training, groups[0] if len(groups) == 1 else pa.concat_batches(groups))
+        return Samples(training, _joined(taken))
+
+
+def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
+    """The rows of pieces; those that were committed side by side are not copied."""
+    runs = [pieces[0]]
+    for piece in pieces[1:]:
+        groups, first, rows = runs[-1]
+        if piece.groups is groups and piece.first == first + rows:
+            runs[-1] = _Piece(groups, first, rows + piece.rows)
+        else:
+            runs.append(piece)
+    batches = [groups.slice(first, rows) for groups, first, rows in runs]
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 class Scoring:
@@ -124,26 +147,46 @@ class Scoring:
         """Wait until so few groups wait for scorers that more may be sampled."""
         await self._room.wait()
 
-    def put(self, samples: Samples, lacking: Mapping[str, Collection[str] | None]) -> None:
+    def put(self, samples: Samples, scorers: Iterable[str], together: Sequence[int] | None = None) -> None:
         """Have groups scored.
 
         Args:
             samples: committed groups.
-            lacking: the scorers whose values they need, each with the groups that lack them; None: all do.
+            scorers: whose values they need.
+            together: how many of the groups, in their order, come to a scorer in one call if it takes so many; default:
+                all of them.
         """
-        ids = samples.ids()
+        for name in scorers:
+            self._enqueue(name, samples.training, samples.groups, samples.ids, together or [samples.groups.num_rows])
+        self._check_room()
+
+    def put_stored(self, samples: Samples, lacking: Mapping[str, Collection[str]]) -> None:
+        """Have groups scored that have some values already.
+
+        Args:
+            samples: committed groups.
+            lacking: the scorers whose values they need, each with the groups that lack them.
+        """
+        ids = samples.ids
         for name, lack in lacking.items():
-            places = range(len(ids)) if lack is None else [place for place, one in enumerate(ids) if one in lack]
-            if not places:  # of all of them there are values, perhaps of a scorer that does not run
-                continue
-            for place in places:
-                self._lacking.setdefault(ids[place], set()).add(name)
-            lacks = samples.groups if len(places) == len(ids) else samples.groups.take(pa.array(places, pa.int64()))
-            for start in range(0, len(places), self._rows[name]):
-                self._queues[name].put(Samples(samples.training, lacks.slice(start, self._rows[name])))
+            places = [place for place, one in enumerate(ids) if one in lack]
+            if places:  # if not: of all of them there are values, perhaps of a scorer that does not run
+                lacks = samples.groups if len(places) == len(ids) else samples.groups.take(pa.array(places))
+                self._enqueue(name, samples.training, lacks, [ids[place] for place in places], [len(places)])
         self._check_room()
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _enqueue(
+        self, name: str, training: bool, groups: pa.RecordBatch, ids: Sequence[str], together: Sequence[int]
+    ) -> None:
+        for group in ids:
+            self._lacking.setdefault(group, set()).add(name)
+        most, first = self._rows[name], 0
+        for rows in together:
+            for start in range(0, rows, most):
+                self._queues[name].put(training, _Piece(groups, first + start, min(most, rows - start)))
+            first += rows
 
     async def _serve(self, name: str) -> None:
         waiting = self._queues[name]
@@ -182,14 +225,14 @@ class Scoring:
 
     def _give_up(self, name: str, samples: Samples, error: PipelineError) -> None:
         # What other scorers say of it does not matter any more, nor that it fails in another one, too.
-        if self._lacking.pop(samples.ids()[0], None) is None:
+        if self._lacking.pop(samples.ids[0], None) is None:
             return
         self._check_room()
         self._events.failed(name, samples, error)
 
     def _done(self, name: str, samples: Samples) -> None:
         complete = set()
-        for group in samples.ids():
+        for group in samples.ids:
             lacking = self._lacking.get(group)
             if lacking is not None:
                 lacking.discard(name)

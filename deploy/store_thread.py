@@ -1,10 +1,13 @@
 """All calls of one store, made on one thread, with one append for everything that waits."""
 
 import asyncio
+import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -18,12 +21,16 @@ MOST_WAITING = 4096
 
 _MOST_ROWS = 4096  # of one append
 
+Committed = Callable[[pa.RecordBatch, Sequence[int]], None]
+"""Is told of groups that were committed together; the numbers say how many of them, in their order, each call had."""
+
+Kind = Literal["groups", "scores", "other"]
+
 
 @dataclass
 class _Call:
     """Something to do, and who waits for it."""
 
-    kind: Literal["groups", "scores", "other"]
     work: Any  # a record batch, or a function
     result: asyncio.Future[Any]
     outcome: Any = None
@@ -42,29 +49,33 @@ class StoreThread:
     """A store for an asyncio program: no call blocks the loop, and none runs beside another.
 
     Groups that wait are committed together, and so are scores: one part, one sync to the disk. Who waits goes on only
-    when its rows are durable.
+    when its rows are durable. Other calls come before the next append, so that they wait for one at most.
 
     Args:
         store: used by this thread alone from now on.
         name: of the thread.
+        committed: is told, in the event loop, what was committed, once for all groups of a commit: those who wait for
+            them go on after it.
     """
 
-    def __init__(self, store: RunStore, name: str) -> None:
+    def __init__(self, store: RunStore, name: str, committed: Committed) -> None:
         self.store = store
         self.commits = 0
         self.longest = 0  # most calls that ever waited
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._committed = committed
+        self._calls: queue.SimpleQueue[tuple[Kind, _Call] | None] = queue.SimpleQueue()
+        self._waiting: dict[Kind, deque[_Call]] = {"groups": deque(), "scores": deque(), "other": deque()}
         self._room = asyncio.Semaphore(MOST_WAITING)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def append_groups(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Commit groups; returns them as the store has them, where another writer was first with some.
+    async def append_groups(self, batch: pa.RecordBatch) -> None:
+        """Commit groups; `committed` is told of them as the store has them, where another writer was first with some.
 
         Raises:
             UserError: see `SampleStore.append_groups`.
         """
-        return await self._submit("groups", batch)
+        await self._submit("groups", batch)
 
     async def append_scores(self, batch: pa.RecordBatch) -> None:
         """Commit scores.
@@ -76,7 +87,7 @@ class StoreThread:
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that uses the store."""
-        return await self._submit("other", lambda: function(*args))
+        return await self._submit("other", partial(function, *args))
 
     def close(self) -> None:
         """End the thread, after what it has been given."""
@@ -85,83 +96,105 @@ class StoreThread:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _submit(self, kind: Literal["groups", "scores", "other"], work: Any) -> Any:
+    async def _submit(self, kind: Kind, work: Any) -> Any:
         async with self._room:
-            call = _Call(kind, work, asyncio.get_running_loop().create_future())
-            self._calls.put(call)
-            self.longest = max(self.longest, self._calls.qsize())
+            call = _Call(work, asyncio.get_running_loop().create_future())
+            self._calls.put((kind, call))
             return await call.result
 
     def _serve(self) -> None:
-        while (first := self._calls.get()) is not None:
-            calls, is_last = self._all_waiting(first)
-            self._append([call for call in calls if call.kind == "groups"], self._commit_groups)
-            self._append([call for call in calls if call.kind == "scores"], self._commit_scores)
-            for call in calls:
-                if call.kind == "other":
-                    _do(call, call.work)
-            loop = first.result.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, calls)
-            if is_last:
-                return
+        appends = itertools.cycle((self._append_groups, self._append_scores))
+        is_last = False
+        while not is_last or any(self._waiting.values()):
+            is_last = is_last or self._receive()
+            self._do_others()
+            next(appends)()
 
-    def _all_waiting(self, first: _Call) -> tuple[list[_Call], bool]:
-        """What waits by now, up to a size; and whether it is the last."""
-        calls, rows = [first], _rows(first)
-        while rows < _MOST_ROWS:
+    def _receive(self) -> bool:
+        """Take what has come by now, or comes next if there is nothing to do; whether it is the last."""
+        may_wait = not any(self._waiting.values())
+        while True:
             try:
-                call = self._calls.get_nowait()
+                received = self._calls.get(block=may_wait)
             except queue.Empty:
                 break
-            if call is None:
-                return calls, True
-            calls.append(call)
-            rows += _rows(call)
-        return calls, False
+            if received is None:
+                return True
+            kind, call = received
+            self._waiting[kind].append(call)
+            may_wait = False
+        self.longest = max(self.longest, sum(map(len, self._waiting.values())))
+        return False
 
-    def _append(self, calls: list[_Call], commit: Callable[[pa.RecordBatch], Callable[[int, int], Any]]) -> None:
-        """Commit the rows of calls together; each gets its own part of the outcome."""
+    def _do_others(self) -> None:
+        calls = [*self._waiting["other"]]
+        self._waiting["other"].clear()
+        for call in calls:
+            try:
+                call.outcome = call.work()
+            except Exception as error:  # noqa: BLE001 - it is for who waits
+                call.error = error
+        _settle_in_loop(calls)
+
+    def _append_groups(self) -> None:
+        """Commit the groups that wait."""
+        calls = self._next_rows("groups")
         if not calls:
             return
-        self.commits += 1
+        rows = [call.work.num_rows for call in calls]
         try:
-            part_of = commit(_together([call.work for call in calls]))
+            batch = _together([call.work for call in calls])
+            if self.store.append_groups(batch) != batch.num_rows:
+                batch = self.store.groups(batch["group_id"].to_pylist()).combine_chunks().to_batches()[0]
         except Exception as error:  # noqa: BLE001 - it is for those who wait
-            for call in calls:
-                call.error = error
+            _fail(calls, error)
+        else:
+            _settle_in_loop(calls, partial(self._committed, batch, rows))
+
+    def _append_scores(self) -> None:
+        """Commit the scores that wait."""
+        calls = self._next_rows("scores")
+        if not calls:
             return
-        first = 0
-        for call in calls:
-            call.outcome = part_of(first, call.work.num_rows)
-            first += call.work.num_rows
+        try:
+            self.store.append_scores(_together([call.work for call in calls]))
+        except Exception as error:  # noqa: BLE001 - it is for those who wait
+            _fail(calls, error)
+        else:
+            _settle_in_loop(calls)
 
-    def _commit_groups(self, batch: pa.RecordBatch) -> Callable[[int, int], pa.RecordBatch]:
-        if self.store.append_groups(batch) == batch.num_rows:
-            return batch.slice
-        stored = self.store.groups(batch["group_id"].to_pylist()).combine_chunks()
-        return stored.to_batches()[0].slice
-
-    def _commit_scores(self, batch: pa.RecordBatch) -> Callable[[int, int], None]:
-        self.store.append_scores(batch)
-        return lambda _first, _rows: None
+    def _next_rows(self, kind: Kind) -> list[_Call]:
+        """The calls of the next append, up to a size."""
+        waiting = self._waiting[kind]
+        calls, rows = [], 0
+        while waiting and rows < _MOST_ROWS:
+            calls.append(waiting.popleft())
+            rows += calls[-1].work.num_rows
+        self.commits += bool(calls)
+        return calls
 
 
 def _together(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _rows(call: _Call) -> int:
-    return 0 if call.kind == "other" else call.work.num_rows
-
-
-def _do(call: _Call, function: Callable[[], Any]) -> None:
-    try:
-        call.outcome = function()
-    except Exception as error:  # noqa: BLE001 - it is for who waits
+def _fail(calls: Sequence[_Call], error: Exception) -> None:
+    for call in calls:
         call.error = error
+    _settle_in_loop(calls)
 
 
-def _settle(calls: list[_Call]) -> None:
+def _settle_in_loop(calls: Sequence[_Call], before: Callable[[], None] | None = None) -> None:
+    if calls and not (loop := calls[0].result.get_loop()).is_closed():
+        loop.call_soon_threadsafe(_settle, calls, before)
+
+
+def _settle(calls: Sequence[_Call], before: Callable[[], None] | None) -> None:
+    try:
+        if before is not None:
+            before()
+    except Exception as error:  # noqa: BLE001 - it is for those who wait
+        for call in calls:
+            call.error = error
     for call in calls:
         call.settle()

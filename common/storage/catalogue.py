@@ -55,10 +55,11 @@ class Catalogue:
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
-    def find(self, *keys: Sequence[Any]) -> Rows:
+    def find(self, *keys: Sequence[Any] | pa.Array) -> Rows:
         """[wanted] numbers of the rows with these keys, -1 where there is none."""
         fields = [KINDS[self.kind].field(name) for name in KEYS[self.kind]]
-        return self.rows.find([pa.array(column, type=field.type) for column, field in zip(keys, fields, strict=True)])
+        columns = zip(keys, fields, strict=True)
+        return self.rows.find([_array(column, field.type) for column, field in columns])
 
     def commit_of(self, number: int) -> str:
         """The commit with a number of the light rows' `commit` column."""
@@ -66,22 +67,27 @@ class Catalogue:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def take(self, numbers: Rows) -> pa.Table:
+    def take(self, numbers: Rows, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows with these numbers, in this order, from verified parts.
+
+        Args:
+            numbers: of the rows.
+            columns: only these columns.
 
         Raises:
             DamagedPartError: a part that is needed is damaged, or gone.
         """
+        names = KINDS[self.kind].names if columns is None else list(columns)
         if not len(numbers):
-            return KINDS[self.kind].empty_table()
+            return KINDS[self.kind].empty_table().select(names)
         commits, rows = self.rows.places(numbers)
         order = np.argsort(commits, kind="stable")
         bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
         taken = [
-            self.read(self.commit_of(commits[order[first]])).take(pa.array(rows[order[first:last]]))
+            self.read(self.commit_of(commits[order[first]])).select(names).take(pa.array(rows[order[first:last]]))
             for first, last in pairwise(bounds)
         ]
-        table = pa.Table.from_batches(taken, schema=KINDS[self.kind])
+        table = pa.Table.from_batches(taken)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return table if np.all(back[1:] > back[:-1]) else table.combine_chunks().take(pa.array(back))
@@ -295,6 +301,10 @@ class Catalogue:
             self.rows.commits.append(commit)
             self.next_sequence = max(self.next_sequence, sequence_of(commit) + 1)
         return number
+
+
+def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, type=type_)
 
 
 def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:

@@ -126,9 +126,9 @@ class RowIndex:
                 same &= pc.equal(there, wanted.take(pa.array(asked[which]))).to_numpy(zero_copy_only=False)
             found[asked[which][same]] = rows[which][same]
         if self._recent:
-            for place, key in enumerate(zip(*(column.to_pylist() for column in keys), strict=True)):
-                if found[place] < 0:
-                    found[place] = self._recent.get(key, -1)
+            wanted_keys = zip(*(column.to_pylist() for column in keys), strict=True)
+            recent = np.array([self._recent.get(key, -1) for key in wanted_keys], dtype=np.int64)
+            found = np.where(found < 0, recent, found)
         return found
 
     def places(self, numbers: Rows) -> tuple[Rows, Rows]:

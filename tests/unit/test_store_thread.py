@@ -1,15 +1,23 @@
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from common.errors import UserError
+from common.errors import PipelineError, UserError
+from common.schemas import GROUPS, batch_from_rows
 from common.store import SampleStore
 from deploy.store_thread import StoreThread
 from tests.unit.factories import group, groups, scores, step
+
+
+def thread(store: SampleStore, told: list[tuple[pa.RecordBatch, list[int]]] | None = None) -> StoreThread:
+    return StoreThread(
+        store, "store", lambda groups, rows: (told if told is not None else []).append((groups, [*rows]))
+    )
 
 
 def run(subject: StoreThread, what: Coroutine[Any, Any, Any]) -> Any:
@@ -19,34 +27,77 @@ def run(subject: StoreThread, what: Coroutine[Any, Any, Any]) -> Any:
         subject.close()
 
 
-def test_what_waits_is_committed_together_and_each_gets_its_own_rows_back(tmp_path: Path) -> None:
-    store = SampleStore(tmp_path, "run")
-    subject = StoreThread(store, "store")
+def test_what_waits_is_committed_together_and_told_once(tmp_path: Path) -> None:
+    told: list[tuple[pa.RecordBatch, list[int]]] = []
+    subject = thread(SampleStore(tmp_path, "run"), told)
     begin = threading.Event()
 
-    async def append() -> list[Any]:
+    async def append() -> None:
         first = asyncio.create_task(subject.call(begin.wait, 10))
         rest = [asyncio.create_task(subject.append_groups(groups(f"a{n}", f"b{n}"))) for n in range(5)]
+        rest.append(asyncio.create_task(subject.append_groups(groups("c"))))
         rest.append(asyncio.create_task(subject.append_scores(scores("reward", {"a0": [1.0, 2.0]}))))
         await asyncio.sleep(0.05)
         begin.set()
-        return (await asyncio.gather(first, *rest))[1:6]
+        await asyncio.gather(first, *rest)
 
-    batches = run(subject, append())
-    assert [batch["group_id"].to_pylist() for batch in batches] == [[f"a{n}", f"b{n}"] for n in range(5)]
+    run(subject, append())
+    ((batch, rows),) = told
+    assert batch["group_id"].to_pylist() == [*(f"{x}{n}" for n in range(5) for x in "ab"), "c"]
+    assert rows == [2, 2, 2, 2, 2, 1]
     assert len(list((tmp_path / "groups").iterdir())) == 1 and subject.commits == 2
     again = SampleStore(tmp_path, "run", read_only=True)
-    assert again.counts() == {"groups": 10, "scores": 1, "steps": 0}
+    assert again.counts() == {"groups": 11, "scores": 1, "steps": 0}
 
 
-def test_groups_that_another_writer_was_first_with_come_back_as_the_store_has_them(tmp_path: Path) -> None:
+def test_groups_that_another_writer_was_first_with_are_told_as_the_store_has_them(tmp_path: Path) -> None:
     store = SampleStore(tmp_path, "run")
     store.append_groups(groups("b", seed=1))
-    subject = StoreThread(store, "store")
-    from common.schemas import GROUPS, batch_from_rows
-
+    told: list[tuple[pa.RecordBatch, list[int]]] = []
+    subject = thread(store, told)
     batch = batch_from_rows(GROUPS, [group("a", seed=2), group("b", seed=2)])
-    assert run(subject, subject.append_groups(batch))["seed"].to_pylist() == [2, 1]
+    run(subject, subject.append_groups(batch))
+    assert [told[0][0]["seed"].to_pylist(), told[0][1]] == [[2, 1], [2]]
+
+
+def test_who_waits_for_groups_hears_what_failed_as_they_were_told(tmp_path: Path) -> None:
+    def fail(_groups: pa.RecordBatch, _rows: Sequence[int]) -> None:
+        raise PipelineError("no scorer")
+
+    subject = StoreThread(SampleStore(tmp_path, "run"), "store", fail)
+    with pytest.raises(PipelineError, match="no scorer"):
+        run(subject, subject.append_groups(groups("a")))
+
+
+def test_a_call_waits_for_one_append_at_most(tmp_path: Path) -> None:
+    begin = threading.Event()
+    order: list[str] = []
+
+    class Slow(SampleStore):
+        def append_groups(self, batch: pa.RecordBatch) -> int:
+            order.append("groups")
+            begin.wait(10)
+            return super().append_groups(batch)
+
+        def append_scores(self, batch: pa.RecordBatch) -> int:
+            order.append("scores")
+            return super().append_scores(batch)
+
+    subject = thread(Slow(tmp_path, "run"))
+
+    async def append() -> None:
+        tasks = [asyncio.create_task(subject.append_groups(groups("a")))]
+        while not order:
+            await asyncio.sleep(0.001)
+        tasks.append(asyncio.create_task(subject.append_scores(scores("reward", {"a": [1.0, 2.0]}))))
+        tasks.append(asyncio.create_task(subject.append_groups(groups("b"))))
+        tasks.append(asyncio.create_task(subject.call(order.append, "call")))
+        await asyncio.sleep(0.01)
+        begin.set()
+        await asyncio.gather(*tasks)
+
+    run(subject, append())
+    assert order == ["groups", "call", "scores", "groups"]
 
 
 def test_an_error_of_the_store_is_raised_where_the_call_was_made(tmp_path: Path) -> None:
@@ -55,7 +106,7 @@ def test_an_error_of_the_store_is_raised_where_the_call_was_made(tmp_path: Path)
             raise UserError("the disk is full")
 
     store = Full(tmp_path, "run")
-    subject = StoreThread(store, "store")
+    subject = thread(store)
 
     async def append() -> None:
         with pytest.raises(UserError, match="disk is full"):
@@ -68,7 +119,7 @@ def test_an_error_of_the_store_is_raised_where_the_call_was_made(tmp_path: Path)
 
 def test_closing_waits_for_what_was_given(tmp_path: Path) -> None:
     store = SampleStore(tmp_path, "run")
-    subject = StoreThread(store, "store")
+    subject = thread(store)
 
     async def append() -> None:
         task = asyncio.create_task(subject.append_groups(groups("a")))

@@ -1,0 +1,85 @@
+"""Which groups come to a scorer in one call."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from deploy.pool import Pool, PoolSettings
+from deploy.run_directory import RunDirectory
+from deploy.scoring import Events, Samples, Scoring
+from tests.stand_ins import LocalScorer
+from tests.unit.factories import groups
+
+MOST = 4
+
+
+class Recording(LocalScorer):
+    """Remembers its calls; the first takes a while, so that further groups wait."""
+
+    def __init__(self) -> None:
+        super().__init__("reward")
+        self.calls: list[list[str]] = []
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        self.calls.append(batch["group_id"].to_pylist())
+        self.seconds = 0.05 if len(self.calls) == 1 else 0.0
+        return await super().score(batch)
+
+
+class Heard(Events):
+    """Waits until so many groups are complete; is the store of the scores, too."""
+
+    def __init__(self, expected: int) -> None:
+        self.complete_groups: list[str] = []
+        self.all = asyncio.Event()
+        self._expected = expected
+
+    def complete(self, samples: Samples, groups: object) -> None:
+        self.complete_groups += samples.ids
+        if len(self.complete_groups) == self._expected:
+            self.all.set()
+
+    async def append_scores(self, batch: pa.RecordBatch) -> None: ...
+
+
+def calls_for(folder: Path, commits: Sequence[tuple[str, Sequence[int]]]) -> list[list[str]]:
+    """The calls after the first, which has a group of its own, for commits of one-letter groups in these pieces."""
+    scorer = Recording()
+
+    async def score() -> None:
+        pool = Pool("scorer", 1, lambda _name, _log: scorer, RunDirectory(folder), PoolSettings(start=5))
+        heard = Heard(1 + sum(len(names) for names, _ in commits))
+        subject = Scoring({"reward": pool}, {"reward": MOST}, 5, heard)
+        await pool.start()
+        tasks: set[asyncio.Task[None]] = set()
+        subject.start(lambda work: tasks.add(asyncio.create_task(work)), heard, heard)
+        subject.put(Samples(True, groups("first")), ["reward"])
+        await asyncio.sleep(0.01)
+        for names, together in commits:
+            subject.put(Samples(True, groups(*names)), ["reward"], together)
+        await heard.all.wait()
+        assert sorted(heard.complete_groups) == sorted(["first", *(name for names, _ in commits for name in names)])
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(score(), 20))
+    return scorer.calls[1:]
+
+
+@pytest.mark.parametrize(
+    ("commits", "calls"),
+    [
+        ([("abcdef", [1] * 6)], ["abcd", "ef"]),  # single groups: as many as a call takes
+        ([("ab", [1, 1]), ("c", [1]), ("de", [1, 1])], ["abcd", "e"]),  # of several commits
+        ([("abcdefg", [3, 4])], ["abc", "defg"]),  # what was sampled together stays together
+        ([("abcdef", [6])], ["abcd", "ef"]),  # as far as a call takes so many
+        ([("abc", [3]), ("de", [1, 1])], ["abcd", "e"]),
+    ],
+)
+def test_a_call_takes_what_waits_and_keeps_together_what_was_sampled_together(
+    tmp_path: Path, commits: list[tuple[str, list[int]]], calls: list[str]
+) -> None:
+    assert calls_for(tmp_path, commits) == [list(call) for call in calls]
