@@ -1,6 +1,7 @@
 """The whole pipeline for what a recipe can train beside a LoRA adapter, with the real engines."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ def sampler_gaps(finished: FinishedRun) -> list[float]:
     return [row["sampler_gap_max"] for row in finished.metrics() if "sampler_gap_max" in row]
 
 
-def test_full_weights(tmp_path: Path) -> None:
-    finished = run(tmp_path / "run", *TINY, *FULL)
+@pytest.mark.parametrize("delivery", ["files", "transfer"])
+def test_full_weights(tmp_path: Path, delivery: str) -> None:
+    finished = run(tmp_path / "run", *TINY, *FULL, f"sampler.delivery={delivery}")
+    logs = "".join(log.read_text() for log in (finished.directory / "logs").glob("*"))
+    sent = re.findall(r"weight server: Version (\d+): \d+ bytes to ", logs)
+    assert set(sent) == ({"0", "1", "2"} if delivery == "transfer" else set())
+    assert "from its files" not in logs
     gaps = sampler_gaps(finished)
     assert len(gaps) == 2  # the sampler went on from version 0 to version 1 …
     assert max(gaps) < 1e-4  # … and sampled from what the learner had published
