@@ -20,6 +20,7 @@ import torch
 from common.errors import UserError, first_line
 from common.nn.weight_link import (
     CHUNK,
+    SENDER,
     Deadline,
     Link,
     Offer,
@@ -33,6 +34,9 @@ from common.nn.weight_link import (
 from common.policies import PolicyRegistry, ProposalVersion
 
 _LOG = logging.getLogger(__name__)
+
+_GPU = torch.device("cuda", 0)
+"""Rank 0's, if it has one: Ray shows it no other."""
 
 _AT_ONCE = 16
 """Transfers; further askers wait until one has ended."""
@@ -83,14 +87,14 @@ class WeightServer:
                 began = time.monotonic()
                 sent = self._serve(question, connection, lines)
                 seconds = time.monotonic() - began
-                _LOG.info("Version %d: %d bytes to %s in %.2f s.", question.version, sent, asker, seconds)
+                _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
         except (OSError, RuntimeError, ValueError, UserError) as error:  # torch's network errors are RuntimeErrors
             _LOG.warning("No version for %s: %s", asker, first_line(error))
         finally:
             self._room.release()
 
-    def _serve(self, question: Question, connection: socket.socket, lines: BinaryIO) -> int:
-        """Send a version; returns its bytes."""
+    def _serve(self, question: Question, connection: socket.socket, lines: BinaryIO) -> str:
+        """Send a version; says what was sent."""
         try:
             version = self._asked(question)
         except UserError as error:
@@ -104,13 +108,15 @@ class WeightServer:
         write_line(connection, offer)
         if not lines.readline():
             raise ConnectionError("it has left")
-        with closing(Link.to_receiver(store, offer.transport, host, deadline)) as link:
+        link = Link(store, offer.transport, SENDER, host, _GPU, deadline)
+        with closing(link):
             buffer = torch.empty(CHUNK, dtype=torch.uint8)
             for name, size in files:
                 _send_file(link, version.path / name, size, buffer)
             connection.settimeout(deadline.left())
             lines.read()  # until the receiver closes the connection: what is on its way must not be cut off
-        return sum(size for _, size in files)
+        total = sum(size for _, size in files)
+        return f"{total} bytes over {offer.transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
         version = self._registry.get(question.version)
@@ -124,7 +130,7 @@ class WeightServer:
 
 def _transport(question: Question) -> Transport:
     """NCCL between two GPUs; it refuses two processes on one."""
-    ours = gpu_identity(torch.device("cuda", 0)) if torch.cuda.is_available() else None
+    ours = gpu_identity(_GPU) if torch.cuda.is_available() else None
     return "gloo" if None in (ours, question.gpu) or ours == question.gpu else "nccl"
 
 

@@ -18,8 +18,8 @@ from sampler.engine_settings import EngineSettings, engine_arguments, prepare_en
 _FIRST = -1
 """The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
 
-_LOOK_AGAIN = 0.05
-"""Seconds between two looks at a version that is being received."""
+_FIRST_LOOK, _LAST_LOOKS = 0.02, 0.5
+"""Seconds until a version that is being received is looked at: twice as many each time, since a step waits for it."""
 
 _PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
 """What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way
@@ -181,10 +181,12 @@ class Engine:
         with self._saying_if_it_died():
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(asdict(source)))
             try:
+                pause = _FIRST_LOOK
                 while not await self._has_received():
                     if time.monotonic() > deadline:
                         raise NotReceivedError(f"it took longer than {source.time_limit:g} s")
-                    await asyncio.sleep(_LOOK_AGAIN)
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LAST_LOOKS)
             except BaseException:  # when the lease is cancelled, too
                 await self._llm.shutdown_weight_transfer_engine()
                 raise

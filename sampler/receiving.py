@@ -7,15 +7,17 @@ import mmap
 import os
 import socket
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
+from common.errors import first_line
 from common.identity import digest_contents
 from common.nn.weight_link import (
     CHUNK,
+    RECEIVER,
     Deadline,
     Link,
     Question,
@@ -26,6 +28,8 @@ from common.nn.weight_link import (
     write_line,
 )
 from sampler.engine_data import WeightSource
+
+_MEMORY = Path("/proc/meminfo")
 
 _CONNECTING = 30.0
 """Seconds in which the server must answer a connection, and the question that follows it."""
@@ -77,16 +81,18 @@ class Reception:
                 self._close()
 
     def _run(self) -> None:
+        failure: str | None = "its thread broke off; the log says how"
         try:
             self._receive()
-        except (OSError, RuntimeError, ValueError, RefusedError, _AbandonedError) as error:
-            self._failure = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
-            )
-        with self._lock:
-            self._ended.set()
-            if self._abandoned or self._failure is not None:
-                self._close()
+            failure = None
+        except (OSError, RuntimeError, ValueError, MemoryError, RefusedError, _AbandonedError) as error:
+            failure = f"{type(error).__name__}: {first_line(error)}"
+        finally:
+            with self._lock:
+                self._failure = failure
+                self._ended.set()
+                if self._abandoned or failure is not None:
+                    self._close()
 
     def _receive(self) -> None:
         source = self._source
@@ -99,10 +105,12 @@ class Reception:
         ):
             write_line(connection, question)
             offer = read_offer(lines)
-            address: str = connection.getsockname()[0]
+            _check_memory(sum(size for _, size in offer.files))
             store = meet(host, offer.port, deadline)
             connection.sendall(b"here\n")
-            with closing(Link.to_sender(store, offer.transport, address, deadline)) as link:
+            address: str = connection.getsockname()[0]
+            link = Link(store, offer.transport, RECEIVER, address, self._device, deadline)
+            with closing(link):
                 for name, size in offer.files:
                     self._receive_file(link, name, size)
         actual = digest_contents(self._places())
@@ -115,7 +123,7 @@ class Reception:
         self._files[name] = file
         if size == 0:
             return
-        os.posix_fallocate(file.fileno(), 0, size)  # refuses what there is no room for, and not by a signal
+        os.posix_fallocate(file.fileno(), 0, size)
         target = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
         for chunk in target.split(CHUNK):
             if self._abandoned:
@@ -127,6 +135,17 @@ class Reception:
 
     def _close(self) -> None:
         for file in self._files.values():
-            with suppress(OSError):
-                file.close()
+            file.close()
         self._files.clear()
+
+
+def _check_memory(needed: int) -> None:
+    """Refuse what this machine has no memory for, before the kernel ends a process for it.
+
+    Raises:
+        MemoryError: there is too little.
+    """
+    lines = _MEMORY.read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    if needed > free:
+        raise MemoryError(f"the version has {needed} bytes, and {free} bytes of memory are free")

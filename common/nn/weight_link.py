@@ -25,7 +25,8 @@ _STALLED = 60.0
 """Seconds a chunk may take, whatever time is left: one that takes longer is not coming."""
 
 _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
-_SENDER, _RECEIVER = 0, 1
+SENDER, RECEIVER = 0, 1
+"""Ranks of a link."""
 
 Transport = Literal["gloo", "nccl"]
 
@@ -142,45 +143,42 @@ class Link:
     """
 
     def __init__(
-        self, store: distributed.TCPStore, transport: Transport, rank: int, address: str, deadline: Deadline
+        self,
+        store: distributed.TCPStore,
+        transport: Transport,
+        rank: int,
+        address: str,
+        device: torch.device,
+        deadline: Deadline,
     ) -> None:
         """Meet the other side.
 
         Args:
             store: where the two meet.
             transport: as offered.
-            rank: 0 sends, 1 receives.
+            rank: SENDER or RECEIVER.
             address: this machine's, as the other side sees it.
+            device: with NCCL, the GPU through which the bytes go.
             deadline: of the whole transfer.
         """
         self._deadline = deadline
         self._staging: torch.Tensor | None = None
         if transport == "nccl":
-            self._staging = torch.empty(CHUNK, dtype=torch.uint8, device="cuda")
+            self._staging = torch.empty(CHUNK, dtype=torch.uint8, device=device)
             self._group = _nccl_group(store, rank, deadline)
         else:
             self._group = _gloo_group(store, rank, address, deadline)
-
-    @classmethod
-    def to_receiver(cls, store: distributed.TCPStore, transport: Transport, address: str, deadline: Deadline) -> "Link":
-        """The sender's end."""
-        return cls(store, transport, _SENDER, address, deadline)
-
-    @classmethod
-    def to_sender(cls, store: distributed.TCPStore, transport: Transport, address: str, deadline: Deadline) -> "Link":
-        """The receiver's end."""
-        return cls(store, transport, _RECEIVER, address, deadline)
 
     def send(self, chunk: torch.Tensor) -> None:
         """Send bytes (uint8, in host memory, at most CHUNK)."""
         if self._staging is not None:
             chunk = self._staging[: len(chunk)].copy_(chunk)
-        self._wait(self._group.send([chunk], _RECEIVER, 0))
+        self._wait(self._group.send([chunk], RECEIVER, 0))
 
     def receive(self, chunk: torch.Tensor) -> None:
         """Fill `chunk` (uint8, in host memory, at most CHUNK) with what the other side sends as one."""
         target = chunk if self._staging is None else self._staging[: len(chunk)]
-        self._wait(self._group.recv([target], _SENDER, 0))
+        self._wait(self._group.recv([target], SENDER, 0))
         if self._staging is not None:
             chunk.copy_(target)
 

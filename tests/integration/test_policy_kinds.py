@@ -32,7 +32,7 @@ def sampler_gaps(finished: FinishedRun) -> list[float]:
 def test_full_weights(tmp_path: Path, delivery: str) -> None:
     finished = run(tmp_path / "run", *TINY, *FULL, f"sampler.delivery={delivery}")
     logs = "".join(log.read_text() for log in (finished.directory / "logs").glob("*"))
-    sent = re.findall(r"weight server: Version (\d+): \d+ bytes to ", logs)
+    sent = re.findall(r"weight server: Version (\d+): \d+ bytes over gloo to ", logs)
     assert set(sent) == ({"0", "1", "2"} if delivery == "transfer" else set())
     assert "from its files" not in logs
     gaps = sampler_gaps(finished)

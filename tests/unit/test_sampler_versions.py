@@ -308,7 +308,8 @@ def test_what_is_not_read_from_files_is_fetched_before_anybody_waits_for_room(tm
     (world.registry.path(1) / "weights").unlink()  # nobody looks
 
     async def scene() -> None:
-        done, log = asyncio.Event(), []
+        done = asyncio.Event()
+        log: list[str] = []
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(world.lease(0, done, log))
             await settle(world)

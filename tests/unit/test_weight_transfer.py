@@ -106,6 +106,16 @@ def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: We
         reception.files()
 
 
+def test_a_version_that_memory_has_no_room_for_is_not_received(
+    version, server: WeightServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "_MEMORY", version.path.parent / "meminfo")
+    (version.path.parent / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8 kB\n")
+    assert "the version has 10498 bytes, and 8192 bytes of memory are free" in (
+        outcome(asked(server.address, version)) or ""
+    )
+
+
 def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = f"127.0.0.1:{gone.getsockname()[1]}"
