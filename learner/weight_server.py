@@ -23,6 +23,7 @@ from common.nn.weight_link import (
     SENDER,
     Deadline,
     Link,
+    LinkError,
     Offer,
     Question,
     Transport,
@@ -88,7 +89,7 @@ class WeightServer:
                 sent = self._serve(question, connection, lines)
                 seconds = time.monotonic() - began
                 _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
-        except (OSError, RuntimeError, ValueError, UserError) as error:  # torch's network errors are RuntimeErrors
+        except (OSError, ValueError, LinkError, UserError) as error:
             _LOG.warning("No version for %s: %s", asker, first_line(error))
         finally:
             self._room.release()

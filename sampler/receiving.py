@@ -20,6 +20,7 @@ from common.nn.weight_link import (
     RECEIVER,
     Deadline,
     Link,
+    LinkError,
     Question,
     RefusedError,
     gpu_identity,
@@ -85,8 +86,8 @@ class Reception:
         try:
             self._receive()
             failure = None
-        except (OSError, RuntimeError, ValueError, MemoryError, RefusedError, _AbandonedError) as error:
-            failure = f"{type(error).__name__}: {first_line(error)}"
+        except (OSError, ValueError, MemoryError, RefusedError, LinkError, _AbandonedError) as error:
+            failure = first_line(error)
         finally:
             with self._lock:
                 self._failure = failure

@@ -58,7 +58,7 @@ class Use:
 
 
 class Versions:
-    """Brings versions into the engine when they are asked for: verified, loaded and probed, each with a limit.
+    """Brings versions into the engine when they are asked for: verified, loaded and probed, each with a time limit.
 
     Versions are told apart by the digest of their files, so that several runs may share a sampler. Where there is no
     room, the one that has not been used for longest goes; one in use stays.

@@ -7,6 +7,7 @@ gloo, or NCCL between two GPUs. The connection stays open beside it until the re
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,11 +19,16 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import distributed
 
+from common.errors import first_line
+
 CHUNK = 64 * 2**20
 """Bytes that are sent in one go."""
 
 _STALLED = 60.0
 """Seconds a chunk may take, whatever time is left: one that takes longer is not coming."""
+
+_ROUNDING = 0.01
+"""Seconds that a wait may outlast the deadline, which then is over for certain."""
 
 _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
 SENDER, RECEIVER = 0, 1
@@ -33,6 +39,10 @@ Transport = Literal["gloo", "nccl"]
 
 class RefusedError(Exception):
     """The server has not what was asked for; the message says why."""
+
+
+class LinkError(Exception):
+    """A link broke; the message has torch's reason, without the line of its sources."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def read_offer(lines: BinaryIO) -> Offer:
     """
     facts = _read_line(lines)
     if "refused" in facts:
-        raise RefusedError(str(facts["refused"]))
+        raise RefusedError(f"the server refuses it: {facts['refused']}")
     try:
         files = [(str(name), int(size)) for name, size in facts["files"]]
         return Offer(files, facts["transport"], int(facts["port"]))
@@ -138,8 +148,8 @@ def gpu_identity(device: torch.device) -> str | None:
 class Link:
     """A process group of two, made for one transfer.
 
-    Every wait ends with the deadline, or sooner where a chunk takes too long. What breaks, a lost peer included, raises
-    RuntimeError (torch's errors are) or TimeoutError, and concerns nothing but this link.
+    Every wait ends with the deadline (TimeoutError), or sooner where a chunk takes too long. That, a lost peer and
+    whatever else breaks raise LinkError, and concern nothing but this link.
     """
 
     def __init__(
@@ -163,43 +173,58 @@ class Link:
         """
         self._deadline = deadline
         self._staging: torch.Tensor | None = None
-        if transport == "nccl":
-            self._staging = torch.empty(CHUNK, dtype=torch.uint8, device=device)
-            self._group = _nccl_group(store, rank, deadline)
-        else:
-            self._group = _gloo_group(store, rank, address, deadline)
+        with _link_errors(deadline):
+            if transport == "nccl":
+                self._staging = torch.empty(CHUNK, dtype=torch.uint8, device=device)
+                self._group = _nccl_group(store, rank, deadline)
+            else:
+                self._group = _gloo_group(store, rank, address, deadline)
 
     def send(self, chunk: torch.Tensor) -> None:
         """Send bytes (uint8, in host memory, at most CHUNK)."""
-        if self._staging is not None:
-            chunk = self._staging[: len(chunk)].copy_(chunk)
-        self._wait(self._group.send([chunk], RECEIVER, 0))
+        with _link_errors(self._deadline):
+            if self._staging is not None:
+                chunk = self._staging[: len(chunk)].copy_(chunk)
+            self._wait(self._group.send([chunk], RECEIVER, 0))
 
     def receive(self, chunk: torch.Tensor) -> None:
         """Fill `chunk` (uint8, in host memory, at most CHUNK) with what the other side sends as one."""
         target = chunk if self._staging is None else self._staging[: len(chunk)]
-        self._wait(self._group.recv([target], SENDER, 0))
-        if self._staging is not None:
-            chunk.copy_(target)
+        with _link_errors(self._deadline):
+            self._wait(self._group.recv([target], SENDER, 0))
+            if self._staging is not None:
+                chunk.copy_(target)
 
     def close(self) -> None:
         """End it, whatever is under way."""
         self._group.abort()
 
     def _wait(self, work: Any) -> None:
-        work.wait(timedelta(seconds=self._deadline.left(_STALLED)))
+        work.wait(timedelta(seconds=self._deadline.left(_STALLED) + _ROUNDING))
 
 
 def meeting_place(address: str, deadline: Deadline) -> distributed.TCPStore:
     """The store at which a sender and its receiver meet, on any free port of this machine."""
     limit = timedelta(seconds=deadline.left())
-    return distributed.TCPStore(address, 0, 2, is_master=True, timeout=limit, wait_for_workers=False)
+    with _link_errors(deadline):
+        return distributed.TCPStore(address, 0, 2, is_master=True, timeout=limit, wait_for_workers=False)
 
 
 def meet(address: str, port: int, deadline: Deadline) -> distributed.TCPStore:
     """The sender's store, seen from the receiver."""
     limit = timedelta(seconds=deadline.left(_STALLED))
-    return distributed.TCPStore(address, port, 2, is_master=False, timeout=limit)
+    with _link_errors(deadline):
+        return distributed.TCPStore(address, port, 2, is_master=False, timeout=limit)
+
+
+@contextmanager
+def _link_errors(deadline: Deadline) -> Iterator[None]:
+    """Within it, torch's errors are LinkErrors, or TimeoutErrors where the time is over."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has nothing narrower
+        deadline.left()
+        raise LinkError(re.sub(r"^\[\S*\] ", "", first_line(error))) from error
 
 
 def _gloo_group(store: distributed.TCPStore, rank: int, address: str, deadline: Deadline) -> Any:

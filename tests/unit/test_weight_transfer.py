@@ -94,7 +94,7 @@ def test_what_the_server_has_not_is_refused_with_a_reason(
     reception = Reception(WeightSource(server.address, number, digest, 10), CPU)
     failure = outcome(reception)
     assert failure is not None
-    assert re.match(f"RefusedError: .*{why}", failure)
+    assert re.match(f"the server refuses it: .*{why}", failure)
     assert received(asked(server.address, version)) == CONTENTS
 
 
@@ -119,7 +119,7 @@ def test_a_version_that_memory_has_no_room_for_is_not_received(
 def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = f"127.0.0.1:{gone.getsockname()[1]}"
-    assert "ConnectionRefusedError" in (outcome(asked(address, version), within=5) or "")
+    assert "Connection refused" in (outcome(asked(address, version), within=5) or "")
 
 
 def vanish_after_the_offer(connection: socket.socket, question: Question) -> None:
@@ -190,7 +190,7 @@ def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is
     assert address is not None
     failure = outcome(asked(address, large, time_limit=30), within=10)
     assert failure is not None
-    assert "RuntimeError" in failure
+    assert re.match("(Connection|Read error|Socket)", failure)
     again = process.address()
     assert again not in (None, address)
 
@@ -209,7 +209,7 @@ def test_a_server_process_that_hangs_is_given_up_in_time(
 
     monkeypatch.setattr(weight_link.Link, "receive", stop_first)
     began = time.monotonic()
-    assert outcome(asked(address, large, time_limit=2), within=10) is not None
+    assert outcome(asked(address, large, time_limit=2), within=10) == "it took longer than 2 s"
     assert time.monotonic() - began < 6
 
 
