@@ -28,13 +28,8 @@ def sampler_gaps(finished: FinishedRun) -> list[float]:
     return [row["sampler_gap_max"] for row in finished.metrics() if "sampler_gap_max" in row]
 
 
-@pytest.mark.parametrize("delivery", ["files", "transfer"])
-def test_full_weights(tmp_path: Path, delivery: str) -> None:
-    finished = run(tmp_path / "run", *TINY, *FULL, f"sampler.delivery={delivery}")
-    logs = "".join(log.read_text() for log in (finished.directory / "logs").glob("*"))
-    sent = re.findall(r"weight server: Version (\d+): \d+ bytes over gloo to ", logs)
-    assert set(sent) == ({"0", "1", "2"} if delivery == "transfer" else set())
-    assert "from its files" not in logs
+def test_full_weights(tmp_path: Path) -> None:
+    finished = run(tmp_path / "run", *TINY, *FULL)
     gaps = sampler_gaps(finished)
     assert len(gaps) == 2  # the sampler went on from version 0 to version 1 …
     assert max(gaps) < 1e-4  # … and sampled from what the learner had published
@@ -44,6 +39,13 @@ def test_full_weights(tmp_path: Path, delivery: str) -> None:
     moved = [name for name, value in first.named_parameters() if not torch.equal(value, last.get_parameter(name))]
     assert len(moved) == len(list(first.parameters()))
     assert finished.summary()["result"] == str(registry.path(finished.summary()["best_version"]))
+
+    sent = run(tmp_path / "sent", *TINY, *FULL, "sampler.delivery=transfer")
+    logs = "".join(log.read_text() for log in (sent.directory / "logs").glob("*"))
+    assert set(re.findall(r"weight server: Version (\d): \d+ bytes over gloo to ", logs)) == {"0", "1", "2"}
+    assert "from its files" not in logs
+    again = PolicyRegistry(sent.directory / "policies")
+    assert [again.get(version).digest for version in (0, 1, 2)] == [registry.get(v).digest for v in (0, 1, 2)]
 
 
 def test_qlora(tmp_path: Path) -> None:
