@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -242,17 +243,21 @@ def _nccl_group(store: distributed.TCPStore, rank: int, deadline: Deadline) -> A
         return distributed.ProcessGroupNCCL(store, rank, 2, options)
 
 
+_ENVIRONMENT = threading.Lock()
+
+
 @contextmanager
 def _errors_stay_with_the_caller() -> Iterator[None]:
     """Within it, NCCL groups are made whose lost peers do not end this process, as torch's watchdog would have it."""
     wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
-    former = {name: os.environ.get(name) for name in wanted}
-    os.environ |= wanted
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _ENVIRONMENT:  # of all threads, and read when a group is made
+        former = {name: os.environ.get(name) for name in wanted}
+        os.environ |= wanted
+        try:
+            yield
+        finally:
+            for name, value in former.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
