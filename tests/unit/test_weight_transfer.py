@@ -46,17 +46,17 @@ def server(version: ProposalVersion, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Sends in chunks of 1,000 bytes."""
     for module in (weight_server, receiving):
         monkeypatch.setattr(module, "CHUNK", 1000)
-    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 10)
+    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
     threading.Thread(target=started.serve, daemon=True).start()
     yield started
     started.close()
 
 
-def asked(server: str, version: ProposalVersion, time_limit: float = 10) -> Reception:
+def asked(server: str, version: ProposalVersion, time_limit: float = 40) -> Reception:
     return Reception(WeightSource(server, version.version, version.digest, time_limit), CPU)
 
 
-def outcome(reception: Reception, within: float = 20) -> str | None:
+def outcome(reception: Reception, within: float = 40) -> str | None:
     """Why it failed, once it has ended."""
     end = time.monotonic() + within
     while not reception.progress()[0]:
@@ -147,7 +147,7 @@ def test_an_asker_that_breaks_off_costs_the_server_nothing(
         with socket.create_connection((host, int(port))) as connection:
             behave(connection, Question(version.version, version.digest, None))
     assert received(asked(server.address, version)) == CONTENTS
-    assert time.monotonic() - began < 8  # less than the server's limit: it need not wait for who has left
+    assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b'{"files": 1}\n', b'{"files": [], "transport": "gloo", "port'])
