@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,15 @@ def seed_from(*parts: Any) -> int:
 
 def digest_files(root: Path, names: list[str]) -> str:
     """The digest of the named files below `root`, of their names and contents, in the order of the names."""
+    return digest_contents({name: root / name for name in names})
+
+
+def digest_contents(places: Mapping[str, Path]) -> str:
+    """As `digest_files`, for files that need not lie under the names that they have in the digest."""
     hasher = hashlib.blake2b(digest_size=16)
-    for name in sorted(names):
+    for name in sorted(places):
         hasher.update(name.encode() + b"\0")
-        with open(root / name, "rb") as file:
+        with open(places[name], "rb") as file:
             while chunk := file.read(_CHUNK):
                 hasher.update(chunk)
         hasher.update(b"\0")

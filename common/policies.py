@@ -1,8 +1,8 @@
 """The registry of proposal versions: what the learner publishes and the samplers load.
 
 `policies/v000007/` holds one version, complete: an adapter (PEFT format) or a whole model (HF format), and
-`version.json` with the digest of the files, the step that it came from and the probe that shows a sampler whether it
-loaded the same. A version appears whole or not at all and is never changed.
+`version.json` with the digest of the files, the step that it came from, the probe that shows a sampler whether it
+loaded the same, and where the files are served. A version appears whole or not at all and is never changed.
 """
 
 import json
@@ -54,14 +54,19 @@ class ProposalVersion:
         digest: of its files; equal files are the same distribution.
         step: the optimiser step that it came from.
         path: its directory.
+        files: the names of its files below `path`.
         probe: None where it was published without one, as in older registries.
+        server: "host:port" of the process that served its files when it was published; a hint, for that process may
+            have ended since. None where there was none.
     """
 
     version: int
     digest: str
     step: int
     path: Path
+    files: tuple[str, ...]
     probe: Probe | None
+    server: str | None
 
 
 class UnreadableVersionError(UserError):
@@ -83,7 +88,12 @@ class PolicyRegistry:
         return self.path(version).exists()
 
     def publish(
-        self, version: int, step: int, write: Callable[[Path], None], probe: Probe | None = None
+        self,
+        version: int,
+        step: int,
+        write: Callable[[Path], None],
+        probe: Probe | None = None,
+        server: str | None = None,
     ) -> ProposalVersion:
         """Publish a version whose files `write(directory)` creates; a version that exists already is kept as it is.
 
@@ -102,6 +112,7 @@ class PolicyRegistry:
                     "step": step,
                     "files": names,
                     "probe": probe and asdict(probe),
+                    "server": server,
                 }
                 write_file(directory / _MARKER, json.dumps(facts, indent=1))
         return self.get(version)
@@ -116,7 +127,8 @@ class PolicyRegistry:
         try:
             facts = json.loads((directory / _MARKER).read_text())
             probe = Probe(**facts["probe"]) if facts.get("probe") else None
-            return ProposalVersion(facts["version"], facts["digest"], facts["step"], directory, probe)
+            number, digest, step, files = (facts[name] for name in ("version", "digest", "step", "files"))
+            return ProposalVersion(number, digest, step, directory, tuple(files), probe, facts.get("server"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnreadableVersionError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
@@ -132,9 +144,8 @@ class PolicyRegistry:
         """
         found = self.get(version)
         try:
-            names = json.loads((found.path / _MARKER).read_text())["files"]
-            actual = digest_files(found.path, names)
-        except (OSError, ValueError, KeyError) as error:
+            actual = digest_files(found.path, list(found.files))
+        except OSError as error:
             raise UnreadableVersionError(
                 f"A file of proposal version {version} in {found.path} cannot be read ({error}); restore the directory "
                 f"from a copy, or start a new run."

@@ -11,6 +11,7 @@ import ray
 
 from common.config.recipe import Recipe
 from common.logs import redirect_output
+from learner.server_process import WeightServerProcess
 from learner.step_report import StepReport
 
 if TYPE_CHECKING:
@@ -50,8 +51,13 @@ class LearnerActor:
 
         torch.set_num_threads(self._recipe.learner.threads)
         join_ranks()
-        self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine)
+        self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine, self._weight_server(master_addr))
         return self._trainer.start()
+
+    def _weight_server(self, host: str) -> WeightServerProcess | None:
+        if self._rank or self._recipe.sampler.delivery != "transfer":
+            return None
+        return WeightServerProcess(self._run_dir / "policies", host, self._recipe.timeouts.load)
 
     def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """See `Trainer.train_step`."""

@@ -24,6 +24,7 @@ from learner.policy import Policy, load_policy
 from learner.probe import make_probe
 from learner.randomness import random_state, seed_all, set_random_state
 from learner.schedule import learning_rate
+from learner.server_process import WeightServerProcess
 from learner.step_report import StepReport
 from learner.stepper import Stepper
 from learner.training_state import (
@@ -42,12 +43,21 @@ class Trainer:
 
     Step s is the s-th batch that is trained, counted from 1; step 0 is the prior.
 
+    Args:
+        recipe: the run's.
+        run_dir: its directory.
+        engine_type: what trains.
+        server: serves what rank 0 publishes; None on other ranks, and where nobody asks.
+
     Attributes:
         step: the last step that was done.
     """
 
-    def __init__(self, recipe: Recipe, run_dir: Path, engine_type: EngineType) -> None:
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, engine_type: EngineType, server: WeightServerProcess | None = None
+    ) -> None:
         self.step = 0
+        self._server = server
         self._recipe = recipe
         self._engine_type = engine_type
         self._checkpoints = CheckpointDirectory(run_dir / "checkpoints", recipe.learner.keep_checkpoints)
@@ -185,7 +195,8 @@ class Trainer:
             probe = make_probe(self._engine.logprobs, self._policy.config)
             weights = self._engine.weights()
             if self._engine.rank == 0:
-                self._registry.publish(version, step, partial(self._policy.write_proposal, weights), probe)
+                address = None if self._server is None else self._server.address()
+                self._registry.publish(version, step, partial(self._policy.write_proposal, weights), probe, address)
             else:
                 _go_through(weights)
         self._engine.gather(None)

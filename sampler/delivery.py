@@ -1,11 +1,18 @@
 """How a published version's weights come into the engine."""
 
+import asyncio
+import logging
 from itertools import count
 from typing import Protocol
 
-from common.policies import ProposalVersion
+from common.policies import PolicyRegistry, ProposalVersion
 from sampler.engine import Engine
-from sampler.engine_data import Adapter
+from sampler.engine_data import Adapter, NotReceivedError, WeightSource
+
+_LOG = logging.getLogger(__name__)
+
+_RECEIVING = 0.5
+"""Of a phase's time limit: what is left is for the files, if the transfer has failed."""
 
 
 class Delivery(Protocol):
@@ -13,9 +20,18 @@ class Delivery(Protocol):
 
     Attributes:
         capacity: versions that the engine can hold at once.
+        reads_files: whether it reads a version's files, which must have been verified before.
     """
 
     capacity: int
+    reads_files: bool
+
+    async def fetch(self, version: ProposalVersion) -> None:
+        """Get hold of a version, verified, while the engine samples from others; what reads files does nothing here.
+
+        Raises:
+            UserError, DeliveryError: as for `put`.
+        """
 
     async def put(self, version: ProposalVersion) -> Adapter | None:
         """Bring a version into the engine, which holds fewer than `capacity`.
@@ -35,11 +51,16 @@ class Delivery(Protocol):
 class AdapterSwap:
     """Adapters side by side on one model: running requests go on with theirs, new ones use the new one at once."""
 
+    reads_files = True
+
     def __init__(self, engine: Engine, capacity: int) -> None:
         self.capacity = capacity
         self._engine = engine
         self._ids = count(1)
         self._leftovers: list[Adapter] = []  # what the engine may hold, since a call broke off, and nobody uses
+
+    async def fetch(self, version: ProposalVersion) -> None:
+        """See `Delivery`."""
 
     async def put(self, version: ProposalVersion) -> Adapter:
         """See `Delivery`."""
@@ -65,9 +86,14 @@ class AdapterSwap:
 class WeightsByFile:
     """Whole models, one after the other: each replaces the weights of the one before."""
 
+    reads_files = True
+
     def __init__(self, engine: Engine) -> None:
         self.capacity = 1
         self._engine = engine
+
+    async def fetch(self, version: ProposalVersion) -> None:
+        """See `Delivery`."""
 
     async def put(self, version: ProposalVersion) -> None:
         """See `Delivery`."""
@@ -75,3 +101,56 @@ class WeightsByFile:
 
     async def drop(self, adapter: Adapter | None) -> None:
         """See `Delivery`; the next version's weights take their place."""
+
+
+class WeightsByTransfer:
+    """Whole models, one after the other, sent by the learner's weight server; by file where that does not work.
+
+    Args:
+        sampler: its name, for messages.
+        engine: started to receive.
+        time_limit: seconds for `fetch`.
+    """
+
+    reads_files = False
+
+    def __init__(self, sampler: str, engine: Engine, time_limit: float) -> None:
+        self.capacity = 1
+        self._sampler = sampler
+        self._engine = engine
+        self._by_file = WeightsByFile(engine)
+        self._time_limit = time_limit
+        self._received: str | None = None  # the digest of what the engine has received, and not yet loaded
+
+    async def fetch(self, version: ProposalVersion) -> None:
+        """See `Delivery`."""
+        self._received = None
+        try:
+            await self._receive(version)
+        except NotReceivedError as error:
+            _LOG.warning(
+                "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed: %s",
+                self._sampler,
+                version.version,
+                error,
+            )
+            await asyncio.to_thread(PolicyRegistry(version.path.parent).verify, version.version)
+        else:
+            self._received = version.digest
+
+    async def put(self, version: ProposalVersion) -> None:
+        """See `Delivery`."""
+        if self._received == version.digest:
+            self._received = None
+            await self._engine.load_received()
+        else:
+            await self._by_file.put(version)
+
+    async def drop(self, adapter: Adapter | None) -> None:
+        """See `Delivery`; the next version's weights take their place."""
+
+    async def _receive(self, version: ProposalVersion) -> None:
+        if version.server is None:
+            raise NotReceivedError("it was published without a weight server")
+        limit = _RECEIVING * self._time_limit
+        await self._engine.receive_weights(WeightSource(version.server, version.version, version.digest, limit))

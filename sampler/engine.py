@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from pydantic import ValidationError
 
 from common.config.sampling import SamplingSection
 from common.errors import DeliveryError, EngineLostError, PipelineError, UserError, first_line
-from sampler.engine_data import Adapter, Completion
+from sampler.engine_data import Adapter, Completion, NotReceivedError, WeightSource
 from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
 
 _FIRST = -1
 """The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
+
+_FIRST_LOOK, _LAST_LOOKS = 0.02, 0.5
+"""Seconds until a version that is being received is looked at: twice as many each time, since a step waits for it."""
 
 _PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
 """What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way
@@ -162,6 +166,53 @@ class Engine:
         with self._saying_if_it_died():
             await self._llm.remove_lora(adapter.id)
 
+    async def receive_weights(self, source: WeightSource) -> None:
+        """Have vLLM's processes receive a whole model, while they sample on; `load_received` is what comes after.
+
+        What was received before, and not loaded, is forgotten.
+
+        Raises:
+            NotReceivedError: it was refused, broke off, took too long, or is not what was published.
+            EngineLostError: the engine has died.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        deadline = time.monotonic() + source.time_limit
+        with self._saying_if_it_died():
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(asdict(source)))
+            try:
+                pause = _FIRST_LOOK
+                while not await self._has_received():
+                    if time.monotonic() > deadline:
+                        raise NotReceivedError(f"it took longer than {source.time_limit:g} s")
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LAST_LOOKS)
+            except BaseException:  # when the lease is cancelled, too
+                await self._llm.shutdown_weight_transfer_engine()
+                raise
+
+    async def _has_received(self) -> bool:
+        states = await self._llm.collective_rpc("reception")
+        for _, failure in states:
+            if failure is not None:
+                raise NotReceivedError(failure)
+        return all(ended for ended, _ in states)
+
+    async def load_received(self) -> None:
+        """Replace the model's weights by those that were received; nothing may be running.
+
+        Raises:
+            UserError, EngineLostError: as for `load_weights`.
+        """
+        await self._replace_weights("the weights that it received", self._load_received)
+
+    async def _load_received(self) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest({}))
+        await self._llm.finish_weight_update()
+
     async def load_weights(self, directory: Path) -> None:
         """Replace the model's weights by those of another one (HF format); nothing may be running.
 
@@ -172,23 +223,26 @@ class Engine:
             UserError: they are not weights of the engine's model.
             EngineLostError: the engine has died, or was lost to an earlier call.
         """
+        path = str(directory)
+        await self._replace_weights(
+            f"the weights in {path}", lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        )
+
+    async def _replace_weights(self, what: str, load: Callable[[], Awaitable[object]]) -> None:
         self.check()
         replaced = False
         try:
-            await self._replace_weights(directory)
+            with self._saying_if_it_died():
+                try:
+                    await load()
+                    await self._llm.collective_rpc("repack_output_layer")
+                except Exception as error:  # as in `add_adapter`
+                    raise not_loaded(what, error) from error
+                if not await self._llm.reset_prefix_cache():
+                    raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
             replaced = True
         finally:
             self._torn = not replaced
-
-    async def _replace_weights(self, directory: Path) -> None:
-        with self._saying_if_it_died():
-            try:
-                await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
-                await self._llm.collective_rpc("repack_output_layer")
-            except Exception as error:  # as in `add_adapter`
-                raise not_loaded(f"the weights in {directory}", error) from error
-            if not await self._llm.reset_prefix_cache():
-                raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
 
     def check(self) -> None:
         """Do nothing, if the engine is alive and its weights are those of one model.

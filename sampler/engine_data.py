@@ -19,6 +19,27 @@ class Adapter:
     directory: Path
 
 
+@dataclass
+class WeightSource:
+    """Where a version can be had.
+
+    Attributes:
+        server: "host:port" of a weight server.
+        version: its number.
+        digest: of its files; what does not have it is not taken.
+        time_limit: seconds for the transfer, the digest included.
+    """
+
+    server: str
+    version: int
+    digest: str
+    time_limit: float
+
+
+class NotReceivedError(Exception):
+    """A version was not received, and the engine is as before; the message says why."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sampled output: ids, and log q' of each id in nats; EOS included only if it was generated."""

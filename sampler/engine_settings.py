@@ -6,6 +6,11 @@ from typing import Any
 
 from sampler.worker import EXTENSION, SAMPLER_PID
 
+TRANSFER_BACKEND = "brain"
+"""What vLLM calls the way in which weights are sent to it; sampler/weight_transfer.py has it registered."""
+
+_RECEIVING_EXTENSION = "sampler.weight_transfer.ReceivingExtension"
+
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 
 
@@ -18,6 +23,7 @@ class EngineSettings:
         dtype: of weights and computation; the learner's own, so that both evaluate the same policy.
         adapter_rank: the largest rank of the LoRA adapters that will be loaded; None where whole models will be.
         adapters: how many of them can be held at once.
+        receives: whether whole models are sent to it, besides being read from files.
         max_model_tokens: prompt and output together.
         tensor_parallel: devices that share each layer.
         repeatable: whether `sample` is to be given seeds.
@@ -30,6 +36,7 @@ class EngineSettings:
     dtype: str
     adapter_rank: int | None
     adapters: int
+    receives: bool
     max_model_tokens: int
     tensor_parallel: int
     repeatable: bool
@@ -53,6 +60,9 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "enforce_eager": _on_cpu(),
         "scheduling_policy": "priority",
     }
+    if settings.receives:
+        arguments["worker_extension_cls"] = _RECEIVING_EXTENSION
+        arguments["weight_transfer_config"] = {"backend": TRANSFER_BACKEND}
     if settings.repeatable:
         arguments["async_scheduling"] = False  # the next step would be cut before it is known who has finished
         arguments["scheduling_policy"] = "fcfs"  # by priority, equals go by the clock

@@ -10,7 +10,7 @@ from common.config.recipe import Recipe
 from common.leases import Lease
 from common.nn.causal_lm import load_tokenizer
 from common.policies import ProposalModel
-from sampler.delivery import AdapterSwap, Delivery, WeightsByFile
+from sampler.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
 from sampler.engine import Engine, EngineSettings
 from sampler.generation import Generation, check_prompts, generate_groups
 from sampler.reports import Pulse
@@ -39,7 +39,7 @@ class Sampler:
         self._versions = Versions(
             name,
             self._engine,
-            _delivery(self._engine, model, live + 1),
+            _delivery(name, self._engine, recipe, model, live + 1),
             recipe.policy.dtype,
             recipe.timeouts.load,
         )
@@ -104,8 +104,12 @@ class Sampler:
         self._tokens += len(group["outputs"].flatten().field("token_ids").flatten())
 
 
-def _delivery(engine: Engine, model: ProposalModel, capacity: int) -> Delivery:
-    return WeightsByFile(engine) if model.adapter_rank is None else AdapterSwap(engine, capacity)
+def _delivery(name: str, engine: Engine, recipe: Recipe, model: ProposalModel, capacity: int) -> Delivery:
+    if model.adapter_rank is not None:
+        return AdapterSwap(engine, capacity)
+    if recipe.sampler.delivery == "transfer":
+        return WeightsByTransfer(name, engine, recipe.timeouts.load)
+    return WeightsByFile(engine)
 
 
 def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:
@@ -114,6 +118,7 @@ def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> Eng
         dtype=recipe.policy.dtype,
         adapter_rank=model.adapter_rank,
         adapters=adapters,
+        receives=recipe.sampler.delivery == "transfer",
         max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
         tensor_parallel=recipe.sampler.tensor_parallel,
         repeatable=recipe.algorithm.strict,

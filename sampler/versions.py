@@ -113,16 +113,17 @@ class Versions:
 
     async def _verify(self, policies: str, version: int) -> ProposalVersion:
         if (policies, version) not in self._verified:
-            reading = self._read(PolicyRegistry(Path(policies)), version)
+            registry = PolicyRegistry(Path(policies))
+            reading = self._read(registry.verify if self._delivery.reads_files else registry.get, version)
             self._verified[policies, version] = await self._phase("verify", version, reading)
         return self._verified[policies, version]
 
-    async def _read(self, registry: PolicyRegistry, version: int) -> ProposalVersion:
-        """Verify a version's files, which may take a moment to be seen here."""
+    async def _read(self, read: Callable[[int], ProposalVersion], version: int) -> ProposalVersion:
+        """Read a version, which may take a moment to be seen here."""
         patience = time.monotonic() + min(VISIBLE_WITHIN, self._time_limit / 2)
         while True:
             try:
-                return await asyncio.to_thread(registry.verify, version)
+                return await asyncio.to_thread(read, version)
             except UnreadableVersionError:
                 if time.monotonic() > patience:
                     raise
@@ -133,6 +134,7 @@ class Versions:
         if proposal.digest in self._held:
             self._held.move_to_end(proposal.digest)
             return self._held[proposal.digest]
+        await self._phase("fetch", proposal.version, self._delivery.fetch(proposal))
         await self._make_room()
         began = time.monotonic()
         try:

@@ -172,6 +172,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _sends_whole_models(self) -> Self:
+        if self.sampler.delivery == "transfer" and self.policy.method != "full":
+            raise ValueError(
+                f"sampler.delivery=transfer sends the weights of whole models, and policy.method={self.policy.method} "
+                f"publishes adapters, which are small and swapped in from their files; set sampler.delivery=files"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _recomputes_what_was_sampled_from(self) -> Self:
         if self.logprobs.proposal == "recomputed" and not self.sampling.tokens_are_the_policy_s:
             others = [*self.sampling.truncating(), *(["temperature"] if self.sampling.temperature != 1 else [])]

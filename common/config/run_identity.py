@@ -15,6 +15,7 @@ _OPERATIONAL = (
     "prepare.cache",
     "sampler.replicas",
     "sampler.leases_in_flight",
+    "sampler.delivery",
     "sampler.autoscale",
     "sampler.autoscale.*",
     "sampler.gpus",

@@ -1,6 +1,6 @@
 """Sampling: the proposal's distribution, and the service that draws from it."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,7 @@ _ENGINE_S_OWN = {
     "tensor_parallel_size",
     "data_parallel_size",
     "worker_extension_cls",
+    "weight_transfer_config",
     "load_format",
     "generation_config",
     "override_generation_config",
@@ -130,6 +131,11 @@ class SamplerSection(Section):
     )
     autoscale: AutoscaleSection | None = Field(
         None, description="add and remove replicas while the run goes on; default: as many as `replicas` says"
+    )
+    delivery: Literal["files", "transfer"] = Field(
+        "files",
+        description="how the weights of whole models come: read from their files, or sent by the learner, and read "
+        "where that does not work",
     )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
     tensor_parallel: int = Field(1, ge=1, description="GPUs of a replica that share each layer")

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.errors import UserError
 from common.leases import Lease
+from learner.server_process import WeightServerProcess
 from sampler.sampler import Sampler
-from tests.integration.sampled_policies import Policies, make_policies, outputs, sampled, worst_gap
+from tests.integration.sampled_policies import Policies, base_model, make_policies, outputs, sampled, worst_gap
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -75,6 +77,33 @@ def test_tokens_a_second_with_and_without_an_adapter(
         plain.close()
     print(f"tokens/s: {with_adapter:.0f} with an adapter, {without:.0f} without")
     assert with_adapter > without / 4
+
+
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
+def test_whole_models_are_sent(
+    loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], transport: str
+) -> None:
+    """Over NCCL from another GPU, over gloo where server and sampler share one; neither reads files."""
+    if transport == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("NCCL needs a second GPU: it does not join two processes on one")
+    whole = make_policies(tmp_path)
+    with monkeypatch.context() as environment:
+        environment.setenv("CUDA_VISIBLE_DEVICES", "1" if transport == "nccl" else "0")
+        server = WeightServerProcess(whole.registry.root, "127.0.0.1", 300)
+    models = [base_model(seed) for seed in (1, 5)]
+    for version, model in enumerate(models):
+        whole.publish_whole(version, model, server.address())
+    policy = {"model": str(whole.model), "dtype": "bfloat16", "method": "full", "adapter": None}
+    receiver = whole.sampler(full=True, policy=policy, sampler={**GPU, "delivery": "transfer"})
+    try:
+        for version in (0, 1, 0):
+            rows = loop.run(sampled(receiver, whole.lease(version, alone=False)))
+            assert worst_gap(rows, models[version]) < BFLOAT16_GAP
+    finally:
+        receiver.close()
+        with server.process as process:
+            process.kill()
+    assert capfd.readouterr().err.count(f"bytes over {transport} to") == 3
 
 
 def rate(loop: asyncio.Runner, sampler: Sampler, lease: Lease) -> float:

@@ -63,8 +63,8 @@ class Policies:
         """Publish an adapter; with the probe of another model, if one is given."""
         return self.registry.publish(version, version, partial(save_adapter, model), probe_of(probed or model))
 
-    def publish_whole(self, version: int, model: PreTrainedModel) -> ProposalVersion:
-        return self.registry.publish(version, version, partial(save, model), probe_of(model))
+    def publish_whole(self, version: int, model: PreTrainedModel, server: str | None = None) -> ProposalVersion:
+        return self.registry.publish(version, version, partial(save, model), probe_of(model), server)
 
     def lease(self, version: int, *, alone: bool, seed: int = 1, prompts: list[list[int]] | None = None) -> Lease:
         texts = prompts or [[3 + 7 * place + step for step in range(4 + place)] for place in range(6)]

@@ -1,6 +1,7 @@
 """The whole pipeline for what a recipe can train beside a LoRA adapter, with the real engines."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_full_weights(tmp_path: Path) -> None:
     moved = [name for name, value in first.named_parameters() if not torch.equal(value, last.get_parameter(name))]
     assert len(moved) == len(list(first.parameters()))
     assert finished.summary()["result"] == str(registry.path(finished.summary()["best_version"]))
+
+    sent = run(tmp_path / "sent", *TINY, *FULL, "sampler.delivery=transfer")
+    logs = "".join(log.read_text() for log in (sent.directory / "logs").glob("*"))
+    assert set(re.findall(r"weight server: Version (\d): \d+ bytes over gloo to ", logs)) == {"0", "1", "2"}
+    assert "from its files" not in logs
+    again = PolicyRegistry(sent.directory / "policies")
+    assert [again.get(version).digest for version in (0, 1, 2)] == [registry.get(v).digest for v in (0, 1, 2)]
 
 
 def test_qlora(tmp_path: Path) -> None:

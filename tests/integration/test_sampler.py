@@ -226,7 +226,7 @@ def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyn
 
 def test_a_probe_goes_before_outputs_that_wait(loop: asyncio.Runner, policies: Policies) -> None:
     settings = EngineSettings(
-        model=str(policies.model), dtype="float32", adapter_rank=None, adapters=1, max_model_tokens=64,
+        model=str(policies.model), dtype="float32", adapter_rank=None, adapters=1, receives=False, max_model_tokens=64,
         tensor_parallel=1, repeatable=False, threads=1, kv_cache_gib=1, extra={"max_num_seqs": 2},
     )  # fmt: skip
     engine = Engine(settings)

@@ -13,8 +13,12 @@ from setuptools import find_packages
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("common", "sampler", "scorer", "learner", "deploy")
 STAGES = ("sampler", "scorer", "learner")
-# The one file that may import an engine.
-ENGINES = {"vllm": PurePosixPath("sampler/engine.py"), "deepspeed": PurePosixPath("learner/engine.py")}
+# The files that may import an engine. sampler/weight_transfer.py has a subclass of one of vLLM's, which imports it
+# in its own processes.
+ENGINES = {
+    "vllm": (PurePosixPath("sampler/engine.py"), PurePosixPath("sampler/weight_transfer.py")),
+    "deepspeed": (PurePosixPath("learner/engine.py"),),
+}
 TENSOR_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 HEAVY = ("ray", "vllm", "deepspeed")
 
@@ -52,7 +56,9 @@ def broken_rule(path: PurePosixPath, name: str) -> str | None:
         "sampler, scorer and learner never import each other, nor common any of them": (
             target in STAGES and package not in (target, "deploy")
         ),
-        f"{target} is imported only in {ENGINES.get(target)}": target in ENGINES and path != ENGINES[target],
+        f"{target} is imported only in {', '.join(map(str, ENGINES.get(target, ())))}": (
+            target in ENGINES and path not in ENGINES[target]
+        ),
         "ray is imported only in deploy and in the stages' service.py": (
             target == "ray" and package != "deploy" and not (package in STAGES and path.name == "service.py")
         ),
@@ -86,6 +92,7 @@ def test_no_file_breaks_an_import_rule():
         ("common/nn/load.py", "import ray"),
         ("sampler/engine.py", "from scorer import rewards"),
         ("sampler/prompts.py", "import vllm"),
+        ("sampler/receiving.py", "from vllm.distributed import weight_transfer"),
         ("learner/service.py", "from deepspeed import zero"),
         ("learner/engine.py", "import ray"),
         ("deploy/doctor.py", "import importlib\nimportlib.import_module('vllm')"),
@@ -105,6 +112,7 @@ def test_a_planted_breach_is_found(path, source):
         ("common/nn/load.py", "import torch, transformers\nfrom common.store import Store"),
         ("common/store.py", "from . import schemas\nfrom .nncache import x"),
         ("sampler/engine.py", "import vllm"),
+        ("sampler/weight_transfer.py", "from vllm.config import VllmConfig"),
         ("learner/engine.py", "import deepspeed\nfrom .objectives import brain"),
         ("scorer/service.py", "import ray"),
         ("deploy/conductor.py", "import ray\nfrom learner.service import Learner\nfrom . import cli"),
@@ -146,7 +154,7 @@ def test_tensor_code_and_pure_code_of_the_stages_load_no_engine():
         for path in sources()
         if path.parts[:2] == ("common", "nn")
         or (path.parts[0] in STAGES and path.name not in ("service.py", "__main__.py"))
-        if path not in ENGINES.values()
+        if not any(path in files for files in ENGINES.values())
     ]
     assert not loaded_after_importing(paths) & set(HEAVY)
 

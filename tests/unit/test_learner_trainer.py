@@ -1,5 +1,6 @@
 import math
 import shutil
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
 from common.nn.adapters import load_adapter
 from common.nn.causal_lm import load_causal_lm
 from common.policies import PolicyRegistry
+from learner.server_process import WeightServerProcess
 from learner.trainer import Trainer
 from learner.training_state import SavedParameters
 from tests.unit import tiny_models
@@ -60,6 +62,17 @@ def test_a_new_policy_is_the_prior(trainer, model_dir, tmp_path):
     policy = load_adapter(load_causal_lm(str(model_dir), "float32"), version.path)
     outputs = [[1, 2], [3, 4, 5]]
     assert torch.equal(group_logprobs(policy, [7], outputs), group_logprobs(prior, [7], outputs))
+
+
+def test_a_version_says_where_rank_0_serves_it(model_dir, tmp_path):
+    class Server:
+        def address(self):
+            return "10.0.0.1:7000"
+
+    trainer = Trainer(recipe(model_dir), tmp_path, PlainEngine, cast(WeightServerProcess, Server()))
+    trainer.start()
+    trainer.publish(0, 0)
+    assert PolicyRegistry(tmp_path / "policies").get(0).server == "10.0.0.1:7000"
 
 
 def test_training_raises_the_probability_of_what_is_rewarded(trainer, model_dir, tmp_path):

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,14 @@ def test_damage_is_found_and_missing_versions_are_named(tmp_path: Path) -> None:
         registry.verify(3)
     with pytest.raises(UserError, match=r"version 4 .* is not complete"):
         registry.get(4)
+
+
+def test_a_version_says_where_it_is_served_and_older_ones_need_not(tmp_path: Path) -> None:
+    registry = PolicyRegistry(tmp_path)
+    assert registry.publish(0, 0, weights("a"), server="10.0.0.1:7000").server == "10.0.0.1:7000"
+    assert registry.publish(1, 0, weights("a")).server is None
+    marker = registry.path(1) / "version.json"
+    facts = json.loads(marker.read_text())
+    del facts["server"]
+    marker.write_text(json.dumps(facts))
+    assert registry.verify(1).files == ("adapter_model.safetensors",)

@@ -46,6 +46,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"sampler": {"tensor_parallel": 2}}, "gpus=0; set gpus=2"),
         ({"sampler": {"vllm": {"max_loras": 8}}}, "vllm.max_loras is set by the sampler itself"),
         ({"sampler": {"vllm": {"load_format": "dummy"}}}, "vllm.load_format is set by the sampler itself"),
+        (
+            {"sampler": {"vllm": {"weight_transfer_config": "x"}}},
+            "vllm.weight_transfer_config is set by the sampler itself",
+        ),
+        (
+            {"sampler": {"delivery": "transfer"}},
+            "policy.method=lora publishes adapters, which are small and swapped in",
+        ),
         ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),

@@ -45,7 +45,7 @@ def test_a_fault_that_may_pass_is_told_from_one_of_the_version(message: str, kin
 
 @pytest.mark.parametrize(("repeatable", "policy"), [(True, "fcfs"), (False, "priority")])
 def test_only_an_engine_that_need_not_repeat_itself_goes_by_priorities(repeatable: bool, policy: str) -> None:
-    settings = EngineSettings("model", "float32", 8, 2, 64, 1, repeatable, 1, 1, {})
+    settings = EngineSettings("model", "float32", 8, 2, False, 64, 1, repeatable, 1, 1, {})
     assert engine_arguments(settings)["scheduling_policy"] == policy
 
 
@@ -76,7 +76,7 @@ class SlowEngine:
 
 
 def test_an_adapter_whose_loading_broke_off_takes_no_place_for_long() -> None:
-    version = ProposalVersion(1, "digest", 1, Path("v000001"), None)
+    version = ProposalVersion(1, "digest", 1, Path("v000001"), (), None, None)
 
     async def scene() -> None:
         engine = SlowEngine()

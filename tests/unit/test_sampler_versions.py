@@ -21,10 +21,15 @@ class RecordingDelivery:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.reads_files = True
+        self.fetched: list[str] = []
         self.held: list[str] = []
         self.refused: set[str] = set()
         self.seconds = 0.0
         self.error: Exception | None = None
+
+    async def fetch(self, version):
+        self.fetched.append(version.path.name)
 
     async def put(self, version):
         await asyncio.sleep(self.seconds)
@@ -293,5 +298,26 @@ def test_who_asks_sees_that_a_phase_is_under_way(world: World) -> None:
             assert world.versions.phases == 0
             assert world.delivery.held == ["v000001"]
             done.set()
+
+    run(scene())
+
+
+def test_what_is_not_read_from_files_is_fetched_before_anybody_waits_for_room(tmp_path: Path) -> None:
+    world = World(tmp_path, capacity=1)
+    world.delivery.reads_files = False
+    (world.registry.path(1) / "weights").unlink()  # nobody looks
+
+    async def scene() -> None:
+        done = asyncio.Event()
+        log: list[str] = []
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.lease(0, done, log))
+            await settle(world)
+            tasks.create_task(world.lease(1, done, log))
+            await settle(world)
+            assert world.delivery.fetched == ["v000000", "v000001"]
+            assert world.delivery.held == ["v000000"]
+            done.set()
+        assert world.delivery.held == ["v000001"]
 
     run(scene())

@@ -1,0 +1,159 @@
+"""Serves the files of published versions to samplers that ask: `sampler.delivery=transfer`.
+
+A process beside rank 0, on its machine, so that what befalls a transfer, NCCL's watchdog included, never reaches the
+learner, nor takes time from its thread. It reads what rank 0 has just written, which the machine still has in memory,
+and keeps nothing itself. It ends with rank 0, whatever ends that.
+"""
+
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from common.errors import UserError, first_line
+from common.nn.weight_link import (
+    CHUNK,
+    SENDER,
+    Deadline,
+    Link,
+    LinkError,
+    Offer,
+    Question,
+    Transport,
+    gpu_identity,
+    meeting_place,
+    read_question,
+    write_line,
+)
+from common.policies import PolicyRegistry, ProposalVersion
+
+_LOG = logging.getLogger(__name__)
+
+_GPU = torch.device("cuda", 0)
+"""Rank 0's, if it has one: Ray shows it no other."""
+
+_AT_ONCE = 16
+"""Transfers; further askers wait until one has ended."""
+
+_HANDSHAKE = 30.0
+"""Seconds in which an asker must say what it wants."""
+
+
+class WeightServer:
+    """Answers askers, each in a thread of its own; one that breaks off costs nothing but its own transfer.
+
+    Args:
+        registry: whose versions are served.
+        host: this machine's address, as samplers see it.
+        time_limit: seconds for one transfer.
+
+    Attributes:
+        address: "host:port", where it listens.
+    """
+
+    def __init__(self, registry: PolicyRegistry, host: str, time_limit: float) -> None:
+        self._registry = registry
+        self._time_limit = time_limit
+        self._listener = socket.create_server((host, 0))
+        self._room = threading.Semaphore(_AT_ONCE)
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+
+    def serve(self) -> None:
+        """Answer whoever asks, until `close`."""
+        while True:
+            self._room.acquire()
+            try:
+                connection, (asker, *_) = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._answer, args=(connection, asker), daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more askers."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _answer(self, connection: socket.socket, asker: str) -> None:
+        try:
+            with connection, connection.makefile("rb") as lines:
+                connection.settimeout(_HANDSHAKE)
+                question = read_question(lines)
+                began = time.monotonic()
+                sent = self._serve(question, connection, lines)
+                seconds = time.monotonic() - began
+                _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
+        except (OSError, ValueError, LinkError, UserError) as error:
+            _LOG.warning("No version for %s: %s", asker, first_line(error))
+        finally:
+            self._room.release()
+
+    def _serve(self, question: Question, connection: socket.socket, lines: BinaryIO) -> str:
+        """Send a version; says what was sent."""
+        try:
+            version = self._asked(question)
+        except UserError as error:
+            write_line(connection, str(error))
+            raise
+        deadline = Deadline(self._time_limit)
+        host: str = connection.getsockname()[0]
+        store = meeting_place(host, deadline)
+        files = [(name, (version.path / name).stat().st_size) for name in version.files]
+        offer = Offer(files, _transport(question), store.port)
+        write_line(connection, offer)
+        if not lines.readline():
+            raise ConnectionError("it has left")
+        link = Link(store, offer.transport, SENDER, host, _GPU, deadline)
+        with closing(link):
+            buffer = torch.empty(CHUNK, dtype=torch.uint8)
+            for name, size in files:
+                _send_file(link, version.path / name, size, buffer)
+            connection.settimeout(deadline.left())
+            lines.read()  # until the receiver closes the connection: what is on its way must not be cut off
+        total = sum(size for _, size in files)
+        return f"{total} bytes over {offer.transport}"
+
+    def _asked(self, question: Question) -> ProposalVersion:
+        version = self._registry.get(question.version)
+        if version.digest != question.digest:
+            raise UserError(
+                f"version {question.version} in {self._registry.root} has digest {version.digest}, asked for was "
+                f"{question.digest}"
+            )
+        return version
+
+
+def _transport(question: Question) -> Transport:
+    """NCCL between two GPUs; it refuses two processes on one."""
+    ours = gpu_identity(_GPU) if torch.cuda.is_available() else None
+    return "gloo" if None in (ours, question.gpu) or ours == question.gpu else "nccl"
+
+
+def _send_file(link: Link, path: Path, size: int, buffer: torch.Tensor) -> None:
+    with open(path, "rb") as file:
+        for begin in range(0, size, CHUNK):
+            chunk = buffer[: min(CHUNK, size - begin)]
+            if file.readinto(chunk.numpy().data) != len(chunk):
+                raise OSError(f"{path} has become shorter")
+            link.send(chunk)
+
+
+def main() -> None:
+    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s weight server: %(message)s")
+    root, host, time_limit = sys.argv[1:]
+    server = WeightServer(PolicyRegistry(Path(root)), host, float(time_limit))
+    threading.Thread(target=server.serve, daemon=True).start()
+    print(server.address, flush=True)
+    sys.stdin.read()  # whoever holds the other end has ended then
+    os._exit(0)  # transfers may be under way
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Receives the files of a version from the learner's weight server into this process's memory, and verifies them.
+
+Nothing here knows vLLM: it runs in vLLM's worker processes, in a thread beside the model, which samples on.
+"""
+
+import mmap
+import os
+import socket
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from common.errors import first_line
+from common.identity import digest_contents
+from common.nn.weight_link import (
+    CHUNK,
+    RECEIVER,
+    Deadline,
+    Link,
+    LinkError,
+    Question,
+    RefusedError,
+    gpu_identity,
+    meet,
+    read_offer,
+    write_line,
+)
+from sampler.engine_data import WeightSource
+
+_MEMORY = Path("/proc/meminfo")
+
+_CONNECTING = 30.0
+"""Seconds in which the server must answer a connection, and the question that follows it."""
+
+
+class _AbandonedError(Exception):
+    """Nobody wants the version any more."""
+
+
+class Reception:
+    """A version on its way into memory; begins at once, in a thread of its own.
+
+    Its files have no names in any file system, and are gone when they are released, or the process has ended.
+
+    Args:
+        source: where to ask.
+        device: of the model that they are for; the bytes go into host memory in any case.
+    """
+
+    def __init__(self, source: WeightSource, device: torch.device) -> None:
+        self._source = source
+        self._device = device
+        self._files: dict[str, BinaryIO] = {}
+        self._failure: str | None = None
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._abandoned = False
+        threading.Thread(target=self._run, name="receives-weights", daemon=True).start()
+
+    def progress(self) -> tuple[bool, str | None]:
+        """Whether it has ended; and if it has failed, why."""
+        return self._ended.is_set(), self._failure
+
+    def files(self) -> dict[str, Path]:
+        """Where the files can be opened, by their names, until they are released.
+
+        Raises:
+            RuntimeError: they have not all arrived.
+        """
+        if not self._ended.is_set() or self._failure is not None or self._abandoned:
+            raise RuntimeError(f"version {self._source.version} was not received")
+        return self._places()
+
+    def release(self) -> None:
+        """Forget the files; where they are still on their way, as soon as the present chunk is there."""
+        with self._lock:
+            self._abandoned = True
+            if self._ended.is_set():
+                self._close()
+
+    def _run(self) -> None:
+        failure: str | None = "its thread broke off; the log says how"
+        try:
+            self._receive()
+            failure = None
+        except (OSError, ValueError, MemoryError, RefusedError, LinkError, _AbandonedError) as error:
+            failure = first_line(error)
+        finally:
+            with self._lock:
+                self._failure = failure
+                self._ended.set()
+                if self._abandoned or failure is not None:
+                    self._close()
+
+    def _receive(self) -> None:
+        source = self._source
+        deadline = Deadline(source.time_limit)
+        host, _, port = source.server.rpartition(":")
+        question = Question(source.version, source.digest, gpu_identity(self._device))
+        with (
+            socket.create_connection((host, int(port)), deadline.left(_CONNECTING)) as connection,
+            connection.makefile("rb") as lines,
+        ):
+            write_line(connection, question)
+            offer = read_offer(lines)
+            _check_memory(sum(size for _, size in offer.files))
+            store = meet(host, offer.port, deadline)
+            connection.sendall(b"here\n")
+            address: str = connection.getsockname()[0]
+            link = Link(store, offer.transport, RECEIVER, address, self._device, deadline)
+            with closing(link):
+                for name, size in offer.files:
+                    self._receive_file(link, name, size)
+        actual = digest_contents(self._places())
+        deadline.left()
+        if actual != source.digest:
+            raise ValueError(f"the digest of what was received is {actual}, published was {source.digest}")
+
+    def _receive_file(self, link: Link, name: str, size: int) -> None:
+        file = os.fdopen(os.memfd_create("version"), "r+b")
+        self._files[name] = file
+        if size == 0:
+            return
+        os.posix_fallocate(file.fileno(), 0, size)
+        target = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+        for chunk in target.split(CHUNK):
+            if self._abandoned:
+                raise _AbandonedError("nobody waits for it any more")
+            link.receive(chunk)
+
+    def _places(self) -> dict[str, Path]:
+        return {name: Path(f"/proc/self/fd/{file.fileno()}") for name, file in self._files.items()}
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def _check_memory(needed: int) -> None:
+    """Refuse what this machine has no memory for, before the kernel ends a process for it.
+
+    Raises:
+        MemoryError: there is too little.
+    """
+    lines = _MEMORY.read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    if needed > free:
+        raise MemoryError(f"the version has {needed} bytes, and {free} bytes of memory are free")

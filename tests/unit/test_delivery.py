@@ -1,0 +1,105 @@
+"""What a delivery by transfer does with an engine that receives, or does not."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from common.errors import UserError
+from common.policies import PolicyRegistry, ProposalVersion
+from sampler.delivery import WeightsByTransfer
+from sampler.engine import Engine
+from sampler.engine_data import NotReceivedError, WeightSource
+
+
+class ReceivingEngine:
+    """Remembers what it was asked, and refuses to receive if it is told so."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.refusal: str | None = None
+
+    async def receive_weights(self, source: WeightSource) -> None:
+        self.asked.append(source)
+        if self.refusal is not None:
+            raise NotReceivedError(self.refusal)
+
+    async def load_received(self) -> None:
+        self.asked.append("received")
+
+    async def load_weights(self, directory: Path) -> None:
+        self.asked.append(directory)
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.registry = PolicyRegistry(root)
+        self.engine = ReceivingEngine()
+        self.delivery = WeightsByTransfer("sampler-3", cast(Engine, self.engine), time_limit=60)
+
+    def published(self, version: int, server: str | None = "10.0.0.1:7000") -> ProposalVersion:
+        return self.registry.publish(version, 0, lambda place: _write(place, version), server=server)
+
+    def bring(self, *versions: ProposalVersion) -> None:
+        async def scene() -> None:
+            for version in versions:
+                await self.delivery.fetch(version)
+                await self.delivery.put(version)
+
+        asyncio.run(scene())
+
+
+def _write(directory: Path, version: int) -> None:
+    (directory / "weights").write_text(f"weights {version}")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_version_that_was_received_is_loaded_and_its_files_are_left_alone(world: World) -> None:
+    version = world.published(1)
+    (version.path / "weights").unlink()
+    world.bring(version)
+    assert world.engine.asked == [WeightSource("10.0.0.1:7000", 1, version.digest, 30.0), "received"]
+
+
+@pytest.mark.parametrize(
+    ("server", "why"), [("10.0.0.1:7000", "it has left"), (None, "it was published without a weight server")]
+)
+def test_otherwise_it_is_loaded_from_its_files_and_the_log_says_who_when_and_why(
+    world: World, caplog: pytest.LogCaptureFixture, server: str | None, why: str
+) -> None:
+    world.engine.refusal = "it has left"
+    version = world.published(2, server)
+    with caplog.at_level(logging.WARNING, "sampler"):
+        world.bring(version)
+    assert world.engine.asked[-1] == version.path
+    assert caplog.messages == [
+        f"sampler-3 takes proposal version 2 from its files, since phase `fetch` of its transfer failed: {why}"
+    ]
+
+
+def test_files_that_are_read_instead_are_verified(world: World) -> None:
+    world.engine.refusal = "it has left"
+    version = world.published(3)
+    (version.path / "weights").write_text("tampered")
+    with pytest.raises(UserError, match=r"version 3 .* is damaged"):
+        world.bring(version)
+    assert version.path not in world.engine.asked
+
+
+def test_what_was_received_is_not_taken_for_another_version(world: World) -> None:
+    first, second = world.published(4), world.published(5)
+
+    async def scene() -> None:
+        await world.delivery.fetch(first)  # whose lease was given up then
+        world.engine.refusal = "it has left"
+        await world.delivery.fetch(second)
+        await world.delivery.put(second)
+
+    asyncio.run(scene())
+    assert world.engine.asked[-1] == second.path

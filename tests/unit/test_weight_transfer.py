@@ -1,0 +1,227 @@
+"""A version's way from the learner's weight server into a sampler's memory, over gloo, and what may befall it."""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.nn import weight_link
+from common.nn.weight_link import Question, read_offer, write_line
+from common.policies import PolicyRegistry, ProposalVersion
+from learner import weight_server
+from learner.server_process import WeightServerProcess
+from learner.weight_server import WeightServer
+from sampler import receiving
+from sampler.engine_data import WeightSource
+from sampler.receiving import Reception
+
+CONTENTS = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 41, "sub/empty": b""}
+CPU = torch.device("cpu")
+
+
+def write(directory: Path) -> None:
+    for name, content in CONTENTS.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def write_large(directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(bytes(weight_link.CHUNK) * 4)
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> ProposalVersion:
+    return PolicyRegistry(tmp_path / "policies").publish(3, 0, write)
+
+
+@pytest.fixture
+def server(version: ProposalVersion, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightServer]:
+    """Sends in chunks of 1,000 bytes."""
+    for module in (weight_server, receiving):
+        monkeypatch.setattr(module, "CHUNK", 1000)
+    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    threading.Thread(target=started.serve, daemon=True).start()
+    yield started
+    started.close()
+
+
+def asked(server: str, version: ProposalVersion, time_limit: float = 40) -> Reception:
+    return Reception(WeightSource(server, version.version, version.digest, time_limit), CPU)
+
+
+def outcome(reception: Reception, within: float = 40) -> str | None:
+    """Why it failed, once it has ended."""
+    end = time.monotonic() + within
+    while not reception.progress()[0]:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return reception.progress()[1]
+
+
+def received(reception: Reception) -> dict[str, bytes]:
+    assert outcome(reception) is None
+    return {name: place.read_bytes() for name, place in reception.files().items()}
+
+
+def test_a_version_arrives_as_it_was_published_until_it_is_released(version, server: WeightServer) -> None:
+    reception = asked(server.address, version)
+    assert received(reception) == CONTENTS
+    place = reception.files()["config.json"]
+    reception.release()
+    assert not place.exists()
+    with pytest.raises(RuntimeError, match="version 3 was not received"):
+        reception.files()
+
+
+def test_several_are_served_at_once(version: ProposalVersion, server: WeightServer) -> None:
+    receptions = [asked(server.address, version) for _ in range(5)]
+    assert all(received(reception) == CONTENTS for reception in receptions)
+
+
+@pytest.mark.parametrize(
+    ("number", "digest", "why"), [(4, "", "never published"), (3, "another", "has digest .* another")]
+)
+def test_what_the_server_has_not_is_refused_with_a_reason(
+    version, server: WeightServer, number: int, digest: str, why: str
+) -> None:
+    reception = Reception(WeightSource(server.address, number, digest, 10), CPU)
+    failure = outcome(reception)
+    assert failure is not None
+    assert re.match(f"the server refuses it: .*{why}", failure)
+    assert received(asked(server.address, version)) == CONTENTS
+
+
+def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: WeightServer) -> None:
+    (version.path / "model.safetensors").write_bytes(CONTENTS["model.safetensors"][:-1] + b"x")
+    reception = asked(server.address, version)
+    assert "the digest of what was received is" in (outcome(reception) or "")
+    with pytest.raises(RuntimeError):
+        reception.files()
+
+
+def test_a_version_that_memory_has_no_room_for_is_not_received(
+    version, server: WeightServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "_MEMORY", version.path.parent / "meminfo")
+    (version.path.parent / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8 kB\n")
+    assert "the version has 10498 bytes, and 8192 bytes of memory are free" in (
+        outcome(asked(server.address, version)) or ""
+    )
+
+
+def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        address = f"127.0.0.1:{gone.getsockname()[1]}"
+    assert "Connection refused" in (outcome(asked(address, version), within=5) or "")
+
+
+def vanish_after_the_offer(connection: socket.socket, question: Question) -> None:
+    """An asker that is killed when the bytes should come."""
+    write_line(connection, question)
+    with connection.makefile("rb") as lines:
+        read_offer(lines)
+
+
+def say_nothing(_connection: socket.socket, _question: Question) -> None:
+    pass
+
+
+def talk_nonsense(connection: socket.socket, _question: Question) -> None:
+    connection.sendall(b"[1, 2]\n")
+
+
+@pytest.mark.parametrize("behave", [vanish_after_the_offer, say_nothing, talk_nonsense])
+def test_an_asker_that_breaks_off_costs_the_server_nothing(
+    version, server: WeightServer, behave: Callable[[socket.socket, Question], None]
+) -> None:
+    host, _, port = server.address.rpartition(":")
+    began = time.monotonic()
+    for _ in range(20):  # more than it serves at once
+        with socket.create_connection((host, int(port))) as connection:
+            behave(connection, Question(version.version, version.digest, None))
+    assert received(asked(server.address, version)) == CONTENTS
+    assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\n", b'{"files": 1}\n', b'{"files": [], "transport": "gloo", "port'])
+def test_a_server_that_breaks_off_ends_the_reception(version: ProposalVersion, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        reception = asked(f"127.0.0.1:{listener.getsockname()[1]}", version)
+        connection, _ = listener.accept()
+        connection.recv(1000)
+        connection.sendall(answer)
+        connection.close()
+        assert outcome(reception) is not None
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> ProposalVersion:
+    return PolicyRegistry(tmp_path / "large").publish(0, 0, write_large)
+
+
+@pytest.fixture
+def process(large: ProposalVersion) -> Iterator[WeightServerProcess]:
+    started = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
+    yield started
+    with started.process as last:
+        last.kill()
+
+
+def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is_started_again(
+    large: ProposalVersion, process: WeightServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks, last = [], threading.Event()
+    receive = weight_link.Link.receive
+
+    def count(link: weight_link.Link, chunk: torch.Tensor) -> None:
+        chunks.append(len(chunk))
+        if len(chunks) == 2:
+            process.process.kill()
+            last.wait(1)
+        receive(link, chunk)
+
+    monkeypatch.setattr(weight_link.Link, "receive", count)
+    address = process.address()
+    assert address is not None
+    failure = outcome(asked(address, large, time_limit=30), within=10)
+    assert failure is not None
+    assert re.match("(Connection|Read error|Socket)", failure)
+    again = process.address()
+    assert again not in (None, address)
+
+
+def test_a_server_process_that_hangs_is_given_up_in_time(
+    large: ProposalVersion, process: WeightServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = process.address()
+    assert address is not None
+    receive = weight_link.Link.receive
+
+    def stop_first(link: weight_link.Link, chunk: torch.Tensor) -> None:
+        os.kill(process.process.pid, signal.SIGSTOP)
+        time.sleep(0.2)
+        receive(link, chunk)
+
+    monkeypatch.setattr(weight_link.Link, "receive", stop_first)
+    began = time.monotonic()
+    assert outcome(asked(address, large, time_limit=2), within=10) == "it took longer than 2 s"
+    assert time.monotonic() - began < 6
+
+
+def test_a_server_process_ends_when_its_input_does(process: WeightServerProcess) -> None:
+    assert process.address() is not None
+    assert process.process.stdin is not None
+    process.process.stdin.close()
+    assert process.process.wait(20) == 0
+
+
+def test_nccl_is_for_two_gpus() -> None:
+    assert weight_server._transport(Question(0, "", None)) == "gloo"
+    assert weight_server._transport(Question(0, "", "GPU-1")) == "gloo"  # this machine has none
