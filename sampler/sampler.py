@@ -11,7 +11,8 @@ from common.leases import Lease
 from common.nn.causal_lm import load_tokenizer
 from common.policies import ProposalModel
 from sampler.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
-from sampler.engine import Engine, EngineSettings
+from sampler.engine import Engine
+from sampler.engine_settings import EngineSettings
 from sampler.generation import Generation, check_prompts, generate_groups
 from sampler.reports import Pulse
 from sampler.versions import Versions

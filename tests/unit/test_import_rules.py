@@ -13,10 +13,15 @@ from setuptools import find_packages
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("common", "sampler", "scorer", "learner", "deploy")
 STAGES = ("sampler", "scorer", "learner")
-# The files that may import an engine. sampler/weight_transfer.py has a subclass of one of vLLM's, which imports it
-# in its own processes.
+# The files that may import an engine. Of the sampler's, engine_requests.py and engine_weights.py build what engine.py
+# hands to vLLM; weight_transfer.py has a subclass of one of vLLM's, which imports it in its own processes.
 ENGINES = {
-    "vllm": (PurePosixPath("sampler/engine.py"), PurePosixPath("sampler/weight_transfer.py")),
+    "vllm": (
+        PurePosixPath("sampler/engine.py"),
+        PurePosixPath("sampler/engine_requests.py"),
+        PurePosixPath("sampler/engine_weights.py"),
+        PurePosixPath("sampler/weight_transfer.py"),
+    ),
     "deepspeed": (PurePosixPath("learner/engine.py"),),
 }
 TENSOR_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
@@ -93,6 +98,7 @@ def test_no_file_breaks_an_import_rule():
         ("sampler/engine.py", "from scorer import rewards"),
         ("sampler/prompts.py", "import vllm"),
         ("sampler/receiving.py", "from vllm.distributed import weight_transfer"),
+        ("sampler/engine_failures.py", "from vllm.v1.engine.exceptions import EngineDeadError"),
         ("learner/service.py", "from deepspeed import zero"),
         ("learner/engine.py", "import ray"),
         ("deploy/doctor.py", "import importlib\nimportlib.import_module('vllm')"),

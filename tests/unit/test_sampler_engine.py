@@ -13,8 +13,10 @@ import torch
 from common.errors import DeliveryError, PipelineError, UserError
 from common.policies import ProposalVersion
 from sampler.delivery import AdapterSwap
-from sampler.engine import Engine, completion, not_loaded
+from sampler.engine import Engine
 from sampler.engine_data import Adapter
+from sampler.engine_failures import not_loaded
+from sampler.engine_requests import completion, completions
 from sampler.engine_settings import EngineSettings, engine_arguments
 from sampler.worker import WorkerExtension
 
@@ -57,6 +59,18 @@ def test_an_output_that_was_broken_off_is_none(reason: str | None) -> None:
     whole.finish_reason = reason
     with pytest.raises(PipelineError, match=f"finish reason {reason!r}"):
         completion(whole)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (1, 1, 1), (1, 0)])
+def test_other_outputs_than_were_asked_for_are_refused(lengths: tuple[int, ...]) -> None:
+    def finished(*lengths: int) -> SimpleNamespace:
+        logprobs = [SimpleNamespace(token_ids=[3] * length, logprobs=[-1.0] * length) for length in lengths]
+        outputs = [SimpleNamespace(token_ids=own.token_ids, logprobs=own, finish_reason="stop") for own in logprobs]
+        return SimpleNamespace(outputs=outputs)
+
+    assert [one.token_ids for one in completions(finished(1, 2), 5, 2)] == [[3], [3, 3]]
+    with pytest.raises(PipelineError, match=f"returned {len(lengths)} outputs for prompt 5, not 2, or empty ones"):
+        completions(finished(*lengths), 5, 2)
 
 
 class SlowEngine:

@@ -1,0 +1,124 @@
+"""Requests to vLLM's engine: what each asks for, in vLLM's terms, and what of its output is used."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from common.config.sampling import SamplingSection
+from common.errors import PipelineError
+from sampler.engine_data import Adapter, Completion
+from sampler.engine_failures import saying_if_it_died
+
+BEFORE_ALL_OTHERS = -1
+"""The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
+
+
+class Requests:
+    """The requests of one engine, each of which is known by the queue (`RequestOutputCollector`) for its outputs.
+
+    Args:
+        llm: vLLM's `AsyncLLM`.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._count = 0
+
+    async def add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None, priority: int = 0) -> Any:
+        """Hand the engine one request; returns the queue that will get its outputs.
+
+        Args:
+            token_ids: of the prompt.
+            parameters: vLLM's `SamplingParams`.
+            adapter: to compute with; None: the model itself.
+            priority: the lowest goes first.
+
+        Raises:
+            EngineLostError: the engine has died.
+        """
+        from vllm.inputs.engine import tokens_input
+
+        self._count += 1
+        with saying_if_it_died(self._llm):
+            return await self._llm.add_request(
+                str(self._count),
+                tokens_input(list(token_ids)),
+                parameters,
+                lora_request=lora_request(adapter) if adapter else None,
+                priority=priority,
+            )
+
+    async def finished(self, request: Any) -> Any:
+        """What vLLM returns for a request, complete (`RequestOutput`).
+
+        Raises:
+            EngineLostError: the engine has died.
+        """
+        with saying_if_it_died(self._llm):
+            return await request.get()
+
+    async def abort(self, requests: Sequence[Any]) -> None:
+        """Give up those that are not finished."""
+        await self._llm.abort([one.request_id for one in requests], internal=True)
+
+
+def sampling_parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:
+    """Parameters of a request for n outputs, each with the log-probabilities of its own tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=n,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        max_tokens=sampling.max_tokens,
+        stop_token_ids=[eos_token_id],
+        logprobs=0,  # the sampled token's own, and no other
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def scoring_parameters(token: int) -> Any:
+    """Parameters of a request that asks for the log-probability of one token."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
+
+
+def lora_request(adapter: Adapter) -> Any:
+    """An adapter, as vLLM is told of it."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter.digest, adapter.id, str(adapter.directory))
+
+
+def completions(finished: Any, index: int, n: int) -> list[Completion]:
+    """The outputs of the finished request for n outputs of the prompt at `index`.
+
+    Raises:
+        PipelineError: they are not n, or one is empty, was broken off, or is not what was asked for.
+    """
+    outputs = [completion(one) for one in finished.outputs]
+    if len(outputs) != n or not all(output.token_ids for output in outputs):
+        raise PipelineError(f"vLLM returned {len(outputs)} outputs for prompt {index}, not {n}, or empty ones.")
+    return outputs
+
+
+def completion(output: Any) -> Completion:
+    """An output of vLLM's.
+
+    Raises:
+        PipelineError: it was broken off, or is not what was asked for.
+    """
+    if output.finish_reason not in ("stop", "length"):
+        raise PipelineError(f"vLLM broke off an output, with finish reason {output.finish_reason!r}.")
+    logprobs = output.logprobs  # flat: one entry for each token, which is the sampled one
+    if list(logprobs.token_ids) != list(output.token_ids):
+        raise PipelineError("vLLM returned log-probabilities of other tokens than those that it sampled.")
+    return Completion(list(output.token_ids), list(logprobs.logprobs), output.finish_reason)
