@@ -83,9 +83,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
-def remove_leftovers(directory: Path) -> list[Path]:
+def remove_leftovers(directory: Path) -> None:
     """Delete what interrupted writers left in `directory`; only the one owner of the directory may call this."""
-    leftovers = [entry for entry in directory.glob(f"{_TEMPORARY}*")] if directory.exists() else []
+    leftovers = list(directory.glob(f"{_TEMPORARY}*")) if directory.exists() else []
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    return leftovers

@@ -67,6 +67,6 @@ class LearnerActor:
         """See `Trainer.save`."""
         self._trainer.save(step, kept_steps)
 
-    def publish(self, version: int, step: int) -> dict[str, Any]:
-        """Publish the policy as a proposal version; see `Trainer.publish`."""
-        return {"version": version, "digest": self._trainer.publish(version, step), "step": step}
+    def publish(self, version: int, step: int) -> None:
+        """See `Trainer.publish`."""
+        self._trainer.publish(version, step)

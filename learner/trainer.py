@@ -181,11 +181,8 @@ class Trainer:
             self._checkpoints.remove_old(kept_steps)
         self._engine.gather(None)
 
-    def publish(self, version: int, step: int) -> str:
+    def publish(self, version: int, step: int) -> None:
         """Publish the present weights as a proposal version, unless the version exists already.
-
-        Returns:
-            The version's digest.
 
         Raises:
             PipelineError: `step` is not the last step.
@@ -200,7 +197,6 @@ class Trainer:
             else:
                 _go_through(weights)
         self._engine.gather(None)
-        return self._registry.get(version).digest
 
     def _exists(self, on_this_rank: bool) -> bool:
         """Whether something exists as rank 0 sees it: all ranks must take part in making it, or none."""

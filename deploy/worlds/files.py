@@ -11,8 +11,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from deploy.worlds.reward_model import RewardModel
 from scorer.formats import RewardFormat
 
-SPLITS = ("train", "validation", "test")
-
 
 def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, str]]) -> None:
     """Write `prompts/SPLIT.jsonl`: at least `prompt` and `label` (the gold output) a row."""
