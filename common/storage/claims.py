@@ -195,18 +195,18 @@ def _refuse_others(place: Place, asking: str) -> frozenset[str]:
         The files that those which have ended would hold the store by.
     """
     # While a directory is gone through, `asks-B` may go and `holds-B` come, and neither be seen. By then B holds the
-    # store, so that a second look sees it; and whoever asks later than the first look sees this process.
-    return _refuse_others_in_sight(place, asking) | _refuse_others_in_sight(place, asking)
+    # store, so that a second look sees it; and whoever asks later than the first look sees this process, and gives way.
+    return _refuse_others_in_sight(place, asking, "") | _refuse_others_in_sight(place, asking, "holds-")
 
 
-def _refuse_others_in_sight(place: Place, asking: str) -> frozenset[str]:
+def _refuse_others_in_sight(place: Place, asking: str, sort: str) -> frozenset[str]:
     here, entries, ended = this_process(), place.list(DIRECTORY), set()
     now = next((entry.modified for entry in entries if entry.name == asking), None)
     if now is None:
         raise UserError(f"{place.uri}/{DIRECTORY}/{asking} was removed by another process just now; start again.")
     for entry in entries:
         path = f"{DIRECTORY}/{entry.name}"
-        if entry.name != asking:
+        if entry.name != asking and entry.name.startswith(sort):
             try:
                 other = _decoded(place.read(path))
             except FileNotFoundError:

@@ -210,6 +210,20 @@ def test_a_question_that_turns_into_a_claim_while_another_looks_is_seen(root: Pa
     assert claim_files(root) == [held.holds]
 
 
+def test_a_question_that_comes_between_two_looks_gives_way(root: Path) -> None:
+    look = LocalPlace.list
+    asked: list[_AnotherConductor] = []
+
+    def list_before_another_asks(place: LocalPlace, directory: str) -> list[Entry]:
+        found = look(place, directory)
+        if not asked:
+            asked.append(_AnotherConductor(root))
+        return found
+
+    with mock.patch.object(LocalPlace, "list", list_before_another_asks), claimed(LocalPlace(root)):
+        assert _AnotherConductor.asks in claim_files(root)
+
+
 class _AnotherConductor:
     """A process that asks for a store, and gets it at a moment that the test chooses."""
 
@@ -217,7 +231,7 @@ class _AnotherConductor:
 
     def __init__(self, root: Path) -> None:
         self._claims = root / "claims"
-        self._claims.mkdir(parents=True)
+        self._claims.mkdir(parents=True, exist_ok=True)
         self._write(self.asks)
 
     def claim(self) -> None:
