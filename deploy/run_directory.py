@@ -18,7 +18,7 @@ from common.config.run_identity import differing_settings, recipe_digest
 from common.config.validation import parse_recipe
 from common.durable import is_temporary, write_file
 from common.errors import UserError
-from deploy.recipe_files import dump_yaml, yaml_problem
+from deploy.recipe_files import dump_yaml, load_yaml, yaml_problem
 
 _LOCK = ".lock"
 
@@ -240,7 +240,7 @@ def has_begun(directory: RunDirectory) -> bool:
 
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(directory.config.read_text())
+        settings = load_yaml(directory.config.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
     except (OSError, UnicodeDecodeError) as error:
