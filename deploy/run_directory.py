@@ -200,7 +200,7 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         return
     saved = _saved_config(directory)
     if not has_begun(directory):
-        parse_recipe(saved, str(directory.config))  # else it is somebody else's, and stays as it is
+        _check_readable(directory, saved)
         return
     _check_kind(root, saved, recipe)
     differing = differing_settings(saved, recipe.model_dump(mode="json"))
@@ -209,6 +209,17 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
+
+
+def _check_readable(directory: RunDirectory, saved: Mapping[str, Any]) -> None:
+    """What is no recipe may be somebody else's, and stays as it is."""
+    try:
+        parse_recipe(saved, str(directory.config))
+    except UserError:
+        raise UserError(
+            f"{directory.config} is no configuration that this version can read, and nothing was sampled here; "
+            f"remove it, or set another run.dir."
+        ) from None
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
