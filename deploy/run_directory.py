@@ -105,13 +105,23 @@ class RunDirectory:
         """What is asked of the live run, and its answers."""
         return self.root / "control"
 
+    @property
+    def golden_values(self) -> Path:
+        """The scorers' golden values, a file each."""
+        return self.root / "golden"
+
+    @property
+    def logs(self) -> Path:
+        """The actors' log files; there is none before the first actor has started."""
+        return self.root / "logs"
+
     def golden(self, scorer: str) -> Path:
         """The values that a scorer gave fixed texts when the run began."""
-        return self.root / "golden" / f"{scorer}.json"
+        return self.golden_values / f"{scorer}.json"
 
     def log(self, name: str) -> Path:
         """The log file of one actor."""
-        return self.root / "logs" / f"{name}.log"
+        return self.logs / f"{name}.log"
 
 
 def resolve_output(path: str) -> Path:
@@ -275,7 +285,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     """
     facts_path = directory.facts
     if not has_begun(directory):
-        for made in (directory.own_store, directory.evaluation, directory.golden("").parent):
+        for made in (directory.own_store, directory.evaluation, directory.golden_values):
             shutil.rmtree(made, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
