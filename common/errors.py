@@ -21,7 +21,7 @@ class DamagedPartError(UserError):
 class PipelineError(Exception):
     """A part of the running pipeline failed: names the part, what it did, and the log file to read.
 
-    The command line prints it alone and exits with status 1; the run can be resumed.
+    The command line prints it and exits with status 1; a run can be resumed.
     """
 
 

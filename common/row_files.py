@@ -92,6 +92,9 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
                 raise UserError(f"{path}, line {number}, is not JSON ({what}); mend or remove the line.") from None
+            except (ValueError, RecursionError) as error:  # JSON, but too many digits of an integer, or nested too deep
+                what = str(error).partition(";")[0]
+                raise UserError(f"{path}, line {number}, cannot be read ({what}); mend or remove the line.") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}, is not a JSON object; mend or remove the line.")
             yield row

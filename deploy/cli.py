@@ -28,6 +28,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; without it, it warns
 }
 
+_RESUME = "run the same command again to resume"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
@@ -42,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except PipelineError as error:
-        return _fail(f"{error}\nNothing that was committed is lost: run the same command again to resume.", 1)
+        resume = f"\nNothing that was committed is lost: {_RESUME}." if options.resumes else ""
+        return _fail(f"{error}{resume}", 1)
     except KeyboardInterrupt:
-        return _fail("Interrupted: run the same command again to resume.", 130)
+        return _fail(f"Interrupted: {_RESUME}." if options.resumes else "Interrupted.", 130)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +64,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="brain", description="Align language models with BRAIn (arXiv 2402.02479).")
     parser.add_argument("--version", action="version", version=f"brain-align {version('brain-align')}")
+    parser.set_defaults(resumes=False)  # whether the same command goes on where it stopped; those that do say so
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_recipe(run)
     add_overrides(run)
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_run, resumes=True)
     add_status(commands)
     add_scale(commands)
     _add_export(commands.add_parser("export", help="write a run's policy for use elsewhere"))

@@ -78,16 +78,16 @@ def examine(
     with findings.check("prompts, policy, and files of scorers"):
         for note in check_inputs(resolved, run_directory(recipe)).notes:
             console.print(f"        {note}", highlight=False, soft_wrap=True, markup=False)
-    logs = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
+    scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):
         names = [PRIOR, *recipe.scorers]
-        compared = take_over_golden(recipe, names, logs)
-        problems = (try_scorers or _try_on_cluster)(resolved, logs)
+        compared = take_over_golden(recipe, names, scratch)
+        problems = (try_scorers or _try_on_cluster)(resolved, scratch)
         for name in names:
             golden = "agrees with the run's golden values" if name in compared else "gives golden texts values"
             findings.say(f"scorer {name}", problems[name], f" loads and {golden}: {_described(resolved, name)}")
-    if not findings.failed or not logs.log("").parent.exists():
-        shutil.rmtree(logs.root)  # else its logs say more
+    if not findings.failed or not scratch.logs.exists():
+        shutil.rmtree(scratch.root)  # else its logs say more
     return findings.failed
 
 

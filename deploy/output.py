@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.durable import fsync_path, temporary_sibling
@@ -12,44 +12,102 @@ from common.errors import UserError
 _DATASET_MARKER = "dataset_info.json"
 
 
-@contextmanager
-def new_output(path: Path, *, force: bool) -> Iterator[Path]:
-    """Yield a path to write a file or a directory to, which becomes `path` when the block ends without an error.
-
-    Args:
-        path: where the output is wanted.
-        force: replace a file, or a directory that an export has made, that is there already.
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse a place that `new_output` would refuse; for whoever has much to do before writing.
 
     Raises:
-        UserError: something is there that must not be replaced, or it cannot be written; nothing is left behind then.
+        UserError: something is there that must not be replaced, or a directory for it cannot be made or written.
     """
-    _check_free(path, force)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make a directory for {path}: {error.strerror}; name another --output.") from None
-    temporary = temporary_sibling(path)
-    try:
-        yield temporary
-        for entry in [*temporary.rglob("*"), temporary]:
-            fsync_path(entry)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}; nothing was left behind.") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _check_free(path: Path, force: bool) -> None:
+    there = next(directory for directory in path.absolute().parents if directory.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is no directory"
+        raise UserError(f"Cannot write {path}: {there} {what}; name another --output.")
     if not path.exists():
         return
     if not force:
         raise UserError(f"{path} exists already; name another --output, or say --force to replace it.")
     if path.is_dir() and not (path / _DATASET_MARKER).exists():
         raise UserError(f"{path} is a directory that no export has made, so --force does not replace it.")
+
+
+@contextmanager
+def new_output(path: Path, *, force: bool) -> Iterator[Path]:
+    """Yield a path to write a file or a directory to, which becomes `path` when the block ends without an error.
+
+    If it ends with one, nothing is left behind, and the error stays what it is: what of the block writes says so with
+    `writing`.
+
+    Args:
+        path: where the output is wanted.
+        force: replace a file, or a directory that an export has made, that is there already.
+
+    Raises:
+        UserError: something is there that must not be replaced, or it cannot be put there.
+    """
+    check_output(path, force=force)
+    temporary = temporary_sibling(path)
+    missing = [directory for directory in path.parents if not directory.exists()]
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with writing(path):
+            _put(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        for directory in missing:
+            with suppress(OSError):  # it holds something: the output, or what somebody else has put there
+                directory.rmdir()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """The block does nothing but write an output, so that an OSError of it means that this cannot be done.
+
+    Args:
+        path: where the output is wanted.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}; nothing was left behind.") from None
+
+
+@contextmanager
+def new_lines(temporary: Path, path: Path) -> Iterator[Callable[[str], None]]:
+    """Yield what writes a line to a new text file.
+
+    Args:
+        temporary: of `new_output`.
+        path: where the output is wanted.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with writing(path):
+        file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where an error is said
+
+    def write(line: str) -> None:
+        with writing(path):
+            file.write(f"{line}\n")
+
+    try:
+        yield write
+    finally:
+        with writing(path):
+            file.close()
+
+
+def _put(temporary: Path, path: Path) -> None:
+    for entry in [*temporary.rglob("*"), temporary]:
+        fsync_path(entry)
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    fsync_path(path.parent)

@@ -38,7 +38,7 @@ def overridden(settings: dict[str, Any], overrides: Sequence[str], where: str) -
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = load_yaml(path.read_text())
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file; a recipe is YAML.") from None
     except OSError as error:
@@ -49,6 +49,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} is no recipe: it must hold `name: value` settings.")
     return settings
+
+
+class _Loader(yaml.SafeLoader):
+    """Says of a value that Python cannot hold, such as the date 2024-13-45, where it stands."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            problem = str(error).partition(";")[0]
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def load_yaml(text: str) -> Any:
+    """What a YAML text holds, of plain values alone.
+
+    Raises:
+        yaml.YAMLError: it is not valid, or a value of it is none that Python can hold.
+    """
+    return yaml.load(text, Loader=_Loader)
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
@@ -76,7 +96,7 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
             raise UserError(f"{override!r}: {section} is a value, not a section of settings.")
         target = found
     try:
-        target[last] = yaml.safe_load(value)
+        target[last] = load_yaml(value)
     except yaml.YAMLError:
         target[last] = value  # such as a path with a colon: text as it stands
 

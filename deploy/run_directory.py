@@ -18,7 +18,7 @@ from common.config.run_identity import differing_settings, recipe_digest
 from common.config.validation import parse_recipe
 from common.durable import is_temporary, write_file
 from common.errors import UserError
-from deploy.recipe_files import dump_yaml, yaml_problem
+from deploy.recipe_files import dump_yaml, load_yaml, yaml_problem
 
 _LOCK = ".lock"
 
@@ -105,13 +105,23 @@ class RunDirectory:
         """What is asked of the live run, and its answers."""
         return self.root / "control"
 
+    @property
+    def golden_values(self) -> Path:
+        """The scorers' golden values, a file each."""
+        return self.root / "golden"
+
+    @property
+    def logs(self) -> Path:
+        """The actors' log files; there is none before the first actor has started."""
+        return self.root / "logs"
+
     def golden(self, scorer: str) -> Path:
         """The values that a scorer gave fixed texts when the run began."""
-        return self.root / "golden" / f"{scorer}.json"
+        return self.golden_values / f"{scorer}.json"
 
     def log(self, name: str) -> Path:
         """The log file of one actor."""
-        return self.root / "logs" / f"{name}.log"
+        return self.logs / f"{name}.log"
 
 
 def resolve_output(path: str) -> Path:
@@ -200,7 +210,7 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         return
     saved = _saved_config(directory)
     if not has_begun(directory):
-        parse_recipe(saved, str(directory.config))  # else it is somebody else's, and stays as it is
+        _check_readable(directory, saved)
         return
     _check_kind(root, saved, recipe)
     differing = differing_settings(saved, recipe.model_dump(mode="json"))
@@ -209,6 +219,17 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
         raise UserError(
             f"{root} holds a run of a different configuration; set another run.dir, or undo the difference:\n{lines}"
         )
+
+
+def _check_readable(directory: RunDirectory, saved: Mapping[str, Any]) -> None:
+    """What is no recipe may be somebody else's, and stays as it is."""
+    try:
+        parse_recipe(saved, str(directory.config))
+    except UserError:
+        raise UserError(
+            f"{directory.config} is no configuration that this version can read, and nothing was sampled here; "
+            f"remove it, or set another run.dir."
+        ) from None
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
@@ -240,7 +261,7 @@ def has_begun(directory: RunDirectory) -> bool:
 
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(directory.config.read_text())
+        settings = load_yaml(directory.config.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -264,7 +285,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
     """
     facts_path = directory.facts
     if not has_begun(directory):
-        for made in (directory.own_store, directory.evaluation, directory.golden("").parent):
+        for made in (directory.own_store, directory.evaluation, directory.golden_values):
             shutil.rmtree(made, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))

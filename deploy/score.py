@@ -5,10 +5,11 @@ import json
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -20,7 +21,7 @@ from common.row_files import read_rows
 from common.schemas import GROUPS, batch_from_rows
 from common.text_groups import text_group
 from deploy.group_scorer import GroupScorer, scorers_at_work
-from deploy.output import new_output
+from deploy.output import check_output, new_lines, new_output
 from deploy.recipe_files import with_world
 from deploy.run_directory import RunDirectory, resolve_output, run_directory
 from deploy.run_places import begun_world
@@ -31,6 +32,9 @@ _ROWS_A_PART = 16
 
 Advance = Callable[[int], object]
 """Is told how many rows more are done."""
+
+Write = Callable[[str], object]
+"""Gets a line of the output, without its end."""
 
 
 @dataclass
@@ -64,28 +68,43 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
         PipelineError: a scorer failed for good, or for too many rows.
     """
     bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    with new_output(target, force=force) as temporary:
-        count = sum(1 for _ in read_texts(source))
-        resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
-        logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
-        shutil.rmtree(logs.root, ignore_errors=True)
+    check_output(target, force=force)
+    count = sum(1 for _ in read_texts(source))
+    resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
+    with (
+        new_output(target, force=force) as temporary,
+        _logs_beside(target) as logs,
+        new_lines(temporary, target) as write,
+        bar,
+    ):
         take_over_golden(recipe, recipe.scorers, logs)
-        with bar, open(temporary, "w", encoding="utf-8") as file:
-            task = bar.add_task("", total=count)
-            outcome = _score_with_services(resolved, logs, source, file, lambda rows: bar.advance(task, rows))
+        task = bar.add_task("", total=count)
+        outcome = _score_with_services(resolved, logs, source, write, lambda rows: bar.advance(task, rows))
     console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", highlight=False, soft_wrap=True)
     for name, missing in outcome.missing.items():
         reason = outcome.errors[name]
         console.print(f"WARNING: {name} has no value for {missing} outputs: {reason}", highlight=False, soft_wrap=True)
 
 
-def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file: TextIO, advance: Advance) -> Outcome:
+@contextmanager
+def _logs_beside(target: Path) -> Iterator[RunDirectory]:
+    """A directory for the services' logs; it goes if there are none, as when the cluster is too small."""
+    logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
+    shutil.rmtree(logs.root, ignore_errors=True)
+    try:
+        yield logs
+    finally:
+        if not logs.logs.exists():
+            shutil.rmtree(logs.root, ignore_errors=True)
+
+
+def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, write: Write, advance: Advance) -> Outcome:
     with scoring_pools(recipe, list(recipe.scorers), logs) as pools:
 
         async def run() -> Outcome:
             most = 2 * max(scorer.replicas for scorer in recipe.scorers.values())
             async with scorers_at_work(pools, recipe) as scorers:
-                return await score_rows(read_texts(source), scorers, file, advance, most)
+                return await score_rows(read_texts(source), scorers, write, advance, most)
 
         return asyncio.run(run())
 
@@ -93,7 +112,7 @@ def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, file:
 async def score_rows(
     texts: Iterable[tuple[str, list[str]]],
     scorers: Mapping[str, GroupScorer],
-    file: TextIO,
+    write: Write,
     advance: Advance,
     most: int,
 ) -> Outcome:
@@ -102,7 +121,7 @@ async def score_rows(
     Args:
         texts: prompts with their outputs.
         scorers: by name, at work.
-        file: gets a JSON line a row.
+        write: gets a line of JSON a row.
         advance: is told of rows that are written.
         most: parts of some rows under way, so that memory does not grow with the file.
     """
@@ -113,7 +132,7 @@ async def score_rows(
         rows = await under_way.popleft()
         for row in rows:
             _count(row, outcome)
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            write(json.dumps(row, ensure_ascii=False, allow_nan=False))
         advance(len(rows))
 
     rows = enumerate(texts)
@@ -217,10 +236,17 @@ def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory)
 
     Returns:
         For which of them the run has any.
+
+    Raises:
+        UserError: they cannot be copied.
     """
     run = run_directory(recipe)
     found = [name for name in scorers if run.golden(name).exists()]
-    for name in found:
-        logs.golden(name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run.golden(name), logs.golden(name))
+    try:
+        for name in found:
+            logs.golden_values.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.golden(name), logs.golden(name))
+    except OSError as error:
+        copied = f"Cannot copy {run.golden_values} to {logs.golden_values}"
+        raise UserError(f"{copied}: {error.strerror or error}; make both accessible.") from None
     return found

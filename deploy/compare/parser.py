@@ -38,7 +38,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
     add_overrides(parser)
-    parser.set_defaults(command=_compare)
+    parser.set_defaults(command=_compare, resumes=True)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from common.errors import UserError
-from deploy.output import new_output
+from deploy.output import new_output, writing
 from deploy.run_store import StoredSamples
 from deploy.source import Ranking, ranking
 from deploy.store_commands.damage import readable
@@ -78,6 +78,7 @@ def _write(store: StoredSamples, ranked_by: Ranking | None, write: Write, option
     with (
         Progress(console=terminal(stderr=True), transient=True) as progress,
         new_output(options.output, force=options.force) as target,
+        writing(options.output),
     ):
         count = write(target, rows.schema, converted(_batches(store, selected, progress)))
     dropped = "".join(f", {number:,} {reason} left out" for reason, number in rows.dropped.items() if number)

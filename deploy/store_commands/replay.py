@@ -30,7 +30,7 @@ def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--output", required=True, type=Path, metavar="RUNDIR", help="the new run's directory")
     add_overrides(parser, "settings of objective and learner that replace the run's")
-    parser.set_defaults(command=_replay)
+    parser.set_defaults(command=_replay, resumes=True)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--scorer", required=True, metavar="NAME", help="whose values are wanted")
     parser.add_argument("--recipe", type=Path, help="where the scorer stands; default: the run's own")
     add_overrides(parser)
-    parser.set_defaults(command=_rescore)
+    parser.set_defaults(command=_rescore, resumes=True)
 
 
 def _rescore(options: argparse.Namespace) -> int:

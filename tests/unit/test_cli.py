@@ -1,8 +1,10 @@
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
+from common.errors import PipelineError
 from deploy.cli import main
 from tests.unit.factories import recipe_settings
 
@@ -44,6 +46,33 @@ def test_a_recipe_is_required_and_its_overrides_are_not(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["run"])
     assert capsys.readouterr().err.endswith("the following arguments are required: RECIPE\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "resumes"),
+    [
+        (["run", "RECIPE"], "deploy.cli", True),
+        (["doctor", "RECIPE"], "deploy.cli", False),
+        (["score", "RECIPE", "--input", "i", "--output", "o"], "deploy.cli", False),
+        (["compare", "RECIPE"], "deploy.compare.parser", True),
+        (["store", "rescore", "RUN", "--scorer", "x", "--recipe", "RECIPE"], "deploy.store_commands.rescore", True),
+        (["store", "replay", "RUN", "--output", "o"], "deploy.store_commands.replay", True),
+    ],
+)
+def test_only_what_resumes_says_so_when_it_ends_early(
+    arguments: list[str],
+    module: str,
+    resumes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = {"store rescore": "locate", "store replay": "replay_recipe"}.get(" ".join(arguments[:2]), "load_recipe")
+    for error, status in ((KeyboardInterrupt(), 130), (PipelineError("reward-0 is gone"), 1)):
+        monkeypatch.setattr(f"{module}.{first}", Mock(side_effect=error))
+        assert main(arguments) == status
+        said = capsys.readouterr().err
+        assert ("run the same command again to resume." in said) == resumes
+        assert said.startswith("brain: Interrupted" if status == 130 else "brain: reward-0 is gone\n")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

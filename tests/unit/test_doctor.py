@@ -48,6 +48,19 @@ def test_all_that_is_wrong_is_said(tmp_path: Path, tmp_path_factory: pytest.Temp
     assert not list(temporary.glob("brain-doctor-*"))  # no service was started, so that there are no logs to read
 
 
+def test_logs_stay_where_something_is_wrong(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def try_scorers(_: Recipe, scratch: RunDirectory) -> Problems:
+        scratch.logs.mkdir()
+        scratch.log("reward-0").write_text("why")
+        return {PRIOR: None, "reward": "it has drifted"}
+
+    examine(Recipe.model_validate(recipe_settings(**ABSENT)), Console(file=io.StringIO()), try_scorers)
+    assert [log.name for log in temporary.glob("brain-doctor-*/logs/*")] == ["reward-0.log"]
+
+
 def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = Recipe.model_validate(recipe_settings(run={"dir": "here"}, **ABSENT))

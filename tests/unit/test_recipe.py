@@ -177,6 +177,16 @@ def test_overrides_replace_and_create(tmp_path: Path) -> None:
         load_recipe(path, ["name.x=1"])
 
 
+def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_text_in_an_override(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(recipe_settings()))
+    assert load_recipe(path, ["name=2024-13-45"]).name == "2024-13-45"
+    for value, problem in {"2024-13-45": r"month must be in 1\.\.12", "9" * 5000: r"Exceeds the limit \(4300"}.items():
+        path.write_text(f"name: a\ndata:\n  path: {value}\n")
+        with pytest.raises(UserError, match=rf"^\S+x\.yaml is not valid YAML: line 3, column 9: {problem}[^;\n]*\.$"):
+            load_recipe(path)
+
+
 def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shipped recipes are .*demo.yaml"):
         load_recipe(tmp_path / "none.yaml")

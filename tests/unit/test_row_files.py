@@ -64,3 +64,12 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n[1]')
     with pytest.raises(UserError, match=r"torn\.jsonl, line 2, is not a JSON object"):
         list(read_rows(tmp_path / "torn.jsonl", WANTED))
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [("9" * 5000, r"Exceeds the limit \(4300 digits\)"), ("[" * 200_000, "maximum recursion depth")]
+)
+def test_json_that_python_cannot_hold_is_named_with_its_line(tmp_path: Path, value: str, what: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "p"}}\n{{"prompt": {value}}}\n')
+    with pytest.raises(UserError, match=rf"a\.jsonl, line 2, cannot be read \({what}.*\); mend or remove the line\.$"):
+        list(read_rows(tmp_path / "a.jsonl", WANTED))

@@ -68,8 +68,9 @@ def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> No
     ("config", "message"),
     [
         ("a: [", r"config\.yaml is not valid YAML: line 1, column 5"),
+        ("a: 2024-13-45", r"config\.yaml is not valid YAML: line 1, column 4: month must be in 1\.\.12"),
         ("- a", "is no configuration of a run"),
-        ("name: hydra", "setting data is required and missing"),
+        ("name: hydra", r"^\S+config\.yaml is no configuration that this version can read.*; remove it, or set"),
     ],
 )
 def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, config: str, message: str) -> None:

@@ -18,7 +18,7 @@ from deploy.cli import main
 from deploy.group_scorer import scorers_at_work
 from deploy.pool import Pool, PoolSettings
 from deploy.run_directory import RunDirectory, run_directory, save_config
-from deploy.score import read_texts, resolved_for_scoring, score_rows
+from deploy.score import Advance, Outcome, Write, read_texts, resolved_for_scoring, score, score_rows
 from scorer.function import load_function
 from tests.stand_ins import LocalActor
 from tests.unit.factories import recipe_settings
@@ -66,7 +66,7 @@ RECIPE = Recipe.model_validate(
 
 
 def run(texts: Any, scorers: dict[str, InProcess], folder: Path, most: int = 4) -> tuple[Any, Any, list[int]]:
-    file = io.StringIO()
+    lines: list[str] = []
     advanced: list[int] = []
 
     async def with_pools() -> Any:
@@ -77,13 +77,13 @@ def run(texts: Any, scorers: dict[str, InProcess], folder: Path, most: int = 4) 
         }
         try:
             async with scorers_at_work(pools, RECIPE) as at_work:
-                return await score_rows(texts, at_work, file, advanced.append, most=most)
+                return await score_rows(texts, at_work, lines.append, advanced.append, most=most)
         finally:
             for pool in pools.values():
                 pool.kill()
 
     outcome = asyncio.run(asyncio.wait_for(with_pools(), 20))
-    return [json.loads(line) for line in file.getvalue().splitlines()], outcome, advanced
+    return [json.loads(line) for line in lines], outcome, advanced
 
 
 def test_rows_keep_their_order_and_get_every_scorer_s_values(tmp_path: Path):
@@ -154,6 +154,36 @@ def test_an_output_that_exists_is_not_replaced(tmp_path: Path, capsys):
     assert main(["score", str(recipe), "--input", str(tmp_path / "in.jsonl"), "--output", str(target)]) == 2
     assert "out.jsonl exists already" in capsys.readouterr().err
     assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("error", [ConnectionError("the head node is gone"), TimeoutError("too late")])
+def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothing(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p", "outputs": ["a"]}\n')
+    golden = run_directory(RECIPE).golden("long")
+    golden.parent.mkdir(parents=True)
+    golden.write_text("kept")
+    seen = []
+
+    def services(_recipe: Recipe, logs: RunDirectory, _source: Path, write: Write, _advance: Advance) -> Outcome:
+        seen.append(logs.golden("long").read_text())
+        write("a line")
+        raise error
+
+    monkeypatch.setattr("deploy.score._score_with_services", services)
+    with pytest.raises(type(error), match=str(error)):
+        score(RECIPE, tmp_path / "in.jsonl", Path("new/deep/out.jsonl"), Console(file=io.StringIO()), force=False)
+    assert seen == ["kept"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.jsonl", "runs"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_prepared(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("deploy.score.read_texts", lambda _: pytest.fail("the input was read"))
+    with pytest.raises(UserError, match=r"Cannot write .*out\.jsonl: \S+/file is no directory; name another --output"):
+        score(RECIPE, tmp_path / "in.jsonl", tmp_path / "file/out.jsonl", Console(), force=False)
 
 
 def test_a_world_is_there_for_the_scorers_that_lie_in_it_alone(tmp_path: Path, monkeypatch):

@@ -395,6 +395,21 @@ def test_functions_that_are_not_there_are_refused(path, message):
         function(path)
 
 
+def test_a_function_may_be_exported_lazily(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lazy_rewards.py").write_text(
+        "def __getattr__(name):\n"
+        "    if name == 'f': return lambda prompts, outputs: [4.0] * len(outputs)\n"
+        "    if name == 'g': import no_such_package\n"
+        "    raise AttributeError(name)\n"
+    )
+    assert score(function("lazy_rewards:f"), group())[0]["values"] == [4, 4]
+    with pytest.raises(UserError, match=r"'lazy_rewards:g' cannot be imported: No module named 'no_such_package'"):
+        function("lazy_rewards:g")
+    with pytest.raises(UserError, match=r"lazy_rewards has no function 'absent'"):
+        function("lazy_rewards:absent")
+
+
 def test_a_functions_digest_depends_on_its_source(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     digests = []
