@@ -90,6 +90,7 @@ class SampleStore:
 
         Raises:
             UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
+            ValueError: these are not the columns of GROUPS.
         """
         return self._append("groups", batch)
 

@@ -65,6 +65,13 @@ def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
     assert reopened.counts() == {"groups": 4, "scores": 2, "steps": 1}
 
 
+def test_rows_with_other_columns_are_not_committed(root: Path) -> None:
+    store = filled(root)
+    with pytest.raises(ValueError, match="groups rows have columns"):
+        store.append_groups(groups("d").drop_columns(["seed"]))
+    assert SampleStore(root, "run").counts()["groups"] == 3
+
+
 def test_two_scorers_stand_side_by_side(root: Path) -> None:
     store = filled(root)
     store.append_scores(scores("prior", {"a": [-1.0, -2.0]}))
