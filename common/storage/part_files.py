@@ -46,6 +46,9 @@ def encode_part(
         writer: host and process, for people who look for the origin of a part.
         run_id: the store's run.
         commits: for a compacted part, what it holds.
+
+    Raises:
+        ValueError: the rows have not the columns of their kind.
     """
     if not batch.schema.equals(KINDS[kind]):  # whoever reads it would take it for damaged
         raise ValueError(f"{kind} rows have columns {batch.schema}, not those of the store: {KINDS[kind]}")
