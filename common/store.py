@@ -90,6 +90,7 @@ class SampleStore:
 
         Raises:
             UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
+            ValueError: these are not the columns of GROUPS.
         """
         return self._append("groups", batch)
 
@@ -301,7 +302,19 @@ class SampleStore:
         """
         catalogue = self._kinds["steps"]
         found = catalogue.find([step])
-        return None if found[0] < 0 else catalogue.take(found)["group_ids"][0].as_py()
+        return None if found[0] < 0 else catalogue.take(found, ["group_ids"])["group_ids"][0].as_py()
+
+    def recorded_after(self, step: int) -> dict[int, list[str]]:
+        """The groups that trained each recorded step after this one, by step.
+
+        Raises:
+            DamagedPartError: a part is damaged.
+        """
+        catalogue = self._kinds["steps"]
+        numbers = catalogue.rows.listed()["step"].combine_chunks()
+        found = catalogue.find(numbers.filter(pc.greater(numbers, step)))
+        rows = catalogue.take(found, ["step", "group_ids"])
+        return dict(zip(rows["step"].to_pylist(), rows["group_ids"].to_pylist(), strict=True))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,8 @@ class Allowance:
         assert self._task is not None, "a block that ends has begun"
         self._left -= time.monotonic() - self._began
         task, self._task = self._task, None
-        if self._is_over and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        is_over, self._is_over = self._is_over, False  # a later block must not take back another's cancellation
+        if is_over and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def _look_after(self, seconds: float) -> None:

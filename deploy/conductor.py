@@ -75,12 +75,12 @@ class Conductor:
     async def _train(self, step: int) -> None:
         """Lines 4-22 of Algorithm 1: k optimiser steps on stored groups, then the policy becomes the proposal."""
         timeout = self._recipe.timeouts.step
-        recorded = await self._stored(self._recorded_after, step)
+        recorded = await self._stored(self._store.recorded_after, step)  # before a crash; the checkpoint lacks them
         while step < self._schedule.last_step:
             round_ = step // self._recipe.algorithm.updates_per_round
             step += 1
             published = round_ + 1 if self._ends_round(step) else None
-            group_ids = await self._next_groups(step, recorded.get(step))
+            group_ids = await self._next_groups(step, recorded.pop(step, None))
             batch = await self._stored(self._batch, group_ids)
             report: StepReport = await self._learner.call("train_step", step, batch, timeout=timeout)
             self._tracker.say(*report.notes)
@@ -100,11 +100,6 @@ class Conductor:
 
     def _ends_round(self, step: int) -> bool:
         return step % self._recipe.algorithm.updates_per_round == 0 or step == self._schedule.last_step
-
-    def _recorded_after(self, step: int) -> dict[int, list[str]]:
-        """The groups of the steps that were done before a crash, and that the learner's checkpoint does not have."""
-        later = {number: self._store.step_groups(number) for number in range(step + 1, self._schedule.last_step + 1)}
-        return {number: groups for number, groups in later.items() if groups is not None}
 
     async def _next_groups(self, step: int, recorded: list[str] | None) -> list[str]:
         """The groups of a step: those recorded, if it was done before a crash; else the next that are ready."""

@@ -87,6 +87,9 @@ class StoredSamples(Protocol):
     def step_groups(self, step: int) -> list[str] | None:
         """See `SampleStore.step_groups`."""
 
+    def recorded_after(self, step: int) -> dict[int, list[str]]:
+        """See `SampleStore.recorded_after`."""
+
     def counts(self) -> dict[str, int]:
         """See `SampleStore.counts`."""
 
@@ -251,6 +254,10 @@ class OverlaidStore:
     def step_groups(self, step: int) -> list[str] | None:
         """The upper store's."""
         return self._upper.step_groups(step)
+
+    def recorded_after(self, step: int) -> dict[int, list[str]]:
+        """The upper store's."""
+        return self._upper.recorded_after(step)
 
     def counts(self) -> dict[str, int]:
         """Groups and scores of both (scores of all rounds), steps of the upper."""

@@ -91,7 +91,7 @@ class _Queue:
 
 
 def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
-    """The rows of pieces; those that were committed side by side are not copied."""
+    """The rows of pieces, copied: a record batch goes to another process with all of what it is a slice of."""
     runs = [pieces[0]]
     for piece in pieces[1:]:
         groups, first, rows = runs[-1]
@@ -99,8 +99,7 @@ def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
             runs[-1] = _Piece(groups, first, rows + piece.rows)
         else:
             runs.append(piece)
-    batches = [groups.slice(first, rows) for groups, first, rows in runs]
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    return pa.concat_batches([groups.slice(first, rows) for groups, first, rows in runs])
 
 
 class Scoring:
@@ -217,7 +216,7 @@ class Scoring:
             return
         half = (rows + 1) // 2 if failures else rows
         for first in range(0, rows, half):
-            part = Samples(samples.training, samples.groups.slice(first, half))
+            part = Samples(samples.training, _joined([_Piece(samples.groups, first, min(half, rows - first))]))
             self._begin(self._score_part(name, part, failures if rows == 1 else 0))
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:

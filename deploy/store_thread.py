@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -34,7 +34,7 @@ class _Call:
     work: Any  # a record batch, or a function
     result: asyncio.Future[Any]
     outcome: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def settle(self) -> None:
         if self.result.done():  # nobody waits any more
@@ -42,7 +42,7 @@ class _Call:
         if self.error is None:
             self.result.set_result(self.outcome)
         else:
-            self.result.set_exception(self.error)
+            self.result.set_exception(_raisable(self.error))
 
 
 class StoreThread:
@@ -103,12 +103,12 @@ class StoreThread:
             return await call.result
 
     def _serve(self) -> None:
-        appends = itertools.cycle((self._append_groups, self._append_scores))
+        appends: Iterator[Kind] = itertools.cycle(("groups", "scores"))
         is_last = False
         while not is_last or any(self._waiting.values()):
             is_last = is_last or self._receive()
             self._do_others()
-            next(appends)()
+            self._append(next(appends))
 
     def _receive(self) -> bool:
         """Take what has come by now, or comes next if there is nothing to do; whether it is the last."""
@@ -132,36 +132,36 @@ class StoreThread:
         for call in calls:
             try:
                 call.outcome = call.work()
-            except Exception as error:  # noqa: BLE001 - it is for who waits
+            except BaseException as error:  # noqa: BLE001 - it is for who waits, and the thread goes on
                 call.error = error
         _settle_in_loop(calls)
 
-    def _append_groups(self) -> None:
-        """Commit the groups that wait."""
-        calls = self._next_rows("groups")
-        if not calls:
-            return
-        rows = [call.work.num_rows for call in calls]
-        try:
-            batch = _together([call.work for call in calls])
-            if self.store.append_groups(batch) != batch.num_rows:
-                batch = self.store.groups(batch["group_id"].to_pylist()).combine_chunks().to_batches()[0]
-        except Exception as error:  # noqa: BLE001 - it is for those who wait
-            _fail(calls, error)
-        else:
-            _settle_in_loop(calls, partial(self._committed, batch, rows))
+    def _append(self, kind: Kind) -> None:
+        """Commit rows that wait."""
+        if calls := self._next_rows(kind):
+            self._commit(kind, calls)
 
-    def _append_scores(self) -> None:
-        """Commit the scores that wait."""
-        calls = self._next_rows("scores")
-        if not calls:
-            return
+    def _commit(self, kind: Kind, calls: Sequence[_Call]) -> None:
+        before: Callable[[], None] | None = None
         try:
-            self.store.append_scores(_together([call.work for call in calls]))
-        except Exception as error:  # noqa: BLE001 - it is for those who wait
-            _fail(calls, error)
+            rows = _together([call.work for call in calls])
+            if kind == "groups":
+                before = self._commit_groups(calls, rows)
+            else:
+                self.store.append_scores(rows)
+        except BaseException as error:  # noqa: BLE001 - it is for those who wait, and the thread goes on
+            if len(calls) == 1 or not isinstance(error, pa.ArrowException):
+                _fail(calls, error)
+                return
+            for call in calls:  # the rows of one are at fault: those of the others are committed
+                self._commit(kind, [call])
         else:
-            _settle_in_loop(calls)
+            _settle_in_loop(calls, before)
+
+    def _commit_groups(self, calls: Sequence[_Call], groups: pa.RecordBatch) -> Callable[[], None]:
+        if self.store.append_groups(groups) != groups.num_rows:
+            groups = self.store.groups(groups["group_id"].to_pylist()).combine_chunks().to_batches()[0]
+        return partial(self._committed, groups, [call.work.num_rows for call in calls])
 
     def _next_rows(self, kind: Kind) -> list[_Call]:
         """The calls of the next append, up to a size."""
@@ -178,7 +178,16 @@ def _together(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _fail(calls: Sequence[_Call], error: Exception) -> None:
+def _raisable(error: BaseException) -> Exception:
+    """The error, or one from it where a future takes no such error or the event loop would end by it."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    raisable = RuntimeError(f"{type(error).__name__} in a call of the store: {error}")
+    raisable.__cause__ = error
+    return raisable
+
+
+def _fail(calls: Sequence[_Call], error: BaseException) -> None:
     for call in calls:
         call.error = error
     _settle_in_loop(calls)

@@ -64,7 +64,7 @@ class Tracker:
             self._live.start()
 
     def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """A lease is committed."""
+        """Groups are committed, of one lease or of several."""
         if training:
             self._counts["sampled"] += groups.num_rows
         self._rates["sampled"].add(_tokens(groups))
@@ -75,7 +75,7 @@ class Tracker:
         failed = [error for error in scores["error"].to_pylist() if error is not None]
         if failed and scorer not in self._complained:
             self._complained.add(scorer)
-            self.say(f"{scorer} could not score {len(failed)} groups of a lease; the first: {failed[0]}")
+            self.say(f"{scorer} could not score {len(failed)} of {scores.num_rows} groups; the first: {failed[0]}")
 
     def ready(self, groups: int) -> None:
         """So many more groups have all their annotations."""

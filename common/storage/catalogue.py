@@ -304,7 +304,9 @@ class Catalogue:
 
 
 def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, type=type_)
+    if isinstance(values, pa.Array):
+        return values if values.type == type_ else values.cast(type_)
+    return pa.array(values, type=type_)
 
 
 def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:

@@ -46,7 +46,12 @@ def encode_part(
         writer: host and process, for people who look for the origin of a part.
         run_id: the store's run.
         commits: for a compacted part, what it holds.
+
+    Raises:
+        ValueError: the rows have not the columns of their kind.
     """
+    if not batch.schema.equals(KINDS[kind]):  # whoever reads it would take it for damaged
+        raise ValueError(f"{kind} rows have columns {batch.schema}, not those of the store: {KINDS[kind]}")
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION), _KIND_KEY: kind, _WRITER_KEY: writer, _RUN_KEY: run_id}
     if commits is not None:
         metadata[_COMMITS_KEY] = json.dumps(commits)

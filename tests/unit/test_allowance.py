@@ -8,11 +8,12 @@ from deploy.allowance import Allowance
 
 def test_only_what_is_spent_in_blocks_counts() -> None:
     async def spend() -> None:
-        with closing(Allowance(0.1)) as allowance:
-            for _ in range(3):
-                with allowance:
-                    await asyncio.sleep(0.02)
-                await asyncio.sleep(0.12)  # the timer has come and gone
+        with closing(Allowance(0.5)) as allowance:
+            with allowance:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.6)  # the timer has come and gone
+            with allowance:
+                await asyncio.sleep(0)
 
     asyncio.run(spend())
 
@@ -47,6 +48,29 @@ def test_whoever_cancels_the_task_is_not_told_of_a_limit() -> None:
         return task
 
     assert asyncio.run(cancel()).cancelled()
+
+
+def test_a_block_after_the_limit_leaves_the_cancellation_of_another_alone() -> None:
+    async def spend() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with closing(Allowance(0.01)) as allowance:
+            with pytest.raises(OSError, match="hung up"), allowance:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    raise OSError("hung up") from None
+            assert task.cancelling() == 0
+            with allowance:
+                task.cancel()
+                await asyncio.sleep(60)
+
+    async def start() -> asyncio.Task[None]:
+        task = asyncio.create_task(spend())
+        await asyncio.wait([task])
+        return task
+
+    assert asyncio.run(start()).cancelled()
 
 
 def test_a_task_goes_on_after_a_limit_as_if_nothing_had_cancelled_it() -> None:

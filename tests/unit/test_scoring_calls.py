@@ -1,12 +1,14 @@
-"""Which groups come to a scorer in one call."""
+"""Which groups come to a scorer in one call, and what comes with them."""
 
 import asyncio
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from common.errors import PipelineError
 from deploy.pool import Pool, PoolSettings
 from deploy.run_directory import RunDirectory
 from deploy.scoring import Events, Samples, Scoring
@@ -22,9 +24,13 @@ class Recording(LocalScorer):
     def __init__(self) -> None:
         super().__init__("reward")
         self.calls: list[list[str]] = []
+        self.sent_bytes: list[int] = []
 
     async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         self.calls.append(batch["group_id"].to_pylist())
+        self.sent_bytes.append(len(pickle.dumps(batch)))
+        if len(batch) > 1 and "fails" in self.calls[-1]:
+            raise PipelineError("a group fails")
         self.seconds = 0.05 if len(self.calls) == 1 else 0.0
         return await super().score(batch)
 
@@ -45,8 +51,8 @@ class Heard(Events):
     async def append_scores(self, batch: pa.RecordBatch) -> None: ...
 
 
-def calls_for(folder: Path, commits: Sequence[tuple[str, Sequence[int]]]) -> list[list[str]]:
-    """The calls after the first, which has a group of its own, for commits of one-letter groups in these pieces."""
+def scorer_of(folder: Path, commits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> Recording:
+    """A scorer that has had a group of its own, called `first`, and then commits of groups in these pieces."""
     scorer = Recording()
 
     async def score() -> None:
@@ -66,7 +72,7 @@ def calls_for(folder: Path, commits: Sequence[tuple[str, Sequence[int]]]) -> lis
             task.cancel()
 
     asyncio.run(asyncio.wait_for(score(), 20))
-    return scorer.calls[1:]
+    return scorer
 
 
 @pytest.mark.parametrize(
@@ -82,4 +88,12 @@ def calls_for(folder: Path, commits: Sequence[tuple[str, Sequence[int]]]) -> lis
 def test_a_call_takes_what_waits_and_keeps_together_what_was_sampled_together(
     tmp_path: Path, commits: list[tuple[str, list[int]]], calls: list[str]
 ) -> None:
-    assert calls_for(tmp_path, commits) == [list(call) for call in calls]
+    assert scorer_of(tmp_path, commits).calls[1:] == [list(call) for call in calls]
+
+
+@pytest.mark.parametrize("first_of_call", ["g00", "fails"])  # a call that fails is sent again in halves
+def test_a_call_is_not_sent_more_than_its_own_groups(tmp_path: Path, first_of_call: str) -> None:
+    names = [first_of_call, *(f"g{number:02}" for number in range(1, 100))]
+    scorer = scorer_of(tmp_path, [(names, [1] * len(names))])
+    for call, sent in zip(scorer.calls, scorer.sent_bytes, strict=True):
+        assert sent < 1.2 * len(pickle.dumps(groups(*call)))

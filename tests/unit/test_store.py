@@ -36,6 +36,23 @@ def test_everything_acknowledged_is_there_after_reopening(root: Path) -> None:
     assert store.step_groups(2) is None
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_steps_recorded_after_one_are_found_together(root: Path, reopened: bool) -> None:
+    store = filled(root)
+    with store.training():
+        for number in (2, 4, 3):
+            store.append_step(step(number, [f"g{number}", "a"]))
+    if reopened:
+        store = SampleStore(root, "run", read_only=True)
+    assert store.recorded_after(2) == {3: ["g3", "a"], 4: ["g4", "a"]}
+    assert store.recorded_after(0).keys() == {1, 2, 3, 4}
+    assert store.recorded_after(4) == {}
+
+
+def test_a_store_without_steps_has_none_recorded(root: Path) -> None:
+    assert SampleStore(root, "run").recorded_after(0) == {}
+
+
 def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
     store = filled(root)
     assert store.append_groups(groups("b", "d", prompt_text="another")) == 1
@@ -46,6 +63,13 @@ def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
     assert reopened.groups(["b", "d"])["prompt_text"].to_pylist() == ["a prompt", "another"]
     assert reopened.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]
     assert reopened.counts() == {"groups": 4, "scores": 2, "steps": 1}
+
+
+def test_rows_with_other_columns_are_not_committed(root: Path) -> None:
+    store = filled(root)
+    with pytest.raises(ValueError, match="groups rows have columns"):
+        store.append_groups(groups("d").drop_columns(["seed"]))
+    assert SampleStore(root, "run").counts()["groups"] == 3
 
 
 def test_two_scorers_stand_side_by_side(root: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_run_that_trained_from_another_store_shows_the_groups_of_both(tmp_path
     assert store.unscored("reward") == [] and store.unscored("truth") == ["aa01"]
     assert store.scores(["ab02", "aa01"], "prior")["group_id"].to_pylist() == ["ab02", "aa01"]
     assert [row["group_ids"] for row in store.steps()] == [["ab02"]]
+    assert store.recorded_after(0) == {1: ["ab02"]}
     assert [batch["group_id"].to_pylist() for batch in store.batches()] == [["aa01", "ab02"]]
 
 

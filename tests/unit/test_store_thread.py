@@ -117,6 +117,69 @@ def test_an_error_of_the_store_is_raised_where_the_call_was_made(tmp_path: Path)
     run(subject, append())
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), StopIteration()])
+def test_an_error_that_no_future_takes_ends_neither_the_thread_nor_the_loop(
+    tmp_path: Path, error: BaseException
+) -> None:
+    subject = thread(SampleStore(tmp_path, "run"))
+    begin = threading.Event()
+
+    def fail() -> None:
+        raise error
+
+    async def call() -> None:
+        first = asyncio.create_task(subject.call(begin.wait, 10))
+        failing = asyncio.create_task(subject.call(fail))
+        beside = asyncio.create_task(subject.call(str, 5))  # settled together with the one that fails
+        await asyncio.sleep(0.05)
+        begin.set()
+        with pytest.raises(RuntimeError, match=f"{type(error).__name__} in a call of the store") as caught:
+            await failing
+        assert caught.value.__cause__ is error
+        assert await beside == "5" and await first
+        await subject.append_groups(groups("a"))
+
+    run(subject, call())
+
+
+def test_an_append_that_ends_in_system_exit_is_told_and_the_next_one_is_made(tmp_path: Path) -> None:
+    class Exiting(SampleStore):
+        def append_groups(self, batch: pa.RecordBatch) -> int:
+            if batch["group_id"].to_pylist() == ["exits"]:
+                raise SystemExit(3)
+            return super().append_groups(batch)
+
+    subject = thread(Exiting(tmp_path, "run"))
+
+    async def append() -> None:
+        with pytest.raises(RuntimeError, match="SystemExit"):
+            await subject.append_groups(groups("exits"))
+        await subject.append_groups(groups("a"))
+
+    run(subject, append())
+    assert list(SampleStore(tmp_path, "run", read_only=True).group_ids) == ["a"]
+
+
+def test_rows_that_cannot_be_committed_keep_no_others_from_it(tmp_path: Path) -> None:
+    told: list[tuple[pa.RecordBatch, list[int]]] = []
+    subject = thread(SampleStore(tmp_path, "run"), told)
+    begin = threading.Event()
+
+    async def append() -> list[Any]:
+        batches = [groups("a"), groups("b").drop_columns(["seed"]), groups("c", "d")]
+        first = asyncio.create_task(subject.call(begin.wait, 10))
+        appends = [asyncio.create_task(subject.append_groups(batch)) for batch in batches]
+        await asyncio.sleep(0.05)
+        begin.set()
+        await first
+        return await asyncio.gather(*appends, return_exceptions=True)
+
+    outcomes = run(subject, append())
+    assert outcomes[0] is None and isinstance(outcomes[1], ValueError) and outcomes[2] is None
+    assert [(batch["group_id"].to_pylist(), rows) for batch, rows in told] == [(["a"], [1]), (["c", "d"], [2])]
+    assert list(SampleStore(tmp_path, "run", read_only=True).group_ids) == ["a", "c", "d"]
+
+
 def test_closing_waits_for_what_was_given(tmp_path: Path) -> None:
     store = SampleStore(tmp_path, "run")
     subject = thread(store)
