@@ -5,6 +5,7 @@ learner, nor takes time from its thread. It reads what rank 0 has just written, 
 and keeps nothing itself. It ends with rank 0, whatever ends that.
 """
 
+import hmac
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 import torch
 
-from common.errors import UserError, first_line
+from common.errors import first_line
 from common.nn.weight_link import (
     CHUNK,
     SENDER,
@@ -26,13 +27,14 @@ from common.nn.weight_link import (
     LinkError,
     Offer,
     Question,
+    RefusedError,
     Transport,
     gpu_identity,
     meeting_place,
     read_question,
     write_line,
 )
-from common.policies import PolicyRegistry, ProposalVersion
+from common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class WeightServer:
                 sent = self._serve(question, connection, lines)
                 seconds = time.monotonic() - began
                 _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
-        except (OSError, ValueError, LinkError, UserError) as error:
+        except (OSError, ValueError, LinkError, RefusedError) as error:
             _LOG.warning("No version for %s: %s", asker, first_line(error))
         finally:
             self._room.release()
@@ -98,7 +100,7 @@ class WeightServer:
         """Send a version; says what was sent."""
         try:
             version = self._asked(question)
-        except UserError as error:
+        except RefusedError as error:
             write_line(connection, str(error))
             raise
         deadline = Deadline(self._time_limit)
@@ -120,12 +122,19 @@ class WeightServer:
         return f"{total} bytes over {offer.transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
-        version = self._registry.get(question.version)
-        if version.digest != question.digest:
-            raise UserError(
-                f"version {question.version} in {self._registry.root} has digest {version.digest}, asked for was "
-                f"{question.digest}"
-            )
+        """The version that is meant; a refusal has nothing that the asker did not know, above all no digest.
+
+        Raises:
+            RefusedError: it is not here, or another one has its number.
+        """
+        try:
+            version = self._registry.get(question.version)
+        except UnreadableVersionError as error:
+            _LOG.warning("%s", error)
+            raise RefusedError(f"version {question.version} is not published here") from error
+        if not hmac.compare_digest(version.digest.encode(), question.digest.encode()):
+            _LOG.warning("%s has digest %s, asked for was %r.", version.path, version.digest, question.digest)
+            raise RefusedError(f"version {question.version} is not the one that was asked for")
         return version
 
 

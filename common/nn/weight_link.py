@@ -205,10 +205,20 @@ class Link:
 
 
 def meeting_place(address: str, deadline: Deadline) -> distributed.TCPStore:
-    """The store at which a sender and its receiver meet, on any free port of this machine."""
+    """The store at which a sender and its receiver meet, on any free port of this address."""
     limit = timedelta(seconds=deadline.left())
+    listener = socket.create_server((address, 0))  # torch's own would listen on all of the machine's addresses
+    port = listener.getsockname()[1]
     with _link_errors(deadline):
-        return distributed.TCPStore(address, 0, 2, is_master=True, timeout=limit, wait_for_workers=False)
+        return distributed.TCPStore(
+            address,
+            port,
+            2,
+            is_master=True,
+            timeout=limit,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),  # it is the store's from here on
+        )
 
 
 def meet(address: str, port: int, deadline: Deadline) -> distributed.TCPStore:

@@ -1,5 +1,6 @@
 """A version's way from the learner's weight server into a sampler's memory, over gloo, and what may befall it."""
 
+import logging
 import os
 import re
 import signal
@@ -86,16 +87,29 @@ def test_several_are_served_at_once(version: ProposalVersion, server: WeightServ
 
 
 @pytest.mark.parametrize(
-    ("number", "digest", "why"), [(4, "", "never published"), (3, "another", "has digest .* another")]
+    ("number", "digest", "why"),
+    [
+        (4, "", "version 4 is not published here"),
+        (3, "another", "version 3 is not the one that was asked for"),
+        (3, "not ä digest", "version 3 is not the one that was asked for"),
+    ],
 )
-def test_what_the_server_has_not_is_refused_with_a_reason(
-    version, server: WeightServer, number: int, digest: str, why: str
+def test_what_the_server_has_not_is_refused_and_only_its_log_has_digest_and_path(
+    version, server: WeightServer, caplog: pytest.LogCaptureFixture, number: int, digest: str, why: str
 ) -> None:
-    reception = Reception(WeightSource(server.address, number, digest, 10), CPU)
-    failure = outcome(reception)
-    assert failure is not None
-    assert re.match(f"the server refuses it: .*{why}", failure)
-    assert received(asked(server.address, version)) == CONTENTS
+    with caplog.at_level(logging.WARNING, "learner"):
+        failure = outcome(Reception(WeightSource(server.address, number, digest, 10), CPU))
+        assert failure == f"the server refuses it: {why}"  # neither digest nor path
+        assert received(asked(server.address, version)) == CONTENTS
+    assert str(version.path.parent) in caplog.text
+
+
+def test_where_the_bytes_go_through_is_open_on_no_other_address() -> None:
+    store = weight_link.meeting_place("127.0.0.1", weight_link.Deadline(10))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", store.port), 5)
+    with socket.create_connection(("127.0.0.1", store.port), 5):
+        pass
 
 
 def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: WeightServer) -> None:
