@@ -154,12 +154,16 @@ def _send_file(link: Link, path: Path, size: int, buffer: torch.Tensor) -> None:
 
 
 def main() -> None:
-    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS`."""
+    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS DESCRIPTOR`.
+
+    The address goes into the file descriptor; what this process prints has no part in it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s weight server: %(message)s")
-    root, host, time_limit = sys.argv[1:]
+    root, host, time_limit, answer = sys.argv[1:]
     server = WeightServer(PolicyRegistry(Path(root)), host, float(time_limit))
     threading.Thread(target=server.serve, daemon=True).start()
-    print(server.address, flush=True)
+    with open(int(answer), "w") as pipe:
+        print(server.address, file=pipe)
     sys.stdin.read()  # whoever holds the other end has ended then
     os._exit(0)  # transfers may be under way
 

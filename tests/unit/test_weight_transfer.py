@@ -236,6 +236,36 @@ def test_a_server_process_ends_when_its_input_does(process: WeightServerProcess)
     assert process.process.wait(20) == 0
 
 
+TALKATIVE = """
+import sys, threading, time
+
+def talk():
+    while True:
+        print("12.0.0.1:80", "said by a library" * 5000, flush=True)
+        time.sleep(0.1)
+
+if "learner.weight_server" in sys.orig_argv:
+    print("127.0.0.1:80")
+    threading.Thread(target=talk, daemon=True).start()
+"""
+
+
+def test_what_a_server_process_prints_is_neither_its_address_nor_in_its_way(
+    large: ProposalVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TALKATIVE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    talkative = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
+    try:
+        address = talkative.address()
+        assert address is not None
+        assert outcome(asked(address, large)) is None
+        assert "said by a library" in capfd.readouterr().out
+    finally:
+        with talkative.process as last:
+            last.kill()
+
+
 def test_nccl_is_for_two_gpus() -> None:
     assert weight_server._transport(Question(0, "", None)) == "gloo"
     assert weight_server._transport(Question(0, "", "GPU-1")) == "gloo"  # this machine has none
