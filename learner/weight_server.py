@@ -70,7 +70,6 @@ class WeightServer:
     def serve(self) -> None:
         """Answer whoever asks, until `close`."""
         while True:
-            self._room.acquire()
             try:
                 connection, (asker, *_) = self._listener.accept()
             except OSError:  # closed
@@ -87,31 +86,36 @@ class WeightServer:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(_HANDSHAKE)
                 question = read_question(lines)
-                began = time.monotonic()
-                sent = self._serve(question, connection, lines)
+                version = self._found(question, connection)
+                with self._room:
+                    began = time.monotonic()
+                    sent = self._send(version, _transport(question), connection, lines)
                 seconds = time.monotonic() - began
-                _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
+                _LOG.info("Version %d: %s to %s in %.2f s.", version.version, sent, asker, seconds)
         except (OSError, ValueError, LinkError, RefusedError) as error:
             _LOG.warning("No version for %s: %s", asker, first_line(error))
-        finally:
-            self._room.release()
 
-    def _serve(self, question: Question, connection: socket.socket, lines: BinaryIO) -> str:
-        """Send a version; says what was sent."""
+    def _found(self, question: Question, connection: socket.socket) -> ProposalVersion:
+        """The version that is meant; or the asker is told why not, too."""
         try:
-            version = self._asked(question)
+            return self._asked(question)
         except RefusedError as error:
             write_line(connection, str(error))
             raise
+
+    def _send(
+        self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO
+    ) -> str:
+        """Send a version; says what was sent."""
         deadline = Deadline(self._time_limit)
         host: str = connection.getsockname()[0]
         store = meeting_place(host, deadline)
         files = [(name, (version.path / name).stat().st_size) for name in version.files]
-        offer = Offer(files, _transport(question), store.port)
+        offer = Offer(files, transport, store.port)
         write_line(connection, offer)
         if not lines.readline():
             raise ConnectionError("it has left")
-        link = Link(store, offer.transport, SENDER, host, _GPU, deadline)
+        link = Link(store, transport, SENDER, host, _GPU, deadline)
         with closing(link):
             buffer = torch.empty(CHUNK, dtype=torch.uint8)
             for name, size in files:
@@ -119,7 +123,7 @@ class WeightServer:
             connection.settimeout(deadline.left())
             lines.read()  # until the receiver closes the connection: what is on its way must not be cut off
         total = sum(size for _, size in files)
-        return f"{total} bytes over {offer.transport}"
+        return f"{total} bytes over {transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
         """The version that is meant; a refusal has nothing that the asker did not know, above all no digest.

@@ -33,7 +33,7 @@ from sampler.engine_data import WeightSource
 _MEMORY = Path("/proc/meminfo")
 
 _CONNECTING = 30.0
-"""Seconds in which the server must answer a connection, and the question that follows it."""
+"""Seconds in which the server must answer a connection; its offer may have to wait for other askers."""
 
 
 class _AbandonedError(Exception):
@@ -104,6 +104,7 @@ class Reception:
             socket.create_connection((host, int(port)), deadline.left(_CONNECTING)) as connection,
             connection.makefile("rb") as lines,
         ):
+            connection.settimeout(deadline.left())
             write_line(connection, question)
             offer = read_offer(lines)
             _check_memory(sum(size for _, size in offer.files))

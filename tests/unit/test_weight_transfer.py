@@ -164,6 +164,27 @@ def test_an_asker_that_breaks_off_costs_the_server_nothing(
     assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
 
 
+def test_whoever_finds_the_server_busy_waits_for_as_long_as_a_transfer_may_take(
+    version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_server, "_AT_ONCE", 1)
+    monkeypatch.setattr(receiving, "_CONNECTING", 0.5)
+    send = weight_server._send_file
+
+    def send_slowly(*args) -> None:
+        time.sleep(0.5)  # three files a version
+        send(*args)
+
+    monkeypatch.setattr(weight_server, "_send_file", send_slowly)
+    busy = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    threading.Thread(target=busy.serve, daemon=True).start()
+    host, _, port = busy.address.rpartition(":")
+    with socket.create_connection((host, int(port))):  # who says nothing is in nobody's way
+        receptions = [asked(busy.address, version) for _ in range(3)]
+        assert all(received(reception) == CONTENTS for reception in receptions)
+    busy.close()
+
+
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b'{"files": 1}\n', b'{"files": [], "transport": "gloo", "port'])
 def test_a_server_that_breaks_off_ends_the_reception(version: ProposalVersion, answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
