@@ -29,8 +29,7 @@ from common.nn.weight_link import (
     write_line,
 )
 from sampler.engine_data import WeightSource
-
-_MEMORY = Path("/proc/meminfo")
+from sampler.free_memory import free_memory
 
 _CONNECTING = 30.0
 """Seconds in which the server must answer a connection; its offer may have to wait for other askers."""
@@ -48,11 +47,13 @@ class Reception:
     Args:
         source: where to ask.
         device: of the model that they are for; the bytes go into host memory in any case.
+        receptions: that begin on this machine at the same time, this one included: one for each worker of the engine.
     """
 
-    def __init__(self, source: WeightSource, device: torch.device) -> None:
+    def __init__(self, source: WeightSource, device: torch.device, receptions: int = 1) -> None:
         self._source = source
         self._device = device
+        self._receptions = receptions
         self._files: dict[str, BinaryIO] = {}
         self._failure: str | None = None
         self._ended = threading.Event()
@@ -107,7 +108,7 @@ class Reception:
             connection.settimeout(deadline.left())
             write_line(connection, question)
             offer = read_offer(lines)
-            _check_memory(sum(size for _, size in offer.files))
+            _check_memory(sum(size for _, size in offer.files), self._receptions)
             store = meet(host, offer.port, deadline)
             connection.sendall(b"here\n")
             address: str = connection.getsockname()[0]
@@ -141,13 +142,16 @@ class Reception:
         self._files.clear()
 
 
-def _check_memory(needed: int) -> None:
+def _check_memory(needed: int, receptions: int) -> None:
     """Refuse what this machine has no memory for, before the kernel ends a process for it.
+
+    What the other receptions have taken already is counted twice, so that this errs on the safe side.
 
     Raises:
         MemoryError: there is too little.
     """
-    lines = _MEMORY.read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    if needed > free:
-        raise MemoryError(f"the version has {needed} bytes, and {free} bytes of memory are free")
+    free = free_memory()
+    if needed * receptions > free:
+        raise MemoryError(
+            f"the version has {needed} bytes for each of {receptions} workers, and {free} bytes of memory are free"
+        )

@@ -56,7 +56,7 @@ class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
     def init_transfer_engine(self, init_info: _Source) -> None:
         """Begin to receive a version; an earlier one is forgotten."""
         self.shutdown()
-        self.reception = Reception(init_info, self.device)
+        self.reception = Reception(init_info, self.device, self.parallel_config.tensor_parallel_size)
 
     def start_weight_update(self) -> None:
         """Open the model for other weights.

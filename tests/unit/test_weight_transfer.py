@@ -123,11 +123,11 @@ def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: We
 def test_a_version_that_memory_has_no_room_for_is_not_received(
     version, server: WeightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiving, "_MEMORY", version.path.parent / "meminfo")
-    (version.path.parent / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8 kB\n")
-    assert "the version has 10498 bytes, and 8192 bytes of memory are free" in (
-        outcome(asked(server.address, version)) or ""
-    )
+    monkeypatch.setattr(receiving, "free_memory", lambda: 20_000)
+    assert received(asked(server.address, version)) == CONTENTS
+    source = WeightSource(server.address, version.version, version.digest, 40)
+    failure = "the version has 10498 bytes for each of 2 workers, and 20000 bytes of memory are free"
+    assert outcome(Reception(source, CPU, receptions=2)) == failure
 
 
 def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
