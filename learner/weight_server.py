@@ -47,6 +47,9 @@ _AT_ONCE = 16
 _HANDSHAKE = 30.0
 """Seconds in which an asker must say what it wants."""
 
+_PAUSE = 1.0
+"""Seconds until askers are let in again after that has failed."""
+
 
 class WeightServer:
     """Answers askers, each in a thread of its own; one that breaks off costs nothing but its own transfer.
@@ -64,6 +67,7 @@ class WeightServer:
         self._registry = registry
         self._time_limit = time_limit
         self._listener = socket.create_server((host, 0))
+        self._closed = False
         self._room = threading.Semaphore(_AT_ONCE)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
 
@@ -72,12 +76,17 @@ class WeightServer:
         while True:
             try:
                 connection, (asker, *_) = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                _LOG.warning("Nobody is let in for %g s: %s", _PAUSE, error)  # such as too many open files
+                time.sleep(_PAUSE)
+                continue
             threading.Thread(target=self._answer, args=(connection, asker), daemon=True).start()
 
     def close(self) -> None:
         """Take no more askers."""
+        self._closed = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -165,9 +174,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s weight server: %(message)s")
     root, host, time_limit, answer = sys.argv[1:]
     server = WeightServer(PolicyRegistry(Path(root)), host, float(time_limit))
-    threading.Thread(target=server.serve, daemon=True).start()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     with open(int(answer), "w") as pipe:
         print(server.address, file=pipe)
+    server.serve()  # if it fails, so does the process, which is started again
+
+
+def _end_with_input() -> None:
     sys.stdin.read()  # whoever holds the other end has ended then
     os._exit(0)  # transfers may be under way
 

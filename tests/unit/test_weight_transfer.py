@@ -1,5 +1,6 @@
 """A version's way from the learner's weight server into a sampler's memory, over gloo, and what may befall it."""
 
+import errno
 import logging
 import os
 import re
@@ -162,6 +163,28 @@ def test_an_asker_that_breaks_off_costs_the_server_nothing(
             behave(connection, Question(version.version, version.digest, None))
     assert received(asked(server.address, version)) == CONTENTS
     assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
+
+
+def test_an_asker_that_cannot_be_let_in_does_not_end_the_service(
+    version, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weight_server, "_PAUSE", 0.1)
+    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    accept, failures = socket.socket.accept, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    def accept_later(listener: socket.socket):
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_later)
+    serving = threading.Thread(target=started.serve, daemon=True)
+    serving.start()
+    assert received(asked(started.address, version)) == CONTENTS
+    assert caplog.text.count("Too many open files") == 2
+    started.close()
+    serving.join(10)
+    assert not serving.is_alive()
 
 
 def test_whoever_finds_the_server_busy_waits_for_as_long_as_a_transfer_may_take(
