@@ -112,9 +112,7 @@ class WeightServer:
             write_line(connection, str(error))
             raise
 
-    def _send(
-        self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO
-    ) -> str:
+    def _send(self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO) -> str:
         """Send a version; says what was sent."""
         deadline = Deadline(self._time_limit)
         host: str = connection.getsockname()[0]

@@ -5,7 +5,6 @@ Nothing here knows vLLM: it runs in vLLM's worker processes, in a thread beside 
 
 import mmap
 import os
-import socket
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +20,10 @@ from common.nn.weight_link import (
     Deadline,
     Link,
     LinkError,
+    Offer,
     Question,
     RefusedError,
+    connect,
     gpu_identity,
     meet,
     read_offer,
@@ -99,17 +100,12 @@ class Reception:
     def _receive(self) -> None:
         source = self._source
         deadline = Deadline(source.time_limit)
-        host, _, port = source.server.rpartition(":")
         question = Question(source.version, source.digest, gpu_identity(self._device))
-        with (
-            socket.create_connection((host, int(port)), deadline.left(_CONNECTING)) as connection,
-            connection.makefile("rb") as lines,
-        ):
-            connection.settimeout(deadline.left())
+        with connect(source.server, deadline, _CONNECTING) as connection, connection.makefile("rb") as lines:
             write_line(connection, question)
-            offer = read_offer(lines)
+            offer = _offered(lines, source.time_limit)
             _check_memory(sum(size for _, size in offer.files), self._receptions)
-            store = meet(host, offer.port, deadline)
+            store = meet(connection.getpeername()[0], offer.port, deadline)
             connection.sendall(b"here\n")
             address: str = connection.getsockname()[0]
             link = Link(store, offer.transport, RECEIVER, address, self._device, deadline)
@@ -140,6 +136,13 @@ class Reception:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+
+def _offered(lines: BinaryIO, time_limit: float) -> Offer:
+    try:
+        return read_offer(lines)
+    except TimeoutError as error:  # it may have too many askers
+        raise TimeoutError(f"the server did not answer within {time_limit:g} s") from error
 
 
 def _check_memory(needed: int, receptions: int) -> None:

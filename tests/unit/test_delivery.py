@@ -81,7 +81,8 @@ def test_otherwise_it_is_loaded_from_its_files_and_the_log_says_who_when_and_why
     assert world.fetched == [False]
     assert world.engine.asked[-1] == version.path
     assert caplog.messages == [
-        f"sampler-3 takes proposal version 2 from its files, since phase `fetch` of its transfer failed: {why}"
+        f"sampler-3 takes proposal version 2 from its files, since phase `fetch` of its transfer failed "
+        f"(server: {server or 'none'}): {why}"
     ]
 
 

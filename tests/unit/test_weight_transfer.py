@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.nn import weight_link
-from common.nn.weight_link import Question, read_offer, write_line
+from common.nn.weight_link import LinkError, Question, read_offer, write_line
 from common.policies import PolicyRegistry, ProposalVersion
 from learner import weight_server
 from learner.server_process import WeightServerProcess
@@ -135,6 +135,19 @@ def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = f"127.0.0.1:{gone.getsockname()[1]}"
     assert "Connection refused" in (outcome(asked(address, version), within=5) or "")
+
+
+def test_a_server_that_does_not_answer_is_said_with_the_time_that_it_had(version: ProposalVersion) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reception = asked(f"127.0.0.1:{silent.getsockname()[1]}", version, time_limit=0.5)
+        assert outcome(reception) == "the server did not answer within 0.5 s"
+
+
+def test_what_torch_adds_to_a_reason_is_left_out() -> None:
+    advice = "[/pytorch/gloo.cc:1] Connection closed by peer [127.0.0.1]:7. This may mean trouble. GLHF!"
+    link_errors = weight_link._link_errors(weight_link.Deadline(10))
+    with pytest.raises(LinkError, match=r"^Connection closed by peer \[127.0.0.1\]:7$"), link_errors:
+        raise RuntimeError(advice)
 
 
 def vanish_after_the_offer(connection: socket.socket, question: Question) -> None:
