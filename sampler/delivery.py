@@ -132,7 +132,8 @@ class WeightsByTransfer:
             await self._receive(version)
         except NotReceivedError as error:
             _LOG.warning(
-                "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed (server: %s): %s",
+                "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed "
+                "(server: %s): %s",
                 self._sampler,
                 version.version,
                 version.server or "none",

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import torch
 from common.nn import weight_link
 from common.nn.weight_link import LinkError, Question, read_offer, write_line
 from common.policies import PolicyRegistry, ProposalVersion
-from learner import weight_server
+from learner import server_process, weight_server
 from learner.server_process import WeightServerProcess
 from learner.weight_server import WeightServer
 from sampler import receiving
@@ -237,12 +239,22 @@ def large(tmp_path: Path) -> ProposalVersion:
     return PolicyRegistry(tmp_path / "large").publish(0, 0, write_large)
 
 
+def running(server: WeightServerProcess) -> subprocess.Popen[bytes]:
+    assert server.process is not None
+    return server.process
+
+
+def ended(server: WeightServerProcess) -> None:
+    if server.process is not None:
+        with server.process as last:
+            last.kill()
+
+
 @pytest.fixture
 def process(large: ProposalVersion) -> Iterator[WeightServerProcess]:
     started = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
     yield started
-    with started.process as last:
-        last.kill()
+    ended(started)
 
 
 def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is_started_again(
@@ -254,7 +266,7 @@ def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is
     def count(link: weight_link.Link, chunk: torch.Tensor) -> None:
         chunks.append(len(chunk))
         if len(chunks) == 2:
-            process.process.kill()
+            running(process).kill()
             last.wait(1)
         receive(link, chunk)
 
@@ -276,7 +288,7 @@ def test_a_server_process_that_hangs_is_given_up_in_time(
     receive = weight_link.Link.receive
 
     def stop_first(link: weight_link.Link, chunk: torch.Tensor) -> None:
-        os.kill(process.process.pid, signal.SIGSTOP)
+        os.kill(running(process).pid, signal.SIGSTOP)
         time.sleep(0.2)
         receive(link, chunk)
 
@@ -288,9 +300,30 @@ def test_a_server_process_that_hangs_is_given_up_in_time(
 
 def test_a_server_process_ends_when_its_input_does(process: WeightServerProcess) -> None:
     assert process.address() is not None
-    assert process.process.stdin is not None
-    process.process.stdin.close()
-    assert process.process.wait(20) == 0
+    server = running(process)
+    assert server.stdin is not None
+    server.stdin.close()
+    assert server.wait(20) == 0
+
+
+def test_a_server_process_that_is_not_up_in_time_is_ended_and_waited_for_once(
+    process: WeightServerProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_process, "_START_LIMIT", 0.0)
+    late = running(process)
+    assert [process.address(), process.address()] == [None, None]
+    assert late.returncode == -signal.SIGKILL
+    assert process.process is None
+    assert caplog.text.count("did not come up") == 1
+
+
+def test_a_server_process_that_cannot_be_started_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    without = WeightServerProcess(tmp_path, "127.0.0.1", 30)
+    assert without.address() is None
+    assert "cannot be started" in caplog.text
 
 
 TALKATIVE = """
@@ -319,8 +352,7 @@ def test_what_a_server_process_prints_is_neither_its_address_nor_in_its_way(
         assert outcome(asked(address, large)) is None
         assert "said by a library" in capfd.readouterr().out
     finally:
-        with talkative.process as last:
-            last.kill()
+        ended(talkative)
 
 
 def test_nccl_is_for_two_gpus() -> None:
