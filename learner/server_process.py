@@ -1,11 +1,13 @@
 """The process that serves published versions (learner/weight_server.py), as rank 0 starts it."""
 
 import logging
-import select
+import os
+import selectors
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,38 +23,57 @@ class WeightServerProcess:
         time_limit: seconds for one transfer.
 
     Attributes:
-        process: the one that was started last.
+        process: the one that was started last; None once one did not come up, and none is tried again.
     """
 
     def __init__(self, policies: Path, host: str, time_limit: float) -> None:
         self._command = [sys.executable, "-m", "learner.weight_server", str(policies), host, str(time_limit)]
+        self._answer: BinaryIO  # what the address comes through
         self._address: str | None = None
         self.process = self._start()
 
     def address(self) -> str | None:
         """Where it can be asked, as soon as it is up; None where it does not come up. Started again if it has ended."""
-        if self.process.poll() is not None:
+        if self.process is not None and self.process.poll() is not None:
             _LOG.warning("The weight server has ended (%d); it is started again.", self.process.returncode)
+            self._answer.close()
             self._address, self.process = None, self._start()
-        if self._address is None:
+        if self.process is not None and self._address is None:
             self._address = self._said()
+            if self._address is None:
+                self._give_up(self.process)
         return self._address
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # Its input ends when this process does, and so does the server.
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        ours, theirs = os.pipe()
+        self._answer = os.fdopen(ours, "rb", buffering=0)
+        try:
+            # Its input ends when this process does, and so does the server. What it prints goes where this one's does.
+            return subprocess.Popen([*self._command, str(theirs)], stdin=subprocess.PIPE, pass_fds=[theirs])
+        except OSError as error:
+            _LOG.warning("The weight server cannot be started (%s); samplers take the files from now on.", error)
+            self._answer.close()
+            return None
+        finally:
+            os.close(theirs)
 
     def _said(self) -> str | None:
-        """The line that it prints when it is up."""
-        assert self.process.stdout is not None
+        """The line that it sends when it is up."""
         deadline = time.monotonic() + _START_LIMIT
         line = b""
-        while not line.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, left))
-            more = self.process.stdout.read1() if ready else b""  # type: ignore[attr-defined]
-            if not more:
-                _LOG.warning("The weight server did not come up; samplers take the files of this version.")
-                return None
-            line += more
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answer, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                more = self._answer.read(4096) if ready else b""
+                if not more:
+                    return None
+                line += more
         return line.decode().strip()
+
+    def _give_up(self, process: subprocess.Popen[bytes]) -> None:
+        _LOG.warning("The weight server did not come up; samplers take the files from now on.")
+        with process:  # closes its input, and waits
+            process.kill()
+        self._answer.close()
+        self.process = None

@@ -55,7 +55,9 @@ class LearnerActor:
         return self._trainer.start()
 
     def _weight_server(self, host: str) -> WeightServerProcess | None:
-        if self._rank or self._recipe.sampler.delivery != "transfer":
+        sampler = self._recipe.sampler
+        nobody_asks = sampler.replicas == 0 and sampler.autoscale is None
+        if self._rank or sampler.delivery != "transfer" or nobody_asks:
             return None
         return WeightServerProcess(self._run_dir / "policies", host, self._recipe.timeouts.load)
 

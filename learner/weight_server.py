@@ -5,6 +5,7 @@ learner, nor takes time from its thread. It reads what rank 0 has just written, 
 and keeps nothing itself. It ends with rank 0, whatever ends that.
 """
 
+import hmac
 import logging
 import os
 import socket
@@ -17,7 +18,7 @@ from typing import BinaryIO
 
 import torch
 
-from common.errors import UserError, first_line
+from common.errors import first_line
 from common.nn.weight_link import (
     CHUNK,
     SENDER,
@@ -26,13 +27,14 @@ from common.nn.weight_link import (
     LinkError,
     Offer,
     Question,
+    RefusedError,
     Transport,
     gpu_identity,
     meeting_place,
     read_question,
     write_line,
 )
-from common.policies import PolicyRegistry, ProposalVersion
+from common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +46,9 @@ _AT_ONCE = 16
 
 _HANDSHAKE = 30.0
 """Seconds in which an asker must say what it wants."""
+
+_PAUSE = 1.0
+"""Seconds until askers are let in again after that has failed."""
 
 
 class WeightServer:
@@ -62,21 +67,26 @@ class WeightServer:
         self._registry = registry
         self._time_limit = time_limit
         self._listener = socket.create_server((host, 0))
+        self._closed = False
         self._room = threading.Semaphore(_AT_ONCE)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
 
     def serve(self) -> None:
         """Answer whoever asks, until `close`."""
         while True:
-            self._room.acquire()
             try:
                 connection, (asker, *_) = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if self._closed:
+                    return
+                _LOG.warning("Nobody is let in for %g s: %s", _PAUSE, error)  # such as too many open files
+                time.sleep(_PAUSE)
+                continue
             threading.Thread(target=self._answer, args=(connection, asker), daemon=True).start()
 
     def close(self) -> None:
         """Take no more askers."""
+        self._closed = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -85,31 +95,34 @@ class WeightServer:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(_HANDSHAKE)
                 question = read_question(lines)
-                began = time.monotonic()
-                sent = self._serve(question, connection, lines)
+                version = self._found(question, connection)
+                with self._room:
+                    began = time.monotonic()
+                    sent = self._send(version, _transport(question), connection, lines)
                 seconds = time.monotonic() - began
-                _LOG.info("Version %d: %s to %s in %.2f s.", question.version, sent, asker, seconds)
-        except (OSError, ValueError, LinkError, UserError) as error:
+                _LOG.info("Version %d: %s to %s in %.2f s.", version.version, sent, asker, seconds)
+        except (OSError, ValueError, LinkError, RefusedError) as error:
             _LOG.warning("No version for %s: %s", asker, first_line(error))
-        finally:
-            self._room.release()
 
-    def _serve(self, question: Question, connection: socket.socket, lines: BinaryIO) -> str:
-        """Send a version; says what was sent."""
+    def _found(self, question: Question, connection: socket.socket) -> ProposalVersion:
+        """The version that is meant; or the asker is told why not, too."""
         try:
-            version = self._asked(question)
-        except UserError as error:
+            return self._asked(question)
+        except RefusedError as error:
             write_line(connection, str(error))
             raise
+
+    def _send(self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO) -> str:
+        """Send a version; says what was sent."""
         deadline = Deadline(self._time_limit)
         host: str = connection.getsockname()[0]
         store = meeting_place(host, deadline)
         files = [(name, (version.path / name).stat().st_size) for name in version.files]
-        offer = Offer(files, _transport(question), store.port)
+        offer = Offer(files, transport, store.port)
         write_line(connection, offer)
         if not lines.readline():
             raise ConnectionError("it has left")
-        link = Link(store, offer.transport, SENDER, host, _GPU, deadline)
+        link = Link(store, transport, SENDER, host, _GPU, deadline)
         with closing(link):
             buffer = torch.empty(CHUNK, dtype=torch.uint8)
             for name, size in files:
@@ -117,15 +130,22 @@ class WeightServer:
             connection.settimeout(deadline.left())
             lines.read()  # until the receiver closes the connection: what is on its way must not be cut off
         total = sum(size for _, size in files)
-        return f"{total} bytes over {offer.transport}"
+        return f"{total} bytes over {transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
-        version = self._registry.get(question.version)
-        if version.digest != question.digest:
-            raise UserError(
-                f"version {question.version} in {self._registry.root} has digest {version.digest}, asked for was "
-                f"{question.digest}"
-            )
+        """The version that is meant; a refusal has nothing that the asker did not know, above all no digest.
+
+        Raises:
+            RefusedError: it is not here, or another one has its number.
+        """
+        try:
+            version = self._registry.get(question.version)
+        except UnreadableVersionError as error:
+            _LOG.warning("%s", error)
+            raise RefusedError(f"version {question.version} is not published here") from error
+        if not hmac.compare_digest(version.digest.encode(), question.digest.encode()):
+            _LOG.warning("%s has digest %s, asked for was %r.", version.path, version.digest, question.digest)
+            raise RefusedError(f"version {question.version} is not the one that was asked for")
         return version
 
 
@@ -145,12 +165,20 @@ def _send_file(link: Link, path: Path, size: int, buffer: torch.Tensor) -> None:
 
 
 def main() -> None:
-    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS`."""
+    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS DESCRIPTOR`.
+
+    The address goes into the file descriptor; what this process prints has no part in it.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s weight server: %(message)s")
-    root, host, time_limit = sys.argv[1:]
+    root, host, time_limit, answer = sys.argv[1:]
     server = WeightServer(PolicyRegistry(Path(root)), host, float(time_limit))
-    threading.Thread(target=server.serve, daemon=True).start()
-    print(server.address, flush=True)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    with open(int(answer), "w") as pipe:
+        print(server.address, file=pipe)
+    server.serve()  # if it fails, so does the process, which is started again
+
+
+def _end_with_input() -> None:
     sys.stdin.read()  # whoever holds the other end has ended then
     os._exit(0)  # transfers may be under way
 

@@ -1,18 +1,17 @@
 """How a published version's weights come into the engine."""
 
-import asyncio
 import logging
 from itertools import count
 from typing import Protocol
 
-from common.policies import PolicyRegistry, ProposalVersion
+from common.policies import ProposalVersion
 from sampler.engine import Engine
 from sampler.engine_data import Adapter, NotReceivedError, WeightSource
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVING = 0.5
-"""Of a phase's time limit: what is left is for the files, if the transfer has failed."""
+"""Of a phase's time limit; the engine must then have time to forget what it has received, if that is not all."""
 
 
 class Delivery(Protocol):
@@ -26,11 +25,11 @@ class Delivery(Protocol):
     capacity: int
     reads_files: bool
 
-    async def fetch(self, version: ProposalVersion) -> None:
+    async def fetch(self, version: ProposalVersion) -> bool:
         """Get hold of a version, verified, while the engine samples from others; what reads files does nothing here.
 
-        Raises:
-            UserError, DeliveryError: as for `put`.
+        Returns:
+            Whether it can be put; otherwise its files have to be verified before.
         """
 
     async def put(self, version: ProposalVersion) -> Adapter | None:
@@ -59,8 +58,9 @@ class AdapterSwap:
         self._ids = count(1)
         self._leftovers: list[Adapter] = []  # what the engine may hold, since a call broke off, and nobody uses
 
-    async def fetch(self, version: ProposalVersion) -> None:
-        """See `Delivery`."""
+    async def fetch(self, version: ProposalVersion) -> bool:
+        """See `Delivery`; the files have been verified before."""
+        return True
 
     async def put(self, version: ProposalVersion) -> Adapter:
         """See `Delivery`."""
@@ -92,8 +92,9 @@ class WeightsByFile:
         self.capacity = 1
         self._engine = engine
 
-    async def fetch(self, version: ProposalVersion) -> None:
-        """See `Delivery`."""
+    async def fetch(self, version: ProposalVersion) -> bool:
+        """See `Delivery`; the files have been verified before."""
+        return True
 
     async def put(self, version: ProposalVersion) -> None:
         """See `Delivery`."""
@@ -122,21 +123,25 @@ class WeightsByTransfer:
         self._time_limit = time_limit
         self._received: str | None = None  # the digest of what the engine has received, and not yet loaded
 
-    async def fetch(self, version: ProposalVersion) -> None:
+    async def fetch(self, version: ProposalVersion) -> bool:
         """See `Delivery`."""
+        if self._received == version.digest:  # by a lease that was given up then
+            return True
         self._received = None
         try:
             await self._receive(version)
         except NotReceivedError as error:
             _LOG.warning(
-                "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed: %s",
+                "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed "
+                "(server: %s): %s",
                 self._sampler,
                 version.version,
+                version.server or "none",
                 error,
             )
-            await asyncio.to_thread(PolicyRegistry(version.path.parent).verify, version.version)
-        else:
-            self._received = version.digest
+            return False
+        self._received = version.digest
+        return True
 
     async def put(self, version: ProposalVersion) -> None:
         """See `Delivery`."""

@@ -24,8 +24,8 @@ async def receive(llm: Any, source: WeightSource) -> None:
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
     deadline = time.monotonic() + source.time_limit
-    await llm.init_weight_transfer_engine(WeightTransferInitRequest(asdict(source)))
     try:
+        await llm.init_weight_transfer_engine(WeightTransferInitRequest(asdict(source)))
         pause = _FIRST_LOOK
         while not await _has_received(llm):
             if time.monotonic() > deadline:

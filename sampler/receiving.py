@@ -5,7 +5,6 @@ Nothing here knows vLLM: it runs in vLLM's worker processes, in a thread beside 
 
 import mmap
 import os
-import socket
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -21,19 +20,20 @@ from common.nn.weight_link import (
     Deadline,
     Link,
     LinkError,
+    Offer,
     Question,
     RefusedError,
+    connect,
     gpu_identity,
     meet,
     read_offer,
     write_line,
 )
 from sampler.engine_data import WeightSource
-
-_MEMORY = Path("/proc/meminfo")
+from sampler.free_memory import free_memory
 
 _CONNECTING = 30.0
-"""Seconds in which the server must answer a connection, and the question that follows it."""
+"""Seconds in which the server must answer a connection; its offer may have to wait for other askers."""
 
 
 class _AbandonedError(Exception):
@@ -48,11 +48,13 @@ class Reception:
     Args:
         source: where to ask.
         device: of the model that they are for; the bytes go into host memory in any case.
+        receptions: that begin on this machine at the same time, this one included: one for each worker of the engine.
     """
 
-    def __init__(self, source: WeightSource, device: torch.device) -> None:
+    def __init__(self, source: WeightSource, device: torch.device, receptions: int = 1) -> None:
         self._source = source
         self._device = device
+        self._receptions = receptions
         self._files: dict[str, BinaryIO] = {}
         self._failure: str | None = None
         self._ended = threading.Event()
@@ -98,16 +100,12 @@ class Reception:
     def _receive(self) -> None:
         source = self._source
         deadline = Deadline(source.time_limit)
-        host, _, port = source.server.rpartition(":")
         question = Question(source.version, source.digest, gpu_identity(self._device))
-        with (
-            socket.create_connection((host, int(port)), deadline.left(_CONNECTING)) as connection,
-            connection.makefile("rb") as lines,
-        ):
+        with connect(source.server, deadline, _CONNECTING) as connection, connection.makefile("rb") as lines:
             write_line(connection, question)
-            offer = read_offer(lines)
-            _check_memory(sum(size for _, size in offer.files))
-            store = meet(host, offer.port, deadline)
+            offer = _offered(lines, source.time_limit)
+            _check_memory(sum(size for _, size in offer.files), self._receptions)
+            store = meet(connection.getpeername()[0], offer.port, deadline)
             connection.sendall(b"here\n")
             address: str = connection.getsockname()[0]
             link = Link(store, offer.transport, RECEIVER, address, self._device, deadline)
@@ -140,13 +138,23 @@ class Reception:
         self._files.clear()
 
 
-def _check_memory(needed: int) -> None:
+def _offered(lines: BinaryIO, time_limit: float) -> Offer:
+    try:
+        return read_offer(lines)
+    except TimeoutError as error:  # it may have too many askers
+        raise TimeoutError(f"the server did not answer within {time_limit:g} s") from error
+
+
+def _check_memory(needed: int, receptions: int) -> None:
     """Refuse what this machine has no memory for, before the kernel ends a process for it.
+
+    What the other receptions have taken already is counted twice, so that this errs on the safe side.
 
     Raises:
         MemoryError: there is too little.
     """
-    lines = _MEMORY.read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    if needed > free:
-        raise MemoryError(f"the version has {needed} bytes, and {free} bytes of memory are free")
+    free = free_memory()
+    if needed * receptions > free:
+        raise MemoryError(
+            f"the version has {needed} bytes for each of {receptions} workers, and {free} bytes of memory are free"
+        )

@@ -134,7 +134,9 @@ class Versions:
         if proposal.digest in self._held:
             self._held.move_to_end(proposal.digest)
             return self._held[proposal.digest]
-        await self._phase("fetch", proposal.version, self._delivery.fetch(proposal))
+        if not await self._phase("fetch", proposal.version, self._delivery.fetch(proposal)):
+            reading = self._read(PolicyRegistry(proposal.path.parent).verify, proposal.version)
+            await self._phase("verify", proposal.version, reading)
         await self._make_room()
         began = time.monotonic()
         try:

@@ -19,7 +19,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from sampler.engine_data import WeightSource
 from sampler.engine_settings import TRANSFER_BACKEND
@@ -56,7 +58,7 @@ class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
     def init_transfer_engine(self, init_info: _Source) -> None:
         """Begin to receive a version; an earlier one is forgotten."""
         self.shutdown()
-        self.reception = Reception(init_info, self.device)
+        self.reception = Reception(init_info, self.device, self.parallel_config.tensor_parallel_size)
 
     def start_weight_update(self) -> None:
         """Open the model for other weights.
@@ -82,9 +84,9 @@ class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
         """
         loaded = self.model.load_weights(_tensors(self._files()))
         if loaded is not None and self.model_config.quantization is None:
-            self._missing -= loaded
-            if self._missing:
-                raise ValueError(f"the version lacks weights of the model: {', '.join(sorted(self._missing))}")
+            missing = sorted({*(self._missing - loaded), *_half_loaded(self.model)})
+            if missing:
+                raise ValueError(f"the version lacks weights of the model: {', '.join(missing)}")
 
     def finish_weight_update(self) -> None:
         """Close the model, and forget what was received."""
@@ -112,6 +114,19 @@ class ReceivingExtension(WorkerExtension):
         """See `Reception.progress`."""
         reception = self.weight_transfer_engine.reception
         return (True, "nothing was asked for") if reception is None else reception.progress()
+
+
+def _half_loaded(model: torch.nn.Module) -> Iterator[str]:
+    """Layers that several tensors of a version go into (`qkv_proj`, `gate_up_proj`), and not all of them came.
+
+    `load_weights` names the parameters that anything went into; vLLM counts the elements, and closes a layer that has
+    all of its own.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, MergedColumnParallelLinear | QKVParallelLinear):
+            progress = get_layerwise_info(layer)
+            if progress.load_numel_total is not None:
+                yield f"{name} ({progress.load_numel} of {progress.load_numel_total} elements)"
 
 
 def _tensors(files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:

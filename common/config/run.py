@@ -46,7 +46,9 @@ class TimeoutsSection(Section):
     """How long anything is waited for, in seconds; the error names who was waited for."""
 
     start: float = Field(900, gt=0, description="an actor's start, model loading included")
-    load: float = Field(600, gt=0, description="each phase of bringing a version to a sampler: verify, load, probe")
+    load: float = Field(
+        600, gt=0, description="each phase of bringing a version to a sampler: verify, fetch, load, probe"
+    )
     lease: float = Field(1800, gt=0, description="one lease of sampling, or one call of a scorer")
     silence: float = Field(
         300, gt=0, description="a sampler that does not answer, or makes no progress, is taken for hung and restarted"

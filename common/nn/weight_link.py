@@ -43,7 +43,7 @@ class RefusedError(Exception):
 
 
 class LinkError(Exception):
-    """A link broke; the message has torch's reason, without the line of its sources."""
+    """A link broke; the message has torch's reason, without the line of its sources, and its advice."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,28 @@ def _read_line(lines: BinaryIO) -> dict[str, Any]:
     return facts
 
 
+def connect(address: str, deadline: Deadline, at_most: float) -> socket.socket:
+    """A connection to the server at "host:port", on which every wait ends with the deadline.
+
+    Args:
+        address: of the server.
+        deadline: of the whole transfer.
+        at_most: seconds in which it must answer.
+
+    Raises:
+        OSError: nobody is there.
+        TimeoutError: nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    limit = deadline.left(at_most)
+    try:
+        connection = socket.create_connection((host, int(port)), limit)
+    except TimeoutError as error:
+        raise TimeoutError(f"the server did not answer within {limit:.3g} s") from error
+    connection.settimeout(deadline.left())
+    return connection
+
+
 def gpu_identity(device: torch.device) -> str | None:
     """What tells a GPU from all others; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
@@ -205,10 +227,20 @@ class Link:
 
 
 def meeting_place(address: str, deadline: Deadline) -> distributed.TCPStore:
-    """The store at which a sender and its receiver meet, on any free port of this machine."""
+    """The store at which a sender and its receiver meet, on any free port of this address."""
     limit = timedelta(seconds=deadline.left())
+    listener = socket.create_server((address, 0))  # torch's own would listen on all of the machine's addresses
+    port = listener.getsockname()[1]
     with _link_errors(deadline):
-        return distributed.TCPStore(address, 0, 2, is_master=True, timeout=limit, wait_for_workers=False)
+        return distributed.TCPStore(
+            address,
+            port,
+            2,
+            is_master=True,
+            timeout=limit,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),  # it is the store's from here on
+        )
 
 
 def meet(address: str, port: int, deadline: Deadline) -> distributed.TCPStore:
@@ -225,7 +257,7 @@ def _link_errors(deadline: Deadline) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch has nothing narrower
         deadline.left()
-        raise LinkError(re.sub(r"^\[\S*\] ", "", first_line(error))) from error
+        raise LinkError(re.sub(r"^\[\S*\] ", "", first_line(error)).split(". ")[0]) from error
 
 
 def _gloo_group(store: distributed.TCPStore, rank: int, address: str, deadline: Deadline) -> Any:

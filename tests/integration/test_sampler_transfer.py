@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -152,15 +153,23 @@ def wide(directory: Path) -> None:
     save(base_model(head=16), directory)
 
 
-def incomplete(directory: Path) -> None:
+def incomplete(missing: str, directory: Path) -> None:
     save(base_model(), directory)
     tensors = load_file(directory / "model.safetensors")
-    del tensors["model.layers.1.mlp.down_proj.weight"]
+    del tensors[f"{missing}.weight"]
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+DOWN, KEYS = "model.layers.1.mlp.down_proj", "model.layers.1.self_attn.k_proj"
+
+
 @pytest.mark.parametrize(
-    ("version", "write", "why"), [(20, wide, ""), (21, incomplete, "lacks weights of the model: model.layers.1.mlp.d")]
+    ("version", "write", "why"),
+    [
+        (20, wide, ""),
+        (21, partial(incomplete, DOWN), f"lacks weights of the model: {DOWN}.weight"),
+        (22, partial(incomplete, KEYS), r"lacks weights of the model: model.layers.1.self_attn.qkv_proj \(\d+ of \d+ "),
+    ],
 )
 def test_an_engine_that_was_sent_another_model_is_not_used_again(
     loop: asyncio.Runner, world: World, version: int, write: Callable[[Path], None], why: str

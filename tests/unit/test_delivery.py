@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 
-from common.errors import UserError
 from common.policies import PolicyRegistry, ProposalVersion
 from sampler.delivery import WeightsByTransfer
 from sampler.engine import Engine
@@ -37,6 +36,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.registry = PolicyRegistry(root)
         self.engine = ReceivingEngine()
+        self.fetched: list[bool] = []
         self.delivery = WeightsByTransfer("sampler-3", cast(Engine, self.engine), time_limit=60)
 
     def published(self, version: int, server: str | None = "10.0.0.1:7000") -> ProposalVersion:
@@ -45,7 +45,7 @@ class World:
     def bring(self, *versions: ProposalVersion) -> None:
         async def scene() -> None:
             for version in versions:
-                await self.delivery.fetch(version)
+                self.fetched.append(await self.delivery.fetch(version))
                 await self.delivery.put(version)
 
         asyncio.run(scene())
@@ -64,6 +64,7 @@ def test_a_version_that_was_received_is_loaded_and_its_files_are_left_alone(worl
     version = world.published(1)
     (version.path / "weights").unlink()
     world.bring(version)
+    assert world.fetched == [True]
     assert world.engine.asked == [WeightSource("10.0.0.1:7000", 1, version.digest, 30.0), "received"]
 
 
@@ -77,19 +78,24 @@ def test_otherwise_it_is_loaded_from_its_files_and_the_log_says_who_when_and_why
     version = world.published(2, server)
     with caplog.at_level(logging.WARNING, "sampler"):
         world.bring(version)
+    assert world.fetched == [False]
     assert world.engine.asked[-1] == version.path
     assert caplog.messages == [
-        f"sampler-3 takes proposal version 2 from its files, since phase `fetch` of its transfer failed: {why}"
+        f"sampler-3 takes proposal version 2 from its files, since phase `fetch` of its transfer failed "
+        f"(server: {server or 'none'}): {why}"
     ]
 
 
-def test_files_that_are_read_instead_are_verified(world: World) -> None:
-    world.engine.refusal = "it has left"
+def test_what_was_received_for_a_lease_that_was_given_up_is_not_asked_for_again(world: World) -> None:
     version = world.published(3)
-    (version.path / "weights").write_text("tampered")
-    with pytest.raises(UserError, match=r"version 3 .* is damaged"):
-        world.bring(version)
-    assert version.path not in world.engine.asked
+
+    async def scene() -> None:
+        assert await world.delivery.fetch(version)
+        assert await world.delivery.fetch(version)
+        await world.delivery.put(version)
+
+    asyncio.run(scene())
+    assert [type(asked) for asked in world.engine.asked] == [WeightSource, str]
 
 
 def test_what_was_received_is_not_taken_for_another_version(world: World) -> None:

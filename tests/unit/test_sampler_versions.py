@@ -22,6 +22,7 @@ class RecordingDelivery:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.reads_files = True
+        self.fetches = True
         self.fetched: list[str] = []
         self.held: list[str] = []
         self.refused: set[str] = set()
@@ -30,6 +31,7 @@ class RecordingDelivery:
 
     async def fetch(self, version):
         self.fetched.append(version.path.name)
+        return self.fetches
 
     async def put(self, version):
         await asyncio.sleep(self.seconds)
@@ -321,3 +323,39 @@ def test_what_is_not_read_from_files_is_fetched_before_anybody_waits_for_room(tm
         assert world.delivery.held == ["v000001"]
 
     run(scene())
+
+
+def not_fetched(root: Path) -> World:
+    world = World(root, capacity=1)
+    world.delivery.reads_files = world.delivery.fetches = False
+    return world
+
+
+async def used(world: World, version: int) -> None:
+    async with world.use(version):
+        pass
+
+
+def test_the_files_of_what_could_not_be_fetched_are_verified(tmp_path: Path) -> None:
+    world = not_fetched(tmp_path)
+    (world.registry.path(1) / "weights").write_text("tampered")
+    with pytest.raises(UserError, match=r"refuses proposal version 1 in phase `verify`.* is damaged"):
+        run(used(world, 1))
+    assert world.delivery.held == []
+
+
+def test_the_files_of_what_could_not_be_fetched_are_waited_for(tmp_path: Path) -> None:
+    world = not_fetched(tmp_path)
+    weights = world.registry.path(1) / "weights"
+    hidden = weights.rename(tmp_path / "not seen yet")
+
+    async def scene() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(used(world, 1))
+            while not world.delivery.fetched:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            hidden.rename(weights)
+
+    run(scene())
+    assert world.delivery.held == ["v000001"]

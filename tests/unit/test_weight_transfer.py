@@ -1,9 +1,13 @@
 """A version's way from the learner's weight server into a sampler's memory, over gloo, and what may befall it."""
 
+import errno
+import logging
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +17,9 @@ import pytest
 import torch
 
 from common.nn import weight_link
-from common.nn.weight_link import Question, read_offer, write_line
+from common.nn.weight_link import LinkError, Question, read_offer, write_line
 from common.policies import PolicyRegistry, ProposalVersion
-from learner import weight_server
+from learner import server_process, weight_server
 from learner.server_process import WeightServerProcess
 from learner.weight_server import WeightServer
 from sampler import receiving
@@ -86,16 +90,29 @@ def test_several_are_served_at_once(version: ProposalVersion, server: WeightServ
 
 
 @pytest.mark.parametrize(
-    ("number", "digest", "why"), [(4, "", "never published"), (3, "another", "has digest .* another")]
+    ("number", "digest", "why"),
+    [
+        (4, "", "version 4 is not published here"),
+        (3, "another", "version 3 is not the one that was asked for"),
+        (3, "not ä digest", "version 3 is not the one that was asked for"),
+    ],
 )
-def test_what_the_server_has_not_is_refused_with_a_reason(
-    version, server: WeightServer, number: int, digest: str, why: str
+def test_what_the_server_has_not_is_refused_and_only_its_log_has_digest_and_path(
+    version, server: WeightServer, caplog: pytest.LogCaptureFixture, number: int, digest: str, why: str
 ) -> None:
-    reception = Reception(WeightSource(server.address, number, digest, 10), CPU)
-    failure = outcome(reception)
-    assert failure is not None
-    assert re.match(f"the server refuses it: .*{why}", failure)
-    assert received(asked(server.address, version)) == CONTENTS
+    with caplog.at_level(logging.WARNING, "learner"):
+        failure = outcome(Reception(WeightSource(server.address, number, digest, 10), CPU))
+        assert failure == f"the server refuses it: {why}"  # neither digest nor path
+        assert received(asked(server.address, version)) == CONTENTS
+    assert str(version.path.parent) in caplog.text
+
+
+def test_where_the_bytes_go_through_is_open_on_no_other_address() -> None:
+    store = weight_link.meeting_place("127.0.0.1", weight_link.Deadline(10))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", store.port), 5)
+    with socket.create_connection(("127.0.0.1", store.port), 5):
+        pass
 
 
 def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: WeightServer) -> None:
@@ -109,17 +126,30 @@ def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: We
 def test_a_version_that_memory_has_no_room_for_is_not_received(
     version, server: WeightServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiving, "_MEMORY", version.path.parent / "meminfo")
-    (version.path.parent / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable: 8 kB\n")
-    assert "the version has 10498 bytes, and 8192 bytes of memory are free" in (
-        outcome(asked(server.address, version)) or ""
-    )
+    monkeypatch.setattr(receiving, "free_memory", lambda: 20_000)
+    assert received(asked(server.address, version)) == CONTENTS
+    source = WeightSource(server.address, version.version, version.digest, 40)
+    failure = "the version has 10498 bytes for each of 2 workers, and 20000 bytes of memory are free"
+    assert outcome(Reception(source, CPU, receptions=2)) == failure
 
 
 def test_nobody_there_is_said_at_once(version: ProposalVersion) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = f"127.0.0.1:{gone.getsockname()[1]}"
     assert "Connection refused" in (outcome(asked(address, version), within=5) or "")
+
+
+def test_a_server_that_does_not_answer_is_said_with_the_time_that_it_had(version: ProposalVersion) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reception = asked(f"127.0.0.1:{silent.getsockname()[1]}", version, time_limit=0.5)
+        assert outcome(reception) == "the server did not answer within 0.5 s"
+
+
+def test_what_torch_adds_to_a_reason_is_left_out() -> None:
+    advice = "[/pytorch/gloo.cc:1] Connection closed by peer [127.0.0.1]:7. This may mean trouble. GLHF!"
+    link_errors = weight_link._link_errors(weight_link.Deadline(10))
+    with pytest.raises(LinkError, match=r"^Connection closed by peer \[127.0.0.1\]:7$"), link_errors:
+        raise RuntimeError(advice)
 
 
 def vanish_after_the_offer(connection: socket.socket, question: Question) -> None:
@@ -150,6 +180,49 @@ def test_an_asker_that_breaks_off_costs_the_server_nothing(
     assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
 
 
+def test_an_asker_that_cannot_be_let_in_does_not_end_the_service(
+    version, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weight_server, "_PAUSE", 0.1)
+    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    accept, failures = socket.socket.accept, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    def accept_later(listener: socket.socket):
+        if failures:
+            raise failures.pop()
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_later)
+    serving = threading.Thread(target=started.serve, daemon=True)
+    serving.start()
+    assert received(asked(started.address, version)) == CONTENTS
+    assert caplog.text.count("Too many open files") == 2
+    started.close()
+    serving.join(10)
+    assert not serving.is_alive()
+
+
+def test_whoever_finds_the_server_busy_waits_for_as_long_as_a_transfer_may_take(
+    version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_server, "_AT_ONCE", 1)
+    monkeypatch.setattr(receiving, "_CONNECTING", 0.5)
+    send = weight_server._send_file
+
+    def send_slowly(*args) -> None:
+        time.sleep(0.5)  # three files a version
+        send(*args)
+
+    monkeypatch.setattr(weight_server, "_send_file", send_slowly)
+    busy = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    threading.Thread(target=busy.serve, daemon=True).start()
+    host, _, port = busy.address.rpartition(":")
+    with socket.create_connection((host, int(port))):  # who says nothing is in nobody's way
+        receptions = [asked(busy.address, version) for _ in range(3)]
+        assert all(received(reception) == CONTENTS for reception in receptions)
+    busy.close()
+
+
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b'{"files": 1}\n', b'{"files": [], "transport": "gloo", "port'])
 def test_a_server_that_breaks_off_ends_the_reception(version: ProposalVersion, answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -166,12 +239,22 @@ def large(tmp_path: Path) -> ProposalVersion:
     return PolicyRegistry(tmp_path / "large").publish(0, 0, write_large)
 
 
+def running(server: WeightServerProcess) -> subprocess.Popen[bytes]:
+    assert server.process is not None
+    return server.process
+
+
+def ended(server: WeightServerProcess) -> None:
+    if server.process is not None:
+        with server.process as last:
+            last.kill()
+
+
 @pytest.fixture
 def process(large: ProposalVersion) -> Iterator[WeightServerProcess]:
     started = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
     yield started
-    with started.process as last:
-        last.kill()
+    ended(started)
 
 
 def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is_started_again(
@@ -183,7 +266,7 @@ def test_a_server_process_that_is_killed_in_the_middle_ends_the_reception_and_is
     def count(link: weight_link.Link, chunk: torch.Tensor) -> None:
         chunks.append(len(chunk))
         if len(chunks) == 2:
-            process.process.kill()
+            running(process).kill()
             last.wait(1)
         receive(link, chunk)
 
@@ -205,7 +288,7 @@ def test_a_server_process_that_hangs_is_given_up_in_time(
     receive = weight_link.Link.receive
 
     def stop_first(link: weight_link.Link, chunk: torch.Tensor) -> None:
-        os.kill(process.process.pid, signal.SIGSTOP)
+        os.kill(running(process).pid, signal.SIGSTOP)
         time.sleep(0.2)
         receive(link, chunk)
 
@@ -217,9 +300,59 @@ def test_a_server_process_that_hangs_is_given_up_in_time(
 
 def test_a_server_process_ends_when_its_input_does(process: WeightServerProcess) -> None:
     assert process.address() is not None
-    assert process.process.stdin is not None
-    process.process.stdin.close()
-    assert process.process.wait(20) == 0
+    server = running(process)
+    assert server.stdin is not None
+    server.stdin.close()
+    assert server.wait(20) == 0
+
+
+def test_a_server_process_that_is_not_up_in_time_is_ended_and_waited_for_once(
+    process: WeightServerProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_process, "_START_LIMIT", 0.0)
+    late = running(process)
+    assert [process.address(), process.address()] == [None, None]
+    assert late.returncode == -signal.SIGKILL
+    assert process.process is None
+    assert caplog.text.count("did not come up") == 1
+
+
+def test_a_server_process_that_cannot_be_started_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    without = WeightServerProcess(tmp_path, "127.0.0.1", 30)
+    assert without.address() is None
+    assert "cannot be started" in caplog.text
+
+
+TALKATIVE = """
+import sys, threading, time
+
+def talk():
+    while True:
+        print("12.0.0.1:80", "said by a library" * 5000, flush=True)
+        time.sleep(0.1)
+
+if "learner.weight_server" in sys.orig_argv:
+    print("127.0.0.1:80")
+    threading.Thread(target=talk, daemon=True).start()
+"""
+
+
+def test_what_a_server_process_prints_is_neither_its_address_nor_in_its_way(
+    large: ProposalVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(TALKATIVE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    talkative = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
+    try:
+        address = talkative.address()
+        assert address is not None
+        assert outcome(asked(address, large)) is None
+        assert "said by a library" in capfd.readouterr().out
+    finally:
+        ended(talkative)
 
 
 def test_nccl_is_for_two_gpus() -> None:

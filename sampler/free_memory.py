@@ -1,0 +1,49 @@
+"""How much memory this process may still take: of the machine, and of the container that it runs in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_MACHINE = Path("/proc/meminfo")
+_GROUPS = Path("/proc/self/cgroup")
+_HIERARCHY = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int:
+    """Bytes that are available before the kernel ends a process for them: the least that any limit leaves."""
+    return min([_of_the_machine(), *_of_containers()])
+
+
+def _of_the_machine() -> int:
+    return _fields(_MACHINE)["MemAvailable:"] * 1024
+
+
+def _of_containers() -> Iterator[int]:
+    """What the control groups leave that this process is in, from its own up to the outermost; version 1 or 2."""
+    lines = _GROUPS.read_text().splitlines() if _GROUPS.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage, prefix = _HIERARCHY, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            root, prefix = _HIERARCHY / "memory", "total_"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = root / path.strip("/")  # in a container, the path may be the one outside it, and not be there
+        for group in (own, *own.parents):
+            if group.is_relative_to(root) and (group / limit).exists():
+                yield from _of_group(group / limit, group / usage, group / "memory.stat", prefix)
+
+
+def _of_group(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
+    most = limit.read_text().strip()
+    if most != "max":
+        lists = _fields(statistics)
+        reclaimable = lists[f"{prefix}inactive_file"] + lists[f"{prefix}active_file"]  # caches of files
+        yield max(0, int(most) - int(usage.read_text()) + reclaimable)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The numbers of a file that has a name and a number a line."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {name: int(number) for name, number, *_ in lines}
