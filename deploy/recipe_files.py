@@ -59,7 +59,9 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except ValueError as error:
             problem = str(error).partition(";")[0]
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        except (KeyError, AttributeError, IndexError):  # what PyYAML makes of a tag that its text does not suit
+            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def load_yaml(text: str) -> Any:

@@ -47,20 +47,24 @@ class Delivery(Protocol):
         """Forget a version, which no request may be using; if this breaks off, the next `put` makes up for it."""
 
 
-class AdapterSwap:
-    """Adapters side by side on one model: running requests go on with theirs, new ones use the new one at once."""
+class _FromFiles:
+    """What reads a version's files when it is put, and has nothing to get hold of before."""
 
     reads_files = True
+
+    async def fetch(self, version: ProposalVersion) -> bool:
+        """See `Delivery`; the files have been verified before."""
+        return True
+
+
+class AdapterSwap(_FromFiles):
+    """Adapters side by side on one model: running requests go on with theirs, new ones use the new one at once."""
 
     def __init__(self, engine: Engine, capacity: int) -> None:
         self.capacity = capacity
         self._engine = engine
         self._ids = count(1)
         self._leftovers: list[Adapter] = []  # what the engine may hold, since a call broke off, and nobody uses
-
-    async def fetch(self, version: ProposalVersion) -> bool:
-        """See `Delivery`; the files have been verified before."""
-        return True
 
     async def put(self, version: ProposalVersion) -> Adapter:
         """See `Delivery`."""
@@ -83,18 +87,13 @@ class AdapterSwap:
             del self._leftovers[0]
 
 
-class WeightsByFile:
+class WeightsByFile(_FromFiles):
     """Whole models, one after the other: each replaces the weights of the one before."""
 
-    reads_files = True
+    capacity = 1
 
     def __init__(self, engine: Engine) -> None:
-        self.capacity = 1
         self._engine = engine
-
-    async def fetch(self, version: ProposalVersion) -> bool:
-        """See `Delivery`; the files have been verified before."""
-        return True
 
     async def put(self, version: ProposalVersion) -> None:
         """See `Delivery`."""
@@ -104,7 +103,7 @@ class WeightsByFile:
         """See `Delivery`; the next version's weights take their place."""
 
 
-class WeightsByTransfer:
+class WeightsByTransfer(WeightsByFile):
     """Whole models, one after the other, sent by the learner's weight server; by file where that does not work.
 
     Args:
@@ -116,10 +115,8 @@ class WeightsByTransfer:
     reads_files = False
 
     def __init__(self, sampler: str, engine: Engine, time_limit: float) -> None:
-        self.capacity = 1
+        super().__init__(engine)
         self._sampler = sampler
-        self._engine = engine
-        self._by_file = WeightsByFile(engine)
         self._time_limit = time_limit
         self._received: str | None = None  # the digest of what the engine has received, and not yet loaded
 
@@ -149,10 +146,7 @@ class WeightsByTransfer:
             self._received = None
             await self._engine.load_received()
         else:
-            await self._by_file.put(version)
-
-    async def drop(self, adapter: Adapter | None) -> None:
-        """See `Delivery`; the next version's weights take their place."""
+            await super().put(version)
 
     async def _receive(self, version: ProposalVersion) -> None:
         if version.server is None:

@@ -5,9 +5,9 @@
 
 Whoever asks writes that down first and looks for others then, so that of two at the same moment at least one sees the
 other: at the latest at its second look, as what the first may miss is a question that just turns into a claim. A claim
-ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when
-it has not been renewed for a minute. So a process of this machine that is stopped keeps its claim: it might go on at
-any moment. Ages are differences between two files' times, both by the clock of the place where they lie.
+ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when it has not been
+renewed for a minute. So a process of this machine that is stopped keeps its claim: it might go on at any moment. Ages
+are differences between two files' times, both by the clock of the place where they lie.
 """
 
 import json

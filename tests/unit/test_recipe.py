@@ -181,7 +181,14 @@ def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_text_in_an_overr
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(recipe_settings()))
     assert load_recipe(path, ["name=2024-13-45"]).name == "2024-13-45"
-    for value, problem in {"2024-13-45": r"month must be in 1\.\.12", "9" * 5000: r"Exceeds the limit \(4300"}.items():
+    problems = {
+        "2024-13-45": r"month must be in 1\.\.12",
+        "9" * 5000: r"Exceeds the limit \(4300",
+        "!!bool maybe": "'maybe' is no bool",
+        "!!timestamp soon": "'soon' is no timestamp",
+        "!!int ''": "'' is no int",
+    }
+    for value, problem in problems.items():
         path.write_text(f"name: a\ndata:\n  path: {value}\n")
         with pytest.raises(UserError, match=rf"^\S+x\.yaml is not valid YAML: line 3, column 9: {problem}[^;\n]*\.$"):
             load_recipe(path)
