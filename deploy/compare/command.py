@@ -15,6 +15,7 @@ from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.report import report
 from deploy.compare.request import Request
+from deploy.compare.request_file import save_request
 from deploy.compare.runner import Runner, Subject
 from deploy.compare.services import comparison_resources, fitting, shared_services
 from deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
@@ -59,6 +60,7 @@ def compare(
     failed: dict[str, str] = {}
     with claimed(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
+        save_request(directory.request, request)
         if unfinished(directory, plan):
             with own_log(directory.services):
                 failed = _train(subject, plan, parallel, console)

@@ -12,6 +12,7 @@ from deploy.compare.findings import Finding, findings, size_findings
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.methods import Method
 from deploy.compare.plan import Cell, Plan, at_edge, best_rate
+from deploy.compare.request import SWEPT
 from deploy.compare.results import PERCENT, MethodFigures, PairedTest, method_figures, paired_test, wins
 from deploy.compare.series import (
     GridPoint,
@@ -56,10 +57,11 @@ class Comparison:
         protocol: what is the same for every method.
         prior: the policy before training; None until a cell is finished.
         methods: by label, in the order in which they were asked for; those that have finished.
-        tests: every pair of methods.
+        tests: every pair of methods, the prior among them.
         findings: what the tests say of the paper's claims.
         grid: all learning rates of all methods.
-        group_sizes: win rate against n.
+        group_sizes: win rate against n, each n at its own learning rate.
+        size_grid: the learning rates that these were chosen among.
         curves: reward against the distance from the prior.
         failed: why a cell is missing, by its name.
     """
@@ -73,6 +75,7 @@ class Comparison:
     findings: list[Finding]
     grid: list[GridPoint]
     group_sizes: list[SizePoint]
+    size_grid: list[GridPoint]
     curves: list[RewardCurve]
     failed: dict[str, str]
 
@@ -83,11 +86,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Finished:
-    """The finished cells of one method."""
+    """The finished cells of one method with n outputs a group."""
 
     grid: list[CellResult]
     chosen: list[CellResult]
-    sweep: dict[int, list[CellResult]]
+
+
+@dataclass(frozen=True)
+class _Method:
+    """The finished cells of one method: with the recipe's n, and with smaller groups, by n."""
+
+    full: _Finished
+    smaller: dict[int, _Finished]
+
+    def by_size(self) -> dict[int, list[CellResult]]:
+        """The chosen cells, from few outputs to many; empty for a method without smaller groups."""
+        if not self.smaller:
+            return {}
+        sizes = [*self.smaller.values(), self.full]
+        return {cells.chosen[0].cell.n: cells.chosen for cells in sorted(sizes, key=lambda one: one.chosen[0].cell.n)}
 
 
 def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: Mapping[str, str]) -> Comparison:
@@ -100,71 +117,72 @@ def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: 
         failed: why some could not be trained, by name.
     """
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
-    finished = {label: cells for label, cells in read.items() if cells.chosen}
-    once = [
-        paired_test(ours, finished[ours].chosen, theirs, finished[theirs].chosen)
-        for ours, theirs in combinations(finished, 2)
-    ]
+    finished = {label: cells for label, cells in read.items() if cells.full.chosen}
+    prior = _prior(directory, finished)
+    tested = {**({"prior": prior} if prior else {}), **{label: cells.full.chosen for label, cells in finished.items()}}
+    once = [paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in combinations(tested, 2)]
     tests = [*once, *(test.turned() for test in once)]
     return Comparison(
         name=recipe.name,
         recipe_digest=recipe_digest(recipe),
         protocol=_protocol(recipe, plan),
-        prior=_prior(directory, finished),
-        methods={label: _figures(label, cells, plan) for label, cells in finished.items()},
+        prior=method_figures("prior", prior, rate_at_edge=False) if prior else None,
+        methods={label: _figures(label, cells.full.chosen, plan) for label, cells in finished.items()},
         tests=tests,
-        findings=[*findings(tests), *_size_findings(finished, plan)],
-        grid=[grid_point(result) for cells in finished.values() for result in cells.grid],
-        group_sizes=[point for label, cells in finished.items() for point in _sizes(label, cells, plan)],
-        curves=[reward_curve(label, _of_full_size(cells)) for label, cells in finished.items()],
+        findings=[*findings(tests), *_size_findings(finished)],
+        grid=[grid_point(result) for cells in finished.values() for result in cells.full.grid],
+        group_sizes=[size_point(chosen) for cells in finished.values() for chosen in cells.by_size().values()],
+        size_grid=[
+            grid_point(result)
+            for cells in finished.values()
+            for smaller in cells.smaller.values()
+            for result in smaller.grid
+        ],
+        curves=[reward_curve(label, _all(cells.full)) for label, cells in finished.items()],
         failed=dict(failed),
     )
 
 
-def _read_method(directory: ComparisonDirectory, plan: Plan, method: Method) -> _Finished:
+def _read_method(directory: ComparisonDirectory, plan: Plan, method: Method) -> _Method:
+    read = {n: _read_cells(directory, plan, method, n) for n in plan.sizes(method)}
+    return _Method(read.pop(plan.n), {n: cells for n, cells in read.items() if cells.chosen})
+
+
+def _read_cells(directory: ComparisonDirectory, plan: Plan, method: Method, n: int) -> _Finished:
     def finished(cells: list[Cell]) -> list[CellResult]:
         return [result for cell in cells if (result := read_cell(directory, cell)) is not None]
 
-    grid = finished(plan.grid(method))
+    grid = finished(plan.grid(method, n))
     rate = best_rate({result.cell.learning_rate: result.merit for result in grid})
-    if rate is None:
-        return _Finished([], [], {})
-    sweep: dict[int, list[CellResult]] = {}
-    for result in finished(plan.sweep(method, rate)):
-        sweep.setdefault(result.cell.n, []).append(result)
-    return _Finished(grid, finished(plan.chosen(method, rate)), sweep)
+    return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)))
 
 
-def _figures(label: str, cells: _Finished, plan: Plan) -> MethodFigures:
-    rate = cells.chosen[0].cell.learning_rate
-    return method_figures(label, cells.chosen, rate_at_edge=at_edge(rate, plan.request.learning_rates))
+def _figures(label: str, chosen: list[CellResult], plan: Plan) -> MethodFigures:
+    rate = chosen[0].cell.learning_rate
+    return method_figures(label, chosen, rate_at_edge=at_edge(rate, plan.request.learning_rates))
 
 
-def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Finished]) -> MethodFigures | None:
-    by_seed = {result.cell.seed: result for cells in finished.values() for result in cells.chosen}
-    priors = [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
-    return method_figures("prior", priors, rate_at_edge=False) if priors else None
+def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[CellResult]:
+    """The prior for every seed that any method has, as if it were a method's cells."""
+    by_seed = {result.cell.seed: result for cells in finished.values() for result in cells.full.chosen}
+    return [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
 
 
-def _sizes(label: str, cells: _Finished, plan: Plan) -> list[SizePoint]:
-    if not cells.sweep:
-        return []
-    by_size = {**cells.sweep, plan.n: cells.chosen}
-    return [size_point(label, n, by_size[n]) for n in sorted(by_size)]
+def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:
+    """What the methods of figure 2 show of it, on the seeds that all their group sizes have."""
+    found = []
+    for label in SWEPT:
+        by_size = finished[label].by_size() if label in finished else {}
+        if not by_size:
+            continue
+        shared = set.intersection(*({result.cell.seed for result in results} for results in by_size.values()))
+        of_shared = {n: [one for one in results if one.cell.seed in shared] for n, results in by_size.items()}
+        won = {n: wins(results) for n, results in of_shared.items() if results}
+        found += size_findings(label, {n: PERCENT * rows for n, rows in won.items() if rows is not None})
+    return found
 
 
-def _size_findings(finished: Mapping[str, _Finished], plan: Plan) -> list[Finding]:
-    cells = finished.get("brain")
-    if cells is None or not cells.sweep:
-        return []
-    by_size = {**cells.sweep, plan.n: cells.chosen}
-    shared = set.intersection(*({result.cell.seed for result in results} for results in by_size.values()))
-    of_shared = {n: [one for one in results if one.cell.seed in shared] for n, results in by_size.items()}
-    won = {n: wins(results) for n, results in of_shared.items() if results}
-    return size_findings("brain", {n: PERCENT * rows for n, rows in won.items() if rows is not None})
-
-
-def _of_full_size(cells: _Finished) -> list[CellResult]:
+def _all(cells: _Finished) -> list[CellResult]:
     return list({result.cell.name: result for result in [*cells.grid, *cells.chosen]}.values())
 
 

@@ -37,6 +37,11 @@ class ComparisonDirectory:
         return self.root / "inputs.json"
 
     @property
+    def request(self) -> Path:
+        """What was asked for so far."""
+        return self.root / "request.json"
+
+    @property
     def services(self) -> RunDirectory:
         """Of the services that all cells share."""
         return RunDirectory(self.root / "services")

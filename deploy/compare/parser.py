@@ -9,6 +9,7 @@ from common.errors import UserError
 from deploy.arguments import add_overrides, add_recipe
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
+from deploy.compare.request_file import read_request
 from deploy.recipe_files import load_recipe
 from deploy.run_directory import resolve_output
 
@@ -20,15 +21,14 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="train several objectives on the same stored groups",
         description="Train every objective at every learning rate on the first seed, and at its best rate on the other "
         "seeds, all on the same groups of one store and at the same budget; then write tables, plots and paired tests. "
-        "Running it again on the same --out trains what is missing; more objectives, seeds or rates add to it.",
+        "Running it again on the same --out trains what is missing; more objectives, seeds, rates or group sizes are "
+        "added to what was asked for before, for all its methods alike.",
     )
     add_recipe(parser, "a YAML recipe, e.g. deploy/recipes/compare-demo.yaml")
     parser.add_argument(
         "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
     )
-    parser.add_argument(
-        "--seeds", default="0,1,2", metavar="0,1,…", help="rates are chosen on the first; default: 0,1,2"
-    )
+    parser.add_argument("--seeds", metavar="0,1,…", help="rates are chosen on the first; default: 0,1,2")
     parser.add_argument(
         "--learning-rates", metavar="X,Y,…", help="the grid of every objective; default: the recipe's, a third, thrice"
     )
@@ -45,6 +45,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.parallel is not None and options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
     recipe = load_recipe(options.recipe, options.overrides)
+    directory = ComparisonDirectory(resolve_output(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
         recipe,
         objectives=options.objectives,
@@ -53,9 +54,9 @@ def _compare(options: argparse.Namespace) -> int:
         group_sizes=options.n,
         swept=options.n_objectives,
         pairs=options.pairs,
+        begun=read_request(directory.request),
     )
     from deploy.compare.command import compare  # Ray and torch: not for what is refused
 
-    out = resolve_output(str(options.out or f"runs/comparisons/{recipe.name}"))
-    compare(recipe, request, ComparisonDirectory(out), options.parallel, Console())
+    compare(recipe, request, directory, options.parallel, Console())
     return 0

@@ -1,8 +1,9 @@
 """Which cells there are: one training run for each method, learning rate, seed and group size.
 
 Every method is trained at every learning rate of the grid on the first seed. The rate whose best version wins most
-often on validation prompts is the method's own; the other seeds and the smaller groups are trained at that one. No
-method is treated in another way, and test prompts have no say.
+often on validation prompts is the method's own (of equal ones that with the higher mean reward, then the smaller), and
+the other seeds are trained at that one. The same is done with smaller groups, for fewer outputs may want another rate.
+No method is treated in another way, and test prompts have no say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,29 +52,23 @@ class Plan:
     request: Request
     n: int
 
-    def grid(self, method: Method) -> list[Cell]:
-        """The cells that the method's learning rate is chosen among."""
+    def sizes(self, method: Method) -> list[int]:
+        """Outputs a group that the method is trained with, the recipe's first."""
+        return [self.n, *(self.request.group_sizes if method.label in self.request.swept else ())]
+
+    def grid(self, method: Method, n: int) -> list[Cell]:
+        """The cells that the method's learning rate is chosen among, with n outputs a group."""
         first = self.request.seeds[0]
-        return [Cell(method, rate, first, self.n) for rate in self.request.learning_rates]
+        return [Cell(method, rate, first, n) for rate in self.request.learning_rates]
 
-    def chosen(self, method: Method, rate: float) -> list[Cell]:
+    def chosen(self, method: Method, n: int, rate: float) -> list[Cell]:
         """The cells that the method is reported by: all seeds, at its learning rate."""
-        return [Cell(method, rate, seed, self.n) for seed in self.request.seeds]
-
-    def sweep(self, method: Method, rate: float) -> list[Cell]:
-        """The method's cells with fewer outputs a group."""
-        if method.label not in self.request.swept:
-            return []
-        return [Cell(method, rate, seed, n) for n in self.request.group_sizes for seed in self.request.seeds]
-
-    def after_grid(self, method: Method, rate: float) -> list[Cell]:
-        """What is left to train once the method's learning rate is chosen; the next seeds before smaller groups."""
-        return [*self.chosen(method, rate)[1:], *self.sweep(method, rate)]
+        return [Cell(method, rate, seed, n) for seed in self.request.seeds]
 
     def count(self) -> int:
-        """How many cells there are in all, whichever rates are chosen."""
-        rate = self.request.learning_rates[0]
-        return sum(len(self.grid(one)) + len(self.after_grid(one, rate)) for one in self.request.methods)
+        """How many cells there are in all, whichever rates are chosen: one of each grid is among the chosen."""
+        each = len(self.request.learning_rates) + len(self.request.seeds) - 1
+        return each * sum(len(self.sizes(method)) for method in self.request.methods)
 
 
 def best_rate(merits: Mapping[float, Merit]) -> float | None:

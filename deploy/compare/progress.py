@@ -6,7 +6,7 @@ from deploy.compare.plan import Cell, Plan, best_rate
 
 
 def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | None:
-    """The learning rate of a method, once its grid is trained; None where all of it failed."""
+    """The learning rate of a method with n outputs a group, once that grid is trained; None where all of it failed."""
     found = {cell.learning_rate: read_cell(directory, cell) for cell in grid}
     return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
 
@@ -14,8 +14,10 @@ def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | Non
 def unfinished(directory: ComparisonDirectory, plan: Plan) -> bool:
     """Whether anything of a plan is left to train."""
     for method in plan.request.methods:
-        grid = plan.grid(method)
-        rate = chosen_rate(directory, grid)
-        if rate is None or not all(is_finished(directory, cell) for cell in [*grid, *plan.after_grid(method, rate)]):
-            return True
+        for n in plan.sizes(method):
+            grid = plan.grid(method, n)
+            rate = chosen_rate(directory, grid)
+            cells = grid if rate is None else [*grid, *plan.chosen(method, n, rate)]
+            if not all(is_finished(directory, cell) for cell in cells):
+                return True
     return False

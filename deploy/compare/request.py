@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.config.recipe import Recipe
 from common.errors import UserError
@@ -20,22 +20,27 @@ DEFAULT_OBJECTIVES = (
 )
 """The paper's methods that need nothing but sampled groups."""
 
+SEEDS = (0, 1, 2)
+
 GRID = (1 / 3, 1.0, 3.0)
 """The learning rates that every method is tried at, as multiples of the recipe's."""
 
 SWEPT = ("dpo-sft", "brain")
-"""Whose win rate is shown against n, as in the paper's figure 2."""
+"""Whose win rate the paper's figure 2 shows against n."""
+
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A comparison.
+    """A comparison: everything that its directory was asked for so far.
 
     Attributes:
         methods: in the order in which they are shown.
         seeds: of prompts, samples and adapters; learning rates are chosen on the first.
         learning_rates: the grid, the same for every method, in increasing order.
-        group_sizes: n below the recipe's at which the swept methods are trained too.
+        group_sizes: n below the recipe's at which the swept methods are trained too, in increasing order.
         swept: labels of the methods that are trained at those.
         pairs: a store of pairs that people chose between.
     """
@@ -51,52 +56,91 @@ class Request:
 def parse_request(
     recipe: Recipe,
     *,
-    objectives: str | None,
-    seeds: str,
-    learning_rates: str | None,
-    group_sizes: str | None,
-    swept: str | None,
-    pairs: str | None,
+    objectives: str | None = None,
+    seeds: str | None = None,
+    learning_rates: str | None = None,
+    group_sizes: str | None = None,
+    swept: str | None = None,
+    pairs: str | None = None,
+    begun: Request | None = None,
 ) -> Request:
-    """Read the options of the command line, each a list with commas; None where one was not given.
+    """Read the options of the command line, each a list with commas, and add them to what was asked for before.
+
+    Args:
+        recipe: that is compared on.
+        objectives: of --objectives. It and all others are None where the option was not given: then what was asked for
+            before stays, and in a new comparison the default is taken.
+        seeds: of --seeds.
+        learning_rates: of --learning-rates.
+        group_sizes: of --n.
+        swept: of --n-objectives.
+        pairs: of --pairs.
+        begun: what was asked for before.
 
     Raises:
         UserError: a value is not what its option takes, or stands there twice.
     """
+    before = begun or Request((), (), (), pairs=None)
+    methods = _methods(objectives, pairs, before)
+    rates = _rates(learning_rates, recipe, before)
+    sizes = _sizes(group_sizes, recipe)
+    return Request(
+        methods=methods,
+        seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
+        learning_rates=tuple(sorted(_joined(before.learning_rates, rates))),
+        group_sizes=tuple(sorted(_joined(before.group_sizes, sizes))),
+        swept=_swept(methods, swept, before),
+        pairs=before.pairs if pairs is None else _address(pairs),
+    )
+
+
+def _methods(objectives: str | None, pairs: str | None, before: Request) -> tuple[Method, ...]:
+    if objectives is None and before.methods:
+        return before.methods
     paper = DEFAULT_OBJECTIVES if pairs is None else ("dpo", *DEFAULT_OBJECTIVES)
-    names = paper if objectives is None else _listed(objectives)
-    methods = tuple(parse_method(name) for name in names)
-    _refuse_repeated("--objectives", [method.slug for method in methods])
-    if learning_rates is None:
-        rates = [float(f"{recipe.learner.learning_rate * factor:.3g}") for factor in GRID]
-    else:
-        rates = _numbers("--learning-rates", learning_rates, float)
+    asked = [parse_method(name) for name in (paper if objectives is None else _listed(objectives))]
+    _refuse_repeated("--objectives", [method.slug for method in asked])
+    return _joined(before.methods, asked)
+
+
+def _rates(learning_rates: str | None, recipe: Recipe, before: Request) -> list[float]:
+    if learning_rates is not None:
+        rates: list[float] = _numbers("--learning-rates", learning_rates, float)
         _refuse_repeated("--learning-rates", [f"{rate:g}" for rate in rates])  # as cells are named
-    sizes = _numbers("--n", group_sizes, int) if group_sizes is not None else []
+        return rates
+    if before.learning_rates:
+        return []
+    return [float(f"{recipe.learner.learning_rate * factor:.3g}") for factor in GRID]
+
+
+def _sizes(group_sizes: str | None, recipe: Recipe) -> list[int]:
+    sizes: list[int] = _numbers("--n", group_sizes, int) if group_sizes is not None else []
     wrong = [size for size in sizes if not 2 <= size < recipe.sampling.n]
     if wrong:
         raise UserError(
             f"--n {wrong[0]}: the groups have n={recipe.sampling.n} outputs (sampling.n), and the first are taken; "
             f"name numbers from 2 to {recipe.sampling.n - 1}."
         )
-    return Request(
-        methods=methods,
-        seeds=tuple(_numbers("--seeds", seeds, int)),
-        learning_rates=tuple(sorted(rates)),
-        group_sizes=tuple(sorted(sizes)),
-        swept=_swept(methods, swept),
-        pairs=pairs if pairs is None or "://" in pairs else str(Path(pairs).expanduser().absolute()),
-    )
+    return sizes
 
 
-def _swept(methods: Sequence[Method], asked: str | None) -> tuple[str, ...]:
+def _swept(methods: Sequence[Method], asked: str | None, before: Request) -> tuple[str, ...]:
     labels = [method.label for method in methods]
     if asked is None:
-        return tuple(label for label in labels if label in SWEPT)
+        return before.swept if before.group_sizes else tuple(label for label in labels if label in SWEPT)
     unknown = [name for name in _listed(asked) if name not in labels]
     if unknown:
         raise UserError(f"--n-objectives: {unknown[0]!r} is not among --objectives ({', '.join(labels)}).")
-    return tuple(_listed(asked))
+    return _joined(before.swept if before.group_sizes else (), _listed(asked))
+
+
+def _joined(before: Sequence[_Item], asked: Sequence[_Item]) -> tuple[_Item, ...]:
+    """What was there before, and what is new after it."""
+    return tuple(dict.fromkeys([*before, *asked]))
+
+
+def _address(pairs: str) -> str:
+    return pairs if "://" in pairs else str(Path(pairs).expanduser().absolute())
 
 
 def _listed(text: str) -> list[str]:

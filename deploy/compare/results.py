@@ -27,10 +27,13 @@ class JudgeFigures:
 
     Attributes:
         value, gold_value: mean over the outputs, and over gold.
+        value_ci95, value_by_seed: half-width of `clustered_mean`'s interval of the first, and each seed's.
         win_rate, win_rate_ci95: percent of prompts whose output it prefers to gold; None without gold.
     """
 
     value: float
+    value_ci95: float
+    value_by_seed: list[float]
     gold_value: float | None
     win_rate: float | None
     win_rate_ci95: float | None
@@ -51,6 +54,7 @@ class MethodFigures:
         train_rm_win_rate_by_seed: percent.
         judges: by name of the scorer.
         mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
+        kl_to_prior_ci95, kl_to_prior_by_seed: nats.
         examination: likelihoods.
         seconds: a cell, from the learner's start to the end of evaluation; of a resumed one, of its last start.
     """
@@ -67,6 +71,8 @@ class MethodFigures:
     judges: dict[str, JudgeFigures]
     mean_reward: float
     kl_to_prior: float
+    kl_to_prior_ci95: float
+    kl_to_prior_by_seed: list[float]
     mean_tokens: float
     ended: float
     examination: Examination
@@ -81,6 +87,7 @@ class PairedTest:
         ours, theirs: labels.
         win_rate: difference of the train-RM win rates, percentage points; None without gold.
         reward: difference of the mean rewards.
+        judges: difference of the means of each scorer that nobody was trained on, by its name.
         mcnemar_p: exact, of each seed on its own; empty without gold.
     """
 
@@ -88,12 +95,14 @@ class PairedTest:
     theirs: str
     win_rate: PairedDifference | None
     reward: PairedDifference
+    judges: dict[str, PairedDifference]
     mcnemar_p: list[float]
 
     def turned(self) -> "PairedTest":
         """The same with the methods exchanged."""
         rate = None if self.win_rate is None else self.win_rate.turned()
-        return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), self.mcnemar_p)
+        judges = {name: difference.turned() for name, difference in self.judges.items()}
+        return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), judges, self.mcnemar_p)
 
 
 def wins(results: Sequence[CellResult]) -> Floats | None:
@@ -105,14 +114,13 @@ def wins(results: Sequence[CellResult]) -> Floats | None:
     return _above_gold(results, "reward")
 
 
-def rewards(results: Sequence[CellResult]) -> Floats:
-    """The test outputs' rewards, NaN where unknown.  # [seeds, prompts]."""
-    return np.stack([_column(result.outcomes, "reward") for result in results])
+def outcomes(results: Sequence[CellResult], column: str) -> Floats:
+    """A column of the test outcomes, see `Evaluation.outcomes`; NaN where unknown.  # [seeds, prompts]."""
+    return np.stack([_column(result.outcomes, column) for result in results])
 
 
 def _above_gold(results: Sequence[CellResult], column: str) -> Floats | None:
-    ours = np.stack([_column(result.outcomes, column) for result in results])
-    gold = np.stack([_column(result.outcomes, f"gold_{column}") for result in results])
+    ours, gold = outcomes(results, column), outcomes(results, f"gold_{column}")
     if np.isnan(gold).all():
         return None
     return np.where(np.isnan(ours) | np.isnan(gold), np.nan, ours > gold)
@@ -149,6 +157,8 @@ def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: b
         train_rm_win_rate_by_seed=[] if won is None else [PERCENT * float(np.nanmean(row)) for row in won],
         judges={name: _judge(results, name) for name in _judges(results)},
         **{name: mean(test[name] for test in tests) for name in _AVERAGED},
+        kl_to_prior_ci95=clustered_mean(known(outcomes(results, "log_ratio"))).half_width,
+        kl_to_prior_by_seed=[test["kl_to_prior"] for test in tests],
         examination=mean_examination([result.examination for result in results]),
         seconds=mean(result.seconds for result in results),
     )
@@ -163,16 +173,18 @@ def mean(values: Iterable[float]) -> float:
 
 
 def _judges(results: Sequence[CellResult]) -> list[str]:
-    names = results[0].outcomes.column_names
-    return [name.removeprefix("scores.") for name in names if name.startswith("scores.")]
+    """Those that have said something of at least one prompt for every seed."""
+    columns = [name for name in results[0].outcomes.column_names if name.startswith("scores.")]
+    return [name.removeprefix("scores.") for name in columns if known(outcomes(results, name)).size]
 
 
 def _judge(results: Sequence[CellResult], name: str) -> JudgeFigures:
-    values = np.stack([_column(result.outcomes, f"scores.{name}") for result in results])
-    gold = np.stack([_column(result.outcomes, f"gold_scores.{name}") for result in results])
+    values, gold = outcomes(results, f"scores.{name}"), outcomes(results, f"gold_scores.{name}")
     rate = percentage(_above_gold(results, f"scores.{name}"))
     return JudgeFigures(
         value=float(np.nanmean(values)),
+        value_ci95=clustered_mean(known(values)).half_width,
+        value_by_seed=np.nanmean(values, axis=1).tolist(),
         gold_value=None if np.isnan(gold).all() else float(np.nanmean(gold)),
         win_rate=None if rate is None else rate.mean,
         win_rate_ci95=None if rate is None else rate.half_width,
@@ -203,7 +215,12 @@ def paired_test(
     if our_wins is not None and their_wins is not None:
         by_rate = _difference(PERCENT * our_wins, PERCENT * their_wins)
         by_seed = [_mcnemar(a, b) for a, b in zip(our_wins, their_wins, strict=True)]
-    return PairedTest(ours, theirs, by_rate, _difference(rewards(us), rewards(them)), by_seed)
+    judges = {name: _of_column(us, them, f"scores.{name}") for name in _judges([*us, *them])}
+    return PairedTest(ours, theirs, by_rate, _of_column(us, them, "reward"), judges, by_seed)
+
+
+def _of_column(ours: Sequence[CellResult], theirs: Sequence[CellResult], column: str) -> PairedDifference:
+    return _difference(outcomes(ours, column), outcomes(theirs, column))
 
 
 def _difference(ours: Floats, theirs: Floats) -> PairedDifference:

@@ -109,12 +109,13 @@ class Runner:
             raise first_failure(failures) from failures
 
     async def _train_method(self, method: Method) -> None:
-        """The grid; then, at the best learning rate, the rest."""
-        grid = self._plan.grid(method)
-        await asyncio.gather(*map(self._train, grid))
-        rate = chosen_rate(self._subject.directory, grid)
-        if rate is not None:
-            await asyncio.gather(*map(self._train, self._plan.after_grid(method, rate)))
+        """The grid; then, at the best learning rate, the other seeds; the same with smaller groups after that."""
+        for n in self._plan.sizes(method):
+            grid = self._plan.grid(method, n)
+            await asyncio.gather(*map(self._train, grid))
+            rate = chosen_rate(self._subject.directory, grid)
+            if rate is not None:
+                await asyncio.gather(*map(self._train, self._plan.chosen(method, n, rate)[1:]))
 
     async def _train(self, cell: Cell) -> None:
         """One cell, unless it is finished."""

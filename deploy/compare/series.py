@@ -12,9 +12,10 @@ from deploy.compare.results import mean, percentage, wins
 
 @dataclass(frozen=True)
 class GridPoint:
-    """A method at one learning rate, on the first seed, evaluated on validation prompts."""
+    """A method with n outputs a group at one learning rate, on the first seed, evaluated on validation prompts."""
 
     label: str
+    n: int
     learning_rate: float
     win_rate: float | None
     mean_reward: float
@@ -23,13 +24,15 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A method trained on groups of n outputs."""
+    """A method trained on groups of n outputs, at its learning rate for these."""
 
     label: str
     n: int
+    learning_rate: float
     win_rate: float | None
     win_rate_ci95: float | None
     mean_reward: float
+    kl_to_prior: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def grid_point(result: CellResult) -> GridPoint:
     best = result.validation[result.best_version]
     return GridPoint(
         result.cell.method.label,
+        result.cell.n,
         result.cell.learning_rate,
         best["train_rm_win_rate"],
         best["mean_reward"],
@@ -66,11 +70,18 @@ def grid_point(result: CellResult) -> GridPoint:
     )
 
 
-def size_point(label: str, n: int, results: Sequence[CellResult]) -> SizePoint:
-    """Of a method's cells with n outputs a group, one a seed."""
-    rate = percentage(wins(results))
-    reward = mean(result.test["mean_reward"] for result in results)
-    return SizePoint(label, n, None if rate is None else rate.mean, None if rate is None else rate.half_width, reward)
+def size_point(results: Sequence[CellResult]) -> SizePoint:
+    """Of a method's cells with equally many outputs a group, one a seed."""
+    cell, rate = results[0].cell, percentage(wins(results))
+    return SizePoint(
+        cell.method.label,
+        cell.n,
+        cell.learning_rate,
+        None if rate is None else rate.mean,
+        None if rate is None else rate.half_width,
+        mean(result.test["mean_reward"] for result in results),
+        mean(result.test["kl_to_prior"] for result in results),
+    )
 
 
 def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:

@@ -1,10 +1,14 @@
 """The tables of a comparison."""
 
+from collections.abc import Callable
+from functools import partial
+
 from deploy.compare.comparison import Comparison
 from deploy.compare.findings import SAME_METHOD
 from deploy.compare.inference import OverOptimisation, PairedDifference
-from deploy.compare.results import MethodFigures
-from deploy.compare.text_table import TextTable, each, number, percent, points, with_interval
+from deploy.compare.results import MethodFigures, PairedTest
+from deploy.compare.series import GridPoint
+from deploy.compare.text_table import TextTable, each, number, p_value, percent, points, with_interval
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
@@ -15,7 +19,7 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
         sizes_table(comparison),
         likelihoods_table(comparison),
         curves_table(comparison),
-        tests_table(comparison),
+        *tests_tables(comparison),
         grid_table(comparison),
         failures_table(comparison),
     ]
@@ -27,8 +31,8 @@ def methods_table(comparison: Comparison) -> TextTable:
     shown = _with_prior(comparison)
     judges = list(shown[0].judges) if shown else []
     columns = ["method", "train-RM win rate, %", "each seed", *(f"{name}, mean" for name in judges)]
-    columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "tokens", "versions", "rate"]
-    columns += ["s a cell"]
+    columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "each seed", "tokens"]
+    columns += ["ended, %", "versions", "rate", "s a cell"]
     return TextTable(
         f"{comparison.name}: test prompts, means over seeds {_listed(comparison.protocol.seeds)}",
         columns,
@@ -39,13 +43,17 @@ def methods_table(comparison: Comparison) -> TextTable:
 
 def _methods_note(comparison: Comparison) -> str:
     sentences = [
-        "± is the 95 % interval over test prompts and seeds; versions: the best of each seed, † where that is the "
-        "prior; * marks a learning rate at the edge of the grid."
+        "± is the 95 % interval over test prompts and seeds; ended: outputs that end by themselves, before the limit "
+        "of tokens; versions: the best of each seed, † where that is the prior; * marks a learning rate at the edge of "
+        "the grid."
     ]
-    if any(figures.objective == "dpo" for figures in comparison.methods.values()):
+    objectives = {figures.objective for figures in comparison.methods.values()}
+    if "dpo" in objectives:
         sentences.append(
             f"dpo is given one pair a group, that people chose between; the others {comparison.protocol.n} outputs."
         )
+    if "rso" in objectives:
+        sentences.append("rso keeps a few outputs of each group, and trains on pairs of these.")
     return " ".join(sentences)
 
 
@@ -58,11 +66,13 @@ def _method_row(figures: MethodFigures, judges: list[str]) -> list[str]:
         figures.label,
         with_interval(figures.train_rm_win_rate, figures.train_rm_win_rate_ci95),
         each(figures.train_rm_win_rate_by_seed),
-        *(number(verdict.value, 3) for verdict in verdicts),
+        *(with_interval(verdict.value, verdict.value_ci95, 3) for verdict in verdicts),
         *(with_interval(verdict.win_rate, verdict.win_rate_ci95) for verdict in verdicts),
         number(figures.mean_reward, 3),
-        number(figures.kl_to_prior, 2),
+        with_interval(figures.kl_to_prior, figures.kl_to_prior_ci95, 2) if trained else "0",
+        each(figures.kl_to_prior_by_seed) if trained else "",
         number(figures.mean_tokens, 1),
+        number(figures.ended, 1),
         versions if trained else "",
         rate,
         number(figures.seconds, 0) if trained else "",
@@ -76,7 +86,8 @@ def findings_table(comparison: Comparison) -> TextTable:
             f"{finding.claim.better} − {finding.claim.worse}",
             points(finding.difference),
             each(finding.difference.by_seed),
-            f"{finding.difference.p_value:.2g}",
+            p_value(finding.difference.p_value),
+            p_value(finding.difference.p_seeds),
             finding.outcome,
             f"{finding.claim.source}: {finding.claim.text}",
         ]
@@ -84,10 +95,11 @@ def findings_table(comparison: Comparison) -> TextTable:
     ]
     return TextTable(
         "What the paper found, and what came out here",
-        ["train-RM win rate of", "points [95 %]", "each seed", "p", "here", "the paper"],
+        ["train-RM win rate of", "points [95 %]", "each seed", "p", "p, seeds", "here", "the paper"],
         rows,
-        "Paired bootstrap over test prompts and seeds; shown: the whole interval is above 0, and so is each of two or "
-        "more seeds." + _same_method_note(comparison),
+        "Interval and p: paired bootstrap over test prompts and seeds; p, seeds: t-test of the seeds' differences "
+        "alone, which asks much of few seeds. Shown: the whole interval is above 0, and so is each of two or more "
+        "seeds." + _same_method_note(comparison),
     )
 
 
@@ -110,7 +122,12 @@ def sizes_table(comparison: Comparison) -> TextTable:
         of_n = {point.n: point for point in comparison.group_sizes if point.label == label}
         cells = [with_interval(of_n[n].win_rate, of_n[n].win_rate_ci95) if n in of_n else "" for n in sizes]
         rows.append([label, *cells])
-    return TextTable("Train-RM win rate against n, %", ["method", *(f"n = {n}" for n in sizes)], rows)
+    return TextTable(
+        "Train-RM win rate against n, %",
+        ["method", *(f"n = {n}" for n in sizes)],
+        rows,
+        "Each at its own learning rate, see the grid. Groups are cut to their first n outputs.",
+    )
 
 
 def likelihoods_table(comparison: Comparison) -> TextTable:
@@ -144,8 +161,9 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
             "top-10 mass",
         ],
         rows,
-        f"Drift is log q − log p in nats; a method of human pairs has not trained on these groups. The exact posterior "
-        f"ranks {ideal} % of the pairs right. Where entropy and mass both fall below the prior's, look for "
+        f"Chosen and rejected are a group's outputs of highest and lowest reward; drift is log q − log p in nats. A "
+        f"method of human pairs has not trained on these groups. The exact posterior at the recipe's γ ranks {ideal} % "
+        f"of the pairs right. Where entropy and mass both fall below the prior's, look for "
         f"over-optimisation.",
     )
 
@@ -166,33 +184,54 @@ def curves_table(comparison: Comparison) -> TextTable:
     )
 
 
-def tests_table(comparison: Comparison) -> TextTable:
-    """Every method against every other, on the same prompts."""
-    labels = list(comparison.methods)
-    of_pair = {(test.ours, test.theirs): test.win_rate for test in comparison.tests}
-    rows = [[ours, *(_against(of_pair.get((ours, theirs))) for theirs in labels)] for ours in labels]
+def tests_tables(comparison: Comparison) -> list[TextTable]:
+    """Every method against every other, on the same prompts: win rate, and what each judge says."""
+    judges = list(dict.fromkeys(name for test in comparison.tests for name in test.judges))
+    tables = [_tests_table(comparison, "train-RM win rates, points", lambda test: test.win_rate, 1)]
+    return [*tables, *(_tests_table(comparison, f"{name}, means", partial(_of_judge, name), 3) for name in judges)]
+
+
+def _of_judge(name: str, test: PairedTest) -> PairedDifference | None:
+    return test.judges.get(name)
+
+
+def _tests_table(
+    comparison: Comparison, what: str, difference: Callable[[PairedTest], PairedDifference | None], digits: int
+) -> TextTable:
+    labels = [figures.label for figures in _with_prior(comparison)]
+    of_pair = {(test.ours, test.theirs): difference(test) for test in comparison.tests}
+    rows = [[ours, *(_against(of_pair.get((ours, theirs)), digits) for theirs in labels)] for ours in labels]
     return TextTable(
-        "Difference of train-RM win rates, points: row minus column",
+        f"Difference of {what}: row minus column",
         ["", *labels],
         rows if any(of_pair.values()) else [],
-        "Paired bootstrap over test prompts and seeds; * marks a 95 % interval without 0. All intervals, p-values, and "
-        "McNemar's test of each seed are in compare.json.",
+        "Paired bootstrap over test prompts and seeds; * marks a 95 % interval without 0. All intervals and p-values, "
+        "and McNemar's test of each seed, are in compare.json.",
     )
 
 
 def grid_table(comparison: Comparison) -> TextTable:
     """Every learning rate of every method."""
     rates = comparison.protocol.learning_rates
+    chosen = {(label, comparison.protocol.n): figures.learning_rate for label, figures in comparison.methods.items()}
+    chosen |= {(point.label, point.n): point.learning_rate for point in comparison.group_sizes}
+    found = {(one.label, one.n, one.learning_rate): one for one in [*comparison.grid, *comparison.size_grid]}
     rows = []
-    for label in comparison.methods:
-        of_rate = {point.learning_rate: point for point in comparison.grid if point.label == label}
-        rows.append([label, *(number(of_rate[rate].win_rate, 1) if rate in of_rate else "failed" for rate in rates)])
+    for (label, n), own in chosen.items():
+        cells = [_grid_cell(found.get((label, n, rate)), chosen=rate == own) for rate in rates]
+        rows.append([label if n == comparison.protocol.n else f"{label}, n = {n}", *cells])
     return TextTable(
-        f"Validation win rate by learning rate, %, seed {comparison.protocol.seeds[0]}",
+        f"Validation win rate, % (KL(q‖p), nats) by learning rate, seed {comparison.protocol.seeds[0]}",
         ["method", *(f"{rate:g}" for rate in rates)],
         rows,
-        "The rate with the highest is the method's own.",
+        "✓ is the method's own: the rate with the highest win rate, of equal ones that with the higher mean reward.",
     )
+
+
+def _grid_cell(point: GridPoint | None, *, chosen: bool) -> str:
+    if point is None:
+        return "failed"
+    return f"{number(point.win_rate, 1)} ({number(point.kl_to_prior, 1)}){' ✓' if chosen else ''}"
 
 
 def failures_table(comparison: Comparison) -> TextTable:
@@ -206,11 +245,11 @@ def _coefficients(fit: OverOptimisation | None) -> list[str]:
     return [number(value, 3) for value in values]
 
 
-def _against(difference: PairedDifference | None) -> str:
+def _against(difference: PairedDifference | None, digits: int) -> str:
     if difference is None:
         return ""
     certain = difference.low > 0 or difference.high < 0
-    return f"{difference.difference:+.1f}{'*' if certain else ''}"
+    return f"{difference.difference:+.{digits}f}{'*' if certain else ''}"
 
 
 def _with_prior(comparison: Comparison) -> list[MethodFigures]:

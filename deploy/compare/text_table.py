@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from deploy.compare.inference import PairedDifference
+from deploy.compare.inference import SMALLEST_P, PairedDifference
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def each(values: Sequence[float]) -> str:
+def each(values: Sequence[float], digits: int = 1) -> str:
     """One figure a seed."""
-    return " / ".join(f"{value:.1f}" for value in values)
+    return " / ".join(f"{value:.{digits}f}" for value in values)
 
 
 def percent(share: float | None) -> str:
@@ -50,11 +50,19 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def with_interval(value: float | None, half_width: float | None) -> str:
+def with_interval(value: float | None, half_width: float | None, digits: int = 1) -> str:
     """A figure with its 95 % interval."""
-    return "–" if value is None or half_width is None else f"{value:.1f} ± {half_width:.1f}"
+    return "–" if value is None or half_width is None else f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 
-def points(difference: PairedDifference) -> str:
+def p_value(value: float | None) -> str:
+    """A p-value; of a bootstrap none is known that is smaller than its smallest."""
+    if value is None:
+        return "–"
+    return f"≤ {SMALLEST_P:.1g}" if value <= SMALLEST_P else f"{value:.2g}"
+
+
+def points(difference: PairedDifference, digits: int = 1) -> str:
     """A difference with its 95 % interval."""
-    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    low, high = (f"{bound:+.{digits}f}" for bound in (difference.low, difference.high))
+    return f"{difference.difference:+.{digits}f} [{low}, {high}]"

@@ -94,9 +94,10 @@ def finished_comparison(root: Path, work: Plan) -> ComparisonDirectory:
     merits = {(BRAIN.label, 1e-3): (60.0, 24), (WARM.label, 1e-4): (45.0, 16)}
     rates = {BRAIN: 1e-3, WARM: 1e-4}
     for method, rate in rates.items():
-        for cell in [*work.grid(method), *work.after_grid(method, rate)]:
-            validation, wins = merits.get((method.label, cell.learning_rate), (30.0, 12))
-            finish_cell(directory, cell, validation=validation, wins=wins if cell.n == work.n else wins - 4)
+        for n in work.sizes(method):
+            for cell in [*work.grid(method, n), *work.chosen(method, n, rate)[1:]]:
+                validation, wins = merits.get((method.label, cell.learning_rate), (30.0, 12))
+                finish_cell(directory, cell, validation=validation, wins=wins if cell.n == work.n else wins - 4)
     for seed in work.request.seeds:
         finish_seed(directory, seed)
     return directory

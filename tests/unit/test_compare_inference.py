@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.statistics import win_rate
-from deploy.compare.inference import clustered_mean, fit_over_optimisation, mcnemar, paired_bootstrap
+from deploy.compare.inference import clustered_mean, fit_over_optimisation, mcnemar, paired_bootstrap, t_test
 
 
 def bools(text: str) -> np.ndarray:
@@ -77,6 +77,22 @@ def test_a_bootstrap_interval_is_the_normal_one_where_the_mean_is_normal() -> No
     z = differences.mean() / (differences.std() / math.sqrt(400))
     assert found.p_value == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.5)
     assert paired_bootstrap(differences) == found
+
+
+@pytest.mark.parametrize(
+    ("t", "seeds", "p"),  # from printed tables of Student's distribution
+    [(12.706, 2, 0.05), (4.303, 3, 0.05), (9.925, 3, 0.01), (3.182, 4, 0.05), (2.776, 5, 0.05), (2.262, 10, 0.05)],
+)
+def test_seeds_alone_are_student_s_test(t: float, seeds: int, p: float) -> None:
+    spread = np.linspace(-1, 1, seeds)
+    values = spread + t * spread.std(ddof=1) / math.sqrt(seeds)
+    assert t_test(values) == pytest.approx(t_test(-values)) == pytest.approx(p, rel=1e-3)
+    assert paired_bootstrap(np.tile(values[:, None], (1, 4)), resamples=99).p_seeds == pytest.approx(t_test(values))
+
+
+def test_seeds_that_agree_exactly_or_that_are_one() -> None:
+    assert (t_test(np.array([2.0, 2.0])), t_test(np.zeros(3))) == (0.0, 1.0)
+    assert paired_bootstrap(np.ones((1, 10)), resamples=99).p_seeds is None
 
 
 def test_no_difference_has_a_p_value_of_1_and_a_sure_one_the_smallest() -> None:

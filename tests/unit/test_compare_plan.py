@@ -10,6 +10,7 @@ from deploy.compare.methods import method_recipe, parse_method
 from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
 from deploy.compare.progress import chosen_rate, unfinished
 from deploy.compare.request import Request, parse_request
+from deploy.compare.request_file import read_request, save_request
 from tests.unit.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
 
 
@@ -27,18 +28,25 @@ def request(**options: Any) -> Request:
 
 def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_others() -> None:
     work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2, 4))
-    assert [(cell.learning_rate, cell.seed) for cell in work.grid(BRAIN)] == [(1e-4, 3), (1e-3, 3)]
-    assert work.grid(WARM) == [type(cell)(WARM, cell.learning_rate, cell.seed, cell.n) for cell in work.grid(BRAIN)]
-    later = work.after_grid(BRAIN, 1e-3)
-    assert [(cell.seed, cell.n) for cell in later] == [(4, 8), (3, 2), (4, 2), (3, 4), (4, 4)]
-    assert {cell.learning_rate for cell in later} == {1e-3}
-    assert [cell.seed for cell in work.after_grid(WARM, 1e-4)] == [4]  # no smaller groups for it
-    assert work.count() == (2 + 5) + (2 + 1)
+    assert [(cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 8)] == [(1e-4, 3), (1e-3, 3)]
+    assert work.grid(WARM, 8) == [
+        type(cell)(WARM, cell.learning_rate, cell.seed, cell.n) for cell in work.grid(BRAIN, 8)
+    ]
+    chosen = work.chosen(BRAIN, 8, 1e-3)
+    assert [(cell.seed, cell.n, cell.learning_rate) for cell in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
+    assert (work.sizes(BRAIN), work.sizes(WARM)) == ([8, 2, 4], [8])
+    assert work.count() == 3 * (2 + 1) + (2 + 1)
+
+
+def test_smaller_groups_have_a_grid_of_their_own() -> None:
+    work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2,))
+    assert [(cell.n, cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 2)] == [(2, 1e-4, 3), (2, 1e-3, 3)]
+    assert [(cell.n, cell.seed) for cell in work.chosen(BRAIN, 2, 1e-4)] == [(2, 3), (2, 4)]
 
 
 def test_cells_differ_in_what_they_are_about_and_in_nothing_else(tmp_path: Path) -> None:
     directory, base = ComparisonDirectory(tmp_path), recipe()
-    (first, second), warm = plan().grid(BRAIN), plan().grid(WARM)[0]
+    (first, second), warm = plan().grid(BRAIN, 8), plan().grid(WARM, 8)[0]
     one, two, three = (cell_recipe(base, cell, directory) for cell in (first, second, warm))
     assert (one.learner.learning_rate, two.learner.learning_rate) == (1e-4, 1e-3)
     assert (one.objective.temperature, three.objective.temperature) == (1.0, 2.0)
@@ -91,19 +99,19 @@ def test_a_rate_at_the_edge_is_told_apart() -> None:
 def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Path) -> None:
     work = plan()
     directory = finished_comparison(tmp_path, work)
-    assert chosen_rate(directory, work.grid(BRAIN)) == 1e-3
+    assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-3
     assert not unfinished(directory, work)
     assert unfinished(directory, plan(seeds=(0, 1, 2)))
     assert unfinished(directory, plan(sizes=(4,)))
-    directory.examination(work.grid(WARM)[1].name).unlink()
+    directory.examination(work.grid(WARM, 8)[1].name).unlink()
     assert unfinished(directory, work)
 
 
 def test_a_failed_rate_is_out_of_the_choice(tmp_path: Path) -> None:
     work, directory = plan(), ComparisonDirectory(tmp_path)
-    assert chosen_rate(directory, work.grid(BRAIN)) is None
-    finish_cell(directory, work.grid(BRAIN)[0], validation=10.0, wins=4)
-    assert chosen_rate(directory, work.grid(BRAIN)) == 1e-4
+    assert chosen_rate(directory, work.grid(BRAIN, 8)) is None
+    finish_cell(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
+    assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-4
     assert unfinished(directory, work)
 
 
@@ -142,7 +150,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(options: dict[str, str], se
 
 def test_a_setting_that_an_objective_does_not_have_is_refused(tmp_path: Path) -> None:
     method = parse_method("brain:temprature=2")
-    cell = type(plan().grid(BRAIN)[0])(method, 1e-3, 0, 8)
+    cell = type(plan().grid(BRAIN, 8)[0])(method, 1e-3, 0, 8)
     with pytest.raises(UserError, match=r"unknown setting objective\.temprature; did you mean objective\.temperature"):
         cell_recipe(recipe(), cell, ComparisonDirectory(tmp_path))
 
@@ -175,3 +183,29 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
         check_comparison(ComparisonDirectory(tmp_path), recipe())
     with pytest.raises(UserError, match="is a file, and no comparison; name a new or empty directory with --out"):
         check_comparison(ComparisonDirectory(tmp_path / "thesis.tex"), recipe())
+
+
+def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> None:
+    first = request(objectives="brain,rso", seeds="3,4", learning_rates="1e-3,1e-4", pairs="s3://pairs")
+    save_request(tmp_path / "request.json", first)
+    begun = read_request(tmp_path / "request.json")
+    assert begun == first
+    again = parse_request(recipe(), begun=begun)
+    assert again == first, "the same command without options goes on with all of it"
+    more = parse_request(
+        recipe(), objectives="rso,ipo", seeds="5,3", learning_rates="1e-2", group_sizes="4", swept="ipo", begun=begun
+    )
+    assert [method.label for method in more.methods] == ["brain", "rso", "ipo"]
+    assert (more.seeds, more.learning_rates) == ((3, 4, 5), (1e-4, 1e-3, 1e-2)), "rates are still chosen on seed 3"
+    assert (more.group_sizes, more.swept, more.pairs) == ((4,), ("ipo",), "s3://pairs")
+    most = parse_request(recipe(), group_sizes="2", swept="brain", begun=more)
+    assert (most.group_sizes, most.swept) == ((2, 4), ("ipo", "brain"))
+    assert parse_request(recipe(), group_sizes="2", begun=more).swept == ("ipo",)
+
+
+def test_a_request_that_nobody_has_written_is_none_and_a_foreign_one_is_named(tmp_path: Path) -> None:
+    assert read_request(tmp_path / "request.json") is None
+    for text in ("{", "[]", '{"objectives": ["brain"]}'):
+        (tmp_path / "request.json").write_text(text)
+        with pytest.raises(UserError, match=r"request\.json is not what brain compare writes; remove it and name"):
+            read_request(tmp_path / "request.json")

@@ -17,8 +17,8 @@ from deploy.compare.page import inline_svg, page
 from deploy.compare.plots import draw
 from deploy.compare.report import report
 from deploy.compare.results import PairedTest
-from deploy.compare.tables import all_tables, findings_table, methods_table
-from deploy.compare.text_table import number
+from deploy.compare.tables import all_tables, findings_table, grid_table, methods_table
+from deploy.compare.text_table import number, p_value
 from deploy.plotting import INK, as_svg
 from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, plan, recipe
 
@@ -36,6 +36,9 @@ def test_a_method_is_reported_at_its_own_rate_over_all_seeds(comparison: Compari
     assert warm.train_rm_win_rate == 40.0
     assert brain.train_rm_win_rate_ci95 == pytest.approx(1.96 * (0.6 * 0.4 / 40) ** 0.5 * 100)
     assert brain.judges["truth"].win_rate == 100.0
+    assert brain.judges["truth"].value_by_seed == pytest.approx([0.7, 0.7])
+    assert brain.judges["truth"].value_ci95 == pytest.approx(0.0)
+    assert (brain.kl_to_prior_by_seed, brain.kl_to_prior_ci95) == ([60 / 25] * 2, 0.0)
     assert (brain.judges["truth"].value, brain.judges["truth"].gold_value) == pytest.approx((0.7, 0.6))
     assert comparison.prior is not None
     assert (comparison.prior.train_rm_win_rate, comparison.prior.learning_rate) == (20.0, None)
@@ -48,7 +51,11 @@ def test_methods_are_tested_on_the_same_prompts(comparison: Comparison) -> None:
     assert test.win_rate.low > 0
     assert test.reward.difference == pytest.approx(0.4)  # 8 of 40 prompts, two units of reward each
     assert test.mcnemar_p == pytest.approx([2 / 2**8] * 2)  # 8 discordant prompts, all ours
-    other = next(other for other in comparison.tests if other.theirs == BRAIN.label)
+    assert test.judges["truth"].difference == 0.0
+    assert (test.judges["truth"].p_value, test.win_rate.p_seeds) == (1.0, 0.0)  # both seeds say exactly 20 points
+    prior = next(one for one in comparison.tests if (one.ours, one.theirs) == (BRAIN.label, "prior"))
+    assert prior.win_rate is not None and prior.win_rate.difference == pytest.approx(40.0)
+    other = next(one for one in comparison.tests if (one.ours, one.theirs) == (WARM.label, BRAIN.label))
     assert other.win_rate is not None
     assert other.win_rate.difference == -test.win_rate.difference
     assert (other.win_rate.low, other.win_rate.high) == (-test.win_rate.high, -test.win_rate.low)
@@ -62,6 +69,14 @@ def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison)
         (BRAIN.label, 4, 50.0),
         (BRAIN.label, 8, 60.0),
     ]
+    smaller = [(point.n, point.learning_rate, point.win_rate) for point in comparison.size_grid]
+    assert smaller == [(4, 1e-4, 30.0), (4, 1e-3, 60.0)]
+    grid = {row[0]: row[1:] for row in grid_table(comparison).rows}
+    assert grid == {
+        "brain": ["30.0 (1.2)", "60.0 (2.4) ✓"],
+        "brain, n = 4": ["30.0 (1.2)", "60.0 (2.4) ✓"],
+        "brain:temperature=2": ["45.0 (1.8) ✓", "30.0 (1.2)"],
+    }
     curve = comparison.curves[0]
     assert len(curve.points) == 3 * 2  # two rates and another seed, versions 1 and 2
     best = next(point for point in curve.points if point.learning_rate == 1e-3 and point.version == 1)
@@ -81,19 +96,19 @@ def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison)
 def test_a_finding_says_what_interval_and_seeds_say(
     low: float, difference: float, by_seed: list[float], outcome: str
 ) -> None:
-    by_rate = PairedDifference(difference, low, 5.0, 0.1, by_seed)
-    tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, [])]
+    by_rate = PairedDifference(difference, low, 5.0, 0.1, by_seed, 0.2)
+    tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, {}, [])]
     (found,) = findings(tests)
     assert (found.claim.source, found.outcome) == ("§9.3", outcome)
     assert len({(claim.better, claim.worse) for claim in CLAIMS}) == len(CLAIMS)
 
 
 def test_one_method_under_two_names_is_one_finding_and_a_check_of_numerics(comparison: Comparison) -> None:
-    better = PairedDifference(5.0, 1.0, 9.0, 0.01, [4.0, 6.0])
-    twice = [PairedTest("brain", theirs, better, better, []) for theirs in SAME_METHOD]
+    better = PairedDifference(5.0, 1.0, 9.0, 0.01, [4.0, 6.0], 0.1)
+    twice = [PairedTest("brain", theirs, better, better, {}, []) for theirs in SAME_METHOD]
     assert [found.claim.worse for found in findings(twice)] == ["dpo-sft+iw+n"]
     assert [found.claim.worse for found in findings(twice[1:])] == ["brain-fixed-proposal"]
-    same = PairedTest(*SAME_METHOD, PairedDifference(-0.25, -1.5, 1.0, 0.7, [-0.5, 0.0]), better, [])
+    same = PairedTest(*SAME_METHOD, PairedDifference(-0.25, -1.5, 1.0, 0.7, [-0.5, 0.0], 0.5), better, {}, [])
     note = findings_table(replace(comparison, tests=[*twice, same])).note
     assert "one loss on the same groups" in note and "-0.2 [-1.5, +1.0] points, by numerics" in note
     assert "one loss" not in findings_table(comparison).note
@@ -111,6 +126,9 @@ def test_figure_2_is_a_rise_that_becomes_smaller() -> None:
     assert flat.difference.difference == pytest.approx(30 - 2)
     assert [found.claim.worse for found in size_findings("brain", {2: wins[2], 8: wins[8]})] == ["brain, n = 2"]
     assert size_findings("brain", {8: wins[8]}) == []
+    assert [found.claim.better for found in size_findings("dpo-sft", wins)] == ["dpo-sft, n = 16"], (
+        "it need not saturate"
+    )
 
 
 def test_tables_show_what_there_is(comparison: Comparison) -> None:
@@ -124,6 +142,7 @@ def test_tables_show_what_there_is(comparison: Comparison) -> None:
     other = methods_table(replace(comparison, methods={"brain": untrained}))
     assert other.rows[-1][-3] == "1, 0†"
     assert "dpo is given one pair a group" in other.note and "dpo is" not in methods.note
+    assert (p_value(None), p_value(1e-5), p_value(0.0123)) == ("–", "≤ 0.0002", "0.012")
     assert (number(float("nan"), 1), number(None, 1), number(0.25, 1)) == ("–", "–", "0.2")
     assert "prior" in rows
     assert tables["Cells that could not be trained"].rows == [["a cell", "broke"]]
