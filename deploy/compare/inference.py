@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ SMALLEST_P = 2 / (RESAMPLES + 1)
 
 
 _DRAWN_AT_ONCE = 1 << 20
-"""Drawn prompts that are held in memory together."""
+"""Drawn prompts that are held in memory as numbers of 64 bits together."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,14 @@ def paired_bootstrap(differences: Floats, *, resamples: int = RESAMPLES) -> Pair
         differences: a − b.  # [seeds, prompts]
         resamples: how many.
     """
-    generator = np.random.default_rng(0)  # a comparison that is computed again says the same
     seeds, prompts = differences.shape
-    shares = generator.multinomial(seeds, [1 / seeds] * seeds, size=resamples) / seeds  # [resamples, seeds]
+    shares = np.random.default_rng(0).multinomial(seeds, [1 / seeds] * seeds, size=resamples) / seeds
+    drawn = _drawn_prompts(prompts, resamples)
     rows = max(1, _DRAWN_AT_ONCE // prompts)
-    parts = []
-    for start in range(0, resamples, rows):
-        share = shares[start : start + rows]
-        drawn = generator.integers(prompts, size=(len(share), prompts))
-        by_seed = np.stack([row[drawn].mean(axis=1) for row in differences], axis=1)
-        parts.append((share * by_seed).sum(axis=1))
+    parts = [
+        (shares[start : start + rows] * (drawn[start : start + rows] @ differences.T)).sum(axis=1) / prompts
+        for start in range(0, resamples, rows)
+    ]
     means = np.concatenate(parts)
     low, high = np.quantile(means, [0.025, 0.975])
     below, above = (np.sum(means <= 0) + 1) / (resamples + 1), (np.sum(means >= 0) + 1) / (resamples + 1)
@@ -124,6 +123,20 @@ def paired_bootstrap(differences: Floats, *, resamples: int = RESAMPLES) -> Pair
         by_seed=of_seeds.tolist(),
         p_seeds=t_test(of_seeds) if seeds > 1 else None,
     )
+
+
+@lru_cache(maxsize=2)  # a comparison has hundreds of differences over the same prompts
+def _drawn_prompts(prompts: int, resamples: int) -> npt.NDArray[np.uint16]:
+    """How often each resample draws each prompt; the same at every call, so that a comparison says the same again.
+
+    Returns:
+        [resamples, prompts], with rows that sum to `prompts`.
+    """
+    generator = np.random.default_rng(1)
+    counts = np.empty((resamples, prompts), np.uint16)
+    for row in counts:
+        row[:] = np.bincount(generator.integers(prompts, size=prompts), minlength=prompts)
+    return counts
 
 
 def t_test(values: Floats) -> float:
