@@ -1,5 +1,6 @@
 """What is asked for: which methods, learning rates, seeds and group sizes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def parse_request(
             f"--n {wrong[0]}: the groups have n={recipe.sampling.n} outputs (sampling.n), and the first are taken; "
             f"name numbers from 2 to {recipe.sampling.n - 1}."
         )
+    _refuse_idle_sweep(methods, group_sizes, swept)
     return Request(
         methods=methods,
         seeds=tuple(_numbers("--seeds", seeds, int)),
@@ -99,6 +101,22 @@ def _swept(methods: Sequence[Method], asked: str | None) -> tuple[str, ...]:
     return tuple(_listed(asked))
 
 
+def _refuse_idle_sweep(methods: Sequence[Method], sizes: str | None, asked: str | None) -> None:
+    """Group sizes at which nothing would be trained, and methods without a size to train them at."""
+    if asked is not None:
+        _refuse_repeated("--n-objectives", _listed(asked))
+        if sizes is None:
+            raise UserError(
+                f"--n-objectives {asked}: --n names no group sizes to train these at; add --n 2,4 or the like, or "
+                f"leave --n-objectives out."
+            )
+    elif sizes is not None and not _swept(methods, None):
+        raise UserError(
+            f"--n {sizes} is for {' and '.join(SWEPT)}, and neither is among --objectives, so that nothing would be "
+            f"trained; name the objectives that it is for with --n-objectives."
+        )
+
+
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -110,6 +128,9 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
         raise UserError(f"{option} {text}: write numbers with commas between them.") from None
     if not numbers or min(numbers) < 0 or (kind is float and min(numbers) == 0):
         raise UserError(f"{option} {text}: name at least one number, and none that is negative or a rate of 0.")
+    endless = [number for number in numbers if not math.isfinite(number)]
+    if endless:
+        raise UserError(f"{option} {text}: {endless[0]} is no number to train with; name finite ones.")
     _refuse_repeated(option, [str(number) for number in numbers])
     return numbers
 
