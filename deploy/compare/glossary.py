@@ -16,7 +16,7 @@ GLOSSARY = {
     "versions, †": "Of each seed, the version of the policy with the highest win rate on validation prompts, which is "
     "the one tested: k after the k-th round's updates. † is version 0, the prior: no later one was better.",
     "rate, *": "The learning rate with the highest validation win rate of the grid; * where it is the grid's smallest "
-    "or largest, so that a better one may lie outside. After a difference, * means that the 95 % interval is without 0.",
+    "or largest, so that a better one may lie outside. After a difference, * is for a 95 % interval without 0.",
     "n": "Outputs sampled for each prompt; together they are a group.",
     "cell, s a cell": "A cell is one training run: a method, a learning rate, a seed and n. Its seconds are from the "
     "learner's start to the end of evaluation, with whatever ran beside it.",

@@ -124,10 +124,12 @@ def _compared_on(directory: ComparisonDirectory) -> Recipe:
     try:
         return load_recipe(directory.config)
     except UserError as error:
-        first = str(error).splitlines()[0].removeprefix(f"{directory.config.name}: ").rstrip(".")
+        problem = str(error).splitlines()[0].rstrip(".")
+        for called in (f"{directory.config} ", f"{directory.config.name}: "):
+            problem = problem.removeprefix(called)
         raise UserError(
-            f"{directory.config} does not hold the recipe of a comparison ({first}); restore the file, or name another "
-            f"directory with --out."
+            f"{directory.config} does not hold the recipe of a comparison ({problem}); restore the file, or name "
+            f"another directory with --out."
         ) from None
 
 

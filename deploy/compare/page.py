@@ -106,7 +106,9 @@ def _few_seeds(comparison: Comparison) -> str:
     if not fewer:
         return ""
     named = "; ".join(f"{label} (seed {', '.join(map(str, there))})" for label, there in fewer.items())
-    return f"Not over all {len(seeds)} seeds: {named}. With one seed an interval says nothing of what another would change."
+    return (
+        f"Not over all {len(seeds)} seeds: {named}. The interval of one seed says nothing of what another would change."
+    )
 
 
 def _glossary() -> str:
