@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.compare.comparison import Comparison
 from deploy.compare.glossary import GLOSSARY
-from deploy.compare.plots import LEAST_R_SQUARED
+from deploy.compare.plots import CLOSEST, LEAST_R_SQUARED
 from deploy.compare.text_table import TextTable
 from deploy.plotting import INK
 
@@ -16,8 +16,8 @@ _CAPTIONS = {
     "group-size": "Train-RM win rate against the number of outputs a prompt, with 95 % intervals. The methods' points "
     "stand beside each other so that all can be seen; n is the tick between them.",
     "reward-kl": "What each evaluated version of every cell gained in reward, against its distance from the prior, "
-    f"which is drawn logarithmically. Lines are fits of d(a − b·log d); one with R² below {LEAST_R_SQUARED:g} is left "
-    "out, and the table has its coefficients.",
+    f"on a logarithmic axis, where what is closer than {CLOSEST:g} stands at {CLOSEST:g}. Lines are fits of "
+    f"d(a − b·log d); one with R² below {LEAST_R_SQUARED:g} is left out, and the table has its coefficients.",
     "truth-kl": "The same for the ground truth, which nobody was trained on: where it falls while the reward rises, "
     f"the reward model is over-optimised. Fits with R² below {LEAST_R_SQUARED:g} are left out here too.",
     "learning-rates": "Validation win rate over the grid, on the first seed; filled: the rate that the method is "

@@ -18,6 +18,9 @@ from deploy.plotting import INK, new_figure, plot_style
 LEAST_R_SQUARED = 0.5
 """A fit that explains less of what it is a fit of is not drawn."""
 
+CLOSEST = 0.05
+"""√nats; what is closer to the prior is drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
+
 Plot = Callable[[Comparison], "Figure | None"]
 
 
@@ -105,14 +108,14 @@ def _against_distance(
     fit: Callable[[RewardCurve], OverOptimisation | None],
 ) -> Figure | None:
     named = legend_names(list(comparison.methods))
-    curves = [curve for curve in comparison.curves if curve.label in named and _away(curve, value)]
+    curves = [curve for curve in comparison.curves if curve.label in named and _known(curve, value)]
     if not curves:
         return None
     figure, axes = _figure(7, 5.2)
     shown_as = looks(list(comparison.methods))
     for curve in curves:
         look = shown_as[curve.label]
-        distances, gains = np.array(_away(curve, value)).T
+        distances, gains = np.array(_known(curve, value)).T
         axes.plot(distances, gains, linestyle="", marker=look.marker, markersize=4.5, alpha=0.75, color=look.colour)
         drawn = _draw_fit(axes, fit(curve), distances, look)
         in_legend = look if drawn else replace(look, linestyle="")
@@ -125,10 +128,9 @@ def _against_distance(
     return figure
 
 
-def _away(curve: RewardCurve, value: Callable[[CurvePoint], float | None]) -> list[tuple[float, float]]:
-    """Distance and gain of the versions that have left the prior."""
-    known = [(point.distance, gain) for point in curve.points if (gain := value(point)) is not None]
-    return [(distance, gain) for distance, gain in known if distance > 0]
+def _known(curve: RewardCurve, value: Callable[[CurvePoint], float | None]) -> list[tuple[float, float]]:
+    """Where the versions of a curve are drawn: distance and gain."""
+    return [(max(CLOSEST, point.distance), gain) for point in curve.points if (gain := value(point)) is not None]
 
 
 def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, look: Look) -> bool:

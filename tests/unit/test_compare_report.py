@@ -15,7 +15,7 @@ from deploy.compare.inference import OverOptimisation, PairedDifference
 from deploy.compare.layout import ComparisonDirectory
 from deploy.compare.looks import legend_names, looks
 from deploy.compare.page import inline_svg, page
-from deploy.compare.plots import draw
+from deploy.compare.plots import CLOSEST, draw
 from deploy.compare.report import report
 from deploy.compare.results import PairedTest
 from deploy.compare.tables import all_tables, findings_table, methods_table
@@ -198,23 +198,27 @@ def test_a_fit_that_explains_little_is_not_drawn(comparison: Comparison, r_squar
     curve = replace(comparison.curves[0], fit=OverOptimisation(1.0, 0.1, r_squared))
     figure = draw(replace(comparison, curves=[curve]))["reward-kl"]
     (axes,) = figure.axes
-    assert sum(len(line.get_xydata()) == 100 for line in axes.lines) == drawn
+    assert sum(np.asarray(line.get_xdata()).size == 100 for line in axes.lines) == drawn
     (handle,) = figure.legends[0].get_lines()
     assert handle.get_linestyle() == ("-" if drawn else "None")
     assert axes.get_xscale() == "log"
 
 
-def test_versions_that_never_left_the_prior_have_no_place_on_a_logarithmic_axis(comparison: Comparison) -> None:
+def test_versions_that_never_left_the_prior_stand_where_the_logarithmic_axis_begins(comparison: Comparison) -> None:
     curve = comparison.curves[0]
-    still = replace(curve, points=[replace(point, distance=0.0) for point in curve.points])
-    assert "reward-kl" not in draw(replace(comparison, curves=[still]))
+    still = replace(curve, points=[replace(point, distance=0.0) for point in curve.points], fit=None)
+    (axes,) = draw(replace(comparison, curves=[still]))["reward-kl"].axes
+    drawn = np.array(axes.lines[0].get_xydata())
+    assert drawn[:, 0] == pytest.approx([CLOSEST] * len(curve.points))
+    assert drawn[:, 1] == pytest.approx([point.gain for point in curve.points])
 
 
 def test_error_bars_of_two_methods_stand_side_by_side(comparison: Comparison) -> None:
     there = comparison.group_sizes
     both = [*there, *(replace(point, label=WARM.label) for point in there)]
     (axes,) = draw(replace(comparison, group_sizes=both))["group-size"].axes
-    ours, theirs = (np.array(container.lines[0].get_xdata(), dtype=float) for container in axes.containers)
+    joined = [line for line in axes.lines if line.get_linestyle() == "-"]  # and not the caps of the bars
+    ours, theirs = (np.asarray(line.get_xdata(), np.float64) for line in joined)
     assert all(ours < [4, 8]) and all(theirs > [4, 8])
     assert np.sqrt(ours * theirs) == pytest.approx([4, 8])
 
