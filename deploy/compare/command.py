@@ -10,7 +10,7 @@ from common.schemas import HUMAN
 from deploy.cluster import LOWER_SERVICES, ray_cluster
 from deploy.compare.human_pairs import check_pairs, pairs_digest
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import method_recipe, objective_settings, trains_on_pairs
+from deploy.compare.methods import method_recipe, objective_settings, refuse_equal, trains_on_pairs
 from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.report import report
@@ -115,3 +115,4 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
             check_pairs(open_source(request.pairs).store, recipe.algorithm)
         for n in request.group_sizes if method.label in request.swept else ():
             method_recipe(recipe, method, pairs=request.pairs, sampling={"n": n})
+    refuse_equal(recipe, request.methods)

@@ -105,12 +105,12 @@ def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
     Other methods, seeds, learning rates or group sizes are no other comparison: they add cells to it.
 
     Raises:
-        UserError: with one line for each setting that differs.
+        UserError: with one line for each setting that differs, or compare.yaml cannot be read.
     """
     root = directory.root
     if not is_in_use(root, directory.config, "comparison", "name a new or empty directory with --out"):
         return
-    there = load_recipe(directory.config).model_dump(mode="json")
+    there = _compared_on(directory).model_dump(mode="json")
     differing = [
         line
         for line in differing_settings(there, recipe.model_dump(mode="json"))
@@ -122,6 +122,20 @@ def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
             f"{root} holds a comparison on another recipe, whose cells cannot be compared with this one's; name "
             f"another directory with --out, or undo the difference:\n{lines}"
         )
+
+
+def _compared_on(directory: ComparisonDirectory) -> Recipe:
+    """The recipe that a comparison was begun on."""
+    try:
+        return load_recipe(directory.config)
+    except UserError as error:
+        problem = str(error).splitlines()[0].rstrip(".")
+        for called in (f"{directory.config} ", f"{directory.config.name}: "):
+            problem = problem.removeprefix(called)
+        raise UserError(
+            f"{directory.config} does not hold the recipe of a comparison ({problem}); restore the file, or name "
+            f"another directory with --out."
+        ) from None
 
 
 def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:

@@ -18,8 +18,9 @@ class Examination:
 
     Attributes:
         ranking_accuracy: share of the pairs with different rewards in which log q is higher for the higher reward.
-        ideal_ranking_accuracy: the same for the posterior p·exp(r/γ), the best that the rewards allow (arXiv
-            2405.19534).
+        ideal_ranking_accuracy: the same for the exact posterior p·exp(r/γ), the target of the training (idealized, in
+            arXiv 2405.19534). γ is the base recipe's for every method, also for one with a γ of its own. It is no upper
+            bound: p has a say in it, and a policy may rank the pairs better.
         held_back_chosen_drift, held_back_rejected_drift: on prompts that nobody trained on.
         trained_chosen_drift, trained_rejected_drift: on the first round's; None for a method that trains on human
             pairs instead.

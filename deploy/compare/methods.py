@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +41,31 @@ def parse_method(text: str) -> Method:
     """Read `NAME` or `NAME:setting=value:…`; NAME may be an own loss, `module:function`.
 
     Raises:
-        UserError: there is no such objective (the nearest is named), or a setting has no `=`.
+        UserError: there is no such objective (the nearest is named), or a setting has no `=`, stands there twice, or is
+            the objective's name.
     """
     name, *overrides = text.strip().split(":")
     if name not in OBJECTIVE_NAMES and overrides and "=" not in overrides[0]:
-        return Method(text.strip(), f"{name}:{overrides[0]}", tuple(overrides[1:]))
-    if name not in OBJECTIVE_NAMES:
+        name, *overrides = f"{name}:{overrides[0]}", *overrides[1:]
+    elif name not in OBJECTIVE_NAMES:
         near = difflib.get_close_matches(name, OBJECTIVE_NAMES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVE_NAMES)}."
         raise UserError(f"--objectives: unknown objective {name!r}; {hint}")
+    _check_overrides(text.strip(), overrides)
+    return Method(text.strip(), name, tuple(overrides))
+
+
+def _check_overrides(text: str, overrides: Sequence[str]) -> None:
     strange = [override for override in overrides if "=" not in override]
     if strange:
         raise UserError(f"--objectives: {strange[0]!r} in {text!r} is no setting; write NAME:setting=value.")
-    return Method(text.strip(), name, tuple(overrides))
+    given = [tuple(part.strip() for part in override.split("=", 1)) for override in overrides]
+    settings = [setting for setting, _ in given]
+    for setting, value in given:
+        if setting == "name":
+            raise UserError(f"--objectives: {text!r} renames its objective; write {value} in its place.")
+        if settings.count(setting) > 1:
+            raise UserError(f"--objectives: {text!r} sets {setting} twice; write it once.")
 
 
 def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
@@ -74,6 +87,23 @@ def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
     for override in method.overrides:
         apply_override(settings, override)
     return settings
+
+
+def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
+    """Refuse two methods that are one objective with the same settings, however these are written.
+
+    Raises:
+        UserError: with both labels.
+    """
+    labels: dict[str, str] = {}
+    for method in methods:
+        section = TypeAdapter(ObjectiveSection).validate_python(objective_settings(base, method))
+        twin = labels.setdefault(section.model_dump_json(), method.label)
+        if twin != method.label:
+            raise UserError(
+                f"--objectives: {twin} and {method.label} are the same objective with the same settings; name one of "
+                f"them."
+            )
 
 
 def trains_on_pairs(settings: dict[str, Any]) -> bool:

@@ -6,18 +6,23 @@ from html import escape
 from pathlib import Path
 
 from deploy.compare.comparison import Comparison
+from deploy.compare.glossary import GLOSSARY
+from deploy.compare.plots import CLOSEST, LEAST_R_SQUARED
 from deploy.compare.text_table import TextTable
 from deploy.plotting import INK
 
 _CAPTIONS = {
     "win-rates": "Train-RM win rate on test prompts with 95 % intervals; small strokes are single seeds.",
-    "group-size": "Train-RM win rate against the number of outputs a prompt.",
-    "reward-kl": "What each evaluated version gained in reward, against its distance from the prior; lines are fits of "
-    "d(a − b·log d).",
+    "group-size": "Train-RM win rate against the number of outputs a prompt, with 95 % intervals. The methods' points "
+    "stand beside each other so that all can be seen; n is the tick between them.",
+    "reward-kl": "What each evaluated version of every cell gained in reward, against its distance from the prior, "
+    f"on a logarithmic axis, where what is closer than {CLOSEST:g} stands at {CLOSEST:g}. Lines are fits of "
+    f"d(a − b·log d); one with R² below {LEAST_R_SQUARED:g} is left out, and the table has its coefficients.",
     "truth-kl": "The same for the ground truth, which nobody was trained on: where it falls while the reward rises, "
-    "the reward model is over-optimised.",
-    "learning-rates": "Validation win rate over the grid; filled: the rate that the method is reported at.",
-    "drift": "Change of the log-likelihood of the best and the worst output of held-back groups.",
+    f"the reward model is over-optimised. Fits with R² below {LEAST_R_SQUARED:g} are left out here too.",
+    "learning-rates": "Validation win rate over the grid, on the first seed; filled: the rate that the method is "
+    "reported at.",
+    "drift": "Change of the log-likelihood, log q − log p, of the best and the worst output of held-back groups.",
 }
 
 
@@ -46,6 +51,8 @@ def page(comparison: Comparison, tables: list[TextTable], plots: Mapping[str, st
 <main>
 <h1>{title}</h1>
 <p>{_protocol(comparison)}</p>
+{_cautions(comparison)}
+{_glossary()}
 {sections}
 {rest}
 </main>
@@ -65,6 +72,48 @@ def _protocol(comparison: Comparison) -> str:
         f"{told.validation_prompts} validation prompts of seed {told.seeds[0]}. Seeds {seeds}; {told.test_prompts} "
         f"test prompts, on which nothing was chosen. Recipe digest {escape(comparison.recipe_digest)}."
     )
+
+
+def _cautions(comparison: Comparison) -> str:
+    """What a reader must know before believing a figure, a line each."""
+    told = [_rates_at_edge(comparison), _failures(comparison), _few_seeds(comparison)]
+    lines = "\n".join(f"<li>{escape(line)}</li>" for line in told if line)
+    return f'<ul class="cautions">\n{lines}\n</ul>' if lines else ""
+
+
+def _rates_at_edge(comparison: Comparison) -> str:
+    labels = [label for label, figures in comparison.methods.items() if figures.rate_at_edge]
+    if not labels:
+        return ""
+    return (
+        f"Learning rate at the edge of the grid (*): {', '.join(labels)}. A better one may lie outside; "
+        f"--learning-rates takes a wider grid."
+    )
+
+
+def _failures(comparison: Comparison) -> str:
+    count = len(comparison.failed)
+    if not count:
+        return ""
+    return f"{count} {'cell' if count == 1 else 'cells'} could not be trained; the last table says why."
+
+
+def _few_seeds(comparison: Comparison) -> str:
+    seeds = comparison.protocol.seeds
+    if len(seeds) == 1:
+        return f"One seed alone ({seeds[0]}): the intervals say nothing of what another seed would change."
+    fewer = {label: figures.seeds for label, figures in comparison.methods.items() if len(figures.seeds) < len(seeds)}
+    if not fewer:
+        return ""
+    named = "; ".join(f"{label} (seed {', '.join(map(str, there))})" for label, there in fewer.items())
+    return (
+        f"Not over all {len(seeds)} seeds: {named}. The interval of one seed says nothing of what another would change."
+    )
+
+
+def _glossary() -> str:
+    terms = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in GLOSSARY.items())
+    return f"<details>\n<summary>What the words and marks mean</summary>\n<dl>\n{terms}\n</dl>\n</details>"
 
 
 def _table(table: TextTable) -> str:

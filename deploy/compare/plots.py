@@ -1,30 +1,25 @@
 """The plots of a comparison, as matplotlib figures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from deploy.compare.comparison import Comparison
 from deploy.compare.inference import OverOptimisation
+from deploy.compare.looks import COLOURS, Look, legend_names, looks
 from deploy.compare.results import MethodFigures
 from deploy.compare.series import CurvePoint, RewardCurve
 from deploy.plotting import INK, new_figure, plot_style
 
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#8c6bb1",
-    "#7f7f7f",
-    "#a6761d",
-    "#666666",
-)
-"""Okabe and Ito's, told apart by colour-blind readers too, and some more."""
+LEAST_R_SQUARED = 0.5
+"""A fit that explains less of what it is a fit of is not drawn."""
+
+CLOSEST = 0.05
+"""√nats; what is closer to the prior is drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
 
 Plot = Callable[[Comparison], "Figure | None"]
 
@@ -51,9 +46,9 @@ def win_rates(comparison: Comparison) -> Figure | None:
     if not shown:
         return None
     figure, axes = _figure(7, 0.9 + 0.36 * len(shown))
-    colours = _colours(comparison)
+    shown_as = looks(list(comparison.methods))
     for place, method in enumerate(shown):
-        _interval(axes, place, method, colours.get(method.label, INK))
+        _interval(axes, place, method, shown_as.get(method.label, Look(INK, "o", "-")))
     axes.set_yticks(range(len(shown)), [method.label for method in shown])
     axes.invert_yaxis()
     axes.set_xlabel("train-RM win rate against gold, %")
@@ -61,11 +56,11 @@ def win_rates(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _interval(axes: Axes, place: int, method: MethodFigures, colour: str) -> None:
+def _interval(axes: Axes, place: int, method: MethodFigures, look: Look) -> None:
     rate, half_width = method.train_rm_win_rate, method.train_rm_win_rate_ci95
-    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt="o", color=colour, capsize=3)
+    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt=look.marker, color=look.colour, capsize=3)
     seeds = method.train_rm_win_rate_by_seed
-    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=colour, alpha=0.7)
+    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=look.colour, alpha=0.7)
 
 
 def group_size(comparison: Comparison) -> Figure | None:
@@ -74,12 +69,13 @@ def group_size(comparison: Comparison) -> Figure | None:
     if not known:
         return None
     figure, axes = _figure(6, 3.6)
-    colours = _colours(comparison)
-    for label in dict.fromkeys(point.label for point in known):
+    shown_as = looks(list(comparison.methods))
+    labels = list(dict.fromkeys(point.label for point in known))
+    for label, aside in zip(labels, _asides(len(labels)), strict=True):
         points = [point for point in known if point.label == label]
         rates, errors = [point.win_rate or 0 for point in points], [point.win_rate_ci95 or 0 for point in points]
-        sizes = [point.n for point in points]
-        axes.errorbar(sizes, rates, yerr=errors, marker="o", capsize=3, color=colours[label], label=label)
+        places = [point.n * aside for point in points]
+        axes.errorbar(places, rates, yerr=errors, capsize=3, label=label, **shown_as[label].line())
     sizes = sorted({point.n for point in known})
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -88,6 +84,11 @@ def group_size(comparison: Comparison) -> Figure | None:
     axes.set_ylabel("train-RM win rate, %")
     axes.legend()
     return figure
+
+
+def _asides(count: int) -> list[float]:
+    """What methods' places on a logarithmic axis are multiplied by, so that their error bars stand side by side."""
+    return [float(2 ** (0.06 * (index - (count - 1) / 2))) for index in range(count)]
 
 
 def reward_against_distance(comparison: Comparison) -> Figure | None:
@@ -106,29 +107,47 @@ def _against_distance(
     value: Callable[[CurvePoint], float | None],
     fit: Callable[[RewardCurve], OverOptimisation | None],
 ) -> Figure | None:
-    curves = [curve for curve in comparison.curves if any(value(point) is not None for point in curve.points)]
+    named = legend_names(list(comparison.methods))
+    curves = [curve for curve in comparison.curves if curve.label in named and _known(curve, value)]
     if not curves:
         return None
-    figure, axes = _figure(7, 4.2)
-    colours = _colours(comparison)
+    figure, axes = _figure(7, 5.2)
+    shown_as = looks(list(comparison.methods))
     for curve in curves:
-        known = [(point.distance, gain) for point in curve.points if (gain := value(point)) is not None]
-        distances, gains = np.array(known).T
-        axes.plot(distances, gains, linestyle="", marker="o", markersize=4, alpha=0.6, color=colours[curve.label])
-        _draw_fit(axes, fit(curve), distances, colours[curve.label], curve.label)
+        look = shown_as[curve.label]
+        distances, gains = np.array(_known(curve, value)).T
+        axes.plot(distances, gains, linestyle="", marker=look.marker, markersize=4.5, alpha=0.75, color=look.colour)
+        drawn = _draw_fit(axes, fit(curve), distances, look)
+        in_legend = look if drawn else replace(look, linestyle="")
+        axes.plot([], [], label=named[curve.label], **in_legend.line())
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
+    _spread_out(axes)
     axes.set_xlabel("distance from the prior, √KL(q‖p), nats^½")
     axes.set_ylabel(what)
-    axes.legend(fontsize=8, ncols=2)
+    _legend_below(figure)
     return figure
 
 
-def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, colour: str, label: str) -> None:
-    if fit is None:
-        axes.plot([], [], color=colour, label=label)
-        return
-    span = np.linspace(max(1e-3, float(distances.min())), float(distances.max()), 100)
-    axes.plot(span, fit.gain(span), color=colour, label=label)
+def _known(curve: RewardCurve, value: Callable[[CurvePoint], float | None]) -> list[tuple[float, float]]:
+    """Where the versions of a curve are drawn: distance and gain."""
+    return [(max(CLOSEST, point.distance), gain) for point in curve.points if (gain := value(point)) is not None]
+
+
+def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, look: Look) -> bool:
+    """Draw a fit that says something; returns whether this one does."""
+    if fit is None or fit.r_squared < LEAST_R_SQUARED:
+        return False
+    span = np.geomspace(float(distances.min()), float(distances.max()), 100)
+    axes.plot(span, fit.gain(span), color=look.colour, linestyle=look.linestyle)
+    return True
+
+
+def _spread_out(axes: Axes) -> None:
+    """A logarithmic axis of distances: most versions are close to the prior, and a few far."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def learning_rates(comparison: Comparison) -> Figure | None:
@@ -136,20 +155,21 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     known = [point for point in comparison.grid if point.win_rate is not None]
     if len({point.learning_rate for point in known}) < 2:
         return None
-    figure, axes = _figure(7, 3.8)
-    colours = _colours(comparison)
-    for label, method in comparison.methods.items():
+    figure, axes = _figure(7, 4.6)
+    shown_as = looks(list(comparison.methods))
+    for label, name in legend_names(list(comparison.methods)).items():
+        look, own = shown_as[label], comparison.methods[label].learning_rate
         points = [point for point in known if point.label == label]
         rates, values = [point.learning_rate for point in points], [point.win_rate or 0 for point in points]
-        axes.plot(rates, values, marker="o", markerfacecolor="none", color=colours[label], label=label)
-        chosen = [place for place in zip(rates, values, strict=True) if place[0] == method.learning_rate]
-        axes.plot(*zip(*chosen, strict=True), linestyle="", marker="o", color=colours[label])
+        axes.plot(rates, values, markerfacecolor="none", label=name, **look.line())
+        chosen = [place for place in zip(rates, values, strict=True) if place[0] == own]
+        axes.plot(*zip(*chosen, strict=True), linestyle="", marker=look.marker, color=look.colour)
     axes.set_xscale("log")
     axes.set_xticks(comparison.protocol.learning_rates, [f"{rate:g}" for rate in comparison.protocol.learning_rates])
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation win rate, %")
-    axes.legend(fontsize=8, ncols=2)
+    _legend_below(figure)
     return figure
 
 
@@ -161,8 +181,8 @@ def drift(comparison: Comparison) -> Figure | None:
     figure, axes = _figure(7, 0.9 + 0.4 * len(methods))
     places = np.arange(len(methods))
     seen = [method.examination for method in methods]
-    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in seen], _COLOURS[2], "chosen")
-    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in seen], _COLOURS[1], "rejected")
+    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in seen], COLOURS[2], "chosen")
+    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in seen], COLOURS[1], "rejected")
     axes.set_yticks(places, [method.label for method in methods])
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.6)
@@ -182,5 +202,5 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _colours(comparison: Comparison) -> dict[str, str]:
-    return {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(comparison.methods)}
+def _legend_below(figure: Figure) -> None:
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3)

@@ -1,5 +1,6 @@
 """What is asked for: which methods, learning rates, seeds and group sizes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +84,15 @@ def parse_request(
     before = begun or Request((), (), (), pairs=None)
     methods = _methods(objectives, pairs, before)
     rates = _rates(learning_rates, recipe, before)
-    sizes = _sizes(group_sizes, recipe)
+    sizes = tuple(sorted(_joined(before.group_sizes, _sizes(group_sizes, recipe))))
+    labels = _swept(methods, swept, before)
+    _refuse_idle_sweep(sizes, labels, swept)
     return Request(
         methods=methods,
         seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
         learning_rates=tuple(sorted(_joined(before.learning_rates, rates))),
-        group_sizes=tuple(sorted(_joined(before.group_sizes, sizes))),
-        swept=_swept(methods, swept, before),
+        group_sizes=sizes,
+        swept=labels,
         pairs=before.pairs if pairs is None else _address(pairs),
     )
 
@@ -143,6 +146,22 @@ def _address(pairs: str) -> str:
     return pairs if "://" in pairs else str(Path(pairs).expanduser().absolute())
 
 
+def _refuse_idle_sweep(sizes: Sequence[int], labels: Sequence[str], asked: str | None) -> None:
+    """Group sizes at which nothing would be trained, and methods without a size to train them at."""
+    if asked is not None:
+        _refuse_repeated("--n-objectives", _listed(asked))
+        if not sizes:
+            raise UserError(
+                f"--n-objectives {asked}: --n names no group sizes to train these at; add --n 2,4 or the like, or "
+                f"leave --n-objectives out."
+            )
+    if sizes and not labels:
+        raise UserError(
+            f"--n {','.join(map(str, sizes))} is for {' and '.join(SWEPT)}, and neither is among --objectives, so that "
+            f"nothing would be trained; name the objectives that it is for with --n-objectives."
+        )
+
+
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -154,6 +173,9 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
         raise UserError(f"{option} {text}: write numbers with commas between them.") from None
     if not numbers or min(numbers) < 0 or (kind is float and min(numbers) == 0):
         raise UserError(f"{option} {text}: name at least one number, and none that is negative or a rate of 0.")
+    endless = [number for number in numbers if not math.isfinite(number)]
+    if endless:
+        raise UserError(f"{option} {text}: {endless[0]} is no number to train with; name finite ones.")
     _refuse_repeated(option, [str(number) for number in numbers])
     return numbers
 

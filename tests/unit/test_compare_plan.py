@@ -6,7 +6,7 @@ import pytest
 from common.errors import UserError
 from deploy.cli import main
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import method_recipe, parse_method
+from deploy.compare.methods import method_recipe, parse_method, refuse_equal
 from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
 from deploy.compare.progress import chosen_rate, unfinished
 from deploy.compare.request import Request, parse_request
@@ -139,13 +139,46 @@ def test_options_are_read() -> None:
         ({"learning_rates": "1e-3,1.0000001e-3"}, "--learning-rates names 0.001 twice"),
         ({"learning_rates": "0"}, "--learning-rates 0: name at least one number, and none that is negative or"),
         ({"group_sizes": "8"}, r"--n 8: the groups have n=8 outputs .* name numbers from 2 to 7"),
+        ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is no number to train with"),
+        ({"learning_rates": "1e400"}, "--learning-rates 1e400: inf is no number to train with"),
         ({"group_sizes": "4", "swept": "dpo"}, "--n-objectives: 'dpo' is not among --objectives"),
+        ({"group_sizes": "4", "swept": ""}, "--n-objectives names nothing"),
+        ({"group_sizes": "4", "swept": "brain,brain"}, "--n-objectives names brain twice"),
+        ({"swept": "brain"}, "--n-objectives brain: --n names no group sizes .* add --n 2,4"),
+        (
+            {"objectives": "rso,ipo", "group_sizes": "2"},
+            "--n 2 is for dpo-sft and brain, .* with --n-objectives",
+        ),
+        (
+            {"objectives": "brain:name=dpo-sft"},
+            "'brain:name=dpo-sft' renames its objective; write dpo-sft",
+        ),
+        ({"objectives": "brain:temperature=1:temperature=2"}, "sets temperature twice; write it once"),
+        ({"objectives": "my.losses:mine:gain=1:gain=2"}, "sets gain twice"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_sentence(options: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
         request(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twins", ["brain,brain:temperature=1", "rso,ipo:tau=0.1,ipo:tau=0.10"])
+def test_one_method_written_in_two_ways_is_refused(twins: str) -> None:
+    first, second = twins.split(",")[-2:]
+    with pytest.raises(UserError, match=rf"--objectives: {first} and {second} are the same objective .* name one of"):
+        refuse_equal(recipe(), [parse_method(name) for name in twins.split(",")])
+
+
+def test_methods_that_differ_in_a_setting_or_in_their_name_may_stand_together() -> None:
+    names = ("brain", "brain:temperature=2", "brain-fixed-proposal", "dpo-sft+iw+n", "dpo-sft", "dpo-sft:beta=0.5")
+    refuse_equal(recipe(), [parse_method(name) for name in names])
+    with pytest.raises(UserError, match="brain and brain:temperature=2 are the same objective"):
+        refuse_equal(recipe(objective={"temperature": 2.0}), [parse_method(name) for name in names])
+
+
+def test_objectives_without_the_usual_swept_ones_are_trained_at_other_sizes_where_asked() -> None:
+    assert request(objectives="rso,ipo", group_sizes="4", swept="ipo").swept == ("ipo",)
 
 
 def test_a_setting_that_an_objective_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -175,6 +208,26 @@ def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp
 def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "deploy/recipes/compare-demo.yaml", "--parallel", "0"]) == 2
     assert "--parallel 0: at least one cell is trained at a time." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("seed: 0\n", "setting name is required and missing"),
+        ("seed: [0\n", "is not valid YAML"),
+        ("", "it must hold `name: value` settings"),
+    ],
+)
+def test_a_truncated_or_foreign_configuration_is_named_with_a_remedy(tmp_path: Path, text: str, problem: str) -> None:
+    directory = ComparisonDirectory(tmp_path)
+    directory.config.write_text(text)
+    with pytest.raises(UserError, match=problem) as caught:
+        check_comparison(directory, recipe())
+    said = str(caught.value)
+    assert said.startswith(f"{directory.config} does not hold the recipe of a comparison (")
+    assert said.endswith("); restore the file, or name another directory with --out.")
+    assert "\n" not in said
+    assert said.count(str(directory.config)) == 1
 
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from rich.console import Console
 from common.errors import PipelineError
 from deploy.compare.comparison import Comparison, collect
 from deploy.compare.findings import CLAIMS, SAME_METHOD, findings, size_findings
-from deploy.compare.inference import PairedDifference
+from deploy.compare.inference import OverOptimisation, PairedDifference
 from deploy.compare.layout import ComparisonDirectory
+from deploy.compare.looks import legend_names, looks
 from deploy.compare.page import inline_svg, page
-from deploy.compare.plots import draw
+from deploy.compare.plots import CLOSEST, draw
 from deploy.compare.report import report
 from deploy.compare.results import PairedTest
 from deploy.compare.tables import all_tables, findings_table, grid_table, methods_table
@@ -178,6 +179,86 @@ def test_the_page_is_whole_by_itself(comparison: Comparison) -> None:
     assert "currentColor" in document and INK not in document
     assert document.count("<svg") == len(drawn)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", document)
+
+
+def _with_methods(comparison: Comparison, *labels: str) -> Comparison:
+    """Each with the figures of brain."""
+    curve, of_brain = comparison.curves[0], comparison.methods["brain"]
+    return replace(
+        comparison,
+        methods={label: replace(of_brain, label=label) for label in labels},
+        curves=[replace(curve, label=label) for label in labels],
+        grid=[replace(point, label=label) for point in comparison.grid if point.label == "brain" for label in labels],
+        group_sizes=[],
+    )
+
+
+def test_methods_look_different_from_each_other_and_one_under_two_names_like_itself() -> None:
+    many = [f"method {number}" for number in range(42)]
+    found = looks(many)
+    assert len(set(found.values())) == len({(look.colour, look.marker) for look in found.values()}) == 42
+    first, again = SAME_METHOD
+    both = looks(["dpo", again, first, "brain"])
+    assert both[first] == both[again]
+    assert len(set(both.values())) == 3
+    assert legend_names([again, "dpo", first]) == {"dpo": "dpo", first: f"{first} (= {again})"}
+    assert legend_names(["dpo", again]) == {"dpo": "dpo", again: again}
+
+
+def test_one_method_under_two_names_is_drawn_once(comparison: Comparison) -> None:
+    figures = draw(_with_methods(comparison, "dpo", *SAME_METHOD))
+    for name in ("reward-kl", "truth-kl", "learning-rates"):
+        (legend,) = figures[name].legends
+        assert [text.get_text() for text in legend.get_texts()] == ["dpo", " (= ".join(SAME_METHOD) + ")"]
+
+
+@pytest.mark.parametrize(("r_squared", "drawn"), [(0.49, 0), (0.5, 1)])
+def test_a_fit_that_explains_little_is_not_drawn(comparison: Comparison, r_squared: float, drawn: int) -> None:
+    curve = replace(comparison.curves[0], fit=OverOptimisation(1.0, 0.1, r_squared))
+    figure = draw(replace(comparison, curves=[curve]))["reward-kl"]
+    (axes,) = figure.axes
+    assert sum(np.asarray(line.get_xdata()).size == 100 for line in axes.lines) == drawn
+    (handle,) = figure.legends[0].get_lines()
+    assert handle.get_linestyle() == ("-" if drawn else "None")
+    assert axes.get_xscale() == "log"
+
+
+def test_versions_that_never_left_the_prior_stand_where_the_logarithmic_axis_begins(comparison: Comparison) -> None:
+    curve = comparison.curves[0]
+    still = replace(curve, points=[replace(point, distance=0.0) for point in curve.points], fit=None)
+    (axes,) = draw(replace(comparison, curves=[still]))["reward-kl"].axes
+    drawn = np.array(axes.lines[0].get_xydata())
+    assert drawn[:, 0] == pytest.approx([CLOSEST] * len(curve.points))
+    assert drawn[:, 1] == pytest.approx([point.gain for point in curve.points])
+
+
+def test_error_bars_of_two_methods_stand_side_by_side(comparison: Comparison) -> None:
+    there = comparison.group_sizes
+    both = [*there, *(replace(point, label=WARM.label) for point in there)]
+    (axes,) = draw(replace(comparison, group_sizes=both))["group-size"].axes
+    joined = [line for line in axes.lines if line.get_linestyle() == "-"]  # and not the caps of the bars
+    ours, theirs = (np.asarray(line.get_xdata(), np.float64) for line in joined)
+    assert all(ours < [4, 8]) and all(theirs > [4, 8])
+    assert np.sqrt(ours * theirs) == pytest.approx([4, 8])
+
+
+def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(comparison: Comparison) -> None:
+    document = page(comparison, all_tables(comparison), {})
+    cautions, rest = document.split("<details>")
+    assert f"edge of the grid (*): brain, {WARM.label}. A better one" in cautions
+    assert "1 cell could not be trained" in cautions
+    assert "seed" not in cautions.split('<ul class="cautions">')[1]
+    for term in ("gold", "train-RM win rate", "KL(q‖p)", "each seed", "versions, †", "+iw+n", "no-baseline"):
+        assert f"<dt>{term}</dt>" in rest
+    short = replace(comparison.methods["brain"], seeds=[0], rate_at_edge=False)
+    some = replace(comparison, methods={"brain": short}, failed={})
+    (line,) = re.findall("<li>(.*)</li>", page(some, [], {}))
+    assert line.startswith("Not over all 2 seeds: brain (seed 0).")
+    alone = replace(some, protocol=replace(comparison.protocol, seeds=[0]))
+    (line,) = re.findall("<li>(.*)</li>", page(alone, [], {}))
+    assert line.startswith("One seed alone (0): the intervals say nothing of what another seed would change")
+    sound = replace(some, methods={"brain": replace(short, seeds=[0, 1])})
+    assert 'class="cautions"' not in page(sound, [], {})
 
 
 def test_names_are_escaped_in_the_page(comparison: Comparison) -> None:
