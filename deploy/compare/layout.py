@@ -142,12 +142,12 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
     """Save what later starts must find the same; an input that no start before had is added.
 
     Raises:
-        UserError: the comparison was begun on other inputs.
+        UserError: the comparison was begun on other inputs, or inputs.json does not say on which.
     """
     if not directory.facts.exists():
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(directory.facts, json.dumps(inputs, indent=1))
-    begun = json.loads(directory.facts.read_text())
+    begun = _begun_on(directory)
     for name, value in inputs.items():
         if name in begun and begun[name] != value:
             raise UserError(
@@ -156,3 +156,16 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
             )
     if not begun.keys() >= inputs.keys():
         write_file(directory.facts, json.dumps({**begun, **inputs}, indent=1))
+
+
+def _begun_on(directory: ComparisonDirectory) -> dict[str, str | None]:
+    try:
+        begun = json.loads(directory.facts.read_text())
+    except ValueError:
+        begun = None
+    if not isinstance(begun, dict):
+        raise UserError(
+            f"{directory.facts} does not say what the comparison was begun on; restore the file, or name another "
+            f"directory with --out."
+        )
+    return begun

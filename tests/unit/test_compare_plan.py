@@ -203,6 +203,11 @@ def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp
     save_comparison(directory, recipe(), {"prompts": "digest"})
     with pytest.raises(UserError, match="begun with the pairs people's, which is now others'"):
         save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "others'"})
+    for text in ("{", "[]"):
+        directory.facts.write_text(text)
+        with pytest.raises(UserError, match=r"inputs\.json does not say what the comparison was begun on; restore"):
+            save_comparison(directory, recipe(), {"prompts": "digest"})
+        assert directory.facts.read_text() == text
 
 
 def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
