@@ -118,16 +118,18 @@ class Runner:
                 await asyncio.gather(*map(self._train, self._plan.chosen(method, n, rate)[1:]))
 
     async def _train(self, cell: Cell) -> None:
-        """One cell, unless it is finished."""
+        """One cell, unless an earlier start has finished it."""
         directory = self._subject.directory
-        if not is_finished(directory, cell):
-            groups = await self._seeds[cell.seed]
-            async with self._free:
-                try:
-                    await self._train_on(cell, groups)
-                except PipelineError as error:
-                    self._services.raise_failure()  # no cell's own: all others would fail by it, too
-                    self.failed[cell.name] = str(error)
+        if is_finished(directory, cell):
+            self._done += 1
+            return
+        groups = await self._seeds[cell.seed]
+        async with self._free:
+            try:
+                await self._train_on(cell, groups)
+            except PipelineError as error:
+                self._services.raise_failure()  # no cell's own: all others would fail by it, too
+                self.failed[cell.name] = str(error)
         self._done += 1
         result = read_cell(directory, cell)
         outcome = self.failed[cell.name] if result is None else result.sentence()
