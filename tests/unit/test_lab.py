@@ -10,6 +10,8 @@ from deploy.lab.training import Budget, train
 from deploy.lab.world import METHODS, draw, make_world
 from learner.objectives.catalogue import make_objective
 
+pytestmark = pytest.mark.timeout(300)  # the laboratory takes 20 s of a core
+
 WORLDS = 3
 COUNTS = ["4", "8", "16", "32", "64"]
 PLOTS = ["gradient_bias", "gradient_relative_variance", "gradient_variance", "kl_posterior_policy"]
