@@ -57,7 +57,11 @@ def _lab(options: argparse.Namespace) -> int:
 def _print(report: dict[str, Any], console: Console) -> None:
     console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} worlds, and the range.")
     for title, name, form in (
-        ("KL(posterior ‖ policy) at the end, nats, each at its best learning rate", "kl_posterior_policy", ".1e"),
+        (
+            "KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)",
+            "kl_posterior_policy",
+            ".1e",
+        ),
         ("Variance of the gradient at the prior (q' = p)", "gradient_variance", ".3f"),
         ("Variance of the gradient halfway to the posterior (q' = p)", "gradient_variance_halfway", ".3f"),
     ):

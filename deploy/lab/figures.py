@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ PROGRESS = (0.0, 0.25, HALFWAY, 0.75)
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure in several worlds."""
+    """One figure in several worlds: its mean, lowest and highest.
+
+    KLs at the end differ by powers of ten, where a mean is the worst world's alone: theirs is the geometric mean.
+    """
 
     mean: float
     low: float
@@ -44,12 +48,14 @@ class LabFigures:
     gradients: dict[tuple[float, str, int], list[GradientFigures]]
 
     def learning_rate(self, method: str, n: int) -> float:
-        """The rate that ends nearest to the posterior, by the mean over the worlds."""
+        """The rate that ends nearest to the posterior, by the geometric mean over the worlds."""
         return self.budget.learning_rates[self._best(method, n)]
 
     def by_round(self, method: str, n: int) -> list[Spread]:
         """KL(posterior ‖ q_θ) in nats before the first and after each round, at the best rate."""
-        return [_spread(of_worlds) for of_worlds in self.divergences[method, n][self._best(method, n)].T.tolist()]
+        by_world = self.divergences[method, n][self._best(method, n)]  # [worlds, rounds + 1]
+        columns = _geometric_mean(by_world), by_world.amin(dim=0), by_world.amax(dim=0)
+        return [Spread(*row) for row in torch.stack(columns, dim=-1).tolist()]
 
     def at_the_end(self, method: str, n: int) -> Spread:
         """KL(posterior ‖ q_θ) in nats after the last round, at the best rate."""
@@ -57,7 +63,8 @@ class LabFigures:
 
     def gradient(self, field: str, progress: float, method: str, n: int) -> Spread:
         """One of `GradientFigures`."""
-        return _spread([vars(figures)[field] for figures in self.gradients[progress, method, n]])
+        of_worlds = [vars(figures)[field] for figures in self.gradients[progress, method, n]]
+        return Spread(fmean(of_worlds), min(of_worlds), max(of_worlds))
 
     def worlds_below(self, field: str, progress: float, other: str, n: int) -> int:
         """In how many worlds one of `GradientFigures` is lower for BRAIn than for another method."""
@@ -83,7 +90,7 @@ class LabFigures:
         }
 
     def _best(self, method: str, n: int) -> int:
-        return int(self.divergences[method, n][:, :, -1].mean(dim=1).argmin())
+        return int(_geometric_mean(self.divergences[method, n])[:, -1].argmin())
 
     def _trainings(self) -> list[dict[str, Any]]:
         return [
@@ -126,8 +133,9 @@ def measure(seeds: Sequence[int], budget: Budget) -> LabFigures:
     )
 
 
-def _spread(of_worlds: Sequence[float]) -> Spread:
-    return Spread(sum(of_worlds) / len(of_worlds), min(of_worlds), max(of_worlds))
+def _geometric_mean(divergences: torch.Tensor) -> torch.Tensor:
+    """Over the worlds.  # [..., worlds, rounds + 1] -> [..., rounds + 1]."""
+    return divergences.log().mean(dim=-2).exp()
 
 
 def _mean_and_range(name: str, spread: Callable[[str, int], Spread]) -> dict[str, Any]:

@@ -47,11 +47,12 @@ def _divergences(figures: LabFigures) -> Figure:
         yscale="log",
         xlabel="proposal updates",
         ylabel="KL(posterior ‖ policy), nats",
-        title=f"n = {_TRAINED_N}, best rates",
+        title=f"n = {_TRAINED_N}",
     )
     by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_round.legend()
-    by_count.set(xlabel="n", title="at the end, best rates")
+    figure.suptitle("each method at its best learning rate; geometric mean and range over worlds")
+    by_count.set(xlabel="n", title="at the end")
     _count_ticks(by_count)
     return figure
 
@@ -74,7 +75,7 @@ def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
 
 
 def _curve(axes: Axes, method: str, x: Sequence[int], spreads: Sequence[Spread], marker: str = "") -> None:
-    """The mean over worlds, and from the lowest to the highest."""
+    """The mean over worlds, and a band from the lowest to the highest."""
     colour = _COLOURS[method]
     axes.plot(x, [spread.mean for spread in spreads], marker=marker, markersize=3, label=method, color=colour)
     lows, highs = [spread.low for spread in spreads], [spread.high for spread in spreads]
