@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,11 +19,12 @@ def add_lab_command(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser(
         "lab",
         help="compare gradient estimates in a world whose posterior is known exactly",
-        description="Train brain, brain-no-baseline, dpg and gdc++ in a world of 64 outcomes, and measure variance and "
-        "bias of their gradients. Writes lab.json and plots (docs/lab.md).",
+        description="Train brain, brain-no-baseline, dpg and gdc++ in worlds of 64 outcomes, each at its best learning "
+        "rate, and measure variance and bias of their gradients. Writes lab.json and plots (docs/lab.md).",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets lab.json and the plots")
-    parser.add_argument("--seed", type=int, default=0, help="of the world and of what is drawn in it (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first world and of what is drawn in it (default 0)")
+    parser.add_argument("--worlds", type=int, default=8, help="how many, with consecutive seeds (default 8)")
     parser.set_defaults(command=_lab)
 
 
@@ -30,6 +32,8 @@ def _lab(options: argparse.Namespace) -> int:
     directory: Path = options.out.expanduser()
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} is negative; give 0 or more.")
+    if options.worlds < 1:
+        raise UserError(f"--worlds {options.worlds} is too few; give 1 or more.")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory} is a file; name a directory.")
     import torch  # and matplotlib: seconds
@@ -39,30 +43,38 @@ def _lab(options: argparse.Namespace) -> int:
     from deploy.lab.training import Budget
 
     torch.set_num_threads(1)  # tensors this small: more are slower
-    figures = measure(options.seed, Budget())
+    figures = measure(range(options.seed, options.seed + options.worlds), Budget())
     directory.mkdir(parents=True, exist_ok=True)
     plots = write_plots(figures, directory)
-    write_file(directory / _FILE, json.dumps(figures.as_json(), indent=1))
+    report = figures.as_json()
+    write_file(directory / _FILE, json.dumps(report, indent=1))
     console = Console()
-    console.print("KL(posterior ‖ policy) at the end by n, nats")
-    console.print(_table(_by_count(figures.at_the_end()), ".1e"))
-    for progress in (0.0, 0.5):
-        console.print(f"Variance of the gradient by n, {progress:.0%} of the way to the posterior (q' = p)")
-        console.print(_table(_by_count(figures.variances(progress)), ".3f"))
+    _print(report, console)
     console.print(f"{directory / _FILE} and {len(plots)} plots", highlight=False, soft_wrap=True)
     return 0
 
 
-def _by_count(by_method: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    counts = next(iter(by_method.values()))
-    return {f"n = {n}": {method: values[n] for method, values in by_method.items()} for n in counts}
+def _print(report: dict[str, Any], console: Console) -> None:
+    console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} worlds, and the range.")
+    for title, name, form in (
+        (
+            "KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)",
+            "kl_posterior_policy",
+            ".1e",
+        ),
+        ("Variance of the gradient at the prior (q' = p)", "gradient_variance", ".3f"),
+        ("Variance of the gradient halfway to the posterior (q' = p)", "gradient_variance_halfway", ".3f"),
+    ):
+        console.print(title)
+        console.print(_table(report[name], report[f"{name}_range"], form))
 
 
-def _table(rows: dict[str, dict[str, float]], form: str) -> Table:
+def _table(means: dict[str, dict[str, float]], ranges: dict[str, dict[str, list[float]]], form: str) -> Table:
     table = Table(box=None)
     table.add_column("")
-    for name in next(iter(rows.values())):
-        table.add_column(name, justify="right")
-    for label, values in rows.items():
-        table.add_row(label, *(format(value, form) for value in values.values()))
+    for method in means:
+        table.add_column(method, justify="right")
+    for n in next(iter(means.values())):
+        table.add_row(f"n = {n}", *(format(means[method][n], form) for method in means))
+        table.add_row("", *("–".join(format(end, form) for end in ranges[method][n]) for method in means), style="dim")
     return table

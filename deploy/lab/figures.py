@@ -1,18 +1,34 @@
 """What `brain lab` measures, as one set of figures."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from deploy.lab.gradients import GradientFigures, gradient_figures
 from deploy.lab.training import Budget, train
-from deploy.lab.world import METHODS, OUTCOMES, World, make_world
+from deploy.lab.world import METHODS, OUTCOMES, make_world
 
 COUNTS = (2, 4, 8, 16, 32, 64)
-PROGRESS = (0.0, 0.25, 0.5, 0.75)
+HALFWAY = 0.5
+PROGRESS = (0.0, 0.25, HALFWAY, 0.75)
 """How far the policy is from the prior to the posterior when its gradient is measured; q' = p throughout."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One figure in several worlds: its mean, lowest and highest.
+
+    KLs at the end differ by powers of ten, where a mean is the worst world's alone: theirs is the geometric mean.
+    """
+
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -20,57 +36,114 @@ class LabFigures:
     """The laboratory's results.
 
     Attributes:
-        seed: of the world and all that is drawn in it.
+        seeds: of the worlds; each also of what is drawn to measure gradients there.
         budget: of each training.
-        divergences: KL(posterior ‖ q_θ) in nats before the first and after each round, by method and n.
-        gradients: by progress, method and n.
+        divergences: KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
+        gradients: by progress, method and n; one for each world.
     """
 
-    seed: int
-    world: World
+    seeds: tuple[int, ...]
     budget: Budget
-    divergences: dict[tuple[str, int], list[float]]
-    gradients: dict[tuple[float, str, int], GradientFigures]
+    divergences: dict[tuple[str, int], torch.Tensor]
+    gradients: dict[tuple[float, str, int], list[GradientFigures]]
 
-    def at_the_end(self) -> dict[str, dict[str, float]]:
-        """KL(posterior ‖ q_θ) in nats after the last round, by method and n."""
-        return {method: {str(n): self.divergences[method, n][-1] for n in COUNTS} for method in METHODS}
+    def learning_rate(self, method: str, n: int) -> float:
+        """The rate that ends nearest to the posterior, by the geometric mean over the worlds."""
+        return self.budget.learning_rates[self._best(method, n)]
 
-    def variances(self, progress: float) -> dict[str, dict[str, float]]:
-        """Gradient variance by method and n."""
-        return {method: {str(n): self.gradients[progress, method, n].variance for n in COUNTS} for method in METHODS}
+    def by_round(self, method: str, n: int) -> list[Spread]:
+        """KL(posterior ‖ q_θ) in nats before the first and after each round, at the best rate."""
+        by_world = self.divergences[method, n][self._best(method, n)]  # [worlds, rounds + 1]
+        columns = _geometric_mean(by_world), by_world.amin(dim=0), by_world.amax(dim=0)
+        return [Spread(*row) for row in torch.stack(columns, dim=-1).tolist()]
+
+    def at_the_end(self, method: str, n: int) -> Spread:
+        """KL(posterior ‖ q_θ) in nats after the last round, at the best rate."""
+        return self.by_round(method, n)[-1]
+
+    def gradient(self, field: str, progress: float, method: str, n: int) -> Spread:
+        """One of `GradientFigures`."""
+        of_worlds = [vars(figures)[field] for figures in self.gradients[progress, method, n]]
+        return Spread(fmean(of_worlds), min(of_worlds), max(of_worlds))
+
+    def worlds_below(self, field: str, progress: float, other: str, n: int) -> int:
+        """In how many worlds one of `GradientFigures` is lower for BRAIn than for another method."""
+        pairs = zip(self.gradients[progress, "brain", n], self.gradients[progress, other, n], strict=True)
+        return sum(vars(ours)[field] < vars(theirs)[field] for ours, theirs in pairs)
 
     def as_json(self) -> dict[str, Any]:
         """For lab.json; docs/lab.md says what each is."""
         return {
-            "seed": self.seed,
+            "seeds": self.seeds,
             "outcomes": OUTCOMES,
             "budget": asdict(self.budget),
-            "kl_posterior_policy": self.at_the_end(),
-            "kl_posterior_policy_by_round": {
-                method: {str(n): self.divergences[method, n] for n in COUNTS} for method in METHODS
-            },
-            "gradient_variance": self.variances(0.0),
-            "gradients": [
-                {"progress": progress, "method": method, "n": n, **asdict(figures)}
-                for (progress, method, n), figures in self.gradients.items()
-            ],
+            **_mean_and_range("kl_posterior_policy", self.at_the_end),
+            "kl_posterior_policy_by_round": _by_method_and_n(
+                lambda method, n: [spread.mean for spread in self.by_round(method, n)]
+            ),
+            "learning_rate": _by_method_and_n(self.learning_rate),
+            **_mean_and_range("gradient_variance", partial(self.gradient, "variance", 0.0)),
+            **_mean_and_range("gradient_variance_halfway", partial(self.gradient, "variance", HALFWAY)),
+            "trainings": self._trainings(),
+            "gradients": self._gradients(),
+            "brain_below": self._brain_below(),
         }
 
+    def _best(self, method: str, n: int) -> int:
+        return int(_geometric_mean(self.divergences[method, n])[:, -1].argmin())
 
-def measure(seed: int, budget: Budget) -> LabFigures:
+    def _trainings(self) -> list[dict[str, Any]]:
+        return [
+            {"method": method, "n": n, "learning_rate": rate, "kl_posterior_policy": by_world}
+            for (method, n), divergences in self.divergences.items()
+            for rate, by_world in zip(self.budget.learning_rates, divergences[:, :, -1].tolist(), strict=True)
+        ]
+
+    def _gradients(self) -> list[dict[str, Any]]:
+        return [
+            {"progress": progress, "method": method, "n": n}
+            | {field.name: [vars(figures)[field.name] for figures in by_world] for field in fields(GradientFigures)}
+            for (progress, method, n), by_world in self.gradients.items()
+        ]
+
+    def _brain_below(self) -> list[dict[str, Any]]:
+        return [
+            {"progress": progress, "other": other, "n": n}
+            | {field: self.worlds_below(field, progress, other, n) for field in ("variance", "relative_variance")}
+            for progress, other, n in product(PROGRESS, METHODS, COUNTS)
+            if other != "brain"
+        ]
+
+
+def measure(seeds: Sequence[int], budget: Budget) -> LabFigures:
     """Train with every method, and measure every method's gradients."""
-    world = make_world(seed)
-    generator = torch.Generator().manual_seed(seed)
+    worlds = [make_world(seed) for seed in seeds]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return LabFigures(
-        seed=seed,
-        world=world,
+        seeds=tuple(seeds),
         budget=budget,
-        divergences={(method, n): train(world, method, n, budget, seed) for method, n in product(METHODS, COUNTS)},
+        divergences={(method, n): train(worlds, method, n, budget, seeds[0]) for method, n in product(METHODS, COUNTS)},
         gradients={
-            (progress, method, n): gradient_figures(
-                world, method, n, world.log_policy(progress), world.log_prior, generator
-            )
+            (progress, method, n): [
+                gradient_figures(world, method, n, world.log_policy(progress), world.log_prior, generator)
+                for world, generator in zip(worlds, generators, strict=True)
+            ]
             for progress, method, n in product(PROGRESS, METHODS, COUNTS)
         },
     )
+
+
+def _geometric_mean(divergences: torch.Tensor) -> torch.Tensor:
+    """Over the worlds.  # [..., worlds, rounds + 1] -> [..., rounds + 1]."""
+    return divergences.log().mean(dim=-2).exp()
+
+
+def _mean_and_range(name: str, spread: Callable[[str, int], Spread]) -> dict[str, Any]:
+    return {
+        name: _by_method_and_n(lambda method, n: spread(method, n).mean),
+        f"{name}_range": _by_method_and_n(lambda method, n: [spread(method, n).low, spread(method, n).high]),
+    }
+
+
+def _by_method_and_n(value: Callable[[str, int], Any]) -> dict[str, dict[str, Any]]:
+    return {method: {str(n): value(method, n) for n in COUNTS} for method in METHODS}

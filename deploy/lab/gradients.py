@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deploy.lab.world import OUTCOMES, World, draw
+from deploy.lab.world import METHODS, OUTCOMES, World, draw
+from learner.objectives.catalogue import make_objective
 
 _OUTPUTS = 1 << 16
 """Drawn for each figure, so that groups of any n cost the same."""
@@ -57,9 +58,9 @@ def _estimates(
     world: World, method: str, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor
 ) -> torch.Tensor:
     """Each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
-    values = world.groups(outcomes, log_policy, log_proposal)
+    values = world.groups(outcomes, log_policy, log_proposal, world.log_partition)
     leaf = values.policy_logprobs.requires_grad_()
-    losses = world.objective_at_the_end(method).losses(values)
+    losses = make_objective(METHODS[method]).losses(values)
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)  # a group's loss depends on that group alone
     weights = -gradient  # of ∇ log q_θ(y_i), which is the indicator of y_i less q_θ
     direct = torch.zeros(len(outcomes), OUTCOMES, dtype=weights.dtype).scatter_add_(1, outcomes, weights)

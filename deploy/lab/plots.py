@@ -1,5 +1,6 @@
 """The laboratory's plots, each as SVG and PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -7,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.durable import write_file
-from deploy.lab.figures import COUNTS, PROGRESS, LabFigures
+from deploy.lab.figures import COUNTS, PROGRESS, LabFigures, Spread
 from deploy.lab.world import METHODS
 from deploy.plotting import as_png, as_svg, new_figure, plot_style
 
@@ -36,17 +37,21 @@ def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
 def _divergences(figures: LabFigures) -> Figure:
     figure = new_figure(10, 3.6)
     by_round, by_count = figure.subplots(1, 2, sharey=True)
-    for method, at_the_end in figures.at_the_end().items():
-        values = figures.divergences[method, _TRAINED_N]
-        by_round.plot(range(len(values)), values, label=method, color=_COLOURS[method])
-        by_count.plot(COUNTS, list(at_the_end.values()), marker="o", markersize=3, color=_COLOURS[method])
+    for method in METHODS:
+        rounds = figures.by_round(method, _TRAINED_N)
+        _curve(by_round, method, range(len(rounds)), rounds)
+        _curve(by_count, method, COUNTS, [figures.at_the_end(method, n) for n in COUNTS], marker="o")
     for axes in (by_round, by_count):
         axes.axhline(0.01, color="black", linewidth=0.6, linestyle=":")
     by_round.set(
-        yscale="log", xlabel="proposal updates", ylabel="KL(posterior ‖ policy), nats", title=f"n = {_TRAINED_N}"
+        yscale="log",
+        xlabel="proposal updates",
+        ylabel="KL(posterior ‖ policy), nats",
+        title=f"n = {_TRAINED_N}",
     )
     by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
     by_round.legend()
+    figure.suptitle("each method at its best learning rate; geometric mean and range over worlds")
     by_count.set(xlabel="n", title="at the end")
     _count_ticks(by_count)
     return figure
@@ -57,14 +62,24 @@ def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
     rows: list[Axes] = list(figure.subplots(1, len(PROGRESS), sharey=True))
     for axes, progress in zip(rows, PROGRESS, strict=True):
         for method in METHODS:
-            values = [vars(figures.gradients[progress, method, n])[field] for n in COUNTS]
-            axes.plot(COUNTS, values, marker="o", markersize=3, label=method, color=_COLOURS[method])
+            values = [figures.gradient(field, progress, method, n) for n in COUNTS]
+            _curve(axes, method, COUNTS, values, marker="o")
         axes.set(yscale="log", xlabel="n", title=f"{progress:.0%} of the way")
         _count_ticks(axes)
-    figure.suptitle("the policy on its way from prior to posterior; the proposal is the prior")
+    figure.suptitle(
+        "the policy on its way from prior to posterior; the proposal is the prior; mean and range over worlds"
+    )
     rows[0].set_ylabel(label)
     rows[0].legend()
     return figure
+
+
+def _curve(axes: Axes, method: str, x: Sequence[int], spreads: Sequence[Spread], marker: str = "") -> None:
+    """The mean over worlds, and a band from the lowest to the highest."""
+    colour = _COLOURS[method]
+    axes.plot(x, [spread.mean for spread in spreads], marker=marker, markersize=3, label=method, color=colour)
+    lows, highs = [spread.low for spread in spreads], [spread.high for spread in spreads]
+    axes.fill_between(x, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 
 def _count_ticks(axes: Axes) -> None:

@@ -1,10 +1,12 @@
-"""Algorithm 1 in the enumerable world, with the real objectives: how near the policy comes to the posterior."""
+"""Algorithm 1 in enumerable worlds, with the real losses: how near the policy comes to the posterior."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from deploy.lab.world import METHODS, World, draw
+from deploy.lab.world import METHODS, World, draw, side_by_side
 from learner.objectives.catalogue import make_objective
 
 
@@ -16,37 +18,45 @@ class Budget:
         rounds: proposal updates, e.
         updates: optimiser steps a round, k.
         groups: a step's; each is of the world's one prompt.
-        learning_rate: Adam's at first; it falls linearly to 0.
+        learning_rates: Adam's at first, each of which is tried; they fall linearly to 0.
     """
 
     rounds: int = 20
     updates: int = 20
     groups: int = 16
-    learning_rate: float = 0.05
+    learning_rates: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-def train(world: World, method: str, n: int, budget: Budget, seed: int) -> list[float]:
-    """Train the 64 logits of a policy that starts as the prior, with groups of n outputs.
+def train(worlds: Sequence[World], method: str, n: int, budget: Budget, seed: int) -> torch.Tensor:
+    """Train the 64 logits of policies that start as the prior, with groups of n outputs.
+
+    Each world is trained in once with each learning rate. All trainings go side by side, since one alone is mostly
+    overhead, and none affects another.
 
     Returns:
-        KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # rounds + 1
+        KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # [rates, worlds, rounds + 1]
     """
     generator = torch.Generator().manual_seed(seed)
     objective = make_objective(METHODS[method])
-    logits = world.log_prior.clone().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=budget.learning_rate)
+    world = side_by_side(worlds, len(budget.learning_rates))
+    logits = [log_prior.clone().requires_grad_() for log_prior in world.log_prior]  # by rate, [worlds, 64] each
+    optimizer = torch.optim.Adam(
+        [{"params": [leaf], "lr": rate} for leaf, rate in zip(logits, budget.learning_rates, strict=True)]
+    )
     steps = budget.rounds * budget.updates
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     divergences = [world.kl_to_posterior(world.log_prior)]
-    for _ in range(budget.rounds):
-        log_proposal = logits.log_softmax(0).detach()  # line 21: q' <- q_θ
-        for _ in range(budget.updates):
+    log_sum = torch.full_like(world.log_partition, -math.inf)  # of all P/q' seen, for their running mean
+    for already in range(0, steps, budget.updates):
+        log_proposal = torch.stack(logits).log_softmax(-1).detach()  # line 21: q' <- q_θ
+        for step in range(already + 1, already + budget.updates + 1):
             outcomes = draw(log_proposal, budget.groups, n, generator)
-            values = world.groups(outcomes, logits.log_softmax(0), log_proposal)
-            objective.observe(values)
+            log_sum = torch.logaddexp(log_sum, world.log_importance(outcomes, log_proposal).logsumexp(-1))
+            log_partition = log_sum - math.log(step * budget.groups * n)
+            values = world.groups(outcomes, torch.stack(logits).log_softmax(-1), log_proposal, log_partition)
             optimizer.zero_grad()
-            objective.losses(values).mean().backward()
+            (objective.losses(values).sum() / budget.groups).backward()  # the mean of each training's groups
             optimizer.step()
             schedule.step()
-        divergences.append(world.kl_to_posterior(logits.log_softmax(0).detach()))
-    return divergences
+        divergences.append(world.kl_to_posterior(torch.stack(logits).log_softmax(-1).detach()))
+    return torch.stack(divergences, dim=-1)

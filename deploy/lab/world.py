@@ -1,13 +1,11 @@
-"""A world that can be enumerated: one prompt, 64 outcomes, known prior and rewards, and hence a known posterior."""
+"""Worlds that can be enumerated: one prompt, 64 outcomes, known prior and rewards, and hence a known posterior."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from common.config.objective_sections import BrainSection, ObjectiveBase, PolicyGradientSection
-from learner.objectives.catalogue import make_objective
-from learner.objectives.objective import Objective
-from learner.objectives.policy_gradients import RunningMean
 from learner.objectives.values import GroupValues
 
 OUTCOMES = 64
@@ -19,67 +17,73 @@ METHODS: dict[str, ObjectiveBase] = {
 }
 """The methods that aim at the posterior, with the paper's goodness model (Bradley–Terry, γ = 1)."""
 
-_SEEN = 1 << 40  # outputs: with so many, a running mean of Z does not move any more
-
 
 @dataclass(frozen=True)
 class World:
-    """Distributions over the outcomes, as log-probabilities in nats.
+    """Distributions over the outcomes, as log-probabilities in nats; or several worlds, in the leading dimensions.
 
     Attributes:
-        log_prior: log p(y).  # [64] float64
-        rewards: r(y), standard normal: a spread of 1.  # [64] float64
+        log_prior: log p(y).  # [..., 64] float64
+        rewards: r(y), standard normal: a spread of 1.  # [..., 64] float64
     """
 
     log_prior: torch.Tensor
     rewards: torch.Tensor
 
     @property
-    def log_partition(self) -> float:
-        """Log Z = log Σ_y p(y) e^r(y)."""
-        return (self.log_prior + self.rewards).logsumexp(0).item()
+    def log_partition(self) -> torch.Tensor:
+        """Log Z = log Σ_y p(y) e^r(y).  # [...]."""
+        return (self.log_prior + self.rewards).logsumexp(-1)
 
     @property
     def log_posterior(self) -> torch.Tensor:
-        """Log p(y|G=1) = log p(y) + r(y) − log Z.  # [64]."""
-        return self.log_prior + self.rewards - self.log_partition
+        """Log p(y|G=1) = log p(y) + r(y) − log Z.  # [..., 64]."""
+        return self.log_prior + self.rewards - self.log_partition[..., None]
 
     def log_policy(self, progress: float) -> torch.Tensor:
-        """A policy on the way from the prior (0) to the posterior (1): p·exp(progress · r), normalised.  # [64]."""
-        return (self.log_prior + progress * self.rewards).log_softmax(0)
+        """A policy between the prior (0) and the posterior (1): p·exp(progress · r), normalised.  # [..., 64]."""
+        return (self.log_prior + progress * self.rewards).log_softmax(-1)
 
-    def kl_to_posterior(self, log_policy: torch.Tensor) -> float:
-        """KL(posterior ‖ q_θ) in nats, exactly.  # [64] -> number."""
-        return (self.log_posterior.exp() * (self.log_posterior - log_policy)).sum().item()
+    def kl_to_posterior(self, log_policy: torch.Tensor) -> torch.Tensor:
+        """KL(posterior ‖ q_θ) in nats, exactly.  # [..., 64] -> [...]."""
+        ratios = self.log_posterior - log_policy
+        # Σ q_θ − Σ posterior, which is 0, is added: without it, 1e-16 and less would be rounding, of either sign.
+        return (self.log_posterior.exp() * (torch.expm1(-ratios) + ratios)).sum(-1)
 
-    def groups(self, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor) -> GroupValues:
-        """What an objective is given of sampled outcomes.
+    def log_importance(self, outcomes: torch.Tensor, log_proposal: torch.Tensor) -> torch.Tensor:
+        """Log P/q' of sampled outcomes [..., b, n]; the mean of its exponential estimates Z.  # [..., b·n]."""
+        return (self.log_prior + self.rewards - log_proposal).gather(-1, outcomes.flatten(-2))
+
+    def groups(
+        self, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor, log_partition: torch.Tensor
+    ) -> GroupValues:
+        """What an objective is given of sampled outcomes, those of all worlds one after another.
+
+        An objective knows one log Z, and here each world has its own: the prior comes divided by it, so that P/(Z q')
+        is what dpg and gdc++ make of it with their Z at 1. BRAIn's weights are the same with any.
 
         Args:
-            outcomes: drawn from the proposal.  # [b, n] int64
-            log_policy: log q_θ, with its gradient.  # [64]
-            log_proposal: log q'.  # [64]
+            outcomes: drawn from the proposal.  # [..., b, n] int64
+            log_policy: log q_θ, with its gradient.  # [..., 64]
+            log_proposal: log q'.  # [..., 64]
+            log_partition: log Z, or what is known of it.  # [...]
         """
-        there = torch.ones_like(outcomes, dtype=torch.bool)
+        n = outcomes.shape[-1]
+        flat = outcomes.flatten(-2)  # [..., b·n]
+        there = torch.ones_like(outcomes, dtype=torch.bool).view(-1, n)
         return GroupValues(
-            policy_logprobs=log_policy[outcomes],
-            prior_logprobs=self.log_prior[outcomes],
-            proposal_logprobs=log_proposal[outcomes],
-            rewards=self.rewards[outcomes],
+            policy_logprobs=log_policy.gather(-1, flat).view(-1, n),
+            prior_logprobs=(self.log_prior - log_partition[..., None]).gather(-1, flat).view(-1, n),
+            proposal_logprobs=log_proposal.gather(-1, flat).view(-1, n),
+            rewards=self.rewards.gather(-1, flat).view(-1, n),
             complete=there,
             valid=there,
-            lengths=torch.ones_like(outcomes),
-            gold_logprobs=torch.full((len(outcomes),), torch.nan, dtype=torch.float64),
-            gold_lengths=torch.ones(len(outcomes), dtype=torch.int64),
-            seeds=torch.zeros(len(outcomes), dtype=torch.int64),
+            lengths=torch.ones_like(there, dtype=torch.int64),
+            gold_logprobs=torch.full((len(there),), torch.nan, dtype=torch.float64),
+            gold_lengths=torch.ones(len(there), dtype=torch.int64),
+            seeds=torch.zeros(len(there), dtype=torch.int64),
             log_partition=0.0,
         )
-
-    def objective_at_the_end(self, method: str) -> Objective:
-        """The objective as it is once its running mean of Z, where it has one, has converged."""
-        objective = make_objective(METHODS[method])
-        objective.partition = RunningMean(self.log_partition, _SEEN)
-        return objective
 
 
 def make_world(seed: int) -> World:
@@ -89,6 +93,15 @@ def make_world(seed: int) -> World:
     return World(logits.log_softmax(0), rewards)
 
 
+def side_by_side(worlds: Sequence[World], copies: int) -> World:
+    """So many copies of worlds.  # each [64] -> [copies, worlds, 64]."""
+    log_prior = torch.stack([world.log_prior for world in worlds])
+    rewards = torch.stack([world.rewards for world in worlds])
+    return World(log_prior.repeat(copies, 1, 1), rewards.repeat(copies, 1, 1))
+
+
 def draw(log_proposal: torch.Tensor, groups: int, n: int, generator: torch.Generator) -> torch.Tensor:
-    """Outcomes of so many groups.  # [groups, n] int64."""
-    return torch.multinomial(log_proposal.exp(), groups * n, replacement=True, generator=generator).view(groups, n)
+    """Outcomes of so many groups.  # [..., 64] -> [..., groups, n] int64."""
+    proposals = log_proposal.exp().view(-1, OUTCOMES)
+    outcomes = torch.multinomial(proposals, groups * n, replacement=True, generator=generator)
+    return outcomes.view(*log_proposal.shape[:-1], groups, n)
