@@ -4,6 +4,7 @@ What the settings do is said where the losses are: learner/objectives. Defaults 
 name one for language models; docs/objectives.md says which are ours.
 """
 
+from enum import Enum, auto
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -15,14 +16,47 @@ Pairing = Literal["consecutive", "all", "best-worst"]
 _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
 
+class Origin(Enum):
+    """Whose outputs a method is defined on.
+
+    Attributes:
+        OPEN: nobody knows; those of the updated proposal unless the recipe says else.
+        PROPOSAL: of any proposal whose log-probabilities are known, updated unless the recipe says else.
+        ANY: anybody's; its paper trains on the prior's, so that the proposal is fixed unless the recipe says else.
+        PRIOR_BY_NAME: of the prior, as its name says; the loss would be the same on any others.
+        PRIOR: of the prior; on others the loss aims at another policy.
+    """
+
+    OPEN = auto()
+    PROPOSAL = auto()
+    ANY = auto()
+    PRIOR_BY_NAME = auto()
+    PRIOR = auto()
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether outputs of newer versions contradict the definition."""
+        return self in (Origin.PRIOR_BY_NAME, Origin.PRIOR)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all rounds are sampled from the prior unless the recipe says else."""
+        return self is Origin.ANY or self.is_prior
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the loss relies on the distribution that outputs were drawn from."""
+        return self in (Origin.PROPOSAL, Origin.PRIOR)
+
+
 class ObjectiveBase(Section):
     """What every objective has.
 
     Attributes:
-        OFFLINE: its paper trains on outputs of the prior, so that the proposal is fixed unless the recipe says else.
+        ORIGIN: whose outputs it is defined on; what follows from that is decided by this alone.
     """
 
-    OFFLINE: ClassVar[bool] = False
+    ORIGIN: ClassVar[Origin] = Origin.OPEN
 
     name: str
     reward: str = Field("reward", description="a scorer, whose values are the rewards, or a name under `rewards`")
@@ -36,17 +70,33 @@ class ObjectiveBase(Section):
         """Whether the loss reads the log-probability of the gold output."""
         return False
 
+    def refusal_of_texts(self, texts: str) -> str | None:
+        """Why texts that nobody sampled cannot be trained on; None where they can.
+
+        Args:
+            texts: which.
+        """
+        if not self.ORIGIN.is_known:
+            return None
+        return (
+            f"objective.name={self.name} needs samples of a known proposal with their log-probabilities, which {texts} "
+            f"are not; sample groups (sampler.replicas=1 or more, and objective.reward a scorer), or choose one for "
+            f"which any pairs will do, such as dpo or ipo"
+        )
+
 
 class GoodnessSection(ObjectiveBase):
     """What methods have that aim at the posterior p(y|x) p(G=1|x,y) / Z."""
+
+    ORIGIN = Origin.PROPOSAL
 
     goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
 
 
 class BrainSection(GoodnessSection):
-    """BRAIn (paper, equations 12-14), without its baseline (§9.3), or with q' = p throughout (§9.5)."""
+    """BRAIn (paper, equations 12-14), also without its baseline (§9.3)."""
 
-    name: Literal["brain", "brain-no-baseline", "brain-fixed-proposal"] = "brain"
+    name: Literal["brain", "brain-no-baseline"] = "brain"
 
 
 class SpoSection(GoodnessSection):
@@ -62,23 +112,24 @@ class PolicyGradientSection(GoodnessSection):
     name: Literal["dpg", "gdc++"]
 
 
-class WeightedListSection(GoodnessSection):
-    """The last but one step of the ladder: BRAIn with q' = p."""
+class FixedProposalSection(GoodnessSection):
+    """BRAIn with q' = p: sampled so throughout (§9.5), or taken to be so, the ladder's last but one step (§9.2)."""
 
-    OFFLINE = True
-    name: Literal["dpo-sft+iw+n"]
+    ORIGIN = Origin.PRIOR
+    name: Literal["brain-fixed-proposal", "dpo-sft+iw+n"]
 
 
 class PairSection(ObjectiveBase):
     """What methods have that compare two outputs: the higher reward wins, ties are dropped."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     pairs: Pairing = Field("consecutive", description="consecutive: disjoint neighbours, 16 of 32 outputs")
 
 
 class WeightedPairSection(PairSection, GoodnessSection):
     """Soft labels: both orders of a pair, weighted by the reward model's probability of each (paper, eq. 22)."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo-sft+iw"]
 
 
@@ -91,6 +142,7 @@ class LogisticPairSection(PairSection):
 class HumanPairSection(LogisticPairSection):
     """DPO on pairs that people chose between."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo"]
     reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
 
@@ -98,6 +150,7 @@ class HumanPairSection(LogisticPairSection):
 class DpoSection(LogisticPairSection):
     """DPO on pairs of the prior's outputs that the reward ranks."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo-sft"]
 
 
@@ -126,6 +179,7 @@ class SimpoSection(PairSection):
 class RsoSection(PairSection):
     """Statistical rejection sampling, then pairs of what was accepted."""
 
+    ORIGIN = Origin.PRIOR
     name: Literal["rso"]
     accepted: int | None = Field(
         None, ge=2, description="outputs a prompt that rejection sampling keeps; not set: one in 8, at least 2"
@@ -187,7 +241,7 @@ class DpoNllSection(LogisticPairSection, SftTermSection):
 class PlackettLuceSection(ObjectiveBase):
     """DPO's loss of a whole ranking."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["plackett-luce"]
     beta: float = Field(0.1, gt=0)
 
@@ -195,7 +249,7 @@ class PlackettLuceSection(ObjectiveBase):
 class RrhfSection(BestOrGoldSection):
     """Rank responses to align with human feedback."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["rrhf"]
     sft_weight: float = Field(1.0, ge=0)
 
@@ -203,7 +257,7 @@ class RrhfSection(BestOrGoldSection):
 class ProSection(BestOrGoldSection):
     """Preference ranking optimisation."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["pro"]
     sft_weight: float = Field(0.05, ge=0, description="times (outputs − 1)²")
 
