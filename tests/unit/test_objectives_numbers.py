@@ -133,6 +133,41 @@ def test_policy_gradients_at_a_known_z(name, loss, grad):
     assert actual.tolist()[0] == pytest.approx(grad, abs=1e-4)
 
 
+def test_policy_gradients_where_z_is_not_1():
+    w = [math.e / 2, 0.5]  # Z = 2
+    kl = [weight * math.log(weight) for weight in w]
+    expected = {"dpg": (sum(kl) / 2, [-w[0] / 2, -w[1] / 2])}
+    expected["gdc++"] = (sum(kl) - sum(w) + 2) / 2, [-(w[0] - 1) / 2, -(w[1] - 1) / 2]
+    for name, (loss, grad) in expected.items():
+        values = small_values([-3.0, -3.0], [1.0, 0.0])
+        objective = make_objective(settings_of(name))
+        objective.partition = RunningMean(math.log(2), 4)
+        result = objective(values)
+        (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
+        assert result.loss.item() == pytest.approx(loss, rel=1e-9)
+        assert actual.tolist()[0] == pytest.approx(grad, rel=1e-9)
+
+
+@pytest.mark.parametrize("transform", ["none", "win-rate"])
+@pytest.mark.parametrize("name", ["dpg", "gdc++"])
+def test_z_is_the_mean_of_what_the_loss_weights_by_over_all_that_was_observed(name, transform):
+    section, seen = settings_of(name, reward_transform=transform, temperature=0.4), []
+    objective = make_objective(section)
+    for seed in (1, 2):
+        values = random_values(seed=seed)
+        there = torch.rand(values.valid.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+        values = changed(values, complete=there, valid=there)
+        rewards = win_rates(values.rewards, there) if transform == "win-rate" else values.rewards
+        logs = rewards / 0.4 + values.prior_logprobs - values.proposal_logprobs
+        objective.observe(values)
+        seen += logs[there].tolist()
+        expected = torch.logsumexp(torch.tensor(seen, dtype=torch.float64), 0).item() - math.log(len(seen))
+        assert (objective.partition.count, objective.partition.log_mean) == (
+            len(seen),
+            pytest.approx(expected, rel=1e-5),
+        )
+
+
 def test_z_is_the_mean_over_all_steps_and_survives_a_checkpoint():
     logs = torch.randn(3, 4, 5) * 3 + 700  # beyond what exp can hold
     mean = RunningMean()
