@@ -32,11 +32,14 @@ class Lessons:
         skipped: the steps skipped in a row up to now, each with why.
         halved_to: the token budget that memory had room for; None where it was never too large.
         padded_because: what the first group showed, see `SequenceLogprobs`.
+        checked: whether there has been a first group to compare packed with padded rows. Checkpoints of older versions
+            do not say; the next group is compared then, perhaps once more.
     """
 
     skipped: list[str]
     halved_to: int | None
     padded_because: str | None
+    checked: bool = False
 
 
 class Stepper:
@@ -69,7 +72,7 @@ class Stepper:
 
     def lessons(self) -> Lessons:
         """What a checkpoint must hold."""
-        return Lessons(self.skipped, self._halved_to, self._policy.padded_because)
+        return Lessons(self.skipped, self._halved_to, self._policy.padded_because, self._checked)
 
     def take_up(self, lessons: Lessons) -> None:
         """Go on after the step whose checkpoint held `lessons`."""
@@ -78,7 +81,7 @@ class Stepper:
             self.max_tokens = min(self.max_tokens, lessons.halved_to)
         if lessons.padded_because is not None:
             self._policy.padded_because = lessons.padded_because
-        self._checked = True
+        self._checked = lessons.checked
 
     def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
         """Compute the gradient and update the weights.

@@ -235,7 +235,7 @@ class DpoNllSection(LogisticPairSection, SftTermSection):
 
     name: Literal["dpo+nll"]
     sft_on: Literal["chosen", "gold"] = Field("chosen", description="chosen: each pair's winner")
-    sft_weight: float = Field(0.005, ge=0, description="the paper's eta, times beta")
+    sft_weight: float = Field(0.005, ge=0, description="the paper's eta: −log q(y) is weighted by it times beta")
 
 
 class PlackettLuceSection(ObjectiveBase):

@@ -1,6 +1,7 @@
 import math
 import shutil
 from typing import cast
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -198,6 +199,24 @@ def test_skipped_steps_are_counted_across_a_resume(model_dir, tmp_path):
     second = started(model_dir, tmp_path, max_skipped_in_a_row=1)
     with pytest.raises(PipelineError, match=r"group first.* group second"):
         second.train_step(2, train_batch(train_row("second", **BAD)))
+
+
+def test_packed_rows_are_compared_once_and_at_the_first_group_that_is_trained(model_dir, tmp_path):
+    def comparisons(trainer, step, batch):
+        with patch.object(trainer._policy, "check_packed", wraps=trainer._policy.check_packed) as compared:
+            trainer.train_step(step, batch)
+        return compared.call_count
+
+    untrained = train_batch(train_row("a", rewards=[None, None]))
+    first = started(model_dir, tmp_path)
+    assert comparisons(first, 1, untrained) == 0
+    first.save(1)
+    second = started(model_dir, tmp_path)
+    assert second.step == 1
+    assert comparisons(second, 2, gappy_batch(0)) == 1
+    assert comparisons(second, 3, gappy_batch(1)) == 0
+    second.save(3)
+    assert comparisons(started(model_dir, tmp_path), 4, gappy_batch(2)) == 0
 
 
 class ForgetfulEngine(PlainEngine):
