@@ -23,6 +23,8 @@ from learner.policy import Policy
 _SMALLEST_BUDGET = 16
 """Tokens; where not even these fit, the budget is not what is wrong."""
 
+_LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
+
 
 @dataclass(frozen=True)
 class Lessons:
@@ -154,7 +156,7 @@ class Stepper:
         if finite.all():
             return f"the gradient is not finite, though the losses are; groups {', '.join(groups.group_ids)}"
         names = [groups.group_ids[index] for index in (~finite).nonzero().flatten().tolist()]
-        return f"the loss is not finite for group {', '.join(names)}"
+        return f"the loss is not finite for group {', '.join(names)}{_overflow(groups, result, ~finite)}"
 
     def _skip(self, reason: str) -> None:
         self.skipped.append(reason)
@@ -165,3 +167,12 @@ class Stepper:
                 f"{'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
             )
         self._note(f"{reason}; the step is skipped ({len(self.skipped)} in a row).")
+
+
+def _overflow(groups: GroupBatch, result: BatchResult, lost: torch.Tensor) -> str:
+    """Says whether a ratio q_θ/q' of these groups, which gdc++ does not normalise, is beyond float32."""
+    ratios = (result.policy_logprobs - groups.proposal_logprobs)[lost]
+    largest = ratios[ratios.isfinite()].amax().item() if ratios.isfinite().any() else 0.0
+    if largest < _LARGEST_EXPONENT:
+        return ""
+    return f" (log q - log q' is up to {largest:.0f} nats, and float32 holds exponentials of {_LARGEST_EXPONENT:.0f})"

@@ -1,4 +1,5 @@
 import math
+import re
 import shutil
 from typing import cast
 from unittest.mock import patch
@@ -177,6 +178,13 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(trainer):
     assert all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
     assert "skipped_step" not in trainer.train_step(2, gappy_batch(0)).metrics
     assert not all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
+
+
+def test_a_ratio_to_the_proposal_beyond_float32_is_named_as_the_cause(model_dir, tmp_path):
+    trainer = started(model_dir, tmp_path, "gdc++")
+    far = train_row("far", prior_logprobs=[-300.0, -300.0], proposal_logprobs=[-300.0, -300.0])
+    (note,) = trainer.train_step(1, train_batch(train_row("good"), far)).notes
+    assert re.search(r"not finite for group far \(log q - log q' is up to 29\d nats, and float32 .* of 89\);", note)
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_all_their_groups(model_dir, tmp_path):
