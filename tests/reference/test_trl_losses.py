@@ -41,7 +41,7 @@ class GivenLogprobs(torch.nn.Module):
 def dpo_loss(values, loss_types, *, beta, label_smoothing=0.0, weights=None):
     """TRL's `DPOTrainer._compute_loss` on sequences of one prompt token and answers of the values' lengths."""
     sums, lengths = (torch.cat(sides(column, values.rewards)) for column in (values.policy_logprobs, values.lengths))
-    answered = torch.arange(lengths.max()) < lengths[:, None]  # [2 * PAIRS, tokens]
+    answered = torch.arange(int(lengths.max())) < lengths[:, None]  # [2 * PAIRS, tokens]
     reference = sides(values.prior_logprobs, values.rewards)
     trainer = SimpleNamespace(
         model=GivenLogprobs(torch.where(answered, (sums / lengths)[:, None], 0.0)),

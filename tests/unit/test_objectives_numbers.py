@@ -162,10 +162,8 @@ def test_z_is_the_mean_of_what_the_loss_weights_by_over_all_that_was_observed(na
         objective.observe(values)
         seen += logs[there].tolist()
         expected = torch.logsumexp(torch.tensor(seen, dtype=torch.float64), 0).item() - math.log(len(seen))
-        assert (objective.partition.count, objective.partition.log_mean) == (
-            len(seen),
-            pytest.approx(expected, rel=1e-5),
-        )
+        assert objective.partition.count == len(seen)
+        assert objective.partition.log_mean == pytest.approx(expected, rel=1e-5)
 
 
 def test_z_is_the_mean_over_all_steps_and_survives_a_checkpoint():
@@ -307,7 +305,7 @@ def test_rejection_sampling_is_a_function_of_rewards_and_seed():
 
 def accepted_by_the_paper(rewards, wanted, beta, uniforms):
     """Algorithm 1 of Liu et al. 2023, in plain arithmetic: passes over whoever has not been accepted yet."""
-    chosen = []
+    chosen: list[int] = []
     while len(chosen) < min(wanted, len(rewards)):
         waiting = [place for place in range(len(rewards)) if place not in chosen]
         best = max(float(rewards[place]) for place in waiting)
