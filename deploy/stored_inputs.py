@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.objective_sections import Origin
+from common.config.origin import Origin
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import digest

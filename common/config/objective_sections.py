@@ -4,49 +4,16 @@ What the settings do is said where the losses are: learner/objectives. Defaults 
 name one for language models; docs/objectives.md says which are ours.
 """
 
-from enum import Enum, auto
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from common.config.origin import Origin
 from common.config.section import Section
 from common.schemas import HUMAN
 
 Pairing = Literal["consecutive", "all", "best-worst"]
 _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
-
-
-class Origin(Enum):
-    """Whose outputs a method is defined on.
-
-    Attributes:
-        OPEN: nobody knows; those of the updated proposal unless the recipe says else.
-        PROPOSAL: of any proposal whose log-probabilities are known, updated unless the recipe says else.
-        ANY: anybody's; its paper trains on the prior's, so that the proposal is fixed unless the recipe says else.
-        PRIOR_BY_NAME: of the prior, as its name says; the loss would be the same on any others.
-        PRIOR: of the prior; on others the loss aims at another policy.
-    """
-
-    OPEN = auto()
-    PROPOSAL = auto()
-    ANY = auto()
-    PRIOR_BY_NAME = auto()
-    PRIOR = auto()
-
-    @property
-    def is_prior(self) -> bool:
-        """Whether outputs of newer versions contradict the definition."""
-        return self in (Origin.PRIOR_BY_NAME, Origin.PRIOR)
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether all rounds are sampled from the prior unless the recipe says else."""
-        return self is Origin.ANY or self.is_prior
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the loss relies on the distribution that outputs were drawn from."""
-        return self in (Origin.PROPOSAL, Origin.PRIOR)
 
 
 class ObjectiveBase(Section):
@@ -76,7 +43,7 @@ class ObjectiveBase(Section):
         Args:
             texts: which.
         """
-        if not self.ORIGIN.is_known:
+        if not self.ORIGIN.relies_on_proposal:
             return None
         return (
             f"objective.name={self.name} needs samples of a known proposal with their log-probabilities, which {texts} "

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.config.objective_sections import Origin
 from common.config.objectives import OBJECTIVE_NAMES
+from common.config.origin import Origin
 from common.config.recipe import Recipe
 from common.config.validation import parse_recipe
 from common.errors import UserError
@@ -21,8 +21,8 @@ from tests.unit.objective_values import settings_of
 from tests.unit.stored_runs import stored_run
 
 ALGORITHM = {"rounds": 2, "prompts_per_round": 2, "batch_prompts": 2, "updates_per_round": 1}
-OF_ANY_PAIRS = sorted(name for name in OBJECTIVE_NAMES if not settings_of(name).ORIGIN.is_known)
-OF_KNOWN_SAMPLES = sorted(name for name in OBJECTIVE_NAMES if settings_of(name).ORIGIN.is_known)
+OF_ANY_PAIRS = sorted(name for name in OBJECTIVE_NAMES if not settings_of(name).ORIGIN.relies_on_proposal)
+OF_KNOWN_SAMPLES = sorted(name for name in OBJECTIVE_NAMES if settings_of(name).ORIGIN.relies_on_proposal)
 
 
 def settings(name: str, store: Path, *, rounds: int = 2, replay: bool = False, **objective: Any) -> dict[str, Any]:
