@@ -32,5 +32,5 @@ class Origin(Enum):
 
     @property
     def relies_on_proposal(self) -> bool:
-        """Whether the loss relies on the distribution that outputs were drawn from, so that texts that nobody sampled will not do."""
+        """Whether it relies on the distribution that outputs were drawn from: texts that nobody sampled will not do."""
         return self in (Origin.PROPOSAL, Origin.PRIOR)
