@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-_NOBODY = ""
+NOBODY = ""
+"""Stands where a group of a run names what sampled it."""
 
 
 def text_group(
@@ -32,16 +33,16 @@ def text_group(
         "prompt_token_ids": list(prompt_token_ids),
         "gold_text": None,
         "proposal_version": 0,
-        "proposal_digest": _NOBODY,
+        "proposal_digest": NOBODY,
         "outputs": [
             {"token_ids": list(ids), "token_logprobs": [0.0] * len(ids), "text": text, "finish_reason": "stop"}
             for text, ids in zip(outputs, tokens, strict=True)
         ],
         "temperature": 1.0,
         "max_tokens": 0,
-        "lease_id": _NOBODY,
+        "lease_id": NOBODY,
         "seed": 0,
-        "sampler_id": _NOBODY,
+        "sampler_id": NOBODY,
         "started_at": 0.0,
         "finished_at": 0.0,
     }

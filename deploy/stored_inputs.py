@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.config.origin import Origin
 from common.config.recipe import Recipe
 from common.errors import UserError
 from common.identity import digest
 from common.storage.places import shown
 from common.store import SampleStore
+from common.text_groups import NOBODY
 from deploy.draws import StoredGroups
 from deploy.quarantine import Quarantine
 from deploy.rounds import RecordedSteps, Rounds, Schedule
@@ -83,7 +85,9 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     steps = _recorded_steps(source) if recipe.store.replay else None
     if steps is None:
         _check_rounds(recipe, source, index)
-    return StoredInputs(source, index, steps, _notes(recipe, source, index, steps))
+    _check_samples(recipe, source, index)
+    notes = [*_notes(recipe, source, index, steps), *_check_versions(recipe, source, index, steps)]
+    return StoredInputs(source, index, steps, notes)
 
 
 def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:
@@ -125,6 +129,36 @@ def _check_rounds(recipe: Recipe, source: Source, index: pa.Table) -> None:
             f"from 0), fewer than algorithm.batch_prompts={batch}; algorithm.rounds={wanted} asks for rounds 0 to "
             f"{wanted - 1}: lower it{'' if short[0] else ', or name another store'}."
         )
+
+
+def _check_samples(recipe: Recipe, source: Source, index: pa.Table) -> None:
+    """Refuse texts that nobody sampled (`brain store import-pairs`) where the objective relies on who did."""
+    refusal = recipe.objective.refusal_of_texts(f"the texts of {source.store.root}")
+    first = index["group_id"].slice(0, 1).to_pylist()
+    for batch in source.store.batches(group_ids=first, columns=["proposal_digest"]):
+        if refusal is not None and batch["proposal_digest"][0].as_py() == NOBODY:
+            raise UserError(f"{refusal}.")
+
+
+def _check_versions(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str]] | None) -> list[str]:
+    """Refuse outputs of newer versions where the loss takes them for the prior's; returns what else to say of them."""
+    name, origin = recipe.objective.name, recipe.objective.ORIGIN
+    if steps is not None:
+        trained = pa.array({group for step in steps for group in step}, pa.string())
+        index = index.filter(pc.is_in(index["group_id"], value_set=trained))
+    newer = index.filter(pc.greater(index["proposal_version"], 0))
+    if not origin.is_prior or not newer.num_rows:
+        return []
+    found = (
+        f"{newer.num_rows} of the {index.num_rows} groups to train on in {source.store.root} were sampled from newer "
+        f"versions than the prior, on whose outputs objective.name={name} is defined"
+    )
+    if origin is Origin.PRIOR_BY_NAME:
+        return [f"note: {found}; its loss is the same on these, but it is not the method of that name"]
+    rounds = pc.min(newer["round"]).as_py()
+    replay = "store.replay=false and " if steps is not None else ""
+    earlier = f"train on the rounds before them alone ({replay}algorithm.rounds={rounds}), or " if rounds else ""
+    raise UserError(f"{found}; {earlier}name a store that was sampled with algorithm.proposal=fixed.")
 
 
 def _notes(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str]] | None) -> list[str]:

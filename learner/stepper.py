@@ -23,6 +23,8 @@ from learner.policy import Policy
 _SMALLEST_BUDGET = 16
 """Tokens; where not even these fit, the budget is not what is wrong."""
 
+_LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
+
 
 @dataclass(frozen=True)
 class Lessons:
@@ -32,11 +34,14 @@ class Lessons:
         skipped: the steps skipped in a row up to now, each with why.
         halved_to: the token budget that memory had room for; None where it was never too large.
         padded_because: what the first group showed, see `SequenceLogprobs`.
+        checked: whether there has been a first group to compare packed with padded rows. Checkpoints of older versions
+            do not say; the next group is compared then, perhaps once more.
     """
 
     skipped: list[str]
     halved_to: int | None
     padded_because: str | None
+    checked: bool = False
 
 
 class Stepper:
@@ -69,7 +74,7 @@ class Stepper:
 
     def lessons(self) -> Lessons:
         """What a checkpoint must hold."""
-        return Lessons(self.skipped, self._halved_to, self._policy.padded_because)
+        return Lessons(self.skipped, self._halved_to, self._policy.padded_because, self._checked)
 
     def take_up(self, lessons: Lessons) -> None:
         """Go on after the step whose checkpoint held `lessons`."""
@@ -78,7 +83,7 @@ class Stepper:
             self.max_tokens = min(self.max_tokens, lessons.halved_to)
         if lessons.padded_because is not None:
             self._policy.padded_because = lessons.padded_because
-        self._checked = True
+        self._checked = lessons.checked
 
     def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
         """Compute the gradient and update the weights.
@@ -151,7 +156,7 @@ class Stepper:
         if finite.all():
             return f"the gradient is not finite, though the losses are; groups {', '.join(groups.group_ids)}"
         names = [groups.group_ids[index] for index in (~finite).nonzero().flatten().tolist()]
-        return f"the loss is not finite for group {', '.join(names)}"
+        return f"the loss is not finite for group {', '.join(names)}{_overflow(groups, result, ~finite)}"
 
     def _skip(self, reason: str) -> None:
         self.skipped.append(reason)
@@ -162,3 +167,12 @@ class Stepper:
                 f"{'; '.join(self.skipped)}. Look at these groups' rewards and log-probabilities"
             )
         self._note(f"{reason}; the step is skipped ({len(self.skipped)} in a row).")
+
+
+def _overflow(groups: GroupBatch, result: BatchResult, lost: torch.Tensor) -> str:
+    """Says whether a ratio q_θ/q' of these groups, which gdc++ does not normalise, is beyond float32."""
+    ratios = (result.policy_logprobs - groups.proposal_logprobs)[lost]
+    largest = ratios[ratios.isfinite()].amax().item() if ratios.isfinite().any() else 0.0
+    if largest < _LARGEST_EXPONENT:
+        return ""
+    return f" (log q - log q' is up to {largest:.0f} nats, and float32 holds exponentials of {_LARGEST_EXPONENT:.0f})"

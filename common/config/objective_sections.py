@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from common.config.origin import Origin
 from common.config.section import Section
 from common.schemas import HUMAN
 
@@ -19,10 +20,10 @@ class ObjectiveBase(Section):
     """What every objective has.
 
     Attributes:
-        OFFLINE: its paper trains on outputs of the prior, so that the proposal is fixed unless the recipe says else.
+        ORIGIN: whose outputs it is defined on; what follows from that is decided by this alone.
     """
 
-    OFFLINE: ClassVar[bool] = False
+    ORIGIN: ClassVar[Origin] = Origin.OPEN
 
     name: str
     reward: str = Field("reward", description="a scorer, whose values are the rewards, or a name under `rewards`")
@@ -36,17 +37,33 @@ class ObjectiveBase(Section):
         """Whether the loss reads the log-probability of the gold output."""
         return False
 
+    def refusal_of_texts(self, texts: str) -> str | None:
+        """Why texts that nobody sampled cannot be trained on; None where they can.
+
+        Args:
+            texts: which.
+        """
+        if not self.ORIGIN.relies_on_proposal:
+            return None
+        return (
+            f"objective.name={self.name} needs samples of a known proposal with their log-probabilities, which {texts} "
+            f"are not; sample groups (sampler.replicas=1 or more, and objective.reward a scorer), or choose one for "
+            f"which any pairs will do, such as dpo or ipo"
+        )
+
 
 class GoodnessSection(ObjectiveBase):
     """What methods have that aim at the posterior p(y|x) p(G=1|x,y) / Z."""
+
+    ORIGIN = Origin.PROPOSAL
 
     goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
 
 
 class BrainSection(GoodnessSection):
-    """BRAIn (paper, equations 12-14), without its baseline (§9.3), or with q' = p throughout (§9.5)."""
+    """BRAIn (paper, equations 12-14), also without its baseline (§9.3)."""
 
-    name: Literal["brain", "brain-no-baseline", "brain-fixed-proposal"] = "brain"
+    name: Literal["brain", "brain-no-baseline"] = "brain"
 
 
 class SpoSection(GoodnessSection):
@@ -62,23 +79,24 @@ class PolicyGradientSection(GoodnessSection):
     name: Literal["dpg", "gdc++"]
 
 
-class WeightedListSection(GoodnessSection):
-    """The last but one step of the ladder: BRAIn with q' = p."""
+class FixedProposalSection(GoodnessSection):
+    """BRAIn with q' = p: sampled so throughout (§9.5), or taken to be so, the ladder's last but one step (§9.2)."""
 
-    OFFLINE = True
-    name: Literal["dpo-sft+iw+n"]
+    ORIGIN = Origin.PRIOR
+    name: Literal["brain-fixed-proposal", "dpo-sft+iw+n"]
 
 
 class PairSection(ObjectiveBase):
     """What methods have that compare two outputs: the higher reward wins, ties are dropped."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     pairs: Pairing = Field("consecutive", description="consecutive: disjoint neighbours, 16 of 32 outputs")
 
 
 class WeightedPairSection(PairSection, GoodnessSection):
     """Soft labels: both orders of a pair, weighted by the reward model's probability of each (paper, eq. 22)."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo-sft+iw"]
 
 
@@ -91,6 +109,7 @@ class LogisticPairSection(PairSection):
 class HumanPairSection(LogisticPairSection):
     """DPO on pairs that people chose between."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo"]
     reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
 
@@ -98,6 +117,7 @@ class HumanPairSection(LogisticPairSection):
 class DpoSection(LogisticPairSection):
     """DPO on pairs of the prior's outputs that the reward ranks."""
 
+    ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo-sft"]
 
 
@@ -126,6 +146,7 @@ class SimpoSection(PairSection):
 class RsoSection(PairSection):
     """Statistical rejection sampling, then pairs of what was accepted."""
 
+    ORIGIN = Origin.PRIOR
     name: Literal["rso"]
     accepted: int | None = Field(
         None, ge=2, description="outputs a prompt that rejection sampling keeps; not set: one in 8, at least 2"
@@ -181,13 +202,13 @@ class DpoNllSection(LogisticPairSection, SftTermSection):
 
     name: Literal["dpo+nll"]
     sft_on: Literal["chosen", "gold"] = Field("chosen", description="chosen: each pair's winner")
-    sft_weight: float = Field(0.005, ge=0, description="the paper's eta, times beta")
+    sft_weight: float = Field(0.005, ge=0, description="the paper's eta: −log q(y) is weighted by it times beta")
 
 
 class PlackettLuceSection(ObjectiveBase):
     """DPO's loss of a whole ranking."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["plackett-luce"]
     beta: float = Field(0.1, gt=0)
 
@@ -195,7 +216,7 @@ class PlackettLuceSection(ObjectiveBase):
 class RrhfSection(BestOrGoldSection):
     """Rank responses to align with human feedback."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["rrhf"]
     sft_weight: float = Field(1.0, ge=0)
 
@@ -203,7 +224,7 @@ class RrhfSection(BestOrGoldSection):
 class ProSection(BestOrGoldSection):
     """Preference ranking optimisation."""
 
-    OFFLINE = True
+    ORIGIN = Origin.ANY
     name: Literal["pro"]
     sft_weight: float = Field(0.05, ge=0, description="times (outputs − 1)²")
 

@@ -8,6 +8,7 @@ from common.config.objective_sections import (
     BrainSection,
     DpoNllSection,
     DpoSection,
+    FixedProposalSection,
     HumanPairSection,
     IpoSection,
     ObjectiveBase,
@@ -21,18 +22,17 @@ from common.config.objective_sections import (
     SlicSection,
     SmoothedSection,
     SpoSection,
-    WeightedListSection,
     WeightedPairSection,
 )
 
 _SECTIONS: dict[str, type[ObjectiveBase]] = {
     "brain": BrainSection,
     "brain-no-baseline": BrainSection,
-    "brain-fixed-proposal": BrainSection,
+    "brain-fixed-proposal": FixedProposalSection,
     "dpo": HumanPairSection,
     "dpo-sft": DpoSection,
     "dpo-sft+iw": WeightedPairSection,
-    "dpo-sft+iw+n": WeightedListSection,
+    "dpo-sft+iw+n": FixedProposalSection,
     "rso": RsoSection,
     "slic": SlicSection,
     "rrhf": RrhfSection,
@@ -51,9 +51,6 @@ _SECTIONS: dict[str, type[ObjectiveBase]] = {
 OBJECTIVE_NAMES = tuple(_SECTIONS)
 """Of all objectives that come with the project."""
 
-ON_PRIOR_SAMPLES = frozenset({"brain-fixed-proposal", "dpo", "dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "rso"})
-"""Methods that are defined on outputs of the prior, so that `algorithm.proposal: updated` contradicts their name."""
-
 
 def section_tag(settings: Any) -> str | None:
     """The name of the section class that some settings are for; None where their name is no objective's."""
@@ -71,7 +68,7 @@ ObjectiveSection = Annotated[
     Annotated[BrainSection, Tag("BrainSection")]
     | Annotated[SpoSection, Tag("SpoSection")]
     | Annotated[PolicyGradientSection, Tag("PolicyGradientSection")]
-    | Annotated[WeightedListSection, Tag("WeightedListSection")]
+    | Annotated[FixedProposalSection, Tag("FixedProposalSection")]
     | Annotated[WeightedPairSection, Tag("WeightedPairSection")]
     | Annotated[HumanPairSection, Tag("HumanPairSection")]
     | Annotated[DpoSection, Tag("DpoSection")]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from common.config.data import DataSection
 from common.config.objective_sections import BrainSection, RsoSection
-from common.config.objectives import ON_PRIOR_SAMPLES, ObjectiveSection
+from common.config.objectives import ObjectiveSection
 from common.config.policy import PolicySection
 from common.config.run import (
     EvaluationSection,
@@ -118,12 +118,12 @@ class Recipe(Section):
         """Whether every round is sampled from version 0, the prior."""
         if self.algorithm.proposal is not None:
             return self.algorithm.proposal == "fixed"
-        return self.objective.OFFLINE or self.objective.name in ON_PRIOR_SAMPLES
+        return self.objective.ORIGIN.is_fixed
 
     @model_validator(mode="after")
     def _the_objective_has_what_it_needs(self) -> Self:
         name = self.objective.name
-        if name in ON_PRIOR_SAMPLES and self.algorithm.proposal == "updated":
+        if self.objective.ORIGIN.is_prior and self.algorithm.proposal == "updated":
             raise ValueError(
                 f"objective.name={name} is defined on outputs of the prior, and algorithm.proposal=updated samples "
                 f"from newer versions; remove that setting, or choose another objective"
@@ -133,6 +133,9 @@ class Recipe(Section):
                 f"objective.name={name} with sft_on=gold trains on gold texts, and data.gold_column names no column of "
                 f"the prompt files; name it, or set objective.sft_on=best (chosen for dpo+nll)"
             )
+        refused = self.objective.refusal_of_texts(f"pairs that people chose between (objective.reward={HUMAN})")
+        if self.objective.reward == HUMAN and refused is not None:
+            raise ValueError(refused)
         if self.objective.reward == HUMAN and self.sampler.replicas:
             raise ValueError(
                 f"objective.name={name} with reward={HUMAN} trains on pairs that people chose between, which nobody "

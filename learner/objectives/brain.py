@@ -10,6 +10,8 @@ Its gradient is −Σ_i (α_i − β_i) ∇ log q_θ(y_i) (12; Theorem 4.2): tow
 importance-weighted samples as the baseline. With one output α = β = 1: no gradient.
 """
 
+from dataclasses import replace
+
 import torch
 
 from common.config.objective_sections import GoodnessSection
@@ -62,7 +64,7 @@ def brain_no_baseline(values: GroupValues, settings: GoodnessSection) -> torch.T
 
 
 def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
-    """KL(softmax(r) ‖ softmax(log q_θ − log p)): BRAIn with q' = p, whatever was recorded (paper, §9.2).
+    """KL(softmax(r) ‖ softmax(log q_θ − log p)): BRAIn with q' taken to be p, whatever was recorded (paper, §9.2).
 
     Args:
         values: [b, n] log-probabilities and rewards; the proposal's are not read.
@@ -75,15 +77,15 @@ def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor
         n = 2, r = (1, 0), log q_θ − log p = (0.5, 0): softmax(r) = (0.7311, 0.2689) and softmax(s) =
         (0.6225, 0.3775), so loss = 0.0263.
     """
-    log_alpha = masked_log_softmax(log_goodness(values.rewards, settings), values.valid).detach()
-    return self_normalised_kl(log_alpha, masked_log_softmax(values.log_ratios, values.valid), values.valid)
+    return brain(_as_of_prior(values), settings)
 
 
 def posterior_log_weights(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
     """Log α, without gradient; −inf where not valid.  # [b, n]."""
     with torch.no_grad():
         goodness = log_goodness(values.rewards, settings)
-        return masked_log_softmax(goodness + values.prior_logprobs - values.proposal_logprobs, values.valid)
+        # Sums of hundreds of nats are taken from each other first: with q' = p they are gone without a rounding error.
+        return masked_log_softmax(goodness + (values.prior_logprobs - values.proposal_logprobs), values.valid)
 
 
 def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -93,16 +95,36 @@ def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: t
     return (alpha * torch.where(valid, log_alpha - log_beta, 0.0)).sum(dim=-1)
 
 
-def posterior_metrics(values: GroupValues, settings: GoodnessSection) -> dict[str, torch.Tensor]:
-    """What the paper asks to watch: how the posterior's weights spread, and how far the policy is from them."""
+def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the paper asks to watch: how the posterior's weights spread, and how far the policy is from them.
+
+    Args:
+        values: what the loss is given, with which the weights are the loss's own.
+        settings: goodness model and temperature.
+        rewards: as stored, of which `reward_posterior` is the mean under α.  # [b, n]
+
+    Returns:
+        [b] each.
+    """
     log_alpha = posterior_log_weights(values, settings)
     alpha = torch.where(values.valid, log_alpha.exp(), 0.0)
     return {
         "ess_alpha": 1 / alpha.square().sum(dim=-1),
         "alpha_max": alpha.amax(dim=-1),
         "kl_alpha_beta": self_normalised_kl(log_alpha, _log_beta(values), values.valid),
-        "reward_posterior": (alpha * values.rewards).sum(dim=-1),
+        "reward_posterior": (alpha * rewards).sum(dim=-1),
     }
+
+
+def metrics_as_of_prior(
+    values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """`posterior_metrics` of `dpo_sft_iw_n`."""
+    return posterior_metrics(_as_of_prior(values), settings, rewards)
+
+
+def _as_of_prior(values: GroupValues) -> GroupValues:
+    return replace(values, proposal_logprobs=values.prior_logprobs)
 
 
 def _log_beta(values: GroupValues) -> torch.Tensor:

@@ -1,7 +1,14 @@
 """The objectives by the name that recipes use."""
 
 from common.config.objective_sections import ObjectiveBase, OwnSection
-from learner.objectives.brain import brain, brain_no_baseline, dpo_sft_iw_n, posterior_metrics, two_or_more
+from learner.objectives.brain import (
+    brain,
+    brain_no_baseline,
+    dpo_sft_iw_n,
+    metrics_as_of_prior,
+    posterior_metrics,
+    two_or_more,
+)
 from learner.objectives.dpo import cdpo, dpo, dpo_sft_iw, ipo, paired, rdpo, simpo
 from learner.objectives.objective import Definition, Objective
 from learner.objectives.own import load_own
@@ -17,7 +24,7 @@ OBJECTIVES: dict[str, Definition] = {
     "dpo": Definition(dpo, paired),
     "dpo-sft": Definition(dpo, paired),
     "dpo-sft+iw": Definition(dpo_sft_iw, paired),
-    "dpo-sft+iw+n": Definition(dpo_sft_iw_n, two_or_more, posterior_metrics),
+    "dpo-sft+iw+n": Definition(dpo_sft_iw_n, two_or_more, metrics_as_of_prior),
     "rso": Definition(rso, rso_used),
     "slic": Definition(slic, paired_or_best),
     "rrhf": Definition(rrhf, ranked),

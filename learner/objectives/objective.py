@@ -86,6 +86,6 @@ class Objective:
     def _metrics(self, values: GroupValues, trained: torch.Tensor) -> dict[str, float]:
         by_prompt = diagnostics(values)
         if self._definition.metrics is not None:
-            by_prompt |= self._definition.metrics(self._transformed(values), self.settings)
+            by_prompt |= self._definition.metrics(self._transformed(values), self.settings, values.rewards)
         known = {name: column[trained & ~column.isnan()] for name, column in by_prompt.items()}
         return {name: float(column.mean()) for name, column in known.items() if len(column)}

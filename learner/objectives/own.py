@@ -1,5 +1,9 @@
 """A user's own loss, by import path, tried before it trains anything."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from math import isclose
+
 import torch
 
 from common.config.objective_sections import OwnSection
@@ -22,12 +26,11 @@ def load_own(settings: OwnSection) -> Definition:
 
 
 def _try(function: Losses, settings: OwnSection) -> None:
-    """Call it once, on numbers."""
+    """Call it on numbers: two prompts, then each of them alone."""
     leaf = _trial_values()
-    values = leaf.without_gaps()
     try:
-        losses = function(values, settings)
-        problem = _problem(losses, leaf)
+        losses = function(leaf.without_gaps(), settings)
+        problem = _problem(losses, leaf) or _problem_alone(losses, leaf, lambda values: function(values, settings))
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"objective.name={settings.name} fails on a trial batch: {_named(error)}.") from error
     if problem:
@@ -45,6 +48,51 @@ def _problem(losses: object, values: GroupValues) -> str | None:
     if not (losses.isfinite().all() and gradient.isfinite().all()):
         return "gives losses or gradients that are not finite on a trial batch with a slot that is not valid"
     return None
+
+
+def _problem_alone(
+    losses: torch.Tensor, values: GroupValues, function: Callable[[GroupValues], torch.Tensor]
+) -> str | None:
+    """Whether a prompt's loss depends on what else is in the batch, or on slots that are not valid."""
+    for row, together in enumerate(losses.tolist()):
+        alone = function(_of_prompt(values, row, torch.ones_like(values.valid[row])).without_gaps()).item()
+        if not isclose(alone, together, rel_tol=1e-4, abs_tol=1e-6):
+            return (
+                f"gives a prompt the loss {together:.6g} beside another prompt and {alone:.6g} alone, so that a step "
+                f"would depend on how its batch is cut; it may depend on that prompt alone"
+            )
+        whole = function(_of_prompt(values, row, values.valid[row])).item()
+        if not isclose(whole, alone, rel_tol=1e-4, abs_tol=1e-6):
+            return (
+                f"gives a prompt the loss {alone:.6g} with a slot that is not valid and {whole:.6g} without that slot, "
+                f"which is as if it had never been sampled; reduce over values.valid alone, as masked_mean does "
+                f"(learner.objectives.masked)"
+            )
+    return None
+
+
+def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupValues:
+    """One prompt, with some of its slots.
+
+    Args:
+        values: [b, n]
+        row: which prompt.
+        columns: [n] bool
+    """
+    one = slice(row, row + 1)
+    return replace(
+        values,
+        policy_logprobs=values.policy_logprobs[one, columns],
+        prior_logprobs=values.prior_logprobs[one, columns],
+        proposal_logprobs=values.proposal_logprobs[one, columns],
+        rewards=values.rewards[one, columns],
+        complete=values.complete[one, columns],
+        valid=values.valid[one, columns],
+        lengths=values.lengths[one, columns],
+        gold_logprobs=values.gold_logprobs[one],
+        gold_lengths=values.gold_lengths[one],
+        seeds=values.seeds[one],
+    )
 
 
 def _trial_values() -> GroupValues:

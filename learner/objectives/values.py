@@ -14,8 +14,9 @@ Used = Callable[["GroupValues", Any], torch.Tensor]
 """Which of the valid outputs a loss reads, [b, n] bool; it must not look at the policy's log-probabilities, since only
 for these outputs will they be computed. Of the outputs that it has chosen it chooses all."""
 
-Metrics = Callable[["GroupValues", Any], dict[str, torch.Tensor]]
-"""What a family reports besides: [b] numbers, of which the trained prompts' mean is taken."""
+Metrics = Callable[["GroupValues", Any, torch.Tensor], dict[str, torch.Tensor]]
+"""What a family reports besides: from what the loss is given, and the rewards as stored, [b, n], to [b] numbers, of
+which the trained prompts' mean is taken."""
 
 
 @dataclass(frozen=True)

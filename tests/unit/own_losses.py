@@ -1,9 +1,23 @@
 """Losses as users write them: a good one, and every kind of bad one."""
 
+from learner.objectives.masked import masked_mean
 
-def scaled(values, settings):
-    margin = values.log_ratios - values.log_ratios.mean(dim=-1, keepdim=True)
-    return -(settings.options["scale"] * values.rewards * margin * values.valid).mean(dim=-1)
+
+def my_loss(values, settings):
+    margins = values.log_ratios - masked_mean(values.log_ratios, values.valid)[:, None]
+    return -settings.options["scale"] * masked_mean(values.rewards * margins, values.valid)
+
+
+def mixes_prompts(values, settings):
+    return -masked_mean((values.rewards - values.rewards.mean()) * values.log_ratios, values.valid)
+
+
+def counts_missing_slots(values, settings):
+    return -(values.rewards * values.log_ratios * values.valid).mean(dim=-1)
+
+
+def normalises_over_missing_slots(values, settings):
+    return -masked_mean(values.rewards * values.policy_logprobs.log_softmax(dim=-1), values.valid)
 
 
 def per_output(values, settings):

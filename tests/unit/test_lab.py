@@ -8,7 +8,7 @@ import torch
 from deploy.cli import main
 from deploy.lab.gradients import gradient_figures
 from deploy.lab.training import Budget, train
-from deploy.lab.world import METHODS, draw, make_world
+from deploy.lab.world import METHODS, World, draw, make_world
 from learner.objectives.catalogue import make_objective
 
 pytestmark = pytest.mark.timeout(300)  # the laboratory takes 20 s of a core
@@ -160,6 +160,15 @@ def test_the_variance_where_it_has_a_closed_form(method, n):
     generator = torch.Generator().manual_seed(0)
     measured = gradient_figures(world, method, n, log_policy, world.log_prior, generator)
     assert measured.variance == pytest.approx(expected.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["dpg", "gdc++"])
+def test_a_running_mean_of_z_takes_a_constant_of_the_rewards_away(method):
+    world, budget = make_world(2), Budget(rounds=2, updates=5)
+    shifted = World(world.log_prior, world.rewards + 3.0)
+    divergences = train([world], method, 4, budget, seed=1)
+    assert (divergences[..., -1] < divergences[..., 0]).any()
+    torch.testing.assert_close(train([shifted], method, 4, budget, seed=1), divergences, rtol=1e-6, atol=0)
 
 
 def test_one_seed_gives_one_world():

@@ -1,6 +1,8 @@
 import math
+import re
 import shutil
 from typing import cast
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -178,6 +180,13 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_named(trainer):
     assert not all(torch.equal(value, before[name]) for name, value in trainer._policy.trainable().items())
 
 
+def test_a_ratio_to_the_proposal_beyond_float32_is_named_as_the_cause(model_dir, tmp_path):
+    trainer = started(model_dir, tmp_path, "gdc++")
+    far = train_row("far", prior_logprobs=[-300.0, -300.0], proposal_logprobs=[-300.0, -300.0])
+    (note,) = trainer.train_step(1, train_batch(train_row("good"), far)).notes
+    assert re.search(r"not finite for group far \(log q - log q' is up to 29\d nats, and float32 .* of 89\);", note)
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run_with_all_their_groups(model_dir, tmp_path):
     trainer = started(model_dir, tmp_path, max_skipped_in_a_row=1)
     bad = [train_batch(train_row(name, **BAD)) for name in ("first", "second", "third")]
@@ -198,6 +207,24 @@ def test_skipped_steps_are_counted_across_a_resume(model_dir, tmp_path):
     second = started(model_dir, tmp_path, max_skipped_in_a_row=1)
     with pytest.raises(PipelineError, match=r"group first.* group second"):
         second.train_step(2, train_batch(train_row("second", **BAD)))
+
+
+def test_packed_rows_are_compared_once_and_at_the_first_group_that_is_trained(model_dir, tmp_path):
+    def comparisons(trainer, step, batch):
+        with patch.object(trainer._policy, "check_packed", wraps=trainer._policy.check_packed) as compared:
+            trainer.train_step(step, batch)
+        return compared.call_count
+
+    untrained = train_batch(train_row("a", rewards=[None, None]))
+    first = started(model_dir, tmp_path)
+    assert comparisons(first, 1, untrained) == 0
+    first.save(1)
+    second = started(model_dir, tmp_path)
+    assert second.step == 1
+    assert comparisons(second, 2, gappy_batch(0)) == 1
+    assert comparisons(second, 3, gappy_batch(1)) == 0
+    second.save(3)
+    assert comparisons(started(model_dir, tmp_path), 4, gappy_batch(2)) == 0
 
 
 class ForgetfulEngine(PlainEngine):

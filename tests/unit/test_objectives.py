@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common.config.objective_sections import GoodnessSection, PairSection, PolicyGradientSection
 from learner.objectives.catalogue import make_objective
+from learner.objectives.spo import win_rates
 from tests.unit.objective_values import (
     ALL_SETTINGS,
     apply,
@@ -150,6 +151,21 @@ def test_a_constant_added_to_the_rewards_of_a_prompt_changes_nothing(section):
     shifted = changed(values, rewards=values.rewards + torch.tensor([[3.0], [0.0], [-5.0]]))
     torch.testing.assert_close(apply(shifted, section).losses, apply(values, section).losses, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradient(shifted, section), gradient(values, section), atol=1e-4, rtol=1e-4)
+
+
+@every_objective
+def test_gamma_divides_the_rewards_and_nothing_else(section):
+    # After the win-rate transform, whose rates are of the rewards themselves. Without exception: margins, β, τ and λ
+    # are of log-probabilities, and rso's β divides r/γ once more.
+    values, gamma = random_values(b=6, n=8, seed=3), 0.3
+    rewards = values.rewards
+    if section.reward_transform == "win-rate":
+        rewards = win_rates(rewards, values.complete)
+    divided = changed(values, rewards=rewards / gamma)
+    by_gamma = section.model_copy(update={"temperature": gamma})
+    by_hand = section.model_copy(update={"temperature": 1.0, "reward_transform": "none"})
+    torch.testing.assert_close(apply(values, by_gamma).losses, apply(divided, by_hand).losses)
+    torch.testing.assert_close(gradient(values, by_gamma), gradient(divided, by_hand))
 
 
 @pytest.mark.parametrize("section", EACH_PROMPT_ALONE, ids=lambda section: section.name)

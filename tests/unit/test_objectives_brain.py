@@ -10,7 +10,16 @@ from common.config.objective_sections import BrainSection
 from common.config.objectives import OBJECTIVE_NAMES
 from learner.objectives.catalogue import OBJECTIVES
 from learner.objectives.goodness import log_goodness
-from tests.unit.objective_values import apply, changed, columns_of, gradient, random_values, small_values
+from learner.objectives.spo import win_rates
+from tests.unit.objective_values import (
+    apply,
+    changed,
+    columns_of,
+    gradient,
+    random_values,
+    settings_of,
+    small_values,
+)
 
 SETTINGS = BrainSection()
 
@@ -177,6 +186,25 @@ def test_the_metrics():
         },
         rel=1e-5,
     )
+
+
+def test_the_metrics_of_the_ladder_s_last_step_are_those_of_its_own_loss():
+    values = random_values()  # whose recorded q' is not p
+    result = apply(values, settings_of("dpo-sft+iw+n"))
+    alpha = values.rewards.softmax(-1)
+    assert result.metrics["kl_alpha_beta"] == pytest.approx(result.loss.item(), rel=1e-6)
+    assert result.metrics["ess_alpha"] == pytest.approx((1 / alpha.square().sum(-1)).mean().item(), rel=1e-5)
+    assert result.metrics["reward_posterior"] == pytest.approx((alpha * values.rewards).sum(-1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("section", [settings_of("spo"), BrainSection(reward_transform="win-rate", temperature=0.2)])
+def test_the_posterior_s_reward_is_in_the_reward_s_own_unit_whatever_weights_it(section):
+    values = random_values()
+    values = changed(values, rewards=10 * values.rewards)
+    goodness = win_rates(values.rewards, values.valid) / section.temperature
+    alpha = (goodness + values.prior_logprobs - values.proposal_logprobs).softmax(-1)
+    expected = (alpha * values.rewards).sum(-1).mean().item()
+    assert apply(values, section).metrics["reward_posterior"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_goodness_models():

@@ -88,6 +88,24 @@ def pair(delta, **changes):
             math.log(1 + math.exp(-2)) + 0.05 * 3,
             0.2769,
         ),
+        (  # in the order of rewards, l = (−1, −2, −3): 1/T = 1, 2 from the first, whose own is 2, and 1 from the second
+            "pro",
+            small_values([-4.0, -6.0, -3.0], [1.0, 0.0, 2.0], lengths=[2, 2, 3]),
+            {"sft_weight": 0},
+            math.log(math.exp(-2) + math.exp(-2) + math.exp(-6)) + 2 + math.log(math.exp(-2) + math.exp(-3)) + 2,
+            1.0155,
+        ),
+        (  # γ = 2 halves the gaps; the best output's l is −1, and (n − 1)² is 4
+            "pro",
+            small_values([-4.0, -6.0, -3.0], [1.0, 0.0, 2.0], lengths=[2, 2, 3]),
+            {"temperature": 2.0},
+            math.log(math.exp(-1) + math.exp(-1) + math.exp(-3))
+            + 1
+            + math.log(math.exp(-1) + math.exp(-1.5))
+            + 1
+            + 0.05 * 4,
+            1.4327,
+        ),
     ],
 )
 def test_worked_numbers(name, values, settings, expected, rounded):
@@ -113,6 +131,39 @@ def test_policy_gradients_at_a_known_z(name, loss, grad):
     (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
     assert result.loss.item() == pytest.approx(loss, abs=1e-4)
     assert actual.tolist()[0] == pytest.approx(grad, abs=1e-4)
+
+
+def test_policy_gradients_where_z_is_not_1():
+    w = [math.e / 2, 0.5]  # Z = 2
+    kl = [weight * math.log(weight) for weight in w]
+    expected = {"dpg": (sum(kl) / 2, [-w[0] / 2, -w[1] / 2])}
+    expected["gdc++"] = (sum(kl) - sum(w) + 2) / 2, [-(w[0] - 1) / 2, -(w[1] - 1) / 2]
+    for name, (loss, grad) in expected.items():
+        values = small_values([-3.0, -3.0], [1.0, 0.0])
+        objective = make_objective(settings_of(name))
+        objective.partition = RunningMean(math.log(2), 4)
+        result = objective(values)
+        (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
+        assert result.loss.item() == pytest.approx(loss, rel=1e-9)
+        assert actual.tolist()[0] == pytest.approx(grad, rel=1e-9)
+
+
+@pytest.mark.parametrize("transform", ["none", "win-rate"])
+@pytest.mark.parametrize("name", ["dpg", "gdc++"])
+def test_z_is_the_mean_of_what_the_loss_weights_by_over_all_that_was_observed(name, transform):
+    section, seen = settings_of(name, reward_transform=transform, temperature=0.4), []
+    objective = make_objective(section)
+    for seed in (1, 2):
+        values = random_values(seed=seed)
+        there = torch.rand(values.valid.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+        values = changed(values, complete=there, valid=there)
+        rewards = win_rates(values.rewards, there) if transform == "win-rate" else values.rewards
+        logs = rewards / 0.4 + values.prior_logprobs - values.proposal_logprobs
+        objective.observe(values)
+        seen += logs[there].tolist()
+        expected = torch.logsumexp(torch.tensor(seen, dtype=torch.float64), 0).item() - math.log(len(seen))
+        assert objective.partition.count == len(seen)
+        assert objective.partition.log_mean == pytest.approx(expected, rel=1e-5)
 
 
 def test_z_is_the_mean_over_all_steps_and_survives_a_checkpoint():
@@ -165,6 +216,17 @@ def test_the_ladder_s_last_step_is_brain_with_the_prior_as_proposal():
     )
 
 
+def test_the_ladder_s_last_step_does_not_read_what_was_recorded_of_the_proposal():
+    values, section = random_values(n=8), settings_of("dpo-sft+iw+n", temperature=0.7)
+    of_prior = changed(values, proposal_logprobs=values.prior_logprobs)
+    torch.testing.assert_close(apply(values, section).losses, apply(of_prior, section).losses)
+    torch.testing.assert_close(gradient(values, section), gradient(of_prior, section))
+    # A transcription of the formula, which knows of no proposal.
+    log_alpha = (values.rewards / 0.7).log_softmax(-1)
+    expected = (log_alpha.exp() * (log_alpha - values.log_ratios.detach().log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(apply(values, section).losses.detach(), expected)
+
+
 def test_with_two_outputs_soft_pairs_have_the_gradient_of_brain():
     values = random_values(n=2)
     values = changed(values, proposal_logprobs=values.prior_logprobs)
@@ -194,10 +256,6 @@ def test_a_regulariser_of_no_weight_is_dpo():
 
 def test_rso_that_accepts_all_is_dpo_at_its_gamma():
     same(settings_of("rso", accepted=6, gamma=0.1), settings_of("dpo-sft"), random_values(n=6))
-
-
-def test_dpo_on_people_s_pairs_is_dpo_on_ranked_ones():
-    same(settings_of("dpo"), settings_of("dpo-sft"), random_values(n=2))
 
 
 def test_brain_less_its_baseline_lacks_exactly_beta():
@@ -245,11 +303,40 @@ def test_rejection_sampling_is_a_function_of_rewards_and_seed():
     assert sorted(rejection_sample(rewards, 99, 0.5, seed=7)) == list(range(16))
 
 
-def test_the_first_that_is_accepted_is_drawn_from_the_posterior_over_the_candidates():
-    # One candidate at a time, from the first pass on: the best always is, the others by exp((r − r_max)/β) before it.
-    rewards, beta, draws = np.array([0.0, 1.0]), 1.0, 4000
+def accepted_by_the_paper(rewards, wanted, beta, uniforms):
+    """Algorithm 1 of Liu et al. 2023, in plain arithmetic: passes over whoever has not been accepted yet."""
+    chosen: list[int] = []
+    while len(chosen) < min(wanted, len(rewards)):
+        waiting = [place for place in range(len(rewards)) if place not in chosen]
+        best = max(float(rewards[place]) for place in waiting)
+        for place in waiting:
+            threshold = math.exp((float(rewards[place]) - best) / beta)
+            if len(chosen) < wanted and next(uniforms) < threshold:
+                chosen.append(place)
+    return chosen
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_rejection_sampling_accepts_what_the_paper_s_algorithm_does(beta):
+    for seed in range(200):
+        rewards = np.random.default_rng(seed).normal(size=16)
+        stream = np.random.RandomState(seed)
+        expected = accepted_by_the_paper(rewards, 8, beta, iter(stream.random_sample, None))
+        assert rejection_sample(rewards, 8, beta, seed) == expected
+
+
+def test_one_pass_accepts_each_by_the_exponential_of_what_it_lacks_to_the_best():
+    rewards, beta, draws = np.array([0.0, 1.0]), 0.5, 4000
     first = [rejection_sample(rewards, 1, beta, seed)[0] for seed in range(draws)]
-    assert first.count(0) / draws == pytest.approx(math.exp(-1), abs=0.03)
+    assert first.count(0) / draws == pytest.approx(math.exp(-1 / beta), abs=0.02)
+
+
+def test_rso_accepts_by_rewards_over_gamma():
+    values = random_values(b=20, n=16)
+    section = settings_of("rso", accepted=8, pairs="all", temperature=0.3, beta=2.0)
+    rewards = values.rewards.double().numpy() / 0.3
+    for row, used_ones in enumerate(make_objective(section).used(values)):
+        assert used_ones.nonzero().flatten().tolist() == sorted(rejection_sample(rewards[row], 8, 2.0, row))
 
 
 @pytest.mark.parametrize(("n", "accepted"), [(64, 8), (32, 4), (16, 2), (8, 2), (3, 2)])

@@ -1,15 +1,21 @@
+import inspect
+import textwrap
+from pathlib import Path
+
 import pytest
+import torch
 
 from common.errors import UserError
 from learner.objectives.catalogue import make_objective
-from tests.unit.objective_values import apply, random_values, settings_of
+from tests.unit import own_losses
+from tests.unit.objective_values import apply, changed, columns_of, gradient, random_values, settings_of
 from tests.unit.train_batches import gappy_batch, trained_batch
 
 HERE = "tests.unit.own_losses"
 
 
 def test_a_function_of_one_s_own_is_an_objective_like_any_other():
-    section = settings_of(f"{HERE}:scaled", options={"scale": 2.0})
+    section = settings_of(f"{HERE}:my_loss", options={"scale": 2.0})
     values = random_values()
     result = apply(values, section)
     ratios = (values.policy_logprobs - values.prior_logprobs).detach()
@@ -19,16 +25,37 @@ def test_a_function_of_one_s_own_is_an_objective_like_any_other():
     assert trained_batch(gappy_batch(0), section).trained.all()
 
 
+def test_the_documented_example_does_not_count_slots_that_are_not_valid():
+    documented = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    assert textwrap.indent(inspect.getsource(own_losses.my_loss), "    ") in documented
+    section, valid = settings_of(f"{HERE}:my_loss", options={"scale": 2.0}), torch.ones(3, 6).bool()
+    valid[:, [1, 4]] = False
+    values = random_values(n=6)
+    gaps = changed(values, complete=valid, valid=valid)
+    without = columns_of(values, [0, 2, 3, 5])
+    torch.testing.assert_close(apply(gaps, section).losses, apply(without, section).losses)
+    torch.testing.assert_close(gradient(gaps, section)[:, [0, 2, 3, 5]], gradient(without, section))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("no_such_module:loss", "objective.name: 'no_such_module' cannot be imported"),
         (f"{HERE}:nothing", f"{HERE} has no function 'nothing'"),
-        (f"{HERE}:scaled", "fails on a trial batch: KeyError: 'scale'"),
+        (f"{HERE}:my_loss", "fails on a trial batch: KeyError: 'scale'"),
         (f"{HERE}:per_output", r"a tensor of shape \(2,\), and gave \(2, 3\)"),
         (f"{HERE}:a_number", r"a tensor of shape \(2,\), and gave float"),
         (f"{HERE}:without_policy", "do not depend on policy_logprobs"),
         (f"{HERE}:divides_by_zero", "not finite on a trial batch"),
+        (
+            f"{HERE}:mixes_prompts",
+            r"the loss -?[\d.]+ beside another prompt and -?[\d.]+ alone, .* how its batch is cut",
+        ),
+        (
+            f"{HERE}:counts_missing_slots",
+            r"with a slot that is not valid and -?[\d.]+ without that slot, .* masked_mean",
+        ),
+        (f"{HERE}:normalises_over_missing_slots", r"with a slot that is not valid and .* without that slot"),
         (f"{HERE}:fails", "fails on a trial batch: RuntimeError: out of ideas"),
     ],
 )
