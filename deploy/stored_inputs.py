@@ -134,9 +134,11 @@ def _check_rounds(recipe: Recipe, source: Source, index: pa.Table) -> None:
 def _check_samples(recipe: Recipe, source: Source, index: pa.Table) -> None:
     """Refuse texts that nobody sampled (`brain store import-pairs`) where the objective relies on who did."""
     refusal = recipe.objective.refusal_of_texts(f"the texts of {source.store.root}")
+    if refusal is None:
+        return
     first = index["group_id"].slice(0, 1).to_pylist()
     for batch in source.store.batches(group_ids=first, columns=["proposal_digest"]):
-        if refusal is not None and batch["proposal_digest"][0].as_py() == NOBODY:
+        if batch["proposal_digest"][0].as_py() == NOBODY:
             raise UserError(f"{refusal}.")
 
 

@@ -32,6 +32,7 @@ class Protocol:
         learning_rates: the grid.
         seeds: the first chooses the rates.
         n: outputs a group.
+        sizes: of each method, by its label: n, and the smaller groups that it was to be trained with.
         rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
         validation_prompts, test_prompts: that choose, and that are reported on.
     """
@@ -39,6 +40,7 @@ class Protocol:
     learning_rates: list[float]
     seeds: list[int]
     n: int
+    sizes: dict[str, list[int]]
     rounds: int
     prompts_per_round: int
     updates_per_round: int
@@ -78,6 +80,21 @@ class Comparison:
     size_grid: list[GridPoint]
     curves: list[RewardCurve]
     failed: dict[str, str]
+
+    def lacking(self) -> dict[str, list[int]]:
+        """The seeds without a result, by method (and group size, where it is not the recipe's)."""
+        there = {(point.label, point.n): point.seeds for point in self.group_sizes}
+        there |= {(label, self.protocol.n): figures.seeds for label, figures in self.methods.items()}
+        wanted = {
+            (label, n): label if n == self.protocol.n else f"{label}, n = {n}"
+            for label, sizes in self.protocol.sizes.items()
+            for n in sizes
+        }
+        lacking = {
+            name: [seed for seed in self.protocol.seeds if seed not in there.get(key, ())]
+            for key, name in wanted.items()
+        }
+        return {name: seeds for name, seeds in lacking.items() if seeds}
 
     def as_dict(self) -> dict[str, Any]:
         """What compare.json holds."""
@@ -120,7 +137,9 @@ def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: 
     finished = {label: cells for label, cells in read.items() if cells.full.chosen}
     prior = _prior(directory, finished)
     tested = {**({"prior": prior} if prior else {}), **{label: cells.full.chosen for label, cells in finished.items()}}
-    once = [paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in combinations(tested, 2)]
+    pairs = combinations(tested, 2)
+    made = (paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in pairs)
+    once = [test for test in made if test is not None]
     tests = [*once, *(test.turned() for test in once)]
     return Comparison(
         name=recipe.name,
@@ -192,6 +211,7 @@ def _protocol(recipe: Recipe, plan: Plan) -> Protocol:
         learning_rates=list(plan.request.learning_rates),
         seeds=list(plan.request.seeds),
         n=plan.n,
+        sizes={method.label: plan.sizes(method) for method in plan.request.methods},
         rounds=algorithm.rounds,
         prompts_per_round=algorithm.prompts_per_round,
         updates_per_round=algorithm.updates_per_round,

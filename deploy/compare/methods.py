@@ -102,7 +102,7 @@ def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
         if twin != method.label:
             raise UserError(
                 f"--objectives: {twin} and {method.label} are the same objective with the same settings; name one of "
-                f"them."
+                f"them, and that which was asked for before, if one was."
             )
 
 

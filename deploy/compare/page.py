@@ -15,9 +15,9 @@ _CAPTIONS = {
     "win-rates": "Train-RM win rate on test prompts with 95 % intervals; small strokes are single seeds.",
     "group-size": "Train-RM win rate against the number of outputs a prompt, with 95 % intervals. The methods' points "
     "stand beside each other so that all can be seen; n is the tick between them.",
-    "reward-kl": "What each evaluated version of every cell gained in reward, against its distance from the prior, "
-    f"on a logarithmic axis, where what is closer than {CLOSEST:g} stands at {CLOSEST:g}. Lines are fits of "
-    f"d(a − b·log d); one with R² below {LEAST_R_SQUARED:g} is left out, and the table has its coefficients.",
+    "reward-kl": "What each evaluated version of every cell with the full n gained in reward, against its distance "
+    f"from the prior, on a logarithmic axis, where what is closer than {CLOSEST:g} stands at {CLOSEST:g}. Lines are "
+    f"fits of d(a − b·log d); one with R² below {LEAST_R_SQUARED:g} is left out, and the table has its coefficients.",
     "truth-kl": "The same for the ground truth, which nobody was trained on: where it falls while the reward rises, "
     f"the reward model is over-optimised. Fits with R² below {LEAST_R_SQUARED:g} are left out here too.",
     "learning-rates": "Validation win rate over the grid, on the first seed; filled: the rate that the method is "
@@ -102,10 +102,10 @@ def _few_seeds(comparison: Comparison) -> str:
     seeds = comparison.protocol.seeds
     if len(seeds) == 1:
         return f"One seed alone ({seeds[0]}): the intervals say nothing of what another seed would change."
-    fewer = {label: figures.seeds for label, figures in comparison.methods.items() if len(figures.seeds) < len(seeds)}
-    if not fewer:
+    lacking = comparison.lacking()
+    if not lacking:
         return ""
-    named = "; ".join(f"{label} (seed {', '.join(map(str, there))})" for label, there in fewer.items())
+    named = "; ".join(f"{name} (lacks seed {', '.join(map(str, missing))})" for name, missing in lacking.items())
     return (
         f"Not over all {len(seeds)} seeds: {named}. The interval of one seed says nothing of what another would change."
     )

@@ -46,16 +46,14 @@ def report(
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
-    _refuse_to_call_it_done(comparison, plan)
+    _refuse_to_call_it_done(comparison)
 
 
-def _refuse_to_call_it_done(comparison: Comparison, plan: Plan) -> None:
-    """A learning rate may fail; a method must still have a result for each seed."""
-    there = {label: set(figures.seeds) for label, figures in comparison.methods.items()}
-    wanted = {method.label: set(plan.request.seeds) for method in plan.request.methods}
-    lacking = {label: rest for label, seeds in wanted.items() if (rest := seeds - there.get(label, set()))}
+def _refuse_to_call_it_done(comparison: Comparison) -> None:
+    """A learning rate may fail; a method must still have a result for each seed, and each of its group sizes."""
+    lacking = comparison.lacking()
     if lacking:
-        named = "; ".join(f"{label}: seed {', '.join(map(str, sorted(missing)))}" for label, missing in lacking.items())
+        named = "; ".join(f"{name}: seed {', '.join(map(str, missing))}" for name, missing in lacking.items())
         raise PipelineError(f"The comparison is not complete, it lacks {named}; the reasons stand above.")
 
 

@@ -1,14 +1,14 @@
 """What is asked for: which methods, learning rates, seeds and group sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from common.config.recipe import Recipe
 from common.errors import UserError
-from deploy.compare.methods import Method, parse_method
+from deploy.compare.methods import Method, objective_settings, parse_method, trains_on_pairs
 
 DEFAULT_OBJECTIVES = (
     "dpo-sft",
@@ -79,18 +79,18 @@ def parse_request(
         begun: what was asked for before.
 
     Raises:
-        UserError: a value is not what its option takes, or stands there twice.
+        UserError: a value is not what its option takes, stands there twice, or would be of no use.
     """
-    before = begun or Request((), (), (), pairs=None)
+    before = begun or Request((), (), ())
     methods = _methods(objectives, pairs, before)
-    rates = _rates(learning_rates, recipe, before)
+    _refuse_idle_pairs(recipe, methods, pairs)
     sizes = tuple(sorted(_joined(before.group_sizes, _sizes(group_sizes, recipe))))
     labels = _swept(methods, swept, before)
     _refuse_idle_sweep(sizes, labels, swept)
     return Request(
         methods=methods,
         seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
-        learning_rates=tuple(sorted(_joined(before.learning_rates, rates))),
+        learning_rates=_rates(learning_rates, recipe, before),
         group_sizes=sizes,
         swept=labels,
         pairs=before.pairs if pairs is None else _address(pairs),
@@ -98,22 +98,26 @@ def parse_request(
 
 
 def _methods(objectives: str | None, pairs: str | None, before: Request) -> tuple[Method, ...]:
-    if objectives is None and before.methods:
-        return before.methods
-    paper = DEFAULT_OBJECTIVES if pairs is None else ("dpo", *DEFAULT_OBJECTIVES)
-    asked = [parse_method(name) for name in (paper if objectives is None else _listed(objectives))]
-    _refuse_repeated("--objectives", [method.slug for method in asked])
-    return _joined(before.methods, asked)
+    names: Sequence[str] = () if before.methods else DEFAULT_OBJECTIVES
+    if objectives is not None:
+        names = _listed(objectives)
+    elif pairs is not None:
+        names = ("dpo", *names)
+    asked = [parse_method(name) for name in names]
+    if objectives is not None:
+        _refuse_repeated("--objectives", [method.slug for method in asked])
+    return _joined(before.methods, asked, name=lambda method: method.slug)
 
 
-def _rates(learning_rates: str | None, recipe: Recipe, before: Request) -> list[float]:
+def _rates(learning_rates: str | None, recipe: Recipe, before: Request) -> tuple[float, ...]:
     if learning_rates is not None:
         rates: list[float] = _numbers("--learning-rates", learning_rates, float)
-        _refuse_repeated("--learning-rates", [f"{rate:g}" for rate in rates])  # as cells are named
-        return rates
-    if before.learning_rates:
-        return []
-    return [float(f"{recipe.learner.learning_rate * factor:.3g}") for factor in GRID]
+        _refuse_repeated("--learning-rates", [f"{rate:g}" for rate in rates])
+    elif before.learning_rates:
+        return before.learning_rates
+    else:
+        rates = [float(f"{recipe.learner.learning_rate * factor:.3g}") for factor in GRID]
+    return tuple(sorted(_joined(before.learning_rates, rates, name=lambda rate: f"{rate:g}")))
 
 
 def _sizes(group_sizes: str | None, recipe: Recipe) -> list[int]:
@@ -129,17 +133,31 @@ def _sizes(group_sizes: str | None, recipe: Recipe) -> list[int]:
 
 def _swept(methods: Sequence[Method], asked: str | None, before: Request) -> tuple[str, ...]:
     labels = [method.label for method in methods]
+    swept, decided = (before.swept, before.methods) if before.group_sizes else ((), ())
     if asked is None:
-        return before.swept if before.group_sizes else tuple(label for label in labels if label in SWEPT)
+        return (*swept, *(method.label for method in methods if method.label in SWEPT and method not in decided))
     unknown = [name for name in _listed(asked) if name not in labels]
     if unknown:
         raise UserError(f"--n-objectives: {unknown[0]!r} is not among --objectives ({', '.join(labels)}).")
-    return _joined(before.swept if before.group_sizes else (), _listed(asked))
+    return _joined(swept, _listed(asked))
 
 
-def _joined(before: Sequence[_Item], asked: Sequence[_Item]) -> tuple[_Item, ...]:
-    """What was there before, and what is new after it."""
-    return tuple(dict.fromkeys([*before, *asked]))
+def _refuse_idle_pairs(recipe: Recipe, methods: Sequence[Method], pairs: str | None) -> None:
+    if pairs is not None and not any(trains_on_pairs(objective_settings(recipe, method)) for method in methods):
+        raise UserError(
+            f"--pairs {pairs}: none of --objectives ({', '.join(method.label for method in methods)}) trains on pairs "
+            f"that people chose between; add dpo, or leave --pairs out."
+        )
+
+
+def _joined(
+    before: Sequence[_Item], asked: Sequence[_Item], name: Callable[[_Item], object] = lambda item: item
+) -> tuple[_Item, ...]:
+    """What was there before, and what is new after it; of two with one name, as cells are named, the first."""
+    named: dict[object, _Item] = {}
+    for item in (*before, *asked):
+        named.setdefault(name(item), item)
+    return tuple(named.values())
 
 
 def _address(pairs: str) -> str:

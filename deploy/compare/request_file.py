@@ -1,7 +1,8 @@
 """What a comparison's directory was asked for, kept with it, so that every start completes and shows all of it."""
 
-import json
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.durable import write_file
 from common.errors import UserError
@@ -9,17 +10,30 @@ from deploy.compare.methods import parse_method
 from deploy.compare.request import Request
 
 
+class _Saved(BaseModel):
+    """The options of the command line, with methods by their labels."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    objectives: list[str]
+    seeds: list[int]
+    learning_rates: list[float]
+    n: list[int]
+    n_objectives: list[str]
+    pairs: str | None
+
+
 def save_request(path: Path, request: Request) -> None:
-    """Write it, with methods by their labels."""
-    saved = {
-        "objectives": [method.label for method in request.methods],
-        "seeds": request.seeds,
-        "learning_rates": request.learning_rates,
-        "n": request.group_sizes,
-        "n_objectives": request.swept,
-        "pairs": request.pairs,
-    }
-    write_file(path, json.dumps(saved, indent=1))
+    """Write it."""
+    saved = _Saved(
+        objectives=[method.label for method in request.methods],
+        seeds=list(request.seeds),
+        learning_rates=list(request.learning_rates),
+        n=list(request.group_sizes),
+        n_objectives=list(request.swept),
+        pairs=request.pairs,
+    )
+    write_file(path, saved.model_dump_json(indent=1))
 
 
 def read_request(path: Path) -> Request | None:
@@ -29,19 +43,19 @@ def read_request(path: Path) -> Request | None:
         UserError: the file is none of these.
     """
     try:
-        saved = json.loads(path.read_text())
-        return Request(
-            methods=tuple(map(parse_method, saved["objectives"])),
-            seeds=tuple(saved["seeds"]),
-            learning_rates=tuple(saved["learning_rates"]),
-            group_sizes=tuple(saved["n"]),
-            swept=tuple(saved["n_objectives"]),
-            pairs=saved["pairs"],
-        )
+        saved = _Saved.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError):
+    except ValidationError:
         raise UserError(
-            f"{path} is not what brain compare writes; remove it and name all --objectives, --seeds and "
-            f"--learning-rates again, or name another directory with --out."
+            f"{path} is not what brain compare writes; remove it and give all options of the comparison again, the "
+            f"seeds in the same order, or name another directory with --out."
         ) from None
+    return Request(
+        methods=tuple(map(parse_method, saved.objectives)),
+        seeds=tuple(saved.seeds),
+        learning_rates=tuple(saved.learning_rates),
+        group_sizes=tuple(saved.n),
+        swept=tuple(saved.n_objectives),
+        pairs=saved.pairs,
+    )

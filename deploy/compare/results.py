@@ -136,8 +136,8 @@ def known(values: Floats) -> Floats:
 
 
 def percentage(values: Floats | None) -> Estimate | None:
-    """In percent, over the prompts that are known for every seed; None without gold."""
-    return None if values is None else clustered_mean(PERCENT * known(values))
+    """In percent, over the prompts that are known for every seed; None without gold, or where there is none."""
+    return None if values is None or not known(values).size else clustered_mean(PERCENT * known(values))
 
 
 def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: bool) -> MethodFigures:
@@ -154,7 +154,9 @@ def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: b
         best_versions=[result.best_version for result in results],
         train_rm_win_rate=None if rate is None else rate.mean,
         train_rm_win_rate_ci95=None if rate is None else rate.half_width,
-        train_rm_win_rate_by_seed=[] if won is None else [PERCENT * float(np.nanmean(row)) for row in won],
+        train_rm_win_rate_by_seed=[]
+        if won is None or rate is None
+        else [PERCENT * float(np.nanmean(row)) for row in won],
         judges={name: _judge(results, name) for name in _judges(results)},
         **{name: mean(test[name] for test in tests) for name in _AVERAGED},
         kl_to_prior_ci95=clustered_mean(known(outcomes(results, "log_ratio"))).half_width,
@@ -205,11 +207,17 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 
 def paired_test(
     ours: str, our_results: Sequence[CellResult], theirs: str, their_results: Sequence[CellResult]
-) -> PairedTest:
-    """Compare two methods prompt by prompt and seed by seed, on the seeds that both have."""
+) -> PairedTest | None:
+    """Compare two methods prompt by prompt and seed by seed, on the seeds that both have.
+
+    Returns:
+        None where they have no seed in common, or no prompt that both have a reward for.
+    """
     shared = sorted({one.cell.seed for one in our_results} & {one.cell.seed for one in their_results})
     us = [one for one in our_results if one.cell.seed in shared]
     them = [one for one in their_results if one.cell.seed in shared]
+    if not shared or not known(outcomes(us, "reward") - outcomes(them, "reward")).size:
+        return None
     our_wins, their_wins = wins(us), wins(them)
     by_rate, by_seed = None, []
     if our_wins is not None and their_wins is not None:

@@ -24,11 +24,12 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A method trained on groups of n outputs, at its learning rate for these."""
+    """A method trained on groups of n outputs, at its learning rate for these, over these seeds."""
 
     label: str
     n: int
     learning_rate: float
+    seeds: list[int]
     win_rate: float | None
     win_rate_ci95: float | None
     mean_reward: float
@@ -77,6 +78,7 @@ def size_point(results: Sequence[CellResult]) -> SizePoint:
         cell.method.label,
         cell.n,
         cell.learning_rate,
+        [result.cell.seed for result in results],
         None if rate is None else rate.mean,
         None if rate is None else rate.half_width,
         mean(result.test["mean_reward"] for result in results),

@@ -1,5 +1,6 @@
 """What `brain lab` measures, as one set of figures."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -90,7 +91,8 @@ class LabFigures:
         }
 
     def _best(self, method: str, n: int) -> int:
-        return int(_geometric_mean(self.divergences[method, n])[:, -1].argmin())
+        at_the_end = _geometric_mean(self.divergences[method, n])[:, -1]
+        return int(at_the_end.nan_to_num(math.inf).argmin())  # a rate that diverges is not the best
 
     def _trainings(self) -> list[dict[str, Any]]:
         return [

@@ -30,7 +30,11 @@ def _try(function: Losses, settings: OwnSection) -> None:
     leaf = _trial_values()
     try:
         losses = function(leaf.without_gaps(), settings)
-        problem = _problem(losses, leaf) or _problem_alone(losses, leaf, lambda values: function(values, settings))
+        problem = (
+            _problem(losses, leaf)
+            or _problem_again(losses, function(leaf.without_gaps(), settings))
+            or _problem_alone(losses, leaf, lambda values: function(values, settings))
+        )
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"objective.name={settings.name} fails on a trial batch: {_named(error)}.") from error
     if problem:
@@ -50,6 +54,15 @@ def _problem(losses: object, values: GroupValues) -> str | None:
     return None
 
 
+def _problem_again(first: torch.Tensor, second: torch.Tensor) -> str | None:
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+        return (
+            "gives the same batch other losses each time it is called, so that nothing trained with it could be "
+            "repeated; draw from values.seeds"
+        )
+    return None
+
+
 def _problem_alone(
     losses: torch.Tensor, values: GroupValues, function: Callable[[GroupValues], torch.Tensor]
 ) -> str | None:
@@ -65,8 +78,8 @@ def _problem_alone(
         if not isclose(whole, alone, rel_tol=1e-4, abs_tol=1e-6):
             return (
                 f"gives a prompt the loss {alone:.6g} with a slot that is not valid and {whole:.6g} without that slot, "
-                f"which is as if it had never been sampled; reduce over values.valid alone, as masked_mean does "
-                f"(learner.objectives.masked)"
+                f"which is as if it had never been sampled; order, pair, draw and reduce among values.valid alone, as "
+                f"masked_mean does (learner.objectives.masked)"
             )
     return None
 

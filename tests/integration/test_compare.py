@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,20 @@ TINY = [
 ]
 
 
-def command(out: Path) -> list[str]:
-    asked = ["--objectives", "dpo-sft,brain", "--seeds", "0", "--learning-rates", "0.003", "--parallel", "1"]
+ASKED = ("--objectives", "dpo-sft,brain", "--seeds", "0", "--learning-rates", "0.003", "--parallel", "1")
+
+
+def command(out: Path, asked: Sequence[str] = ASKED) -> list[str]:
     recipe = "deploy/recipes/compare-demo.yaml"
     return [sys.executable, "-m", "deploy.cli", "compare", recipe, *asked, "--out", str(out), *TINY]
 
 
-def run(out: Path) -> str:
+def run(out: Path, asked: Sequence[str] = ASKED, *, status: int = 0) -> str:
     done = subprocess.run(
-        command(out), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=2 * START_LIMIT
+        command(out, asked), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=2 * START_LIMIT
     )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
 
 
 def store_of(root: Path, kind: str = "store") -> SampleStore:
@@ -64,7 +67,11 @@ def test_two_methods_on_the_same_groups_killed_in_between(tmp_path: Path) -> Non
     _check_cells(out)
     _check_results(json.loads((out / "compare.json").read_text()))
 
-    assert "starting the services" not in run(out)  # there is nothing left to train
+    (out / "compare.json").unlink()
+    assert "starting the services" not in run(out, [])  # what was asked for is there, and nothing is left to train
+    _check_results(json.loads((out / "compare.json").read_text()))
+    twins = run(out, ["--objectives", "brain:temperature=0.2"], status=2)
+    assert "brain and brain:temperature=0.2 are the same objective" in twins
 
 
 def _adapter(cell: Path) -> bytes:

@@ -1,5 +1,7 @@
 """Losses as users write them: a good one, and every kind of bad one."""
 
+from torch.nn.functional import dropout
+
 from learner.objectives.masked import masked_mean
 
 
@@ -18,6 +20,10 @@ def counts_missing_slots(values, settings):
 
 def normalises_over_missing_slots(values, settings):
     return -masked_mean(values.rewards * values.policy_logprobs.log_softmax(dim=-1), values.valid)
+
+
+def drops_out(values, settings):
+    return -masked_mean(dropout(values.rewards * values.log_ratios), values.valid)
 
 
 def per_output(values, settings):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> None:
-    first = request(objectives="brain,rso", seeds="3,4", learning_rates="1e-3,1e-4", pairs="s3://pairs")
+    first = request(objectives="dpo,rso", seeds="3,4", learning_rates="1e-3,1e-4", pairs="s3://pairs")
     save_request(tmp_path / "request.json", first)
     begun = read_request(tmp_path / "request.json")
     assert begun == first
@@ -253,17 +254,33 @@ def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> Non
     more = parse_request(
         recipe(), objectives="rso,ipo", seeds="5,3", learning_rates="1e-2", group_sizes="4", swept="ipo", begun=begun
     )
-    assert [method.label for method in more.methods] == ["brain", "rso", "ipo"]
+    assert [method.label for method in more.methods] == ["dpo", "rso", "ipo"]
     assert (more.seeds, more.learning_rates) == ((3, 4, 5), (1e-4, 1e-3, 1e-2)), "rates are still chosen on seed 3"
     assert (more.group_sizes, more.swept, more.pairs) == ((4,), ("ipo",), "s3://pairs")
-    most = parse_request(recipe(), group_sizes="2", swept="brain", begun=more)
-    assert (most.group_sizes, most.swept) == ((2, 4), ("ipo", "brain"))
+    most = parse_request(recipe(), group_sizes="2", swept="rso", begun=more)
+    assert (most.group_sizes, most.swept) == ((2, 4), ("ipo", "rso"))
     assert parse_request(recipe(), group_sizes="2", begun=more).swept == ("ipo",)
+    assert parse_request(recipe(), objectives="rso,brain", begun=more).swept == ("ipo", "brain"), "brain is new"
+    same = parse_request(recipe(), learning_rates="1.0000001e-3", begun=first)
+    assert same.learning_rates == first.learning_rates, "a cell's directory is named by six digits"
+
+
+def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:
+    begun = request(objectives=None)
+    more = parse_request(recipe(), pairs="pairs", begun=begun)
+    assert [method.label for method in more.methods] == [*(method.label for method in begun.methods), "dpo"]
+    assert parse_request(recipe(), pairs="pairs", begun=more).methods == more.methods
+    with pytest.raises(UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on pairs that people"):
+        request(objectives="brain", pairs="pairs")
 
 
 def test_a_request_that_nobody_has_written_is_none_and_a_foreign_one_is_named(tmp_path: Path) -> None:
     assert read_request(tmp_path / "request.json") is None
-    for text in ("{", "[]", '{"objectives": ["brain"]}'):
+    save_request(tmp_path / "request.json", request())
+    good = re.sub(r"\s", "", (tmp_path / "request.json").read_text())
+    strange = [good.replace('"brain"', "1"), good.replace("[0]", '["x"]'), good.replace("[0]", '"012"')]
+    assert good not in strange
+    for text in ("{", "[]", '{"objectives": ["brain"]}', *strange):
         (tmp_path / "request.json").write_text(text)
-        with pytest.raises(UserError, match=r"request\.json is not what brain compare writes; remove it and name"):
+        with pytest.raises(UserError, match=r"request\.json is not what brain compare writes; remove it and give all"):
             read_request(tmp_path / "request.json")

@@ -5,10 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from common.errors import PipelineError
+from deploy.compare.cell_results import write_table
 from deploy.compare.comparison import Comparison, collect
 from deploy.compare.findings import CLAIMS, SAME_METHOD, findings, size_findings
 from deploy.compare.inference import OverOptimisation, PairedDifference
@@ -21,7 +23,7 @@ from deploy.compare.results import PairedTest
 from deploy.compare.tables import all_tables, findings_table, grid_table, methods_table
 from deploy.compare.text_table import number, p_value
 from deploy.plotting import INK, as_svg
-from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, plan, recipe
+from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +255,13 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     short = replace(comparison.methods["brain"], seeds=[0], rate_at_edge=False)
     some = replace(comparison, methods={"brain": short}, failed={})
     (line,) = re.findall("<li>(.*)</li>", page(some, [], {}))
-    assert line.startswith("Not over all 2 seeds: brain (seed 0).")
+    assert line.startswith("Not over all 2 seeds: brain (lacks seed 1); brain:temperature=2 (lacks seed 0, 1).")
     alone = replace(some, protocol=replace(comparison.protocol, seeds=[0]))
     (line,) = re.findall("<li>(.*)</li>", page(alone, [], {}))
     assert line.startswith("One seed alone (0): the intervals say nothing of what another seed would change")
-    sound = replace(some, methods={"brain": replace(short, seeds=[0, 1])})
+    sound = replace(
+        some, methods={label: replace(one, rate_at_edge=False) for label, one in comparison.methods.items()}
+    )
     assert 'class="cautions"' not in page(sound, [], {})
 
 
@@ -300,3 +304,27 @@ def test_a_method_without_a_seed_is_reported_as_far_as_it_went_and_then_refused(
     with pytest.raises(PipelineError, match="is not complete, it lacks brain: seed 2; brain:temperature=2: seed 2"):
         report(directory, recipe(), plan(seeds=(0, 1, 2)), {}, Console(quiet=True))
     assert json.loads(directory.results.read_text())["methods"]["brain"]["seeds"] == [0, 1]
+
+
+def test_smaller_groups_that_could_not_be_trained_are_missed(tmp_path: Path) -> None:
+    work = plan(sizes=(2, 4))
+    directory = finished_comparison(tmp_path, work)
+    failing = [work.chosen(BRAIN, 2, 1e-3)[1], *work.grid(BRAIN, 4), *work.chosen(BRAIN, 4, 1e-3)]
+    for cell in failing:
+        directory.examination(cell.name).unlink(missing_ok=True)
+    with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; the reasons"):
+        report(directory, recipe(), work, {failing[0].name: "broke"}, Console(quiet=True))
+    written = directory.tables.read_text()
+    assert "| brain, n = 4 | failed | failed |" in written
+    assert "Not over all 2 seeds: brain, n = 2 (lacks seed 1); brain, n = 4 (lacks" in directory.page.read_text()
+
+
+def test_outputs_that_nobody_could_score_leave_out_the_test_alone(tmp_path: Path) -> None:
+    work = plan()
+    directory = finished_comparison(tmp_path, work)
+    for cell in work.chosen(WARM, 8, 1e-4):
+        table = outcomes(16)
+        nothing = pa.nulls(len(table), pa.float64())
+        write_table(directory.outcomes(cell.name), table.set_column(2, "reward", nothing))
+    tests = collect(directory, recipe(), work, {}).tests
+    assert {(test.ours, test.theirs) for test in tests} == {("prior", "brain"), ("brain", "prior")}
