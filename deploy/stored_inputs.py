@@ -145,11 +145,13 @@ def _check_samples(recipe: Recipe, source: Source, index: pa.Table) -> None:
 def _check_versions(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str]] | None) -> list[str]:
     """Refuse outputs of newer versions where the loss takes them for the prior's; returns what else to say of them."""
     name, origin = recipe.objective.name, recipe.objective.ORIGIN
+    if not origin.is_prior:
+        return []
     if steps is not None:
         trained = pa.array({group for step in steps for group in step}, pa.string())
         index = index.filter(pc.is_in(index["group_id"], value_set=trained))
     newer = index.filter(pc.greater(index["proposal_version"], 0))
-    if not origin.is_prior or not newer.num_rows:
+    if not newer.num_rows:
         return []
     found = (
         f"{newer.num_rows} of the {index.num_rows} groups to train on in {source.store.root} were sampled from newer "

@@ -10,7 +10,7 @@ from common.schemas import HUMAN
 from deploy.cluster import LOWER_SERVICES, ray_cluster
 from deploy.compare.human_pairs import check_pairs, pairs_digest
 from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import method_recipe, objective_settings, refuse_equal, trains_on_pairs
+from deploy.compare.methods import any_on_pairs, method_recipe, refuse_equal
 from deploy.compare.plan import Plan
 from deploy.compare.progress import unfinished
 from deploy.compare.report import report
@@ -69,7 +69,7 @@ def compare(
 
 def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
     """What identifies the human pairs, where a method trains on these."""
-    if not any(trains_on_pairs(objective_settings(recipe, method)) for method in request.methods):
+    if not any_on_pairs(recipe, request.methods):
         return {}
     assert request.pairs is not None, "the method was refused without"
     return {"pairs": pairs_digest(open_source(request.pairs).store)}

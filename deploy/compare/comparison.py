@@ -48,6 +48,14 @@ class Protocol:
     validation_prompts: int
     test_prompts: int
 
+    def planned(self) -> dict[tuple[str, int], str]:
+        """What was to be trained: each method with each of its group sizes, and how tables name the two together."""
+        return {
+            (label, n): label if n == self.n else f"{label}, n = {n}"
+            for label, sizes in self.sizes.items()
+            for n in sizes
+        }
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,14 +93,9 @@ class Comparison:
         """The seeds without a result, by method (and group size, where it is not the recipe's)."""
         there = {(point.label, point.n): point.seeds for point in self.group_sizes}
         there |= {(label, self.protocol.n): figures.seeds for label, figures in self.methods.items()}
-        wanted = {
-            (label, n): label if n == self.protocol.n else f"{label}, n = {n}"
-            for label, sizes in self.protocol.sizes.items()
-            for n in sizes
-        }
         lacking = {
-            name: [seed for seed in self.protocol.seeds if seed not in there.get(key, ())]
-            for key, name in wanted.items()
+            name: [seed for seed in self.protocol.seeds if seed not in there.get(planned, ())]
+            for planned, name in self.protocol.planned().items()
         }
         return {name: seeds for name, seeds in lacking.items() if seeds}
 
@@ -120,8 +123,8 @@ class _Method:
         """The chosen cells, from few outputs to many; empty for a method without smaller groups."""
         if not self.smaller:
             return {}
-        sizes = [*self.smaller.values(), self.full]
-        return {cells.chosen[0].cell.n: cells.chosen for cells in sorted(sizes, key=lambda one: one.chosen[0].cell.n)}
+        by_size = {cells.chosen[0].cell.n: cells.chosen for cells in (*self.smaller.values(), self.full)}
+        return dict(sorted(by_size.items()))
 
 
 def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: Mapping[str, str]) -> Comparison:

@@ -112,6 +112,11 @@ def trains_on_pairs(settings: dict[str, Any]) -> bool:
     return settings.get("reward", own.reward) == HUMAN
 
 
+def any_on_pairs(base: Recipe, methods: Sequence[Method]) -> bool:
+    """Whether any of the methods makes people's choices the reward, and so needs a store of these."""
+    return any(trains_on_pairs(objective_settings(base, method)) for method in methods)
+
+
 def method_recipe(
     base: Recipe, method: Method, *, pairs: str | None = None, **sections: dict[str, Any] | int
 ) -> Recipe:

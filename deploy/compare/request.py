@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from common.config.recipe import Recipe
 from common.errors import UserError
-from deploy.compare.methods import Method, objective_settings, parse_method, trains_on_pairs
+from deploy.compare.methods import Method, any_on_pairs, parse_method
 
 DEFAULT_OBJECTIVES = (
     "dpo-sft",
@@ -143,7 +143,7 @@ def _swept(methods: Sequence[Method], asked: str | None, before: Request) -> tup
 
 
 def _refuse_idle_pairs(recipe: Recipe, methods: Sequence[Method], pairs: str | None) -> None:
-    if pairs is not None and not any(trains_on_pairs(objective_settings(recipe, method)) for method in methods):
+    if pairs is not None and not any_on_pairs(recipe, methods):
         raise UserError(
             f"--pairs {pairs}: none of --objectives ({', '.join(method.label for method in methods)}) trains on pairs "
             f"that people chose between; add dpo, or leave --pairs out."

@@ -216,13 +216,11 @@ def grid_table(comparison: Comparison) -> TextTable:
     n = comparison.protocol.n
     chosen = {(label, n): figures.learning_rate for label, figures in comparison.methods.items()}
     chosen |= {(point.label, point.n): point.learning_rate for point in comparison.group_sizes}
-    planned = [(label, size) for label, sizes in comparison.protocol.sizes.items() for size in sizes]
     found = {(one.label, one.n, one.learning_rate): one for one in [*comparison.grid, *comparison.size_grid]}
     rows = []
-    for label, size in sorted(planned, key=lambda row: row[1] != n):
+    for (label, size), name in sorted(comparison.protocol.planned().items(), key=lambda item: item[0][1] != n):
         own = chosen.get((label, size))
-        cells = [_grid_cell(found.get((label, size, rate)), chosen=rate == own) for rate in rates]
-        rows.append([label if size == n else f"{label}, n = {size}", *cells])
+        rows.append([name, *(_grid_cell(found.get((label, size, rate)), chosen=rate == own) for rate in rates)])
     return TextTable(
         f"Validation win rate, % (KL(q‖p), nats) by learning rate, seed {comparison.protocol.seeds[0]}",
         ["method", *(f"{rate:g}" for rate in rates)],

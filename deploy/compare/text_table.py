@@ -40,9 +40,9 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def each(values: Sequence[float], digits: int = 1) -> str:
+def each(values: Sequence[float]) -> str:
     """One figure a seed."""
-    return " / ".join(f"{value:.{digits}f}" for value in values)
+    return " / ".join(f"{value:.1f}" for value in values)
 
 
 def percent(share: float | None) -> str:
@@ -62,7 +62,6 @@ def p_value(value: float | None) -> str:
     return f"≤ {SMALLEST_P:.1g}" if value <= SMALLEST_P else f"{value:.2g}"
 
 
-def points(difference: PairedDifference, digits: int = 1) -> str:
+def points(difference: PairedDifference) -> str:
     """A difference with its 95 % interval."""
-    low, high = (f"{bound:+.{digits}f}" for bound in (difference.low, difference.high))
-    return f"{difference.difference:+.{digits}f} [{low}, {high}]"
+    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"

@@ -55,7 +55,7 @@ def _problem(losses: object, values: GroupValues) -> str | None:
 
 
 def _problem_again(first: torch.Tensor, second: torch.Tensor) -> str | None:
-    if not torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+    if not all(map(_same, first.tolist(), second.tolist())):
         return (
             "gives the same batch other losses each time it is called, so that nothing trained with it could be "
             "repeated; draw from values.seeds"
@@ -69,19 +69,23 @@ def _problem_alone(
     """Whether a prompt's loss depends on what else is in the batch, or on slots that are not valid."""
     for row, together in enumerate(losses.tolist()):
         alone = function(_of_prompt(values, row, torch.ones_like(values.valid[row])).without_gaps()).item()
-        if not isclose(alone, together, rel_tol=1e-4, abs_tol=1e-6):
+        if not _same(alone, together):
             return (
                 f"gives a prompt the loss {together:.6g} beside another prompt and {alone:.6g} alone, so that a step "
                 f"would depend on how its batch is cut; it may depend on that prompt alone"
             )
         whole = function(_of_prompt(values, row, values.valid[row])).item()
-        if not isclose(whole, alone, rel_tol=1e-4, abs_tol=1e-6):
+        if not _same(whole, alone):
             return (
                 f"gives a prompt the loss {alone:.6g} with a slot that is not valid and {whole:.6g} without that slot, "
                 f"which is as if it had never been sampled; order, pair, draw and reduce among values.valid alone, as "
                 f"masked_mean does (learner.objectives.masked)"
             )
     return None
+
+
+def _same(one: float, other: float) -> bool:
+    return isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
 
 
 def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupValues:
