@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.durable import new_directory, remove_leftovers, write_file
-from common.errors import UserError
-from common.identity import digest_files
+from brain_align.common.durable import new_directory, remove_leftovers, write_file
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest_files
 
 _MARKER = "version.json"
 

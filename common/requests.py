@@ -1,6 +1,6 @@
 """What a sampler is asked to do: the unit of leasing, commit and retry.
 
-conductor -> Lease -> sampler -> GROUPS
+conductor -> SampleRequest -> sampler -> GROUPS
 """
 
 from collections.abc import Collection
@@ -21,7 +21,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Lease:
+class SampleRequest:
     """Prompts to sample n outputs each for, all from one proposal version.
 
     What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out, if it

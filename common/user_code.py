@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from common.errors import UserError
+from brain_align.common.errors import UserError
 
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:

@@ -12,13 +12,13 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from common.errors import PipelineError, UserError
-from deploy.arguments import add_overrides, add_recipe
-from deploy.compare.parser import add_compare
-from deploy.lab.command import add_lab_command
-from deploy.live_commands import add_scale, add_status
-from deploy.recipe_files import load_recipe
-from deploy.store_commands.parser import add_store_command
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.commands.compare import add_compare
+from brain_align.deploy.commands.lab import add_lab_command
+from brain_align.deploy.commands.live import add_scale, add_status
+from brain_align.deploy.commands.store.parser import add_store_command
+from brain_align.deploy.run.recipe_files import load_recipe
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -118,20 +118,20 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    from deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
+    from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
     run_recipe(recipe, Console())
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from deploy.doctor import examine
+    from brain_align.deploy.commands.doctor import examine
 
     return 2 if examine(load_recipe(options.recipe, options.overrides), Console()) else 0
 
 
 def _score(options: argparse.Namespace) -> int:
-    from deploy.score import score
+    from brain_align.deploy.commands.score import score
 
     recipe = load_recipe(options.recipe, options.overrides)
     score(recipe, options.input, options.output, Console(), force=options.force)
@@ -139,7 +139,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from deploy.export import export  # torch and transformers
+    from brain_align.deploy.commands.export import export  # torch and transformers
 
     print(export(options.run, options.version, options.output, merge=options.merge))
     return 0

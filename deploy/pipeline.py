@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.config.run_identity import recipe_digest
-from common.policies import ProposalModel
-from deploy.actors import make_services
-from deploy.cluster import ray_cluster, required_resources
-from deploy.conductor import Conductor
-from deploy.operations import Operations
-from deploy.recipe_files import with_world
-from deploy.restarts import with_smaller_passes
-from deploy.run_directory import (
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.common.policies import ProposalModel
+from brain_align.deploy.conductor.conductor import Conductor
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.monitor.run_monitor import RunMonitor
+from brain_align.deploy.run.directory import (
     RunDirectory,
     check_config,
     claimed,
@@ -27,15 +24,18 @@ from deploy.run_directory import (
     run_directory,
     save_config,
 )
-from deploy.run_places import with_absolute_places
-from deploy.services import Services
-from deploy.stored_inputs import StoredInputs
-from deploy.summary import finish, read_summary, show
-from deploy.tracking import Tracker
-from deploy.work import Work
+from brain_align.deploy.run.places import with_absolute_places
+from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.restarts import with_smaller_passes
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.stored_inputs import StoredInputs
+from brain_align.deploy.run.summary import finish, read_summary, show
+from brain_align.deploy.services.cluster import ray_cluster, required_resources
+from brain_align.deploy.services.make_services import make_services
+from brain_align.deploy.services.services import Services
 
 if TYPE_CHECKING:
-    from deploy.preflight import Inputs
+    from brain_align.deploy.run.preflight import Inputs
 
 
 class Stopwatch:
@@ -96,7 +96,7 @@ def prepared_world(recipe: Recipe, watch: Stopwatch, console: Console) -> Path |
     """Build what the recipe's `prepare` section asks for, unless it is in the cache."""
     if recipe.prepare is None:
         return None
-    from deploy.worlds.build import ensure_world  # torch and transformers: only where they are needed
+    from brain_align.deploy.worlds.build import ensure_world  # torch and transformers: only where they are needed
 
     with watch.stage("prepare"):
         return ensure_world(recipe.prepare, resolve_output(recipe.prepare.cache), recipe.data.path, reporter(console))
@@ -112,7 +112,7 @@ def reporter(console: Console) -> Callable[[str], None]:
 
 
 def _check(recipe: Recipe, directory: RunDirectory, watch: Stopwatch, console: Console) -> "Inputs | StoredInputs":
-    from deploy.preflight import check_inputs  # likewise
+    from brain_align.deploy.run.preflight import check_inputs  # likewise
 
     with watch.stage("checks"):
         inputs = check_inputs(recipe, directory)
@@ -124,7 +124,7 @@ def _check(recipe: Recipe, directory: RunDirectory, watch: Stopwatch, console: C
 def _proposal_model(recipe: Recipe, directory: RunDirectory, watch: Stopwatch) -> ProposalModel:
     if not recipe.sampler.replicas:
         return ProposalModel(recipe.policy.model, None)
-    from deploy.proposal_model import proposal_model  # likewise
+    from brain_align.deploy.run.proposal_model import proposal_model  # likewise
 
     with watch.stage("checks"):
         return proposal_model(recipe.policy, directory)
@@ -154,7 +154,7 @@ class Run:
         self,
         recipe: Recipe,
         directory: RunDirectory,
-        work: Work,
+        work: RunPlan,
         model: ProposalModel,
         watch: Stopwatch,
         console: Console,
@@ -197,5 +197,5 @@ class Run:
             services.kill()
 
     async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
-        async with Operations(self._recipe, self._directory, self._work, conductor.production, services, tracker):
+        async with RunMonitor(self._recipe, self._directory, self._work, conductor.production, services, tracker):
             await conductor.run()

@@ -24,10 +24,10 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 
-from common.config.training import LearnerSection
-from common.nn.packing import Request
-from learner.engine_protocol import ParameterState
-from learner.policy import elements
+from brain_align.common.config.training import LearnerSection
+from brain_align.common.nn.prefix.packing import Request
+from brain_align.learner.engine_protocol import ParameterState
+from brain_align.learner.policy import elements
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LARGEST_BUCKET = 50_000_000

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from common.config.training import LearnerSection
-from common.nn.packing import Request
+from brain_align.common.config.training import LearnerSection
+from brain_align.common.nn.prefix.packing import Request
 
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
 """Tensors by parameter name, each made when its turn comes."""

@@ -6,14 +6,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.identity import seed_from
-from common.nn.adapters import save_adapter
-from common.nn.logprobs import SequenceLogprobs
-from common.nn.policy_model import load_policy_model
-from common.nn.saving import save_causal_lm
-from learner.engine_protocol import NamedTensors
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.identity import seed_from
+from brain_align.common.nn.logprobs import SequenceLogprobs
+from brain_align.common.nn.models.adapters import save_adapter
+from brain_align.common.nn.models.policy_model import load_policy_model
+from brain_align.common.nn.models.saving import save_causal_lm
+from brain_align.learner.engine_protocol import NamedTensors
 
 _MODEL = "model."
 """How the names of the model's parameters begin within `Policy`."""

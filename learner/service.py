@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 
-from common.config.recipe import Recipe
-from common.logs import redirect_output
-from learner.server_process import WeightServerProcess
-from learner.step_report import StepReport
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.logs import redirect_output
+from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.learner.step_report import StepReport
 
 if TYPE_CHECKING:
-    from learner.trainer import Trainer
+    from brain_align.learner.trainer import Trainer
 
 
 class LearnerActor:
@@ -46,8 +46,8 @@ class LearnerActor:
         # Seconds, which only this process needs, and chatter, which belongs into its log.
         import torch
 
-        from learner.engine import DeepSpeedEngine, join_ranks
-        from learner.trainer import Trainer
+        from brain_align.learner.engine import DeepSpeedEngine, join_ranks
+        from brain_align.learner.trainer import Trainer
 
         torch.set_num_threads(self._recipe.learner.threads)
         join_ranks()

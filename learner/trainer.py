@@ -10,30 +10,30 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError
-from common.identity import seed_from
-from common.policies import PolicyRegistry
-from learner.batches import GroupBatch, group_batch
-from learner.checkpoint import CheckpointDirectory
-from learner.engine_protocol import Engine, EngineType
-from learner.gradients import BatchResult
-from learner.memory_plan import footprint, tokens_of_a_pass
-from learner.objectives.catalogue import make_objective
-from learner.policy import Policy, load_policy
-from learner.probe import make_probe
-from learner.randomness import random_state, seed_all, set_random_state
-from learner.schedule import learning_rate
-from learner.server_process import WeightServerProcess
-from learner.step_report import StepReport
-from learner.stepper import Stepper
-from learner.training_state import (
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError
+from brain_align.common.identity import seed_from
+from brain_align.common.policies import PolicyRegistry
+from brain_align.learner.checkpoints.checkpoint import CheckpointDirectory
+from brain_align.learner.checkpoints.randomness import random_state, seed_all, set_random_state
+from brain_align.learner.checkpoints.training_state import (
     SavedParameters,
     TrainingState,
     read_training_state,
     settings_digest,
     write_training_state,
 )
+from brain_align.learner.engine_protocol import Engine, EngineType
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.policy import Policy, load_policy
+from brain_align.learner.publishing.probe import make_probe
+from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.learner.step_report import StepReport
+from brain_align.learner.steps.batches import GroupBatch, group_batch
+from brain_align.learner.steps.gradients import BatchResult
+from brain_align.learner.steps.learning_rate import learning_rate
+from brain_align.learner.steps.memory_plan import footprint, tokens_of_a_pass
+from brain_align.learner.steps.stepper import Stepper
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.config.sampling import SamplingSection
-from common.errors import UserError
-from common.leases import Lease, Prompt
-from common.schemas import GROUPS, batch_from_rows
-from sampler.engine import Engine
-from sampler.engine_data import Completion
-from sampler.stopping import Decode, cut_at_stop
-from sampler.versions import Use
+from brain_align.common.config.sampling import SamplingSection
+from brain_align.common.errors import UserError
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.sampler.engine.data import Completion
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.stopping import Decode, cut_at_stop
+from brain_align.sampler.weights.versions import Use
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Generation:
     sampler_id: str
 
 
-async def generate_groups(engine: Engine, lease: Lease, used: Use, how: Generation) -> AsyncGenerator[pa.RecordBatch]:
+async def generate_groups(
+    engine: Engine, lease: SampleRequest, used: Use, how: Generation
+) -> AsyncGenerator[pa.RecordBatch]:
     """Sample a lease: one GROUPS row for each of its prompts, in the order in which they are finished.
 
     Raises:
@@ -75,7 +77,7 @@ async def generate_groups(engine: Engine, lease: Lease, used: Use, how: Generati
             yield batch_from_rows(GROUPS, [row])
 
 
-def check_prompts(lease: Lease, *, vocabulary: int, max_prompt_tokens: int) -> None:
+def check_prompts(lease: SampleRequest, *, vocabulary: int, max_prompt_tokens: int) -> None:
     """Refuse what the model cannot be asked for, before anything of the lease is sampled.
 
     Args:

@@ -6,16 +6,16 @@ from contextlib import aclosing
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.leases import Lease
-from common.nn.causal_lm import load_tokenizer
-from common.policies import ProposalModel
-from sampler.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
-from sampler.engine import Engine
-from sampler.engine_settings import EngineSettings
-from sampler.generation import Generation, check_prompts, generate_groups
-from sampler.reports import Pulse
-from sampler.versions import Versions
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.nn.models.causal_lm import load_tokenizer
+from brain_align.common.policies import ProposalModel
+from brain_align.common.requests import SampleRequest
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.engine.settings import EngineSettings
+from brain_align.sampler.generation import Generation, check_prompts, generate_groups
+from brain_align.sampler.reports import Pulse
+from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
+from brain_align.sampler.weights.versions import Versions
 
 _PROBE_ROOM = 32  # tokens; more than a probe has
 
@@ -57,7 +57,7 @@ class Sampler:
         self._outputs = 0
         self._tokens = 0
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         """Sample a lease; yields GROUPS rows, one a prompt, as they are finished.
 
         Raises:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.errors import EngineLostError
-from common.leases import Lease
-from common.logs import redirect_output
-from common.policies import ProposalModel
-from sampler.reports import Pulse
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import EngineLostError
+from brain_align.common.logs import redirect_output
+from brain_align.common.policies import ProposalModel
+from brain_align.common.requests import SampleRequest
+from brain_align.sampler.reports import Pulse
 
 if TYPE_CHECKING:
-    from sampler.sampler import Sampler
+    from brain_align.sampler.sampler import Sampler
 
 
 class SamplerActor:
@@ -49,12 +49,12 @@ class SamplerActor:
         Raises:
             UserError: the model cannot be loaded.
         """
-        from sampler.sampler import Sampler  # torch and vLLM: seconds, which only this process needs
+        from brain_align.sampler.sampler import Sampler  # torch and vLLM: seconds, which only this process needs
 
         self._sampler = await asyncio.to_thread(Sampler, self._name, self._recipe, self._model)
         return self._name
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         """See `Sampler.generate`."""
         try:
             async for group in self._sampler.generate(lease):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from sampler.engine_data import Completion
+from brain_align.sampler.engine.data import Completion
 
 Decode = Callable[[list[int]], str]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from common.config.policy import PolicySection
-from common.config.scorers import (
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.scorers import (
     ClassifierSection,
     EndpointSection,
     FunctionSection,
@@ -15,17 +15,17 @@ from common.config.scorers import (
     JudgeSection,
     ScorerPool,
 )
-from common.config.training import PriorSection
-from common.schemas import PRIOR
-from scorer.classifier import load_classifier
-from scorer.endpoint import load_endpoint
-from scorer.formats import FORMATS
-from scorer.function import load_function
-from scorer.judge import load_judge
-from scorer.prior import load_prior
-from scorer.proposal import ProposalScorer
-from scorer.reward_model import load_reward_model
-from scorer.scorers import Scorer
+from brain_align.common.config.training import PriorSection
+from brain_align.common.schemas import PRIOR
+from brain_align.scorer.kinds.classifier import load_classifier
+from brain_align.scorer.kinds.endpoint import load_endpoint
+from brain_align.scorer.kinds.function import load_function
+from brain_align.scorer.kinds.gptj import load_reward_model
+from brain_align.scorer.kinds.judge import load_judge
+from brain_align.scorer.kinds.prior import load_prior
+from brain_align.scorer.kinds.proposal import ProposalScorer
+from brain_align.scorer.scorer import Scorer
+from brain_align.scorer.text_models.formats import FORMATS
 
 MAX_TOKENS = 16384
 """Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""

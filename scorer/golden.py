@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.config.policy import PolicySection
-from common.config.scorers import (
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.scorers import (
     ClassifierSection,
     EndpointSection,
     FunctionSection,
@@ -20,11 +20,11 @@ from common.config.scorers import (
     RemotePool,
     ScorerPool,
 )
-from common.durable import write_file
-from common.errors import UserError, first_line
-from common.schemas import GROUPS, batch_from_rows
-from common.text_groups import text_group
-from scorer.scorers import Scorer
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.scorer.scorer import Scorer
 
 _PROMPT = "SUBREDDIT: r/cats\nTITLE: The mat\nPOST: My cat sat on the mat all day. What does it want?\nTL;DR:"
 _OUTPUTS = (

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from common.schemas import SCORES, batch_from_rows
+from brain_align.common.schemas import SCORES, batch_from_rows
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 

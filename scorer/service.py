@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.config.training import PriorSection
-from common.logs import redirect_output
-from common.schemas import PROPOSAL
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.training import PriorSection
+from brain_align.common.logs import redirect_output
+from brain_align.common.schemas import PROPOSAL
 
 if TYPE_CHECKING:
-    from scorer.scorers import Scorer
+    from brain_align.scorer.scorer import Scorer
 
 
 class ScorerActor:
@@ -42,8 +42,8 @@ class ScorerActor:
         """
         import torch  # only now, so that what it says at import goes to the log
 
-        from scorer.build import build_scorer
-        from scorer.golden import check_golden
+        from brain_align.scorer.catalogue import build_scorer
+        from brain_align.scorer.golden import check_golden
 
         recipe = Recipe.model_validate(self._recipe)
         section = recipe.scorer(self._name)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.errors import PipelineError
-from common.leases import Lease
-from deploy.actor import Handle, Spawn
-from deploy.ray_handle import RayHandle
-from sampler.reports import Pulse
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import SampleRequest
+from brain_align.deploy.actors.actor import Handle, Spawn
+from brain_align.deploy.actors.ray_handle import RayHandle
+from brain_align.sampler.reports import Pulse
 from tests.stand_ins import made_up
 from tests.unit.factories import scores
 
@@ -38,7 +38,7 @@ class SleepingSampler:
         (self._pids / f"{self._name}@{os.getpid()}").touch()
         return self._name
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         self._running += 1
         try:
             for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):

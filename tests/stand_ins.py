@@ -10,27 +10,27 @@ from typing import Any, cast
 import pyarrow as pa
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError, UserError
-from common.leases import Lease, Prompt
-from common.schemas import GROUPS, PRIOR, batch_from_rows
-from common.store import SampleStore
-from deploy.actor import CallFailedError, LostError, Spawn
-from deploy.conductor import Conductor
-from deploy.draws import DrawnPrompts, TrainingLeases
-from deploy.evaluation import Evaluation
-from deploy.learner_group import LearnerGroup
-from deploy.lease_plan import LeasePlan
-from deploy.operations import Operations
-from deploy.pool import Pool, PoolSettings
-from deploy.quarantine import Quarantine
-from deploy.rounds import Rounds
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from deploy.tracking import Tracker
-from deploy.work import Work
-from learner.step_report import StepReport
-from sampler.reports import Pulse
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.schemas import GROUPS, PRIOR, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.actor import CallFailedError, LostError, Spawn
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.conductor.conductor import Conductor
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.monitor.run_monitor import RunMonitor
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
+from brain_align.deploy.schedule.rounds import Rounds
+from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.deploy.services.services import Services
+from brain_align.learner.step_report import StepReport
+from brain_align.sampler.reports import Pulse
 from tests.unit.factories import group, recipe_settings, scores
 
 
@@ -81,7 +81,7 @@ class LocalSampler(LocalActor):
         super().__init__()
         self.name, self.seconds = name, seconds
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
             await self.sample(prompt)
             yield made_up(lease, group_id, prompt, self.name)
@@ -109,7 +109,7 @@ class LocalScorer(LocalActor):
         return scores(self.name, {name: [1.0, 2.0] for name in groups["group_id"].to_pylist()})
 
 
-def made_up(lease: Lease, group_id: str, prompt: Prompt, sampler: str) -> pa.RecordBatch:
+def made_up(lease: SampleRequest, group_id: str, prompt: Prompt, sampler: str) -> pa.RecordBatch:
     row = group(
         group_id,
         prompt_id=prompt.prompt_id,
@@ -179,7 +179,7 @@ class Simulation:
         section = self.recipe.algorithm
         count = (self.rounds_an_epoch or section.rounds) * section.prompts_per_round
         self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(count)]
-        plan = LeasePlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
+        plan = RequestPlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
         draws = DrawnPrompts(section, self.prompts, 0)
         self.store = SampleStore(root / "store", "run")
         held_back = [Prompt(f"e{n}", "text", (1,), "gold") for n in range(evaluated)]
@@ -190,20 +190,20 @@ class Simulation:
             {"validation": held_back, "test": held_back},
             list(scorers),
         )
-        self.work = Work(
+        self.work = RunPlan(
             store=self.store,
             schedule=Rounds(section, draws, 0),
             training_scorers=list(scorers),
             started_scorers=list(scorers),
-            leases=TrainingLeases(section, draws, plan, n=2, fixed=False),
+            leases=TrainingRequests(section, draws, plan, n=2, fixed=False),
             evaluation=self.evaluation if evaluated else None,
             quarantine=Quarantine(self.directory.quarantine),
         )
         replicas, spawn = samplers
         self.services = Services(
-            Pool("sampler", replicas, spawn, self.directory, samplers_settings or PoolSettings(start=60, slots=2)),
+            Pool("sampler", replicas, spawn, self.directory.log, samplers_settings or PoolSettings(start=60, slots=2)),
             {
-                name: Pool(f"scorer-{name}", number, make, self.directory, PoolSettings(start=60, backoff=0.01))
+                name: Pool(f"scorer-{name}", number, make, self.directory.log, PoolSettings(start=60, backoff=0.01))
                 for name, (number, make) in scorers.items()
             },
             cast(LearnerGroup, learner or LocalLearner()),
@@ -216,7 +216,7 @@ class Simulation:
     async def run(self) -> None:
         """To the end, with its status and what is asked of it."""
         production = self.conductor.production
-        operations = Operations(self.recipe, self.directory, self.work, production, self.services, self.tracker)
+        operations = RunMonitor(self.recipe, self.directory, self.work, production, self.services, self.tracker)
         try:
             with self.store.training():
                 async with operations:

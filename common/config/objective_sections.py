@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.config.origin import Origin
-from common.config.section import Section
-from common.schemas import HUMAN
+from brain_align.common.config.origin import Origin
+from brain_align.common.config.section import Section
+from brain_align.common.schemas import HUMAN
 
 Pairing = Literal["consecutive", "all", "best-worst"]
 _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"

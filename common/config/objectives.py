@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from common.config.objective_sections import (
+from brain_align.common.config.objective_sections import (
     BrainSection,
     DpoNllSection,
     DpoSection,

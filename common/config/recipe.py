@@ -9,11 +9,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from common.config.data import DataSection
-from common.config.objective_sections import BrainSection, RsoSection
-from common.config.objectives import ObjectiveSection
-from common.config.policy import PolicySection
-from common.config.run import (
+from brain_align.common.config.data import DataSection
+from brain_align.common.config.objective_sections import BrainSection, RsoSection
+from brain_align.common.config.objectives import ObjectiveSection
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.run import (
     EvaluationSection,
     PrepareSection,
     RaySection,
@@ -21,11 +21,11 @@ from common.config.run import (
     StoreSection,
     TimeoutsSection,
 )
-from common.config.sampling import SamplerSection, SamplingSection
-from common.config.scorers import CombinationSection, FunctionSection, ScorerPool, ScorerSection
-from common.config.section import Name, Section
-from common.config.training import AlgorithmSection, LearnerSection, LogprobsSection, PriorSection
-from common.schemas import HUMAN, PRIOR, PROPOSAL
+from brain_align.common.config.sampling import SamplerSection, SamplingSection
+from brain_align.common.config.scorers import CombinationSection, FunctionSection, ScorerPool, ScorerSection
+from brain_align.common.config.section import Name, Section
+from brain_align.common.config.training import AlgorithmSection, LearnerSection, LogprobsSection, PriorSection
+from brain_align.common.schemas import HUMAN, PRIOR, PROPOSAL
 
 
 class Recipe(Section):

@@ -4,8 +4,8 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from common.config.recipe import Recipe
-from common.identity import digest
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.identity import digest
 
 _OPERATIONAL = (
     "run.*",

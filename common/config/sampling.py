@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.section import Section
+from brain_align.common.config.section import Section
 
 
 class SamplingSection(Section):

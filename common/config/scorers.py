@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config.section import Name, Section
+from brain_align.common.config.section import Name, Section
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from common.config.objective_sections import ObjectiveBase
-from common.config.objectives import OBJECTIVE_NAMES
-from common.config.recipe import Recipe
-from common.errors import UserError
+from brain_align.common.config.objective_sections import ObjectiveBase
+from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
 
 _NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 """pydantic's names for a value that stands in the place of a section."""

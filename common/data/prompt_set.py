@@ -7,9 +7,9 @@ from typing import overload
 
 import pyarrow as pa
 
-from common.conversations import is_conversation
-from common.identity import digest
-from common.leases import Prompt
+from brain_align.common.data.conversations import is_conversation
+from brain_align.common.identity import digest
+from brain_align.common.requests import Prompt
 
 _COLUMNS = pa.schema(
     [

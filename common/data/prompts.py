@@ -6,11 +6,11 @@ from itertools import islice
 
 import numpy as np
 
-from common.conversations import USER, Message, as_text, messages_of, reply_to, turns_of
-from common.errors import UserError
-from common.identity import seed_from
-from common.prompt_set import PromptSet
-from common.row_files import Row
+from brain_align.common.data.conversations import USER, Message, as_text, messages_of, reply_to, turns_of
+from brain_align.common.data.prompt_set import PromptSet
+from brain_align.common.data.row_files import Row
+from brain_align.common.errors import UserError
+from brain_align.common.identity import seed_from
 
 _ROWS = 1024
 _Texts = tuple[int, str, str | None]

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import UserError
+from brain_align.common.errors import UserError
 
 Row = dict[str, Any]
 

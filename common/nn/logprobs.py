@@ -1,7 +1,7 @@
 """Sequence log-probabilities of groups' outputs: the same numerics for learner and prior scorer.
 
 Callers hand over prompts and outputs; how these are laid out in a batch is the decoder's business
-(common/nn/prefix_decoder.py).
+(common/nn/prefix/decoder.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.nn.causal_lm import context_length
-from common.nn.lm_head import LMHead
-from common.nn.packing import Request, TokenBudget
-from common.nn.prefix_decoder import PackedCheck, PrefixDecoder, TextStates, longest_text
+from brain_align.common.nn.lm_head import LMHead
+from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.nn.prefix.decoder import PackedCheck, PrefixDecoder, TextStates, longest_text
+from brain_align.common.nn.prefix.packing import Request, TokenBudget
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _TOLERANCE_IN_16_BITS = 0.05

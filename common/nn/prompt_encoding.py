@@ -9,9 +9,9 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from common.conversations import turns_of
-from common.errors import UserError, first_line
-from common.prompts import Encode, RefusedPromptError
+from brain_align.common.data.conversations import turns_of
+from brain_align.common.data.prompts import Encode, RefusedPromptError
+from brain_align.common.errors import UserError, first_line
 
 AS_THEY_ARE = "none"
 OF_THE_MODEL = "model"
@@ -79,7 +79,7 @@ class Conversations:
         self._template = template
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text (see `common.conversations`).
+        """The token ids of each text (see `brain_align.common.data.conversations`).
 
         Raises:
             RefusedPromptError: the template refuses one.

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import distributed
 
-from common.errors import first_line
+from brain_align.common.errors import first_line
 
 CHUNK = 64 * 2**20
 """Bytes that are sent in one go."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from deploy.run_store import RunStore
+from brain_align.common.store.overlay import RunStore
 
 T = TypeVar("T")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from common.errors import UserError
-from common.schemas import KINDS
-from common.storage.catalogue import Catalogue
-from common.storage.checksums import checksum
-from common.storage.claims import DIRECTORY as CLAIMS
-from common.storage.compaction import SMALL, Author, compact, remove_superseded
-from common.storage.facts import claim
-from common.storage.names import commit_name, plain_file
-from common.storage.part_files import encode_part
-from common.storage.places import LocalPlace, open_place
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import KINDS
+from brain_align.common.store.files.backends import LocalPlace, open_place
+from brain_align.common.store.format.checksums import checksum
+from brain_align.common.store.format.names import commit_name, plain_file
+from brain_align.common.store.format.part_files import encode_part
+from brain_align.common.store.manifest import claim
+from brain_align.common.store.table.catalogue import Catalogue
+from brain_align.common.store.table.compaction import SMALL, Author, compact, remove_superseded
+from brain_align.common.store.training_lock import DIRECTORY as CLAIMS
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.scorer_facts import ScorerFacts
-from common.store import Found, SampleStore
+from brain_align.common.store.sample_store import Found, SampleStore
+from brain_align.common.store.scorer_facts import ScorerFacts
 
 
 class StoredSamples(Protocol):

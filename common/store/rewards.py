@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from common.config.scorers import CombinationSection
-from common.schemas import LOGPROBS
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.schemas import LOGPROBS
 
 _COLUMNS = ("values", "gold_value")
 

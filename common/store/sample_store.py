@@ -21,13 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
-from common.scorer_facts import ScorerFacts, scorer_facts
-from common.storage.claims import Claim, claimed
-from common.storage.keys import Rows
-from common.storage.light_rows import KEYS, LIGHT
-from common.storage.opening import IN_ORDER_OF_DEPENDENCE, Opening
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, Opening
+from brain_align.common.store.scorer_facts import ScorerFacts, scorer_facts
+from brain_align.common.store.table.keys import Rows
+from brain_align.common.store.table.summary_rows import KEYS, LIGHT
+from brain_align.common.store.training_lock import Claim, claimed
 
 Found = npt.NDArray[np.bool_]
 

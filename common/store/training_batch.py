@@ -6,9 +6,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from common.config.scorers import CombinationSection
-from common.rewards import stored_rewards
-from common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
+from brain_align.common.store.rewards import stored_rewards
 
 _GROUP_COLUMNS = ("group_id", "proposal_version", "prompt_token_ids", "gold_text", "outputs")
 

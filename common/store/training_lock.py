@@ -23,8 +23,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from common.errors import UserError
-from common.storage.places import Place
+from brain_align.common.errors import UserError
+from brain_align.common.store.files.backends import Place
 
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds

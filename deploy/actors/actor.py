@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
 from typing import Any, Protocol
 
-from common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
-from deploy.allowance import Allowance
+from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
+from brain_align.deploy.actors.time_budget import TimeBudget
 
 
 class LostError(Exception):
@@ -109,7 +109,7 @@ class Actor:
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        with closing(Allowance(timeout)) as allowance:
+        with closing(TimeBudget(timeout)) as allowance:
             async with aclosing(self._running().stream(method, *args)) as items:
                 while True:
                     try:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from deploy.replica import Replica
+from brain_align.deploy.actors.replica import Replica
 
 Grant = asyncio.Future[Replica]
 

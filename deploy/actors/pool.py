@@ -3,15 +3,15 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common.errors import PipelineError, UserError
-from deploy.actor import Actor, ActorLostError, Spawn
-from deploy.free_slots import FreeSlots
-from deploy.replica import Replica, Slot, State
-from deploy.run_directory import RunDirectory
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.actors.actor import Actor, ActorLostError, Spawn
+from brain_align.deploy.actors.free_slots import FreeSlots
+from brain_align.deploy.actors.replica import Replica, Slot, State
 
 MAX_ATTEMPTS = 3
 """How often one call is tried, each time on a live replica, before it fails; and how often in a row a start is."""
@@ -54,13 +54,15 @@ class Pool:
         identity: what the last replica that came up answered to `ready`.
     """
 
-    def __init__(self, name: str, replicas: int, spawn: Spawn, directory: RunDirectory, settings: PoolSettings) -> None:
+    def __init__(
+        self, name: str, replicas: int, spawn: Spawn, log_of: Callable[[str], Path], settings: PoolSettings
+    ) -> None:
         self.name = name
         self.busy_seconds = 0.0
         self.identity: Any = None
         self.replicas: dict[str, Replica] = {}
         self._spawn = spawn
-        self._directory = directory
+        self._log_of = log_of
         self._settings = settings
         self._initial = self._wanted = replicas
         self._named = 0  # replicas so far
@@ -188,7 +190,7 @@ class Pool:
     def _add(self) -> None:
         label = f"{self.name}-{self._named}"
         self._named += 1
-        replica = Replica(Actor(label, str(self._directory.log(label)), self._spawn))
+        replica = Replica(Actor(label, str(self._log_of(label)), self._spawn))
         self.replicas[label] = replica
         self._lives[label] = asyncio.create_task(self._live(replica), name=label)
 

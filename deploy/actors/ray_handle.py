@@ -1,4 +1,4 @@
-"""Actors of Ray, as `deploy.actor` knows actors."""
+"""Actors of Ray, as `brain_align.deploy.actors.actor` knows actors."""
 
 import asyncio
 import contextlib
@@ -9,11 +9,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
-from deploy.actor import CallFailedError, LostError
+from brain_align.deploy.actors.actor import CallFailedError, LostError
 
 
 class RayHandle:
-    """One actor in the Ray cluster; see `deploy.actor.Handle`."""
+    """One actor in the Ray cluster; see `brain_align.deploy.actors.actor.Handle`."""
 
     def __init__(self, handle: ActorHandle) -> None:
         self._handle = handle

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from enum import StrEnum
 from typing import Any
 
-from common.errors import PipelineError
-from deploy.actor import Actor, ActorLostError
+from brain_align.common.errors import PipelineError
+from brain_align.deploy.actors.actor import Actor, ActorLostError
 
 
 class State(StrEnum):

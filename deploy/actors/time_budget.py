@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 
 
-class Allowance:
+class TimeBudget:
     """Seconds that a task may spend in all blocks `with allowance:`, of which none lies in another.
 
     `asyncio.timeout` would set a timer for every block and cancel it again; this one timer looks, when the time may be

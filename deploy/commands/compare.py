@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.errors import UserError
-from deploy.arguments import add_overrides, add_recipe
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
-from deploy.compare.request_file import read_request
-from deploy.recipe_files import load_recipe
-from deploy.run_directory import resolve_output
+from brain_align.common.errors import UserError
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
+from brain_align.deploy.compare.plan.request_file import read_request
+from brain_align.deploy.run.directory import resolve_output
+from brain_align.deploy.run.recipe_files import load_recipe
 
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,7 +56,7 @@ def _compare(options: argparse.Namespace) -> int:
         pairs=options.pairs,
         begun=read_request(directory.request),
     )
-    from deploy.compare.command import compare  # Ray and torch: not for what is refused
+    from brain_align.deploy.compare.train.compare import compare  # Ray and torch: not for what is refused
 
     compare(recipe, request, directory, options.parallel, Console())
     return 0

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.config.scorers import (
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import (
     ClassifierSection,
     EndpointSection,
     FunctionSection,
     GPTJRewardSection,
     JudgeSection,
 )
-from common.config.training import PriorSection
-from common.errors import PipelineError, UserError
-from common.schemas import PRIOR
-from deploy.run_directory import RunDirectory, run_directory
-from deploy.score import resolved_world, take_over_golden
-from deploy.scoring_pools import scoring_pools
+from brain_align.common.config.training import PriorSection
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.schemas import PRIOR
+from brain_align.deploy.commands.score import resolved_world, take_over_golden
+from brain_align.deploy.run.directory import RunDirectory, run_directory
+from brain_align.deploy.services.scoring_pools import scoring_pools
 
 Problems = Mapping[str, str | None]
 """By scorer, what is wrong with it; None: nothing."""
@@ -71,7 +71,9 @@ def examine(
     Raises:
         UserError: the recipe's world cannot be built, without which there is nothing to check.
     """
-    from deploy.preflight import check_inputs  # torch and transformers: not for a recipe that is refused
+    from brain_align.deploy.run.preflight import (
+        check_inputs,  # torch and transformers: not for a recipe that is refused
+    )
 
     findings = Findings(console)
     resolved = resolved_world(recipe, console)

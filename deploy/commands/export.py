@@ -6,18 +6,18 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from common.config.policy import PolicySection
-from common.config.recipe import Recipe
-from common.durable import new_directory
-from common.errors import UserError
-from common.nn.adapters import CONFIG, WEIGHTS, load_adapter
-from common.nn.causal_lm import load_causal_lm, load_tokenizer
-from common.nn.saving import load_dequantized, save_causal_lm
-from common.policies import PolicyRegistry, ProposalVersion
-from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, saved_recipe
-from deploy.run_places import begun_world
-from deploy.summary import read_summary
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import new_directory
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, load_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
+from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
+from brain_align.common.policies import PolicyRegistry, ProposalVersion
+from brain_align.deploy.run.directory import RunDirectory, saved_recipe
+from brain_align.deploy.run.places import begun_world
+from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.summary import read_summary
 
 _MARKER = "version.json"
 

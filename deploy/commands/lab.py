@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.durable import write_file
-from common.errors import UserError
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError
 
 _FILE = "lab.json"
 
@@ -38,9 +38,9 @@ def _lab(options: argparse.Namespace) -> int:
         raise UserError(f"--out {directory} is a file; name a directory.")
     import torch  # and matplotlib: seconds
 
-    from deploy.lab.figures import measure
-    from deploy.lab.plots import write_plots
-    from deploy.lab.training import Budget
+    from brain_align.deploy.lab.figures import measure
+    from brain_align.deploy.lab.plots import write_plots
+    from brain_align.deploy.lab.training import Budget
 
     torch.set_num_threads(1)  # tensors this small: more are slower
     figures = measure(range(options.seed, options.seed + options.worlds), Budget())

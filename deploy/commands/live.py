@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import UserError
-from deploy.requests import ScaleRequest, ask
-from deploy.run_directory import RunDirectory
-from deploy.status import Backlog, PoolStatus, Progress, Status, is_alive, read_status
+from brain_align.common.errors import UserError
+from brain_align.deploy.monitor.requests import ScaleRequest, ask
+from brain_align.deploy.monitor.status import Backlog, PoolStatus, Progress, Status, is_alive, read_status
+from brain_align.deploy.run.directory import RunDirectory
 
 _ANSWER_SECONDS = 15.0
 

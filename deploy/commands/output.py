@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.durable import fsync_path, temporary_sibling
-from common.errors import UserError
+from brain_align.common.durable import fsync_path, temporary_sibling
+from brain_align.common.errors import UserError
 
 _DATASET_MARKER = "dataset_info.json"
 

@@ -15,17 +15,17 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.row_files import read_rows
-from common.schemas import GROUPS, batch_from_rows
-from common.text_groups import text_group
-from deploy.group_scorer import GroupScorer, scorers_at_work
-from deploy.output import check_output, new_lines, new_output
-from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, resolve_output, run_directory
-from deploy.run_places import begun_world
-from deploy.scoring_pools import scoring_pools
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.row_files import read_rows
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.deploy.commands.output import check_output, new_lines, new_output
+from brain_align.deploy.conductor.group_scorer import GroupScorer, scorers_at_work
+from brain_align.deploy.run.directory import RunDirectory, resolve_output, run_directory
+from brain_align.deploy.run.places import begun_world
+from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.services.scoring_pools import scoring_pools
 
 _ROWS_A_PART = 16
 
@@ -205,7 +205,7 @@ def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], run: RunDirecto
     Raises:
         UserError: the world cannot be built, or a scorer not be loaded.
     """
-    from deploy.preflight import check_scorer  # torch and transformers: not for a file that is refused
+    from brain_align.deploy.run.preflight import check_scorer  # torch and transformers: not for a file that is refused
 
     wanted = [recipe.scorers[name] for name in scorers]
     if any("{world}" in scorer.model_dump_json() for scorer in wanted):
@@ -224,7 +224,7 @@ def resolved_world(recipe: Recipe, console: Console) -> Recipe:
     """
     if recipe.prepare is None:
         return with_world(recipe, None)
-    from deploy.worlds.build import ensure_world  # likewise
+    from brain_align.deploy.worlds.build import ensure_world  # likewise
 
     cache = resolve_output(recipe.prepare.cache)
     world = ensure_world(recipe.prepare, cache, recipe.data.path, lambda line: console.print(line, highlight=False))

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.recipe import Recipe
-from common.errors import UserError, first_failure
-from common.schemas import PRIOR, PROPOSAL
-from common.training_batch import of_another_run, training_batch
-from deploy.evaluation import Split
-from deploy.gold import gold_encoder
-from deploy.long_lived import not_collected
-from deploy.production import Production
-from deploy.services import Services
-from deploy.tracking import Tracker
-from deploy.work import Work
-from learner.step_report import StepReport
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError, first_failure
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.common.store.training_batch import of_another_run, training_batch
+from brain_align.deploy.conductor.gc_frozen import not_collected
+from brain_align.deploy.conductor.gold import gold_encoder
+from brain_align.deploy.conductor.group_pipeline import GroupPipeline
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.evaluation import Split
+from brain_align.deploy.services.services import Services
+from brain_align.learner.step_report import StepReport
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ _PRIOR_TOLERANCE = 1.0
 class Conductor:
     """Keeps samplers, scorers and learner at work until all rounds are done and evaluated."""
 
-    def __init__(self, recipe: Recipe, work: Work, tracker: Tracker, services: Services) -> None:
+    def __init__(self, recipe: Recipe, work: RunPlan, tracker: Tracker, services: Services) -> None:
         self._recipe = recipe
         self._store = work.store
         self._schedule = work.schedule
@@ -44,7 +44,7 @@ class Conductor:
         self._tracker = tracker
         self._services = services
         self._learner = services.learner
-        self.production = Production(recipe, work, tracker, services)
+        self.production = GroupPipeline(recipe, work, tracker, services)
         self._encode_gold = gold_encoder(recipe)
         self._admitted = 0  # rounds whose leases have been given out
         self._sampled_before: dict[int, set[str]] = {}  # ids of prompts, by round, that this start has found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from common.config.recipe import Recipe
+from brain_align.common.config.recipe import Recipe
 
 
 def gold_encoder(recipe: Recipe) -> Callable[[str], list[int]] | None:
@@ -13,8 +13,8 @@ def gold_encoder(recipe: Recipe) -> Callable[[str], list[int]] | None:
     """
     if not recipe.objective.needs_gold:
         return None
-    from common.nn.causal_lm import load_tokenizer  # transformers: only where it is needed
-    from common.nn.prompt_encoding import completion_encoding
+    from brain_align.common.nn.models.causal_lm import load_tokenizer  # transformers: only where it is needed
+    from brain_align.common.nn.prompt_encoding import completion_encoding
 
     encode = completion_encoding(load_tokenizer(recipe.policy.tokenizer or recipe.policy.model))
     limit = recipe.sampling.max_tokens

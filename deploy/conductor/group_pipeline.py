@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError
-from common.leases import Lease
-from deploy.draws import without_prompts
-from deploy.evaluation import Result, Split
-from deploy.lease_plan import LeasePlan
-from deploy.quarantine import SAMPLER, Item
-from deploy.run_store import RunStore
-from deploy.sampling import Sampling
-from deploy.scoring import Events, Samples, Scoring
-from deploy.services import Services
-from deploy.store_thread import StoreThread
-from deploy.tracking import Tracker
-from deploy.work import Work
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import SampleRequest
+from brain_align.common.store.commit_queue import StoreThread
+from brain_align.common.store.overlay import RunStore
+from brain_align.deploy.conductor.sampling import Sampling
+from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.evaluation import Result, Split
+from brain_align.deploy.schedule.quarantine import SAMPLER, Item
+from brain_align.deploy.schedule.round_prompts import without_prompts
+from brain_align.deploy.services.services import Services
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ _EVALUATION_EVERY = 8
 """Of so many leases one is evaluation's, while both wait: results come in time, and training keeps the samplers."""
 
 
-class Production(Events):
+class GroupPipeline(Events):
     """Leases in, groups that are sampled, scored and ready out.
 
     Everything that it holds in memory has a bound: leases are given out only while scorers keep up, and calls of a
@@ -48,7 +48,7 @@ class Production(Events):
         newest: the version that was published last.
     """
 
-    def __init__(self, recipe: Recipe, work: Work, tracker: Tracker, services: Services) -> None:
+    def __init__(self, recipe: Recipe, work: RunPlan, tracker: Tracker, services: Services) -> None:
         self.evaluated: set[tuple[Split, int]] = set()
         self.newest = 0
         self._waited = 0.0  # seconds
@@ -69,7 +69,10 @@ class Production(Events):
         )
         rows = {name: recipe.groups_a_call(name) for name in services.scorers}
         self.scoring = Scoring(services.scorers, rows, timeout, self)
-        self._leases: tuple[deque[Lease], deque[Lease]] = deque(), deque()  # training's, then evaluation's
+        self._leases: tuple[deque[SampleRequest], deque[SampleRequest]] = (
+            deque(),
+            deque(),
+        )  # training's, then evaluation's
         self._some_leases = asyncio.Event()
         self._training_in_a_row = 0  # leases
         self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
@@ -120,7 +123,7 @@ class Production(Events):
         """How long the learner has waited for groups, up to now."""
         return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
 
-    def enqueue(self, leases: Iterable[Lease]) -> None:
+    def enqueue(self, leases: Iterable[SampleRequest]) -> None:
         """Have leases sampled and scored, most of training's before evaluation's."""
         for lease in leases:
             self._leases[lease.purpose != "train"].append(lease)
@@ -128,7 +131,7 @@ class Production(Events):
         if self.waiting_leases:
             self._some_leases.set()
 
-    async def evaluate(self, leases_of: Callable[..., list[Lease]], *args: Any) -> None:
+    async def evaluate(self, leases_of: Callable[..., list[SampleRequest]], *args: Any) -> None:
         """Have the leases sampled that a method of `Evaluation` names."""
         self.enqueue(await self.evaluating.call(leases_of, *args))
         await self._report_evaluations()
@@ -191,7 +194,7 @@ class Production(Events):
             else:
                 slot.release()
 
-    def _next_lease(self) -> Lease:
+    def _next_lease(self) -> SampleRequest:
         training, evaluation = self._leases
         if evaluation and (not training or self._training_in_a_row >= _EVALUATION_EVERY - 1):
             self._training_in_a_row = 0
@@ -203,7 +206,7 @@ class Production(Events):
             self._some_leases.clear()
         return lease
 
-    def _up_to_date(self, lease: Lease) -> Lease:
+    def _up_to_date(self, lease: SampleRequest) -> SampleRequest:
         """A lease for training after its wait: from the newest version, without prompts found deadly meanwhile."""
         if self._work.leases is None:
             return lease
@@ -214,7 +217,7 @@ class Production(Events):
             self._finish(set(lease.group_ids).difference(new.group_ids))
         return new
 
-    async def _commit(self, lease: Lease, groups: pa.RecordBatch) -> None:
+    async def _commit(self, lease: SampleRequest, groups: pa.RecordBatch) -> None:
         await self._stores[lease.purpose == "train"].append_groups(groups)
 
     def _committed(self, training: bool, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
@@ -243,7 +246,7 @@ class Production(Events):
     def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
         """See `Events`."""
         row = samples.groups.select(["lease_id", "round", "prompt_id", "group_id"]).to_pylist()[0]
-        purpose = "train" if samples.training else LeasePlan.purpose_of(row["lease_id"])
+        purpose = "train" if samples.training else RequestPlan.purpose_of(row["lease_id"])
         self._give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
 
     async def _carry_on_with(self, *, training: bool) -> pa.Table:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError, first_failure
-from common.schemas import SCORES, batch_from_rows
-from deploy.pool import Pool
-from deploy.quarantine import most_left_out
-from deploy.scoring import Begin, Events, Samples, Scoring
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError, first_failure
+from brain_align.common.schemas import SCORES, batch_from_rows
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.conductor.scoring import Begin, Events, Samples, Scoring
+from brain_align.deploy.schedule.quarantine import most_left_out
 
 
 class GroupScorer(Events):

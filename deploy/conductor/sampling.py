@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.errors import PipelineError
-from common.leases import Lease
-from deploy.actor import ActorLostError
-from deploy.pool import Pool
-from deploy.quarantine import SAMPLER, Item
-from deploy.replica import Slot
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import SampleRequest
+from brain_align.deploy.actors.actor import ActorLostError
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.actors.replica import Slot
+from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 
 FATAL = 5
 """Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up.
@@ -20,7 +20,7 @@ FATAL = 5
 So many that samplers which are killed for other reasons, as where machines are taken away, cost no prompts.
 """
 
-Commit = Callable[[Lease, pa.RecordBatch], Awaitable[None]]
+Commit = Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]
 """Makes groups of a lease durable."""
 
 GiveUp = Callable[[Item], None]
@@ -31,7 +31,7 @@ GiveUp = Callable[[Item], None]
 class _Outcome:
     """What came of one attempt: the prompts that have no groups yet, and what went wrong, if anything did."""
 
-    rest: Lease
+    rest: SampleRequest
     error: ActorLostError | None
 
     @property
@@ -61,7 +61,7 @@ class Sampling:
         self._commit = commit
         self._give_up = give_up
 
-    async def sample(self, lease: Lease, slot: Slot) -> None:
+    async def sample(self, lease: SampleRequest, slot: Slot) -> None:
         """Sample a lease, first in a slot that was acquired for it.
 
         Raises:
@@ -75,7 +75,7 @@ class Sampling:
 
     # -- overlapped: every group counts as soon as it is finished ----------------------------------------------------
 
-    async def _sample_in_parts(self, lease: Lease, slot: Slot | None, losses: int) -> None:
+    async def _sample_in_parts(self, lease: SampleRequest, slot: Slot | None, losses: int) -> None:
         while lease.prompts:
             slot = slot or await self._pool.acquire(alone=losses > 0)
             outcome = await self._stream(lease, slot)
@@ -92,7 +92,7 @@ class Sampling:
                 self._give_up(_item(lease, outcome.error))
                 return
 
-    async def _stream(self, lease: Lease, slot: Slot) -> _Outcome:
+    async def _stream(self, lease: SampleRequest, slot: Slot) -> _Outcome:
         done: set[str] = set()
         try:
             async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as parts:
@@ -109,7 +109,7 @@ class Sampling:
 
     # -- strict: a lease counts as a whole ---------------------------------------------------------------------------
 
-    async def _sample_whole(self, lease: Lease, slot: Slot) -> None:
+    async def _sample_whole(self, lease: SampleRequest, slot: Slot) -> None:
         losses = 0
         while lease.prompts:
             outcome = await self._attempt(lease, slot)
@@ -130,7 +130,7 @@ class Sampling:
                 )
             slot = await self._pool.acquire(alone=True)
 
-    async def _culprits(self, lease: Lease) -> list[Item]:
+    async def _culprits(self, lease: SampleRequest) -> list[Item]:
         """The prompts of a lease that bring samplers down."""
         for _attempt in range(1 if len(lease.prompts) > 1 else FATAL - 1):
             outcome = await self._attempt(lease, await self._pool.acquire(alone=True))
@@ -142,7 +142,7 @@ class Sampling:
             return [_item(lease, outcome)]
         return [culprit for half in _halves(lease) for culprit in await self._culprits(half)]
 
-    async def _attempt(self, lease: Lease, slot: Slot) -> pa.RecordBatch | ActorLostError:
+    async def _attempt(self, lease: SampleRequest, slot: Slot) -> pa.RecordBatch | ActorLostError:
         """Sample all of a lease, or learn that its sampler was lost; rows in the lease's order."""
         try:
             async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as items:
@@ -157,15 +157,15 @@ class Sampling:
         return pa.concat_batches(parts).take(pa.array([place[group] for group in lease.group_ids]))
 
 
-def _halves(lease: Lease) -> list[Lease]:
+def _halves(lease: SampleRequest) -> list[SampleRequest]:
     middle = len(lease.prompts) // 2
     return [lease.without(lease.group_ids[middle:]), lease.without(lease.group_ids[:middle])]
 
 
-def _item(lease: Lease, error: object) -> Item:
+def _item(lease: SampleRequest, error: object) -> Item:
     return Item(lease.purpose, lease.round, lease.prompts[0].prompt_id, lease.group_ids[0], SAMPLER, str(error))
 
 
-def _check_all_there(lease: Lease, missing: Sequence[str]) -> None:
+def _check_all_there(lease: SampleRequest, missing: Sequence[str]) -> None:
     if missing:
         raise PipelineError(f"A sampler left out {len(missing)} groups of lease {lease.lease_id}, without an error.")

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from common.errors import PipelineError, UserError
-from deploy.actor import ActorLostError
-from deploy.pool import MAX_ATTEMPTS, Pool
-from deploy.replica import Slot
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.actors.actor import ActorLostError
+from brain_align.deploy.actors.pool import MAX_ATTEMPTS, Pool
+from brain_align.deploy.actors.replica import Slot
 
 Begin = Callable[[Coroutine[Any, Any, None]], None]
 """Starts a task."""
@@ -40,7 +40,7 @@ class _Piece(NamedTuple):
 
 
 class Commits(Protocol):
-    """What takes in scores, see `deploy.store_thread.StoreThread`."""
+    """What takes in scores, see `brain_align.common.store.commit_queue.StoreThread`."""
 
     async def append_scores(self, batch: pa.RecordBatch) -> None:
         """Commit scores."""

@@ -12,13 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
-from common.config.training import AlgorithmSection
-from common.durable import write_file
-from deploy.evaluation import Result, Split
-from deploy.quarantine import Item
-from deploy.rates import Rate
-from deploy.run_store import StoredSamples
-from deploy.status import Progress
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.durable import write_file
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.deploy.conductor.progress import Progress
+from brain_align.deploy.conductor.rates import Rate
+from brain_align.deploy.schedule.evaluation import Result, Split
+from brain_align.deploy.schedule.quarantine import Item
 
 
 class Tracker:

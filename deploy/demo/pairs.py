@@ -1,4 +1,4 @@
-"""The demo's people: `python -m deploy.demo.pairs FILE` writes their choices, as `brain store import-pairs` reads them.
+"""The demo's human preference pairs: `python -m brain_align.deploy.demo.pairs FILE` writes them.
 
 The pairs are drawn anew from the ground truth, two summaries each of the demo's training posts: as noisy as those that
 the reward model has learnt from.
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from deploy.demo.preferences import draw_preferences
-from deploy.demo.world import draw_posts
+from brain_align.deploy.demo.preferences import draw_preferences
+from brain_align.deploy.demo.world import draw_posts
 
 
 def draw_pairs(seed: int) -> Iterator[dict[str, str]]:
@@ -27,7 +27,9 @@ def draw_pairs(seed: int) -> Iterator[dict[str, str]]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo.pairs", description="Write the demo's pairs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m brain_align.deploy.demo.pairs", description="Write the demo's pairs."
+    )
     parser.add_argument("file", type=Path, help="gets a line a pair (.jsonl)")
     parser.add_argument("--seed", type=int, default=0, help="prepare.seed of the recipe (default 0)")
     options = parser.parse_args()

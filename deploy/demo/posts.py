@@ -2,7 +2,7 @@
 
 from random import Random
 
-from deploy.demo.lexicon import FACTS
+from brain_align.deploy.demo.lexicon import FACTS
 
 _SUBREDDITS = ("relationships", "advice", "offmychest", "legaladvice", "AskReddit")
 _TITLES = (

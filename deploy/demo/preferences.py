@@ -5,10 +5,10 @@ import re
 from itertools import combinations
 from random import Random
 
-from deploy.demo.lexicon import FACTS, SLOT_OF_WORD
-from deploy.demo.summaries import draw_skill, write_summary
-from deploy.demo.truth import quality
-from deploy.worlds.reward_model import Preferences
+from brain_align.deploy.demo.lexicon import FACTS, SLOT_OF_WORD
+from brain_align.deploy.demo.summaries import draw_skill, write_summary
+from brain_align.deploy.demo.truth import quality
+from brain_align.deploy.worlds.reward_model import Preferences
 
 _NOISE = 0.05  # quality difference at which the better summary is chosen with probability 0.73
 _ORIGINALS = 5

@@ -7,7 +7,7 @@ human references are: there is room above them. What the SFT model imitates is t
 
 from random import Random
 
-from deploy.demo.lexicon import FACTS, KEY_FACTS
+from brain_align.deploy.demo.lexicon import FACTS, KEY_FACTS
 
 # By the facts that the clause tells; the most telling ones that were chosen are used.
 EVENTS: dict[frozenset[str], tuple[str, ...]] = {

@@ -8,8 +8,8 @@ import re
 from functools import cache
 from itertools import pairwise
 
-from deploy.demo.lexicon import KEY_FACTS, SLOT_OF_WORD
-from deploy.demo.summaries import CLAUSES, EVENTS, JOINTS
+from brain_align.deploy.demo.lexicon import KEY_FACTS, SLOT_OF_WORD
+from brain_align.deploy.demo.summaries import CLAUSES, EVENTS, JOINTS
 
 _WORD = re.compile(r"[a-z]+|[^a-z\s]")
 _WEIGHTS = {"who": 0.2, "deed": 0.15, "thing": 0.2, "excuse": 0.15, "feel": 0.1, "ask": 0.2}

@@ -7,11 +7,11 @@ from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
-from deploy.demo.posts import draw_story, write_post
-from deploy.demo.preferences import draw_preferences
-from deploy.demo.summaries import draw_skill, write_summary
-from deploy.worlds.files import save_policy, save_prompts, save_reward_model
-from deploy.worlds.language_model import (
+from brain_align.deploy.demo.posts import draw_story, write_post
+from brain_align.deploy.demo.preferences import draw_preferences
+from brain_align.deploy.demo.summaries import draw_skill, write_summary
+from brain_align.deploy.worlds.files import save_policy, save_prompts, save_reward_model
+from brain_align.deploy.worlds.language_model import (
     Example,
     ModelSize,
     held_out_loss,
@@ -19,12 +19,12 @@ from deploy.worlds.language_model import (
     new_llama,
     train_language_model,
 )
-from deploy.worlds.packing import Group
-from deploy.worlds.recording import Recorder
-from deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
-from deploy.worlds.tokenizer import train_tokenizer
-from deploy.worlds.training import Plan
-from scorer.formats import START, TLDR
+from brain_align.deploy.worlds.packing import Group
+from brain_align.deploy.worlds.recording import Recorder
+from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
+from brain_align.deploy.worlds.tokenizer import train_tokenizer
+from brain_align.deploy.worlds.training import Plan
+from brain_align.scorer.text_models.formats import START, TLDR
 
 _POSTS = {"train": 4000, "validation": 200, "test": 400}
 _SUMMARIES_A_POST = 8  # that the SFT model learns from

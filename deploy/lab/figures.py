@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from deploy.lab.gradients import GradientFigures, gradient_figures
-from deploy.lab.training import Budget, train
-from deploy.lab.world import METHODS, OUTCOMES, make_world
+from brain_align.deploy.lab.gradients import GradientFigures, gradient_figures
+from brain_align.deploy.lab.training import Budget, train
+from brain_align.deploy.lab.world import METHODS, OUTCOMES, make_world
 
 COUNTS = (2, 4, 8, 16, 32, 64)
 HALFWAY = 0.5

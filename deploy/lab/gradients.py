@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deploy.lab.world import METHODS, OUTCOMES, World, draw
-from learner.objectives.catalogue import make_objective
+from brain_align.deploy.lab.world import METHODS, OUTCOMES, World, draw
+from brain_align.learner.objectives.catalogue import make_objective
 
 _OUTPUTS = 1 << 16
 """Drawn for each figure, so that groups of any n cost the same."""

@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.durable import write_file
-from deploy.lab.figures import COUNTS, PROGRESS, LabFigures, Spread
-from deploy.lab.world import METHODS
-from deploy.plotting import as_png, as_svg, new_figure, plot_style
+from brain_align.common.durable import write_file
+from brain_align.deploy.lab.figures import COUNTS, PROGRESS, LabFigures, Spread
+from brain_align.deploy.lab.world import METHODS
+from brain_align.deploy.plotting import as_png, as_svg, new_figure, plot_style
 
 _COLOURS = dict(zip(METHODS, ("#0b6e4f", "#c8553d", "#8d99ae", "#3d5a80"), strict=True))
 _TRAINED_N = 8  # of the curves along training

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deploy.lab.world import METHODS, World, draw, side_by_side
-from learner.objectives.catalogue import make_objective
+from brain_align.deploy.lab.world import METHODS, World, draw, side_by_side
+from brain_align.learner.objectives.catalogue import make_objective
 
 
 @dataclass(frozen=True)

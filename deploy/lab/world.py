@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.objective_sections import BrainSection, ObjectiveBase, PolicyGradientSection
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import BrainSection, ObjectiveBase, PolicyGradientSection
+from brain_align.learner.objectives.values import GroupValues
 
 OUTCOMES = 64
 METHODS: dict[str, ObjectiveBase] = {

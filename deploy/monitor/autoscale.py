@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from common.config.sampling import AutoscaleSection
+from brain_align.common.config.sampling import AutoscaleSection
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.durable import is_temporary, write_file
-from common.errors import UserError
-from deploy.run_directory import RunDirectory
+from brain_align.common.durable import is_temporary, write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import RunDirectory
 
 _LOOK_EVERY = 0.1  # seconds
 _FORGOTTEN_AFTER = 3600.0  # seconds, after which nobody will read an answer

@@ -9,35 +9,35 @@ import time
 from types import TracebackType
 from typing import Literal, Self
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from deploy.autoscale import Load
-from deploy.pool import Pool
-from deploy.production import Production
-from deploy.quarantine import Item
-from deploy.replica import State
-from deploy.requests import answer, forget_former_requests, take_requests
-from deploy.run_directory import RunDirectory
-from deploy.scaling import Scaler
-from deploy.services import Services
-from deploy.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
-from deploy.tracking import Tracker
-from deploy.work import Work
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.actors.replica import State
+from brain_align.deploy.conductor.group_pipeline import GroupPipeline
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.monitor.autoscale import Load
+from brain_align.deploy.monitor.requests import answer, forget_former_requests, take_requests
+from brain_align.deploy.monitor.scaling import Scaler
+from brain_align.deploy.monitor.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.quarantine import Item
+from brain_align.deploy.services.services import Services
 
 _EVERY = 1.0  # seconds
 _SHOWN = 64  # replicas of a pool, and quarantined items: those in trouble first
 _LOG = logging.getLogger(__name__)
 
 
-class Operations:
+class RunMonitor:
     """Writes the run's status every second, and does what others ask, for as long as its block lasts."""
 
     def __init__(
         self,
         recipe: Recipe,
         directory: RunDirectory,
-        work: Work,
-        production: Production,
+        work: RunPlan,
+        production: GroupPipeline,
         services: Services,
         tracker: Tracker,
     ) -> None:

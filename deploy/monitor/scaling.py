@@ -4,11 +4,11 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from common.config.sampling import AutoscaleSection
-from deploy.autoscale import Load, decide
-from deploy.pool import Pool
-from deploy.requests import Answer, ScaleRequest
-from deploy.status import Scaling
+from brain_align.common.config.sampling import AutoscaleSection
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.monitor.autoscale import Load, decide
+from brain_align.deploy.monitor.requests import Answer, ScaleRequest
+from brain_align.deploy.monitor.status import Scaling
 
 MOST_REPLICAS = 4096
 SAMPLERS = "samplers"

@@ -5,23 +5,16 @@ import socket
 import time
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from common.durable import write_file
-from common.errors import UserError
-from deploy.run_directory import RunDirectory
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.conductor.progress import Progress, StatusPart
+from brain_align.deploy.run.directory import RunDirectory
 
 STALE_SECONDS = 15.0
 """A run that has not written its status for so long is not alive, whatever it said last."""
 
 
-class Part(BaseModel):
-    """A part of a status: immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may say more
-
-
-class ReplicaStatus(Part):
+class ReplicaStatus(StatusPart):
     """One replica: its state, the calls it works on, how often its actor was lost, and why last."""
 
     name: str
@@ -31,7 +24,7 @@ class ReplicaStatus(Part):
     trouble: str | None
 
 
-class PoolStatus(Part):
+class PoolStatus(StatusPart):
     """One service: how many replicas it should have, how many are ready, and each of them."""
 
     target: int
@@ -39,7 +32,7 @@ class PoolStatus(Part):
     replicas: list[ReplicaStatus]
 
 
-class Scaling(Part):
+class Scaling(StatusPart):
     """One decision about a number of replicas; `at` in seconds since the epoch."""
 
     at: float
@@ -49,37 +42,7 @@ class Scaling(Part):
     reason: str
 
 
-class Progress(Part):
-    """How far training is. Rates are output tokens per second over the last minute.
-
-    Attributes:
-        round, rounds, step, steps, version: where training is, and its ends.
-        sampled, scored, trained: groups so far.
-        sampled_rate, scored_rate, trained_rate: tokens/s.
-        staleness: versions between the oldest proposal of the last step's groups and the newest.
-        left_seconds: to the end of training at the present pace; None before the first step.
-        reward, kl, ess: of the last step.
-    """
-
-    round: int
-    rounds: int
-    step: int
-    steps: int
-    version: int
-    sampled: int
-    scored: int
-    trained: int
-    sampled_rate: float
-    scored_rate: float
-    trained_rate: float
-    staleness: int | None
-    left_seconds: float | None
-    reward: float | None
-    kl: float | None
-    ess: float | None
-
-
-class Backlog(Part):
+class Backlog(StatusPart):
     """What waits: leases for a sampler, groups for scorers, groups for the learner."""
 
     leases: int
@@ -87,8 +50,8 @@ class Backlog(Part):
     ready: int
 
 
-class LeftOut(Part):
-    """A quarantined prompt or group; see `deploy.quarantine.Item`."""
+class LeftOut(StatusPart):
+    """A quarantined prompt or group; see `brain_align.deploy.schedule.quarantine.Item`."""
 
     purpose: str
     round: int
@@ -97,7 +60,7 @@ class LeftOut(Part):
     error: str
 
 
-class Status(Part):
+class Status(StatusPart):
     """Everything that `brain status` shows."""
 
     state: Literal["starting", "running", "ended"]

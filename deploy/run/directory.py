@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from common.config.recipe import Recipe
-from common.config.run_identity import differing_settings, recipe_digest
-from common.config.validation import parse_recipe
-from common.durable import is_temporary, write_file
-from common.errors import UserError
-from deploy.recipe_files import dump_yaml, load_yaml, yaml_problem
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import differing_settings, recipe_digest
+from brain_align.common.config.validation import parse_recipe
+from brain_align.common.durable import is_temporary, write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_problem
 
 _LOCK = ".lock"
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.config.recipe import Recipe
-from deploy.run_directory import RunDirectory, own_store_uri, resolve_output, run_directory, saved_recipe
+from brain_align.common.config.recipe import Recipe
+from brain_align.deploy.run.directory import RunDirectory, own_store_uri, resolve_output, run_directory, saved_recipe
 
 
 def with_absolute_places(recipe: Recipe) -> Recipe:

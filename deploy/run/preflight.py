@@ -4,29 +4,35 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from common.config.data import PromptSource
-from common.config.objective_sections import RsoSection
-from common.config.recipe import Recipe
-from common.config.scorers import ClassifierSection, FunctionSection, GPTJRewardSection, RemotePool, ScorerPool
-from common.errors import UserError
-from common.identity import digest, digest_of_many
-from common.leases import Prompt
-from common.nn.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
-from common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
-from common.prompt_set import PromptSet
-from common.prompts import Encode
-from common.schemas import HUMAN, PROPOSAL
-from deploy.evaluation import Split
-from deploy.prompt_data import named, read_prompts
-from deploy.run_directory import RunDirectory
-from deploy.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
-from deploy.work import Work, sampling_work
-from learner.objectives.catalogue import make_objective
-from scorer.checkpoints import find_checkpoint
-from scorer.classifier import load_classifier_tokenizer
-from scorer.client import bearer_token
-from scorer.formats import FORMATS
-from scorer.function import load_function
+from brain_align.common.config.data import PromptSource
+from brain_align.common.config.objective_sections import RsoSection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import (
+    ClassifierSection,
+    FunctionSection,
+    GPTJRewardSection,
+    RemotePool,
+    ScorerPool,
+)
+from brain_align.common.data.prompt_set import PromptSet
+from brain_align.common.data.prompts import Encode
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest, digest_of_many
+from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
+from brain_align.common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import HUMAN, PROPOSAL
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.prompt_data import named, read_prompts
+from brain_align.deploy.run.run_plan import RunPlan, sampling_work
+from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
+from brain_align.deploy.schedule.evaluation import Split
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.scorer.kinds.classifier import load_classifier_tokenizer
+from brain_align.scorer.kinds.client import bearer_token
+from brain_align.scorer.kinds.function import load_function
+from brain_align.scorer.text_models.checkpoints import find_checkpoint
+from brain_align.scorer.text_models.formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Inputs:
         """What must be the same whenever the run is resumed."""
         return {"prompts": self.digest(), "source": None}
 
-    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> Work:
+    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Sampling, scoring, training and evaluation."""
         return sampling_work(recipe, run_id, directory, self.train, self.held_back)
 

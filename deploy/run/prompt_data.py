@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config.data import DataSection, PromptSource
-from common.errors import UserError, first_line
-from common.nn.prompt_encoding import AS_THEY_ARE
-from common.nn.sources import is_local
-from common.prompt_set import PromptSet
-from common.prompts import Encode, PromptColumns, load_prompts
-from common.row_files import SUFFIXES, Row, read_rows, rows_of
+from brain_align.common.config.data import DataSection, PromptSource
+from brain_align.common.data.prompt_set import PromptSet
+from brain_align.common.data.prompts import Encode, PromptColumns, load_prompts
+from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, rows_of
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.prompt_encoding import AS_THEY_ARE
 
 if TYPE_CHECKING:
     from datasets import Dataset

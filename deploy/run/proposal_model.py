@@ -1,11 +1,11 @@
 """The model that the samplers start with, before the first version is published."""
 
-from common.config.policy import PolicySection
-from common.durable import new_directory
-from common.nn.policy_model import adapter_rank
-from common.nn.saving import save_dequantized
-from common.policies import ProposalModel
-from deploy.run_directory import RunDirectory
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.durable import new_directory
+from brain_align.common.nn.models.policy_model import adapter_rank
+from brain_align.common.nn.models.saving import save_dequantized
+from brain_align.common.policies import ProposalModel
+from brain_align.deploy.run.directory import RunDirectory
 
 
 def proposal_model(policy: PolicySection, directory: RunDirectory) -> ProposalModel:

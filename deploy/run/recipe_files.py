@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from common.config.recipe import Recipe
-from common.config.validation import parse_recipe
-from common.errors import UserError
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.validation import parse_recipe
+from brain_align.common.errors import UserError
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,7 +42,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file; a recipe is YAML.") from None
     except OSError as error:
-        shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parent / "recipes").glob("*.yaml")))
+        shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; shipped recipes are {shipped}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {yaml_problem(error)}.") from None

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from common.config.recipe import Recipe
-from common.errors import LearnerOutOfMemoryError
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import LearnerOutOfMemoryError
 
 T = TypeVar("T")
 

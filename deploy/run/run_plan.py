@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.config.recipe import Recipe
-from common.leases import Prompt
-from common.schemas import HUMAN, PRIOR
-from common.store import SampleStore
-from deploy.draws import DrawnPrompts, TrainingLeases
-from deploy.evaluation import Evaluation, Split
-from deploy.lease_plan import lease_plan
-from deploy.quarantine import Quarantine
-from deploy.rounds import Rounds, Schedule
-from deploy.run_directory import RunDirectory
-from deploy.run_store import RunStore
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.schedule.batch_plan import lease_plan
+from brain_align.deploy.schedule.evaluation import Evaluation, Split
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
+from brain_align.deploy.schedule.rounds import Rounds, Schedule
 
 
 @dataclass(frozen=True)
-class Work:
+class RunPlan:
     """The stores of a run, and what is made of them.
 
     Attributes:
@@ -34,7 +34,7 @@ class Work:
     schedule: Schedule
     training_scorers: list[str]
     started_scorers: list[str]
-    leases: TrainingLeases | None
+    leases: TrainingRequests | None
     evaluation: Evaluation | None
     quarantine: Quarantine
 
@@ -54,17 +54,17 @@ def training_scorers(recipe: Recipe) -> list[str]:
 
 def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
-) -> Work:
+) -> RunPlan:
     """The work of a run that samples its groups itself."""
     plan = lease_plan(recipe, run_id, directory.policies)
     draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
-    return Work(
+    return RunPlan(
         store=SampleStore(directory.store, run_id),
         schedule=Rounds(recipe.algorithm, draws, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
-        leases=TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
+        leases=TrainingRequests(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
         quarantine=Quarantine(directory.quarantine),
     )

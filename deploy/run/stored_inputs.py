@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.origin import Origin
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.identity import digest
-from common.storage.places import shown
-from common.store import SampleStore
-from common.text_groups import NOBODY
-from deploy.draws import StoredGroups
-from deploy.quarantine import Quarantine
-from deploy.rounds import RecordedSteps, Rounds, Schedule
-from deploy.run_directory import RunDirectory
-from deploy.run_store import OverlaidStore
-from deploy.source import Source, open_source
-from deploy.work import Work, training_scorers
+from brain_align.common.config.origin import Origin
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.text_groups import NOBODY
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest
+from brain_align.common.store.files.backends import shown
+from brain_align.common.store.overlay import OverlaidStore
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan, training_scorers
+from brain_align.deploy.run.stored_source import Source, open_source
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import StoredGroups
+from brain_align.deploy.schedule.rounds import RecordedSteps, Rounds, Schedule
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StoredInputs:
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
         return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
 
-    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> Work:
+    def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Training alone, with the scorers that have anything to add."""
         store = OverlaidStore(SampleStore(directory.store, run_id), self.source.store, recipe.algorithm.rounds)
         needed = training_scorers(recipe)
@@ -55,7 +55,7 @@ class StoredInputs:
             schedule = Rounds(recipe.algorithm, StoredGroups(self.index), recipe.seed)
         else:
             schedule = RecordedSteps(self.steps, recipe.algorithm.updates_per_round)
-        return Work(
+        return RunPlan(
             store=store,
             schedule=schedule,
             training_scorers=needed,

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.recipe import Recipe
-from common.config.scorers import CombinationSection
-from common.errors import UserError, first_line
-from common.schemas import PRIOR, PROPOSAL
-from common.storage.places import shown
-from common.store import SampleStore
-from deploy.recipe_files import load_recipe
-from deploy.run_directory import RunDirectory, own_store_uri
-from deploy.run_store import OverlaidStore, StoredSamples
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.common.store.files.backends import shown
+from brain_align.common.store.overlay import OverlaidStore, StoredSamples
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.directory import RunDirectory, own_store_uri
+from brain_align.deploy.run.recipe_files import load_recipe
 
 
 @dataclass(frozen=True)

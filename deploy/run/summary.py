@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.config.recipe import Recipe
-from common.config.run_identity import recipe_digest
-from common.durable import new_directory, write_file
-from common.policies import PolicyRegistry
-from deploy.evaluation import Evaluation
-from deploy.run_directory import RunDirectory
-from deploy.work import Work
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.common.durable import new_directory, write_file
+from brain_align.common.policies import PolicyRegistry
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.evaluation import Evaluation
 
 _ROWS = (
     ("train-RM win rate vs gold, %", "train_rm_win_rate", "{:.1f}"),
@@ -30,7 +30,7 @@ _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
 _NOT_EVALUATED = "skipped: without samplers no held-back prompt can be answered; the result is the newest version"
 
 
-def finish(recipe: Recipe, directory: RunDirectory, work: Work, seconds: dict[str, float]) -> dict[str, Any]:
+def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict[str, float]) -> dict[str, Any]:
     """Write the result of a complete run and return the summary."""
     evaluation = work.evaluation
     version = _newest(directory) if evaluation is None else evaluation.best_version()
@@ -60,7 +60,7 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
     }
 
 
-def _trained(work: Work, version: int) -> dict[str, Any]:
+def _trained(work: RunPlan, version: int) -> dict[str, Any]:
     """What is known of a run that nothing was sampled to evaluate: its newest version stands for the best."""
     steps = work.store.steps()
     return {

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from common.config.recipe import Recipe
-from common.identity import group_id, seed_from
-from common.leases import Lease, Prompt, Purpose
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.identity import group_id, seed_from
+from brain_align.common.requests import Prompt, Purpose, SampleRequest
 
 
-class LeasePlan:
+class RequestPlan:
     """Cuts rounds and evaluations into leases; the same cut after every restart.
 
     Args:
@@ -18,7 +18,7 @@ class LeasePlan:
         seed: of the recipe.
         lease_prompts: how many make a lease.
         policies: where the versions are published.
-        alone: whether each lease is sampled on its own (`Lease.alone`).
+        alone: whether each lease is sampled on its own (`SampleRequest.alone`).
         prior_run: the run whose groups of version 0, the prior, are this run's too (`brain compare`); default: itself.
     """
 
@@ -39,7 +39,9 @@ class LeasePlan:
         self._policies = str(policies)
         self._alone = alone
 
-    def leases(self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]) -> list[Lease]:
+    def leases(
+        self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]
+    ) -> list[SampleRequest]:
         """Leases for all prompts, in their order."""
         cut = range(0, len(prompts), self._lease_prompts)
         return [
@@ -47,7 +49,7 @@ class LeasePlan:
             for index, start in enumerate(cut)
         ]
 
-    def from_version(self, lease: Lease, version: int) -> Lease:
+    def from_version(self, lease: SampleRequest, version: int) -> SampleRequest:
         """The lease, sampled from another version: its groups are others then."""
         prompts = [prompt.prompt_id for prompt in lease.prompts]
         return replace(lease, version=version, group_ids=self._ids(lease.purpose, lease.round, version, prompts))
@@ -59,18 +61,22 @@ class LeasePlan:
 
     def _lease(
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
-    ) -> Lease:
+    ) -> SampleRequest:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
         ids = self._ids(purpose, round_, version, [prompt.prompt_id for prompt in prompts])
         seed = seed_from("lease", self._seed, lease_id)
-        return Lease(lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone)
+        return SampleRequest(
+            lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone
+        )
 
     def _ids(self, purpose: Purpose, round_: int, version: int, prompts: Sequence[str]) -> tuple[str, ...]:
         run_id = self._run_id if version else self._prior_run
         return tuple(group_id(f"{run_id}/{purpose}", prompt, round_, version) for prompt in prompts)
 
 
-def lease_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> LeasePlan:
-    """The plan of a run with a recipe; see `LeasePlan`."""
+def lease_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> RequestPlan:
+    """The plan of a run with a recipe; see `RequestPlan`."""
     algorithm, sampler = recipe.algorithm, recipe.sampler
-    return LeasePlan(run_id, recipe.seed, sampler.lease_prompts, policies, alone=algorithm.strict, prior_run=prior_run)
+    return RequestPlan(
+        run_id, recipe.seed, sampler.lease_prompts, policies, alone=algorithm.strict, prior_run=prior_run
+    )

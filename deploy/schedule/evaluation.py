@@ -7,16 +7,16 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.recipe import Recipe
-from common.config.scorers import CombinationSection
-from common.errors import PipelineError
-from common.leases import Lease, Prompt
-from common.rewards import stored_rewards
-from common.schemas import PRIOR
-from common.statistics import win_rate
-from deploy.lease_plan import LeasePlan
-from deploy.quarantine import SAMPLER, Item
-from deploy.run_store import RunStore
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.schemas import PRIOR
+from brain_align.common.statistics import win_rate
+from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.rewards import stored_rewards
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 
 Split = Literal["validation", "test"]
 
@@ -71,7 +71,7 @@ class Evaluation:
         self,
         recipe: Recipe,
         store: RunStore,
-        plan: LeasePlan,
+        plan: RequestPlan,
         prompts: dict[Split, list[Prompt]],
         scorers: list[str],
     ) -> None:
@@ -103,12 +103,12 @@ class Evaluation:
             self._of.update(dict.fromkeys(groups, (split, version)))
         return self._group_ids[split, version]
 
-    def leases_after(self, version: int) -> list[Lease]:
+    def leases_after(self, version: int) -> list[SampleRequest]:
         """What is still to be sampled once a version is published; the prior's test outputs are the baseline."""
         validation = self.leases("validation", version) if self.is_due(version) else []
         return validation + (self.leases("test", version) if version == 0 else [])
 
-    def leases(self, split: Split, version: int) -> list[Lease]:
+    def leases(self, split: Split, version: int) -> list[SampleRequest]:
         """What is still to be sampled to evaluate a version on a split; its completion will be reported."""
         self._watch(split, version)
         usable = [lease.without(self._left_out) for lease in self._leases(split, version)]
@@ -168,7 +168,7 @@ class Evaluation:
             if not lacking:
                 self._unreported.add((split, version))
 
-    def _leases(self, split: Split, version: int) -> list[Lease]:
+    def _leases(self, split: Split, version: int) -> list[SampleRequest]:
         return self._plan.leases(split, version, version, 1, self._prompts[split])
 
     def _is_scored(self, group: str) -> bool:

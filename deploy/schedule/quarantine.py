@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.durable import write_file
-from common.errors import PipelineError, UserError
-from common.leases import Purpose
+from brain_align.common.durable import write_file
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.requests import Purpose
 
 SAMPLER = "sampler"
 """The service of items that were never sampled; other items have a scorer's name there."""

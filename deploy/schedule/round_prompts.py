@@ -6,10 +6,10 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.training import AlgorithmSection
-from common.leases import Lease, Prompt
-from common.prompts import PromptOrder
-from deploy.lease_plan import LeasePlan
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.data.prompts import PromptOrder
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.deploy.schedule.batch_plan import RequestPlan
 
 FIXED_AHEAD = 8
 """Rounds that are sampled ahead of the learner from a fixed proposal: enough that samplers do not wait for it."""
@@ -67,7 +67,7 @@ class StoredGroups:
         return group
 
 
-class TrainingLeases:
+class TrainingRequests:
     """Which leases of which rounds may be given out.
 
     The bound on staleness is kept by this admission. Round r's groups are trained while the newest proposal version is
@@ -77,7 +77,7 @@ class TrainingLeases:
     """
 
     def __init__(
-        self, algorithm: AlgorithmSection, draws: DrawnPrompts, plan: LeasePlan, n: int, *, fixed: bool
+        self, algorithm: AlgorithmSection, draws: DrawnPrompts, plan: RequestPlan, n: int, *, fixed: bool
     ) -> None:
         self._algorithm = algorithm
         self._draws = draws
@@ -90,7 +90,7 @@ class TrainingLeases:
         ahead = max(FIXED_AHEAD, self._algorithm.max_staleness) if self._fixed else self._algorithm.max_staleness
         return range(version, min(version + ahead + 1, self._algorithm.rounds))
 
-    def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[Lease]:
+    def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[SampleRequest]:
         """The leases of a round that are still to be sampled.
 
         With max_staleness 0 a lease is sampled whole or not at all, so that it gives the same groups whenever that is.
@@ -108,7 +108,7 @@ class TrainingLeases:
             return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
         return [rest for lease in usable if (rest := without_prompts(lease, sampled)).prompts]
 
-    def up_to_date(self, lease: Lease, newest: int) -> Lease:
+    def up_to_date(self, lease: SampleRequest, newest: int) -> SampleRequest:
         """A lease as it is to be given out: one that has waited is sampled from what has been published meanwhile.
 
         Never from a version beyond its round: while that one is the newest, another round is trained.
@@ -119,7 +119,7 @@ class TrainingLeases:
         return lease if version == lease.version else self._plan.from_version(lease, version)
 
 
-def without_prompts(lease: Lease, prompts: Set[str]) -> Lease:
+def without_prompts(lease: SampleRequest, prompts: Set[str]) -> SampleRequest:
     """The lease without these prompts, named by their ids."""
     if not prompts:
         return lease

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from common.config.training import AlgorithmSection
-from common.identity import seed_from
-from deploy.draws import Draws
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.identity import seed_from
+from brain_align.deploy.schedule.round_prompts import Draws
 
 
 class Schedule(Protocol):

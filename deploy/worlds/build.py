@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from common.config.run import PrepareSection
-from common.durable import is_temporary, new_directory
-from common.errors import UserError
-from common.identity import digest, digest_files
-from deploy.demo.world import build_demo
-from deploy.worlds.files import save_facts
-from deploy.worlds.hh import build_hh
-from deploy.worlds.recording import Recorder
-from deploy.worlds.tldr import build_tldr
-from deploy.worlds.training import Progress
+from brain_align.common.config.run import PrepareSection
+from brain_align.common.durable import is_temporary, new_directory
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest, digest_files
+from brain_align.deploy.demo.world import build_demo
+from brain_align.deploy.worlds.files import save_facts
+from brain_align.deploy.worlds.hh import build_hh
+from brain_align.deploy.worlds.recording import Recorder
+from brain_align.deploy.worlds.tldr import build_tldr
+from brain_align.deploy.worlds.training import Progress
 
 # Of the code that builds each kind of world: whoever changes what it makes raises its number.
 _VERSIONS = {"demo": 1, "hh": 2, "tldr": 1}

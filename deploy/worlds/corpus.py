@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from common.errors import UserError
-from deploy.worlds.reward_model import Preferences
+from brain_align.common.errors import UserError
+from brain_align.deploy.worlds.reward_model import Preferences
 
 Item = TypeVar("Item")
 SPLIT_SIZES = {"validation": 200, "test": 400}

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deploy.worlds.reward_model import RewardModel
-from scorer.formats import RewardFormat
+from brain_align.deploy.worlds.reward_model import RewardModel
+from brain_align.scorer.text_models.formats import RewardFormat
 
 
 def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, str]]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
-from deploy.worlds.real import build_real
-from deploy.worlds.recording import Recorder
-from deploy.worlds.reward_model import Preferences
-from deploy.worlds.tokenizer import train_tokenizer
-from scorer.formats import HH
+from brain_align.deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
+from brain_align.deploy.worlds.real import build_real
+from brain_align.deploy.worlds.recording import Recorder
+from brain_align.deploy.worlds.reward_model import Preferences
+from brain_align.deploy.worlds.tokenizer import train_tokenizer
+from brain_align.scorer.text_models.formats import HH
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _VOCABULARY = 4096

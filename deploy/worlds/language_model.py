@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from deploy.worlds.packing import Group, batches_by_length, pack
-from deploy.worlds.training import Plan, Progress, optimise
+from brain_align.deploy.worlds.packing import Group, batches_by_length, pack
+from brain_align.deploy.worlds.training import Plan, Progress, optimise
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
-from deploy.worlds.corpus import Corpus
-from deploy.worlds.files import save_policy, save_prompts, save_reward_model
-from deploy.worlds.language_model import (
+from brain_align.deploy.worlds.corpus import Corpus
+from brain_align.deploy.worlds.files import save_policy, save_prompts, save_reward_model
+from brain_align.deploy.worlds.language_model import (
     Example,
     ModelSize,
     held_out_loss,
@@ -21,11 +21,11 @@ from deploy.worlds.language_model import (
     new_llama,
     train_language_model,
 )
-from deploy.worlds.packing import Group, batches_by_length
-from deploy.worlds.recording import Recorder
-from deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
-from deploy.worlds.training import Plan
-from scorer.formats import RewardFormat
+from brain_align.deploy.worlds.packing import Group, batches_by_length
+from brain_align.deploy.worlds.recording import Recorder
+from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
+from brain_align.deploy.worlds.training import Plan
+from brain_align.scorer.text_models.formats import RewardFormat
 
 _SIZE = ModelSize(layers=4, width=192, heads=3, context=512)
 _BATCH_TOKENS = 2560

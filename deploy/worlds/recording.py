@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from deploy.worlds.training import Progress
+from brain_align.deploy.worlds.training import Progress
 
 
 class Recorder:

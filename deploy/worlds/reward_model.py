@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import GPTJModel, PreTrainedTokenizerFast
 
-from deploy.worlds.packing import Group, batches_by_length, group_of, pack
-from deploy.worlds.training import Plan, Progress, optimise
-from scorer.formats import RewardFormat
+from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, pack
+from brain_align.deploy.worlds.training import Plan, Progress, optimise
+from brain_align.scorer.text_models.formats import RewardFormat
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
-from common.config.recipe import Recipe
-from common.config.run_identity import identity_settings
-from common.errors import UserError
-from common.identity import digest
-from common.nn.shards import ShardReader, write_shards
-from learner.engine_protocol import ParameterState
-from learner.objectives.policy_gradients import RunningMean
-from learner.randomness import RandomState
-from learner.stepper import Lessons
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import identity_settings
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest
+from brain_align.common.nn.models.shards import ShardReader, write_shards
+from brain_align.learner.checkpoints.randomness import RandomState
+from brain_align.learner.engine_protocol import ParameterState
+from brain_align.learner.objectives.policy_gradients import RunningMean
+from brain_align.learner.steps.stepper import Lessons
 
 _DECISIVE = ("seed", "policy.", "objective.", "learner.", "algorithm.rounds", "algorithm.updates_per_round")
 _PLACES = ("policy.model", "policy.tokenizer", "policy.sft_adapter")

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import torch
 
-from common.config.objective_sections import GoodnessSection
-from learner.objectives.goodness import log_goodness
-from learner.objectives.masked import at_least, masked_log_softmax
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import GoodnessSection
+from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.masked import at_least, masked_log_softmax
+from brain_align.learner.objectives.values import GroupValues
 
 
 def two_or_more(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:

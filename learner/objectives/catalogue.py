@@ -1,7 +1,7 @@
 """The objectives by the name that recipes use."""
 
-from common.config.objective_sections import ObjectiveBase, OwnSection
-from learner.objectives.brain import (
+from brain_align.common.config.objective_sections import ObjectiveBase, OwnSection
+from brain_align.learner.objectives.brain import (
     brain,
     brain_no_baseline,
     dpo_sft_iw_n,
@@ -9,13 +9,13 @@ from learner.objectives.brain import (
     posterior_metrics,
     two_or_more,
 )
-from learner.objectives.dpo import cdpo, dpo, dpo_sft_iw, ipo, paired, rdpo, simpo
-from learner.objectives.objective import Definition, Objective
-from learner.objectives.own import load_own
-from learner.objectives.policy_gradients import any_output, dpg, gdc_pp
-from learner.objectives.rankings import plackett_luce, pro, ranked, rrhf
-from learner.objectives.rso import rso, rso_used
-from learner.objectives.sft_terms import dpo_nll, paired_or_best, slic
+from brain_align.learner.objectives.dpo import cdpo, dpo, dpo_sft_iw, ipo, paired, rdpo, simpo
+from brain_align.learner.objectives.objective import Definition, Objective
+from brain_align.learner.objectives.own import load_own
+from brain_align.learner.objectives.policy_gradients import any_output, dpg, gdc_pp
+from brain_align.learner.objectives.rankings import plackett_luce, pro, ranked, rrhf
+from brain_align.learner.objectives.rso import rso, rso_used
+from brain_align.learner.objectives.sft_terms import dpo_nll, paired_or_best, slic
 
 OBJECTIVES: dict[str, Definition] = {
     "brain": Definition(brain, two_or_more, posterior_metrics),

@@ -2,9 +2,9 @@
 
 import torch
 
-from learner.objectives.masked import masked_log_softmax, masked_mean
-from learner.objectives.pairs import margins, mean_over_pairs, winners
-from learner.objectives.values import GroupValues
+from brain_align.learner.objectives.masked import masked_log_softmax, masked_mean
+from brain_align.learner.objectives.pairs import margins, mean_over_pairs, winners
+from brain_align.learner.objectives.values import GroupValues
 
 
 def diagnostics(values: GroupValues) -> dict[str, torch.Tensor]:

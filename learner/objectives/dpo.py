@@ -8,7 +8,7 @@ order of outputs as it is.
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from common.config.objective_sections import (
+from brain_align.common.config.objective_sections import (
     IpoSection,
     LogisticPairSection,
     PairSection,
@@ -16,9 +16,9 @@ from common.config.objective_sections import (
     SmoothedSection,
     WeightedPairSection,
 )
-from learner.objectives.goodness import log_goodness
-from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from learner.objectives.values import GroupValues
+from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
+from brain_align.learner.objectives.values import GroupValues
 
 
 def paired(values: GroupValues, settings: PairSection) -> torch.Tensor:

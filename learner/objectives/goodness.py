@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import logsigmoid
 
-from common.config.objective_sections import GoodnessSection
+from brain_align.common.config.objective_sections import GoodnessSection
 
 
 def log_goodness(rewards: torch.Tensor, settings: GoodnessSection) -> torch.Tensor:

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from common.config.objective_sections import ObjectiveBase, PolicyGradientSection
-from learner.objectives.diagnostics import diagnostics
-from learner.objectives.policy_gradients import RunningMean, log_importance
-from learner.objectives.spo import win_rates
-from learner.objectives.values import GroupValues, Losses, Metrics, ObjectiveResult, Used
+from brain_align.common.config.objective_sections import ObjectiveBase, PolicyGradientSection
+from brain_align.learner.objectives.diagnostics import diagnostics
+from brain_align.learner.objectives.policy_gradients import RunningMean, log_importance
+from brain_align.learner.objectives.spo import win_rates
+from brain_align.learner.objectives.values import GroupValues, Losses, Metrics, ObjectiveResult, Used
 
 
 @dataclass(frozen=True)

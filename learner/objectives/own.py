@@ -6,12 +6,12 @@ from math import isclose
 
 import torch
 
-from common.config.objective_sections import OwnSection
-from common.errors import UserError
-from common.user_code import user_function
-from learner.objectives.brain import two_or_more
-from learner.objectives.objective import Definition
-from learner.objectives.values import GroupValues, Losses
+from brain_align.common.config.objective_sections import OwnSection
+from brain_align.common.errors import UserError
+from brain_align.common.user_code import user_function
+from brain_align.learner.objectives.brain import two_or_more
+from brain_align.learner.objectives.objective import Definition
+from brain_align.learner.objectives.values import GroupValues, Losses
 
 
 def load_own(settings: OwnSection) -> Definition:

@@ -2,8 +2,8 @@
 
 import torch
 
-from common.config.objective_sections import Pairing
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import Pairing
+from brain_align.learner.objectives.values import GroupValues
 
 
 def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.objective_sections import GoodnessSection, PolicyGradientSection
-from learner.objectives.goodness import log_goodness
-from learner.objectives.masked import masked_mean
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import GoodnessSection, PolicyGradientSection
+from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.masked import masked_mean
+from brain_align.learner.objectives.values import GroupValues
 
 
 @dataclass(frozen=True)

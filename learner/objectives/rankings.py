@@ -6,11 +6,11 @@ All are sums over positions or pairs, as their papers print them, so that they g
 import torch
 from torch.nn.functional import relu
 
-from common.config.objective_sections import PlackettLuceSection, ProSection, RrhfSection
-from learner.objectives.masked import masked_logsumexp
-from learner.objectives.pairs import in_a_pair, margins, winners
-from learner.objectives.sft_terms import best, likelihood_of_one
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import PlackettLuceSection, ProSection, RrhfSection
+from brain_align.learner.objectives.masked import masked_logsumexp
+from brain_align.learner.objectives.pairs import in_a_pair, margins, winners
+from brain_align.learner.objectives.sft_terms import best, likelihood_of_one
+from brain_align.learner.objectives.values import GroupValues
 
 RankingSection = PlackettLuceSection | RrhfSection | ProSection
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from common.config.objective_sections import RsoSection
-from learner.objectives.dpo import hinge
-from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import RsoSection
+from brain_align.learner.objectives.dpo import hinge
+from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
+from brain_align.learner.objectives.values import GroupValues
 
 
 def rso_used(values: GroupValues, settings: RsoSection) -> torch.Tensor:

@@ -3,9 +3,9 @@
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from common.config.objective_sections import DpoNllSection, SftTermSection, SlicSection
-from learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import DpoNllSection, SftTermSection, SlicSection
+from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
+from brain_align.learner.objectives.values import GroupValues
 
 
 def likelihood_of_one(values: GroupValues, settings: SftTermSection) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 import torch
 
-from learner.objectives.masked import masked_mean
-from learner.objectives.pairs import margins
+from brain_align.learner.objectives.masked import masked_mean
+from brain_align.learner.objectives.pairs import margins
 
 
 def win_rates(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

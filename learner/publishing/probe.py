@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedConfig
 
-from common.nn.causal_lm import context_length
-from common.nn.logprobs import request_of
-from common.nn.packing import Request
-from common.policies import Probe
+from brain_align.common.nn.logprobs import request_of
+from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.nn.prefix.packing import Request
+from brain_align.common.policies import Probe
 
 _HALF = 8
 """Tokens of prompt and of continuation: few enough to cost nothing, too many to agree by chance."""

@@ -1,4 +1,4 @@
-"""The process that serves published versions (learner/weight_server.py), as rank 0 starts it."""
+"""The process that serves published versions (learner/publishing/weight_server.py), as rank 0 starts it."""
 
 import logging
 import os
@@ -27,7 +27,14 @@ class WeightServerProcess:
     """
 
     def __init__(self, policies: Path, host: str, time_limit: float) -> None:
-        self._command = [sys.executable, "-m", "learner.weight_server", str(policies), host, str(time_limit)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "brain_align.learner.publishing.weight_server",
+            str(policies),
+            host,
+            str(time_limit),
+        ]
         self._answer: BinaryIO  # what the address comes through
         self._address: str | None = None
         self.process = self._start()

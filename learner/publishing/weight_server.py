@@ -18,8 +18,8 @@ from typing import BinaryIO
 
 import torch
 
-from common.errors import first_line
-from common.nn.weight_link import (
+from brain_align.common.errors import first_line
+from brain_align.common.nn.weight_link import (
     CHUNK,
     SENDER,
     Deadline,
@@ -34,7 +34,7 @@ from common.nn.weight_link import (
     read_question,
     write_line,
 )
-from common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
+from brain_align.common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
 
 _LOG = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _send_file(link: Link, path: Path, size: int, buffer: torch.Tensor) -> None:
 
 
 def main() -> None:
-    """Serve until standard input ends: `python -m learner.weight_server REGISTRY HOST SECONDS DESCRIPTOR`.
+    """Serve until standard input ends: `python -m … REGISTRY HOST SECONDS DESCRIPTOR`.
 
     The address goes into the file descriptor; what this process prints has no part in it.
     """

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from common.errors import PipelineError
-from common.identity import seed_from
-from learner.objectives.values import GroupValues
+from brain_align.common.errors import PipelineError
+from brain_align.common.identity import seed_from
+from brain_align.learner.objectives.values import GroupValues
 
 Completion = torch.Tensor  # [tokens] int64
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from common.nn.packing import TokenBudget
-from learner.batches import GroupBatch
-from learner.engine_protocol import Engine
-from learner.objectives.objective import Objective
-from learner.objectives.values import ObjectiveResult
-from learner.partition import MicroBatch, Part, plan
+from brain_align.common.nn.prefix.packing import TokenBudget
+from brain_align.learner.engine_protocol import Engine
+from brain_align.learner.objectives.objective import Objective
+from brain_align.learner.objectives.values import ObjectiveResult
+from brain_align.learner.steps.batches import GroupBatch
+from brain_align.learner.steps.micro_batches import MicroBatch, Part, plan
 
 
 @dataclass(frozen=True)

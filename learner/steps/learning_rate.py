@@ -2,7 +2,7 @@
 
 import math
 
-from common.config.training import AlgorithmSection, LearnerSection
+from brain_align.common.config.training import AlgorithmSection, LearnerSection
 
 
 def learning_rate(step: int, learner: LearnerSection, algorithm: AlgorithmSection) -> float:

@@ -2,7 +2,7 @@
 
 What a pass keeps for its gradient is, for each token, the inputs and outputs of the linear layers, and some hidden
 states in float32 (norms, residuals). The estimate errs to the safe side by about a third; where it is too bold all the
-same, the learner halves the budget when memory runs out (learner/stepper.py).
+same, the learner halves the budget when memory runs out (learner/steps/stepper.py).
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from common.errors import UserError
-from common.nn.logprobs import SequenceLogprobs
-from learner.policy import elements
+from brain_align.common.errors import UserError
+from brain_align.common.nn.logprobs import SequenceLogprobs
+from brain_align.learner.policy import elements
 
 TOKENS_ON_CPU = 16384
 """Where memory is the machine's, shared by all services, the budget is a fixed one."""

@@ -2,15 +2,15 @@
 
 An objective's gradient for one prompt depends on that prompt's log-probabilities alone, so a group that fits
 into one forward pass needs only that one; a larger one is split over its outputs, and needs two passes
-(learner/gradients.py).
+(learner/steps/gradients.py).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.nn.packing import TokenBudget
-from learner.batches import GroupBatch
+from brain_align.common.nn.prefix.packing import TokenBudget
+from brain_align.learner.steps.batches import GroupBatch
 
 
 @dataclass(frozen=True)

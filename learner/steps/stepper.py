@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from common.config.training import LearnerSection
-from common.errors import LearnerOutOfMemoryError, PipelineError
-from learner.batches import GroupBatch
-from learner.engine_protocol import Engine
-from learner.gradients import BatchResult, accumulate_gradient
-from learner.objectives.objective import Objective
-from learner.policy import Policy
+from brain_align.common.config.training import LearnerSection
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError
+from brain_align.learner.engine_protocol import Engine
+from brain_align.learner.objectives.objective import Objective
+from brain_align.learner.policy import Policy
+from brain_align.learner.steps.batches import GroupBatch
+from brain_align.learner.steps.gradients import BatchResult, accumulate_gradient
 
 _SMALLEST_BUDGET = 16
 """Tokens; where not even these fit, the budget is not what is wrong."""

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from common.config.sampling import SamplingSection
-from common.errors import EngineLostError, PipelineError
-from sampler.engine_data import Adapter, Completion, WeightSource
-from sampler.engine_failures import not_loaded, not_started, saying_if_it_died
-from sampler.engine_requests import (
+from brain_align.common.config.sampling import SamplingSection
+from brain_align.common.errors import EngineLostError, PipelineError
+from brain_align.sampler.engine.data import Adapter, Completion, WeightSource
+from brain_align.sampler.engine.failures import not_loaded, not_started, saying_if_it_died
+from brain_align.sampler.engine.requests import (
     BEFORE_ALL_OTHERS,
     Requests,
     completions,
@@ -18,9 +18,9 @@ from sampler.engine_requests import (
     sampling_parameters,
     scoring_parameters,
 )
-from sampler.engine_settings import EngineSettings, engine_arguments, prepare_environment
-from sampler.engine_weights import load_received, receive
-from sampler.step_log import StepLog
+from brain_align.sampler.engine.sent_weights import load_received, receive
+from brain_align.sampler.engine.settings import EngineSettings, engine_arguments, prepare_environment
+from brain_align.sampler.engine.step_log import StepLog
 
 
 class Engine:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.errors import DeliveryError, EngineLostError, UserError, first_line
+from brain_align.common.errors import DeliveryError, EngineLostError, UserError, first_line
 
 _PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
 """What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.config.sampling import SamplingSection
-from common.errors import PipelineError
-from sampler.engine_data import Adapter, Completion
-from sampler.engine_failures import saying_if_it_died
+from brain_align.common.config.sampling import SamplingSection
+from brain_align.common.errors import PipelineError
+from brain_align.sampler.engine.data import Adapter, Completion
+from brain_align.sampler.engine.failures import saying_if_it_died
 
 BEFORE_ALL_OTHERS = -1
 """The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from sampler.engine_data import NotReceivedError, WeightSource
+from brain_align.sampler.engine.data import NotReceivedError, WeightSource
 
 _FIRST_LOOK, _LAST_LOOKS = 0.02, 0.5
 """Seconds until a version that is being received is looked at: twice as many each time, since a step waits for it."""

@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sampler.worker import EXTENSION, SAMPLER_PID
+from brain_align.sampler.engine.worker import EXTENSION, SAMPLER_PID
 
 TRANSFER_BACKEND = "brain"
-"""What vLLM calls the way in which weights are sent to it; sampler/weight_transfer.py has it registered."""
+"""What vLLM calls the way in which weights are sent to it; sampler/weights/transfer.py has it registered."""
 
-_RECEIVING_EXTENSION = "sampler.weight_transfer.ReceivingExtension"
+_RECEIVING_EXTENSION = "brain_align.sampler.weights.transfer.ReceivingExtension"
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 

@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import Any
 
-EXTENSION = "sampler.worker.WorkerExtension"
+EXTENSION = "brain_align.sampler.engine.worker.WorkerExtension"
 """For vLLM's `worker_extension_cls`."""
 
 SAMPLER_PID = "BRAIN_SAMPLER_PID"

@@ -4,9 +4,9 @@ import logging
 from itertools import count
 from typing import Protocol
 
-from common.policies import ProposalVersion
-from sampler.engine import Engine
-from sampler.engine_data import Adapter, NotReceivedError, WeightSource
+from brain_align.common.policies import ProposalVersion
+from brain_align.sampler.engine.data import Adapter, NotReceivedError, WeightSource
+from brain_align.sampler.engine.engine import Engine
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 import torch
 
-from common.errors import first_line
-from common.identity import digest_contents
-from common.nn.weight_link import (
+from brain_align.common.errors import first_line
+from brain_align.common.identity import digest_contents
+from brain_align.common.nn.weight_link import (
     CHUNK,
     RECEIVER,
     Deadline,
@@ -29,8 +29,8 @@ from common.nn.weight_link import (
     read_offer,
     write_line,
 )
-from sampler.engine_data import WeightSource
-from sampler.free_memory import free_memory
+from brain_align.sampler.engine.data import WeightSource
+from brain_align.sampler.weights.free_memory import free_memory
 
 _CONNECTING = 30.0
 """Seconds in which the server must answer a connection; its offer may have to wait for other askers."""

@@ -1,4 +1,4 @@
-"""vLLM's own interface for weights that are sent to it, implemented on what sampler/receiving.py has received.
+"""vLLM's own interface for weights that are sent to it, implemented on what sampler/weights/receiving.py has received.
 
 Like the engines that vLLM brings along it is a subclass of `WeightTransferEngine`, and so needs vLLM when it is
 imported. vLLM imports it in its workers, as the module of their extension, before it makes their transfer engine. Other
@@ -23,10 +23,10 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVPar
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from sampler.engine_data import WeightSource
-from sampler.engine_settings import TRANSFER_BACKEND
-from sampler.receiving import Reception
-from sampler.worker import WorkerExtension
+from brain_align.sampler.engine.data import WeightSource
+from brain_align.sampler.engine.settings import TRANSFER_BACKEND
+from brain_align.sampler.engine.worker import WorkerExtension
+from brain_align.sampler.weights.receiving import Reception
 
 
 @dataclass

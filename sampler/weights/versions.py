@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import DeliveryError, PipelineError, UserError
-from common.policies import PolicyRegistry, Probe, ProposalVersion, UnreadableVersionError
-from sampler.delivery import Delivery
-from sampler.engine import Engine
-from sampler.engine_data import Adapter
-from sampler.reports import Loaded
+from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.common.policies import PolicyRegistry, Probe, ProposalVersion, UnreadableVersionError
+from brain_align.sampler.engine.data import Adapter
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.reports import Loaded
+from brain_align.sampler.weights.delivery import Delivery
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)

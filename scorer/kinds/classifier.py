@@ -9,16 +9,16 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.config.scorers import ClassifierSection
-from common.conversations import ASSISTANT, Message, turns_of
-from common.errors import UserError, first_line
-from common.identity import digest
-from common.nn.causal_lm import load_tokenizer
-from common.nn.sources import is_local
-from scorer.encoded_texts import ValuesOfTexts, annotate_texts
-from scorer.loaded_files import digest_of_loaded
-from scorer.scorers import Group, texts_of
-from scorer.text_values import TextValues
+from brain_align.common.config.scorers import ClassifierSection
+from brain_align.common.data.conversations import ASSISTANT, Message, turns_of
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.identity import digest
+from brain_align.common.nn.models.causal_lm import load_tokenizer
+from brain_align.common.nn.models.sources import is_local
+from brain_align.scorer.scorer import Group, texts_of
+from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
+from brain_align.scorer.text_models.loaded_files import digest_of_loaded
+from brain_align.scorer.text_models.text_values import TextValues
 
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1

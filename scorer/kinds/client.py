@@ -11,9 +11,9 @@ from typing import Any, Self
 import httpx
 import pyarrow as pa
 
-from common.config.scorers import RemotePool
-from common.errors import UserError
-from scorer.scorers import Annotation, Group, Scorer, scores_of
+from brain_align.common.config.scorers import RemotePool
+from brain_align.common.errors import UserError
+from brain_align.scorer.scorer import Annotation, Group, Scorer, scores_of
 
 _LOG = logging.getLogger(__name__)
 

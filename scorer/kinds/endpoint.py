@@ -4,10 +4,10 @@ import asyncio
 
 import pyarrow as pa
 
-from common.config.scorers import EndpointSection
-from common.identity import digest
-from scorer.client import Client, RequestFailedError, annotate_by_asking, bearer_token
-from scorer.scorers import Annotation, Group, annotation_of_texts, numbers_or_null, texts_of
+from brain_align.common.config.scorers import EndpointSection
+from brain_align.common.identity import digest
+from brain_align.scorer.kinds.client import Client, RequestFailedError, annotate_by_asking, bearer_token
+from brain_align.scorer.scorer import Annotation, Group, annotation_of_texts, numbers_or_null, texts_of
 
 
 class EndpointScorer:

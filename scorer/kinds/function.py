@@ -8,11 +8,11 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 
-from common.config.scorers import FunctionSection
-from common.identity import digest
-from common.user_code import user_function
-from scorer.scorers import Annotation, Group, annotate, numbers_or_null
-from scorer.time_limit import OverdueError, time_limit
+from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.identity import digest
+from brain_align.common.user_code import user_function
+from brain_align.scorer.kinds.time_limit import OverdueError, time_limit
+from brain_align.scorer.scorer import Annotation, Group, annotate, numbers_or_null
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
 """(prompts, outputs), equally many -> a value for each"""

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from common.identity import digest
-from common.nn.causal_lm import check_tokenizer, context_length, load_tokenizer
-from scorer.checkpoints import find_checkpoint
-from scorer.encoded_texts import annotate_texts
-from scorer.formats import RewardFormat
-from scorer.gptj_reward import Dtype, load_gptj_reward
-from scorer.scorers import Group
-from scorer.text_values import TextValues
+from brain_align.common.identity import digest
+from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_tokenizer
+from brain_align.scorer.scorer import Group
+from brain_align.scorer.text_models.checkpoints import find_checkpoint
+from brain_align.scorer.text_models.encoded_texts import annotate_texts
+from brain_align.scorer.text_models.formats import RewardFormat
+from brain_align.scorer.text_models.gptj_model import Dtype, load_gptj_reward
+from brain_align.scorer.text_models.text_values import TextValues
 
 
 class RewardModelScorer:

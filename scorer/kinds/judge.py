@@ -5,10 +5,10 @@ import re
 
 import pyarrow as pa
 
-from common.config.scorers import JudgeSection
-from common.identity import digest
-from scorer.client import Client, RequestFailedError, annotate_by_asking, bearer_token
-from scorer.scorers import Annotation, Group, annotation_of_texts, texts_of
+from brain_align.common.config.scorers import JudgeSection
+from brain_align.common.identity import digest
+from brain_align.scorer.kinds.client import Client, RequestFailedError, annotate_by_asking, bearer_token
+from brain_align.scorer.scorer import Annotation, Group, annotation_of_texts, texts_of
 
 _PLACE = re.compile(r"\{(prompt|output)\}")
 _LONGEST_QUOTE = 80

@@ -4,15 +4,15 @@ import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.policy import PolicySection
-from common.identity import digest, digest_files
-from common.nn.adapters import CONFIG, WEIGHTS, find_adapter
-from common.nn.causal_lm import load_config
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.nn.policy_model import load_prior_model
-from common.schemas import PRIOR
-from scorer.loaded_files import digest_of_loaded
-from scorer.scorers import Annotation, Group, annotate, finite_or_null
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.identity import digest, digest_files
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, find_adapter
+from brain_align.common.nn.models.causal_lm import load_config
+from brain_align.common.nn.models.policy_model import load_prior_model
+from brain_align.common.schemas import PRIOR
+from brain_align.scorer.scorer import Annotation, Group, annotate, finite_or_null
+from brain_align.scorer.text_models.loaded_files import digest_of_loaded
 
 
 class PriorScorer:

@@ -10,14 +10,14 @@ import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.policy import PolicySection
-from common.nn.adapters import load_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import SequenceLogprobs
-from common.policies import PolicyRegistry
-from common.schemas import PROPOSAL
-from scorer.prior import annotate_logprobs, logprobs_digest
-from scorer.scorers import Annotation, Group, annotate
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.nn.logprobs import SequenceLogprobs
+from brain_align.common.nn.models.adapters import load_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.policies import PolicyRegistry
+from brain_align.common.schemas import PROPOSAL
+from brain_align.scorer.kinds.prior import annotate_logprobs, logprobs_digest
+from brain_align.scorer.scorer import Annotation, Group, annotate
 
 
 class ProposalScorer:

@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from common.errors import UserError, first_line
-from common.identity import digest, digest_files
-from common.nn.sources import is_local
-from scorer.formats import RewardFormat
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.identity import digest, digest_files
+from brain_align.common.nn.models.sources import is_local
+from brain_align.scorer.text_models.formats import RewardFormat
 
 SAFETENSORS = "model.safetensors"
 """The same weights in this form are preferred where both are there: nothing in it can be executed."""

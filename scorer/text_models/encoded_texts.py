@@ -5,8 +5,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from common.conversations import is_conversation
-from scorer.scorers import Annotation, Group, Scorer, annotation_of_texts, finite_or_null, scores_of
+from brain_align.common.data.conversations import is_conversation
+from brain_align.scorer.scorer import Annotation, Group, Scorer, annotation_of_texts, finite_or_null, scores_of
 
 Encode = Callable[[Group], list[list[int]]]
 """The token ids of a group's texts, in the order of `texts_of`; a text may have none."""

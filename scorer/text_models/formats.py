@@ -8,7 +8,7 @@ of taste.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from common.errors import UserError
+from brain_align.common.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
-from common.errors import UserError, first_line
-from scorer.checkpoints import Checkpoint
-from scorer.formats import RewardFormat
-from scorer.layer_split import connect, layer_devices
+from brain_align.common.errors import UserError, first_line
+from brain_align.scorer.text_models.checkpoints import Checkpoint
+from brain_align.scorer.text_models.formats import RewardFormat
+from brain_align.scorer.text_models.layer_split import connect, layer_devices
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ _UNUSED_COPIES = ("model.lm_head.weight", "model.lm_head.bias")
 
 
 class GPTJReward(nn.Module):
-    """A GPT-J and its value head, under the names of the files; what reads it is scorer/text_values.py."""
+    """A GPT-J and its value head, under the names of the files; what reads it is scorer/text_models/text_values.py."""
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.nn.prefix_models import is_layout
+from brain_align.common.nn.prefix.stock_models import is_layout
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedConfig
 
-from common.identity import digest_files
-from scorer.checkpoints import INDEX, SAFETENSORS, SHARDED_BIN, TOKENIZER_FILES, find_weights
+from brain_align.common.identity import digest_files
+from brain_align.scorer.text_models.checkpoints import INDEX, SAFETENSORS, SHARDED_BIN, TOKENIZER_FILES, find_weights
 
 _WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, SHARDED_BIN, SHARDED_BIN + INDEX)  # in transformers' order
 _CONFIG = "config.json"

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from common.nn.packing import Request
-from common.nn.prefix_decoder import PrefixDecoder
-from scorer.prefixes import SharedPrefix, shared_prefixes
+from brain_align.common.nn.prefix.decoder import PrefixDecoder
+from brain_align.common.nn.prefix.packing import Request
+from brain_align.scorer.text_models.prefixes import SharedPrefix, shared_prefixes
 
 
 class TextValues:

@@ -19,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.locations import ROOT
+
 RESULTS = ROOT / "build" / "bench"
 RECORDED_VERSIONS = (
     "torch",

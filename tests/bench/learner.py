@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from common.nn.logprobs import SequenceLogprobs
-from common.nn.packing import Request, TokenBudget
+from brain_align.common.nn.logprobs import SequenceLogprobs
+from brain_align.common.nn.prefix.packing import Request, TokenBudget
 from tests.allocations import peak_bytes
 from tests.bench.harness import comparison, side_by_side, table, write
 

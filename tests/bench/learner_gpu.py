@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from common.config.policy import AdapterSection
-from common.nn.adapters import attach_new_adapter
-from common.nn.causal_lm import Quantization, load_causal_lm
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.nn.packing import Request, TokenBudget
-from learner.memory_plan import footprint, tokens_of_a_pass
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import attach_new_adapter
+from brain_align.common.nn.models.causal_lm import Quantization, load_causal_lm
+from brain_align.common.nn.prefix.packing import Request, TokenBudget
+from brain_align.learner.steps.memory_plan import footprint, tokens_of_a_pass
 from tests.bench.harness import table, write
 from tests.unit.tiny_models import save
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2TokenizerFast, GPTJConfig, GPTJModel
 
-from scorer.text_values import TextValues
+from brain_align.scorer.text_models.text_values import TextValues
 from tests.bench.harness import comparison, side_by_side, table, write
 from tests.reference import texts
 from tests.reference.comparison import Comparison, checkpoint, compare

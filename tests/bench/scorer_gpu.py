@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import GPTJConfig, GPTJModel
 
-from scorer.checkpoints import find_checkpoint
-from scorer.formats import TLDR
-from scorer.gptj_reward import GPTJReward, load_gptj_reward
-from scorer.text_values import TextValues
+from brain_align.scorer.text_models.checkpoints import find_checkpoint
+from brain_align.scorer.text_models.formats import TLDR
+from brain_align.scorer.text_models.gptj_model import GPTJReward, load_gptj_reward
+from brain_align.scorer.text_models.text_values import TextValues
 from tests.bench.harness import comparison, side_by_side, table, write
 from tests.bench.scorer import padded
 

@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.durable import fsync_path
-from common.store import SampleStore
+from brain_align.common.durable import fsync_path
+from brain_align.common.store.sample_store import SampleStore
 from tests.bench.harness import ROOT, Timing, comparison, side_by_side, table, write
 from tests.bench.store_cases import million, rows
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.nn.packing import pack
-from common.nn.prefix_attention import prefix_attention
-from tests.unit.test_prefix_attention import REQUESTS, dense
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.prefix.attention import prefix_attention
+from brain_align.common.nn.prefix.packing import pack
+from tests.unit.common.nn.test_prefix_attention import REQUESTS, dense
 
 VOCABULARY = 512
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from scorer.formats import TLDR
-from scorer.gptj_reward import load_gptj_reward
-from tests.unit.test_gptj_reward import rewards, tiny_weights, write
+from brain_align.scorer.text_models.formats import TLDR
+from brain_align.scorer.text_models.gptj_model import load_gptj_reward
+from tests.unit.scorer.test_gptj_reward import rewards, tiny_weights, write
 
 SHAPE = {"n_embd": 256, "n_layer": 4, "n_head": 4, "rotary_dim": 32}
 

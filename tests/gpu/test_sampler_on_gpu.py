@@ -1,4 +1,4 @@
-"""The sampler on a CUDA device, in bfloat16: promises that tests/integration/test_sampler.py checks on CPUs.
+"""The sampler on a CUDA device, in bfloat16: promises that tests/integration/sampler/test_sampler.py checks on CPUs.
 
 pytest tests/gpu
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import UserError
-from common.leases import Lease
-from learner.server_process import WeightServerProcess
-from sampler.sampler import Sampler
-from tests.integration.sampled_policies import Policies, base_model, make_policies, outputs, sampled, worst_gap
+from brain_align.common.errors import UserError
+from brain_align.common.requests import SampleRequest
+from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.sampler.sampler import Sampler
+from tests.integration.sampler.sampled_policies import Policies, base_model, make_policies, outputs, sampled, worst_gap
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -107,7 +107,7 @@ def test_whole_models_are_sent(
     assert capfd.readouterr().err.count(f"bytes over {transport} to") == 3
 
 
-def rate(loop: asyncio.Runner, sampler: Sampler, lease: Lease) -> float:
+def rate(loop: asyncio.Runner, sampler: Sampler, lease: SampleRequest) -> float:
     """Tokens a second, the second time."""
     loop.run(sampled(sampler, lease))
     began = time.perf_counter()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.pipeline_runs import FinishedRun, run
+from tests.integration.deploy.pipeline_runs import FinishedRun, run
 
 
 @pytest.fixture(scope="session")

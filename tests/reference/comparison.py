@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import GPTJConfig, GPTJModel, PreTrainedTokenizerBase
 
-from common.schemas import GROUPS, batch_from_rows
-from common.text_groups import text_group
-from scorer.formats import FORMATS
-from scorer.reward_model import load_reward_model
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.scorer.kinds.gptj import load_reward_model
+from brain_align.scorer.text_models.formats import FORMATS
 from tests.reference.reward_models import ReferenceReward
 from tests.reference.texts import Group
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.unit.objective_values import apply, changed, random_values, settings_of
+from tests.unit.learner.objectives.objective_values import apply, changed, random_values, settings_of
 
 trl_dpo = pytest.importorskip("trl.trainer.dpo_trainer", reason="TRL is not installed")
 trl_cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer", reason="TRL is not installed")

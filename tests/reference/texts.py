@@ -3,10 +3,11 @@
 import gzip
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+from tests.locations import SHARED
+
+DATA = SHARED / "data"
 EOS = "<|endoftext|>"
 
 Group = tuple[str, list[str]]

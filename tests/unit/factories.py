@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.schemas import GROUPS, SCORES, batch_from_rows
+from brain_align.common.schemas import GROUPS, SCORES, batch_from_rows
 
 
 def output(token_ids: list[int], token_logprobs: list[float], text: str = "text") -> dict[str, Any]:

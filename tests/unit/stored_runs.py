@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config.recipe import Recipe
-from common.schemas import GROUPS, batch_from_rows
-from common.store import SampleStore
-from deploy.recipe_files import dump_yaml
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.recipe_files import dump_yaml
 from tests.unit.factories import group, output, recipe_settings, scores, step
 
 N = 4

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.config.policy import AdapterSection
-from common.errors import UserError, first_line
-from common.nn.sources import local_directory
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.nn.models.sources import local_directory
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

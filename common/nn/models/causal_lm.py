@@ -14,8 +14,8 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from common.errors import UserError, first_line
-from common.nn.sources import is_local
+from brain_align.common.errors import UserError, first_line
+from brain_align.common.nn.models.sources import is_local
 
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["nf4"]

@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from common.config.policy import AdapterSection, PolicySection
-from common.errors import UserError
-from common.nn.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
-from common.nn.causal_lm import load_causal_lm
-from common.nn.saving import check_saveable
+from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.nn.models.saving import check_saveable
 
 
 def load_prior_model(policy: PolicySection, device: str | torch.device = "cpu") -> PreTrainedModel | PeftModel:

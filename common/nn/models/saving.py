@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from common.errors import UserError
-from common.nn.causal_lm import Dtype, load_causal_lm, load_config
-from common.nn.shards import write_shards
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.causal_lm import Dtype, load_causal_lm, load_config
+from brain_align.common.nn.models.shards import write_shards
 
 
 def save_causal_lm(

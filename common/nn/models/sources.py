@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line
 
 
 def is_local(source: str, what: str) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from common.nn import prefix_attention_cpu, prefix_attention_cuda
-from common.nn.packing import Layout
+from brain_align.common.nn.prefix import attention_cpu, attention_cuda
+from brain_align.common.nn.prefix.packing import Layout
 
 
 def prefix_attention(
@@ -41,7 +41,7 @@ def prefix_attention(
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why there is no kernel for such tensors; None where there is one."""
     if device.type == "cuda":
-        return prefix_attention_cuda.unsupported(device, dtype, head_dim)
+        return attention_cuda.unsupported(device, dtype, head_dim)
     return None if device.type == "cpu" else f"there is no attention kernel for {device.type}"
 
 
@@ -64,4 +64,4 @@ class _PrefixAttention(torch.autograd.Function):
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType:
-    return prefix_attention_cuda if tensor.is_cuda else prefix_attention_cpu
+    return attention_cuda if tensor.is_cuda else attention_cpu

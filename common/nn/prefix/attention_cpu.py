@@ -6,7 +6,7 @@ padded to the longest: they are short, so that little is wasted.
 
 import torch
 
-from common.nn.packing import Layout
+from brain_align.common.nn.prefix.packing import Layout
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import torch
 
-from common.nn.packing import Layout
+from brain_align.common.nn.prefix.packing import Layout
 
 _LARGEST_HEAD = 256
 _OLDEST_CAPABILITY = (8, 0)

@@ -1,8 +1,8 @@
 """The last hidden states of texts that begin alike: what log-probabilities and rewards are read from.
 
 How a group's texts are laid out in a batch is decided here: as packed rows, in which their common beginning is computed
-once (common/nn/packing.py), or, for models that cannot read those, as padded rows. Attention is causal in both, so that
-a text's states depend neither on its neighbours nor on what follows in its row.
+once (common/nn/prefix/packing.py), or, for models that cannot read those, as padded rows. Attention is causal in both,
+so that a text's states depend neither on its neighbours nor on what follows in its row.
 """
 
 import logging
@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.nn.causal_lm import context_length
-from common.nn.packing import Request, TokenBudget, pack
-from common.nn.prefix_models import enable_packed_rows, longest_packed
+from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.nn.prefix.packing import Request, TokenBudget, pack
+from brain_align.common.nn.prefix.stock_models import enable_packed_rows, longest_packed
 
 _LOG = logging.getLogger(__name__)
 

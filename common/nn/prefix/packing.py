@@ -1,7 +1,7 @@
 """Packed rows: `[prompt | y_1 | … | y_n]`, the prompt once, several groups one behind the other.
 
 Each output's positions go on where its prompt's end, and it may see its prompt and itself; the attention that does so
-is in common/nn/prefix_attention.py.
+is in common/nn/prefix/attention.py.
 """
 
 from collections.abc import Iterator, Sequence

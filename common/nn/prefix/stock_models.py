@@ -1,8 +1,8 @@
 """Stock transformers models over packed rows.
 
 A model takes part by its attention alone, where the row's layout stands in for the attention mask
-(common/nn/packing.py): models on transformers' attention interface by an attention function registered there, GPT-J,
-which has an attention of its own, by a subclass of it. Without a layout both do what they always did.
+(common/nn/prefix/packing.py): models on transformers' attention interface by an attention function registered there,
+GPT-J, which has an attention of its own, by a subclass of it. Without a layout both do what they always did.
 """
 
 from typing import Any, TypeGuard
@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-from common.nn.packing import Layout
-from common.nn.prefix_attention import prefix_attention, unsupported
+from brain_align.common.nn.prefix.attention import prefix_attention, unsupported
+from brain_align.common.nn.prefix.packing import Layout
 
 NAME = "brain_shared_prefix"
 """What the attention function is called in transformers' attention interface."""

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from common.durable import fsync_path, is_temporary, make_directories, write_file
-from common.storage.checksums import matches
+from brain_align.common.durable import fsync_path, is_temporary, make_directories, write_file
+from brain_align.common.store.format.checksums import matches
 
 _LARGE = 8 << 20  # bytes: files that are not kept in memory for having been checked
 
@@ -174,6 +174,8 @@ def open_place(uri: str | Path) -> Place:
         return LocalPlace(Path(text).expanduser().absolute())
     if text.startswith("file://"):
         return LocalPlace(Path(text.removeprefix("file://")))
-    from common.storage.object_store import open_object_store  # loads the cloud libraries: only where they are used
+    from brain_align.common.store.files.object_store import (
+        open_object_store,  # loads the cloud libraries: only where they are used
+    )
 
     return open_object_store(text)

@@ -13,9 +13,9 @@ from typing import TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from common.errors import UserError
-from common.storage.checksums import matches
-from common.storage.places import Entry, shown
+from brain_align.common.errors import UserError
+from brain_align.common.store.files.backends import Entry, shown
+from brain_align.common.store.format.checksums import matches
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 300.0  # seconds of pauses, where the place has answered before

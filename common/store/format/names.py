@@ -12,8 +12,8 @@ then the writer's name decides, alike for all readers.
 
 import re
 
-from common.errors import UserError
-from common.storage.checksums import PATTERN
+from brain_align.common.errors import UserError
+from brain_align.common.store.format.checksums import PATTERN
 
 _NAME = re.compile(rf"(compact-)?(\d{{8}})-(?:([0-9a-f]{{8}})-)?({PATTERN})\.arrow")
 _EXTENSION = ".arrow"

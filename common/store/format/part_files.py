@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS, SCHEMA_VERSION
-from common.storage.holdings import Commits
-from common.storage.names import commit_of, is_compacted, is_part, plain_file
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.schemas import KINDS, SCHEMA_VERSION
+from brain_align.common.store.format.names import commit_of, is_compacted, is_part, plain_file
+from brain_align.common.store.format.part_map import Commits
 
 _VERSION_KEY = b"brain.schema_version"
 _KIND_KEY = b"brain.kind"

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.storage.catalogue import Catalogue
-from common.storage.checksums import PATTERN, checksum, checksum_of
-from common.storage.compaction import rewrite_without
-from common.storage.opening import Opening
-from common.storage.part_files import encode_table
-from common.storage.places import Place
+from brain_align.common.store.files.backends import Place
+from brain_align.common.store.format.checksums import PATTERN, checksum, checksum_of
+from brain_align.common.store.format.part_files import encode_table
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.table.catalogue import Catalogue
+from brain_align.common.store.table.compaction import rewrite_without
 
 _DIRECTORY = "removed"
 _LIST = re.compile(rf"groups-{PATTERN}\.arrow")

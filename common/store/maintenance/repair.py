@@ -4,13 +4,13 @@ import contextlib
 from collections import Counter
 from pathlib import Path
 
-from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS
-from common.storage.facts import FILE, has_parts, read_run_id, write_facts
-from common.storage.names import is_part
-from common.storage.opening import Opening
-from common.storage.part_reader import PartReader
-from common.storage.places import Place, open_place
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.schemas import KINDS
+from brain_align.common.store.files.backends import Place, open_place
+from brain_align.common.store.format.names import is_part
+from brain_align.common.store.manifest import FILE, has_parts, read_run_id, write_facts
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.table.part_reader import PartReader
 
 
 def repair(uri: str | Path) -> list[str]:

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.storage.catalogue import Catalogue
-from common.storage.light_rows import KEYS, LIGHT
-from common.storage.opening import Opening
-from common.storage.removal import removed_group_ids
+from brain_align.common.store.maintenance.removal import removed_group_ids
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.table.catalogue import Catalogue
+from brain_align.common.store.table.summary_rows import KEYS, LIGHT
 
 _NAMED = 5  # rows of each problem that are named one by one
 

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from common.errors import DamagedPartError
-from common.schemas import KINDS
-from common.storage.holdings import Commits, Holdings
-from common.storage.keys import Rows
-from common.storage.light_rows import KEYS
-from common.storage.names import is_compacted, is_part, plain_file, sequence_of
-from common.storage.part_files import Part
-from common.storage.part_reader import PartReader
-from common.storage.places import Entry, Place
-from common.storage.row_index import CommittedRows, RowIndex, located
-from common.storage.segments import DIRECTORY, Segment, read_segments, write_segment
+from brain_align.common.errors import DamagedPartError
+from brain_align.common.schemas import KINDS
+from brain_align.common.store.files.backends import Entry, Place
+from brain_align.common.store.format.names import is_compacted, is_part, plain_file, sequence_of
+from brain_align.common.store.format.part_files import Part
+from brain_align.common.store.format.part_map import Commits, Holdings
+from brain_align.common.store.table.index_files import DIRECTORY, Segment, read_segments, write_segment
+from brain_align.common.store.table.keys import Rows
+from brain_align.common.store.table.part_reader import PartReader
+from brain_align.common.store.table.row_index import CommittedRows, RowIndex, located
+from brain_align.common.store.table.summary_rows import KEYS
 
 INDEX_EVERY = 128
 """Commits that may be outside of the index files: opening a store reads these parts themselves."""

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from common.errors import DamagedPartError, UserError
-from common.storage.checksums import checksum_of
-from common.storage.part_files import Part, decode_part
-from common.storage.places import Place
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.store.files.backends import Place
+from brain_align.common.store.format.checksums import checksum_of
+from brain_align.common.store.format.part_files import Part, decode_part
 
 _KEPT_FILES = 1024
 _KEPT_BYTES = 256 << 20

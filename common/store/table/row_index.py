@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.storage.keys import Hashes, HashTable, Rows, hash_keys
-from common.storage.light_rows import KEYS, LIGHT, light_rows
+from brain_align.common.store.table.keys import Hashes, HashTable, Rows, hash_keys
+from brain_align.common.store.table.summary_rows import KEYS, LIGHT, light_rows
 
 _RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
 _ROWS_AT_ONCE = 1024  # rows that light rows are made of together

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.schemas import KINDS
+from brain_align.common.schemas import KINDS
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.progress import Progress
 
-from common.errors import UserError
-from deploy.output import new_output, writing
-from deploy.run_store import StoredSamples
-from deploy.source import Ranking, ranking
-from deploy.store_commands.damage import readable
-from deploy.store_commands.flat_rows import FlatRows
-from deploy.store_commands.pairs import PAIRINGS, Pairs
-from deploy.store_commands.terminal import PLACE, opened, terminal
-from deploy.store_commands.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+from brain_align.common.errors import UserError
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.deploy.commands.output import new_output, writing
+from brain_align.deploy.commands.store.damage import readable
+from brain_align.deploy.commands.store.flat_rows import FlatRows
+from brain_align.deploy.commands.store.pairs import PAIRINGS, Pairs
+from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
+from brain_align.deploy.commands.store.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+from brain_align.deploy.run.stored_source import Ranking, ranking
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
-from common.training_batch import list_sums
-from deploy.run_store import StoredSamples
-from deploy.store_commands.damage import readable
+from brain_align.common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.training_batch import list_sums
+from brain_align.deploy.commands.store.damage import readable
 
 _OF_GROUP = [field for field in GROUPS if field.name != "outputs"]
 _OF_OUTPUT = [

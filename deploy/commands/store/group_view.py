@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from common.config.objective_sections import GoodnessSection
-from common.errors import UserError
-from common.rewards import stored_rewards
-from common.schemas import PRIOR, PROPOSAL
-from deploy.run_store import StoredSamples
-from deploy.source import Ranking
-from deploy.store_commands.posterior import log_weights, self_normalised
+from brain_align.common.config.objective_sections import GoodnessSection
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.rewards import stored_rewards
+from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
+from brain_align.deploy.run.stored_source import Ranking
 
 _CANDIDATES = 5  # ids that an ambiguous prefix's error shows
 

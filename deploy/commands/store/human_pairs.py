@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.identity import digest, group_id
-from common.prompts import Encode, RefusedPromptError
-from common.row_files import read_rows
-from common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_rows
-from common.text_groups import text_group
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.prompts import Encode, RefusedPromptError
+from brain_align.common.data.row_files import read_rows
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest, group_id
+from brain_align.common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_rows
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,31 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from common.config.recipe import Recipe
-from common.durable import new_directory
-from common.errors import UserError
-from common.identity import digest
-from common.nn.causal_lm import check_tokenizer, load_config, load_tokenizer
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.nn.policy_model import load_prior_model
-from common.nn.prompt_encoding import completion_encoding, prompt_encoding
-from common.row_files import require_file
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.recipe_files import load_recipe
-from deploy.score import resolved_world
-from deploy.store_commands.human_pairs import Pair, Pairs, choices, groups_of, prior_scores, read_pairs, summary
-from deploy.store_commands.terminal import terminal
-from scorer.build import MAX_TOKENS
-from scorer.prior import logprobs_digest
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.row_files import require_file
+from brain_align.common.durable import new_directory
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+from brain_align.common.nn.models.policy_model import load_prior_model
+from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.commands.score import resolved_world
+from brain_align.deploy.commands.store.human_pairs import (
+    Pair,
+    Pairs,
+    choices,
+    groups_of,
+    prior_scores,
+    read_pairs,
+    summary,
+)
+from brain_align.deploy.commands.store.terminal import terminal
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.scorer.catalogue import MAX_TOKENS
+from brain_align.scorer.kinds.prior import logprobs_digest
 
 
 def import_pairs(options: argparse.Namespace) -> int:

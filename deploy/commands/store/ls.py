@@ -6,10 +6,10 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from common.schemas import PRIOR, PROPOSAL
-from common.statistics import Moments
-from deploy.store_commands.overview import Cell, Overview, Scored, overview
-from deploy.store_commands.terminal import PLACE, opened, terminal
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.common.statistics import Moments
+from brain_align.deploy.commands.store.overview import Cell, Overview, Scored, overview
+from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
 
 
 def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -3,13 +3,13 @@
 import argparse
 import re
 
-from common.storage.compaction import GRACE_SECONDS, LARGE, Sizes, compact, remove_superseded
-from common.storage.opening import Opening
-from common.storage.removal import Criterion, plan_removal, remove
-from common.storage.repair import repair
-from common.storage.verification import verify
-from deploy.source import locate
-from deploy.store_commands.terminal import PLACE
+from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
+from brain_align.common.store.maintenance.repair import repair
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.table.compaction import GRACE_SECONDS, LARGE, Sizes, compact, remove_superseded
+from brain_align.deploy.commands.store.terminal import PLACE
+from brain_align.deploy.run.stored_source import locate
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.statistics import Moments
-from common.storage.opening import FOLDERS
-from common.storage.places import open_place
-from deploy.run_store import StoredSamples
-from deploy.source import Source
+from brain_align.common.statistics import Moments
+from brain_align.common.store.files.backends import open_place
+from brain_align.common.store.opened_store import FOLDERS
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.deploy.run.stored_source import Source
 
 _AT_ONCE = 1 << 18  # SCORES rows in memory at a time: each piece is looked up in the whole index
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.rewards import stored_rewards
-from common.schemas import PRIOR, batch_from_rows
-from deploy.run_store import StoredSamples
-from deploy.source import Ranking
-from deploy.store_commands.damage import readable
-from deploy.store_commands.flat_rows import scores_of
+from brain_align.common.schemas import PRIOR, batch_from_rows
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.rewards import stored_rewards
+from brain_align.deploy.commands.store.damage import readable
+from brain_align.deploy.commands.store.flat_rows import scores_of
+from brain_align.deploy.run.stored_source import Ranking
 
 Rewards = list[float | None]
 

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from deploy.arguments import add_overrides, add_recipe
-from deploy.store_commands.export import add_export
-from deploy.store_commands.ls import add_ls
-from deploy.store_commands.maintenance import add_maintenance_commands
-from deploy.store_commands.replay import add_replay
-from deploy.store_commands.rescore import add_rescore
-from deploy.store_commands.show import add_show
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.commands.store.export import add_export
+from brain_align.deploy.commands.store.ls import add_ls
+from brain_align.deploy.commands.store.maintenance import add_maintenance_commands
+from brain_align.deploy.commands.store.replay import add_replay
+from brain_align.deploy.commands.store.rescore import add_rescore
+from brain_align.deploy.commands.store.show import add_show
 
 
 def add_store_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -41,6 +41,6 @@ def add_import_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _import_pairs(options: argparse.Namespace) -> int:
-    from deploy.store_commands.import_pairs import import_pairs  # torch and transformers
+    from brain_align.deploy.commands.store.import_pairs import import_pairs  # torch and transformers
 
     return import_pairs(options)

@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 
-from common.errors import UserError
-from common.policies import PolicyRegistry
-from deploy.export import recipe_with_world
-from deploy.source import Source
-from scorer.build import MAX_TOKENS
-from scorer.proposal import ProposalScorer
+from brain_align.common.errors import UserError
+from brain_align.common.policies import PolicyRegistry
+from brain_align.deploy.commands.export import recipe_with_world
+from brain_align.deploy.run.stored_source import Source
+from brain_align.scorer.catalogue import MAX_TOKENS
+from brain_align.scorer.kinds.proposal import ProposalScorer
 
 
 def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:

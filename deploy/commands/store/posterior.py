@@ -5,7 +5,7 @@ The learner's own (learner/objectives/brain.py) are the same numbers, which test
 
 import numpy as np
 
-from common.config.objective_sections import GoodnessSection
+from brain_align.common.config.objective_sections import GoodnessSection
 
 
 def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection) -> np.ndarray:

@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.config.validation import parse_recipe
-from common.errors import UserError
-from common.storage.places import shown
-from deploy.arguments import add_overrides
-from deploy.recipe_files import apply_override
-from deploy.source import open_source
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.validation import parse_recipe
+from brain_align.common.errors import UserError
+from brain_align.common.store.files.backends import shown
+from brain_align.deploy.commands.arguments import add_overrides
+from brain_align.deploy.run.recipe_files import apply_override
+from brain_align.deploy.run.stored_source import open_source
 
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
 
@@ -35,7 +35,7 @@ def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _replay(options: argparse.Namespace) -> int:
     recipe = replay_recipe(options.run, options.output, options.overrides)
-    from deploy.pipeline import run_recipe  # Ray: not for what is refused
+    from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 
     run_recipe(recipe, Console())
     return 0

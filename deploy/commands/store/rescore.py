@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.storage.places import shown
-from common.store import SampleStore
-from deploy.arguments import add_overrides
-from deploy.group_scorer import scorers_at_work
-from deploy.pool import Pool
-from deploy.recipe_files import load_recipe, overridden
-from deploy.run_directory import run_directory
-from deploy.score import Advance, resolved_for_scoring
-from deploy.scoring_pools import scoring_pools
-from deploy.source import Location, locate
-from deploy.store_commands.terminal import PLACE, terminal
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.store.files.backends import shown
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.commands.arguments import add_overrides
+from brain_align.deploy.commands.score import Advance, resolved_for_scoring
+from brain_align.deploy.commands.store.terminal import PLACE, terminal
+from brain_align.deploy.conductor.group_scorer import scorers_at_work
+from brain_align.deploy.run.directory import run_directory
+from brain_align.deploy.run.recipe_files import load_recipe, overridden
+from brain_align.deploy.run.stored_source import Location, locate
+from brain_align.deploy.services.scoring_pools import scoring_pools
 
 
 def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

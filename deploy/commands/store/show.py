@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.config.objective_sections import BrainSection, GoodnessSection
-from common.schemas import PRIOR, PROPOSAL
-from deploy.source import Ranking, Source, ranking
-from deploy.store_commands.group_view import GroupView, find_group, group_view
-from deploy.store_commands.terminal import PLACE, opened, terminal
+from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.deploy.commands.store.group_view import GroupView, find_group, group_view
+from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
+from brain_align.deploy.run.stored_source import Ranking, Source, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
@@ -58,7 +58,9 @@ def _goodness(source: Source) -> GoodnessSection:
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    from deploy.store_commands.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
+    from brain_align.deploy.commands.store.policy_logprobs import (
+        policy_logprobs,  # torch and transformers: only where asked for
+    )
 
     return policy_logprobs(source, group, version)
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from deploy.source import Source, open_source
+from brain_align.deploy.run.stored_source import Source, open_source
 
 PLACE = "a run directory, a store directory, or a store's URI"
 _PLAIN_WIDTH = 100  # columns where the output is no terminal

@@ -10,7 +10,7 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.errors import UserError
+from brain_align.common.errors import UserError
 
 _ROW_GROUP = 16384  # rows; a store's parts are smaller than a parquet reader likes
 

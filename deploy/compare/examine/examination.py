@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from deploy.compare.examiner import Likelihoods
-from deploy.compare.likelihoods import Examination, StoredValues, drifts, ranking_accuracy
-from deploy.compare.seed_groups import SeedGroups
-from deploy.pool import Pool
-from deploy.run_directory import RunDirectory
+from brain_align.common.config.recipe import Recipe
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.compare.examine.examiner import Likelihoods
+from brain_align.deploy.compare.examine.likelihoods import Examination, StoredValues, drifts, ranking_accuracy
+from brain_align.deploy.compare.train.seed_groups import SeedGroups
+from brain_align.deploy.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from common.logs import redirect_output
-from common.policies import PolicyRegistry
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.logs import redirect_output
+from brain_align.common.policies import PolicyRegistry
 
 if TYPE_CHECKING:
-    from common.nn.logprobs import SequenceLogprobs
+    from brain_align.common.nn.logprobs import SequenceLogprobs
 
 TOP_K = 10
 """Most probable next tokens whose entropy and mass are watched."""
@@ -46,7 +46,7 @@ class ExaminerActor:
         """Import what takes seconds."""
         import torch
 
-        from common.nn import logprobs  # noqa: F401  (transformers, before the first version comes)
+        from brain_align.common.nn import logprobs  # noqa: F401  (transformers, before the first version comes)
 
         prior = self._recipe.prior
         torch.set_num_threads(prior.threads)
@@ -65,9 +65,9 @@ class ExaminerActor:
         return Likelihoods(logprobs, np.array(entropies), np.array(masses))
 
     def _load(self, version: Path) -> "SequenceLogprobs":
-        from common.nn.adapters import load_adapter
-        from common.nn.causal_lm import load_causal_lm
-        from common.nn.logprobs import SequenceLogprobs
+        from brain_align.common.nn.logprobs import SequenceLogprobs
+        from brain_align.common.nn.models.adapters import load_adapter
+        from brain_align.common.nn.models.causal_lm import load_causal_lm
 
         policy = self._recipe.policy
         if policy.method == "full":
@@ -95,8 +95,8 @@ class ExaminerActor:
 
 
 def _group_logprobs(policy: "SequenceLogprobs", row: dict[str, Any]) -> np.ndarray:
-    from common.nn.logprobs import request_of
-    from scorer.build import MAX_TOKENS
+    from brain_align.common.nn.logprobs import request_of
+    from brain_align.scorer.catalogue import MAX_TOKENS
 
     request = request_of(row["prompt_token_ids"], [output["token_ids"] for output in row["outputs"]])
     return policy.in_parts(request, MAX_TOKENS).cpu().numpy()

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.recipe import Recipe
-from common.config.run_identity import differing_settings
-from common.durable import write_file
-from common.errors import UserError
-from deploy.recipe_files import dump_yaml, load_recipe
-from deploy.run_directory import RunDirectory, is_in_use
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import differing_settings
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import RunDirectory, is_in_use
+from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
 
 _OF_CELLS = ("seed", "objective.name", "learner.learning_rate")
 """What the base recipe says of these is not used: each cell has its own."""

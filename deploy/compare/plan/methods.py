@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from common.config.objective_sections import BrainSection
-from common.config.objectives import OBJECTIVE_NAMES, ObjectiveSection
-from common.config.recipe import Recipe
-from common.config.validation import parse_recipe
-from common.errors import UserError
-from common.schemas import HUMAN
-from deploy.recipe_files import apply_override
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.config.objectives import OBJECTIVE_NAMES, ObjectiveSection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.validation import parse_recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import HUMAN
+from brain_align.deploy.run.recipe_files import apply_override
 
 
 @dataclass(frozen=True)

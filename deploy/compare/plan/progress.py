@@ -1,8 +1,8 @@
 """What of a plan is done, by what lies in the comparison's directory."""
 
-from deploy.compare.cell_results import is_finished, read_cell
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.plan import Cell, Plan, best_rate
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.training_runs import Cell, Plan, best_rate
+from brain_align.deploy.compare.results.run_results import is_finished, read_cell
 
 
 def chosen_rate(directory: ComparisonDirectory, grid: list[Cell]) -> float | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from deploy.compare.methods import Method, any_on_pairs, parse_method
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.deploy.compare.plan.methods import Method, any_on_pairs, parse_method
 
 DEFAULT_OBJECTIVES = (
     "dpo-sft",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.durable import write_file
-from common.errors import UserError
-from deploy.compare.methods import parse_method
-from deploy.compare.request import Request
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.compare.plan.methods import parse_method
+from brain_align.deploy.compare.plan.request import Request
 
 
 class _Saved(BaseModel):

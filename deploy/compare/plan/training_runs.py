@@ -9,13 +9,13 @@ No method is treated in another way, and test prompts have no say.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.config.recipe import Recipe
-from common.config.run_identity import identity_settings
-from common.identity import digest
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.methods import Method, method_recipe
-from deploy.compare.request import Request
-from deploy.evaluation import Merit
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import identity_settings
+from brain_align.common.identity import digest
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.methods import Method, method_recipe
+from brain_align.deploy.compare.plan.request import Request
+from brain_align.deploy.schedule.evaluation import Merit
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from deploy.compare.comparison import Comparison
-from deploy.compare.glossary import GLOSSARY
-from deploy.compare.plots import CLOSEST, LEAST_R_SQUARED
-from deploy.compare.text_table import TextTable
-from deploy.plotting import INK
+from brain_align.deploy.compare.report.glossary import GLOSSARY
+from brain_align.deploy.compare.report.plots import CLOSEST, LEAST_R_SQUARED
+from brain_align.deploy.compare.report.text_table import TextTable
+from brain_align.deploy.compare.results.comparison import Comparison
+from brain_align.deploy.plotting import INK
 
 _CAPTIONS = {
     "win-rates": "Train-RM win rate on test prompts with 95 % intervals; small strokes are single seeds.",

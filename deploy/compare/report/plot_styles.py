@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.compare.findings import SAME_METHOD
+from brain_align.deploy.compare.results.findings import SAME_METHOD
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Those of Okabe and Ito, told apart by colour-blind readers too, that can be seen on white and on black."""

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from deploy.compare.comparison import Comparison
-from deploy.compare.inference import OverOptimisation
-from deploy.compare.looks import COLOURS, Look, legend_names, looks
-from deploy.compare.results import MethodFigures
-from deploy.compare.series import CurvePoint, RewardCurve
-from deploy.plotting import INK, new_figure, plot_style
+from brain_align.deploy.compare.report.plot_styles import COLOURS, Look, legend_names, looks
+from brain_align.deploy.compare.results.comparison import Comparison
+from brain_align.deploy.compare.results.inference import OverOptimisation
+from brain_align.deploy.compare.results.method_results import MethodFigures
+from brain_align.deploy.compare.results.series import CurvePoint, RewardCurve
+from brain_align.deploy.plotting import INK, new_figure, plot_style
 
 LEAST_R_SQUARED = 0.5
 """A fit that explains less of what it is a fit of is not drawn."""

@@ -7,17 +7,23 @@ from typing import Any
 from rich.console import Console
 from rich.measure import Measurement
 
-from common.config.recipe import Recipe
-from common.durable import write_file
-from common.errors import PipelineError
-from deploy.compare.comparison import Comparison, collect
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.page import page
-from deploy.compare.plan import Plan
-from deploy.compare.plots import draw
-from deploy.compare.tables import all_tables, failures_table, findings_table, methods_table, sizes_table
-from deploy.compare.text_table import TextTable
-from deploy.plotting import as_png, as_svg
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
+from brain_align.common.errors import PipelineError
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.report.page import page
+from brain_align.deploy.compare.report.plots import draw
+from brain_align.deploy.compare.report.tables import (
+    all_tables,
+    failures_table,
+    findings_table,
+    methods_table,
+    sizes_table,
+)
+from brain_align.deploy.compare.report.text_table import TextTable
+from brain_align.deploy.compare.results.comparison import Comparison, collect
+from brain_align.deploy.plotting import as_png, as_svg
 
 
 def report(

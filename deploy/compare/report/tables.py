@@ -3,12 +3,20 @@
 from collections.abc import Callable
 from functools import partial
 
-from deploy.compare.comparison import Comparison
-from deploy.compare.findings import SAME_METHOD
-from deploy.compare.inference import OverOptimisation, PairedDifference
-from deploy.compare.results import MethodFigures, PairedTest
-from deploy.compare.series import GridPoint
-from deploy.compare.text_table import TextTable, each, number, p_value, percent, points, with_interval
+from brain_align.deploy.compare.report.text_table import (
+    TextTable,
+    each,
+    number,
+    p_value,
+    percent,
+    points,
+    with_interval,
+)
+from brain_align.deploy.compare.results.comparison import Comparison
+from brain_align.deploy.compare.results.findings import SAME_METHOD
+from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
+from brain_align.deploy.compare.results.method_results import MethodFigures, PairedTest
+from brain_align.deploy.compare.results.series import GridPoint
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:

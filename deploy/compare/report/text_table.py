@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from deploy.compare.inference import SMALLEST_P, PairedDifference
+from brain_align.deploy.compare.results.inference import SMALLEST_P, PairedDifference
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,23 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from common.config.recipe import Recipe
-from common.config.run_identity import recipe_digest
-from deploy.compare.cell_results import CellResult, read_cell, read_prior
-from deploy.compare.findings import Finding, findings, size_findings
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.methods import Method
-from deploy.compare.plan import Cell, Plan, at_edge, best_rate
-from deploy.compare.request import SWEPT
-from deploy.compare.results import PERCENT, MethodFigures, PairedTest, method_figures, paired_test, wins
-from deploy.compare.series import (
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.methods import Method
+from brain_align.deploy.compare.plan.request import SWEPT
+from brain_align.deploy.compare.plan.training_runs import Cell, Plan, at_edge, best_rate
+from brain_align.deploy.compare.results.findings import Finding, findings, size_findings
+from brain_align.deploy.compare.results.method_results import (
+    PERCENT,
+    MethodFigures,
+    PairedTest,
+    method_figures,
+    paired_test,
+    wins,
+)
+from brain_align.deploy.compare.results.run_results import CellResult, read_cell, read_prior
+from brain_align.deploy.compare.results.series import (
     GridPoint,
     RewardCurve,
     SizePoint,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deploy.compare.inference import Floats, PairedDifference, paired_bootstrap
-from deploy.compare.results import PairedTest, known
+from brain_align.deploy.compare.results.inference import Floats, PairedDifference, paired_bootstrap
+from brain_align.deploy.compare.results.method_results import PairedTest, known
 
 Outcome = Literal["shown", "same sign", "not reproduced"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deploy.compare.cell_results import PRIOR_METHOD, CellResult
-from deploy.compare.inference import (
+from brain_align.deploy.compare.examine.likelihoods import Examination
+from brain_align.deploy.compare.results.inference import (
     Estimate,
     Floats,
     PairedDifference,
@@ -16,7 +16,7 @@ from deploy.compare.inference import (
     mcnemar,
     paired_bootstrap,
 )
-from deploy.compare.likelihoods import Examination
+from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, CellResult
 
 PERCENT = 100.0
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.durable import write_file
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.likelihoods import Examination
-from deploy.compare.methods import Method
-from deploy.compare.plan import Cell
-from deploy.evaluation import Merit, merit
-from deploy.summary import read_summary
+from brain_align.common.durable import write_file
+from brain_align.deploy.compare.examine.likelihoods import Examination
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.methods import Method
+from brain_align.deploy.compare.plan.training_runs import Cell
+from brain_align.deploy.run.summary import read_summary
+from brain_align.deploy.schedule.evaluation import Merit, merit
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.compare.cell_results import CellResult
-from deploy.compare.inference import OverOptimisation, fit_over_optimisation
-from deploy.compare.results import mean, percentage, wins
+from brain_align.deploy.compare.results.inference import OverOptimisation, fit_over_optimisation
+from brain_align.deploy.compare.results.method_results import mean, percentage, wins
+from brain_align.deploy.compare.results.run_results import CellResult
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,27 @@ import asyncio
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import HUMAN
-from deploy.cluster import LOWER_SERVICES, ray_cluster
-from deploy.compare.human_pairs import check_pairs, pairs_digest
-from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import any_on_pairs, method_recipe, refuse_equal
-from deploy.compare.plan import Plan
-from deploy.compare.progress import unfinished
-from deploy.compare.report import report
-from deploy.compare.request import Request
-from deploy.compare.request_file import save_request
-from deploy.compare.runner import Runner, Subject
-from deploy.compare.services import comparison_resources, fitting, shared_services
-from deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
-from deploy.preflight import Inputs, check_inputs
-from deploy.proposal_model import proposal_model
-from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, claimed
-from deploy.source import open_source
-from learner.objectives.catalogue import make_objective
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import HUMAN
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
+from brain_align.deploy.compare.plan.methods import any_on_pairs, method_recipe, refuse_equal
+from brain_align.deploy.compare.plan.progress import unfinished
+from brain_align.deploy.compare.plan.request import Request
+from brain_align.deploy.compare.plan.request_file import save_request
+from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.report.report import report
+from brain_align.deploy.compare.train.human_pairs import check_pairs, pairs_digest
+from brain_align.deploy.compare.train.runner import Runner, Subject
+from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
+from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
+from brain_align.deploy.run.directory import RunDirectory, claimed
+from brain_align.deploy.run.preflight import Inputs, check_inputs
+from brain_align.deploy.run.proposal_model import proposal_model
+from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.stored_source import open_source
+from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
+from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
 """Cells trained side by side where nobody says how many, and as many fit."""

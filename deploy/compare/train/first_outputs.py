@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.schemas import GROUPS, SCORES
-from common.store import SampleStore
+from brain_align.common.schemas import GROUPS, SCORES
+from brain_align.common.store.sample_store import SampleStore
 
 
 def write_first_outputs(source: SampleStore, target: SampleStore, n: int) -> None:

@@ -6,13 +6,13 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.config.training import AlgorithmSection
-from common.errors import UserError
-from common.identity import digest
-from common.prompts import PromptOrder
-from common.schemas import HUMAN, PRIOR
-from common.store import SampleStore
-from deploy.run_store import StoredSamples
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.data.prompts import PromptOrder
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.sample_store import SampleStore
 
 
 def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:

@@ -1,21 +1,23 @@
 """What a cell has to do: train on its seed's groups, and be evaluated as any run is."""
 
-from common.config.recipe import Recipe
-from common.durable import write_file
-from common.schemas import HUMAN
-from common.store import SampleStore
-from deploy.compare.seed_groups import SeedGroups, evaluation_scorers
-from deploy.draws import DrawnPrompts, StoredGroups, TrainingLeases
-from deploy.evaluation import Evaluation
-from deploy.lease_plan import lease_plan
-from deploy.quarantine import Quarantine
-from deploy.rounds import Rounds
-from deploy.run_directory import RunDirectory
-from deploy.run_store import OverlaidStore, StoredSamples
-from deploy.work import Work, training_scorers
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
+from brain_align.common.schemas import HUMAN
+from brain_align.common.store.overlay import OverlaidStore, StoredSamples
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.compare.train.seed_groups import SeedGroups, evaluation_scorers
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan, training_scorers
+from brain_align.deploy.schedule.batch_plan import lease_plan
+from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups, TrainingRequests
+from brain_align.deploy.schedule.rounds import Rounds
 
 
-def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: StoredSamples) -> Work:
+def cell_work(
+    recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: StoredSamples
+) -> RunPlan:
     """The work of a cell.
 
     A method without a proposal of its own trains on the seed's groups of every round. One that updates its proposal
@@ -38,12 +40,12 @@ def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: Seed
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
     rounds_below = recipe.algorithm.rounds if offline else 1
     trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else draws
-    return Work(
+    return RunPlan(
         store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
         schedule=Rounds(recipe.algorithm, trained, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
-        leases=None if offline else TrainingLeases(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
+        leases=None if offline else TrainingRequests(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
         evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
         quarantine=Quarantine(directory.quarantine),
     )

@@ -8,32 +8,32 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.config.run_identity import recipe_digest
-from common.errors import PipelineError, first_failure
-from common.identity import digest
-from common.schemas import HUMAN
-from common.store import SampleStore
-from deploy.compare.cell_results import is_finished, read_cell, write_examination, write_table
-from deploy.compare.cell_work import cell_work
-from deploy.compare.examination import ExaminedGroups, examine, read_examined
-from deploy.compare.first_outputs import write_first_outputs
-from deploy.compare.human_pairs import deal_pairs
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.methods import Method
-from deploy.compare.plan import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
-from deploy.compare.progress import chosen_rate
-from deploy.compare.seed_groups import SeedGroups, publish_prior, sample_groups
-from deploy.compare.services import SharedServices
-from deploy.conductor import Conductor
-from deploy.pipeline import Stopwatch
-from deploy.preflight import Inputs
-from deploy.recipe_files import with_world
-from deploy.run_directory import RunDirectory, check_config, save_config
-from deploy.source import open_source
-from deploy.summary import finish
-from deploy.tracking import Tracker
-from deploy.work import Work
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.common.errors import PipelineError, first_failure
+from brain_align.common.identity import digest
+from brain_align.common.schemas import HUMAN
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.compare.examine.examination import ExaminedGroups, examine, read_examined
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.methods import Method
+from brain_align.deploy.compare.plan.progress import chosen_rate
+from brain_align.deploy.compare.plan.training_runs import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
+from brain_align.deploy.compare.results.run_results import is_finished, read_cell, write_examination, write_table
+from brain_align.deploy.compare.train.first_outputs import write_first_outputs
+from brain_align.deploy.compare.train.human_pairs import deal_pairs
+from brain_align.deploy.compare.train.run_plan import cell_work
+from brain_align.deploy.compare.train.seed_groups import SeedGroups, publish_prior, sample_groups
+from brain_align.deploy.compare.train.services import SharedServices
+from brain_align.deploy.conductor.conductor import Conductor
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.pipeline import Stopwatch
+from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
+from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.stored_source import open_source
+from brain_align.deploy.run.summary import finish
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Runner:
         )
         write_examination(subject.directory.examination(cell.name), examination)
 
-    async def _conduct(self, recipe: Recipe, directory: RunDirectory, work: Work, watch: Stopwatch) -> None:
+    async def _conduct(self, recipe: Recipe, directory: RunDirectory, work: RunPlan, watch: Stopwatch) -> None:
         services = self._services.of_run(recipe, directory)
         tracker = _quiet_tracker(recipe, directory)
         tracker.recovered(work.store)
@@ -227,7 +227,7 @@ class Runner:
         write_examination(done, await examine(self._services.examiner, directory, 0, examined, trained=True))
 
 
-def _write_results(recipe: Recipe, directory: RunDirectory, work: Work, watch: Stopwatch, outcomes: Path) -> int:
+def _write_results(recipe: Recipe, directory: RunDirectory, work: RunPlan, watch: Stopwatch, outcomes: Path) -> int:
     """Returns the best version."""
     assert work.evaluation is not None, "cells are evaluated"
     best = work.evaluation.best_version()

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config.recipe import Recipe
-from common.leases import Lease
-from common.rewards import stored_rewards
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.compare.likelihoods import Row, StoredValues
-from deploy.draws import DrawnPrompts
-from deploy.evaluation import Evaluation
-from deploy.lease_plan import LeasePlan, lease_plan
-from deploy.preflight import Inputs
-from deploy.production import Production
-from deploy.quarantine import Quarantine
-from deploy.rounds import Rounds
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from deploy.tracking import Tracker
-from deploy.work import Work, training_scorers
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.requests import SampleRequest
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.rewards import stored_rewards
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.compare.examine.likelihoods import Row, StoredValues
+from brain_align.deploy.conductor.group_pipeline import GroupPipeline
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.run.run_plan import RunPlan, training_scorers
+from brain_align.deploy.schedule.batch_plan import RequestPlan, lease_plan
+from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts
+from brain_align.deploy.schedule.rounds import Rounds
+from brain_align.deploy.services.services import Services
 
 HELD_BACK_GROUPS = 64
 """Groups of validation prompts, and of the first round, that are examined."""
@@ -55,7 +55,7 @@ class SeedGroups:
         """The store of the prior's evaluation."""
         return SampleStore(self.directory.evaluation, self.run_id, read_only=read_only)
 
-    def plan(self) -> LeasePlan:
+    def plan(self) -> RequestPlan:
         """Of these groups."""
         return lease_plan(self.recipe, self.run_id, self.directory.policies)
 
@@ -63,7 +63,7 @@ class SeedGroups:
         """Of the prior."""
         return Evaluation(self.recipe, store, self.plan(), self.inputs.held_back, evaluation_scorers(self.recipe))
 
-    def training_leases(self) -> list[Lease]:
+    def training_leases(self) -> list[SampleRequest]:
         """All rounds' leases, from version 0, and those of the round that nobody trains on."""
         recipe, plan = self.recipe, self.plan()
         draws = DrawnPrompts(recipe.algorithm, self.inputs.train, recipe.seed)
@@ -123,7 +123,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     store, evaluated = groups.open(read_only=False), groups.open_evaluation(read_only=False)
     evaluation = groups.evaluation(evaluated)
     schedule = Rounds(recipe.algorithm, DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed), recipe.seed)
-    work = Work(
+    work = RunPlan(
         store=store,
         schedule=schedule,
         training_scorers=training_scorers(recipe),
@@ -135,7 +135,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     leases = groups.training_leases()
     wanted = {name for lease in leases for name in lease.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
-    production = Production(recipe, work, tracker, services)
+    production = GroupPipeline(recipe, work, tracker, services)
     try:
         async with asyncio.TaskGroup() as tasks:
             production.start(tasks)

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from common.config.recipe import Recipe
-from common.policies import ProposalModel
-from deploy.actor import Handle
-from deploy.actors import actor_options, make_services
-from deploy.cluster import required_resources
-from deploy.compare.examiner import ExaminerActor
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.seed_groups import evaluation_scorers
-from deploy.pool import Pool, PoolSettings
-from deploy.ray_handle import RayHandle
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.policies import ProposalModel
+from brain_align.deploy.actors.actor import Handle
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.actors.ray_handle import RayHandle
+from brain_align.deploy.compare.examine.examiner import ExaminerActor
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.train.seed_groups import evaluation_scorers
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.services.cluster import required_resources
+from brain_align.deploy.services.make_services import actor_options, make_services
+from brain_align.deploy.services.services import Services
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
 
     return SharedServices(
         shared=make_services(recipe, home, model, evaluation_scorers(recipe)),
-        examiner=Pool("examiner", 1, spawn, home, PoolSettings(recipe.timeouts.start)),
+        examiner=Pool("examiner", 1, spawn, home.log, PoolSettings(recipe.timeouts.start)),
         model=model,
     )
 

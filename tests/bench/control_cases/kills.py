@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
-from deploy.draws import DrawnPrompts
-from deploy.pool import PoolSettings
+from brain_align.deploy.actors.pool import PoolSettings
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts
 from tests.ray_stand_ins import HURRY, SleepingSampler, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 

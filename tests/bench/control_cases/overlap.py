@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.pool import PoolSettings
+from brain_align.deploy.actors.pool import PoolSettings
 from tests.stand_ins import LocalLearner, LocalSampler, Simulation, reward_and_prior
 
 ROUNDS, PROMPTS, STEPS, SAMPLERS, LEASE = 10, 32, 8, 2, 4

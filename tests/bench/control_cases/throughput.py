@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from common.leases import Lease
-from common.schemas import GROUPS, PRIOR, SCORES
-from deploy.actor import Spawn
-from deploy.pool import PoolSettings
+from brain_align.common.requests import SampleRequest
+from brain_align.common.schemas import GROUPS, PRIOR, SCORES
+from brain_align.deploy.actors.actor import Spawn
+from brain_align.deploy.actors.pool import PoolSettings
 from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation
 from tests.unit.factories import groups, output, scores
 
@@ -65,7 +65,7 @@ class QuickSampler(LocalSampler):
         super().__init__(name)
         self._sleeps = sleeps
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         groups = rows_of(lease)
         for place in range(len(lease.prompts)):
             await self._sleeps.sleep()
@@ -125,7 +125,7 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
-def rows_of(lease: Lease) -> pa.RecordBatch:
+def rows_of(lease: SampleRequest) -> pa.RecordBatch:
     """The lease's groups, with the same outputs each."""
     count = len(lease.prompts)
     values = {

@@ -6,11 +6,11 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from common.config.sampling import SamplingSection
-from sampler.delivery import AdapterSwap
-from sampler.engine import Engine
-from sampler.engine_settings import EngineSettings
-from sampler.versions import Versions
+from brain_align.common.config.sampling import SamplingSection
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.engine.settings import EngineSettings
+from brain_align.sampler.weights.delivery import AdapterSwap
+from brain_align.sampler.weights.versions import Versions
 from tests.bench.sampler_cases.policy import (
     OUTPUT_TOKENS,
     PROMPT_TOKENS,

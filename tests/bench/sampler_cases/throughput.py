@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from common.leases import Lease, Prompt
-from common.policies import ProposalModel
-from sampler.service import SamplerActor
+from brain_align.common.policies import ProposalModel
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.sampler.service import SamplerActor
 from tests.bench.sampler_cases.policy import (
     LEASE_PROMPTS,
     LEASES,
@@ -58,20 +58,20 @@ class BareVllm:
         return sum(len(output.token_ids) for result in results for output in result.outputs), seconds
 
 
-def lease(policy: BenchedPolicy, texts: list[list[int]], index: int) -> Lease:
+def lease(policy: BenchedPolicy, texts: list[list[int]], index: int) -> SampleRequest:
     drawn = tuple(Prompt(f"p{index}-{place}", "", tuple(ids), None) for place, ids in enumerate(texts))
     ids = tuple(prompt.prompt_id for prompt in drawn)
-    return Lease(f"l{index}", "train", 0, 0, N, index, ids, drawn, str(policy.registry.root), alone=False)
+    return SampleRequest(f"l{index}", "train", 0, 0, N, index, ids, drawn, str(policy.registry.root), alone=False)
 
 
-async def sampled(actor: Any, leases: list[Lease]) -> tuple[int, float]:
+async def sampled(actor: Any, leases: list[SampleRequest]) -> tuple[int, float]:
     """All leases at once; the tokens and seconds until the last group has arrived here."""
 
-    async def groups(one: Lease) -> AsyncIterator[pa.RecordBatch]:
+    async def groups(one: SampleRequest) -> AsyncIterator[pa.RecordBatch]:
         async for group in actor.generate.remote(one):
             yield await group
 
-    async def tokens(one: Lease) -> int:
+    async def tokens(one: SampleRequest) -> int:
         return sum([len(group["outputs"].flatten().field("token_ids").flatten()) async for group in groups(one)])
 
     began = time.perf_counter()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from common.storage.compaction import remove_superseded
-from common.store import SampleStore
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table.compaction import remove_superseded
 from tests.bench.store_cases import rows
 
 RUN = "million"
@@ -29,7 +29,7 @@ def build(root: Path, groups: int) -> None:
     store = SampleStore(root, RUN)
     with (
         mock.patch("os.fsync"),
-        mock.patch("common.storage.opening.remove_superseded", at_once),
+        mock.patch("brain_align.common.store.opened_store.remove_superseded", at_once),
         store.training(),
     ):
         for number, first in enumerate(range(0, groups, LEASE), start=1):

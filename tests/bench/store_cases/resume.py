@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.config.training import AlgorithmSection
-from common.store import SampleStore
-from deploy.draws import StoredGroups
-from deploy.rounds import Rounds
-from deploy.tracking import Tracker
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.schedule.round_prompts import StoredGroups
+from brain_align.deploy.schedule.rounds import Rounds
 from tests.bench.store_cases.million import RUN, SCORERS, resident_mb, timed
 
 

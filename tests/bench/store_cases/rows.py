@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from common.schemas import GROUPS, OUTPUT, SCORES
+from brain_align.common.schemas import GROUPS, OUTPUT, SCORES
 
 _WORDS = "the cat sat on the mat and the dog looked at it as if it had never seen a cat before that day, and so on and "
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.store import SampleStore
-from tests.integration.pipeline_runs import ROOT, START_LIMIT, environment, started, wait_for
+from brain_align.common.store.sample_store import SampleStore
+from tests.integration.deploy.pipeline_runs import ROOT, START_LIMIT, environment, started, wait_for
 
 TINY = [
     "sampling.n=4",
@@ -31,7 +31,7 @@ ASKED = ("--objectives", "dpo-sft,brain", "--seeds", "0", "--learning-rates", "0
 
 def command(out: Path, asked: Sequence[str] = ASKED) -> list[str]:
     recipe = "deploy/recipes/compare-demo.yaml"
-    return [sys.executable, "-m", "deploy.cli", "compare", recipe, *asked, "--out", str(out), *TINY]
+    return [sys.executable, "-m", "brain_align.deploy.cli", "compare", recipe, *asked, "--out", str(out), *TINY]
 
 
 def run(out: Path, asked: Sequence[str] = ASKED, *, status: int = 0) -> str:

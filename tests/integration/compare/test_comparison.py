@@ -8,31 +8,31 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from common.config.recipe import Recipe
-from common.durable import write_file
-from common.errors import PipelineError, UserError
-from common.leases import Prompt
-from common.policies import PolicyRegistry
-from common.prompts import PromptSet
-from common.schemas import HUMAN, PRIOR
-from common.store import SampleStore
-from deploy.compare.command import check_recipe
-from deploy.compare.comparison import collect
-from deploy.compare.examiner import Likelihoods
-from deploy.compare.first_outputs import write_first_outputs
-from deploy.compare.layout import ComparisonDirectory, save_comparison
-from deploy.compare.methods import Method, method_recipe, parse_method
-from deploy.compare.plan import Plan
-from deploy.compare.progress import unfinished
-from deploy.compare.request import Request
-from deploy.compare.runner import Runner, Subject
-from deploy.compare.services import SharedServices, comparison_resources, fitting
-from deploy.learner_group import LearnerGroup
-from deploy.pool import Pool, PoolSettings
-from deploy.preflight import Inputs
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from learner.step_report import StepReport
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.prompts import PromptSet
+from brain_align.common.durable import write_file
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.policies import PolicyRegistry
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.compare.examine.examiner import Likelihoods
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory, save_comparison
+from brain_align.deploy.compare.plan.methods import Method, method_recipe, parse_method
+from brain_align.deploy.compare.plan.progress import unfinished
+from brain_align.deploy.compare.plan.request import Request
+from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.results.comparison import collect
+from brain_align.deploy.compare.train.compare import check_recipe
+from brain_align.deploy.compare.train.first_outputs import write_first_outputs
+from brain_align.deploy.compare.train.runner import Runner, Subject
+from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.deploy.services.services import Services
+from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalActor, LocalSampler, LocalScorer
 from tests.unit.factories import groups, recipe_settings, scores
 
@@ -81,10 +81,10 @@ class StandInServices:
     def __init__(self, home: RunDirectory, broken: set[float]) -> None:
         self.broken = broken
         self.learners: list[StandInLearner] = []
-        self.examiner = Pool("examiner", 1, lambda *_: StandInExaminer(), home, PoolSettings(start=5))
-        self.samplers = Pool("sampler", 1, lambda *_: LocalSampler(), home, PoolSettings(start=5))
+        self.examiner = Pool("examiner", 1, lambda *_: StandInExaminer(), home.log, PoolSettings(start=5))
+        self.samplers = Pool("sampler", 1, lambda *_: LocalSampler(), home.log, PoolSettings(start=5))
         self.scorers = {
-            name: Pool(name, 1, lambda *_, name=name: LocalScorer(name), home, PoolSettings(start=5))
+            name: Pool(name, 1, lambda *_, name=name: LocalScorer(name), home.log, PoolSettings(start=5))
             for name in ("prior", "reward")
         }
 
@@ -252,7 +252,7 @@ def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.Mon
         calls.append(n)
         write_first_outputs(source, target, n)
 
-    monkeypatch.setattr("deploy.compare.runner.write_first_outputs", counted)
+    monkeypatch.setattr("brain_align.deploy.compare.train.runner.write_first_outputs", counted)
     work = Plan(Request((parse_method("brain"), parse_method("dpo-sft")), (0,), (1e-4,), (2,), ("brain", "dpo-sft")), 4)
     runner, _ = train(subject, work)
     assert runner.failed == {} and calls == [2]
@@ -277,7 +277,7 @@ def test_smaller_groups_are_tried_before_anything_starts(subject: Subject, monke
             raise UserError(f"{method.label} needs more than 2 outputs")
         return method_recipe(base, method, **sections)
 
-    monkeypatch.setattr("deploy.compare.command.method_recipe", refuses_two)
+    monkeypatch.setattr("brain_align.deploy.compare.train.compare.method_recipe", refuses_two)
     check_recipe(subject.recipe, plan("dpo-sft", "brain").request)
     with pytest.raises(UserError, match="dpo-sft needs more than 2 outputs"):
         check_recipe(subject.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from common.store import SampleStore
+from brain_align.common.store.sample_store import SampleStore
+from tests.locations import ROOT
 
-ROOT = Path(__file__).parents[2]
 BRAIN = str(Path(sys.executable).parent / "brain")
 RECIPE = "deploy/recipes/demo.yaml"
 START_LIMIT = 240.0  # seconds; building the demo world included

@@ -2,10 +2,10 @@ import socket
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import PRIOR
-from deploy.cluster import ray_cluster, required_resources, scoring_resources
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import PRIOR
+from brain_align.deploy.services.cluster import ray_cluster, required_resources, scoring_resources
 from tests.unit.factories import recipe_settings
 
 

@@ -13,25 +13,25 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.leases import Prompt
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.actor import Spawn
-from deploy.conductor import Conductor
-from deploy.draws import DrawnPrompts, TrainingLeases
-from deploy.evaluation import Evaluation
-from deploy.learner_group import LearnerGroup
-from deploy.lease_plan import LeasePlan
-from deploy.pool import Pool, PoolSettings
-from deploy.quarantine import Quarantine
-from deploy.rounds import Rounds
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from deploy.tracking import Tracker
-from deploy.work import Work
-from learner.step_report import StepReport
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.actor import Spawn
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.conductor.conductor import Conductor
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
+from brain_align.deploy.schedule.rounds import Rounds
+from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.deploy.services.services import Services
+from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalSampler, LocalScorer
 from tests.unit.factories import recipe_settings
 
@@ -87,9 +87,10 @@ class StandInScorer(LocalScorer):
 def stand_in_pools(world: World, directory: RunDirectory, scorers: Sequence[str]) -> dict[str, Pool]:
     """Two samplers that take two leases each, and a scorer of each name."""
     settings = PoolSettings(start=5, slots=2)
-    samplers = Pool("sampler", 2, lambda _name, _log: StandInSampler(world), directory, settings)
+    samplers = Pool("sampler", 2, lambda _name, _log: StandInSampler(world), directory.log, settings)
     pools = {
-        name: Pool(f"scorer-{name}", 1, scorer_of(world, name), directory, PoolSettings(start=5)) for name in scorers
+        name: Pool(f"scorer-{name}", 1, scorer_of(world, name), directory.log, PoolSettings(start=5))
+        for name in scorers
     }
     return {"": samplers, **pools}
 
@@ -137,7 +138,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     settings = recipe_settings(algorithm=algorithm, learner={"checkpoint_steps": 3})
     recipe = Recipe.model_validate(settings)
     store = SampleStore(root / "store", "run")
-    plan = LeasePlan("run", 0, 2, root / "policies")
+    plan = RequestPlan("run", 0, 2, root / "policies")
     held_back = SampleStore(root / "evaluation", "run")
     evaluation = Evaluation(recipe, held_back, plan, {"validation": HELD_BACK, "test": HELD_BACK}, [PRIOR, "reward"])
     pools = stand_in_pools(world, RunDirectory(root), (PRIOR, "reward"))
@@ -146,8 +147,8 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     tracker.recovered(store)
     draws = DrawnPrompts(recipe.algorithm, TRAIN, 0)
     scorers = [PRIOR, "reward"]
-    leases = TrainingLeases(recipe.algorithm, draws, plan, n=2, fixed=recipe.has_fixed_proposal)
-    work = Work(
+    leases = TrainingRequests(recipe.algorithm, draws, plan, n=2, fixed=recipe.has_fixed_proposal)
+    work = RunPlan(
         store,
         Rounds(recipe.algorithm, draws, 0),
         scorers,

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import ray
 
-from common.leases import Lease, Prompt
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.pool import Pool, PoolSettings
-from deploy.replica import Slot
-from deploy.run_directory import RunDirectory
-from deploy.status import Status, read_status
-from tests.integration.pipeline_runs import ROOT, environment
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.actors.replica import Slot
+from brain_align.deploy.monitor.status import Status, read_status
+from brain_align.deploy.run.directory import RunDirectory
+from tests.integration.deploy.pipeline_runs import ROOT, environment
 from tests.ray_stand_ins import HANG, HURRY, POISON, SleepingSampler, SleepingScorer, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 
@@ -155,7 +155,7 @@ def test_two_scorers_of_one_store_one_killed_every_group_has_one_value_of_each(t
 
 
 def brain(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    command = [sys.executable, "-m", "brain_align.deploy.cli", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment())
 
 
@@ -195,7 +195,7 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
 def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) -> None:
     """Another run may share the sampler, which goes on."""
     prompts = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(2))
-    lease = Lease("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
+    lease = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
 
     async def sample(slot: Slot) -> None:
         async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
@@ -204,7 +204,7 @@ def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) 
 
     async def give_up() -> int:
         spawn = spawning(SleepingSampler, str(tmp_path), 0.01, {"p1": HANG})
-        pool = Pool("sampler", 1, spawn, RunDirectory(tmp_path), PoolSettings(start=120, slots=2))
+        pool = Pool("sampler", 1, spawn, RunDirectory(tmp_path).log, PoolSettings(start=120, slots=2))
         await pool.start()
         async with pool.slot() as slot:
             async with aclosing(slot.stream("generate", lease, timeout=60)) as items:

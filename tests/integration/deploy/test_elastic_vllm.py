@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.run_directory import RunDirectory
-from deploy.status import Status, read_status
-from tests.integration.pipeline_runs import ROOT, FinishedRun, command, environment, started, wait_for
+from brain_align.deploy.monitor.status import Status, read_status
+from brain_align.deploy.run.directory import RunDirectory
+from tests.integration.deploy.pipeline_runs import ROOT, FinishedRun, command, environment, started, wait_for
 
 OVERLAPPED = [
     "algorithm.max_staleness=1",
@@ -33,7 +33,16 @@ def test_a_sampler_is_killed_and_one_is_added_in_mid_run(tmp_path: Path) -> None
             if "SamplerActor" in " ".join(child.cmdline())
         ]
         samplers[0].kill()
-        grow = [sys.executable, "-m", "deploy.cli", "scale", str(directory), "samplers=3", "--timeout", "60"]
+        grow = [
+            sys.executable,
+            "-m",
+            "brain_align.deploy.cli",
+            "scale",
+            str(directory),
+            "samplers=3",
+            "--timeout",
+            "60",
+        ]
         done = subprocess.run(grow, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment())
         assert done.returncode == 0 and "samplers: 2 -> 3" in done.stdout, done.stderr
         assert process.wait(600) == 0, log.read_text()

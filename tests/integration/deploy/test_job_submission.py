@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.pipeline_runs import RECIPE, ROOT, SMALL, environment, kill_tree
+from tests.integration.deploy.pipeline_runs import RECIPE, ROOT, SMALL, environment, kill_tree
 
 pytestmark = pytest.mark.timeout(900)
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # ours alone, not the user's stored one

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.nn.adapters import load_adapter
-from common.nn.causal_lm import load_causal_lm, load_tokenizer
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.policies import PolicyRegistry
-from common.schemas import PRIOR, PROPOSAL
-from tests.integration.pipeline_runs import (
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import load_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
+from brain_align.common.policies import PolicyRegistry
+from brain_align.common.schemas import PRIOR, PROPOSAL
+from tests.integration.deploy.pipeline_runs import (
     FinishedRun,
     command,
     kill_tree,
@@ -122,7 +122,7 @@ def test_a_finished_run_only_shows_its_result(uninterrupted: FinishedRun) -> Non
 def test_a_run_directory_of_another_configuration_is_refused(uninterrupted: FinishedRun) -> None:
     import subprocess
 
-    from tests.integration.pipeline_runs import ROOT, environment
+    from tests.integration.deploy.pipeline_runs import ROOT, environment
 
     refused = subprocess.run(
         command(uninterrupted.directory, "learner.learning_rate=0.5"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from common.policies import PolicyRegistry
-from tests.integration.pipeline_runs import FinishedRun, run
+from brain_align.common.policies import PolicyRegistry
+from tests.integration.deploy.pipeline_runs import FinishedRun, run
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -8,19 +8,19 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.conductor import Conductor
-from deploy.learner_group import LearnerGroup
-from deploy.pool import Pool, PoolSettings
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from deploy.stored_inputs import lacking_scores, read_stored_inputs
-from deploy.tracking import Tracker
-from learner.step_report import StepReport
-from tests.integration.test_conductor import PowerCut, StandInLearner, World, stand_in_pools, trained
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.conductor.conductor import Conductor
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
+from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.deploy.services.services import Services
+from brain_align.learner.step_report import StepReport
+from tests.integration.deploy.test_conductor import PowerCut, StandInLearner, World, stand_in_pools, trained
 from tests.stand_ins import LocalSampler
 from tests.unit.factories import groups, recipe_settings, scores, step
 
@@ -61,7 +61,7 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     directory = RunDirectory(root / "run")
     work = read_stored_inputs(settings, directory).work(settings, "run", directory)
     pools = stand_in_pools(world, directory, work.started_scorers)
-    samplers = Pool("sampler", 0, stranger, directory, PoolSettings(start=5))
+    samplers = Pool("sampler", 0, stranger, directory.log, PoolSettings(start=5))
     services = Services(samplers, {name: pools[name] for name in work.started_scorers}, learner_of(world))
     tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(work.store)

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from common.policies import PolicyRegistry
-from tests.integration.pipeline_runs import BRAIN, ROOT, FinishedRun, command, environment, kill_tree, started, wait_for
+from brain_align.common.policies import PolicyRegistry
+from tests.integration.deploy.pipeline_runs import (
+    BRAIN,
+    ROOT,
+    FinishedRun,
+    command,
+    environment,
+    kill_tree,
+    started,
+    wait_for,
+)
 
 pytestmark = pytest.mark.timeout(400)
 

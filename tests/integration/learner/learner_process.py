@@ -1,6 +1,6 @@
 """One rank of a learner on DeepSpeed, as a process: trains the runs that it is told, and dies by SIGKILL if told so.
 
-    python -m tests.integration.learner_process '{"model": DIR, "runs": [{"dir": DIR, "last": 6, "learner": {…}}], …}'
+    python -m … '{"model": DIR, "runs": [{"dir": DIR, "last": 6, "learner": {…}}], …}'
 
 Rank and rendezvous stand in the environment.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.config.recipe import Recipe
-from common.nn.logprobs import request_of
-from learner.trainer import Trainer
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.nn.logprobs import request_of
+from brain_align.learner.trainer import Trainer
 from tests.unit.factories import recipe_settings
-from tests.unit.train_batches import gappy_batch
+from tests.unit.learner.train_batches import gappy_batch
 
 FIRST_LAYER = {"lora": "model.base_model.model.model.layers.0", "full": "model.model.layers.0"}
 
@@ -83,7 +83,7 @@ def held_here(parameter):
 
 
 def main(model, runs, *, die=False):
-    from learner.engine import DeepSpeedEngine, join_ranks
+    from brain_align.learner.engine import DeepSpeedEngine, join_ranks
 
     torch.set_num_threads(1)
     join_ranks()

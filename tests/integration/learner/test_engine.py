@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.policies import PolicyRegistry
-from learner.trainer import Trainer
-from tests.integration.learner_process import learner_recipe, train
+from brain_align.common.policies import PolicyRegistry
+from brain_align.learner.trainer import Trainer
+from tests.integration.learner.learner_process import learner_recipe, train
+from tests.locations import ROOT
 from tests.unit import tiny_models
-from tests.unit.plain_engine import PlainEngine
+from tests.unit.learner.plain_engine import PlainEngine
 
 # The five processes spend most of their time on imports; a machine that is busy otherwise takes minutes.
 pytestmark = pytest.mark.timeout(600)
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = (0, 1, 2, 3)
 LAST, SAVED = 6, 3
 POLICIES = {
@@ -74,7 +74,7 @@ def spawn(directory, runs, *, ranks=1, die=False):
         log = directory / f"{Path(runs[0]['dir']).name}-{rank}.log"
         with open(log, "w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.learner_process", json.dumps(plan)],
+                [sys.executable, "-m", "tests.integration.learner.learner_process", json.dumps(plan)],
                 cwd=ROOT,
                 env=os.environ | {name: str(value) for name, value in place.items()},
                 stdout=file,

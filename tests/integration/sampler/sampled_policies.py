@@ -10,15 +10,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from common.config.policy import AdapterSection
-from common.config.recipe import Recipe
-from common.leases import Lease, Prompt
-from common.nn.adapters import attach_new_adapter, save_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.nn.logprobs import SequenceLogprobs, request_of
-from common.policies import PolicyRegistry, ProposalModel, ProposalVersion
-from learner.probe import make_probe
-from sampler.sampler import Sampler
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.policies import PolicyRegistry, ProposalModel, ProposalVersion
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.learner.publishing.probe import make_probe
+from brain_align.sampler.sampler import Sampler
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -66,11 +66,13 @@ class Policies:
     def publish_whole(self, version: int, model: PreTrainedModel, server: str | None = None) -> ProposalVersion:
         return self.registry.publish(version, version, partial(save, model), probe_of(model), server)
 
-    def lease(self, version: int, *, alone: bool, seed: int = 1, prompts: list[list[int]] | None = None) -> Lease:
+    def lease(
+        self, version: int, *, alone: bool, seed: int = 1, prompts: list[list[int]] | None = None
+    ) -> SampleRequest:
         texts = prompts or [[3 + 7 * place + step for step in range(4 + place)] for place in range(6)]
         drawn = tuple(Prompt(f"p{place}", "text", tuple(ids), None) for place, ids in enumerate(texts))
         ids = tuple(f"v{version}-s{seed}-{prompt.prompt_id}" for prompt in drawn)
-        return Lease("lease", "train", version, version, 4, seed, ids, drawn, str(self.registry.root), alone)
+        return SampleRequest("lease", "train", version, version, 4, seed, ids, drawn, str(self.registry.root), alone)
 
 
 def probe_of(model: PeftModel | PreTrainedModel) -> Any:
@@ -90,7 +92,7 @@ def make_policies(directory: Path) -> Policies:
     return Policies(model, PolicyRegistry(directory / "policies"))
 
 
-async def sampled(sampler: Sampler, lease: Lease) -> list[dict[str, Any]]:
+async def sampled(sampler: Sampler, lease: SampleRequest) -> list[dict[str, Any]]:
     """The rows of a lease, in the order of its prompts."""
     rows = pa.Table.from_batches([group async for group in sampler.generate(lease)]).to_pylist()
     return sorted(rows, key=lambda row: lease.group_ids.index(row["group_id"]))

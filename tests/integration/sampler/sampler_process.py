@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from common.durable import write_file
-from common.policies import PolicyRegistry
-from tests.integration.sampled_policies import Policies, outputs, sampled
+from brain_align.common.durable import write_file
+from brain_align.common.policies import PolicyRegistry
+from tests.integration.sampler.sampled_policies import Policies, outputs, sampled
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ import psutil
 import pytest
 import torch
 
-from common.config.sampling import SamplingSection
-from common.errors import EngineLostError, UserError
-from sampler.engine import Engine
-from sampler.engine_settings import EngineSettings
-from sampler.sampler import Sampler
-from tests.integration.pipeline_runs import ROOT, environment
-from tests.integration.sampled_policies import (
+from brain_align.common.config.sampling import SamplingSection
+from brain_align.common.errors import EngineLostError, UserError
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.engine.settings import EngineSettings
+from brain_align.sampler.sampler import Sampler
+from tests.integration.deploy.pipeline_runs import ROOT, environment
+from tests.integration.sampler.sampled_policies import (
     EOS_ID,
     TOKENIZER,
     VOCABULARY,
@@ -136,7 +136,7 @@ def sampled_elsewhere(policies: Policies, directory: Path) -> str:
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_others_go_on(
     loop: asyncio.Runner, policies: Policies, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sampler.versions.VISIBLE_WITHIN", 1.0)
+    monkeypatch.setattr("brain_align.sampler.weights.versions.VISIBLE_WITHIN", 1.0)
     before = loop.run(sampled(sampler, policies.lease(1, alone=True)))
     damaged = policies.publish(10, policies.adapted(10))
     weights = damaged.path / "adapter_model.safetensors"

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.errors import EngineLostError, UserError
-from common.nn.weight_link import Link
-from common.policies import PolicyRegistry
-from learner import weight_server
-from learner.weight_server import WeightServer
-from sampler.engine import Engine
-from sampler.sampler import Sampler
-from tests.integration.sampled_policies import (
+from brain_align.common.errors import EngineLostError, UserError
+from brain_align.common.nn.weight_link import Link
+from brain_align.common.policies import PolicyRegistry
+from brain_align.learner.publishing import weight_server
+from brain_align.learner.publishing.weight_server import WeightServer
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.sampler import Sampler
+from tests.integration.sampler.sampled_policies import (
     Policies,
     base_model,
     make_policies,
@@ -143,7 +143,7 @@ def test_what_does_not_arrive_as_published_is_read_from_its_files(
     with caplog.at_level(logging.WARNING, "sampler"):
         rows = loop.run(sampled(world.sampler, world.policies.lease(version, alone=False)))
     assert worst_gap(rows, model) < 1e-4
-    said = [record.getMessage() for record in caplog.records if record.name == "sampler.delivery"]
+    said = [record.getMessage() for record in caplog.records if record.name == "brain_align.sampler.weights.delivery"]
     assert len(said) == 1
     assert said[0].startswith(f"sampler-0 takes proposal version {version} from its files, since phase `fetch` of its")
     assert why in said[0]

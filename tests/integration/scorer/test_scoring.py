@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config.recipe import Recipe
-from common.store import SampleStore
-from deploy.recipe_files import dump_yaml
-from tests.integration.pipeline_runs import ROOT, environment, kill_tree
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.recipe_files import dump_yaml
+from tests.integration.deploy.pipeline_runs import ROOT, environment, kill_tree
 from tests.unit.factories import groups, recipe_settings
-from tests.unit.http_service import serving
+from tests.unit.scorer.http_service import serving
 
 LIMIT = 300.0
 
@@ -66,7 +66,7 @@ def function(name: str, **settings: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def brain(here: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """The command in a user's folder; it ends, with all that it started, with the block."""
-    command = [sys.executable, "-m", "deploy.cli", *arguments]
+    command = [sys.executable, "-m", "brain_align.deploy.cli", *arguments]
     surroundings = environment() | {"PYTHONPATH": str(ROOT), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
     with open(here / f"{len(list(here.glob('*.log')))}.log", "w") as log:
         process = subprocess.Popen(command, cwd=here, env=surroundings, stdout=log, stderr=log, text=True)

@@ -14,10 +14,11 @@ from unittest import mock
 
 import pyarrow as pa
 
-from common import durable
-from common.schemas import GROUPS, batch_from_rows
-from common.storage import catalogue, compaction, opening
-from common.store import SampleStore
+from brain_align.common import durable
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store import opened_store
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table import catalogue, compaction
 from tests.unit.factories import group, output, scores, step
 
 LEASE = 3
@@ -65,7 +66,7 @@ def busy_housekeeping(grace: float = 0.0) -> Iterator[None]:
     """Index files, compaction and removal every few commits instead of every few hundred, and after a short grace."""
     small = compaction.Sizes(largest=1 << 20, target=8 << 20, fewest=5)
     at_once = mock.patch.object(
-        opening, "remove_superseded", lambda place, kind: compaction.remove_superseded(place, kind, grace)
+        opened_store, "remove_superseded", lambda place, kind: compaction.remove_superseded(place, kind, grace)
     )
     write_index = catalogue.Catalogue.write_index
 
@@ -73,7 +74,7 @@ def busy_housekeeping(grace: float = 0.0) -> Iterator[None]:
         write_index(self, at_least=at_least)
 
     with (
-        mock.patch.object(opening, "SMALL", small),
+        mock.patch.object(opened_store, "SMALL", small),
         at_once,
         mock.patch.object(catalogue.Catalogue, "write_index", often),
     ):

@@ -1,4 +1,4 @@
-"""Writers and readers of one store at once: `python -m tests.integration.store_load {write|read} STORE NAME SECONDS`.
+"""Writers and readers of one store at once: `python -m … {write|read} STORE NAME SECONDS`.
 
 A writer appends leases of its own, and now and then one that the other writer appends too; writer0 records steps. A
 reader opens and refreshes the store, checks each snapshot, and prints how many it has seen and what was wrong with
@@ -12,9 +12,9 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from common.schemas import GROUPS, batch_from_rows
-from common.store import SampleStore
-from tests.integration.store_faults import append_lease, bad_rows, busy_housekeeping, rows_of, snapshot
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
+from tests.integration.store.store_faults import append_lease, bad_rows, busy_housekeeping, rows_of, snapshot
 
 GRACE = 2.0  # seconds that a replaced part stays: longer than a reader takes to list a folder and read it
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from common.errors import UserError
-from common.storage.repair import repair
-from common.storage.verification import verify
-from common.store import SampleStore
-from tests.integration.store_faults import (
+from brain_align.common.errors import UserError
+from brain_align.common.store.maintenance.repair import repair
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.sample_store import SampleStore
+from tests.integration.store.store_faults import (
     ERRORS,
     Faults,
     append_lease,
@@ -28,10 +28,10 @@ from tests.integration.store_faults import (
     fail_with,
     snapshot,
 )
+from tests.locations import ROOT
 
 KILLS = 200
 FAILURES = 150
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ class Acknowledged:
 @pytest.fixture
 def forks() -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.store_faults"],
+        [sys.executable, "-m", "tests.integration.store.store_faults"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.store import SampleStore
+from brain_align.common.store.sample_store import SampleStore
+from tests.locations import ROOT
 from tests.unit.factories import groups, scores
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENT, flags=re.DOTALL)
 _CUT = "the example begins here"

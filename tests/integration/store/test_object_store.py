@@ -10,14 +10,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from common.errors import DamagedPartError, UserError
-from common.storage import part_reader
-from common.storage.compaction import LARGE, compact, remove_superseded
-from common.storage.object_store import ObjectStore, open_object_store
-from common.storage.opening import Opening
-from common.storage.repair import repair
-from common.storage.verification import verify
-from common.store import SampleStore
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.store.files.object_store import ObjectStore, open_object_store
+from brain_align.common.store.maintenance.repair import repair
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table import part_reader
+from brain_align.common.store.table.compaction import LARGE, compact, remove_superseded
 from tests.unit.factories import groups, scores, step
 
 BUCKET = "samples"

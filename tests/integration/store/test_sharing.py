@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from common.storage.verification import verify
-from common.store import SampleStore
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.sample_store import SampleStore
+from tests.locations import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = float(os.environ.get("BRAIN_STORE_LOAD_SECONDS", "12"))
 
 
 def start(role: str, store: Path, name: str, seconds: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.integration.store_load", role, str(store), name, str(seconds)]
+    command = [sys.executable, "-m", "tests.integration.store.store_load", role, str(store), name, str(seconds)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

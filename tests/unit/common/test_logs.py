@@ -1,8 +1,7 @@
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.locations import ROOT
 
 
 def run(code, *arguments):
@@ -18,7 +17,8 @@ def run(code, *arguments):
 REDIRECT = """
 import io, os, subprocess, sys
 from pathlib import Path
-from common.logs import redirect_output
+from brain_align.common.logs import redirect_output
+from tests.locations import ROOT
 print("before")
 if len(sys.argv) > 2:
     sys.stdout, sys.stderr = io.StringIO(), None  # as services may find them

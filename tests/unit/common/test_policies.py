@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from common.policies import PolicyRegistry
+from brain_align.common.errors import UserError
+from brain_align.common.policies import PolicyRegistry
 
 
 def weights(content: str):

@@ -1,6 +1,6 @@
 import pytest
 
-from common.statistics import win_rate
+from brain_align.common.statistics import win_rate
 
 
 def test_the_paper_s_intervals_come_out() -> None:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 
-from learner.engine_protocol import ParameterState
+from brain_align.learner.engine_protocol import ParameterState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

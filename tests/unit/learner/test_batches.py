@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from common.errors import PipelineError
-from learner.batches import group_batch
-from tests.unit.train_batches import train_batch, train_row
+from brain_align.common.errors import PipelineError
+from brain_align.learner.steps.batches import group_batch
+from tests.unit.learner.train_batches import train_batch, train_row
 
 
 def test_groups_of_different_sizes_are_padded():

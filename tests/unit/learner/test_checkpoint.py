@@ -1,7 +1,7 @@
 import pytest
 
-from common.errors import UserError
-from learner.checkpoint import CheckpointDirectory
+from brain_align.common.errors import UserError
+from brain_align.learner.checkpoints.checkpoint import CheckpointDirectory
 
 
 def write(text):

@@ -6,15 +6,15 @@ import random
 import pytest
 import torch
 
-from common.config.objective_sections import BrainSection
-from common.config.training import LearnerSection
-from common.nn.logprobs import SequenceLogprobs
-from common.nn.packing import TokenBudget
-from learner.gradients import accumulate_gradient
-from learner.objectives.catalogue import make_objective
-from tests.unit.plain_engine import PlainEngine
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.config.training import LearnerSection
+from brain_align.common.nn.logprobs import SequenceLogprobs
+from brain_align.common.nn.prefix.packing import TokenBudget
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.steps.gradients import accumulate_gradient
+from tests.unit.learner.plain_engine import PlainEngine
+from tests.unit.learner.train_batches import random_rows, train_batch, train_row, trained_batch
 from tests.unit.tiny_models import gptj, llama
-from tests.unit.train_batches import random_rows, train_batch, train_row, trained_batch
 
 MODELS = {"llama": llama, "gptj": gptj}
 ODD_ROWS = [

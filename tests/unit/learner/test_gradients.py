@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from common.config.objective_sections import BrainSection
-from common.config.training import LearnerSection
-from common.nn.packing import TokenBudget
-from learner.gradients import accumulate_gradient
-from learner.objectives.catalogue import make_objective
-from tests.unit.objective_values import ALL_SETTINGS
-from tests.unit.plain_engine import PlainEngine
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.config.training import LearnerSection
+from brain_align.common.nn.prefix.packing import TokenBudget
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.steps.gradients import accumulate_gradient
+from tests.unit.learner.objectives.objective_values import ALL_SETTINGS
+from tests.unit.learner.plain_engine import PlainEngine
+from tests.unit.learner.train_batches import gappy_batch, random_rows, train_batch, train_row, trained_batch
 from tests.unit.tiny_models import VOCABULARY
-from tests.unit.train_batches import gappy_batch, random_rows, train_batch, train_row, trained_batch
 
 BRAIN = BrainSection()
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from common.config.policy import AdapterSection
-from common.errors import UserError
-from common.nn.adapters import attach_new_adapter
-from common.nn.logprobs import SequenceLogprobs, request_of
-from learner.memory_plan import TOKENS_ON_CPU, Footprint, footprint, tokens_of_a_pass, tokens_within
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.errors import UserError
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import attach_new_adapter
+from brain_align.learner.steps.memory_plan import TOKENS_ON_CPU, Footprint, footprint, tokens_of_a_pass, tokens_within
 from tests.allocations import peak_bytes
 from tests.unit.tiny_models import gptj, llama
 

@@ -1,8 +1,8 @@
 import pytest
 
-from common.nn.packing import TokenBudget
-from learner.partition import Part, plan
-from tests.unit.train_batches import train_batch, train_row, trained_batch
+from brain_align.common.nn.prefix.packing import TokenBudget
+from brain_align.learner.steps.micro_batches import Part, plan
+from tests.unit.learner.train_batches import train_batch, train_row, trained_batch
 
 
 def padded(max_tokens):

@@ -8,19 +8,19 @@ import pytest
 import torch
 import transformers
 
-from common.config.recipe import Recipe
-from common.errors import LearnerOutOfMemoryError, PipelineError, UserError
-from common.nn.adapters import load_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.policies import PolicyRegistry
-from learner.server_process import WeightServerProcess
-from learner.trainer import Trainer
-from learner.training_state import SavedParameters
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError, UserError
+from brain_align.common.nn.models.adapters import load_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.policies import PolicyRegistry
+from brain_align.learner.checkpoints.training_state import SavedParameters
+from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.learner.trainer import Trainer
 from tests.unit import tiny_models
+from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
-from tests.unit.logprob_calls import group_logprobs
-from tests.unit.plain_engine import PlainEngine
-from tests.unit.train_batches import gappy_batch, train_batch, train_row
+from tests.unit.learner.plain_engine import PlainEngine
+from tests.unit.learner.train_batches import gappy_batch, train_batch, train_row
 
 
 @pytest.fixture(scope="module", autouse=True)

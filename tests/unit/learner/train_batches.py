@@ -4,10 +4,10 @@ import random
 
 import pyarrow as pa
 
-from common.config.objective_sections import BrainSection
-from common.schemas import TRAIN_BATCH, batch_from_rows
-from learner.batches import GroupBatch, group_batch
-from learner.objectives.catalogue import make_objective
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.schemas import TRAIN_BATCH, batch_from_rows
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.steps.batches import GroupBatch, group_batch
 from tests.unit.tiny_models import VOCABULARY
 
 

@@ -10,28 +10,66 @@ from pathlib import Path, PurePosixPath
 import pytest
 from setuptools import find_packages
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("common", "sampler", "scorer", "learner", "deploy")
+from tests.locations import ROOT
+
+PACKAGE = "brain_align"
+ROOMS = ("common", "sampler", "scorer", "learner", "deploy")
 STAGES = ("sampler", "scorer", "learner")
-# The files that may import an engine. Of the sampler's, engine_requests.py and engine_weights.py build what engine.py
-# hands to vLLM; weight_transfer.py has a subclass of one of vLLM's, which imports it in its own processes.
+# The files that may import an engine. Of the sampler's, requests.py and sent_weights.py build what engine.py hands to
+# vLLM; transfer.py has a subclass of one of vLLM's, which imports it in its own processes.
 ENGINES = {
     "vllm": (
-        PurePosixPath("sampler/engine.py"),
-        PurePosixPath("sampler/engine_requests.py"),
-        PurePosixPath("sampler/engine_weights.py"),
-        PurePosixPath("sampler/weight_transfer.py"),
+        PurePosixPath("sampler/engine/engine.py"),
+        PurePosixPath("sampler/engine/requests.py"),
+        PurePosixPath("sampler/engine/sent_weights.py"),
+        PurePosixPath("sampler/weights/transfer.py"),
     ),
     "deepspeed": (PurePosixPath("learner/engine.py"),),
 }
 TENSOR_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 HEAVY = ("ray", "vllm", "deepspeed")
 
+# From top to bottom: a room imports from itself and from what stands below it (docs/architecture.md, "Rooms"). Rooms on
+# one line never import each other. A module belongs to the longest name that it begins with.
+LAYERS = (
+    (
+        ("deploy.cli",),
+        ("deploy.commands",),
+        ("deploy.compare", "deploy.lab"),
+        ("deploy.pipeline",),
+        ("deploy.monitor",),
+        ("deploy.conductor",),
+        ("deploy.services",),
+        ("deploy.run",),
+        ("deploy.worlds", "deploy.demo"),
+        ("deploy.actors", "deploy.schedule", "deploy.plotting"),
+    ),
+    (
+        ("common.store.maintenance",),
+        ("common.store.commit_queue",),
+        ("common.store.overlay",),
+        ("common.store.sample_store",),
+        ("common.store.opened_store",),
+        ("common.store.training_lock", "common.store.manifest"),
+        ("common.store.table",),
+        ("common.store.files",),
+        ("common.store.format",),
+    ),
+    (("sampler.service",), ("sampler.sampler",), ("sampler.generation",), ("sampler.weights",), ("sampler.engine",)),
+    (("scorer.service",), ("scorer.catalogue",), ("scorer.kinds",), ("scorer.text_models",), ("scorer.scorer",)),
+    (
+        ("learner.service",),
+        ("learner.trainer",),
+        ("learner.checkpoints",),
+        ("learner.steps",),
+        ("learner.objectives", "learner.publishing"),
+    ),
+)
+ONE_ROOM = ({"deploy.worlds", "deploy.demo"},)  # the demo is one of the worlds, made with their parts
+
 
 def sources() -> list[PurePosixPath]:
-    return sorted(
-        PurePosixPath(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-    )
+    return sorted(PurePosixPath(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
 def imported(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
@@ -41,7 +79,8 @@ def imported(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
             case ast.ImportFrom(module=module, names=names, level=level):
-                base = list(path.parts[: len(path.parts) - level]) if level else []
+                inside = (PACKAGE, *path.parts)
+                base = list(inside[: len(inside) - level]) if level else []
                 prefix = ".".join(base + ([module] if module else []))
                 yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in names)
             case ast.Call(
@@ -53,25 +92,46 @@ def imported(source: str, path: PurePosixPath) -> Iterator[tuple[int, str]]:
 
 def broken_rule(path: PurePosixPath, name: str) -> str | None:
     """The rule that the file at `path` breaks by importing `name`, if any."""
-    package, target = path.parts[0], name.split(".")[0]
-    in_common = package == "common" and path.parts[1] != "nn"
+    room = path.parts[0]
+    inside = name.startswith(f"{PACKAGE}.")
+    name = name.removeprefix(f"{PACKAGE}.")
+    target = name.split(".")[0]
+    in_common = room == "common" and path.parts[1] != "nn"
     rules = {
+        f"the project is imported as {PACKAGE}.…, never by the bare names of its rooms": target in ROOMS and not inside,
         "the product never imports its tests": target == "tests",
-        "nothing imports deploy": target == "deploy" and package != "deploy",
+        "nothing imports deploy": target == "deploy" and room != "deploy",
         "sampler, scorer and learner never import each other, nor common any of them": (
-            target in STAGES and package not in (target, "deploy")
+            target in STAGES and room not in (target, "deploy")
         ),
         f"{target} is imported only in {', '.join(map(str, ENGINES.get(target, ())))}": (
             target in ENGINES and path not in ENGINES[target]
         ),
         "ray is imported only in deploy and in the stages' service.py": (
-            target == "ray" and package != "deploy" and not (package in STAGES and path.name == "service.py")
+            target == "ray" and room != "deploy" and not (room in STAGES and path.name == "service.py")
         ),
         "common outside of common.nn imports no tensor library": in_common and target in TENSOR_LIBRARIES,
-        "datasets is imported only in deploy": target == "datasets" and package != "deploy",
+        "datasets is imported only in deploy": target == "datasets" and room != "deploy",
         "common does not import common.nn": in_common and f"{name}.".startswith("common.nn."),
+        "a room imports only from rooms below it": inside and is_above(".".join(path.with_suffix("").parts), name),
     }
     return next((rule for rule, broken in rules.items() if broken), None)
+
+
+def is_above(importing: str, imported: str) -> bool:
+    """Whether a module stands in a room above, or beside, that of the module that imports it."""
+    for layers in LAYERS:
+        here, there = layer_of(importing, layers), layer_of(imported, layers)
+        if here and there and here[1] != there[1] and {here[1], there[1]} not in ONE_ROOM:
+            return there[0] <= here[0]
+    return False
+
+
+def layer_of(module: str, layers: tuple[tuple[str, ...], ...]) -> tuple[int, str] | None:
+    """The number of the layer in which a module stands, and its room, if any."""
+    rooms = {room: number for number, layer in enumerate(layers) for room in layer}
+    found = max((room for room in rooms if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+    return None if found is None else (rooms[found], found)
 
 
 def test_no_file_breaks_an_import_rule():
@@ -87,24 +147,30 @@ def test_no_file_breaks_an_import_rule():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("common/store.py", "import torch.nn as nn"),
-        ("common/store.py", "def f():\n    from transformers import AutoModel"),
-        ("common/row_files.py", "from datasets import load_dataset"),
-        ("common/store.py", "from common import nn"),
-        ("common/store.py", "from .nn import logprobs"),
+        ("common/store/sample_store.py", "import torch.nn as nn"),
+        ("common/store/sample_store.py", "def f():\n    from transformers import AutoModel"),
+        ("common/data/row_files.py", "from datasets import load_dataset"),
+        ("common/store/sample_store.py", "from brain_align.common import nn"),
+        ("common/schemas.py", "from .nn import logprobs"),
         ("common/config/recipe.py", "from ..nn.logprobs import f"),
-        ("common/store.py", "import learner.engine"),
+        ("common/store/sample_store.py", "import brain_align.learner.engine"),
         ("common/nn/load.py", "import ray"),
-        ("sampler/engine.py", "from scorer import rewards"),
+        ("sampler/engine/engine.py", "from brain_align.scorer import rewards"),
         ("sampler/prompts.py", "import vllm"),
-        ("sampler/receiving.py", "from vllm.distributed import weight_transfer"),
-        ("sampler/engine_failures.py", "from vllm.v1.engine.exceptions import EngineDeadError"),
+        ("sampler/weights/receiving.py", "from vllm.distributed import weight_transfer"),
+        ("sampler/engine/failures.py", "from vllm.v1.engine.exceptions import EngineDeadError"),
         ("learner/service.py", "from deepspeed import zero"),
         ("learner/engine.py", "import ray"),
-        ("deploy/doctor.py", "import importlib\nimportlib.import_module('vllm')"),
+        ("deploy/commands/doctor.py", "import importlib\nimportlib.import_module('vllm')"),
         ("scorer/pool.py", "if True:\n    import ray"),
-        ("scorer/service.py", "from deploy.cli import main"),
+        ("scorer/service.py", "from brain_align.deploy.cli import main"),
         ("deploy/cli.py", "from tests.bench import harness"),
+        ("deploy/cli.py", "from deploy.run.directory import RunDirectory"),
+        ("scorer/service.py", "import common.store"),
+        ("deploy/run/directory.py", "from brain_align.deploy.conductor.conductor import Conductor"),
+        ("deploy/schedule/rounds.py", "from brain_align.deploy.actors.pool import Pool"),
+        ("common/store/table/row_index.py", "from ..sample_store import SampleStore"),
+        ("learner/objectives/brain.py", "from brain_align.learner.steps.gradients import x"),
     ],
 )
 def test_a_planted_breach_is_found(path, source):
@@ -115,13 +181,16 @@ def test_a_planted_breach_is_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("common/nn/load.py", "import torch, transformers\nfrom common.store import Store"),
-        ("common/store.py", "from . import schemas\nfrom .nncache import x"),
-        ("sampler/engine.py", "import vllm"),
-        ("sampler/weight_transfer.py", "from vllm.config import VllmConfig"),
+        ("common/nn/load.py", "import torch, transformers\nfrom brain_align.common.store.sample_store import Store"),
+        ("common/policies.py", "from . import schemas\nfrom .nncache import x"),
+        ("sampler/engine/engine.py", "import vllm"),
+        ("sampler/weights/transfer.py", "from vllm.config import VllmConfig"),
         ("learner/engine.py", "import deepspeed\nfrom .objectives import brain"),
         ("scorer/service.py", "import ray"),
-        ("deploy/conductor.py", "import ray\nfrom learner.service import Learner\nfrom . import cli"),
+        (
+            "deploy/conductor/conductor.py",
+            "import ray\nfrom brain_align.learner.service import Learner\nfrom . import sampling",
+        ),
     ],
 )
 def test_what_is_allowed_passes(path, source):
@@ -131,7 +200,7 @@ def test_what_is_allowed_passes(path, source):
 
 def loaded_after_importing(paths: list[PurePosixPath]) -> set[str]:
     """Imports the modules at `paths` in a process of their own; the top-level packages that it then holds."""
-    names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    names = [f"{PACKAGE}." + ".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
     code = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
@@ -174,6 +243,10 @@ def test_init_files_are_empty_and_every_code_folder_has_one():
 def test_the_packaging_ships_every_package_and_no_tests():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
     shipped = set(find_packages(str(ROOT), include=settings["include"]))
-    assert shipped == {".".join(path.parent.parts) for path in sources() if path.name == "__init__.py"}
-    assert shipped >= set(PACKAGES)
-    assert not [name for name in shipped if name.split(".")[0] not in PACKAGES]
+    rooms = {f"{PACKAGE}." + ".".join(path.parent.parts) for path in sources() if path.name == "__init__.py"}
+    assert shipped == {PACKAGE, *rooms}
+
+
+def test_the_links_of_the_package_are_relative_and_lead_to_the_rooms():
+    links = {path.name: path.readlink() for path in (ROOT / PACKAGE).iterdir() if path.is_symlink()}
+    assert links == {room: Path("..") / room for room in ROOMS}

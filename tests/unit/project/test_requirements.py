@@ -3,13 +3,13 @@
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.locations import ROOT
+
 # Why these are left out stands at the head of requirements/cpu.txt.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 # What needs more than its plain self, as nothing in the lock says so.

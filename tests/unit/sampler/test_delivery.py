@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from common.policies import PolicyRegistry, ProposalVersion
-from sampler.delivery import WeightsByTransfer
-from sampler.engine import Engine
-from sampler.engine_data import NotReceivedError, WeightSource
+from brain_align.common.policies import PolicyRegistry, ProposalVersion
+from brain_align.sampler.engine.data import NotReceivedError, WeightSource
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.weights.delivery import WeightsByTransfer
 
 
 class ReceivingEngine:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import DeliveryError, PipelineError, UserError
-from common.policies import ProposalVersion
-from sampler.delivery import AdapterSwap
-from sampler.engine import Engine
-from sampler.engine_data import Adapter
-from sampler.engine_failures import not_loaded
-from sampler.engine_requests import completion, completions
-from sampler.engine_settings import EngineSettings, engine_arguments
-from sampler.worker import WorkerExtension
+from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.common.policies import ProposalVersion
+from brain_align.sampler.engine.data import Adapter
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.engine.failures import not_loaded
+from brain_align.sampler.engine.requests import completion, completions
+from brain_align.sampler.engine.settings import EngineSettings, engine_arguments
+from brain_align.sampler.engine.worker import WorkerExtension
+from brain_align.sampler.weights.delivery import AdapterSwap
 
 
 def test_every_generator_that_vllm_draws_seeds_from_is_seeded() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sampler import free_memory as module
-from sampler.free_memory import free_memory
+from brain_align.sampler.weights import free_memory as module
+from brain_align.sampler.weights.free_memory import free_memory
 
 
 @pytest.fixture

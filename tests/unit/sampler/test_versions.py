@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from common.errors import DeliveryError, UserError
-from common.policies import PolicyRegistry, Probe
-from sampler.engine import Engine
-from sampler.engine_data import Adapter
-from sampler.versions import Versions
+from brain_align.common.errors import DeliveryError, UserError
+from brain_align.common.policies import PolicyRegistry, Probe
+from brain_align.sampler.engine.data import Adapter
+from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.weights.versions import Versions
 
 PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.nn import weight_link
-from common.nn.weight_link import LinkError, Question, read_offer, write_line
-from common.policies import PolicyRegistry, ProposalVersion
-from learner import server_process, weight_server
-from learner.server_process import WeightServerProcess
-from learner.weight_server import WeightServer
-from sampler import receiving
-from sampler.engine_data import WeightSource
-from sampler.receiving import Reception
+from brain_align.common.nn import weight_link
+from brain_align.common.nn.weight_link import LinkError, Question, read_offer, write_line
+from brain_align.common.policies import PolicyRegistry, ProposalVersion
+from brain_align.learner.publishing import server_process, weight_server
+from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.learner.publishing.weight_server import WeightServer
+from brain_align.sampler.engine.data import WeightSource
+from brain_align.sampler.weights import receiving
+from brain_align.sampler.weights.receiving import Reception
 
 CONTENTS = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 41, "sub/empty": b""}
 CPU = torch.device("cpu")
@@ -334,7 +334,7 @@ def talk():
         print("12.0.0.1:80", "said by a library" * 5000, flush=True)
         time.sleep(0.1)
 
-if "learner.weight_server" in sys.orig_argv:
+if "brain_align.learner.publishing.weight_server" in sys.orig_argv:
     print("127.0.0.1:80")
     threading.Thread(target=talk, daemon=True).start()
 """

@@ -13,12 +13,12 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from common.config.scorers import ClassifierSection
-from common.conversations import Message, as_text
-from common.errors import UserError
-from common.schemas import GROUPS, batch_from_rows
-from scorer.classifier import ClassifierScorer, WholeTexts, load_classifier
-from scorer.text_values import TextValues
+from brain_align.common.config.scorers import ClassifierSection
+from brain_align.common.data.conversations import Message, as_text
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.scorer.kinds.classifier import ClassifierScorer, WholeTexts, load_classifier
+from brain_align.scorer.text_models.text_values import TextValues
 from tests.unit.factories import group, output
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj_config, llama, save
 

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import PRIOR
-from scorer.build import build_scorer
-from scorer.formats import TLDR
-from scorer.golden import check_golden
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import PRIOR
+from brain_align.scorer.catalogue import build_scorer
+from brain_align.scorer.golden import check_golden
+from brain_align.scorer.text_models.formats import TLDR
 from tests.unit.factories import recipe_settings
-from tests.unit.http_service import serving
-from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
+from tests.unit.scorer.http_service import serving
+from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import llama, save
 
 shift = 0.0

@@ -3,11 +3,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config
 
-from common.errors import UserError
-from scorer.checkpoints import find_checkpoint
-from scorer.formats import EOS, FORMATS, HH, TLDR
-from scorer.gptj_reward import GPTJReward, load_gptj_reward
-from scorer.text_values import TextValues
+from brain_align.common.errors import UserError
+from brain_align.scorer.text_models.checkpoints import find_checkpoint
+from brain_align.scorer.text_models.formats import EOS, FORMATS, HH, TLDR
+from brain_align.scorer.text_models.gptj_model import GPTJReward, load_gptj_reward
+from brain_align.scorer.text_models.text_values import TextValues
 from tests.reference.reward_models import ReferenceReward
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj_config
 

@@ -3,15 +3,15 @@ from functools import partial
 import pytest
 import torch
 
-from common.config.policy import AdapterSection, PolicySection
-from common.errors import UserError
-from common.nn.adapters import attach_new_adapter, save_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.policies import PolicyRegistry
-from common.schemas import PROPOSAL
-from scorer.proposal import ProposalScorer
-from tests.unit.logprob_calls import group_logprobs
-from tests.unit.test_scorers import group, score
+from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.policies import PolicyRegistry
+from brain_align.common.schemas import PROPOSAL
+from brain_align.scorer.kinds.proposal import ProposalScorer
+from tests.unit.common.nn.logprob_calls import group_logprobs
+from tests.unit.scorer.test_scorers import group, score
 from tests.unit.tiny_models import llama, save
 
 ADAPTER = AdapterSection(r=2, alpha=4, targets=["q_proj", "v_proj"])

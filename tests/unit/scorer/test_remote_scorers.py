@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from common.config.scorers import EndpointSection, JudgeSection
-from common.errors import UserError
-from common.schemas import GROUPS, batch_from_rows
-from scorer.endpoint import load_endpoint
-from scorer.judge import load_judge
+from brain_align.common.config.scorers import EndpointSection, JudgeSection
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.scorer.kinds.endpoint import load_endpoint
+from brain_align.scorer.kinds.judge import load_judge
 from tests.unit.factories import group, output
-from tests.unit.http_service import serving
+from tests.unit.scorer.http_service import serving
 
 
 def endpoint(url, **settings):

@@ -9,13 +9,13 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
-from common.errors import UserError
-from scorer.checkpoints import Checkpoint, find_checkpoint
-from scorer.formats import FORMATS, HH, TLDR
-from scorer.gptj_reward import load_gptj_reward
-from scorer.layer_split import layer_devices
+from brain_align.common.errors import UserError
+from brain_align.scorer.text_models.checkpoints import Checkpoint, find_checkpoint
+from brain_align.scorer.text_models.formats import FORMATS, HH, TLDR
+from brain_align.scorer.text_models.gptj_model import load_gptj_reward
+from brain_align.scorer.text_models.layer_split import layer_devices
 from tests.allocations import peak_bytes
-from tests.unit.test_gptj_reward import TOKENIZER, rewards, tiny_weights, write
+from tests.unit.scorer.test_gptj_reward import TOKENIZER, rewards, tiny_weights, write
 
 KINDS = {
     "model.safetensors": lambda weights, file: save_file({n: w.contiguous() for n, w in weights.items()}, file),
@@ -91,7 +91,7 @@ def hub(tmp_path, monkeypatch):
         shutil.copy(repository / file, cache / file)
         return str(cache / file)
 
-    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+    monkeypatch.setattr("brain_align.scorer.text_models.checkpoints.hf_hub_download", download)
     return repository, cache, asked
 
 
@@ -144,7 +144,7 @@ def test_a_reward_model_that_cannot_be_fetched_is_named(monkeypatch):
     def download(*_, **__):
         raise OSError("no such repository\nand more")
 
-    monkeypatch.setattr("scorer.checkpoints.hf_hub_download", download)
+    monkeypatch.setattr("brain_align.scorer.text_models.checkpoints.hf_hub_download", download)
     with pytest.raises(UserError, match=r"owner/model could not be fetched from the hub: no such repository$"):
         find_checkpoint("owner/model", TLDR)
 

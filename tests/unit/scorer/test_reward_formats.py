@@ -1,14 +1,13 @@
-from pathlib import Path
-
 import pytest
 from tokenizers import AddedToken
 from transformers import GPT2TokenizerFast
 
-from common.errors import UserError
-from scorer.formats import EOS, FORMATS, HH, START, TLDR, normalise_tldr_prompt
+from brain_align.common.errors import UserError
+from brain_align.scorer.text_models.formats import EOS, FORMATS, HH, START, TLDR, normalise_tldr_prompt
+from tests.locations import SHARED
 from tests.unit.tiny_models import gpt2_like_tokenizer
 
-GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "gpt2"
+GPT2 = SHARED / "data" / "tokenizers" / "gpt2"
 
 
 @pytest.fixture(scope="module", params=["tiny", "gpt2"])

@@ -13,22 +13,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.policy import PolicySection
-from common.config.recipe import Recipe
-from common.config.scorers import FunctionSection
-from common.conversations import Message, as_text
-from common.errors import UserError
-from common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
-from scorer import build
-from scorer.build import build_scorer
-from scorer.formats import HH, TLDR
-from scorer.function import load_function
-from scorer.gptj_reward import Dtype
-from scorer.prior import load_prior
-from scorer.reward_model import load_reward_model
+from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.data.conversations import Message, as_text
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
+from brain_align.scorer import catalogue
+from brain_align.scorer.catalogue import build_scorer
+from brain_align.scorer.kinds.function import load_function
+from brain_align.scorer.kinds.gptj import load_reward_model
+from brain_align.scorer.kinds.prior import load_prior
+from brain_align.scorer.text_models.formats import HH, TLDR
+from brain_align.scorer.text_models.gptj_model import Dtype
+from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
-from tests.unit.logprob_calls import group_logprobs
-from tests.unit.test_gptj_reward import TOKENIZER, tiny_weights, write
+from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
 
 PROMPT = "the cat\nTL;DR:"
@@ -387,7 +387,7 @@ def test_what_is_no_list_of_numbers_is_null(answer, message):
         (HERE, "has no function ''"),
         (f"{HERE}:ANSWERS", "has no function 'ANSWERS'"),
         (":f", "cannot be imported"),
-        ("tests.unit.ending_script:f", "cannot be imported: it ends with status 3"),
+        ("tests.unit.scorer.ending_script:f", "cannot be imported: it ends with status 3"),
     ],
 )
 def test_functions_that_are_not_there_are_refused(path, message):
@@ -444,11 +444,11 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
 
 def test_only_a_scorer_that_asked_for_a_gpu_gets_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert build._device(0) == "cpu"
-    assert build._device(0.5) == "cuda:0"
-    assert build._devices(2) == ["cuda:0", "cuda:1"]
+    assert catalogue._device(0) == "cpu"
+    assert catalogue._device(0.5) == "cuda:0"
+    assert catalogue._devices(2) == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build._devices(2) == ["cpu"]
+    assert catalogue._devices(2) == ["cpu"]
 
 
 def test_scores_survive_arrow():

@@ -4,12 +4,13 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config.objectives import OBJECTIVE_NAMES
-from common.config.recipe import Recipe
-from common.config.run_identity import differing_settings, recipe_digest
-from common.config.validation import parse_recipe, valid_names
-from common.errors import UserError
-from deploy.recipe_files import load_recipe, with_world
+from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import differing_settings, recipe_digest
+from brain_align.common.config.validation import parse_recipe, valid_names
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.recipe_files import load_recipe, with_world
+from tests.locations import ROOT
 from tests.unit.factories import recipe_settings
 
 FULL = {"model": "m", "method": "full"}
@@ -17,7 +18,7 @@ JUDGE = {"kind": "judge", "url": "http://here/v1", "model": "m", "instructions":
 DATA = {"train": "t", "validation": "v", "test": "t"}
 TWO = {"reward": 1, "b": -1}
 PAIR = {"reward": JUDGE, "b": {"kind": "function", "function": "m:f", "use": "evaluation"}}
-RECIPES = sorted((Path(__file__).parents[2] / "deploy/recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

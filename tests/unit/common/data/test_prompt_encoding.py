@@ -5,10 +5,10 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from common.conversations import Message, as_text
-from common.errors import UserError
-from common.nn.prompt_encoding import prompt_encoding
-from common.prompts import RefusedPromptError
+from brain_align.common.data.conversations import Message, as_text
+from brain_align.common.data.prompts import RefusedPromptError
+from brain_align.common.errors import UserError
+from brain_align.common.nn.prompt_encoding import prompt_encoding
 from tests.unit.tiny_models import gpt2_like_tokenizer
 
 EOS = "<|endoftext|>"

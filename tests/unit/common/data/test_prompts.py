@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from common.conversations import Message, as_text, is_conversation, turns_of
-from common.errors import UserError
-from common.leases import Prompt
-from common.prompt_set import PromptSet
-from common.prompts import PromptColumns, PromptOrder, RefusedPromptError, load_prompts
+from brain_align.common.data.conversations import Message, as_text, is_conversation, turns_of
+from brain_align.common.data.prompt_set import PromptSet
+from brain_align.common.data.prompts import PromptColumns, PromptOrder, RefusedPromptError, load_prompts
+from brain_align.common.errors import UserError
+from brain_align.common.requests import Prompt
 
 ROWS = [
     {"prompt": "one two", "label": "gold"},

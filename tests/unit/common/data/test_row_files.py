@@ -8,8 +8,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import UserError
-from common.row_files import read_rows
+from brain_align.common.data.row_files import read_rows
+from brain_align.common.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"ß {number}", "turns": [{"role": "user", "content": "日本"}], "more": number} for number in range(2500)

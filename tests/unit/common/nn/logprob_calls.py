@@ -2,7 +2,7 @@
 
 import torch
 
-from common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 
 
 def group_logprobs(model, prompt, outputs) -> torch.Tensor:

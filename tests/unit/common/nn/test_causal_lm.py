@@ -6,11 +6,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, MptConfig, MptForCausalLM
 
-from common.config.policy import AdapterSection
-from common.errors import UserError
-from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
-from common.nn.causal_lm import check_tokenizer, context_length, load_causal_lm, load_tokenizer
-from tests.unit.logprob_calls import group_logprobs
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
+from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_causal_lm, load_tokenizer
+from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj, gptj_config, llama, save
 
 ADAPTER = AdapterSection(r=4, alpha=8)  # all seven linear layers

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.nn.lm_head import LMHead
+from brain_align.common.nn.lm_head import LMHead
 from tests.allocations import peak_bytes
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.config.policy import AdapterSection
-from common.nn.adapters import attach_new_adapter
-from common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import attach_new_adapter
 from tests.unit.tiny_models import CONTEXT, VOCABULARY, gptj, llama
 
 SHAPE = {
@@ -101,14 +101,14 @@ def test_packed_rows_give_the_stock_model_s_values_and_gradients(kind):
 @pytest.mark.parametrize("kind", PADDED)
 def test_what_cannot_read_packed_rows_is_padded_with_one_warning(kind, caplog):
     model = build(kind, PADDED[kind])
-    with caplog.at_level(logging.WARNING, logger="common.nn.prefix_decoder"):
+    with caplog.at_level(logging.WARNING, logger="brain_align.common.nn.prefix.decoder"):
         logprobs = SequenceLogprobs(model)
         actual = logprobs(REQUESTS)
-    assert [record.message for record in caplog.records if record.name == "common.nn.prefix_decoder"] == [
+    assert [record.message for record in caplog.records if record.name == "brain_align.common.nn.prefix.decoder"] == [
         f"A {kind} model is computed on padded rows, which repeat each prompt for every output: "
         f"{logprobs.padded_because}."
     ]
-    if kind != "gemma2":  # whose logits common.nn.causal_lm refuses
+    if kind != "gemma2":  # whose logits brain_align.common.nn.models.causal_lm refuses
         torch.testing.assert_close(actual.double(), one_by_one(model, REQUESTS), atol=1e-4, rtol=1e-5)
 
 

@@ -4,14 +4,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from common.config.policy import AdapterSection, PolicySection
-from common.errors import UserError
-from common.nn.adapters import attach_new_adapter, load_adapter, save_adapter
-from common.nn.causal_lm import load_causal_lm
-from common.nn.policy_model import adapter_rank, load_policy_model, load_prior_model
-from common.nn.saving import save_causal_lm, save_dequantized
-from common.nn.shards import write_shards
-from tests.unit.logprob_calls import group_logprobs
+from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
+from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.nn.models.policy_model import adapter_rank, load_policy_model, load_prior_model
+from brain_align.common.nn.models.saving import save_causal_lm, save_dequantized
+from brain_align.common.nn.models.shards import write_shards
+from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gptj, llama, save
 
 OUTPUTS = [[7, 8, 9], [10]]

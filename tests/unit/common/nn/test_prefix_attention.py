@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from common.nn.logprobs import request_of
-from common.nn.packing import Layout, TokenBudget, pack
-from common.nn.prefix_attention import prefix_attention
+from brain_align.common.nn.logprobs import request_of
+from brain_align.common.nn.prefix.attention import prefix_attention
+from brain_align.common.nn.prefix.packing import Layout, TokenBudget, pack
 
 
 def request(prompt_length, *output_lengths):

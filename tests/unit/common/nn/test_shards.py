@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.nn.shards import ShardReader, write_shards
+from brain_align.common.nn.models.shards import ShardReader, write_shards
 
 TENSORS = {name: torch.full((10,), index, dtype=torch.float32) for index, name in enumerate("abcde")}  # 40 bytes each
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from common.config.policy import AdapterSection
-from common.nn.adapters import attach_new_adapter
-from common.nn.logprobs import SequenceLogprobs, request_of
-from tests.unit.logprob_calls import group_logprobs, token_logprobs
+from brain_align.common.config.policy import AdapterSection
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+from brain_align.common.nn.models.adapters import attach_new_adapter
+from tests.unit.common.nn.logprob_calls import group_logprobs, token_logprobs
 from tests.unit.tiny_models import CONTEXT, EOS_ID, VOCABULARY, gptj, llama
 
 MODELS = {"llama": llama, "tied llama": lambda: llama(tie_word_embeddings=True), "gptj": gptj}

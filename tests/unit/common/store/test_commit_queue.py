@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from common.errors import PipelineError, UserError
-from common.schemas import GROUPS, batch_from_rows
-from common.store import SampleStore
-from deploy.store_thread import StoreThread
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store.commit_queue import StoreThread
+from brain_align.common.store.sample_store import SampleStore
 from tests.unit.factories import group, groups, scores, step
 
 

@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config.scorers import CombinationSection
-from common.rewards import combine, stored_rewards
-from common.schemas import PRIOR
-from common.store import SampleStore
-from common.training_batch import training_batch
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.rewards import combine, stored_rewards
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.training_batch import training_batch
 from tests.unit.factories import groups, output, scores
 
 NAN = float("nan")

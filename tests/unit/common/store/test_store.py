@@ -4,9 +4,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from common.durable import temporary_sibling
-from common.errors import UserError
-from common.store import SampleStore
+from brain_align.common.durable import temporary_sibling
+from brain_align.common.errors import UserError
+from brain_align.common.store.sample_store import SampleStore
 from tests.unit.factories import groups, scores, step
 
 

@@ -12,22 +12,24 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from common.durable import new_directory
-from common.errors import DamagedPartError, UserError
-from common.storage import compaction, facts, opening, verification
-from common.storage.catalogue import Catalogue
-from common.storage.checksums import checksum
-from common.storage.compaction import LARGE, SMALL, compact, remove_superseded
-from common.storage.names import commit_name, is_part, plain_file
-from common.storage.object_store import ObjectStore, open_object_store
-from common.storage.opening import Opening
-from common.storage.part_files import encode_part
-from common.storage.places import LocalPlace, shown
-from common.storage.removal import Criterion, plan_removal, remove
-from common.storage.repair import repair
-from common.storage.verification import verify
-from common.store import SampleStore
-from deploy.source import locate
+from brain_align.common.durable import new_directory
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.store import manifest, opened_store
+from brain_align.common.store.files.backends import LocalPlace, shown
+from brain_align.common.store.files.object_store import ObjectStore, open_object_store
+from brain_align.common.store.format.checksums import checksum
+from brain_align.common.store.format.names import commit_name, is_part, plain_file
+from brain_align.common.store.format.part_files import encode_part
+from brain_align.common.store.maintenance import verification
+from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
+from brain_align.common.store.maintenance.repair import repair
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table import compaction
+from brain_align.common.store.table.catalogue import Catalogue
+from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded
+from brain_align.deploy.run.stored_source import locate
 from tests.unit.factories import groups, scores, step
 
 
@@ -183,7 +185,7 @@ def test_what_is_committed_is_acknowledged_although_compaction_fails(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = SampleStore(root, "run")
-    failing = mock.patch.object(opening, "compact", side_effect=DamagedPartError("a part is damaged"))
+    failing = mock.patch.object(opened_store, "compact", side_effect=DamagedPartError("a part is damaged"))
     with store.training(), failing:
         for number in range(SMALL.fewest):
             assert store.append_step(step(number, [f"g{number}"])) == 1
@@ -269,7 +271,7 @@ def test_a_row_twice_in_one_batch_is_committed_once(root: Path) -> None:
 def test_a_store_of_an_older_format_opens_is_checked_and_is_marked_when_written_to(
     root: Path, version: int, writer: str
 ) -> None:
-    with mock.patch("common.storage.part_files.SCHEMA_VERSION", version):
+    with mock.patch("brain_align.common.store.format.part_files.SCHEMA_VERSION", version):
         old = encode_part("groups", groups("a"), "host:1", "run").to_pybytes()
     (root / "groups").mkdir(parents=True)
     part = root / "groups" / f"00000000-{writer}{hashlib.blake2b(old, digest_size=16).hexdigest()}.arrow"
@@ -290,7 +292,7 @@ def test_a_store_of_an_older_format_opens_is_checked_and_is_marked_when_written_
 
 def test_a_newer_store_or_part_is_refused_and_left_alone(root: Path) -> None:
     filled(root)
-    with mock.patch("common.storage.part_files.SCHEMA_VERSION", 4):
+    with mock.patch("brain_align.common.store.format.part_files.SCHEMA_VERSION", 4):
         content = encode_part("groups", groups("z"), "host:1", "run")
     part = root / "groups" / plain_file(commit_name(9, "0000abcd", checksum(content)))
     part.write_bytes(content)
@@ -298,8 +300,8 @@ def test_a_newer_store_or_part_is_refused_and_left_alone(root: Path) -> None:
         SampleStore(root, "run")
     assert part.exists()
     part.unlink()
-    with mock.patch.object(facts, "SCHEMA_VERSION", 4):
-        facts.write_facts(Opening(root, None, read_only=True).place, "run")
+    with mock.patch.object(manifest, "SCHEMA_VERSION", 4):
+        manifest.write_facts(Opening(root, None, read_only=True).place, "run")
     with pytest.raises(UserError, match="newer brain-align"):
         SampleStore(root, None, read_only=True)
 
@@ -358,7 +360,7 @@ def test_what_a_part_held_that_turned_out_damaged_is_missing_at_once_and_can_be_
 
 def test_new_directories_are_synced_into_those_above_them(root: Path) -> None:
     synced: list[Path] = []
-    with mock.patch("common.durable.fsync_path", side_effect=synced.append):
+    with mock.patch("brain_align.common.durable.fsync_path", side_effect=synced.append):
         store = SampleStore(root / "deep" / "store", "run")
         assert {root.parent, root, root / "deep"} <= set(synced)
         synced.clear()

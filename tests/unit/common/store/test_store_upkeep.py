@@ -7,15 +7,15 @@ import pyarrow.dataset as ds
 import pytest
 from pyarrow import fs
 
-from common.errors import DamagedPartError, UserError
-from common.storage import opening
-from common.storage.compaction import LARGE, SMALL, compact, remove_superseded, rewrite_without
-from common.storage.object_store import ObjectStore
-from common.storage.opening import Opening
-from common.storage.part_reader import PartReader
-from common.storage.places import LocalPlace
-from common.storage.verification import verify
-from common.store import SampleStore
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.store import opened_store
+from brain_align.common.store.files.backends import LocalPlace
+from brain_align.common.store.files.object_store import ObjectStore
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded, rewrite_without
+from brain_align.common.store.table.part_reader import PartReader
 from tests.unit.factories import groups, scores
 
 
@@ -95,7 +95,7 @@ def test_a_writer_fetches_nothing_of_what_it_has_written_itself(root: Path) -> N
     for directory in ("scores", "index"):
         (root / directory).mkdir(parents=True)
     place = ObjectStore("s3://bucket/store", fs.LocalFileSystem(), str(root))
-    with mock.patch.object(opening, "open_place", return_value=place):
+    with mock.patch.object(opened_store, "open_place", return_value=place):
         store = SampleStore("s3://bucket/store", "run")
     with mock.patch.object(ObjectStore, "read_checked", side_effect=AssertionError("fetched")):
         for number in range(SMALL.fewest):

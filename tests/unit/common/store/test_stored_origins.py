@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from common.config.objectives import OBJECTIVE_NAMES
-from common.config.origin import Origin
-from common.config.recipe import Recipe
-from common.config.validation import parse_recipe
-from common.errors import UserError
-from common.schemas import GROUPS, HUMAN, batch_from_rows
-from common.store import SampleStore
-from common.text_groups import text_group
-from deploy.run_directory import RunDirectory
-from deploy.stored_inputs import StoredInputs, read_stored_inputs
+from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.common.config.origin import Origin
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.validation import parse_recipe
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, HUMAN, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.stored_inputs import StoredInputs, read_stored_inputs
 from tests.unit.factories import groups, recipe_settings, step
-from tests.unit.objective_values import settings_of
+from tests.unit.learner.objectives.objective_values import settings_of
 from tests.unit.stored_runs import stored_run
 
 ALGORITHM = {"rounds": 2, "prompts_per_round": 2, "batch_prompts": 2, "updates_per_round": 1}

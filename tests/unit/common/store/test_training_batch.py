@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from common.schemas import PRIOR, PROPOSAL, TRAIN_BATCH
-from common.store import SampleStore
-from common.training_batch import training_batch
+from brain_align.common.schemas import PRIOR, PROPOSAL, TRAIN_BATCH
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.training_batch import training_batch
 from tests.unit.factories import groups, output, scores
 
 

@@ -17,17 +17,18 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from common.errors import UserError
-from common.storage import claims
-from common.storage.claims import claimed, this_process
-from common.storage.places import Entry, LocalPlace
-from common.store import SampleStore
+from brain_align.common.errors import UserError
+from brain_align.common.store import training_lock
+from brain_align.common.store.files.backends import Entry, LocalPlace
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.training_lock import claimed, this_process
+from tests.locations import ROOT
 from tests.unit.factories import groups, scores, step
 
-ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
-from common.store import SampleStore
+from brain_align.common.store.sample_store import SampleStore
+from tests.locations import ROOT
 with SampleStore(sys.argv[1], "run").training():
     print("held", flush=True)
     time.sleep(60)
@@ -76,7 +77,7 @@ def test_a_trainer_that_was_killed_is_followed_at_once(root: Path, reaped: bool)
     process.send_signal(signal.SIGKILL)
     if reaped:
         process.wait(10)
-    assert eventually(lambda: claims._started(process.pid) == claims._NONE)
+    assert eventually(lambda: training_lock._started(process.pid) == training_lock._NONE)
     with store.training():
         assert len(claim_files(root)) == 1
     process.wait(10)
@@ -160,7 +161,7 @@ def test_who_renews_late_takes_its_claim_away_again(root: Path) -> None:
 
     root.mkdir()
     with (
-        mock.patch.object(claims, "RENEWED_EVERY", 0.01),
+        mock.patch.object(training_lock, "RENEWED_EVERY", 0.01),
         claimed(LocalPlace(root)),
         mock.patch.object(LocalPlace, "put", overtaken),
     ):
@@ -243,7 +244,7 @@ class _AnotherConductor:
 
 
 def test_a_claim_is_renewed_while_it_lasts(root: Path) -> None:
-    with mock.patch.object(claims, "RENEWED_EVERY", 0.01), SampleStore(root, "run").training():
+    with mock.patch.object(training_lock, "RENEWED_EVERY", 0.01), SampleStore(root, "run").training():
         (held,) = (root / "claims").iterdir()
         os.utime(held, (0, 0))
         assert eventually(lambda: held.stat().st_mtime > 1)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import DeliveryError, PipelineError, UserError
-from deploy.actor import ActorLostError, LostError, Spawn
-from deploy.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
-from deploy.replica import State
-from deploy.run_directory import RunDirectory
-from sampler.reports import Pulse
+from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.deploy.actors.actor import ActorLostError, LostError, Spawn
+from brain_align.deploy.actors.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
+from brain_align.deploy.actors.replica import State
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.sampler.reports import Pulse
 from tests.stand_ins import LocalActor
 
 QUICK = PoolSettings(start=5, backoff=0.001)
@@ -35,7 +35,7 @@ class Worker(LocalActor):
 
 
 def pool(folder: Path, behaviours: list[Any], replicas: int = 1, settings: PoolSettings = QUICK) -> Pool:
-    return Pool("worker", replicas, lambda name, _log: Worker(name, behaviours), RunDirectory(folder), settings)
+    return Pool("worker", replicas, lambda name, _log: Worker(name, behaviours), RunDirectory(folder).log, settings)
 
 
 def run(subject: Pool, what: Callable[[], Awaitable[Any]]) -> Any:
@@ -98,14 +98,14 @@ def spawn_failing(error: Exception, fails: Callable[[str], bool]) -> Spawn:
 
 def test_a_start_that_the_user_must_put_right_ends_everything(tmp_path: Path) -> None:
     spawn = spawn_failing(UserError("no such model"), lambda _name: True)
-    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path).log, QUICK)
     with pytest.raises(UserError, match="no such model"):
         run(subject, lambda: asyncio.sleep(0))
 
 
 def test_a_replica_that_never_comes_up_is_given_up_while_another_serves(tmp_path: Path) -> None:
     spawn = spawn_failing(PipelineError("bad node"), lambda name: name == "worker-1")
-    subject = Pool("worker", 1, spawn, RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 1, spawn, RunDirectory(tmp_path).log, QUICK)
 
     async def grow() -> str:
         subject.scale(2)
@@ -180,7 +180,7 @@ def test_a_replica_without_progress_is_taken_for_hung(tmp_path: Path) -> None:
             return Pulse(3, 0, 0, 0, idle[0])
 
     settings = PoolSettings(start=5, silence=0.1, backoff=0.001)
-    subject = Pool("worker", 1, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path), settings)
+    subject = Pool("worker", 1, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path).log, settings)
 
     async def wait() -> str:
         async with subject.slot() as slot:
@@ -198,7 +198,7 @@ def test_a_replica_without_progress_is_taken_for_hung(tmp_path: Path) -> None:
 def test_replicas_that_are_all_lost_again_and_again_without_any_answer_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.pool._LONGEST_BACKOFF", 0.001)
+    monkeypatch.setattr("brain_align.deploy.actors.pool._LONGEST_BACKOFF", 0.001)
     subject = pool(tmp_path, ["die"] * 100, replicas=2)
 
     async def insist() -> None:
@@ -241,7 +241,7 @@ class Streaming(Worker):
 
 
 def test_an_item_shows_at_once_that_a_replica_works(tmp_path: Path) -> None:
-    subject = Pool("worker", 1, lambda name, _log: Streaming(name, []), RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 1, lambda name, _log: Streaming(name, []), RunDirectory(tmp_path).log, QUICK)
 
     async def look() -> int:
         async with subject.slot() as slot:
@@ -260,7 +260,7 @@ def test_the_time_that_the_caller_takes_does_not_count_against_a_replica(tmp_pat
             for number in range(3):
                 yield number
 
-    subject = Pool("worker", 1, lambda name, _log: Quick(name, []), RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 1, lambda name, _log: Quick(name, []), RunDirectory(tmp_path).log, QUICK)
 
     async def take_time() -> list[int]:
         seen = []
@@ -275,13 +275,13 @@ def test_the_time_that_the_caller_takes_does_not_count_against_a_replica(tmp_pat
 
 def test_one_that_raises_in_its_first_start_does_not_end_the_run(tmp_path: Path) -> None:
     spawn = spawn_failing(PipelineError("bad node"), lambda name: name == "worker-0")
-    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path).log, QUICK)
     assert run(subject, lambda: subject.call("do", timeout=1)) == "worker-1"
 
 
 def test_where_none_comes_up_the_error_says_why(tmp_path: Path) -> None:
     spawn = spawn_failing(PipelineError("bad node"), lambda _name: True)
-    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path).log, QUICK)
     with pytest.raises(PipelineError, match=r"No worker is left; the last was given up after 3 starts: .*bad node"):
         run(subject, lambda: asyncio.sleep(0))
 
@@ -290,10 +290,10 @@ def test_where_none_comes_up_the_error_says_why(tmp_path: Path) -> None:
 def test_one_that_was_given_up_is_tried_again_unless_it_was_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
 ) -> None:
-    monkeypatch.setattr("deploy.pool._LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("brain_align.deploy.actors.pool._LONGEST_BACKOFF", 0.05)
     broken = {"worker-1"}
     spawn = spawn_failing(PipelineError("bad node"), lambda name: name in broken)
-    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path), QUICK)
+    subject = Pool("worker", 2, spawn, RunDirectory(tmp_path).log, QUICK)
 
     async def repair() -> set[str]:
         await until(lambda: subject.count(State.GONE) == 1)
@@ -323,7 +323,7 @@ def test_an_actor_that_cannot_even_be_created_ends_the_run_with_a_sentence(
         raise error
 
     with pytest.raises(PipelineError, match=said):
-        run(Pool("worker", 1, spawn, RunDirectory(tmp_path), QUICK), lambda: asyncio.sleep(0))
+        run(Pool("worker", 1, spawn, RunDirectory(tmp_path).log, QUICK), lambda: asyncio.sleep(0))
 
 
 class Homeless(Worker):
@@ -339,7 +339,7 @@ class Homeless(Worker):
 def test_without_room_for_any_replica_the_run_ends_with_a_sentence(tmp_path: Path, at_first: bool) -> None:
     Homeless.crowded = at_first
     settings = PoolSettings(start=0.1, backoff=0.001)
-    subject = Pool("worker", 2, lambda name, _log: Homeless(name, ["die", "die"]), RunDirectory(tmp_path), settings)
+    subject = Pool("worker", 2, lambda name, _log: Homeless(name, ["die", "die"]), RunDirectory(tmp_path).log, settings)
 
     async def lose_all() -> None:
         await until(lambda: subject.ready == 2)
@@ -356,7 +356,7 @@ def test_a_hung_replica_that_is_to_leave_is_noticed_and_leaves(tmp_path: Path) -
             return Pulse(3, 0, 0, 0, 100.0 if subject.replicas[self.name].state is State.LEAVING else 0.0)
 
     settings = PoolSettings(start=5, silence=0.1, backoff=0.001)
-    subject = Pool("worker", 2, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path), settings)
+    subject = Pool("worker", 2, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path).log, settings)
 
     async def dismiss() -> None:
         await until(lambda: subject.ready == 2)
@@ -407,7 +407,7 @@ def test_a_pool_that_was_ended_starts_nothing_again(tmp_path: Path) -> None:
         starts.append(name)
         return Worker(name, [])
 
-    subject = Pool("worker", 1, spawn, RunDirectory(tmp_path), settings)
+    subject = Pool("worker", 1, spawn, RunDirectory(tmp_path).log, settings)
 
     async def end() -> None:
         subject.kill()

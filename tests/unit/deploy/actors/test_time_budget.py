@@ -3,12 +3,12 @@ from contextlib import closing
 
 import pytest
 
-from deploy.allowance import Allowance
+from brain_align.deploy.actors.time_budget import TimeBudget
 
 
 def test_only_what_is_spent_in_blocks_counts() -> None:
     async def spend() -> None:
-        with closing(Allowance(0.5)) as allowance:
+        with closing(TimeBudget(0.5)) as allowance:
             with allowance:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.6)  # the timer has come and gone
@@ -23,7 +23,7 @@ def test_all_blocks_together_have_the_limit() -> None:
 
     async def spend() -> None:
         nonlocal finished
-        with closing(Allowance(0.25)) as allowance:
+        with closing(TimeBudget(0.25)) as allowance:
             for _ in range(20):
                 with allowance:
                     await asyncio.sleep(0.1)
@@ -37,7 +37,7 @@ def test_all_blocks_together_have_the_limit() -> None:
 
 def test_whoever_cancels_the_task_is_not_told_of_a_limit() -> None:
     async def spend() -> None:
-        with closing(Allowance(60)) as allowance, allowance:
+        with closing(TimeBudget(60)) as allowance, allowance:
             await asyncio.sleep(60)
 
     async def cancel() -> asyncio.Task[None]:
@@ -54,7 +54,7 @@ def test_a_block_after_the_limit_leaves_the_cancellation_of_another_alone() -> N
     async def spend() -> None:
         task = asyncio.current_task()
         assert task is not None
-        with closing(Allowance(0.01)) as allowance:
+        with closing(TimeBudget(0.01)) as allowance:
             with pytest.raises(OSError, match="hung up"), allowance:
                 try:
                     await asyncio.sleep(60)
@@ -75,7 +75,7 @@ def test_a_block_after_the_limit_leaves_the_cancellation_of_another_alone() -> N
 
 def test_a_task_goes_on_after_a_limit_as_if_nothing_had_cancelled_it() -> None:
     async def spend() -> int:
-        with pytest.raises(TimeoutError), closing(Allowance(0.01)) as allowance, allowance:
+        with pytest.raises(TimeoutError), closing(TimeBudget(0.01)) as allowance, allowance:
             await asyncio.sleep(60)
         await asyncio.sleep(0)
         task = asyncio.current_task()
@@ -87,7 +87,7 @@ def test_a_task_goes_on_after_a_limit_as_if_nothing_had_cancelled_it() -> None:
 
 def test_a_closed_allowance_leaves_no_timer_behind() -> None:
     async def spend() -> None:
-        with closing(Allowance(0.02)) as allowance, allowance:
+        with closing(TimeBudget(0.02)) as allowance, allowance:
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
 

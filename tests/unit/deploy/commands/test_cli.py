@@ -4,8 +4,8 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-from common.errors import PipelineError
-from deploy.cli import main
+from brain_align.common.errors import PipelineError
+from brain_align.deploy.cli import main
 from tests.unit.factories import recipe_settings
 
 
@@ -51,12 +51,16 @@ def test_a_recipe_is_required_and_its_overrides_are_not(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "module", "resumes"),
     [
-        (["run", "RECIPE"], "deploy.cli", True),
-        (["doctor", "RECIPE"], "deploy.cli", False),
-        (["score", "RECIPE", "--input", "i", "--output", "o"], "deploy.cli", False),
-        (["compare", "RECIPE"], "deploy.compare.parser", True),
-        (["store", "rescore", "RUN", "--scorer", "x", "--recipe", "RECIPE"], "deploy.store_commands.rescore", True),
-        (["store", "replay", "RUN", "--output", "o"], "deploy.store_commands.replay", True),
+        (["run", "RECIPE"], "brain_align.deploy.cli", True),
+        (["doctor", "RECIPE"], "brain_align.deploy.cli", False),
+        (["score", "RECIPE", "--input", "i", "--output", "o"], "brain_align.deploy.cli", False),
+        (["compare", "RECIPE"], "brain_align.deploy.commands.compare", True),
+        (
+            ["store", "rescore", "RUN", "--scorer", "x", "--recipe", "RECIPE"],
+            "brain_align.deploy.commands.store.rescore",
+            True,
+        ),
+        (["store", "replay", "RUN", "--output", "o"], "brain_align.deploy.commands.store.replay", True),
     ],
 )
 def test_only_what_resumes_says_so_when_it_ends_early(

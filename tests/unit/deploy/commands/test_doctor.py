@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import PRIOR
-from deploy.doctor import Problems, examine
-from deploy.run_directory import RunDirectory
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import PRIOR
+from brain_align.deploy.commands.doctor import Problems, examine
+from brain_align.deploy.run.directory import RunDirectory
 from tests.unit.factories import recipe_settings
 
 ABSENT: dict[str, Any] = {  # and no hub ids

@@ -7,19 +7,19 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.nn.adapters import save_adapter
-from common.nn.policy_model import load_policy_model
-from common.nn.saving import save_causal_lm
-from common.policies import PolicyRegistry
-from common.schemas import GROUPS, batch_from_rows
-from common.store import SampleStore
-from deploy.cli import main
-from deploy.export import export
-from deploy.run_directory import RunDirectory, save_config
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.adapters import save_adapter
+from brain_align.common.nn.models.policy_model import load_policy_model
+from brain_align.common.nn.models.saving import save_causal_lm
+from brain_align.common.policies import PolicyRegistry
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.export import export
+from brain_align.deploy.run.directory import RunDirectory, save_config
+from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import group, output, recipe_settings
-from tests.unit.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
 KINDS: dict[str, dict[str, object]] = {

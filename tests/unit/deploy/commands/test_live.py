@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from common.config.sampling import AutoscaleSection
-from common.durable import write_file
-from common.leases import Prompt
-from common.schemas import PRIOR
-from deploy.autoscale import Load
-from deploy.cli import main
-from deploy.live_commands import parse_replicas
-from deploy.requests import Answer, ScaleRequest, answer, ask, take_requests
-from deploy.run_directory import RunDirectory
-from deploy.scaling import Scaler
-from deploy.status import Status, read_status, write_status
+from brain_align.common.config.sampling import AutoscaleSection
+from brain_align.common.durable import write_file
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import PRIOR
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.live import parse_replicas
+from brain_align.deploy.monitor.autoscale import Load
+from brain_align.deploy.monitor.requests import Answer, ScaleRequest, answer, ask, take_requests
+from brain_align.deploy.monitor.scaling import Scaler
+from brain_align.deploy.monitor.status import Status, read_status, write_status
+from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalSampler, Simulation, reward_and_prior
 
 ALGORITHM = {"rounds": 2, "prompts_per_round": 8, "updates_per_round": 2, "batch_prompts": 4, "max_staleness": 1}
@@ -167,8 +167,8 @@ def test_what_goes_wrong_in_the_status_does_not_end_it_and_the_last_word_is_that
         time.sleep(0.3)  # in its thread: the run ends meanwhile
         write_status(directory, status)
 
-    monkeypatch.setattr("deploy.operations._EVERY", 0.01)
-    monkeypatch.setattr("deploy.operations.write_status", slowly)
+    monkeypatch.setattr("brain_align.deploy.monitor.run_monitor._EVERY", 0.01)
+    monkeypatch.setattr("brain_align.deploy.monitor.run_monitor.write_status", slowly)
     assert read_status(ended(tmp_path).directory).state == "ended"
     assert len(writes) > 2
 

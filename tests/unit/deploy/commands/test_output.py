@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from deploy.output import new_lines, new_output
+from brain_align.common.errors import UserError
+from brain_align.deploy.commands.output import new_lines, new_output
 
 
 def test_an_output_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -11,15 +11,23 @@ import pytest
 import yaml
 from rich.console import Console
 
-from common.config.recipe import Recipe
-from common.config.scorers import FunctionSection
-from common.errors import PipelineError, UserError
-from deploy.cli import main
-from deploy.group_scorer import scorers_at_work
-from deploy.pool import Pool, PoolSettings
-from deploy.run_directory import RunDirectory, run_directory, save_config
-from deploy.score import Advance, Outcome, Write, read_texts, resolved_for_scoring, score, score_rows
-from scorer.function import load_function
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.score import (
+    Advance,
+    Outcome,
+    Write,
+    read_texts,
+    resolved_for_scoring,
+    score,
+    score_rows,
+)
+from brain_align.deploy.conductor.group_scorer import scorers_at_work
+from brain_align.deploy.run.directory import RunDirectory, run_directory, save_config
+from brain_align.scorer.kinds.function import load_function
 from tests.stand_ins import LocalActor
 from tests.unit.factories import recipe_settings
 
@@ -72,7 +80,7 @@ def run(texts: Any, scorers: dict[str, InProcess], folder: Path, most: int = 4) 
     async def with_pools() -> Any:
         settings = PoolSettings(start=5, slots=4)
         pools = {
-            name: Pool(name, 1, lambda label, _log: scorers[label[:-2]], RunDirectory(folder), settings)
+            name: Pool(name, 1, lambda label, _log: scorers[label[:-2]], RunDirectory(folder).log, settings)
             for name in scorers
         }
         try:
@@ -172,7 +180,7 @@ def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothi
         write("a line")
         raise error
 
-    monkeypatch.setattr("deploy.score._score_with_services", services)
+    monkeypatch.setattr("brain_align.deploy.commands.score._score_with_services", services)
     with pytest.raises(type(error), match=str(error)):
         score(RECIPE, tmp_path / "in.jsonl", Path("new/deep/out.jsonl"), Console(file=io.StringIO()), force=False)
     assert seen == ["kept"]
@@ -181,7 +189,7 @@ def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothi
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_prepared(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr("deploy.score.read_texts", lambda _: pytest.fail("the input was read"))
+    monkeypatch.setattr("brain_align.deploy.commands.score.read_texts", lambda _: pytest.fail("the input was read"))
     with pytest.raises(UserError, match=r"Cannot write .*out\.jsonl: \S+/file is no directory; name another --output"):
         score(RECIPE, tmp_path / "in.jsonl", tmp_path / "file/out.jsonl", Console(), force=False)
 

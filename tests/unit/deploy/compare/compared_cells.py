@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.config.recipe import Recipe
-from deploy.compare.cell_results import write_examination, write_table
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.likelihoods import Examination
-from deploy.compare.methods import Method
-from deploy.compare.plan import Cell, Plan
-from deploy.compare.request import Request
+from brain_align.common.config.recipe import Recipe
+from brain_align.deploy.compare.examine.likelihoods import Examination
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.plan.methods import Method
+from brain_align.deploy.compare.plan.request import Request
+from brain_align.deploy.compare.plan.training_runs import Cell, Plan
+from brain_align.deploy.compare.results.run_results import write_examination, write_table
 from tests.unit.factories import recipe_settings
 
 PROMPTS = 40

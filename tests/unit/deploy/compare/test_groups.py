@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from common.config.training import AlgorithmSection
-from common.errors import UserError
-from common.leases import Prompt
-from common.schemas import HUMAN, PRIOR
-from common.store import SampleStore
-from deploy.compare.first_outputs import write_first_outputs
-from deploy.compare.human_pairs import check_pairs, deal_pairs, pairs_digest
-from deploy.lease_plan import LeasePlan
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.errors import UserError
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.compare.train.first_outputs import write_first_outputs
+from brain_align.deploy.compare.train.human_pairs import check_pairs, deal_pairs, pairs_digest
+from brain_align.deploy.schedule.batch_plan import RequestPlan
 from tests.unit.factories import groups, output, scores
 
 
@@ -81,10 +81,10 @@ def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:
 
 def test_groups_of_the_prior_are_another_run_s_and_later_ones_its_own(tmp_path: Path) -> None:
     prompts = [Prompt("p0", "text", (1,), "gold")]
-    seed = LeasePlan("seed", 0, 2, tmp_path)
-    cells = [LeasePlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
+    seed = RequestPlan("seed", 0, 2, tmp_path)
+    cells = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
 
-    def ids(plan: LeasePlan, version: int) -> tuple[str, ...]:
+    def ids(plan: RequestPlan, version: int) -> tuple[str, ...]:
         return plan.leases("train", version, version, 2, prompts)[0].group_ids
 
     assert ids(cells[0], 0) == ids(cells[1], 0) == ids(seed, 0)

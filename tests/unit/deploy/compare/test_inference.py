@@ -3,8 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from common.statistics import win_rate
-from deploy.compare.inference import clustered_mean, fit_over_optimisation, mcnemar, paired_bootstrap, t_test
+from brain_align.common.statistics import win_rate
+from brain_align.deploy.compare.results.inference import (
+    clustered_mean,
+    fit_over_optimisation,
+    mcnemar,
+    paired_bootstrap,
+    t_test,
+)
 
 
 def bools(text: str) -> np.ndarray:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from deploy.compare.likelihoods import StoredValues, drifts, ranking_accuracy
+from brain_align.deploy.compare.examine.likelihoods import StoredValues, drifts, ranking_accuracy
 
 NAN = math.nan
 

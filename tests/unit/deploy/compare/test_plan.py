@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from common.errors import UserError
-from deploy.cli import main
-from deploy.compare.layout import ComparisonDirectory, check_comparison, save_comparison
-from deploy.compare.methods import method_recipe, parse_method, refuse_equal
-from deploy.compare.plan import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
-from deploy.compare.progress import chosen_rate, unfinished
-from deploy.compare.request import Request, parse_request
-from deploy.compare.request_file import read_request, save_request
-from tests.unit.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
+from brain_align.common.errors import UserError
+from brain_align.deploy.cli import main
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
+from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
+from brain_align.deploy.compare.plan.progress import chosen_rate, unfinished
+from brain_align.deploy.compare.plan.request import Request, parse_request
+from brain_align.deploy.compare.plan.request_file import read_request, save_request
+from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
+from tests.unit.deploy.compare.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
 
 
 def request(**options: Any) -> Request:

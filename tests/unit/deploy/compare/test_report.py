@@ -9,21 +9,21 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from common.errors import PipelineError
-from deploy.compare.cell_results import write_table
-from deploy.compare.comparison import Comparison, collect
-from deploy.compare.findings import CLAIMS, SAME_METHOD, findings, size_findings
-from deploy.compare.inference import OverOptimisation, PairedDifference
-from deploy.compare.layout import ComparisonDirectory
-from deploy.compare.looks import legend_names, looks
-from deploy.compare.page import inline_svg, page
-from deploy.compare.plots import CLOSEST, draw
-from deploy.compare.report import report
-from deploy.compare.results import PairedTest
-from deploy.compare.tables import all_tables, findings_table, grid_table, methods_table
-from deploy.compare.text_table import number, p_value
-from deploy.plotting import INK, as_svg
-from tests.unit.compared_cells import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
+from brain_align.common.errors import PipelineError
+from brain_align.deploy.compare.plan.layout import ComparisonDirectory
+from brain_align.deploy.compare.report.page import inline_svg, page
+from brain_align.deploy.compare.report.plot_styles import legend_names, looks
+from brain_align.deploy.compare.report.plots import CLOSEST, draw
+from brain_align.deploy.compare.report.report import report
+from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
+from brain_align.deploy.compare.report.text_table import number, p_value
+from brain_align.deploy.compare.results.comparison import Comparison, collect
+from brain_align.deploy.compare.results.findings import CLAIMS, SAME_METHOD, findings, size_findings
+from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
+from brain_align.deploy.compare.results.method_results import PairedTest
+from brain_align.deploy.compare.results.run_results import write_table
+from brain_align.deploy.plotting import INK, as_svg
+from tests.unit.deploy.compare.compared_cells import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
 
 
 @pytest.fixture(scope="module")

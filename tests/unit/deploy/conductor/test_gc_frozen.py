@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.long_lived import not_collected
+from brain_align.deploy.conductor.gc_frozen import not_collected
 
 
 class Node:

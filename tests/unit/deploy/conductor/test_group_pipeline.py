@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from common.errors import PipelineError
-from common.leases import Lease, Prompt
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.pool import MAX_ATTEMPTS, PoolSettings
-from deploy.sampling import FATAL
-from deploy.status import read_status
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import MAX_ATTEMPTS, PoolSettings
+from brain_align.deploy.conductor.sampling import FATAL
+from brain_align.deploy.monitor.status import read_status
 from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation, reward_and_prior
 
 ROUNDS, PROMPTS, STEPS = 3, 12, 6
@@ -143,9 +143,9 @@ def test_a_group_is_given_up_for_failures_of_its_own_alone(tmp_path: Path, fails
 class Recording(LocalSampler):
     """Notes for which purposes and rounds, and from which versions, it samples."""
 
-    leases: ClassVar[list[Lease]] = []
+    leases: ClassVar[list[SampleRequest]] = []
 
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         self.leases.append(lease)
         async for groups in super().generate(lease):
             yield groups

@@ -5,17 +5,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from common.errors import PipelineError, UserError
-from common.leases import Lease, Prompt
-from deploy.pool import Pool, PoolSettings
-from deploy.quarantine import Item
-from deploy.run_directory import RunDirectory
-from deploy.sampling import Sampling
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.conductor.sampling import Sampling
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.schedule.quarantine import Item
 from tests.stand_ins import LocalSampler
 
 PROMPTS = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(8))
 IDS = tuple(f"g{number}" for number in range(8))
-LEASE = Lease("train-0000-0000", "train", 0, 0, 2, 1, IDS, PROMPTS, "policies")
+LEASE = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, IDS, PROMPTS, "policies")
 
 
 class Fragile(LocalSampler):
@@ -41,7 +41,7 @@ class Record:
         self.given_up: list[Item] = []
         self.seen: list[str] = []
 
-    async def commit(self, _lease: Lease, groups: pa.RecordBatch) -> None:
+    async def commit(self, _lease: SampleRequest, groups: pa.RecordBatch) -> None:
         await asyncio.sleep(0)
         self.commits.append(groups["group_id"].to_pylist())
 
@@ -54,7 +54,7 @@ def sample(folder: Path, deaths: dict[str, int], *, whole: bool, kind: type[Loca
     record = Record()
     made = type("Made", (kind,), {"deaths": dict(deaths), "seen": record.seen})
     settings = PoolSettings(start=5, slots=1 if whole else 2, backoff=0.001)
-    pool = Pool("sampler", 2, lambda name, _log: made(name), RunDirectory(folder), settings)
+    pool = Pool("sampler", 2, lambda name, _log: made(name), RunDirectory(folder).log, settings)
     subject = Sampling(pool, whole=whole, timeout=5, commit=record.commit, give_up=record.given_up.append)
 
     async def run() -> None:
@@ -105,7 +105,7 @@ def test_a_prompt_is_not_left_out_for_samplers_that_die_by_chance(tmp_path: Path
 
 
 class Silent(LocalSampler):
-    async def generate(self, lease: Lease):
+    async def generate(self, lease: SampleRequest):
         async for groups in super().generate(lease.without([IDS[2]])):
             yield groups
 
@@ -117,7 +117,7 @@ def test_a_sampler_that_leaves_out_a_group_ends_the_run(tmp_path: Path, whole: b
 
 
 class Mute(LocalSampler):
-    async def generate(self, lease: Lease) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         for groups in tuple[pa.RecordBatch, ...]():
             yield groups
 

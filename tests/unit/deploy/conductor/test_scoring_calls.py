@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from common.errors import PipelineError
-from deploy.pool import Pool, PoolSettings
-from deploy.run_directory import RunDirectory
-from deploy.scoring import Events, Samples, Scoring
+from brain_align.common.errors import PipelineError
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
+from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalScorer
 from tests.unit.factories import groups
 
@@ -56,7 +56,7 @@ def scorer_of(folder: Path, commits: Sequence[tuple[Sequence[str], Sequence[int]
     scorer = Recording()
 
     async def score() -> None:
-        pool = Pool("scorer", 1, lambda _name, _log: scorer, RunDirectory(folder), PoolSettings(start=5))
+        pool = Pool("scorer", 1, lambda _name, _log: scorer, RunDirectory(folder).log, PoolSettings(start=5))
         heard = Heard(1 + sum(len(names) for names, _ in commits))
         subject = Scoring({"reward": pool}, {"reward": MOST}, 5, heard)
         await pool.start()

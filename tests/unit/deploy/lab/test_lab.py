@@ -5,11 +5,11 @@ from statistics import geometric_mean
 import pytest
 import torch
 
-from deploy.cli import main
-from deploy.lab.gradients import gradient_figures
-from deploy.lab.training import Budget, train
-from deploy.lab.world import METHODS, World, draw, make_world
-from learner.objectives.catalogue import make_objective
+from brain_align.deploy.cli import main
+from brain_align.deploy.lab.gradients import gradient_figures
+from brain_align.deploy.lab.training import Budget, train
+from brain_align.deploy.lab.world import METHODS, World, draw, make_world
+from brain_align.learner.objectives.catalogue import make_objective
 
 pytestmark = pytest.mark.timeout(300)  # the laboratory takes 20 s of a core
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.config.run_identity import recipe_digest
-from common.errors import UserError
-from deploy.run_directory import (
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import (
     RunDirectory,
     check_config,
     claimed,
@@ -14,7 +14,7 @@ from deploy.run_directory import (
     save_config,
     saved_recipe,
 )
-from deploy.run_places import begun_world, with_absolute_places
+from brain_align.deploy.run.places import begun_world, with_absolute_places
 from tests.unit.factories import recipe_settings
 
 

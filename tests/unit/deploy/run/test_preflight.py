@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from deploy.preflight import Inputs, check_inputs
-from deploy.run_directory import RunDirectory
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.preflight import Inputs, check_inputs
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from common.config.data import DataSection
-from common.errors import UserError
-from common.prompt_set import PromptSet
-from deploy.prompt_data import read_prompts
+from brain_align.common.config.data import DataSection
+from brain_align.common.data.prompt_set import PromptSet
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.prompt_data import read_prompts
 
 ROWS = [{"prompt": f"prompt {number}", "label": f"gold {number}", "other": number} for number in range(20)]
 

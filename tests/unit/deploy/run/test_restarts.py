@@ -2,9 +2,9 @@ import pickle
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import LearnerOutOfMemoryError, PipelineError
-from deploy.restarts import with_smaller_passes
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError
+from brain_align.deploy.run.restarts import with_smaller_passes
 from tests.unit.factories import recipe_settings
 
 

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError
-from common.leases import Prompt
-from common.schemas import PRIOR
-from common.store import SampleStore
-from deploy.evaluation import Evaluation
-from deploy.lease_plan import LeasePlan
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.evaluation import Evaluation
 from tests.unit.factories import groups, output, recipe_settings, scores
 
 PROMPTS = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(4)]
@@ -20,7 +20,7 @@ def evaluation(root: Path, **changes: object) -> Evaluation:
         evaluation={"every_rounds": 3, **changes},
     )
     store = SampleStore(root, "run")
-    plan = LeasePlan("run", 0, 2, Path("policies"))
+    plan = RequestPlan("run", 0, 2, Path("policies"))
     return Evaluation(
         Recipe.model_validate(settings),
         store,

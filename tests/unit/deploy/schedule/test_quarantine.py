@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import PipelineError, UserError
-from deploy.quarantine import Item, Quarantine
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.schedule.quarantine import Item, Quarantine
 
 
 def item(number: int, round_: int = 0) -> Item:

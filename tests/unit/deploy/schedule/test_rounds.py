@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.training import AlgorithmSection
-from common.leases import Prompt
-from deploy.draws import FIXED_AHEAD, DrawnPrompts, StoredGroups, TrainingLeases
-from deploy.lease_plan import LeasePlan
-from deploy.rounds import RecordedSteps, Rounds
+from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.requests import Prompt
+from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.round_prompts import FIXED_AHEAD, DrawnPrompts, StoredGroups, TrainingRequests
+from brain_align.deploy.schedule.rounds import RecordedSteps, Rounds
 
 PROMPTS = [Prompt(f"p{number}", f"text {number}", (1, 2), None) for number in range(20)]
 
@@ -194,8 +194,8 @@ def test_recorded_steps_come_again_in_their_order_and_end_with_the_last() -> Non
 @given(staleness=st.integers(0, 3), version=st.integers(0, 3))
 def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> None:
     section = algorithm(max_staleness=staleness, rounds=4)
-    leases = TrainingLeases(
-        section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False
+    leases = TrainingRequests(
+        section, DrawnPrompts(section, PROMPTS, 0), RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False
     )
     for round_ in leases.admitted(version):
         assert version <= round_ < 4
@@ -205,7 +205,7 @@ def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> No
 def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     section = algorithm()
     draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False)
+    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
     names = [prompt.prompt_id for prompt in draws.prompts(1)]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set(), set())] == ["train-0001-0000", "train-0001-0001"]
     assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]), set())] == ["train-0001-0001"]
@@ -225,12 +225,12 @@ def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
 
 
 def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
-    leases = LeasePlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
+    leases = RequestPlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
     assert [len(lease.prompts) for lease in leases] == [3, 3, 2]
-    assert leases == LeasePlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
+    assert leases == RequestPlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
     assert len({lease.seed for lease in leases}) == 3
     assert len({group for lease in leases for group in lease.group_ids}) == 8
-    other = LeasePlan("run", 0, 3, Path("policies")).leases("validation", 1, 1, 4, PROMPTS[:8])
+    other = RequestPlan("run", 0, 3, Path("policies")).leases("validation", 1, 1, 4, PROMPTS[:8])
     assert not {lease.seed for lease in leases} & {lease.seed for lease in other}
 
 
@@ -238,7 +238,7 @@ def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
 def test_a_fixed_proposal_admits_rounds_early_and_samples_from_the_prior(version: int) -> None:
     section = algorithm(rounds=4)
     draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=True)
+    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=True)
     assert leases.admitted(version) == range(version, 4)
     given = [lease for round_ in range(4) for lease in leases.of_round(round_, version, set(), set())]
     assert {lease.version for lease in given} == {0}
@@ -248,8 +248,8 @@ def test_a_fixed_proposal_admits_rounds_early_and_samples_from_the_prior(version
 
 def test_a_fixed_proposal_admits_only_so_many_rounds_as_keep_samplers_busy() -> None:
     section = algorithm(rounds=1000)
-    leases = TrainingLeases(
-        section, DrawnPrompts(section, PROMPTS, 0), LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=True
+    leases = TrainingRequests(
+        section, DrawnPrompts(section, PROMPTS, 0), RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=True
     )
     assert leases.admitted(3) == range(3, 3 + FIXED_AHEAD + 1)
 
@@ -266,7 +266,7 @@ def test_the_prompts_of_few_rounds_are_kept_and_the_others_drawn_again() -> None
 def test_a_lease_that_has_waited_is_sampled_from_what_was_published_meanwhile(newest: int, version: int) -> None:
     section = algorithm(max_staleness=2, rounds=6)
     draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingLeases(section, draws, LeasePlan("run", 0, 4, Path("policies")), n=2, fixed=False)
+    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
     (waiting, _), (at_once, _) = (leases.of_round(3, of, set(), set()) for of in (1, version))
     assert leases.up_to_date(waiting, newest) == at_once  # never from one beyond its round
     part = waiting.without(waiting.group_ids[:1])

@@ -4,13 +4,13 @@ from statistics import mean
 
 import pytest
 
-from deploy.demo import posts as posts_module
-from deploy.demo.lexicon import FACTS, KEY_FACTS, SLOT_OF_WORD
-from deploy.demo.posts import draw_story, write_post
-from deploy.demo.preferences import draw_preferences
-from deploy.demo.summaries import CLAUSES, EVENTS, FILLERS, draw_skill, write_summary
-from deploy.demo.truth import quality
-from deploy.demo.world import draw_posts
+from brain_align.deploy.demo import posts as posts_module
+from brain_align.deploy.demo.lexicon import FACTS, KEY_FACTS, SLOT_OF_WORD
+from brain_align.deploy.demo.posts import draw_story, write_post
+from brain_align.deploy.demo.preferences import draw_preferences
+from brain_align.deploy.demo.summaries import CLAUSES, EVENTS, FILLERS, draw_skill, write_summary
+from brain_align.deploy.demo.truth import quality
+from brain_align.deploy.demo.world import draw_posts
 
 STORY = {
     "who": "boss",

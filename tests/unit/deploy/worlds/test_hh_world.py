@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from common.errors import UserError
-from deploy.worlds.corpus import split_by_prompt
-from deploy.worlds.hh import Pair, read_pairs
+from brain_align.common.errors import UserError
+from brain_align.deploy.worlds.corpus import split_by_prompt
+from brain_align.deploy.worlds.hh import Pair, read_pairs
 
 Q = "\n\nHuman: what?\n\nAssistant:"
 

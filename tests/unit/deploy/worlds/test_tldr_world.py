@@ -2,7 +2,7 @@ import json
 from collections import Counter
 from random import Random
 
-from deploy.worlds.tldr import baselines, read_summaries
+from brain_align.deploy.worlds.tldr import baselines, read_summaries
 
 POST = "SUBREDDIT: r/x\nTITLE: t\nPOST: one two three four five six\nTL;DR:"
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from common.config.run import PrepareSection
-from common.errors import UserError
-from deploy.worlds import build
-from deploy.worlds.build import ensure_world
+from brain_align.common.config.run import PrepareSection
+from brain_align.common.errors import UserError
+from brain_align.deploy.worlds import build
+from brain_align.deploy.worlds.build import ensure_world
 
 DEMO = PrepareSection(kind="demo")
 

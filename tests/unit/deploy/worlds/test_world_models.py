@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from common.nn.causal_lm import load_causal_lm, load_tokenizer
-from deploy.worlds.files import save_policy, save_reward_model
-from deploy.worlds.language_model import (
+from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
+from brain_align.deploy.worlds.files import save_policy, save_reward_model
+from brain_align.deploy.worlds.language_model import (
     Example,
     ModelSize,
     new_gptj,
@@ -16,14 +16,14 @@ from deploy.worlds.language_model import (
     token_loss,
     train_language_model,
 )
-from deploy.worlds.packing import Group, batches_by_length, group_of, pack
-from deploy.worlds.reward_model import Preferences, RewardModel, encode, pair_accuracy, train_reward_model
-from deploy.worlds.tokenizer import train_tokenizer
-from deploy.worlds.training import Plan
-from scorer.checkpoints import find_checkpoint
-from scorer.formats import HH, TLDR
-from scorer.gptj_reward import load_gptj_reward
-from scorer.text_values import TextValues
+from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, pack
+from brain_align.deploy.worlds.reward_model import Preferences, RewardModel, encode, pair_accuracy, train_reward_model
+from brain_align.deploy.worlds.tokenizer import train_tokenizer
+from brain_align.deploy.worlds.training import Plan
+from brain_align.scorer.text_models.checkpoints import find_checkpoint
+from brain_align.scorer.text_models.formats import HH, TLDR
+from brain_align.scorer.text_models.gptj_model import load_gptj_reward
+from brain_align.scorer.text_models.text_values import TextValues
 
 SIZE = ModelSize(layers=2, width=64, heads=2, context=64)
 PROMPTS = ["POST: a b c\nTL;DR:", "POST: the cat\nTL;DR:"]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from pydantic import TypeAdapter
 
-from common.config.objectives import OBJECTIVE_NAMES, ObjectiveSection
-from learner.objectives.catalogue import make_objective
-from learner.objectives.values import GroupValues, ObjectiveResult
+from brain_align.common.config.objectives import OBJECTIVE_NAMES, ObjectiveSection
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.values import GroupValues, ObjectiveResult
 
 
 def settings_of(name: str, **settings):

@@ -2,7 +2,7 @@
 
 from torch.nn.functional import dropout
 
-from learner.objectives.masked import masked_mean
+from brain_align.learner.objectives.masked import masked_mean
 
 
 def my_loss(values, settings):

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from common.config.objective_sections import BrainSection
-from common.config.objectives import OBJECTIVE_NAMES
-from learner.objectives.catalogue import OBJECTIVES
-from learner.objectives.goodness import log_goodness
-from learner.objectives.spo import win_rates
-from tests.unit.objective_values import (
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.learner.objectives.catalogue import OBJECTIVES
+from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.spo import win_rates
+from tests.unit.learner.objectives.objective_values import (
     apply,
     changed,
     columns_of,

@@ -4,9 +4,9 @@ import itertools
 
 import torch
 
-from common.config.objective_sections import BrainSection
-from learner.objectives.catalogue import make_objective
-from learner.objectives.values import GroupValues
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.values import GroupValues
 
 VOCABULARY, LENGTH = 4, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # [64, 3]

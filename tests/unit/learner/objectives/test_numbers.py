@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from common.config.objective_sections import BrainSection
-from learner.objectives.catalogue import make_objective
-from learner.objectives.policy_gradients import RunningMean
-from learner.objectives.rso import rejection_sample
-from learner.objectives.spo import win_rates
-from tests.unit.objective_values import apply, changed, gradient, random_values, settings_of, small_values
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.policy_gradients import RunningMean
+from brain_align.learner.objectives.rso import rejection_sample
+from brain_align.learner.objectives.spo import win_rates
+from tests.unit.learner.objectives.objective_values import (
+    apply,
+    changed,
+    gradient,
+    random_values,
+    settings_of,
+    small_values,
+)
 
 
 def log_sigmoid(x):

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.objective_sections import GoodnessSection, PairSection, PolicyGradientSection
-from learner.objectives.catalogue import make_objective
-from learner.objectives.spo import win_rates
-from tests.unit.objective_values import (
+from brain_align.common.config.objective_sections import GoodnessSection, PairSection, PolicyGradientSection
+from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.spo import win_rates
+from tests.unit.learner.objectives.objective_values import (
     ALL_SETTINGS,
     apply,
     changed,

@@ -1,17 +1,24 @@
 import inspect
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 
-from common.errors import UserError
-from learner.objectives.catalogue import make_objective
-from tests.unit import own_losses
-from tests.unit.objective_values import apply, changed, columns_of, gradient, random_values, settings_of
-from tests.unit.train_batches import gappy_batch, trained_batch
+from brain_align.common.errors import UserError
+from brain_align.learner.objectives.catalogue import make_objective
+from tests.locations import ROOT
+from tests.unit.learner.objectives import own_losses
+from tests.unit.learner.objectives.objective_values import (
+    apply,
+    changed,
+    columns_of,
+    gradient,
+    random_values,
+    settings_of,
+)
+from tests.unit.learner.train_batches import gappy_batch, trained_batch
 
-HERE = "tests.unit.own_losses"
+HERE = "tests.unit.learner.objectives.own_losses"
 
 
 def test_a_function_of_one_s_own_is_an_objective_like_any_other():
@@ -26,7 +33,7 @@ def test_a_function_of_one_s_own_is_an_objective_like_any_other():
 
 
 def test_the_documented_example_does_not_count_slots_that_are_not_valid():
-    documented = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    documented = (ROOT / "docs" / "objectives.md").read_text()
     assert textwrap.indent(inspect.getsource(own_losses.my_loss), "    ") in documented
     section, valid = settings_of(f"{HERE}:my_loss", options={"scale": 2.0}), torch.ones(3, 6).bool()
     valid[:, [1, 4]] = False

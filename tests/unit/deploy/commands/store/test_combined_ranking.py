@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config.objective_sections import BrainSection
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.store import SampleStore
-from deploy.cli import main
-from deploy.recipe_files import dump_yaml
-from deploy.source import open_source, ranking
-from deploy.store_commands.group_view import group_view
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.store.group_view import group_view
+from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.stored_source import open_source, ranking
 from tests.unit.factories import recipe_settings, scores
 from tests.unit.stored_runs import REWARDS, stored_run
 

@@ -3,18 +3,18 @@ import json
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.schemas import HUMAN, PRIOR
-from common.store import SampleStore
-from common.training_batch import training_batch
-from deploy.cli import main
-from deploy.demo.pairs import draw_pairs
-from deploy.demo.truth import quality
-from deploy.recipe_files import dump_yaml
-from deploy.run_directory import RunDirectory
-from deploy.store_commands.human_pairs import choices, groups_of, prior_scores, read_pairs
-from deploy.stored_inputs import lacking_scores, read_stored_inputs
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.training_batch import training_batch
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.store.human_pairs import choices, groups_of, prior_scores, read_pairs
+from brain_align.deploy.demo.pairs import draw_pairs
+from brain_align.deploy.demo.truth import quality
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
 from tests.unit import tiny_models
 from tests.unit.factories import groups, recipe_settings, scores
 
@@ -146,7 +146,7 @@ def test_prompts_are_encoded_as_in_a_run_and_outputs_get_no_start_of_text(tmp_pa
 
 
 def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_path):
-    from deploy.preflight import check_inputs
+    from brain_align.deploy.run.preflight import check_inputs
 
     store = SampleStore(tmp_path / "store", "run")
     store.append_groups(groups("a", "b", "c", "d"))
@@ -164,7 +164,7 @@ def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_pa
 
 
 def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
-    from deploy.preflight import check_inputs
+    from brain_align.deploy.run.preflight import check_inputs
 
     store = SampleStore(tmp_path / "store", "run")
     store.append_groups(groups("a", "b", "c", "d", gold_text=None))
@@ -179,7 +179,7 @@ def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
 
 
 def test_rso_on_a_store_of_groups_too_small_is_refused_before_anything_starts(tmp_path):
-    from deploy.preflight import check_inputs
+    from brain_align.deploy.run.preflight import check_inputs
 
     ids = ("a", "b", "c", "d")
     store = SampleStore(tmp_path / "store", "run")

@@ -7,17 +7,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from common.config.objective_sections import BrainSection
-from common.errors import DamagedPartError, UserError
-from common.statistics import Moments
-from common.store import SampleStore
-from deploy.cli import main
-from deploy.source import open_source
-from deploy.store_commands.damage import readable
-from deploy.store_commands.group_view import find_group
-from deploy.store_commands.posterior import log_weights, self_normalised
-from learner.objectives.goodness import log_goodness
-from learner.objectives.masked import masked_log_softmax
+from brain_align.common.config.objective_sections import BrainSection
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.statistics import Moments
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.store.damage import readable
+from brain_align.deploy.commands.store.group_view import find_group
+from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
+from brain_align.deploy.run.stored_source import open_source
+from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.masked import masked_log_softmax
 from tests.unit.stored_runs import REWARDS, expected_alpha, stored_run
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import UserError
-from common.store import SampleStore
-from deploy.store_commands.maintenance import add_maintenance_commands
+from brain_align.common.errors import UserError
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.commands.store.maintenance import add_maintenance_commands
 from tests.unit.factories import groups, scores, step
 
 

@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import UserError
-from common.store import SampleStore
-from deploy.cli import main
-from deploy.recipe_files import dump_yaml
-from deploy.run_directory import RunDirectory, check_config
-from deploy.run_store import OverlaidStore
-from deploy.source import open_source
-from deploy.store_commands.replay import replay_recipe
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.common.store.overlay import OverlaidStore
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.store.replay import replay_recipe
+from brain_align.deploy.run.directory import RunDirectory, check_config
+from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.stored_source import open_source
 from tests.unit.factories import groups, recipe_settings, scores, step
 from tests.unit.stored_runs import stored_run
 

@@ -6,15 +6,15 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from common.config.recipe import Recipe
-from common.errors import PipelineError, UserError
-from common.schemas import SCORES
-from common.store import SampleStore
-from deploy.cli import main
-from deploy.pool import Pool, PoolSettings
-from deploy.run_directory import RunDirectory
-from deploy.store_commands import rescore as rescore_command
-from deploy.store_commands.rescore import score_missing
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.schemas import SCORES
+from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.cli import main
+from brain_align.deploy.commands.store import rescore as rescore_command
+from brain_align.deploy.commands.store.rescore import score_missing
+from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalActor
 from tests.unit.factories import groups, recipe_settings, scores
 
@@ -65,7 +65,7 @@ def rescore(store: SampleStore, scorer: Scorer, recipe: Recipe = RECIPE) -> int:
 
     async def with_pool() -> None:
         settings = PoolSettings(start=5, backoff=0.001)
-        pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(Path(store.root)), settings)
+        pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(Path(store.root)).log, settings)
         try:
             await score_missing(store, "reward", store.unscored("reward"), pool, recipe, done.append)
         finally:
@@ -125,7 +125,7 @@ def test_a_store_that_lacks_nothing_is_not_taken_for_another_scorers(store, tmp_
     there = scores("reward", {name: [1.0, 2.0] for name in "abcde"})
     store.append_scores(there)
     scorer = Scorer(digest=there["scorer_digest"][0].as_py() if digest == "the same" else digest)
-    pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(tmp_path), PoolSettings(start=5))
+    pool = Pool("reward", 1, lambda _name, _log: scorer.again(), RunDirectory(tmp_path).log, PoolSettings(start=5))
     with (
         mock.patch.object(rescore_command, "scoring_pools", return_value=nullcontext({"reward": pool})),
         mock.patch.object(rescore_command, "resolved_for_scoring", return_value=RECIPE),

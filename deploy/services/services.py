@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from deploy.learner_group import LearnerGroup
-from deploy.pool import Pool
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.services.learner_group import LearnerGroup
 
 
 @dataclass(frozen=True)

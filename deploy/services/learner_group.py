@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from deploy.actor import Actor, Handle, Spawn
-from deploy.run_directory import RunDirectory
+from brain_align.deploy.actors.actor import Actor, Handle, Spawn
+from brain_align.deploy.run.directory import RunDirectory
 
 
 class LearnerGroup:

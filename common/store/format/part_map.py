@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from common.storage.names import commit_of, is_compacted, plain_file
+from brain_align.common.store.format.names import commit_of, is_compacted, plain_file
 
 Commits = list[tuple[str, int]]
 """Commits with the number of rows of each, in the order of a file's rows."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.storage.catalogue import Catalogue
-from common.storage.checksums import checksum, checksum_of
-from common.storage.holdings import Commits
-from common.storage.names import compacted_file, sequence_of
-from common.storage.part_files import encode_part
-from common.storage.places import Place
+from brain_align.common.store.files.backends import Place
+from brain_align.common.store.format.checksums import checksum, checksum_of
+from brain_align.common.store.format.names import compacted_file, sequence_of
+from brain_align.common.store.format.part_files import encode_part
+from brain_align.common.store.format.part_map import Commits
+from brain_align.common.store.table.catalogue import Catalogue
 
 GRACE_SECONDS = 3600.0
 """How long a part that was compacted away stays: longer than anybody takes from listing a folder to reading a part."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from common.config.recipe import Recipe
-from deploy.pool import Pool
-from deploy.run_directory import RunDirectory
+from brain_align.common.config.recipe import Recipe
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.run.directory import RunDirectory
 
 
 @contextmanager
@@ -23,8 +23,8 @@ def scoring_pools(
     Raises:
         UserError: the cluster cannot be reached, or is too small.
     """
-    from deploy.actors import scorer_pool  # Ray: not for what is refused before
-    from deploy.cluster import ray_cluster, required_resources, scoring_resources
+    from brain_align.deploy.services.cluster import ray_cluster, required_resources, scoring_resources
+    from brain_align.deploy.services.make_services import scorer_pool  # Ray: not for what is refused before
 
     needs = (required_resources if room_for_run else scoring_resources)(recipe, names)
     with ray_cluster(recipe.ray, needs):

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from common.storage.checksums import checksum, checksum_of
-from common.storage.holdings import Commits
-from common.storage.part_files import encode_table
-from common.storage.places import Place
-from common.storage.row_index import LOCATED
+from brain_align.common.store.files.backends import Place
+from brain_align.common.store.format.checksums import checksum, checksum_of
+from brain_align.common.store.format.part_files import encode_table
+from brain_align.common.store.format.part_map import Commits
+from brain_align.common.store.table.row_index import LOCATED
 
 _LOG = logging.getLogger(__name__)
 DIRECTORY = "index"

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import ray
 
-from common.config.recipe import Recipe
-from common.config.run import RaySection
-from common.errors import UserError
-from deploy.actors import Service
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run import RaySection
+from brain_align.common.errors import UserError
+from brain_align.deploy.services.make_services import Service
 
 LOWER_SERVICES = "lower their replicas, cpus or gpus"
 """What helps where a cluster is too small."""

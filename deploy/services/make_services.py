@@ -3,20 +3,20 @@
 import os
 from collections.abc import Sequence
 
-from common.config.recipe import Recipe
-from common.config.sampling import SamplerSection
-from common.config.scorers import ScorerPool
-from common.config.training import LearnerSection, PriorSection
-from common.policies import ProposalModel
-from deploy.actor import Handle
-from deploy.learner_group import LearnerGroup
-from deploy.pool import Pool, PoolSettings
-from deploy.ray_handle import RayHandle
-from deploy.run_directory import RunDirectory
-from deploy.services import Services
-from learner.service import LearnerActor
-from sampler.service import SamplerActor
-from scorer.service import ScorerActor
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.sampling import SamplerSection
+from brain_align.common.config.scorers import ScorerPool
+from brain_align.common.config.training import LearnerSection, PriorSection
+from brain_align.common.policies import ProposalModel
+from brain_align.deploy.actors.actor import Handle
+from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.actors.ray_handle import RayHandle
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.deploy.services.services import Services
+from brain_align.learner.service import LearnerActor
+from brain_align.sampler.service import SamplerActor
+from brain_align.scorer.service import ScorerActor
 
 _PULSES = 2  # calls of a sampler beside its leases: it is asked how it does, and whether it is ready
 
@@ -42,7 +42,7 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
 
     timeouts = recipe.timeouts
     settings = PoolSettings(timeouts.start, slots, timeouts.silence)
-    return Pool("sampler", recipe.sampler.replicas, spawn, directory, settings)
+    return Pool("sampler", recipe.sampler.replicas, spawn, directory.log, settings)
 
 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
@@ -54,7 +54,7 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
         arguments = (name, settings, policies, str(directory.golden(name)), log_path)
         return RayHandle.spawn(ScorerActor, actor_options(service), *arguments)
 
-    return Pool(f"scorer-{name}", service.replicas, spawn, directory, PoolSettings(recipe.timeouts.start))
+    return Pool(f"scorer-{name}", service.replicas, spawn, directory.log, PoolSettings(recipe.timeouts.start))
 
 
 def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:

@@ -4,10 +4,10 @@ import json
 
 import pyarrow as pa
 
-from common.errors import DamagedPartError, UserError
-from common.schemas import KINDS, SCHEMA_VERSION
-from common.storage.names import is_part
-from common.storage.places import Place
+from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.schemas import KINDS, SCHEMA_VERSION
+from brain_align.common.store.files.backends import Place
+from brain_align.common.store.format.names import is_part
 
 FILE = "store.json"
 
