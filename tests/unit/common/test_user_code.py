@@ -22,7 +22,7 @@ ROOMS = ("deploy", "common", "scorer", "learner", "sampler")
 
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
-    """A folder of the user's modules, where the package is installed: not in the repository's folder, which has rooms."""
+    """A folder of the user's own modules; the rooms are found in the package alone, as where it is installed."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/brain_align").symlink_to(ROOT / "brain_align")
     (tmp_path / "own").mkdir()
