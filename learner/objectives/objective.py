@@ -31,12 +31,12 @@ class Objective:
 
     Attributes:
         settings: its section of the recipe.
-        partition: the running mean of P/q' of dpg and gdc++; a checkpoint must hold it.
+        normaliser: the running mean of P/q' of dpg and gdc++; a checkpoint must hold it.
     """
 
     def __init__(self, definition: Definition, settings: ObjectiveBase) -> None:
         self.settings = settings
-        self.partition = RunningMean()
+        self.normaliser = RunningMean()
         self._definition = definition
 
     def used(self, values: GroupValues) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Objective:
         """Take a step's values into account, before its losses are asked for; the policy's are not read."""
         if isinstance(self.settings, PolicyGradientSection):
             clean = self._transformed(values.without_gaps())
-            self.partition = self.partition.including(log_importance(clean, self.settings)[clean.valid])
+            self.normaliser = self.normaliser.including(log_importance(clean, self.settings)[clean.valid])
 
     def losses(self, values: GroupValues) -> torch.Tensor:
         """A loss a prompt, 0 where it has no valid output.
@@ -68,7 +68,7 @@ class Objective:
         Returns:
             [b]
         """
-        clean = replace(values.without_gaps(), log_partition=self.partition.log_mean)
+        clean = replace(values.without_gaps(), log_normaliser=self.normaliser.log_mean)
         losses = self._definition.losses(self._transformed(clean), self.settings)
         return torch.where(values.valid.any(dim=-1), losses, 0.0)
 

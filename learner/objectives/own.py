@@ -128,7 +128,7 @@ def _trial_values() -> GroupValues:
         gold_logprobs=torch.full((2,), torch.nan),
         gold_lengths=torch.ones(2, dtype=torch.int64),
         seeds=torch.arange(2),
-        log_partition=0.0,
+        log_normaliser=0.0,
     )
 
 

@@ -91,5 +91,5 @@ def gdc_pp(values: GroupValues, settings: PolicyGradientSection) -> torch.Tensor
 
 def _weights(values: GroupValues, settings: PolicyGradientSection) -> tuple[torch.Tensor, torch.Tensor]:
     """Log w, without gradient, and log u.  # [b, n] each."""
-    log_w = (log_importance(values, settings) - values.log_partition).detach()
+    log_w = (log_importance(values, settings) - values.log_normaliser).detach()
     return log_w, values.policy_logprobs - values.proposal_logprobs

@@ -37,7 +37,7 @@ class GroupValues:
         gold_logprobs: log q_θ of the gold output; NaN where the objective needs none.  # [b] float32
         gold_lengths: its tokens; 1 where there is none.  # [b] int64
         seeds: of what is drawn for a group, the same whenever it is trained.  # [b] int64
-        log_partition: log Z, the running mean of P/q' over what has been trained, this step included; 0 where the
+        log_normaliser: log Z, the running mean of P/q' over what has been trained, this step included; 0 where the
             objective needs none.
     """
 
@@ -51,7 +51,7 @@ class GroupValues:
     gold_logprobs: torch.Tensor
     gold_lengths: torch.Tensor
     seeds: torch.Tensor
-    log_partition: float
+    log_normaliser: float
 
     def without_gaps(self) -> "GroupValues":
         """With zeros, and lengths of one, in slots that are not valid: nothing there can become NaN.
