@@ -9,9 +9,9 @@ import torch
 
 from brain_align.common.config.objective_sections import BrainSection
 from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.pairs import win_rates
 from brain_align.learner.objectives.policy_gradients import RunningMean
 from brain_align.learner.objectives.rso import rejection_sample
-from brain_align.learner.objectives.spo import win_rates
 from tests.unit.learner.objectives.objective_values import (
     apply,
     changed,
