@@ -110,7 +110,7 @@ class Trainer:
         self.step = state.step
         self._engine.load_parameter_states(state.updates, parameters.state_of)
         self._stepper.restore(state.stepper)
-        self._objective.partition = state.partition
+        self._objective.normaliser = state.normaliser
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
@@ -166,7 +166,7 @@ class Trainer:
                 settings_digest=settings_digest(self._recipe),
                 random_states=self._engine.gather(random_state()),
                 stepper=self._stepper.state(),
-                partition=self._objective.partition,
+                normaliser=self._objective.normaliser,
             )
             write_on_rank_0(
                 self._engine,

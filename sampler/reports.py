@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """The state of a sampler's work.
 
     Attributes:

@@ -42,7 +42,7 @@ class TrainingState:
     settings_digest: str
     random_states: list[RandomState]
     stepper: StepperState
-    partition: RunningMean
+    normaliser: RunningMean
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -62,7 +62,7 @@ def write_training_state(
         "settings_digest": state.settings_digest,
         "updates": state.updates,
         "lessons": asdict(state.stepper),
-        "partition": asdict(state.partition),
+        "partition": asdict(state.normaliser),
     }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
@@ -86,7 +86,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
         settings_digest=expected_digest,
         random_states=random_states,
         stepper=StepperState(**facts["lessons"]),
-        partition=RunningMean(**facts["partition"]),
+        normaliser=RunningMean(**facts["partition"]),
     )
 
 

@@ -74,7 +74,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         (
             {"objective": {"name": "rso", "accepted": 8}, "sampling": {"n": 8}},
-            "objective.name=rso would accept 8 of 8 outputs of a prompt, so that nothing is rejected",
+            "objective.name=rso would accept 8 of 8 outputs per prompt, so that nothing is rejected",
         ),
         ({"objective": {"name": "rso"}, "sampling": {"n": 2}}, "would accept 2 of 2 outputs"),
         (
