@@ -19,7 +19,7 @@ from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import (
     RunDirectory,
     check_config,
-    claimed,
+    locked,
     resolve_output,
     run_directory,
     save_config,
@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     world = prepared_world(recipe, watch, console)
     resolved = with_world(recipe, world)
     inputs = _check(resolved, directory, watch, console)
-    with claimed(directory):
+    with locked(directory):
         check_config(directory, recipe)
         save_config(directory, recipe, {"world": world.name if world else None, **inputs.facts()})
         with own_log(directory):

@@ -150,7 +150,7 @@ def run_directory(recipe: Recipe) -> RunDirectory:
 
 
 @contextmanager
-def claimed(directory: RunDirectory) -> Iterator[None]:
+def locked(directory: RunDirectory) -> Iterator[None]:
     """Hold the run directory for this process; the hold ends with the process, however it ends.
 
     Raises:

@@ -18,7 +18,7 @@ from brain_align.deploy.compare.train.human_pairs import check_pairs, pairs_dige
 from brain_align.deploy.compare.train.runner import Runner, Subject
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
-from brain_align.deploy.run.directory import RunDirectory, claimed
+from brain_align.deploy.run.directory import RunDirectory, locked
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.proposal_model import proposal_model
 from brain_align.deploy.run.recipe_files import with_world
@@ -58,7 +58,7 @@ def compare(
     facts = {"world": world.name if world else None, **inputs.facts()}
     subject = Subject(recipe, world, inputs, facts, directory)
     failed: dict[str, str] = {}
-    with claimed(RunDirectory(directory.root)):
+    with locked(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         save_request(directory.request, request)
         if unfinished(directory, plan):

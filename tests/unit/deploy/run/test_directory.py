@@ -8,7 +8,7 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import (
     RunDirectory,
     check_config,
-    claimed,
+    locked,
     resolve_output,
     run_directory,
     save_config,
@@ -82,9 +82,9 @@ def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, con
 
 
 def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None:
-    with claimed(directory), pytest.raises(UserError, match="Another process is running"), claimed(directory):
+    with locked(directory), pytest.raises(UserError, match="Another process is running"), locked(directory):
         pass
-    with claimed(directory):
+    with locked(directory):
         pass
 
 
@@ -92,7 +92,7 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(UserError, match="Cannot use the run directory"),
-        claimed(RunDirectory(tmp_path / "file/run")),
+        locked(RunDirectory(tmp_path / "file/run")),
     ):
         pass
 
