@@ -37,7 +37,7 @@ class SamplerActor:
         """
         redirect_output(Path(log_path))
         logging.basicConfig(format="%(asctime)s %(message)s", force=True)
-        logging.getLogger("sampler").setLevel(logging.INFO)
+        logging.getLogger("brain_align.sampler").setLevel(logging.INFO)
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
