@@ -602,9 +602,7 @@ def test_other_runs_and_missing_stores(root: Path) -> None:
 def test_a_read_only_or_full_disk_is_a_clear_error(root: Path) -> None:
     store = filled(root)
     with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
-        with pytest.raises(
-            UserError, match=r"cannot be written: No space left on device. No acknowledged row is lost"
-        ):
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device. No acknowledged row is lost"):
             store.append_groups(groups("z"))
         with pytest.raises(UserError, match="cannot be opened: No space left on device"):
             SampleStore(root / "new", "run")
