@@ -182,6 +182,6 @@ def test_an_engine_that_was_sent_another_model_is_not_used_again(
         with pytest.raises(UserError, match=reason):
             loop.run(sampled(other, policies.lease(version, alone=False)))
         with pytest.raises(EngineLostError, match="parts of several models"):
-            other.pulse()
+            other.heartbeat()
     finally:
         other.close()
