@@ -205,7 +205,7 @@ def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], run: RunDirecto
     Raises:
         UserError: the world cannot be built, or a scorer not be loaded.
     """
-    from brain_align.deploy.run.preflight import check_scorer  # torch and transformers: not for a file that is refused
+    from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 
     wanted = [recipe.scorers[name] for name in scorers]
     if any("{world}" in scorer.model_dump_json() for scorer in wanted):

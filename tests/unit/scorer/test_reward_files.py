@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from brain_align.common.errors import UserError
 from brain_align.scorer.text_models.checkpoints import Checkpoint, find_checkpoint
 from brain_align.scorer.text_models.formats import FORMATS, HH, TLDR
-from brain_align.scorer.text_models.gptj_model import load_gptj_reward
-from brain_align.scorer.text_models.layer_split import layer_devices
+from brain_align.scorer.text_models.gptj_model import layer_devices, load_gptj_reward
 from tests.allocations import peak_bytes
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, rewards, tiny_weights, write
 
