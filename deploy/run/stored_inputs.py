@@ -60,7 +60,7 @@ class StoredInputs:
             schedule=schedule,
             training_scorers=needed,
             started_scorers=[name for name in needed if store.unscored(name)],
-            leases=None,
+            requests=None,
             evaluation=None,
             quarantine=Quarantine(directory.quarantine),
         )

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from brain_align.common.config.scorers import FunctionSection
 from brain_align.common.identity import digest
-from brain_align.common.user_code import user_function
+from brain_align.common.user_code import PACKAGE, user_function
 from brain_align.scorer.scorer import EXACT, Annotation, Group, Kind, Scorer, annotate, numbers_or_null
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -82,7 +82,9 @@ def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
         UserError: there is no such module or function, or importing the module fails.
     """
     function, module = user_function(settings.function, f"scorers.{name}.function")
-    return FunctionScorer(name, digest("function", settings.function, _source_of(module)), function, settings.timeout)
+    source = _source_of(module).replace(PACKAGE, "")
+    identity = digest("function", settings.function.removeprefix(PACKAGE), source)
+    return FunctionScorer(name, identity, function, settings.timeout)
 
 
 def _source_of(module: ModuleType) -> str:

@@ -8,9 +8,9 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.compare.train.seed_groups import SeedGroups, evaluation_scorers
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
-from brain_align.deploy.schedule.batch_plan import lease_plan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 
@@ -32,20 +32,22 @@ def cell_work(
         groups: of its seed.
         below: the store of these groups, of their first outputs, or of human pairs.
     """
-    plan = lease_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
+    plan = request_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
     if groups.directory.quarantine.exists() and not directory.quarantine.exists():
         write_file(directory.quarantine, groups.directory.quarantine.read_text())  # nobody has these groups
-    draws = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
+    round_prompts = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
     rounds_below = recipe.algorithm.rounds if offline else 1
-    trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else draws
+    trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else round_prompts
     return RunPlan(
         store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
         schedule=Rounds(recipe.algorithm, trained, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
-        leases=None if offline else TrainingRequests(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=False),
+        requests=None
+        if offline
+        else TrainingRequests(recipe.algorithm, round_prompts, plan, recipe.sampling.n, fixed=False),
         evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
         quarantine=Quarantine(directory.quarantine),
     )

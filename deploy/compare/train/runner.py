@@ -219,7 +219,7 @@ class Runner:
             tracker.close()
         result = evaluation.result("test", 0)
         self._say(
-            f"seed {recipe.seed}: {len(groups.training_leases())} leases of groups sampled and scored; the prior wins "
+            f"seed {recipe.seed}: {len(groups.training_requests())} requests sampled and scored; the prior wins "
             f"{result.train_rm_win_rate or 0:.1f} % of test prompts, mean reward {result.mean_reward:.3f}"
         )
         write_table(self._subject.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))

@@ -1,6 +1,6 @@
 """What all cells of a seed begin with: groups of every round from the prior, and the prior's evaluation.
 
-They are sampled and scored once, by the same leases, samplers and scorers as in a run. One more round, which nobody
+They are sampled and scored once, by the same requests, samplers and scorers as in a run. One more round, which nobody
 trains on, has groups of validation prompts: on these the methods' likelihoods are examined.
 """
 
@@ -20,9 +20,9 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
-from brain_align.deploy.schedule.batch_plan import RequestPlan, lease_plan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import RequestPlan, request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.services import Services
@@ -57,23 +57,23 @@ class SeedGroups:
 
     def plan(self) -> RequestPlan:
         """Of these groups."""
-        return lease_plan(self.recipe, self.run_id, self.directory.policies)
+        return request_plan(self.recipe, self.run_id, self.directory.policies)
 
     def evaluation(self, store: SampleStore) -> Evaluation:
         """Of the prior."""
         return Evaluation(self.recipe, store, self.plan(), self.inputs.held_back, evaluation_scorers(self.recipe))
 
-    def training_leases(self) -> list[SampleRequest]:
-        """All rounds' leases, from version 0, and those of the round that nobody trains on."""
+    def training_requests(self) -> list[SampleRequest]:
+        """All rounds' requests, from version 0, and those of the round that nobody trains on."""
         recipe, plan = self.recipe, self.plan()
-        draws = DrawnPrompts(recipe.algorithm, self.inputs.train, recipe.seed)
+        round_prompts = DrawnPrompts(recipe.algorithm, self.inputs.train, recipe.seed)
         rounds = recipe.algorithm.rounds
-        drawn = [(round_, draws.prompts(round_)) for round_ in range(rounds)]
+        drawn = [(round_, round_prompts.prompts(round_)) for round_ in range(rounds)]
         held_back = (rounds, self.inputs.held_back["validation"][:HELD_BACK_GROUPS])
         return [
-            lease
+            request
             for round_, prompts in [*drawn, held_back]
-            for lease in plan.leases("train", round_, 0, recipe.sampling.n, prompts)
+            for request in plan.requests("train", round_, 0, recipe.sampling.n, prompts)
         ]
 
     def examined(self, store: SampleStore, round_: int) -> StoredValues:
@@ -83,12 +83,12 @@ class SeedGroups:
             store: of the groups.
             round_: `algorithm.rounds` is the one of held-back prompts.
         """
-        leases = [lease for lease in self.training_leases() if lease.round == round_]
+        requests = [request for request in self.training_requests() if request.round == round_]
         scorers = [PRIOR, *self.recipe.reward_scorers()]
         ids = [
             name
-            for lease in leases
-            for name in lease.group_ids
+            for request in requests
+            for name in request.group_ids
             if all(store.has_score(name, scorer) for scorer in scorers)
         ][:HELD_BACK_GROUPS]
         rewards = stored_rewards(store, ids, self.recipe.reward)["values"].to_pylist()
@@ -128,12 +128,12 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
         schedule=schedule,
         training_scorers=training_scorers(recipe),
         started_scorers=list(services.scorers),
-        leases=None,
+        requests=None,
         evaluation=evaluation,
         quarantine=Quarantine(groups.directory.quarantine),
     )
-    leases = groups.training_leases()
-    wanted = {name for lease in leases for name in lease.group_ids}
+    requests = groups.training_requests()
+    wanted = {name for request in requests for name in request.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
     production = GroupPipeline(recipe, work, tracker, services)
     try:
@@ -141,8 +141,8 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
             production.start(tasks)
             await production.carry_on(0)
             there = await production.training.call(lambda: set(store.index()["group_id"].to_pylist()))
-            production.enqueue(lease for lease in leases if not there.issuperset(lease.group_ids))
-            await production.evaluate(evaluation.leases_after, 0)
+            production.enqueue(request for request in requests if not there.issuperset(request.group_ids))
+            await production.evaluate(evaluation.requests_after, 0)
             await production.until(
                 lambda: schedule.are_ready(wanted - work.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
             )

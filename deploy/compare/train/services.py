@@ -19,7 +19,7 @@ from brain_align.deploy.services.services import Services
 
 @dataclass(frozen=True)
 class SharedServices:
-    """Pools that hold nothing of any run: a lease names the registry of its versions.
+    """Pools that hold nothing of any run: a request names the registry of its versions.
 
     Attributes:
         shared: samplers and scorers; its learner is never started.
