@@ -35,7 +35,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
     parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
     parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
-    parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
+    parser.add_argument("--parallel", type=int, metavar="K", help="runs trained side by side; default: 2, if they fit")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
     add_overrides(parser)
     parser.set_defaults(command=_compare, resumes=True)
@@ -43,7 +43,7 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _compare(options: argparse.Namespace) -> int:
     if options.parallel is not None and options.parallel < 1:
-        raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
+        raise UserError(f"--parallel {options.parallel}: at least one run is trained at a time.")
     recipe = load_recipe(options.recipe, options.overrides)
     directory = ComparisonDirectory(resolve_output(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
@@ -56,7 +56,7 @@ def _compare(options: argparse.Namespace) -> int:
         pairs=options.pairs,
         begun=read_request(directory.request),
     )
-    from brain_align.deploy.compare.train.compare import compare  # Ray and torch: not for what is refused
+    from brain_align.deploy.compare.compare import compare  # Ray and torch: not for what is refused
 
     compare(recipe, request, directory, options.parallel, Console())
     return 0

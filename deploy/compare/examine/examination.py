@@ -1,4 +1,4 @@
-"""Has the examiner look at a version, and makes figures of what it says."""
+"""Has the examiner style at a version, and makes figures of what it says."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The service that looks at a trained version's likelihoods: of stored outputs, and of next tokens."""
+"""The service that plot_styles at a trained version's likelihoods: of stored outputs, and of next tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path

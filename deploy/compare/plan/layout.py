@@ -12,16 +12,16 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory, is_in_use
 from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
 
-_OF_CELLS = ("seed", "objective.name", "learner.learning_rate")
-"""What the base recipe says of these is not used: each cell has its own."""
+_OF_EACH_RUN = ("seed", "objective.name", "learner.learning_rate")
+"""What the base recipe says of these is not used: each run has its own."""
 
 
 @dataclass(frozen=True)
 class ComparisonDirectory:
     """The layout below a comparison's root.
 
-    seeds/N is the run directory of the groups that all cells of seed N begin with; cells/NAME that of one cell;
-    services/ holds logs and golden values of what the cells share.
+    seeds/N is the run directory of the groups that all runs of seed N begin with; cells/NAME that of one run;
+    services/ holds logs and golden values of what the runs share.
     """
 
     root: Path
@@ -43,7 +43,7 @@ class ComparisonDirectory:
 
     @property
     def services(self) -> RunDirectory:
-        """Of the services that all cells share."""
+        """Of the services that all runs share."""
         return RunDirectory(self.root / "services")
 
     def seed(self, seed: int) -> RunDirectory:
@@ -66,17 +66,17 @@ class ComparisonDirectory:
         """What the examiner says of the prior; written last, so that it marks the end of the seed's sampling."""
         return self.seed(seed).root / "examination.json"
 
-    def cell(self, name: str) -> RunDirectory:
-        """Of one cell."""
+    def run(self, name: str) -> RunDirectory:
+        """Of one run."""
         return RunDirectory(self.root / "cells" / name)
 
     def outcomes(self, name: str) -> Path:
-        """One row a test prompt of a finished cell, as Arrow IPC."""
-        return self.cell(name).root / "outcomes.arrow"
+        """One row a test prompt of a finished run, as Arrow IPC."""
+        return self.run(name).root / "outcomes.arrow"
 
     def examination(self, name: str) -> Path:
-        """What the examiner says of a finished cell's best version; written last, so that it marks the cell's end."""
-        return self.cell(name).root / "examination.json"
+        """What the examiner says of a finished run's best version; written last, so that it marks the run's end."""
+        return self.run(name).root / "examination.json"
 
     @property
     def results(self) -> Path:
@@ -102,7 +102,7 @@ class ComparisonDirectory:
 def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
     """Refuse a directory that holds another recipe's comparison, or something else.
 
-    Other methods, seeds, learning rates or group sizes are no other comparison: they add cells to it.
+    Other methods, seeds, learning rates or group sizes are no other comparison: they add runs to it.
 
     Raises:
         UserError: with one line for each setting that differs, or compare.yaml cannot be read.
@@ -114,12 +114,12 @@ def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
     differing = [
         line
         for line in differing_settings(there, recipe.model_dump(mode="json"))
-        if line.split(":")[0] not in _OF_CELLS
+        if line.split(":")[0] not in _OF_EACH_RUN
     ]
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
-            f"{root} holds a comparison on another recipe, whose cells cannot be compared with this one's; name "
+            f"{root} holds a comparison on another recipe, whose runs cannot be compared with this one's; name "
             f"another directory with --out, or undo the difference:\n{lines}"
         )
 

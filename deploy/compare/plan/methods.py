@@ -33,7 +33,7 @@ class Method:
 
     @property
     def slug(self) -> str:
-        """In the names of its cells' directories."""
+        """In the names of its runs' directories."""
         return re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.label)
 
 
@@ -140,7 +140,7 @@ def method_recipe(
                 f"the columns prompt, chosen and rejected (brain store import-pairs) and name it with --pairs, or "
                 f"choose dpo-sft, whose pairs the reward ranks."
             )
-        settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # of its own the cell samples no groups
+        settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # of its own the run samples no groups
     for name, change in sections.items():
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")

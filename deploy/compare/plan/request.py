@@ -153,7 +153,7 @@ def _refuse_idle_pairs(recipe: Recipe, methods: Sequence[Method], pairs: str | N
 def _joined(
     before: Sequence[_Item], asked: Sequence[_Item], name: Callable[[_Item], object] = lambda item: item
 ) -> tuple[_Item, ...]:
-    """What was there before, and what is new after it; of two with one name, as cells are named, the first."""
+    """What was there before, and what is new after it; of two with one name, as runs are named, the first."""
     named: dict[object, _Item] = {}
     for item in (*before, *asked):
         named.setdefault(name(item), item)

@@ -1,4 +1,4 @@
-"""Which cells there are: one training run for each method, learning rate, seed and group size.
+"""Which runs there are: one training run for each method, learning rate, seed and group size.
 
 Every method is trained at every learning rate of the grid on the first seed. The rate whose best version wins most
 often on validation prompts is the method's own (of equal ones that with the higher mean reward, then the smaller), and
@@ -19,7 +19,7 @@ from brain_align.deploy.schedule.evaluation import Merit
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingRun:
     """One training run.
 
     Attributes:
@@ -41,8 +41,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cells of a request.
+class ComparisonPlan:
+    """The runs of a request.
 
     Attributes:
         request: what was asked for.
@@ -56,23 +56,23 @@ class Plan:
         """Outputs a group that the method is trained with, the recipe's first."""
         return [self.n, *(self.request.group_sizes if method.label in self.request.swept else ())]
 
-    def grid(self, method: Method, n: int) -> list[Cell]:
-        """The cells that the method's learning rate is chosen among, with n outputs a group."""
+    def grid(self, method: Method, n: int) -> list[TrainingRun]:
+        """The runs that the method's learning rate is chosen among, with n outputs a group."""
         first = self.request.seeds[0]
-        return [Cell(method, rate, first, n) for rate in self.request.learning_rates]
+        return [TrainingRun(method, rate, first, n) for rate in self.request.learning_rates]
 
-    def chosen(self, method: Method, n: int, rate: float) -> list[Cell]:
-        """The cells that the method is reported by: all seeds, at its learning rate."""
-        return [Cell(method, rate, seed, n) for seed in self.request.seeds]
+    def chosen(self, method: Method, n: int, rate: float) -> list[TrainingRun]:
+        """The runs that the method is reported by: all seeds, at its learning rate."""
+        return [TrainingRun(method, rate, seed, n) for seed in self.request.seeds]
 
     def count(self) -> int:
-        """How many cells there are in all, whichever rates are chosen: one of each grid is among the chosen."""
+        """How many runs there are in all, whichever rates are chosen: one of each grid is among the chosen."""
         each = len(self.request.learning_rates) + len(self.request.seeds) - 1
         return each * sum(len(self.sizes(method)) for method in self.request.methods)
 
 
 def best_rate(merits: Mapping[float, Merit]) -> float | None:
-    """The learning rate with the best merit, the smaller of equal ones; None where no cell of the grid has one."""
+    """The learning rate with the best merit, the smaller of equal ones; None where no run of the grid has one."""
     return max(sorted(merits), key=lambda rate: merits[rate]) if merits else None
 
 
@@ -81,12 +81,12 @@ def at_edge(rate: float, grid: Sequence[float]) -> bool:
     return len(grid) > 1 and rate in (min(grid), max(grid))
 
 
-def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
-    """The recipe of a cell: the base's but for objective, learning rate, seed and n.
+def run_recipe(base: Recipe, run: TrainingRun, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
+    """The recipe of a run: the base's but for objective, learning rate, seed and n.
 
     Args:
         base: the recipe that is compared on.
-        cell: which.
+        run: which.
         directory: of the comparison.
         pairs: a store of human pairs, see `method_recipe`.
 
@@ -95,12 +95,12 @@ def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory, pairs:
     """
     return method_recipe(
         base,
-        cell.method,
+        run.method,
         pairs=pairs,
-        seed=cell.seed,
-        learner={"learning_rate": cell.learning_rate},
-        sampling={"n": cell.n},
-        run={"dir": str(directory.cell(cell.name).root)},
+        seed=run.seed,
+        learner={"learning_rate": run.learning_rate},
+        sampling={"n": run.n},
+        run={"dir": str(directory.run(run.name).root)},
     )
 
 
@@ -111,7 +111,7 @@ def seed_recipe(base: Recipe, seed: int, directory: ComparisonDirectory) -> Reci
 
 
 def seed_run_id(recipe: Recipe) -> str:
-    """The run that a seed's groups are those of, for all cells of the seed: what is learned from them has no say."""
+    """The run that a seed's groups are those of, for all runs of the seed: what is learned from them has no say."""
     settings = identity_settings(recipe.model_dump(mode="json"))
     decisive = {name: value for name, value in settings.items() if not name.startswith(("objective.", "learner."))}
     return digest("comparison", decisive)

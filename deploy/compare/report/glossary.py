@@ -19,7 +19,7 @@ GLOSSARY = {
     "rate, *": "The learning rate with the highest validation win rate of the grid; * where it is the grid's smallest "
     "or largest, so that a better one may lie outside. After a difference, * is for a 95 % interval without 0.",
     "n": "Outputs sampled for each prompt; together they are a group.",
-    "cell, s a cell": "A cell is one training run: a method, a learning rate, a seed and n. Its seconds are from the "
+    "run, s a run": "A run is one training run: a method, a learning rate, a seed and n. Its seconds are from the "
     "learner's start to the end of evaluation, with whatever ran beside it.",
     "dpo-sft, dpo": "DPO on pairs of the prior's outputs that the reward ranks; on pairs that people chose between.",
     "+iw": "With importance weights: each pair counts in both orders, weighted by the reward's probability that it is "

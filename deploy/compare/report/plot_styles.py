@@ -17,7 +17,7 @@ _LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """Colour, marker and line style, as matplotlib names them."""
 
     colour: str
@@ -29,14 +29,14 @@ class Look:
         return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle}
 
 
-def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """Of every method, the same in all plots; one method under two names has one look.
+def plot_styles(labels: Sequence[str]) -> dict[str, PlotStyle]:
+    """Of every method, the same in all plots; one method under two names has one style.
 
     Args:
         labels: of all methods of the comparison.
     """
     first = SAME_METHOD[0]
-    found = {label: _look(place) for place, label in enumerate(legend_names(labels))}
+    found = {label: _style(place) for place, label in enumerate(legend_names(labels))}
     return {label: found[label if label in found else first] for label in labels}
 
 
@@ -52,7 +52,7 @@ def legend_names(labels: Sequence[str]) -> dict[str, str]:
     return {label: f"{first} (= {again})" if label == first else label for label in labels if label != again}
 
 
-def _look(place: int) -> Look:
-    return Look(
+def _style(place: int) -> PlotStyle:
+    return PlotStyle(
         COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place // len(COLOURS) % len(_LINES)]
     )

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from brain_align.deploy.compare.report.plot_styles import COLOURS, Look, legend_names, looks
+from brain_align.deploy.compare.report.plot_styles import COLOURS, PlotStyle, legend_names, plot_styles
 from brain_align.deploy.compare.results.comparison import Comparison
 from brain_align.deploy.compare.results.inference import OverOptimisation
 from brain_align.deploy.compare.results.method_results import MethodFigures
@@ -46,9 +46,9 @@ def win_rates(comparison: Comparison) -> Figure | None:
     if not shown:
         return None
     figure, axes = _figure(7, 0.9 + 0.36 * len(shown))
-    shown_as = looks(list(comparison.methods))
+    shown_as = plot_styles(list(comparison.methods))
     for place, method in enumerate(shown):
-        _interval(axes, place, method, shown_as.get(method.label, Look(INK, "o", "-")))
+        _interval(axes, place, method, shown_as.get(method.label, PlotStyle(INK, "o", "-")))
     axes.set_yticks(range(len(shown)), [method.label for method in shown])
     axes.invert_yaxis()
     axes.set_xlabel("train-RM win rate against gold, %")
@@ -56,11 +56,11 @@ def win_rates(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _interval(axes: Axes, place: int, method: MethodFigures, look: Look) -> None:
+def _interval(axes: Axes, place: int, method: MethodFigures, style: PlotStyle) -> None:
     rate, half_width = method.train_rm_win_rate, method.train_rm_win_rate_ci95
-    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt=look.marker, color=look.colour, capsize=3)
+    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt=style.marker, color=style.colour, capsize=3)
     seeds = method.train_rm_win_rate_by_seed
-    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=look.colour, alpha=0.7)
+    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=style.colour, alpha=0.7)
 
 
 def group_size(comparison: Comparison) -> Figure | None:
@@ -69,7 +69,7 @@ def group_size(comparison: Comparison) -> Figure | None:
     if not known:
         return None
     figure, axes = _figure(6, 3.6)
-    shown_as = looks(list(comparison.methods))
+    shown_as = plot_styles(list(comparison.methods))
     labels = list(dict.fromkeys(point.label for point in known))
     for label, aside in zip(labels, _asides(len(labels)), strict=True):
         points = [point for point in known if point.label == label]
@@ -112,13 +112,13 @@ def _against_distance(
     if not curves:
         return None
     figure, axes = _figure(7, 5.2)
-    shown_as = looks(list(comparison.methods))
+    shown_as = plot_styles(list(comparison.methods))
     for curve in curves:
-        look = shown_as[curve.label]
+        style = shown_as[curve.label]
         distances, gains = np.array(_known(curve, value)).T
-        axes.plot(distances, gains, linestyle="", marker=look.marker, markersize=4.5, alpha=0.75, color=look.colour)
-        drawn = _draw_fit(axes, fit(curve), distances, look)
-        in_legend = look if drawn else replace(look, linestyle="")
+        axes.plot(distances, gains, linestyle="", marker=style.marker, markersize=4.5, alpha=0.75, color=style.colour)
+        drawn = _draw_fit(axes, fit(curve), distances, style)
+        in_legend = style if drawn else replace(style, linestyle="")
         axes.plot([], [], label=named[curve.label], **in_legend.line())
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     _spread_out(axes)
@@ -133,12 +133,12 @@ def _known(curve: RewardCurve, value: Callable[[CurvePoint], float | None]) -> l
     return [(max(CLOSEST, point.distance), gain) for point in curve.points if (gain := value(point)) is not None]
 
 
-def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, look: Look) -> bool:
+def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, style: PlotStyle) -> bool:
     """Draw a fit that says something; returns whether this one does."""
     if fit is None or fit.r_squared < LEAST_R_SQUARED:
         return False
     span = np.geomspace(float(distances.min()), float(distances.max()), 100)
-    axes.plot(span, fit.gain(span), color=look.colour, linestyle=look.linestyle)
+    axes.plot(span, fit.gain(span), color=style.colour, linestyle=style.linestyle)
     return True
 
 
@@ -156,14 +156,14 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     if len({point.learning_rate for point in known}) < 2:
         return None
     figure, axes = _figure(7, 4.6)
-    shown_as = looks(list(comparison.methods))
+    shown_as = plot_styles(list(comparison.methods))
     for label, name in legend_names(list(comparison.methods)).items():
-        look, own = shown_as[label], comparison.methods[label].learning_rate
+        style, own = shown_as[label], comparison.methods[label].learning_rate
         points = [point for point in known if point.label == label]
         rates, values = [point.learning_rate for point in points], [point.win_rate or 0 for point in points]
-        axes.plot(rates, values, markerfacecolor="none", label=name, **look.line())
+        axes.plot(rates, values, markerfacecolor="none", label=name, **style.line())
         chosen = [place for place in zip(rates, values, strict=True) if place[0] == own]
-        axes.plot(*zip(*chosen, strict=True), linestyle="", marker=look.marker, color=look.colour)
+        axes.plot(*zip(*chosen, strict=True), linestyle="", marker=style.marker, color=style.colour)
     axes.set_xscale("log")
     axes.set_xticks(comparison.protocol.learning_rates, [f"{rate:g}" for rate in comparison.protocol.learning_rates])
     axes.minorticks_off()

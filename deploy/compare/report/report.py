@@ -1,4 +1,4 @@
-"""From finished cells to compare.json, plots, the page and the console."""
+"""From finished runs to compare.json, plots, the page and the console."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.report.page import page
 from brain_align.deploy.compare.report.plots import draw
 from brain_align.deploy.compare.report.tables import (
@@ -27,7 +27,7 @@ from brain_align.deploy.plotting import as_png, as_svg
 
 
 def report(
-    directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: dict[str, str], console: Console
+    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: dict[str, str], console: Console
 ) -> None:
     """Write all results and show the most important.
 
@@ -36,7 +36,7 @@ def report(
     """
     comparison = collect(directory, recipe, plan, failed)
     if not comparison.methods:
-        raise PipelineError(f"No cell of {directory.root} could be trained. {' '.join(failed.values())}")
+        raise PipelineError(f"No run of {directory.root} could be trained. {' '.join(failed.values())}")
     write_file(directory.results, json.dumps(_finite(comparison.as_dict()), indent=1))
     figures = draw(comparison)
     drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in figures.items()}

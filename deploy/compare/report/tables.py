@@ -171,7 +171,7 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
         rows,
         f"Chosen and rejected are a group's outputs of highest and lowest reward; drift is log q − log p in nats. A "
         f"method of human pairs has not trained on these groups. The exact posterior at the recipe's γ ranks {ideal} % "
-        f"of the pairs right. Where entropy and mass both fall below the prior's, look for "
+        f"of the pairs right. Where entropy and mass both fall below the prior's, style for "
         f"over-optimisation.",
     )
 

@@ -35,7 +35,7 @@ def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
 
 
 def pairs_digest(source: StoredSamples) -> str:
-    """Of all pairs with their choices, in their order: what cells that were trained on them cannot do without."""
+    """Of all pairs with their choices, in their order: what runs that were trained on them cannot do without."""
     chosen = _chosen(source)
     outputs = source.groups(chosen)["outputs"].to_pylist()
     tokens = [[output["token_ids"] for output in pair] for pair in outputs]

@@ -1,4 +1,4 @@
-"""What a cell has to do: train on its seed's groups, and be evaluated as any run is."""
+"""What a run has to do: train on its seed's groups, and be evaluated as any run is."""
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import write_file
@@ -15,20 +15,20 @@ from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups
 from brain_align.deploy.schedule.rounds import Rounds
 
 
-def cell_work(
+def make_run_plan(
     recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: StoredSamples
 ) -> RunPlan:
-    """The work of a cell.
+    """The work of a run.
 
     A method without a proposal of its own trains on the seed's groups of every round. One that updates its proposal
     begins with those of the first round, whose proposal is the prior for everybody, and samples the later rounds
     itself. One that trains on human pairs has these below instead. Outputs of version 0 are nowhere sampled again,
-    since they are the prior's, the same for every cell.
+    since they are the prior's, the same for every run.
 
     Args:
-        recipe: the cell's.
-        run_id: the cell's.
-        directory: the cell's.
+        recipe: the run's.
+        run_id: the run's.
+        directory: the run's.
         groups: of its seed.
         below: the store of these groups, of their first outputs, or of human pairs.
     """

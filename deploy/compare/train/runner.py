@@ -1,4 +1,4 @@
-"""Trains the cells of a comparison, several side by side, and takes up what an earlier start has left."""
+"""Trains the runs of a comparison, several side by side, and takes up what an earlier start has left."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,11 +18,17 @@ from brain_align.deploy.compare.examine.examination import ExaminedGroups, exami
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.progress import chosen_rate
-from brain_align.deploy.compare.plan.training_runs import Cell, Plan, cell_recipe, seed_recipe, seed_run_id
-from brain_align.deploy.compare.results.run_results import is_finished, read_cell, write_examination, write_table
+from brain_align.deploy.compare.plan.training_runs import (
+    ComparisonPlan,
+    TrainingRun,
+    run_recipe,
+    seed_recipe,
+    seed_run_id,
+)
+from brain_align.deploy.compare.results.run_results import is_finished, read_finished, write_examination, write_table
 from brain_align.deploy.compare.train.first_outputs import write_first_outputs
 from brain_align.deploy.compare.train.human_pairs import deal_pairs
-from brain_align.deploy.compare.train.run_plan import cell_work
+from brain_align.deploy.compare.train.run_plan import make_run_plan
 from brain_align.deploy.compare.train.seed_groups import SeedGroups, publish_prior, sample_groups
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
@@ -37,11 +43,11 @@ from brain_align.deploy.run.summary import finish
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparisonSetup:
     """What is compared on.
 
     Attributes:
-        recipe: the base of all cells.
+        recipe: the base of all runs.
         world: what stands for `{world}` in it.
         inputs: its prompts.
         facts: what identifies them.
@@ -62,36 +68,41 @@ class Subject:
 
 
 class Runner:
-    """Trains all cells of a plan that are not finished.
+    """Trains all runs of a plan that are not finished.
 
-    Every cell is a run of its own, with the conductor of any run, in one event loop; samplers and scorers are shared.
+    Every run is a run of its own, with the conductor of any run, in one event loop; samplers and scorers are shared.
 
     Args:
-        subject: what is compared on.
-        plan: the cells.
-        services: shared by all cells.
-        parallel: how many cells are trained side by side.
-        say: is told of each cell's end.
+        setup: what is compared on.
+        plan: the runs.
+        services: shared by all runs.
+        parallel: how many runs are trained side by side.
+        say: is told of each run's end.
 
     Attributes:
-        failed: why cells could not be trained, by name.
+        failed: why runs could not be trained, by name.
     """
 
     def __init__(
-        self, subject: Subject, plan: Plan, services: SharedServices, parallel: int, say: Callable[[str], None]
+        self,
+        setup: ComparisonSetup,
+        plan: ComparisonPlan,
+        services: SharedServices,
+        parallel: int,
+        say: Callable[[str], None],
     ) -> None:
         self.failed: dict[str, str] = {}
-        self._subject = subject
+        self._setup = setup
         self._plan = plan
         self._services = services
         self._free = asyncio.Semaphore(parallel)
         self._say = say
         self._done = 0
         self._seeds: dict[int, asyncio.Task[SeedGroups]] = {}
-        self._made: dict[Path, asyncio.Task[Any]] = {}  # what several cells read, by where it lies
+        self._made: dict[Path, asyncio.Task[Any]] = {}  # what several runs read, by where it lies
 
     async def run(self) -> None:
-        """Train everything. A cell that fails is noted, and the others go on.
+        """Train everything. A run that fails is noted, and the others go on.
 
         Raises:
             PipelineError: a shared service failed for good, or the groups of a seed could not be made.
@@ -100,7 +111,7 @@ class Runner:
         try:
             async with asyncio.TaskGroup() as tasks:
                 before: asyncio.Task[SeedGroups] | None = None
-                for seed in self._plan.request.seeds:  # one after the other, ahead of the cells that need them
+                for seed in self._plan.request.seeds:  # one after the other, ahead of the runs that need them
                     before = self._seeds[seed] = tasks.create_task(self._sample_after(before, seed))
                 tasks.create_task(self._services.start())
                 for method in self._plan.request.methods:
@@ -113,46 +124,46 @@ class Runner:
         for n in self._plan.sizes(method):
             grid = self._plan.grid(method, n)
             await asyncio.gather(*map(self._train, grid))
-            rate = chosen_rate(self._subject.directory, grid)
+            rate = chosen_rate(self._setup.directory, grid)
             if rate is not None:
                 await asyncio.gather(*map(self._train, self._plan.chosen(method, n, rate)[1:]))
 
-    async def _train(self, cell: Cell) -> None:
-        """One cell, unless an earlier start has finished it."""
-        directory = self._subject.directory
-        if is_finished(directory, cell):
+    async def _train(self, run: TrainingRun) -> None:
+        """One run, unless an earlier start has finished it."""
+        directory = self._setup.directory
+        if is_finished(directory, run):
             self._done += 1
             return
-        groups = await self._seeds[cell.seed]
+        groups = await self._seeds[run.seed]
         async with self._free:
             try:
-                await self._train_on(cell, groups)
+                await self._train_on(run, groups)
             except PipelineError as error:
-                self._services.raise_failure()  # no cell's own: all others would fail by it, too
-                self.failed[cell.name] = str(error)
+                self._services.raise_failure()  # no run's own: all others would fail by it, too
+                self.failed[run.name] = str(error)
         self._done += 1
-        result = read_cell(directory, cell)
-        outcome = self.failed[cell.name] if result is None else result.sentence()
-        self._say(f"[{self._done}/{self._plan.count()}] {cell.name}: {outcome}")
+        result = read_finished(directory, run)
+        outcome = self.failed[run.name] if result is None else result.sentence()
+        self._say(f"[{self._done}/{self._plan.count()}] {run.name}: {outcome}")
 
-    async def _train_on(self, cell: Cell, groups: SeedGroups) -> None:
-        subject, watch = self._subject, Stopwatch()
-        pairs, directory = self._plan.request.pairs, subject.directory.cell(cell.name)
-        recipe = cell_recipe(subject.recipe, cell, subject.directory, pairs)
+    async def _train_on(self, run: TrainingRun, groups: SeedGroups) -> None:
+        setup, watch = self._setup, Stopwatch()
+        pairs, directory = self._plan.request.pairs, setup.directory.run(run.name)
+        recipe = run_recipe(setup.recipe, run, setup.directory, pairs)
         check_config(directory, recipe)
-        save_config(directory, recipe, subject.facts)
-        resolved = with_world(recipe, subject.world)
-        below = await self._groups_below(resolved, cell, groups)
-        work = await asyncio.to_thread(cell_work, resolved, recipe_digest(recipe), directory, groups, below)
+        save_config(directory, recipe, setup.facts)
+        resolved = with_world(recipe, setup.world)
+        below = await self._groups_below(resolved, run, groups)
+        work = await asyncio.to_thread(make_run_plan, resolved, recipe_digest(recipe), directory, groups, below)
         with work.store.training():
             await self._conduct(resolved, directory, work, watch)
-        outcomes = subject.directory.outcomes(cell.name)
+        outcomes = setup.directory.outcomes(run.name)
         best = await asyncio.to_thread(_write_results, recipe, directory, work, watch, outcomes)
         trains_on_groups = resolved.objective.reward != HUMAN
         examination = await examine(
             self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
         )
-        write_examination(subject.directory.examination(cell.name), examination)
+        write_examination(setup.directory.examination(run.name), examination)
 
     async def _conduct(self, recipe: Recipe, directory: RunDirectory, work: RunPlan, watch: Stopwatch) -> None:
         services = self._services.of_run(recipe, directory)
@@ -166,25 +177,25 @@ class Runner:
             services.learner.kill()
             tracker.close()
 
-    async def _groups_below(self, recipe: Recipe, cell: Cell, groups: SeedGroups) -> SampleStore:
-        """What the cell trains on: the seed's groups, with as many outputs as it asks for, or human pairs.
+    async def _groups_below(self, recipe: Recipe, run: TrainingRun, groups: SeedGroups) -> SampleStore:
+        """What the run trains on: the seed's groups, with as many outputs as it asks for, or human pairs.
 
-        Each cell opens the store for itself; what is copied into one is copied once for all cells of the seed.
+        Each run opens the store for itself; what is copied into one is copied once for all runs of the seed.
         """
-        directory = self._subject.directory
+        directory = self._setup.directory
         if recipe.objective.reward == HUMAN:
             assert recipe.store.uri is not None, "a method that trains on pairs has their store"
-            place, run_id = directory.pairs(cell.seed), digest("pairs", recipe.store.uri, cell.seed)
-            await self._once(place, _copy_pairs, recipe, cell.seed, place, run_id)
-        elif cell.n < self._plan.n:
-            place, run_id = directory.first_outputs(cell.seed, cell.n), f"{groups.run_id}-first-{cell.n}"
-            await self._once(place, _copy_first_outputs, groups, cell.n, place, run_id)
+            place, run_id = directory.pairs(run.seed), digest("pairs", recipe.store.uri, run.seed)
+            await self._once(place, _copy_pairs, recipe, run.seed, place, run_id)
+        elif run.n < self._plan.n:
+            place, run_id = directory.first_outputs(run.seed, run.n), f"{groups.run_id}-first-{run.n}"
+            await self._once(place, _copy_first_outputs, groups, run.n, place, run_id)
         else:
             return await asyncio.to_thread(groups.open)
         return await asyncio.to_thread(SampleStore, place, run_id, read_only=True)
 
     async def _examined_groups(self, groups: SeedGroups) -> ExaminedGroups:
-        """Read once for all cells of a seed."""
+        """Read once for all runs of a seed."""
         return await self._once(groups.directory.root, read_examined, groups)
 
     async def _once(self, key: Path, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -198,19 +209,19 @@ class Runner:
     async def _sample_after(self, before: "asyncio.Task[SeedGroups] | None", seed: int) -> SeedGroups:
         if before is not None:
             await before
-        groups = self._subject.groups(seed)
-        done = self._subject.directory.prior_examination(seed)
+        groups = self._setup.groups(seed)
+        done = self._setup.directory.prior_examination(seed)
         if not done.exists():
             await self._sample(groups, done)
         return groups
 
     async def _sample(self, groups: SeedGroups, done: Path) -> None:
         recipe, directory = groups.recipe, groups.directory
-        saved = seed_recipe(self._subject.recipe, recipe.seed, self._subject.directory)
+        saved = seed_recipe(self._setup.recipe, recipe.seed, self._setup.directory)
         check_config(directory, saved)
-        save_config(directory, saved, self._subject.facts)
+        save_config(directory, saved, self._setup.facts)
         services = self._services.of_run(recipe, directory)
-        async with self._free:  # a learner takes the place of a cell's
+        async with self._free:  # a learner takes the place of a run's
             await publish_prior(recipe, services)
         tracker = _quiet_tracker(recipe, directory)
         try:
@@ -222,14 +233,14 @@ class Runner:
             f"seed {recipe.seed}: {len(groups.training_leases())} leases of groups sampled and scored; the prior wins "
             f"{result.train_rm_win_rate or 0:.1f} % of test prompts, mean reward {result.mean_reward:.3f}"
         )
-        write_table(self._subject.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))
+        write_table(self._setup.directory.prior_outcomes(recipe.seed), evaluation.outcomes("test", 0))
         examined = await self._examined_groups(groups)
         write_examination(done, await examine(self._services.examiner, directory, 0, examined, trained=True))
 
 
 def _write_results(recipe: Recipe, directory: RunDirectory, work: RunPlan, watch: Stopwatch, outcomes: Path) -> int:
     """Returns the best version."""
-    assert work.evaluation is not None, "cells are evaluated"
+    assert work.evaluation is not None, "runs are evaluated"
     best = work.evaluation.best_version()
     finish(recipe, directory, work, watch.total())
     write_table(outcomes, work.evaluation.outcomes("test", best))

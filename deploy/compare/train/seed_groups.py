@@ -1,4 +1,4 @@
-"""What all cells of a seed begin with: groups of every round from the prior, and the prior's evaluation.
+"""What all runs of a seed begin with: groups of every round from the prior, and the prior's evaluation.
 
 They are sampled and scored once, by the same leases, samplers and scorers as in a run. One more round, which nobody
 trains on, has groups of validation prompts: on these the methods' likelihoods are examined.

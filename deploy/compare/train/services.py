@@ -1,4 +1,4 @@
-"""The services of a comparison: samplers, scorers and an examiner for all cells, and a learner for each."""
+"""The services of a comparison: samplers, scorers and an examiner for all runs, and a learner for each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class SharedServices:
         return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
 
     def raise_failure(self) -> None:
-        """Do nothing, unless a service that all cells share has failed for good.
+        """Do nothing, unless a service that all runs share has failed for good.
 
         Raises:
             PipelineError, UserError: one has.
@@ -71,7 +71,7 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
 
 
 def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
-    """CPU and GPU that all services reserve together while `parallel` cells are trained side by side."""
+    """CPU and GPU that all services reserve together while `parallel` runs are trained side by side."""
     needs = required_resources(recipe, evaluation_scorers(recipe))
     learner, prior = recipe.learner, recipe.prior
     return {
@@ -81,7 +81,7 @@ def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
 
 
 def fitting(recipe: Recipe, most: int, offers: Mapping[str, float]) -> int:
-    """How many cells, at least one and at most `most`, can be trained side by side on what a cluster offers."""
+    """How many runs, at least one and at most `most`, can be trained side by side on what a cluster offers."""
     for parallel in range(most, 1, -1):
         needs = comparison_resources(recipe, parallel)
         if all(need <= offers.get(name, 0) for name, need in needs.items()):

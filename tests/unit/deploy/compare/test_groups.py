@@ -82,10 +82,10 @@ def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:
 def test_groups_of_the_prior_are_another_run_s_and_later_ones_its_own(tmp_path: Path) -> None:
     prompts = [Prompt("p0", "text", (1,), "gold")]
     seed = RequestPlan("seed", 0, 2, tmp_path)
-    cells = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
+    runs = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
 
     def ids(plan: RequestPlan, version: int) -> tuple[str, ...]:
         return plan.leases("train", version, version, 2, prompts)[0].group_ids
 
-    assert ids(cells[0], 0) == ids(cells[1], 0) == ids(seed, 0)
-    assert len({ids(seed, 1), ids(cells[0], 1), ids(cells[1], 1)}) == 3
+    assert ids(runs[0], 0) == ids(runs[1], 0) == ids(seed, 0)
+    assert len({ids(seed, 1), ids(runs[0], 1), ids(runs[1], 1)}) == 3

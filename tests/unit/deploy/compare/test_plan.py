@@ -11,8 +11,8 @@ from brain_align.deploy.compare.plan.methods import method_recipe, parse_method,
 from brain_align.deploy.compare.plan.progress import chosen_rate, unfinished
 from brain_align.deploy.compare.plan.request import Request, parse_request
 from brain_align.deploy.compare.plan.request_file import read_request, save_request
-from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
-from tests.unit.deploy.compare.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
+from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, run_recipe, seed_recipe, seed_run_id
+from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finish_run, finished_comparison, plan, recipe
 
 
 def request(**options: Any) -> Request:
@@ -29,26 +29,24 @@ def request(**options: Any) -> Request:
 
 def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_others() -> None:
     work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2, 4))
-    assert [(cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 8)] == [(1e-4, 3), (1e-3, 3)]
-    assert work.grid(WARM, 8) == [
-        type(cell)(WARM, cell.learning_rate, cell.seed, cell.n) for cell in work.grid(BRAIN, 8)
-    ]
+    assert [(run.learning_rate, run.seed) for run in work.grid(BRAIN, 8)] == [(1e-4, 3), (1e-3, 3)]
+    assert work.grid(WARM, 8) == [type(run)(WARM, run.learning_rate, run.seed, run.n) for run in work.grid(BRAIN, 8)]
     chosen = work.chosen(BRAIN, 8, 1e-3)
-    assert [(cell.seed, cell.n, cell.learning_rate) for cell in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
+    assert [(run.seed, run.n, run.learning_rate) for run in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
     assert (work.sizes(BRAIN), work.sizes(WARM)) == ([8, 2, 4], [8])
     assert work.count() == 3 * (2 + 1) + (2 + 1)
 
 
 def test_smaller_groups_have_a_grid_of_their_own() -> None:
     work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2,))
-    assert [(cell.n, cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 2)] == [(2, 1e-4, 3), (2, 1e-3, 3)]
-    assert [(cell.n, cell.seed) for cell in work.chosen(BRAIN, 2, 1e-4)] == [(2, 3), (2, 4)]
+    assert [(run.n, run.learning_rate, run.seed) for run in work.grid(BRAIN, 2)] == [(2, 1e-4, 3), (2, 1e-3, 3)]
+    assert [(run.n, run.seed) for run in work.chosen(BRAIN, 2, 1e-4)] == [(2, 3), (2, 4)]
 
 
 def test_cells_differ_in_what_they_are_about_and_in_nothing_else(tmp_path: Path) -> None:
     directory, base = ComparisonDirectory(tmp_path), recipe()
     (first, second), warm = plan().grid(BRAIN, 8), plan().grid(WARM, 8)[0]
-    one, two, three = (cell_recipe(base, cell, directory) for cell in (first, second, warm))
+    one, two, three = (run_recipe(base, run, directory) for run in (first, second, warm))
     assert (one.learner.learning_rate, two.learner.learning_rate) == (1e-4, 1e-3)
     assert (one.objective.temperature, three.objective.temperature) == (1.0, 2.0)
     assert len({one.run.dir, two.run.dir, three.run.dir}) == 3
@@ -111,7 +109,7 @@ def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Pat
 def test_a_failed_rate_is_out_of_the_choice(tmp_path: Path) -> None:
     work, directory = plan(), ComparisonDirectory(tmp_path)
     assert chosen_rate(directory, work.grid(BRAIN, 8)) is None
-    finish_cell(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
+    finish_run(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
     assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-4
     assert unfinished(directory, work)
 
@@ -184,16 +182,16 @@ def test_objectives_without_the_usual_swept_ones_are_trained_at_other_sizes_wher
 
 def test_a_setting_that_an_objective_does_not_have_is_refused(tmp_path: Path) -> None:
     method = parse_method("brain:temprature=2")
-    cell = type(plan().grid(BRAIN, 8)[0])(method, 1e-3, 0, 8)
+    run = type(plan().grid(BRAIN, 8)[0])(method, 1e-3, 0, 8)
     with pytest.raises(UserError, match=r"unknown setting objective\.temprature; did you mean objective\.temperature"):
-        cell_recipe(recipe(), cell, ComparisonDirectory(tmp_path))
+        run_recipe(recipe(), run, ComparisonDirectory(tmp_path))
 
 
 def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp_path: Path) -> None:
     directory = ComparisonDirectory(tmp_path / "out")
     check_comparison(directory, recipe())
     save_comparison(directory, recipe(), {"prompts": "digest"})
-    # what each cell has of its own does not matter
+    # what each run has of its own does not matter
     changed = recipe(seed=5).model_copy(update={"learner": recipe().learner.model_copy(update={"learning_rate": 1.0})})
     check_comparison(directory, changed)
     with pytest.raises(UserError, match=r"comparison on another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
@@ -213,7 +211,7 @@ def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp
 
 def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "deploy/recipes/compare-demo.yaml", "--parallel", "0"]) == 2
-    assert "--parallel 0: at least one cell is trained at a time." in capsys.readouterr().err
+    assert "--parallel 0: at least one run is trained at a time." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -262,7 +260,7 @@ def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> Non
     assert parse_request(recipe(), group_sizes="2", begun=more).swept == ("ipo",)
     assert parse_request(recipe(), objectives="rso,brain", begun=more).swept == ("ipo", "brain"), "brain is new"
     same = parse_request(recipe(), learning_rates="1.0000001e-3", begun=first)
-    assert same.learning_rates == first.learning_rates, "a cell's directory is named by six digits"
+    assert same.learning_rates == first.learning_rates, "a run's directory is named by six digits"
 
 
 def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:

@@ -12,10 +12,10 @@ from brain_align.deploy.compare.plan.methods import any_on_pairs, method_recipe,
 from brain_align.deploy.compare.plan.progress import unfinished
 from brain_align.deploy.compare.plan.request import Request
 from brain_align.deploy.compare.plan.request_file import save_request
-from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.report.report import report
 from brain_align.deploy.compare.train.human_pairs import check_pairs, pairs_digest
-from brain_align.deploy.compare.train.runner import Runner, Subject
+from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
 from brain_align.deploy.run.directory import RunDirectory, claimed
@@ -27,7 +27,7 @@ from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
 from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
-"""Cells trained side by side where nobody says how many, and as many fit."""
+"""Runs trained side by side where nobody says how many, and as many fit."""
 
 
 def compare(
@@ -36,10 +36,10 @@ def compare(
     """Train what is not yet trained, and report.
 
     Args:
-        recipe: the base of all cells.
-        request: which cells.
+        recipe: the base of all runs.
+        request: which runs.
         directory: of the comparison.
-        parallel: cells trained side by side; None: two, if the cluster has room for two learners.
+        parallel: runs trained side by side; None: two, if the cluster has room for two learners.
         console: is shown what happens.
 
     Raises:
@@ -48,7 +48,7 @@ def compare(
     """
     check_recipe(recipe, request)
     check_comparison(directory, recipe)
-    plan = Plan(request, recipe.sampling.n)
+    plan = ComparisonPlan(request, recipe.sampling.n)
     world = prepared_world(recipe, Stopwatch(), console)
     resolved = with_world(recipe, world)
     inputs = check_inputs(resolved, directory.services)
@@ -56,14 +56,14 @@ def compare(
     for note in inputs.notes:
         console.print(note, highlight=False, soft_wrap=True)
     facts = {"world": world.name if world else None, **inputs.facts()}
-    subject = Subject(recipe, world, inputs, facts, directory)
+    setup = ComparisonSetup(recipe, world, inputs, facts, directory)
     failed: dict[str, str] = {}
     with claimed(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         save_request(directory.request, request)
         if unfinished(directory, plan):
             with own_log(directory.services):
-                failed = _train(subject, plan, parallel, console)
+                failed = _train(setup, plan, parallel, console)
         report(directory, recipe, plan, failed, console)
 
 
@@ -75,16 +75,16 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
     return {"pairs": pairs_digest(open_source(request.pairs).store)}
 
 
-def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) -> dict[str, str]:
-    """Train all cells; returns why some could not be, by name."""
-    recipe, directory = with_world(subject.recipe, subject.world), subject.directory
+def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: Console) -> dict[str, str]:
+    """Train all runs; returns why some could not be, by name."""
+    recipe, directory = with_world(setup.recipe, setup.world), setup.directory
     model = proposal_model(recipe.policy, directory.services)
-    reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
+    reporter(console)(f"comparison {directory.root}: {plan.count()} runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy) as offers:
         parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
         services = shared_services(recipe, directory, model)
-        runner = Runner(subject, plan, services, parallel, reporter(console))
+        runner = Runner(setup, plan, services, parallel, reporter(console))
         try:
             asyncio.run(runner.run())
         finally:
