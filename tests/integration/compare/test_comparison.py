@@ -21,11 +21,11 @@ from brain_align.deploy.compare.compare import check_recipe
 from brain_align.deploy.compare.examine.examiner import Likelihoods
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, save_comparison
 from brain_align.deploy.compare.plan.methods import Method, method_recipe, parse_method
-from brain_align.deploy.compare.plan.progress import unfinished
 from brain_align.deploy.compare.plan.request import Request
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.results.comparison import collect
-from brain_align.deploy.compare.train.first_outputs import write_first_outputs
+from brain_align.deploy.compare.results.run_results import unfinished
+from brain_align.deploy.compare.train.derived_stores import write_first_outputs
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
 from brain_align.deploy.run.directory import RunDirectory

@@ -47,7 +47,7 @@ def test_a_difference_that_seeds_disagree_on_is_not_certain() -> None:
     found = paired_bootstrap(few)
     assert found.by_seed == pytest.approx([0.1, 0.2, -0.05])
     assert found.difference == pytest.approx(0.25 / 3) and found.low < 0
-    assert paired_bootstrap(few.mean(axis=0, keepdims=True)).low > 0, "over prompts alone it would style certain"
+    assert paired_bootstrap(few.mean(axis=0, keepdims=True)).low > 0, "over prompts alone it would look certain"
     turned = found.turned()
     assert (turned.low, turned.high) == (-found.high, -found.low)
     assert turned.by_seed == pytest.approx([-0.1, -0.2, 0.05])

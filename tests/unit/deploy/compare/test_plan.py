@@ -8,10 +8,9 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.cli import main
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
-from brain_align.deploy.compare.plan.progress import chosen_rate, unfinished
-from brain_align.deploy.compare.plan.request import Request, parse_request
-from brain_align.deploy.compare.plan.request_file import read_request, save_request
+from brain_align.deploy.compare.plan.request import Request, parse_request, read_request, save_request
 from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, run_recipe, seed_recipe, seed_run_id
+from brain_align.deploy.compare.results.run_results import chosen_rate, unfinished
 from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finish_run, finished_comparison, plan, recipe
 
 
@@ -78,7 +77,10 @@ def test_a_method_takes_from_the_recipe_what_is_no_other_method_s() -> None:
 
 
 def test_a_method_of_human_pairs_needs_them_and_samples_no_groups() -> None:
-    with pytest.raises(UserError, match=r"--objectives dpo trains on pairs .* name it with --pairs, or choose dpo-sft"):
+    with pytest.raises(
+        UserError,
+        match=r"--objectives dpo trains on human preference pairs; .* with --pairs, or choose dpo-sft",
+    ):
         method_recipe(recipe(), parse_method("dpo"))
     made = method_recipe(recipe(objective={"reward": "reward"}), parse_method("dpo"), pairs="/pairs")
     assert (made.objective.reward, made.sampler.replicas, made.store.uri) == ("human", 0, "/pairs")
@@ -129,24 +131,27 @@ def test_options_are_read() -> None:
     ("options", "sentence"),
     [
         ({"objectives": "brian"}, "unknown objective 'brian'; did you mean brain?"),
-        ({"objectives": "brain:hot"}, "'hot' in 'brain:hot' is no setting; write NAME:setting=value"),
+        ({"objectives": "brain:hot"}, "'hot' in 'brain:hot' is not a setting; write NAME:setting=value"),
         ({"objectives": "brain,brain"}, "--objectives names brain twice"),
-        ({"objectives": " "}, "--objectives names nothing"),
-        ({"seeds": "0,one"}, "--seeds 0,one: write numbers with commas"),
-        ({"seeds": ""}, "--seeds : name at least one number"),
+        ({"objectives": " "}, "--objectives is empty"),
+        ({"seeds": "0,one"}, "--seeds 0,one: expected numbers separated by commas"),
+        ({"seeds": ""}, "--seeds : expected one or more numbers"),
         ({"objectives": "brain:temperature=2,brain: temperature=2"}, "--objectives names brain_temperature=2 twice"),
         ({"learning_rates": "1e-3,1.0000001e-3"}, "--learning-rates names 0.001 twice"),
-        ({"learning_rates": "0"}, "--learning-rates 0: name at least one number, and none that is negative or"),
-        ({"group_sizes": "8"}, r"--n 8: the groups have n=8 outputs .* name numbers from 2 to 7"),
-        ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is no number to train with"),
-        ({"learning_rates": "1e400"}, "--learning-rates 1e400: inf is no number to train with"),
+        (
+            {"learning_rates": "0"},
+            "--learning-rates 0: expected one or more numbers, .* no rate of 0",
+        ),
+        ({"group_sizes": "8"}, r"--n 8: groups have n=8 outputs .* choose numbers from 2 to 7"),
+        ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is not a finite number"),
+        ({"learning_rates": "1e400"}, "--learning-rates 1e400: inf is not a finite number"),
         ({"group_sizes": "4", "swept": "dpo"}, "--n-objectives: 'dpo' is not among --objectives"),
-        ({"group_sizes": "4", "swept": ""}, "--n-objectives names nothing"),
+        ({"group_sizes": "4", "swept": ""}, "--n-objectives is empty"),
         ({"group_sizes": "4", "swept": "brain,brain"}, "--n-objectives names brain twice"),
-        ({"swept": "brain"}, "--n-objectives brain: --n names no group sizes .* add --n 2,4"),
+        ({"swept": "brain"}, "--n-objectives brain: no group sizes are given .* such as --n 2,4"),
         (
             {"objectives": "rso,ipo", "group_sizes": "2"},
-            "--n 2 is for dpo-sft and brain, .* with --n-objectives",
+            "--n 2 applies to dpo-sft and brain, .* with --n-objectives",
         ),
         (
             {"objectives": "brain:name=dpo-sft"},
@@ -165,7 +170,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(options: dict[str, str], se
 @pytest.mark.parametrize("twins", ["brain,brain:temperature=1", "rso,ipo:tau=0.1,ipo:tau=0.10"])
 def test_one_method_written_in_two_ways_is_refused(twins: str) -> None:
     first, second = twins.split(",")[-2:]
-    with pytest.raises(UserError, match=rf"--objectives: {first} and {second} are the same objective .* name one of"):
+    with pytest.raises(UserError, match=rf"--objectives: {first} and {second} are the same objective .* name only one"):
         refuse_equal(recipe(), [parse_method(name) for name in twins.split(",")])
 
 
@@ -194,24 +199,24 @@ def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp
     # what each run has of its own does not matter
     changed = recipe(seed=5).model_copy(update={"learner": recipe().learner.model_copy(update={"learning_rate": 1.0})})
     check_comparison(directory, changed)
-    with pytest.raises(UserError, match=r"comparison on another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
+    with pytest.raises(UserError, match=r"comparison of another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
         check_comparison(directory, recipe(algorithm={"rounds": 9}))
-    with pytest.raises(UserError, match="begun with the prompts digest, which is now other"):
+    with pytest.raises(UserError, match="started with the prompts digest, which is now other"):
         save_comparison(directory, recipe(), {"prompts": "other"})
     save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "people's"})  # dpo came later
     save_comparison(directory, recipe(), {"prompts": "digest"})
-    with pytest.raises(UserError, match="begun with the pairs people's, which is now others'"):
+    with pytest.raises(UserError, match="started with the pairs people's, which is now others'"):
         save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "others'"})
     for text in ("{", "[]"):
         directory.facts.write_text(text)
-        with pytest.raises(UserError, match=r"inputs\.json does not say what the comparison was begun on; restore"):
+        with pytest.raises(UserError, match=r"inputs\.json does not hold the inputs of a comparison; restore"):
             save_comparison(directory, recipe(), {"prompts": "digest"})
         assert directory.facts.read_text() == text
 
 
-def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "deploy/recipes/compare-demo.yaml", "--parallel", "0"]) == 2
-    assert "--parallel 0: at least one run is trained at a time." in capsys.readouterr().err
+    assert "--parallel 0: at least one training run must run at a time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_a_truncated_or_foreign_configuration_is_named_with_a_remedy(tmp_path: P
         check_comparison(directory, recipe())
     said = str(caught.value)
     assert said.startswith(f"{directory.config} does not hold the recipe of a comparison (")
-    assert said.endswith("); restore the file, or name another directory with --out.")
+    assert said.endswith("); restore the file, or choose another directory with --out.")
     assert "\n" not in said
     assert said.count(str(directory.config)) == 1
 
@@ -268,7 +273,9 @@ def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:
     more = parse_request(recipe(), pairs="pairs", begun=begun)
     assert [method.label for method in more.methods] == [*(method.label for method in begun.methods), "dpo"]
     assert parse_request(recipe(), pairs="pairs", begun=more).methods == more.methods
-    with pytest.raises(UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on pairs that people"):
+    with pytest.raises(
+        UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on human preference pairs"
+    ):
         request(objectives="brain", pairs="pairs")
 
 
@@ -280,5 +287,5 @@ def test_a_request_that_nobody_has_written_is_none_and_a_foreign_one_is_named(tm
     assert good not in strange
     for text in ("{", "[]", '{"objectives": ["brain"]}', *strange):
         (tmp_path / "request.json").write_text(text)
-        with pytest.raises(UserError, match=r"request\.json is not what brain compare writes; remove it and give all"):
+        with pytest.raises(UserError, match=r"request\.json was not written by brain compare; remove it and give all"):
             read_request(tmp_path / "request.json")

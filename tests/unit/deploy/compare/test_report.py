@@ -12,8 +12,7 @@ from rich.console import Console
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.report.page import inline_svg, page
-from brain_align.deploy.compare.report.plot_styles import legend_names, plot_styles
-from brain_align.deploy.compare.report.plots import CLOSEST, draw
+from brain_align.deploy.compare.report.plots import CLOSEST, draw, legend_names, plot_styles
 from brain_align.deploy.compare.report.report import report
 from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
 from brain_align.deploy.compare.report.text_table import number, p_value
@@ -144,11 +143,11 @@ def test_tables_show_what_there_is(comparison: Comparison) -> None:
     untrained = replace(comparison.methods["brain"], best_versions=[1, 0], objective="dpo")
     other = methods_table(replace(comparison, methods={"brain": untrained}))
     assert other.rows[-1][-3] == "1, 0†"
-    assert "dpo is given one pair a group" in other.note and "dpo is" not in methods.note
+    assert "dpo trains on one human preference pair per group" in other.note and "dpo trains" not in methods.note
     assert (p_value(None), p_value(1e-5), p_value(0.0123)) == ("–", "≤ 0.0002", "0.012")
     assert (number(float("nan"), 1), number(None, 1), number(0.25, 1)) == ("–", "–", "0.2")
     assert "prior" in rows
-    assert tables["Runs that could not be trained"].rows == [["a run", "broke"]]
+    assert tables["Training runs that failed"].rows == [["a run", "broke"]]
     assert all(len(row) == len(table.columns) for table in tables.values() for row in table.rows)
 
 
@@ -248,9 +247,17 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     document = page(comparison, all_tables(comparison), {})
     cautions, rest = document.split("<details>")
     assert f"edge of the grid (*): brain, {WARM.label}. A better one" in cautions
-    assert "1 run could not be trained" in cautions
+    assert "1 training run failed" in cautions
     assert "seed" not in cautions.split('<ul class="cautions">')[1]
-    for term in ("gold", "train-RM win rate", "KL(q‖p)", "each seed", "versions, †", "+iw+n", "no-baseline"):
+    for term in (
+        "reference (gold)",
+        "win rate (training reward)",
+        "KL(q‖p)",
+        "each seed",
+        "versions, †",
+        "+iw+n",
+        "no-baseline",
+    ):
         assert f"<dt>{term}</dt>" in rest
     short = replace(comparison.methods["brain"], seeds=[0], rate_at_edge=False)
     some = replace(comparison, methods={"brain": short}, failed={})
@@ -258,7 +265,7 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     assert line.startswith("Not over all 2 seeds: brain (lacks seed 1); brain:temperature=2 (lacks seed 0, 1).")
     alone = replace(some, protocol=replace(comparison.protocol, seeds=[0]))
     (line,) = re.findall("<li>(.*)</li>", page(alone, [], {}))
-    assert line.startswith("One seed alone (0): the intervals say nothing of what another seed would change")
+    assert line.startswith("Only one seed (0): the intervals do not include the variation over seeds")
     sound = replace(
         some, methods={label: replace(one, rate_at_edge=False) for label, one in comparison.methods.items()}
     )
@@ -295,7 +302,7 @@ def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
 
 
 def test_without_a_finished_cell_the_reasons_are_given(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"No run of .* could be trained\. the disk is full"):
+    with pytest.raises(PipelineError, match=r"No training run of .* succeeded\. the disk is full"):
         report(ComparisonDirectory(tmp_path), recipe(), plan(), {"run": "the disk is full"}, Console(quiet=True))
 
 
@@ -312,7 +319,7 @@ def test_smaller_groups_that_could_not_be_trained_are_missed(tmp_path: Path) -> 
     failing = [work.chosen(BRAIN, 2, 1e-3)[1], *work.grid(BRAIN, 4), *work.chosen(BRAIN, 4, 1e-3)]
     for run in failing:
         directory.examination(run.name).unlink(missing_ok=True)
-    with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; the reasons"):
+    with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; see the reasons"):
         report(directory, recipe(), work, {failing[0].name: "broke"}, Console(quiet=True))
     written = directory.tables.read_text()
     assert "| brain, n = 4 | failed | failed |" in written
