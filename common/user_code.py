@@ -8,30 +8,59 @@ from typing import Any
 
 from brain_align.common.errors import UserError
 
+PACKAGE = "brain_align."
+"""What import paths of this project begin with; recipes and saved configurations of earlier versions leave it out.
+
+Whatever is compared with those, or with their digests, leaves it out as well.
+"""
+
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:
-    """The function at `module:function`, and its module.
+    """Import the function at `module:function`.
 
     Args:
-        path: where it is.
+        path: its import path. A path into this project may leave out `brain_align.`; a module of the user's own that
+            has that name takes precedence.
         setting: the recipe's setting that names it, for errors.
+
+    Returns:
+        The function and its module.
 
     Raises:
         UserError: there is no such module or function, or importing the module fails.
     """
     module_name, _, function_name = path.partition(":")
     with _importing(module_name, setting):
-        module = importlib.import_module(module_name)
+        module = _module(module_name)
     with _importing(path, setting):
-        function = getattr(module, function_name, None)  # one that is exported lazily (PEP 562) is imported only here
+        function = getattr(module, function_name, None)  # a lazy export (PEP 562) is imported only here
     if not callable(function):
         raise UserError(f"{setting}: {module_name} has no function {function_name!r}.")
     return function, module
 
 
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not _is_missing(name, error):
+            raise  # the module is there, and what it imports is not
+        try:
+            return importlib.import_module(PACKAGE + name)
+        except ModuleNotFoundError as own_error:
+            if _is_missing(PACKAGE + name, own_error):
+                raise error from None  # the name as the user wrote it
+            raise
+
+
+def _is_missing(name: str, error: ModuleNotFoundError) -> bool:
+    """Return whether the error says that the module itself, or a package that it would be in, does not exist."""
+    return f"{name}.".startswith(f"{error.name}.")
+
+
 @contextmanager
 def _importing(what: str, setting: str) -> Iterator[None]:
-    """The block runs what a user's module does when it is imported."""
+    """Turn whatever a user's module raises while it is imported into a `UserError`."""
     try:
         yield
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and a script may end

@@ -111,7 +111,7 @@ class Trainer:
         self.step = state.step
         self._engine.load_parameter_states(state.updates, parameters.state_of)
         self._stepper.take_up(state.lessons)
-        self._objective.partition = state.partition
+        self._objective.normaliser = state.normaliser
         if self._engine.rank < len(state.random_states):
             set_random_state(state.random_states[self._engine.rank])
 
@@ -170,7 +170,7 @@ class Trainer:
                 digest,
                 self._engine.gather(random_state()),
                 self._stepper.lessons(),
-                self._objective.partition,
+                self._objective.normaliser,
             )
             parameters = self._engine.parameter_states()
             if self._engine.rank == 0:

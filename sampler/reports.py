@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """Whether a sampler is getting on.
 
     Attributes:

@@ -13,7 +13,7 @@ from brain_align.common.requests import SampleRequest
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.generation import Generation, check_prompts, generate_groups
-from brain_align.sampler.reports import Pulse
+from brain_align.sampler.reports import Heartbeat
 from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
 from brain_align.sampler.weights.versions import Versions
 
@@ -83,7 +83,7 @@ class Sampler:
         finally:
             self._in_flight -= open_
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """Whether this sampler is getting on.
 
         Raises:
@@ -93,7 +93,7 @@ class Sampler:
         running = min(self._in_flight, self._engine.running_at_most)
         last = max(self._engine.step_log.newest, self._at_work_since)
         idle = 0.0 if self._versions.phases else time.monotonic() - last
-        return Pulse(running, self._in_flight - running, self._outputs, self._tokens, idle)
+        return Heartbeat(running, self._in_flight - running, self._outputs, self._tokens, idle)
 
     def close(self) -> None:
         """End the engine."""

@@ -14,7 +14,7 @@ from brain_align.common.errors import EngineLostError
 from brain_align.common.logs import redirect_output
 from brain_align.common.policies import ProposalModel
 from brain_align.common.requests import SampleRequest
-from brain_align.sampler.reports import Pulse
+from brain_align.sampler.reports import Heartbeat
 
 if TYPE_CHECKING:
     from brain_align.sampler.sampler import Sampler
@@ -37,7 +37,7 @@ class SamplerActor:
         """
         redirect_output(Path(log_path))
         logging.basicConfig(format="%(asctime)s %(message)s", force=True)
-        logging.getLogger("sampler").setLevel(logging.INFO)
+        logging.getLogger("brain_align.sampler").setLevel(logging.INFO)
         self._name = name
         self._recipe = Recipe.model_validate(recipe)
         self._model = model
@@ -62,10 +62,10 @@ class SamplerActor:
         except EngineLostError as error:
             self._end(error)
 
-    async def pulse(self) -> Pulse:
-        """See `Sampler.pulse`."""
+    async def heartbeat(self) -> Heartbeat:
+        """See `Sampler.heartbeat`."""
         try:
-            return self._sampler.pulse()
+            return self._sampler.heartbeat()
         except EngineLostError as error:
             self._end(error)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.identity import digest
+from brain_align.common.user_code import PACKAGE
 
 _OPERATIONAL = (
     "run.*",
@@ -49,8 +50,15 @@ when a run is resumed."""
 
 
 def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a run learns, flat: all but the operational ones."""
-    return {name: value for name, value in _dotted(settings).items() if not _is_operational(name)}
+    """Return the settings that decide what a run learns, flat: all but the operational ones.
+
+    Functions of this project count the same with and without `brain_align.`, which the first recipes left out.
+    """
+    return {
+        name: value.removeprefix(PACKAGE) if isinstance(value, str) else value
+        for name, value in _dotted(settings).items()
+        if not _is_operational(name)
+    }
 
 
 def recipe_digest(recipe: Recipe) -> str:

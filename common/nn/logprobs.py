@@ -1,33 +1,81 @@
-"""Sequence log-probabilities of groups' outputs: the same numerics for learner and prior scorer.
+"""Sequence log-probabilities of groups' outputs: the same numerics for the learner and the prior scorer.
 
-Callers hand over prompts and outputs; how these are laid out in a batch is the decoder's business
-(common/nn/prefix/decoder.py).
+Callers pass prompts and outputs; the decoder (common/nn/prefix/decoder.py) decides how to lay them out in a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from brain_align.common.errors import UserError
 from brain_align.common.nn.lm_head import LMHead
-from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.nn.models.causal_lm import check_logits, context_length
 from brain_align.common.nn.prefix.decoder import PackedCheck, PrefixDecoder, TextStates, longest_text
 from brain_align.common.nn.prefix.packing import Request, TokenBudget
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _TOLERANCE_IN_16_BITS = 0.05
-"""Nats a token by which packed and padded rows may differ; a wrong mask or position is off by tenths, at least."""
+"""Nats per token by which packed and padded rows may differ; a wrong mask or position changes tenths at least."""
 
-TokenLogprobs = Callable[[Sequence[Request]], list[torch.Tensor]]
-"""What computes the log-probabilities of each output's tokens."""
+
+TokenGroup = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""The token ids of a prompt, and of each of its outputs."""
+
+
+@dataclass(frozen=True)
+class GroupLogprobs:
+    """Log-probabilities of one prompt's outputs, in nats.
+
+    Attributes:
+        sums: log q(y|x) of each output; 0 for an output without tokens.  # [outputs] float32
+        tokens: log q(y_t|x, y_<t) of each token of each output.  # outputs × [output tokens] float32
+    """
+
+    sums: torch.Tensor
+    tokens: list[torch.Tensor]
+
+
+def sequence_logprobs(
+    model: PreTrainedModel | PeftModel, groups: Sequence[TokenGroup], *, max_tokens: int | None = None
+) -> list[GroupLogprobs]:
+    """Compute the log-probabilities of each group's outputs under any stock causal language model.
+
+    A prompt that several outputs share is computed once, where the model can read packed rows exactly; otherwise
+    each output is computed behind a copy of its prompt, and a warning says why. The results are differentiable, and
+    are the log-softmax of the model's own logits at temperature 1. EOS counts where it is among an output's tokens.
+
+    The model keeps its weights and its mode. Its attention is replaced once by one that reads packed rows and
+    computes everything else by PyTorch's SDPA.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model on one, whole on one device.
+        groups: token ids: prompts of at least one token, each with at least one output.
+        max_tokens: tokens per forward pass, for memory without gradients; by default all groups go in one pass.
+
+    Returns:
+        One entry per group, on the model's device.
+
+    Raises:
+        ValueError: a prompt or a list of outputs is empty, a text is longer than the model's context, or dropout is
+            active.
+        UserError: the model's logits are not just its output layer applied to its last hidden states.
+    """
+    if not groups:
+        return []
+    tokens = iter(_checked(model).token_logprobs([request_of(*group) for group in groups], max_tokens))
+    of_groups = [[next(tokens) for _ in outputs] for _, outputs in groups]
+    return [GroupLogprobs(_sums(of_group), of_group) for of_group in of_groups]
 
 
 class SequenceLogprobs(nn.Module):
     """log q(y|x) in nats of outputs under a causal language model: sums over the output's tokens.
 
-    An output of no tokens has log-probability 0. EOS counts where it is among an output's tokens.
+    An output without tokens has log-probability 0. EOS counts where it is among an output's tokens.
 
     Attributes:
         model: the prior, or a policy; gradients follow its parameters' `requires_grad`.
@@ -42,62 +90,74 @@ class SequenceLogprobs(nn.Module):
 
     @property
     def padded_because(self) -> str | None:
-        """Why rows are padded, each with a copy of its prompt; None where they are packed."""
+        """The reason why rows are padded, each with a copy of its prompt; None where they are packed."""
         return self._decoder.padded_because
 
     @padded_because.setter
-    def padded_because(self, reason: str) -> None:
+    def padded_because(self, reason: str | None) -> None:
         self._decoder.padded_because = reason
 
     def forward(self, requests: Sequence[Request]) -> torch.Tensor:
-        """The log-probabilities of all outputs of all requests, in their order; differentiable.
+        """Compute the log-probabilities of all outputs of all requests, in their order; differentiable.
 
         Args:
-            requests: go through the model at once, in one row, where rows are packed; see `TokenBudget`.
+            requests: pass through the model together, in one row where rows are packed; see `TokenBudget`.
 
         Returns:
             [outputs] float32, on the model's device.
 
         Raises:
-            ValueError: a request has no output or no prompt token, or more tokens than the model's context.
+            ValueError: a request has no output, no prompt token, or more tokens than the model's context.
         """
         return _sums(self.token_logprobs(requests))
 
-    def token_logprobs(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        """Log q(y_t|x, y_<t) of each token of each output: what `forward` sums.
+    def token_logprobs(self, requests: Sequence[Request], max_tokens: int | None = None) -> list[torch.Tensor]:
+        """Compute log q(y_t|x, y_<t) of each token of each output; `forward` returns their sums.
+
+        Args:
+            requests: as for `forward`.
+            max_tokens: splits the requests, and their outputs, into forward passes of so many tokens.
 
         Returns:
-            [output tokens] float32, for each output of each request.
+            [output tokens] float32 per output of each request.
+
+        Raises:
+            ValueError: as for `forward`.
         """
         for prompt, outputs in requests:
             self._check_lengths(prompt, outputs)
-        return self._packed(requests) if self._decoder.can_pack(requests) else self._padded(requests)
+        if max_tokens is None:
+            return self._at_once(requests)
+        budget = self.budget(max_tokens)
+        return [tokens for one in requests for part in _parts(one, budget) for tokens in self._at_once([part])]
 
     def pad_unless_exact(self) -> None:
-        """See `PrefixDecoder.pad_unless_exact`."""
+        """Compute on padded rows from now on, with a warning, if packed rows of made-up texts give other states."""
         self._decoder.pad_unless_exact()
 
     def budget(self, max_tokens: int) -> TokenBudget:
-        """A budget of a forward pass, for rows as they are laid out here."""
+        """Return the budget of a forward pass, for rows as this model lays them out."""
         return self._decoder.budget(max_tokens)
 
     @torch.no_grad()
     def in_parts(self, request: Request, max_tokens: int) -> torch.Tensor:
-        """`forward` of one group without gradients, in as many forward passes as `max_tokens` asks for."""
-        return _in_parts(self.token_logprobs, request, self.budget(max_tokens))
+        """Compute `forward` of one group without gradients, in as many forward passes as `max_tokens` requires."""
+        return _sums(self.token_logprobs([request], max_tokens))
 
     @torch.no_grad()
     def check_packed(self, request: Request, max_tokens: int) -> PackedCheck | None:
-        """Compare packed with padded rows on a group; None where its rows are padded anyway.
+        """Compare packed with padded rows on a group; return None where its rows are padded anyway.
 
         Args:
-            request: a group.
-            max_tokens: of one forward pass.
+            request: the group.
+            max_tokens: tokens per forward pass.
         """
         if not self._decoder.can_pack([request]):
             return None
-        packed = _in_parts(self._packed, request, TokenBudget(max_tokens, packed=True))
-        padded = _in_parts(self._padded, request, TokenBudget(max_tokens, packed=False))
+        packed, padded = (
+            torch.cat([_sums(compute([part])) for part in _parts(request, TokenBudget(max_tokens, packed=packs))])
+            for compute, packs in ((self._packed, True), (self._padded, False))
+        )
         tokens = torch.tensor([max(1, len(output)) for output in request[1]], device=packed.device)
         tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS)
         return PackedCheck(float(((packed - padded).abs() / tokens).max()), tolerance)
@@ -109,17 +169,20 @@ class SequenceLogprobs(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The precision that the model computes in."""
         return self._decoder.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that holds the model."""
         return self._decoder.device
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training changes, by name."""
+        """Return the parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def _at_once(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        return self._packed(requests) if self._decoder.can_pack(requests) else self._padded(requests)
 
     def _packed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         return self._read(requests, self._decoder.packed([_without_last(request) for request in requests]))
@@ -128,10 +191,10 @@ class SequenceLogprobs(nn.Module):
         return [tokens for one in requests for tokens in self._read([one], self._decoder.padded(_without_last(one)))]
 
     def _read(self, requests: Sequence[Request], states: TextStates) -> list[torch.Tensor]:
-        """The log-probabilities of outputs, from the states of all their tokens but the last."""
+        """Return the log-probabilities of outputs, given the states of all their tokens but the last."""
         outputs = [(len(prompt), output) for prompt, outputs in requests for output in outputs]
         predicting = [
-            # What predicts a token stands one place before it; the prompt's last token predicts the output's first.
+            # A token is predicted one place before it; the prompt's last token predicts the output's first.
             places[prompt - 1 :][: len(output)]
             for places, (prompt, output) in zip(states.places, outputs, strict=True)
         ]
@@ -152,21 +215,54 @@ class SequenceLogprobs(nn.Module):
 
 
 def request_of(prompt_ids: Sequence[int], outputs: Sequence[Sequence[int]]) -> Request:
-    """A request from plain token ids."""
+    """Make a request from plain token ids."""
     return torch.tensor(prompt_ids, dtype=torch.int64), [torch.tensor(ids, dtype=torch.int64) for ids in outputs]
+
+
+_PADDED_BECAUSE: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+"""The models that `sequence_logprobs` has checked, each with the reason why its rows are padded."""
+
+
+def _checked(model: PreTrainedModel | PeftModel) -> SequenceLogprobs:
+    """Prepare a user's model, which no loader of ours has checked; the checks are made once per model."""
+    _refuse_dropout(model)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if model not in _PADDED_BECAUSE:
+        head = base.get_output_embeddings()
+        if not (isinstance(head, nn.Linear) and head.weight.is_floating_point()):
+            raise UserError(
+                f"The output layer of this {base.config.model_type} model is a {type(head).__name__}, not a plain "
+                f"linear layer; merge an adapter on it into the model, and do not quantise it."
+            )
+        check_logits(base, base.name_or_path or "as given")
+        computer = SequenceLogprobs(model)
+        computer.pad_unless_exact()
+        _PADDED_BECAUSE[model] = computer.padded_because
+        return computer
+    computer = SequenceLogprobs(model)
+    computer.padded_because = _PADDED_BECAUSE[model]
+    return computer
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    """Refuse active dropout: attention's own is not applied to packed rows, and any other makes results random."""
+    for name, module in model.named_modules():
+        rates = [module.p] if isinstance(module, nn.Dropout) else [getattr(module, "attention_dropout", 0.0)]
+        if module.training and any(isinstance(rate, float) and rate > 0 for rate in rates):
+            raise ValueError(f"dropout is active in {name or 'the model'}; call model.eval(), or set its rate to 0")
 
 
 def _sums(tokens: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([one.sum() for one in tokens])
 
 
-def _in_parts(compute: TokenLogprobs, request: Request, budget: TokenBudget) -> torch.Tensor:
+def _parts(request: Request, budget: TokenBudget) -> list[Request]:
+    """Split a group's outputs into parts that fit into one forward pass each."""
     prompt, outputs = request
-    parts = budget.parts(len(prompt), [len(output) for output in outputs])
-    return torch.cat([_sums(compute([(prompt, outputs[part])])) for part in parts])
+    return [(prompt, outputs[part]) for part in budget.parts(len(prompt), [len(output) for output in outputs])]
 
 
 def _without_last(request: Request) -> Request:
-    """An output's last token predicts nothing that is wanted."""
+    """Drop each output's last token, which predicts nothing that is wanted."""
     prompt, outputs = request
     return prompt, [output[:-1] for output in outputs]

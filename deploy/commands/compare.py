@@ -9,8 +9,8 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request, read_request
-from brain_align.deploy.run.directory import resolve_output
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import output_path
 
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -52,7 +52,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.parallel is not None and options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: at least one training run must run at a time; give 1 or more.")
     recipe = load_recipe(options.recipe, options.overrides)
-    directory = ComparisonDirectory(resolve_output(str(options.out or f"runs/comparisons/{recipe.name}")))
+    directory = ComparisonDirectory(output_path(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
         recipe,
         objectives=options.objectives,

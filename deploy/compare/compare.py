@@ -16,11 +16,11 @@ from brain_align.deploy.compare.results.run_results import unfinished
 from brain_align.deploy.compare.train.derived_stores import check_pairs, pairs_digest
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
-from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
-from brain_align.deploy.run.directory import RunDirectory, claimed
+from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.proposal_model import proposal_model
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
 from brain_align.learner.objectives.catalogue import make_objective
@@ -48,16 +48,15 @@ def compare(
     check_recipe(recipe, request)
     check_comparison(directory, recipe)
     plan = ComparisonPlan(request, recipe.sampling.n)
-    world = prepared_world(recipe, Stopwatch(), console)
-    resolved = with_world(recipe, world)
-    inputs = check_inputs(resolved, directory.services)
+    resolved = resolve(recipe, reporter(console))
+    inputs = check_inputs(resolved.recipe, directory.services)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
     for note in inputs.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    facts = {"world": world.name if world else None, **inputs.facts()}
-    setup = ComparisonSetup(recipe, world, inputs, facts, directory)
+    facts = {**resolved.facts(), **inputs.facts()}
+    setup = ComparisonSetup(resolved, inputs, facts, directory)
     failed: dict[str, str] = {}
-    with claimed(RunDirectory(directory.root)):
+    with locked(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         save_request(directory.request, request)
         if unfinished(directory, plan):
@@ -76,7 +75,7 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 
 def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: Console) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
-    recipe, directory = with_world(setup.recipe, setup.world), setup.directory
+    recipe, directory = setup.base.recipe, setup.directory
     model = proposal_model(recipe.policy, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES

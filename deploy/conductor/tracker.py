@@ -64,7 +64,7 @@ class Tracker:
             self._live.start()
 
     def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """Groups are committed, of one lease or of several."""
+        """Groups are committed, of one request or of several."""
         if training:
             self._counts["sampled"] += groups.num_rows
         self._rates["sampled"].add(_tokens(groups))

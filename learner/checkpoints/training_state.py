@@ -43,7 +43,7 @@ class TrainingState:
     settings_digest: str
     random_states: list[RandomState]
     lessons: Lessons
-    partition: RunningMean
+    normaliser: RunningMean
 
 
 def settings_digest(recipe: Recipe) -> str:
@@ -63,7 +63,7 @@ def write_training_state(
         "settings_digest": state.settings_digest,
         "updates": state.updates,
         "lessons": asdict(state.lessons),
-        "partition": asdict(state.partition),
+        "partition": asdict(state.normaliser),
     }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
@@ -87,7 +87,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
         settings_digest=expected_digest,
         random_states=random_states,
         lessons=Lessons(**facts["lessons"]),
-        partition=RunningMean(**facts["partition"]),
+        normaliser=RunningMean(**facts["partition"]),
     )
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from brain_align.common.config.scorers import FunctionSection
 from brain_align.common.identity import digest
-from brain_align.common.user_code import user_function
+from brain_align.common.user_code import PACKAGE, user_function
 from brain_align.scorer.kinds.time_limit import OverdueError, time_limit
 from brain_align.scorer.scorer import Annotation, Group, annotate, numbers_or_null
 
@@ -76,7 +76,9 @@ def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
         UserError: there is no such module or function, or importing the module fails.
     """
     function, module = user_function(settings.function, f"scorers.{name}.function")
-    return FunctionScorer(name, digest("function", settings.function, _source_of(module)), function, settings.timeout)
+    source = _source_of(module).replace(PACKAGE, "")
+    identity = digest("function", settings.function.removeprefix(PACKAGE), source)
+    return FunctionScorer(name, identity, function, settings.timeout)
 
 
 def _source_of(module: ModuleType) -> str:

@@ -64,7 +64,7 @@ def load_causal_lm(
         model.to(device)
     else:
         _compute_alike(model)
-    _check_logits(model, source)
+    check_logits(model, source)
     return model
 
 
@@ -194,8 +194,16 @@ def _restore_buffers(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _check_logits(model: PreTrainedModel, source: str) -> None:
-    """The logits must be the output layer's values at the decoder's last hidden states, and nothing more."""
+def check_logits(model: PreTrainedModel, source: str) -> None:
+    """Refuse a model whose logits are not just its output layer applied to the decoder's last hidden states.
+
+    Args:
+        model: on its device, without active dropout.
+        source: the model's name in messages.
+
+    Raises:
+        UserError: its logits are transformed (soft-capped or scaled, say), or it takes no position ids.
+    """
     positions = torch.arange(min(16, context_length(model.config)), device=model.device)[None]
     ids = positions % model.config.vocab_size
     try:

@@ -8,9 +8,9 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.compare.train.seed_groups import SeedGroups, evaluation_scorers
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
-from brain_align.deploy.schedule.batch_plan import lease_plan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 
@@ -32,7 +32,7 @@ def make_run_plan(
         groups: of its seed.
         below: the store of these groups, of their first outputs, or of human pairs.
     """
-    requests = lease_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
+    plan = request_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
     if groups.directory.quarantine.exists() and not directory.quarantine.exists():
         write_file(directory.quarantine, groups.directory.quarantine.read_text())  # no training run has these groups
     prompts = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
@@ -45,9 +45,7 @@ def make_run_plan(
         schedule=Rounds(recipe.algorithm, trained, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
-        leases=None
-        if offline
-        else TrainingRequests(recipe.algorithm, prompts, requests, recipe.sampling.n, fixed=False),
-        evaluation=Evaluation(groups.recipe, evaluated, requests, groups.inputs.held_back, evaluation_scorers(recipe)),
+        requests=None if offline else TrainingRequests(recipe.algorithm, prompts, plan, recipe.sampling.n, fixed=False),
+        evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
         quarantine=Quarantine(directory.quarantine),
     )

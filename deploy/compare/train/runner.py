@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.errors import PipelineError, first_failure
 from brain_align.common.identity import digest
 from brain_align.common.schemas import HUMAN
@@ -37,11 +36,11 @@ from brain_align.deploy.compare.train.seed_groups import SeedGroups, publish_pri
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
-from brain_align.deploy.pipeline import Stopwatch
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.preflight import Inputs
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import ResolvedRecipe
 from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.start import Stopwatch
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.run.summary import finish
 
@@ -53,24 +52,21 @@ class ComparisonSetup:
     """The recipe and the inputs that all training runs of a comparison share.
 
     Attributes:
-        recipe: the base of all runs' recipes.
-        world: the directory of prepared data that replaces `{world}` in the recipe; None if it prepares none.
+        base: the recipe from which those of all runs derive.
         inputs: the recipe's prompts.
         facts: what identifies these inputs.
         directory: of the comparison.
     """
 
-    recipe: Recipe
-    world: Path | None
+    base: ResolvedRecipe
     inputs: Inputs
     facts: dict[str, str | None]
     directory: ComparisonDirectory
 
     def groups(self, seed: int) -> SeedGroups:
         """Return the groups of a seed, sampled or not."""
-        recipe = seed_recipe(self.recipe, seed, self.directory)
-        resolved = with_world(recipe, self.world)
-        return SeedGroups(seed_run_id(recipe), resolved, self.directory.seed(seed), self.inputs)
+        recipe = seed_recipe(self.base.saved, seed, self.directory)
+        return SeedGroups(seed_run_id(recipe), self.base.derived(recipe).recipe, self.directory.seed(seed), self.inputs)
 
 
 class Runner:
@@ -155,17 +151,17 @@ class Runner:
     async def _train_on(self, run: TrainingRun, groups: SeedGroups) -> None:
         setup, watch = self._setup, Stopwatch()
         pairs, directory = self._plan.request.pairs, setup.directory.run(run.name)
-        recipe = run_recipe(setup.recipe, run, setup.directory, pairs)
-        check_config(directory, recipe)
-        save_config(directory, recipe, setup.facts)
-        resolved = with_world(recipe, setup.world)
-        below = await self._groups_below(resolved, run, groups)
-        run_plan = await asyncio.to_thread(make_run_plan, resolved, recipe_digest(recipe), directory, groups, below)
+        resolved = setup.base.derived(run_recipe(setup.base.saved, run, setup.directory, pairs))
+        recipe = resolved.recipe
+        check_config(directory, resolved.saved)
+        save_config(directory, resolved.saved, setup.facts)
+        below = await self._groups_below(recipe, run, groups)
+        run_plan = await asyncio.to_thread(make_run_plan, recipe, resolved.run_id, directory, groups, below)
         with run_plan.store.training():
-            await self._conduct(resolved, directory, run_plan, watch)
+            await self._conduct(recipe, directory, run_plan, watch)
         outcomes = setup.directory.outcomes(run.name)
         best = await asyncio.to_thread(_write_results, recipe, directory, run_plan, watch, outcomes)
-        trains_on_groups = resolved.objective.reward != HUMAN
+        trains_on_groups = recipe.objective.reward != HUMAN
         examination = await examine(
             self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
         )
@@ -227,7 +223,7 @@ class Runner:
 
     async def _sample(self, groups: SeedGroups, done: Path) -> None:
         recipe, directory = groups.recipe, groups.directory
-        saved = seed_recipe(self._setup.recipe, recipe.seed, self._setup.directory)
+        saved = seed_recipe(self._setup.base.saved, recipe.seed, self._setup.directory)
         check_config(directory, saved)
         save_config(directory, saved, self._setup.facts)
         services = self._services.of_run(recipe, directory)

@@ -21,9 +21,9 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
-from brain_align.deploy.schedule.batch_plan import RequestPlan, lease_plan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import RequestPlan, request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.services import Services
@@ -58,7 +58,7 @@ class SeedGroups:
 
     def request_plan(self) -> RequestPlan:
         """Return the plan that names these groups."""
-        return lease_plan(self.recipe, self.run_id, self.directory.policies)
+        return request_plan(self.recipe, self.run_id, self.directory.policies)
 
     def evaluation(self, store: SampleStore) -> Evaluation:
         """Return the prior's evaluation."""
@@ -76,7 +76,7 @@ class SeedGroups:
         return [
             request
             for round_, prompts in [*drawn, held_back]
-            for request in plan.leases("train", round_, 0, recipe.sampling.n, prompts)
+            for request in plan.requests("train", round_, 0, recipe.sampling.n, prompts)
         ]
 
     def read_examined(self) -> ExaminedGroups:
@@ -133,7 +133,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
         schedule=schedule,
         training_scorers=training_scorers(recipe),
         started_scorers=list(services.scorers),
-        leases=None,
+        requests=None,
         evaluation=evaluation,
         quarantine=Quarantine(groups.directory.quarantine),
     )
@@ -147,7 +147,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
             await pipeline.carry_on(0)
             stored = await pipeline.training.call(lambda: set(store.index()["group_id"].to_pylist()))
             pipeline.enqueue(request for request in requests if not stored.issuperset(request.group_ids))
-            await pipeline.evaluate(evaluation.leases_after, 0)
+            await pipeline.evaluate(evaluation.requests_after, 0)
             await pipeline.until(
                 lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None,
                 f"the groups of seed {recipe.seed}",

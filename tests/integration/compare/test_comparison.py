@@ -30,6 +30,7 @@ from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
@@ -119,7 +120,7 @@ def setup(tmp_path: Path) -> ComparisonSetup:
     inputs = Inputs(train, {"validation": prompts("v", 4), "test": prompts("e", 6)}, [])
     facts: dict[str, str | None] = {"prompts": "a digest"}
     save_comparison(directory, recipe, facts)
-    return ComparisonSetup(recipe, None, inputs, facts, directory)
+    return ComparisonSetup(with_world(recipe, None), inputs, facts, directory)
 
 
 def plan(
@@ -176,7 +177,7 @@ def test_all_cells_are_trained_on_the_same_groups(setup: ComparisonSetup) -> Non
         assert not {name for step in offline for name in step} & {name for step in online[UPDATES:] for name in step}
     assert steps(setup, f"dpo-sft-{rate}-seed0-n4") == steps(setup, f"dpo-sft-{rate}-seed0-n2")
     assert all(learner.killed for learner in services.learners)
-    comparison = collect(setup.directory, setup.recipe, work, {})
+    comparison = collect(setup.directory, setup.base.recipe, work, {})
     assert [figures.seeds for figures in comparison.methods.values()] == [[0, 1], [0, 1]]
 
 
@@ -196,7 +197,7 @@ def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(setup: Compa
         .scores(sorted(trained), PRIOR)["group_id"]
         .to_pylist()
     ), "their log p was missing"
-    methods = collect(setup.directory, setup.recipe, work, {}).methods
+    methods = collect(setup.directory, setup.base.recipe, work, {}).methods
     assert methods["dpo"].examination.trained_chosen_drift is None, "it trained on other groups"
     assert methods["brain"].examination.trained_chosen_drift is not None
     assert methods["dpo"].mean_reward == methods["brain"].mean_reward == 1.0  # the reward model's, not people's
@@ -215,7 +216,7 @@ def test_a_rate_that_breaks_is_named_and_costs_only_itself(setup: ComparisonSetu
     runner, _ = train(setup, work, broken=frozenset({1e-4}))
     assert set(runner.failed) == {"brain-lr0.0001-seed0-n4", "rso-lr0.0001-seed0-n4"}
     assert "the loss at 0.0001 is not finite" in runner.failed["rso-lr0.0001-seed0-n4"]
-    comparison = collect(setup.directory, setup.recipe, work, runner.failed)
+    comparison = collect(setup.directory, setup.base.recipe, work, runner.failed)
     assert {figures.learning_rate for figures in comparison.methods.values()} == {1e-3}
     assert unfinished(setup.directory, work)
     again, services = train(setup, work)
@@ -227,7 +228,7 @@ def test_a_method_all_of_whose_rates_break_is_left_out(setup: ComparisonSetup) -
     work = plan("brain", seeds=(0,))
     runner, _ = train(setup, work, broken=frozenset(RATES))
     assert len(runner.failed) == len(RATES)
-    assert collect(setup.directory, setup.recipe, work, runner.failed).methods == {}
+    assert collect(setup.directory, setup.base.recipe, work, runner.failed).methods == {}
 
 
 def test_a_shared_service_that_fails_for_good_ends_the_comparison(
@@ -265,16 +266,16 @@ def test_what_cells_share_is_read_once(setup: ComparisonSetup, monkeypatch: pyte
 
 
 def test_a_loss_that_cannot_be_imported_is_refused_before_anything_starts(setup: ComparisonSetup) -> None:
-    check_recipe(setup.recipe, plan("brain").request)
+    check_recipe(setup.base.recipe, plan("brain").request)
     with pytest.raises(UserError, match=r"tests\.no_such_losses"):
-        check_recipe(setup.recipe, plan("brain", "tests.no_such_losses:mine").request)
+        check_recipe(setup.base.recipe, plan("brain", "tests.no_such_losses:mine").request)
 
 
 def test_as_many_cells_are_trained_side_by_side_as_fit(setup: ComparisonSetup) -> None:
-    needs = comparison_resources(setup.recipe, 2)
-    assert fitting(setup.recipe, 2, needs) == 2
-    assert fitting(setup.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
-    assert fitting(setup.recipe, 2, {}) == 1
+    needs = comparison_resources(setup.base.recipe, 2)
+    assert fitting(setup.base.recipe, 2, needs) == 2
+    assert fitting(setup.base.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
+    assert fitting(setup.base.recipe, 2, {}) == 1
 
 
 def test_smaller_groups_are_tried_before_anything_starts(
@@ -286,6 +287,6 @@ def test_smaller_groups_are_tried_before_anything_starts(
         return method_recipe(base, method, **sections)
 
     monkeypatch.setattr("brain_align.deploy.compare.compare.method_recipe", refuses_two)
-    check_recipe(setup.recipe, plan("dpo-sft", "brain").request)
+    check_recipe(setup.base.recipe, plan("dpo-sft", "brain").request)
     with pytest.raises(UserError, match="dpo-sft needs more than 2 outputs"):
-        check_recipe(setup.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)
+        check_recipe(setup.base.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)

@@ -140,7 +140,7 @@ def test_what_does_not_arrive_as_published_is_read_from_its_files(
     address = {13: "127.0.0.1:9", 14: None}.get(version, world.server.address)
     model = base_model(version)
     world.policies.publish_whole(version, model, address)
-    with caplog.at_level(logging.WARNING, "sampler"):
+    with caplog.at_level(logging.WARNING, "brain_align.sampler"):
         rows = loop.run(sampled(world.sampler, world.policies.lease(version, alone=False)))
     assert worst_gap(rows, model) < 1e-4
     said = [record.getMessage() for record in caplog.records if record.name == "brain_align.sampler.weights.delivery"]
@@ -182,6 +182,6 @@ def test_an_engine_that_was_sent_another_model_is_not_used_again(
         with pytest.raises(UserError, match=reason):
             loop.run(sampled(other, policies.lease(version, alone=False)))
         with pytest.raises(EngineLostError, match="parts of several models"):
-            other.pulse()
+            other.heartbeat()
     finally:
         other.close()

@@ -76,7 +76,7 @@ def test_otherwise_it_is_loaded_from_its_files_and_the_log_says_who_when_and_why
 ) -> None:
     world.engine.refusal = "it has left"
     version = world.published(2, server)
-    with caplog.at_level(logging.WARNING, "sampler"):
+    with caplog.at_level(logging.WARNING, "brain_align.sampler"):
         world.bring(version)
     assert world.fetched == [False]
     assert world.engine.asked[-1] == version.path

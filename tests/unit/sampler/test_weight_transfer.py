@@ -100,7 +100,7 @@ def test_several_are_served_at_once(version: ProposalVersion, server: WeightServ
 def test_what_the_server_has_not_is_refused_and_only_its_log_has_digest_and_path(
     version, server: WeightServer, caplog: pytest.LogCaptureFixture, number: int, digest: str, why: str
 ) -> None:
-    with caplog.at_level(logging.WARNING, "learner"):
+    with caplog.at_level(logging.WARNING, "brain_align.learner"):
         failure = outcome(Reception(WeightSource(server.address, number, digest, 10), CPU))
         assert failure == f"the server refuses it: {why}"  # neither digest nor path
         assert received(asked(server.address, version)) == CONTENTS

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ GPT2_SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-PACKED = {
+PACKED: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": CONTEXT},
     "qwen2": {"num_key_value_heads": 2},
@@ -44,7 +45,7 @@ PACKED = {
     "gpt2": GPT2_SHAPE,
     "gptj": GPT2_SHAPE | {"rotary_dim": 4},
 }
-PADDED = {
+PADDED: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "falcon": {"alibi": True},
     "mamba": {},

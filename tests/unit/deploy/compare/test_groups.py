@@ -8,7 +8,7 @@ from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.compare.train.derived_stores import check_pairs, deal_pairs, pairs_digest, write_first_outputs
-from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from tests.unit.factories import groups, output, scores
 
 
@@ -84,7 +84,7 @@ def test_groups_of_the_prior_are_another_run_s_and_later_ones_its_own(tmp_path: 
     runs = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
 
     def ids(plan: RequestPlan, version: int) -> tuple[str, ...]:
-        return plan.leases("train", version, version, 2, prompts)[0].group_ids
+        return plan.requests("train", version, version, 2, prompts)[0].group_ids
 
     assert ids(runs[0], 0) == ids(runs[1], 0) == ids(seed, 0)
     assert len({ids(seed, 1), ids(runs[0], 1), ids(runs[1], 1)}) == 3
