@@ -11,11 +11,11 @@ from brain_align.common.data.prompts import PromptOrder
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.schemas import GROUPS, HUMAN, PRIOR, SCORES
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.sample_store import SampleStore
 
 
-def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
+def check_pairs(source: Store, algorithm: AlgorithmSection) -> None:
     """Refuse a store that lacks what `dpo` trains on.
 
     Raises:
@@ -34,7 +34,7 @@ def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
         )
 
 
-def pairs_digest(source: StoredSamples) -> str:
+def pairs_digest(source: Store) -> str:
     """Return the digest of all pairs with their preferences, in order of commitment: it identifies a run's data."""
     chosen = _chosen(source)
     outputs = source.groups(chosen)["outputs"].to_pylist()
@@ -42,7 +42,7 @@ def pairs_digest(source: StoredSamples) -> str:
     return digest("human pairs", chosen, tokens, source.scores(chosen, HUMAN)["values"].to_pylist())
 
 
-def deal_pairs(source: StoredSamples, target: SampleStore, algorithm: AlgorithmSection, seed: int) -> None:
+def deal_pairs(source: Store, target: SampleStore, algorithm: AlgorithmSection, seed: int) -> None:
     """Copy pairs with their preferences to another store, into the rounds of a run.
 
     Each round gets `prompts_per_round` pairs, in an order that depends on the seed; pairs repeat when all were used.
@@ -74,7 +74,7 @@ def write_first_outputs(source: SampleStore, target: SampleStore, n: int) -> Non
                 target.append_scores(_replace(rows, {"values": values}))
 
 
-def _chosen(source: StoredSamples) -> list[str]:
+def _chosen(source: Store) -> list[str]:
     """Return the ids of the groups that have human preferences, in order of commitment."""
     names = source.index()["group_id"]
     lacking = pa.array(source.unscored(HUMAN), pa.string())

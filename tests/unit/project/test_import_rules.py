@@ -46,7 +46,8 @@ LAYERS = (
     ),
     (
         ("common.store.maintenance",),
-        ("common.store.commit_queue",),
+        ("common.store.commit_queue", "common.store.training_batch"),
+        ("common.store.rewards",),
         ("common.store.overlay",),
         ("common.store.sample_store",),
         ("common.store.opened_store",),
