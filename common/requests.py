@@ -24,8 +24,8 @@ class Prompt:
 class SampleRequest:
     """Prompts to sample n outputs each for, all from one proposal version.
 
-    What a lease yields depends on its fields alone, whichever sampler takes it and however often it is given out, if it
-    is sampled alone.
+    If it is sampled alone, its outputs depend on its fields only: not on which sampler takes it, nor on how often it is
+    given out.
 
     Attributes:
         lease_id: unique in the run.
@@ -33,12 +33,12 @@ class SampleRequest:
         round: of Algorithm 1 (0-based); for evaluation the version that is evaluated.
         version: proposal version to sample from.
         n: outputs a prompt.
-        seed: of the sampler's random generator for this lease.
+        seed: of the sampler's random generator for this request.
         group_ids: one per prompt.
         prompts: what to sample for.
         policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
         alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
-            lease yields the same bytes; otherwise it shares the engine with other leases, and `seed` has no effect.
+            request yields the same bytes; otherwise it shares the engine with other requests, and `seed` has no effect.
     """
 
     lease_id: str
@@ -53,7 +53,7 @@ class SampleRequest:
     alone: bool = True
 
     def without(self, groups: Collection[str]) -> Self:
-        """The lease without the prompts of these groups."""
+        """The request without the prompts of these groups."""
         kept = [place for place, group in enumerate(self.group_ids) if group not in groups]
         return replace(
             self,

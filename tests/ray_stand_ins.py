@@ -12,7 +12,7 @@ from brain_align.common.errors import PipelineError
 from brain_align.common.requests import SampleRequest
 from brain_align.deploy.actors.actor import Handle, Spawn
 from brain_align.deploy.actors.ray_handle import RayHandle
-from brain_align.sampler.reports import Pulse
+from brain_align.sampler.reports import Heartbeat
 from tests.stand_ins import made_up
 from tests.unit.factories import scores
 
@@ -38,13 +38,13 @@ class SleepingSampler:
         (self._pids / f"{self._name}@{os.getpid()}").touch()
         return self._name
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         self._running += 1
         try:
-            for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
+            for group_id, prompt in zip(request.group_ids, request.prompts, strict=True):
                 await self._sample(self._trouble.get(prompt.prompt_id))
                 self._last = asyncio.get_running_loop().time()
-                yield made_up(lease, group_id, prompt, self._name)
+                yield made_up(request, group_id, prompt, self._name)
         finally:
             self._running -= 1
 
@@ -55,8 +55,8 @@ class SleepingSampler:
         if trouble == HANG:
             await asyncio.sleep(3600)
 
-    async def pulse(self) -> Pulse:
-        return Pulse(self._running, 0, 0, 0, asyncio.get_running_loop().time() - self._last)
+    async def heartbeat(self) -> Heartbeat:
+        return Heartbeat(self._running, 0, 0, 0, asyncio.get_running_loop().time() - self._last)
 
 
 class SleepingScorer:

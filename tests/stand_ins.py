@@ -22,15 +22,15 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.batch_plan import RequestPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
-from brain_align.sampler.reports import Pulse
+from brain_align.sampler.reports import Heartbeat
 from tests.unit.factories import group, recipe_settings, scores
 
 
@@ -81,17 +81,17 @@ class LocalSampler(LocalActor):
         super().__init__()
         self.name, self.seconds = name, seconds
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        for group_id, prompt in zip(lease.group_ids, lease.prompts, strict=True):
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+        for group_id, prompt in zip(request.group_ids, request.prompts, strict=True):
             await self.sample(prompt)
-            yield made_up(lease, group_id, prompt, self.name)
+            yield made_up(request, group_id, prompt, self.name)
 
     async def sample(self, prompt: Prompt) -> None:
         """Where a test puts trouble."""
         await self.work(self.seconds)
 
-    async def pulse(self) -> Pulse:
-        return Pulse(0, 0, 0, 0, 0.0)
+    async def heartbeat(self) -> Heartbeat:
+        return Heartbeat(0, 0, 0, 0, 0.0)
 
 
 class LocalScorer(LocalActor):
@@ -109,14 +109,14 @@ class LocalScorer(LocalActor):
         return scores(self.name, {name: [1.0, 2.0] for name in groups["group_id"].to_pylist()})
 
 
-def made_up(lease: SampleRequest, group_id: str, prompt: Prompt, sampler: str) -> pa.RecordBatch:
+def made_up(request: SampleRequest, group_id: str, prompt: Prompt, sampler: str) -> pa.RecordBatch:
     row = group(
         group_id,
         prompt_id=prompt.prompt_id,
-        round=lease.round,
-        proposal_version=lease.version,
-        lease_id=lease.lease_id,
-        seed=lease.seed,
+        round=request.round,
+        proposal_version=request.version,
+        lease_id=request.lease_id,
+        seed=request.seed,
         sampler_id=sampler,
     )
     return batch_from_rows(GROUPS, [row])
@@ -180,7 +180,7 @@ class Simulation:
         count = (self.rounds_an_epoch or section.rounds) * section.prompts_per_round
         self.prompts = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(count)]
         plan = RequestPlan("run", 0, self.recipe.sampler.lease_prompts, self.directory.policies)
-        draws = DrawnPrompts(section, self.prompts, 0)
+        round_prompts = DrawnPrompts(section, self.prompts, 0)
         self.store = SampleStore(root / "store", "run")
         held_back = [Prompt(f"e{n}", "text", (1,), "gold") for n in range(evaluated)]
         self.evaluation = Evaluation(
@@ -192,10 +192,10 @@ class Simulation:
         )
         self.work = RunPlan(
             store=self.store,
-            schedule=Rounds(section, draws, 0),
+            schedule=Rounds(section, round_prompts, 0),
             training_scorers=list(scorers),
             started_scorers=list(scorers),
-            leases=TrainingRequests(section, draws, plan, n=2, fixed=False),
+            requests=TrainingRequests(section, round_prompts, plan, n=2, fixed=False),
             evaluation=self.evaluation if evaluated else None,
             quarantine=Quarantine(self.directory.quarantine),
         )

@@ -33,14 +33,14 @@ class PoolSettings:
     Attributes:
         start: how long a replica's start may take, once it has a place in the cluster.
         slots: calls that a replica takes at once.
-        silence: how long a replica may say nothing, or make no progress, before it is taken for hung; None: it is not
-            asked, since it cannot answer while it works.
+        stall_timeout: how long a replica may give no answer, or make no progress, before it counts as hung; None: it is
+            not asked, since it cannot answer while it works.
         backoff: the wait before a lost replica's first restart; doubled with each further one in a row.
     """
 
     start: float
     slots: int = 1
-    silence: float | None = None
+    stall_timeout: float | None = None
     backoff: float = 1.0
 
 
@@ -216,7 +216,7 @@ class Pool:
                     self._last_ready = time.monotonic()
                     self._free.withdraw(replica)
                 if replica.state is State.RESTARTING:
-                    self._check_any_is_fruitful(replica)
+                    self._check_not_all_fail(replica)
                     await asyncio.sleep(self._backoff(replica))
                 elif replica.state is State.GONE:
                     await asyncio.sleep(_LONGEST_BACKOFF)
@@ -271,7 +271,7 @@ class Pool:
     def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
         replica.actor.kill()
         replica.starts_failed += 1
-        replica.fruitless += 1
+        replica.failures_in_a_row += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING
         if replica.starts_failed >= MAX_ATTEMPTS:  # more: it was tried again after it had been given up
@@ -283,40 +283,40 @@ class Pool:
 
     async def _watch(self, replica: Replica, end: asyncio.Event) -> None:
         """Wait until something has happened to a replica; ask it now and then whether it makes progress."""
-        silence = self._settings.silence
+        stall_timeout = self._settings.stall_timeout
         while not end.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if silence is None else silence / 4):
+                async with asyncio.timeout(None if stall_timeout is None else stall_timeout / 4):
                     await end.wait()
-            if silence is not None and not end.is_set():
-                await self._feel_pulse(replica, silence)
+            if stall_timeout is not None and not end.is_set():
+                await self._check_heartbeat(replica, stall_timeout)
 
-    async def _feel_pulse(self, replica: Replica, silence: float) -> None:
+    async def _check_heartbeat(self, replica: Replica, stall_timeout: float) -> None:
         try:
-            pulse = await replica.actor.call("pulse", timeout=silence)
+            heartbeat = await replica.actor.call("heartbeat", timeout=stall_timeout)
         except ActorLostError as error:
             replica.lost(error)
             return
-        if pulse.running + pulse.waiting and pulse.idle_seconds > silence:
+        if heartbeat.running + heartbeat.waiting and heartbeat.idle_seconds > stall_timeout:
             replica.actor.kill()
             replica.lost(
                 ActorLostError(
-                    f"{replica.name} has made no progress for {pulse.idle_seconds:.0f} s, longer than "
-                    f"timeouts.silence={silence:g}, with {pulse.running} outputs unfinished."
+                    f"{replica.name} has made no progress for {heartbeat.idle_seconds:.0f} s, longer than "
+                    f"timeouts.silence={stall_timeout:g}, with {heartbeat.running} outputs unfinished."
                 )
             )
 
-    def _check_any_is_fruitful(self, replica: Replica) -> None:
+    def _check_not_all_fail(self, replica: Replica) -> None:
         """Those that have never had room have shown nothing yet."""
-        tried = [one for one in self._staying() if one.fruitless or one.state is not State.WAITING]
-        if all(one.fruitless >= MAX_LOSSES for one in tried):
+        tried = [one for one in self._staying() if one.failures_in_a_row or one.state is not State.WAITING]
+        if all(one.failures_in_a_row >= MAX_LOSSES for one in tried):
             raise PipelineError(
                 f"Every {self.name} was lost {MAX_LOSSES} times in a row without an answer between; the last: "
                 f"{replica.trouble}"
             )
 
     def _backoff(self, replica: Replica) -> float:
-        return min(self._settings.backoff * 2.0 ** (replica.fruitless - 1), _LONGEST_BACKOFF)
+        return min(self._settings.backoff * 2.0 ** (replica.failures_in_a_row - 1), _LONGEST_BACKOFF)
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error

@@ -30,7 +30,7 @@ class Replica:
         calls: that it is working on.
         losses: how often its actor was lost.
         starts_failed: how often in a row it did not come up.
-        fruitless: how often in a row it was lost or did not come up, without an answer between.
+        failures_in_a_row: how often in a row it was lost or did not come up, without an answer between.
         trouble: why its actor was last lost, or None.
         changed: it was lost, or is to leave.
         idle: it works on nothing.
@@ -42,7 +42,7 @@ class Replica:
         self.calls = 0
         self.losses = 0
         self.starts_failed = 0
-        self.fruitless = 0
+        self.failures_in_a_row = 0
         self.trouble: str | None = None
         self.changed = asyncio.Event()
         self.idle = asyncio.Event()
@@ -74,7 +74,7 @@ class Replica:
         if self.state is State.READY:
             self.state = State.RESTARTING
             self.losses += 1
-            self.fruitless += 1
+            self.failures_in_a_row += 1
             self.trouble = str(error)
             self.changed.set()
         if self.state is State.RESTARTING and self.trouble is not None:
@@ -96,7 +96,7 @@ class Slot:
             answer = await self.replica.actor.call(method, *args, timeout=timeout)
         except ActorLostError as error:
             raise self.replica.lost(error) from error
-        self.replica.fruitless = 0
+        self.replica.failures_in_a_row = 0
         return answer
 
     async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
@@ -104,7 +104,7 @@ class Slot:
         try:
             async with aclosing(self.replica.actor.stream(method, *args, timeout=timeout)) as items:
                 async for item in items:
-                    self.replica.fruitless = 0
+                    self.replica.failures_in_a_row = 0
                     yield item
         except ActorLostError as error:
             raise self.replica.lost(error) from error

@@ -16,7 +16,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError, first_failure
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.training_batch import of_another_run, training_batch
-from brain_align.deploy.conductor.gc_frozen import not_collected
+from brain_align.deploy.conductor.gc_frozen import gc_frozen
 from brain_align.deploy.conductor.gold import gold_encoder
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
@@ -38,7 +38,7 @@ class Conductor:
         self._recipe = recipe
         self._store = work.store
         self._schedule = work.schedule
-        self._leases = work.leases
+        self._requests = work.requests
         self._evaluation = work.evaluation
         self._quarantine = work.quarantine
         self._tracker = tracker
@@ -46,7 +46,7 @@ class Conductor:
         self._learner = services.learner
         self.production = GroupPipeline(recipe, work, tracker, services)
         self._encode_gold = gold_encoder(recipe)
-        self._admitted = 0  # rounds whose leases have been given out
+        self._admitted = 0  # rounds whose requests have been given out
         self._sampled_before: dict[int, set[str]] = {}  # ids of prompts, by round, that this start has found
 
     async def run(self) -> None:
@@ -59,7 +59,7 @@ class Conductor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 step = await self._start()
-                with not_collected():
+                with gc_frozen():
                     self.production.start(tasks)
                     await self._resume_from(step)
                     await self._train(step)
@@ -115,12 +115,12 @@ class Conductor:
         batch = training_batch(
             self._store, group_ids, reward=reward, prior=PRIOR, proposal=proposal, gold=self._encode_gold
         )
-        return of_another_run(batch) if self._leases is None else batch
+        return of_another_run(batch) if self._requests is None else batch
 
     def _check_prior(self, step: int, metrics: dict[str, float]) -> None:
         """Before the first update the policy is the prior, so that a store's log p must be the policy's own."""
         apart = abs(metrics.get("kl_policy_prior", 0.0))
-        if step == 1 and self._leases is None and apart > _PRIOR_TOLERANCE:
+        if step == 1 and self._requests is None and apart > _PRIOR_TOLERANCE:
             raise UserError(
                 f"The prior log-probabilities in the store that is trained from are not those of policy.model="
                 f"{self._recipe.policy.model}: before the first update they should agree, and are {apart:.1f} nats an "
@@ -152,13 +152,13 @@ class Conductor:
     async def _proceed_with(self, version: int) -> None:
         self._tracker.published(version)
         self.production.newest = version
-        if self._leases is not None:
-            for round_ in self._leases.admitted(version):
+        if self._requests is not None:
+            for round_ in self._requests.admitted(version):
                 if round_ >= self._admitted:
                     self._admitted = round_ + 1
                     sampled = self._sampled_before.get(round_, set())
                     left_out = self._quarantine.prompts("train", round_)
-                    self.production.enqueue(self._leases.of_round(round_, version, sampled, left_out))
+                    self.production.enqueue(self._requests.of_round(round_, version, sampled, left_out))
         await self._evaluate(version)
 
     # -- start, resume and end ---------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Conductor:
             raise self._lost_record(step)
         version, within_round = divmod(step, self._recipe.algorithm.updates_per_round)
         await self.production.carry_on(self._schedule.earliest_round(version))
-        if self._leases is not None:
+        if self._requests is not None:
             self._sampled_before = _prompts_by_round(await self._stored(self._store.index), version)
         for earlier in range(version):
             await self._evaluate(earlier)
@@ -206,7 +206,7 @@ class Conductor:
 
     async def _evaluate(self, version: int) -> None:
         if self._evaluation is not None:
-            await self.production.evaluate(self._evaluation.leases_after, version)
+            await self.production.evaluate(self._evaluation.requests_after, version)
 
     async def _evaluate_result(self) -> None:
         """Choose the best version on validation prompts, then sample the test prompts from it."""
@@ -215,7 +215,7 @@ class Conductor:
             return
         await self._evaluated("validation", await self._evaluating(evaluation.due_versions))
         best = await self._evaluating(evaluation.best_version)
-        await self.production.evaluate(evaluation.leases, "test", best)
+        await self.production.evaluate(evaluation.requests, "test", best)
         await self._evaluated("test", [0, best])
 
     async def _evaluated(self, split: Split, versions: list[int]) -> None:

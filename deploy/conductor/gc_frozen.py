@@ -8,7 +8,7 @@ _blocks: list[object] = []  # those of this process that have begun and not ende
 
 
 @contextmanager
-def not_collected() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Leave the objects that are there now out of garbage collection until the block ends.
 
     Modules, prompts and services are hundreds of thousands of objects that stay. To look at them all holds the process

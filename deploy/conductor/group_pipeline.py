@@ -13,32 +13,32 @@ import pyarrow.compute as pc
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError
 from brain_align.common.requests import SampleRequest
-from brain_align.common.store.commit_queue import StoreThread
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.commit_queue import CommitQueue
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.sampling import Sampling
 from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.batch_plan import RequestPlan
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import without_prompts
 from brain_align.deploy.services.services import Services
 
 T = TypeVar("T")
 
 _EVALUATION_EVERY = 8
-"""Of so many leases one is evaluation's, while both wait: results come in time, and training keeps the samplers."""
+"""Of so many requests one is evaluation's, while both wait: results come in time, and training keeps the samplers."""
 
 
 class GroupPipeline(Events):
-    """Leases in, groups that are sampled, scored and ready out.
+    """Requests in, groups that are sampled, scored and ready out.
 
-    Everything that it holds in memory has a bound: leases are given out only while scorers keep up, and calls of a
+    Everything that it holds in memory has a bound: requests are given out only while scorers keep up, and calls of a
     store wait for room.
 
     Args:
-        recipe: says what is a lease, and how long one may take.
+        recipe: says what is a request, and how long one may take.
         work: the stores that get groups and scores, and the schedule that is told which groups are ready.
         tracker: is told what happens.
         services: do the work; other runs may use the same.
@@ -69,26 +69,26 @@ class GroupPipeline(Events):
         )
         rows = {name: recipe.groups_a_call(name) for name in services.scorers}
         self.scoring = Scoring(services.scorers, rows, timeout, self)
-        self._leases: tuple[deque[SampleRequest], deque[SampleRequest]] = (
+        self._requests: tuple[deque[SampleRequest], deque[SampleRequest]] = (
             deque(),
             deque(),
         )  # training's, then evaluation's
-        self._some_leases = asyncio.Event()
-        self._training_in_a_row = 0  # leases
+        self._some_requests = asyncio.Event()
+        self._training_in_a_row = 0  # requests
         self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
         self._changed = asyncio.Event()  # something that somebody waits for
         self._tasks: asyncio.TaskGroup
         self._under_way: set[asyncio.Task[None]] = set()
-        self._stores: dict[bool, StoreThread] = {}  # training's, evaluation's
+        self._stores: dict[bool, CommitQueue] = {}  # training's, evaluation's
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Keep all samplers and scorers at work, as part of a group of tasks."""
         self._tasks = tasks
-        self._stores[True] = StoreThread(self._work.store, "store", partial(self._committed, True))
+        self._stores[True] = CommitQueue(self._work.store, "store", partial(self._committed, True))
         self._stores[False] = self._stores[True]
         if self._evaluation is not None:
-            self._stores[False] = StoreThread(self._evaluation.store, "evaluation", partial(self._committed, False))
-        self._begin(self._give_out_leases())
+            self._stores[False] = CommitQueue(self._evaluation.store, "evaluation", partial(self._committed, False))
+        self._begin(self._give_out_requests())
         self.scoring.start(self._begin, self._stores[True], self._stores[False])
 
     def stop(self) -> None:
@@ -104,36 +104,36 @@ class GroupPipeline(Events):
     # -- what the conductor asks for ---------------------------------------------------------------------------------
 
     @property
-    def training(self) -> StoreThread:
+    def training(self) -> CommitQueue:
         """The store that is trained from."""
         return self._stores[True]
 
     @property
-    def evaluating(self) -> StoreThread:
+    def evaluating(self) -> CommitQueue:
         """The store of evaluations, on whose thread all methods of `Evaluation` are called."""
         return self._stores[False]
 
     @property
-    def waiting_leases(self) -> int:
-        """Leases that no sampler has yet."""
-        return sum(map(len, self._leases))
+    def waiting_requests(self) -> int:
+        """Requests that no sampler has yet."""
+        return sum(map(len, self._requests))
 
     @property
     def waited_seconds(self) -> float:
         """How long the learner has waited for groups, up to now."""
         return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
 
-    def enqueue(self, leases: Iterable[SampleRequest]) -> None:
-        """Have leases sampled and scored, most of training's before evaluation's."""
-        for lease in leases:
-            self._leases[lease.purpose != "train"].append(lease)
-            self._unfinished.update(lease.group_ids)
-        if self.waiting_leases:
-            self._some_leases.set()
+    def enqueue(self, requests: Iterable[SampleRequest]) -> None:
+        """Have requests sampled and scored, most of training's before evaluation's."""
+        for request in requests:
+            self._requests[request.purpose != "train"].append(request)
+            self._unfinished.update(request.group_ids)
+        if self.waiting_requests:
+            self._some_requests.set()
 
-    async def evaluate(self, leases_of: Callable[..., list[SampleRequest]], *args: Any) -> None:
-        """Have the leases sampled that a method of `Evaluation` names."""
-        self.enqueue(await self.evaluating.call(leases_of, *args))
+    async def evaluate(self, requests_of: Callable[..., list[SampleRequest]], *args: Any) -> None:
+        """Have the requests sampled that a method of `Evaluation` names."""
+        self.enqueue(await self.evaluating.call(requests_of, *args))
         await self._report_evaluations()
 
     async def carry_on(self, first_round: int) -> None:
@@ -183,45 +183,45 @@ class GroupPipeline(Events):
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    async def _give_out_leases(self) -> None:
+    async def _give_out_requests(self) -> None:
         while True:
-            await self._some_leases.wait()
+            await self._some_requests.wait()
             await self.scoring.room()
             slot = await self._samplers.acquire()
-            lease = self._next_lease()
-            if lease.prompts:
-                self._begin(self._sampling.sample(lease, slot))
+            request = self._next_request()
+            if request.prompts:
+                self._begin(self._sampling.sample(request, slot))
             else:
                 slot.release()
 
-    def _next_lease(self) -> SampleRequest:
-        training, evaluation = self._leases
+    def _next_request(self) -> SampleRequest:
+        training, evaluation = self._requests
         if evaluation and (not training or self._training_in_a_row >= _EVALUATION_EVERY - 1):
             self._training_in_a_row = 0
-            lease = evaluation.popleft()
+            request = evaluation.popleft()
         else:
             self._training_in_a_row += 1
-            lease = self._up_to_date(training.popleft())
-        if not self.waiting_leases:
-            self._some_leases.clear()
-        return lease
+            request = self._up_to_date(training.popleft())
+        if not self.waiting_requests:
+            self._some_requests.clear()
+        return request
 
-    def _up_to_date(self, lease: SampleRequest) -> SampleRequest:
-        """A lease for training after its wait: from the newest version, without prompts found deadly meanwhile."""
-        if self._work.leases is None:
-            return lease
-        new = self._work.leases.up_to_date(lease, self.newest)
-        new = without_prompts(new, self._work.quarantine.prompts("train", lease.round))  # the schedule knows of these
-        if new.group_ids != lease.group_ids:
+    def _up_to_date(self, request: SampleRequest) -> SampleRequest:
+        """A request for training after its wait: from the newest version, without prompts found deadly meanwhile."""
+        if self._work.requests is None:
+            return request
+        new = self._work.requests.up_to_date(request, self.newest)
+        new = without_prompts(new, self._work.quarantine.prompts("train", request.round))  # the schedule knows of these
+        if new.group_ids != request.group_ids:
             self._unfinished.update(new.group_ids)
-            self._finish(set(lease.group_ids).difference(new.group_ids))
+            self._finish(set(request.group_ids).difference(new.group_ids))
         return new
 
-    async def _commit(self, lease: SampleRequest, groups: pa.RecordBatch) -> None:
-        await self._stores[lease.purpose == "train"].append_groups(groups)
+    async def _commit(self, request: SampleRequest, groups: pa.RecordBatch) -> None:
+        await self._stores[request.purpose == "train"].append_groups(groups)
 
     def _committed(self, training: bool, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
-        """Have groups scored that were committed together: of several leases, or parts of one, with so many each."""
+        """Have groups scored that were committed together: of several requests, or parts of one, with so many each."""
         self._tracker.sampled(groups, training=training)
         self.scoring.put(Samples(training, groups), self._wanted(training), rows)
 
@@ -334,7 +334,7 @@ class GroupPipeline(Events):
             return self._work.training_scorers
         return self._evaluation.scorers
 
-    def _store_of(self, training: bool) -> RunStore:
+    def _store_of(self, training: bool) -> Store:
         if training or self._evaluation is None:
             return self._work.store
         return self._evaluation.store

@@ -1,4 +1,4 @@
-"""From leases to committed groups, whatever becomes of the samplers."""
+"""From requests to committed groups, whatever becomes of the samplers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,14 +14,14 @@ from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import Slot
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 
-FATAL = 5
+FATAL_LOSSES = 5
 """Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up.
 
 So many that samplers which are killed for other reasons, as where machines are taken away, cost no prompts.
 """
 
 Commit = Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]
-"""Makes groups of a lease durable."""
+"""Makes groups of a request durable."""
 
 GiveUp = Callable[[Item], None]
 """Is told of a prompt that is not sampled any more; it is on record when this returns."""
@@ -41,16 +41,16 @@ class _Outcome:
 
 
 class Sampling:
-    """Has one lease after another sampled, each until all its prompts have groups or are given up.
+    """Has one request after another sampled, each until all its prompts have groups or are given up.
 
     A sampler that is lost brings all its prompts under suspicion: they are sampled again, in halves, on samplers that
     do nothing else meanwhile, until the one that brings them down is alone.
 
     Args:
         pool: the samplers.
-        whole: strict mode: a lease is committed whole, and always sampled with all its prompts, so that its groups do
+        whole: strict mode: a request is committed whole, and always sampled with all its prompts, so that its groups do
             not depend on what happened meanwhile. Halves are then only tried, and what they give is dropped.
-        timeout: seconds for one lease.
+        timeout: seconds for one request.
         commit, give_up: see their types.
     """
 
@@ -61,91 +61,91 @@ class Sampling:
         self._commit = commit
         self._give_up = give_up
 
-    async def sample(self, lease: SampleRequest, slot: Slot) -> None:
-        """Sample a lease, first in a slot that was acquired for it.
+    async def sample(self, request: SampleRequest, slot: Slot) -> None:
+        """Sample a request, first in a slot that was acquired for it.
 
         Raises:
-            UserError: something about the lease must be put right.
+            UserError: something about the request must be put right.
             PipelineError: the samplers have failed for good.
         """
         if self._whole:
-            await self._sample_whole(lease, slot)
+            await self._sample_whole(request, slot)
         else:
-            await self._sample_in_parts(lease, slot, losses=0)
+            await self._sample_in_parts(request, slot, losses=0)
 
     # -- overlapped: every group counts as soon as it is finished ----------------------------------------------------
 
-    async def _sample_in_parts(self, lease: SampleRequest, slot: Slot | None, losses: int) -> None:
-        while lease.prompts:
+    async def _sample_in_parts(self, request: SampleRequest, slot: Slot | None, losses: int) -> None:
+        while request.prompts:
             slot = slot or await self._pool.acquire(alone=losses > 0)
-            outcome = await self._stream(lease, slot)
-            lease, slot = outcome.rest, None
-            if not outcome.is_blamed or not lease.prompts:
+            outcome = await self._stream(request, slot)
+            request, slot = outcome.rest, None
+            if not outcome.is_blamed or not request.prompts:
                 continue
-            if len(lease.prompts) > 1:
+            if len(request.prompts) > 1:
                 async with asyncio.TaskGroup() as halves:
-                    for half in _halves(lease):
+                    for half in _halves(request):
                         halves.create_task(self._sample_in_parts(half, None, losses=1))
                 return
             losses += 1
-            if losses == FATAL:
-                self._give_up(_item(lease, outcome.error))
+            if losses == FATAL_LOSSES:
+                self._give_up(_item(request, outcome.error))
                 return
 
-    async def _stream(self, lease: SampleRequest, slot: Slot) -> _Outcome:
+    async def _stream(self, request: SampleRequest, slot: Slot) -> _Outcome:
         done: set[str] = set()
         try:
-            async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as parts:
+            async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as parts:
                 async for groups in parts:
-                    await self._commit(lease, groups)
+                    await self._commit(request, groups)
                     done.update(groups["group_id"].to_pylist())
         except ActorLostError as error:
-            return _Outcome(lease.without(done), error)
+            return _Outcome(request.without(done), error)
         finally:
             slot.release()
-        rest = lease.without(done)
-        _check_all_there(lease, rest.group_ids)
+        rest = request.without(done)
+        _check_all_there(request, rest.group_ids)
         return _Outcome(rest, None)
 
-    # -- strict: a lease counts as a whole ---------------------------------------------------------------------------
+    # -- strict: a request counts as a whole ---------------------------------------------------------------------------
 
-    async def _sample_whole(self, lease: SampleRequest, slot: Slot) -> None:
+    async def _sample_whole(self, request: SampleRequest, slot: Slot) -> None:
         losses = 0
-        while lease.prompts:
-            outcome = await self._attempt(lease, slot)
+        while request.prompts:
+            outcome = await self._attempt(request, slot)
             if isinstance(outcome, pa.RecordBatch):
-                await self._commit(lease, outcome)
+                await self._commit(request, outcome)
                 return
             losses += not outcome.sent_away
-            if losses == FATAL - 1:
-                culprits = await self._culprits(lease)
+            if losses == FATAL_LOSSES - 1:
+                culprits = await self._culprits(request)
                 for culprit in culprits:
                     self._give_up(culprit)
-                lease = lease.without({culprit.group_id for culprit in culprits})
+                request = request.without({culprit.group_id for culprit in culprits})
                 losses = 0 if culprits else losses
-            elif losses > FATAL:
+            elif losses > FATAL_LOSSES:
                 raise PipelineError(
-                    f"Lease {lease.lease_id} has brought down {losses} samplers, though parts of it could be sampled; "
-                    f"the last: {outcome}"
+                    f"Request {request.lease_id} has brought down {losses} samplers, but not its parts; the "
+                    f"last error: {outcome}"
                 )
             slot = await self._pool.acquire(alone=True)
 
-    async def _culprits(self, lease: SampleRequest) -> list[Item]:
-        """The prompts of a lease that bring samplers down."""
-        for _attempt in range(1 if len(lease.prompts) > 1 else FATAL - 1):
-            outcome = await self._attempt(lease, await self._pool.acquire(alone=True))
+    async def _culprits(self, request: SampleRequest) -> list[Item]:
+        """The prompts of a request that bring samplers down."""
+        for _attempt in range(1 if len(request.prompts) > 1 else FATAL_LOSSES - 1):
+            outcome = await self._attempt(request, await self._pool.acquire(alone=True))
             while isinstance(outcome, ActorLostError) and outcome.sent_away:
-                outcome = await self._attempt(lease, await self._pool.acquire(alone=True))
+                outcome = await self._attempt(request, await self._pool.acquire(alone=True))
             if isinstance(outcome, pa.RecordBatch):
                 return []
-        if len(lease.prompts) == 1:
-            return [_item(lease, outcome)]
-        return [culprit for half in _halves(lease) for culprit in await self._culprits(half)]
+        if len(request.prompts) == 1:
+            return [_item(request, outcome)]
+        return [culprit for half in _halves(request) for culprit in await self._culprits(half)]
 
-    async def _attempt(self, lease: SampleRequest, slot: Slot) -> pa.RecordBatch | ActorLostError:
-        """Sample all of a lease, or learn that its sampler was lost; rows in the lease's order."""
+    async def _attempt(self, request: SampleRequest, slot: Slot) -> pa.RecordBatch | ActorLostError:
+        """Sample all of a request, or learn that its sampler was lost; rows in the request's order."""
         try:
-            async with aclosing(slot.stream("generate", lease, timeout=self._timeout)) as items:
+            async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as items:
                 parts = [groups async for groups in items]
         except ActorLostError as error:
             return error
@@ -153,19 +153,21 @@ class Sampling:
             slot.release()
         sampled = [group for groups in parts for group in groups["group_id"].to_pylist()]
         place = {group: number for number, group in enumerate(sampled)}
-        _check_all_there(lease, [group for group in lease.group_ids if group not in place])
-        return pa.concat_batches(parts).take(pa.array([place[group] for group in lease.group_ids]))
+        _check_all_there(request, [group for group in request.group_ids if group not in place])
+        return pa.concat_batches(parts).take(pa.array([place[group] for group in request.group_ids]))
 
 
-def _halves(lease: SampleRequest) -> list[SampleRequest]:
-    middle = len(lease.prompts) // 2
-    return [lease.without(lease.group_ids[middle:]), lease.without(lease.group_ids[:middle])]
+def _halves(request: SampleRequest) -> list[SampleRequest]:
+    middle = len(request.prompts) // 2
+    return [request.without(request.group_ids[middle:]), request.without(request.group_ids[:middle])]
 
 
-def _item(lease: SampleRequest, error: object) -> Item:
-    return Item(lease.purpose, lease.round, lease.prompts[0].prompt_id, lease.group_ids[0], SAMPLER, str(error))
+def _item(request: SampleRequest, error: object) -> Item:
+    return Item(request.purpose, request.round, request.prompts[0].prompt_id, request.group_ids[0], SAMPLER, str(error))
 
 
-def _check_all_there(lease: SampleRequest, missing: Sequence[str]) -> None:
+def _check_all_there(request: SampleRequest, missing: Sequence[str]) -> None:
     if missing:
-        raise PipelineError(f"A sampler left out {len(missing)} groups of lease {lease.lease_id}, without an error.")
+        raise PipelineError(
+            f"A sampler left out {len(missing)} groups of request {request.lease_id}, without an error."
+        )

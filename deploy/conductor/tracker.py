@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress
 from brain_align.deploy.conductor.rates import Rate
 from brain_align.deploy.schedule.evaluation import Result, Split
@@ -44,7 +44,7 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def recovered(self, store: StoredSamples) -> None:
+    def recovered(self, store: Store) -> None:
         """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
@@ -64,7 +64,7 @@ class Tracker:
             self._live.start()
 
     def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """Groups are committed, of one lease or of several."""
+        """Groups are committed, of one request or of several."""
         if training:
             self._counts["sampled"] += groups.num_rows
         self._rates["sampled"].add(_tokens(groups))

@@ -14,7 +14,7 @@ class Load:
         starting: replicas whose engine is starting.
         without_room: replicas that wait for room in the cluster.
         waited: share of the window that the learner waited for groups.
-        waiting_leases: most leases that no sampler had taken yet.
+        waiting_requests: most requests that no sampler had taken yet.
         ready_groups: groups that are scored and not trained yet.
         trained: groups that were trained in the window.
         strict: sampling and training take turns, so that groups that are ready say nothing of how many samplers it
@@ -25,7 +25,7 @@ class Load:
     starting: int
     without_room: int
     waited: float
-    waiting_leases: int
+    waiting_requests: int
     ready_groups: int
     trained: int
     strict: bool
@@ -58,9 +58,11 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
         return Decision(nearest, f"autoscale allows {settings.min} to {settings.max}")
     if load.starting or since_change < settings.settle:
         return None
-    if load.waited >= settings.up_when_waiting and load.waiting_leases and not load.without_room:
-        more = min(load.samplers + max(1, load.samplers // 4), settings.max, load.samplers + load.waiting_leases)
-        waited = f"the learner waited {load.waited:.0%} of the time while {load.waiting_leases} leases had no sampler"
+    if load.waited >= settings.up_when_waiting and load.waiting_requests and not load.without_room:
+        more = min(load.samplers + max(1, load.samplers // 4), settings.max, load.samplers + load.waiting_requests)
+        waited = (
+            f"the learner waited {load.waited:.0%} of the time while {load.waiting_requests} requests had no sampler"
+        )
         return Decision(more, waited) if more > load.samplers else None
     ahead = settings.down_when_ahead * load.trained
     if not load.strict and load.waited < settings.up_when_waiting / 2 and load.trained and load.ready_groups >= ahead:

@@ -51,7 +51,7 @@ class RunMonitor:
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began, seconds waited and groups trained by then
-        self._most_waiting = 0  # leases, in the window
+        self._most_waiting = 0  # requests, in the window
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
 
@@ -92,7 +92,7 @@ class RunMonitor:
 
     def _follow_load(self) -> None:
         began, waited, trained = self._window
-        self._most_waiting = max(self._most_waiting, self._production.waiting_leases)
+        self._most_waiting = max(self._most_waiting, self._production.waiting_requests)
         elapsed = time.monotonic() - began
         if self._autoscale is None or not self._tracker.is_running or elapsed < self._autoscale.window:
             return
@@ -101,7 +101,7 @@ class RunMonitor:
             starting=self._services.samplers.count(State.STARTING),
             without_room=self._services.samplers.count(State.WAITING),
             waited=(self._production.waited_seconds - waited) / elapsed,
-            waiting_leases=self._most_waiting,
+            waiting_requests=self._most_waiting,
             ready_groups=self._work.schedule.backlog,
             trained=self._tracker.trained - trained,
             strict=self._strict,
@@ -122,7 +122,7 @@ class RunMonitor:
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(
-                leases=self._production.waiting_leases,
+                leases=self._production.waiting_requests,
                 unscored=self._production.scoring.waiting,
                 ready=self._work.schedule.backlog,
             ),

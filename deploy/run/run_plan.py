@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.schedule.batch_plan import lease_plan
 from brain_align.deploy.schedule.evaluation import Evaluation, Split
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds, Schedule
 
@@ -25,16 +25,16 @@ class RunPlan:
         schedule: which groups train which step.
         training_scorers: those that a group for training needs.
         started_scorers: those that have anything to do.
-        leases: what is sampled for training; None where the store's groups are another run's.
+        requests: what is sampled for training; None where the store's groups are another run's.
         evaluation: of published versions; None where nothing can be sampled for it.
         quarantine: what all of it goes on without.
     """
 
-    store: RunStore
+    store: Store
     schedule: Schedule
     training_scorers: list[str]
     started_scorers: list[str]
-    leases: TrainingRequests | None
+    requests: TrainingRequests | None
     evaluation: Evaluation | None
     quarantine: Quarantine
 
@@ -56,15 +56,17 @@ def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> RunPlan:
     """The work of a run that samples its groups itself."""
-    plan = lease_plan(recipe, run_id, directory.policies)
-    draws = DrawnPrompts(recipe.algorithm, train, recipe.seed)
+    plan = request_plan(recipe, run_id, directory.policies)
+    round_prompts = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
     return RunPlan(
         store=SampleStore(directory.store, run_id),
-        schedule=Rounds(recipe.algorithm, draws, recipe.seed),
+        schedule=Rounds(recipe.algorithm, round_prompts, recipe.seed),
         training_scorers=training_scorers(recipe),
         started_scorers=[*recipe.logprob_scorers(), *recipe.scorers],
-        leases=TrainingRequests(recipe.algorithm, draws, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal),
+        requests=TrainingRequests(
+            recipe.algorithm, round_prompts, plan, recipe.sampling.n, fixed=recipe.has_fixed_proposal
+        ),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
         quarantine=Quarantine(directory.quarantine),
     )

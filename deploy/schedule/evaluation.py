@@ -13,10 +13,10 @@ from brain_align.common.errors import PipelineError
 from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.common.schemas import PRIOR
 from brain_align.common.statistics import win_rate
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
-from brain_align.deploy.schedule.batch_plan import RequestPlan
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
+from brain_align.deploy.schedule.request_plan import RequestPlan
 
 Split = Literal["validation", "test"]
 
@@ -70,7 +70,7 @@ class Evaluation:
     def __init__(
         self,
         recipe: Recipe,
-        store: RunStore,
+        store: Store,
         plan: RequestPlan,
         prompts: dict[Split, list[Prompt]],
         scorers: list[str],
@@ -98,23 +98,27 @@ class Evaluation:
     def group_ids(self, split: Split, version: int) -> list[str]:
         """The groups that evaluate a version on a split."""
         if (split, version) not in self._group_ids:
-            groups = [group for lease in self._leases(split, version) for group in lease.group_ids]
+            groups = [group for request in self._requests(split, version) for group in request.group_ids]
             self._group_ids[split, version] = groups
             self._of.update(dict.fromkeys(groups, (split, version)))
         return self._group_ids[split, version]
 
-    def leases_after(self, version: int) -> list[SampleRequest]:
+    def requests_after(self, version: int) -> list[SampleRequest]:
         """What is still to be sampled once a version is published; the prior's test outputs are the baseline."""
-        validation = self.leases("validation", version) if self.is_due(version) else []
-        return validation + (self.leases("test", version) if version == 0 else [])
+        validation = self.requests("validation", version) if self.is_due(version) else []
+        return validation + (self.requests("test", version) if version == 0 else [])
 
-    def leases(self, split: Split, version: int) -> list[SampleRequest]:
+    def requests(self, split: Split, version: int) -> list[SampleRequest]:
         """What is still to be sampled to evaluate a version on a split; its completion will be reported."""
         self._watch(split, version)
-        usable = [lease.without(self._left_out) for lease in self._leases(split, version)]
-        rest = [(lease, {group for group in lease.group_ids if self.store.has_group(group)}) for lease in usable]
-        strict = self._recipe.algorithm.strict  # a lease is then sampled whole or not at all
-        return [lease if strict else lease.without(there) for lease, there in rest if len(there) < len(lease.prompts)]
+        usable = [request.without(self._left_out) for request in self._requests(split, version)]
+        rest = [(request, {group for group in request.group_ids if self.store.has_group(group)}) for request in usable]
+        strict = self._recipe.algorithm.strict  # a request is then sampled whole or not at all
+        return [
+            request if strict else request.without(there)
+            for request, there in rest
+            if len(there) < len(request.prompts)
+        ]
 
     def is_complete(self, split: Split, version: int) -> bool:
         """Whether every prompt is sampled and scored by every scorer."""
@@ -168,8 +172,8 @@ class Evaluation:
             if not lacking:
                 self._unreported.add((split, version))
 
-    def _leases(self, split: Split, version: int) -> list[SampleRequest]:
-        return self._plan.leases(split, version, version, 1, self._prompts[split])
+    def _requests(self, split: Split, version: int) -> list[SampleRequest]:
+        return self._plan.requests(split, version, version, 1, self._prompts[split])
 
     def _is_scored(self, group: str) -> bool:
         return all(self.store.has_score(group, scorer) for scorer in self.scorers)

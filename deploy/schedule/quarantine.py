@@ -27,7 +27,7 @@ class Item:
     """One prompt, or one group, that is left out.
 
     Attributes:
-        purpose, round: of the lease that it belongs to.
+        purpose, round: of the request that it belongs to.
         prompt_id, group_id: what is left out.
         service: what it made fail: `SAMPLER`, or a scorer's name.
         error: how.

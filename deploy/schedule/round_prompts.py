@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.data.prompts import PromptOrder
 from brain_align.common.requests import Prompt, SampleRequest
-from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.request_plan import RequestPlan
 
 FIXED_AHEAD = 8
 """Rounds that are sampled ahead of the learner from a fixed proposal: enough that samplers do not wait for it."""
@@ -17,7 +17,7 @@ FIXED_AHEAD = 8
 _ROUNDS_AT_HAND = 16  # whose prompts are kept: few are asked for again
 
 
-class Draws(Protocol):
+class RoundGroups(Protocol):
     """The groups of each round, by keys that are known before the groups are."""
 
     def keys(self, round_: int) -> Sequence[Hashable]:
@@ -44,11 +44,11 @@ class DrawnPrompts:
         return self._drawn[round_]
 
     def keys(self, round_: int) -> list[tuple[int, str]]:
-        """See `Draws`."""
+        """See `RoundGroups`."""
         return [(round_, prompt.prompt_id) for prompt in self.prompts(round_)]
 
     def key(self, round_: int, prompt_id: str, group: str) -> tuple[int, str]:
-        """See `Draws`."""
+        """See `RoundGroups`."""
         return round_, prompt_id
 
 
@@ -59,28 +59,28 @@ class StoredGroups:
         self._index = index.select(["round", "group_id"])
 
     def keys(self, round_: int) -> list[str]:
-        """See `Draws`."""
+        """See `RoundGroups`."""
         return self._index.filter(pc.equal(self._index["round"], round_))["group_id"].to_pylist()
 
     def key(self, round_: int, prompt_id: str, group: str) -> str:
-        """See `Draws`."""
+        """See `RoundGroups`."""
         return group
 
 
 class TrainingRequests:
-    """Which leases of which rounds may be given out.
+    """Which requests of which rounds may be given out.
 
-    The bound on staleness is kept by this admission. Round r's groups are trained while the newest proposal version is
-    r, so a lease of round r may be sampled from version v only if r - v <= max_staleness; with max_staleness 0 that is
-    Algorithm 1 to the letter. Nothing that was sampled is ever dropped. A fixed proposal does not grow old: rounds are
-    sampled from version 0, and admitted early for the samplers' sake.
+    This admission keeps the bound on staleness. Round r's groups are trained while the newest proposal version is r, so
+    a request of round r may be sampled from version v only if r - v <= max_staleness. With max_staleness 0 this is
+    exactly Algorithm 1. Nothing that was sampled is ever dropped. A fixed proposal does not become stale: all rounds
+    are sampled from version 0, and are admitted early to keep the samplers busy.
     """
 
     def __init__(
-        self, algorithm: AlgorithmSection, draws: DrawnPrompts, plan: RequestPlan, n: int, *, fixed: bool
+        self, algorithm: AlgorithmSection, round_prompts: DrawnPrompts, plan: RequestPlan, n: int, *, fixed: bool
     ) -> None:
         self._algorithm = algorithm
-        self._draws = draws
+        self._round_prompts = round_prompts
         self._plan = plan
         self._n = n
         self._fixed = fixed
@@ -91,9 +91,9 @@ class TrainingRequests:
         return range(version, min(version + ahead + 1, self._algorithm.rounds))
 
     def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[SampleRequest]:
-        """The leases of a round that are still to be sampled.
+        """The requests of a round that are still to be sampled.
 
-        With max_staleness 0 a lease is sampled whole or not at all, so that it gives the same groups whenever that is.
+        With max_staleness 0 a request is sampled whole or not at all, so that it always gives the same groups.
 
         Args:
             round_: of Algorithm 1.
@@ -102,26 +102,26 @@ class TrainingRequests:
             left_out: ids of prompts that are not to be sampled.
         """
         sampled_from = 0 if self._fixed else version
-        leases = self._plan.leases("train", round_, sampled_from, self._n, self._draws.prompts(round_))
-        usable = [without_prompts(lease, left_out) for lease in leases]
+        requests = self._plan.requests("train", round_, sampled_from, self._n, self._round_prompts.prompts(round_))
+        usable = [without_prompts(request, left_out) for request in requests]
         if self._algorithm.strict:
-            return [lease for lease in usable if any(prompt.prompt_id not in sampled for prompt in lease.prompts)]
-        return [rest for lease in usable if (rest := without_prompts(lease, sampled)).prompts]
+            return [request for request in usable if any(prompt.prompt_id not in sampled for prompt in request.prompts)]
+        return [rest for request in usable if (rest := without_prompts(request, sampled)).prompts]
 
-    def up_to_date(self, lease: SampleRequest, newest: int) -> SampleRequest:
-        """A lease as it is to be given out: one that has waited is sampled from what has been published meanwhile.
+    def up_to_date(self, request: SampleRequest, newest: int) -> SampleRequest:
+        """A request as it is to be given out: one that has waited is sampled from what has been published meanwhile.
 
         Never from a version beyond its round: while that one is the newest, another round is trained.
         """
         if self._fixed or self._algorithm.strict:
-            return lease
-        version = min(newest, lease.round)
-        return lease if version == lease.version else self._plan.from_version(lease, version)
+            return request
+        version = min(newest, request.round)
+        return request if version == request.version else self._plan.from_version(request, version)
 
 
-def without_prompts(lease: SampleRequest, prompts: Set[str]) -> SampleRequest:
-    """The lease without these prompts, named by their ids."""
+def without_prompts(request: SampleRequest, prompts: Set[str]) -> SampleRequest:
+    """The request without these prompts, named by their ids."""
     if not prompts:
-        return lease
-    pairs = zip(lease.group_ids, lease.prompts, strict=True)
-    return lease.without({group for group, prompt in pairs if prompt.prompt_id in prompts})
+        return request
+    pairs = zip(request.group_ids, request.prompts, strict=True)
+    return request.without({group for group, prompt in pairs if prompt.prompt_id in prompts})

@@ -8,7 +8,7 @@ import numpy as np
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.identity import seed_from
-from brain_align.deploy.schedule.round_prompts import Draws
+from brain_align.deploy.schedule.round_prompts import RoundGroups
 
 
 class Schedule(Protocol):
@@ -60,10 +60,10 @@ class Rounds:
     A pass costs one look at its pool; within it, a step costs what its batch does, however large the pool.
     """
 
-    def __init__(self, algorithm: AlgorithmSection, draws: Draws, seed: int) -> None:
+    def __init__(self, algorithm: AlgorithmSection, round_groups: RoundGroups, seed: int) -> None:
         self.last_step = algorithm.rounds * algorithm.updates_per_round
         self._algorithm = algorithm
-        self._draws = draws
+        self._round_groups = round_groups
         self._seed = seed
         self._group_of: dict[Hashable, str] = {}  # of the groups that are ready, by key
         self._ready: set[str] = set()
@@ -90,7 +90,7 @@ class Rounds:
 
     def add(self, round_: int, prompt_id: str, group: str) -> None:
         """See `Schedule`."""
-        key = self._draws.key(round_, prompt_id, group)
+        key = self._round_groups.key(round_, prompt_id, group)
         if key in self._group_of:
             return
         self._group_of[key] = group
@@ -102,7 +102,7 @@ class Rounds:
 
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
         """See `Schedule`."""
-        key = self._draws.key(round_, prompt_id, group)
+        key = self._round_groups.key(round_, prompt_id, group)
         self._left_out.add(key)
         self._awaited.pop(key, None)
         self._count_pool()
@@ -117,7 +117,7 @@ class Rounds:
         self._round = round_
         done = {group for step in taken for group in step}
         self._fresh = {group: of for group, of in self._fresh.items() if of >= first and group not in done}
-        self._pool = [key for number in range(first, round_ + 1) for key in self._draws.keys(number)]
+        self._pool = [key for number in range(first, round_ + 1) for key in self._round_groups.keys(number)]
         self._count_pool()
         pass_, self._steps_taken = divmod(len(taken), self._steps_a_pass)
         self._begin_pass(pass_, {group for step in taken[pass_ * self._steps_a_pass :] for group in step})

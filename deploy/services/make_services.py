@@ -18,7 +18,7 @@ from brain_align.learner.service import LearnerActor
 from brain_align.sampler.service import SamplerActor
 from brain_align.scorer.service import ScorerActor
 
-_PULSES = 2  # calls of a sampler beside its leases: it is asked how it does, and whether it is ready
+_HEARTBEATS = 2  # calls of a sampler beside its requests: it is asked how it does, and whether it is ready
 
 Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
@@ -33,9 +33,9 @@ def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel,
 
 
 def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> Pool:
-    strict = recipe.algorithm.strict  # a lease is generated on its own there
+    strict = recipe.algorithm.strict  # a request is generated on its own there
     slots = 1 if strict else recipe.sampler.leases_in_flight
-    options = {**actor_options(recipe.sampler), "max_concurrency": slots + _PULSES}
+    options = {**actor_options(recipe.sampler), "max_concurrency": slots + _HEARTBEATS}
 
     def spawn(name: str, log_path: str) -> Handle:
         return RayHandle.spawn(SamplerActor, options, name, recipe.model_dump(mode="json"), model, log_path)

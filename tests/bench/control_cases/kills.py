@@ -16,7 +16,7 @@ from brain_align.deploy.schedule.round_prompts import DrawnPrompts
 from tests.ray_stand_ins import HURRY, SleepingSampler, spawning
 from tests.stand_ins import LocalLearner, Simulation, reward_and_prior
 
-KILLS, SAMPLERS, LEASE = 50, 4, 8
+KILLS, SAMPLERS, REQUEST_PROMPTS = 50, 4, 8
 ROUNDS, PROMPTS = 40, 128  # more than is sampled before the last kill
 GROUP_SECONDS = 0.4
 BETWEEN = (0.5, 3.5)  # seconds between two kills
@@ -40,8 +40,8 @@ def measure(root: Path) -> dict[str, Any]:
             (SAMPLERS, spawning(SleepingSampler, str(pids), GROUP_SECONDS, {})),
             reward_and_prior(),
             LocalLearner(),
-            recipe={"sampler": {"lease_prompts": LEASE}},
-            samplers_settings=PoolSettings(start=120, slots=2, silence=60, backoff=0.5),
+            recipe={"sampler": {"lease_prompts": REQUEST_PROMPTS}},
+            samplers_settings=PoolSettings(start=120, slots=2, stall_timeout=60, backoff=0.5),
         )
         began = time.perf_counter()
         killed = asyncio.run(_run_and_kill(simulation, pids))
@@ -51,8 +51,8 @@ def measure(root: Path) -> dict[str, Any]:
     trained = simulation.trained()
     index = simulation.store.index()
     stored = list(zip(index["round"].to_pylist(), index["prompt_id"].to_pylist(), strict=True))
-    draws = DrawnPrompts(simulation.recipe.algorithm, simulation.prompts, simulation.recipe.seed)
-    drawn = {(number, prompt.prompt_id) for number in range(ROUNDS) for prompt in draws.prompts(number)}
+    round_prompts = DrawnPrompts(simulation.recipe.algorithm, simulation.prompts, simulation.recipe.seed)
+    drawn = {(number, prompt.prompt_id) for number in range(ROUNDS) for prompt in round_prompts.prompts(number)}
     return {
         "kills_survived": killed,
         "kills_run_seconds": wall,

@@ -8,7 +8,7 @@ from typing import Any
 from brain_align.deploy.actors.pool import PoolSettings
 from tests.stand_ins import LocalLearner, LocalSampler, Simulation, reward_and_prior
 
-ROUNDS, PROMPTS, STEPS, SAMPLERS, LEASE = 10, 32, 8, 2, 4
+ROUNDS, PROMPTS, STEPS, SAMPLERS, REQUEST_PROMPTS = 10, 32, 8, 2, 4
 SCORING = 0.02  # seconds a group and scorer at most: a call of several takes as long as one
 
 CASES = {"training is slowest": (0.08, 0.25), "sampling is slowest": (0.125, 0.15)}
@@ -49,7 +49,7 @@ def _run(root: Path, staleness: int, sampling: float, training: float) -> float:
         (SAMPLERS, lambda name, _log: LocalSampler(name, sampling)),
         reward_and_prior(SCORING),
         LocalLearner(training),
-        recipe={"sampler": {"lease_prompts": LEASE}},
+        recipe={"sampler": {"lease_prompts": REQUEST_PROMPTS}},
         samplers_settings=PoolSettings(start=60),
     )
     began = time.perf_counter()

@@ -18,13 +18,13 @@ from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation
 from tests.unit.factories import groups, output, scores
 
 SAMPLERS, LEASES_A_SAMPLER, LEASE_PROMPTS, ROUNDS = 1000, 2, 16, 5
-PROMPTS_PER_ROUND = SAMPLERS * LEASE_PROMPTS  # two rounds are admitted at a time: a lease for every slot
+PROMPTS_PER_ROUND = SAMPLERS * LEASE_PROMPTS  # two rounds are admitted at a time: a request for every slot
 N, TOKENS = 8, 32
 GROUP_SECONDS = 0.4
-"""A group of a lease: the samplers could give 5,000 groups/s.
+"""A group of a request: the samplers could give 5,000 groups/s.
 
-A round is trained when its last lease is sampled, 6.4 s after it was admitted, and only then is a further one admitted.
-With leases for all slots five rounds so take 19.2 s at least, and the benchmark cannot show more than 4,167 groups/s.
+A round is trained when its last request is sampled, 6.4 s after it was admitted, and only then is another admitted.
+With requests for all slots five rounds take at least 19.2 s, so the benchmark cannot show more than 4,167 groups/s.
 """
 
 ROW = groups("", outputs=[output(list(range(TOKENS)), [-1.0] * TOKENS, "word " * TOKENS) for _ in range(N)])
@@ -65,9 +65,9 @@ class QuickSampler(LocalSampler):
         super().__init__(name)
         self._sleeps = sleeps
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        groups = rows_of(lease)
-        for place in range(len(lease.prompts)):
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+        groups = rows_of(request)
+        for place in range(len(request.prompts)):
             await self._sleeps.sleep()
             yield groups.slice(place, 1)
 
@@ -105,7 +105,7 @@ def measure(root: Path) -> dict[str, Any]:
         scorers,
         LocalLearner(),
         recipe={"sampler": {"lease_prompts": LEASE_PROMPTS}},
-        samplers_settings=PoolSettings(start=60, slots=LEASES_A_SAMPLER, silence=300),
+        samplers_settings=PoolSettings(start=60, slots=LEASES_A_SAMPLER, stall_timeout=300),
     )
     began, cpu = time.perf_counter(), time.process_time()
     asyncio.run(simulation.run())
@@ -125,14 +125,14 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
-def rows_of(lease: SampleRequest) -> pa.RecordBatch:
-    """The lease's groups, with the same outputs each."""
-    count = len(lease.prompts)
+def rows_of(request: SampleRequest) -> pa.RecordBatch:
+    """The request's groups, with the same outputs each."""
+    count = len(request.prompts)
     values = {
-        "group_id": list(lease.group_ids),
-        "prompt_id": [prompt.prompt_id for prompt in lease.prompts],
-        "round": [lease.round] * count,
-        "proposal_version": [lease.version] * count,
+        "group_id": list(request.group_ids),
+        "prompt_id": [prompt.prompt_id for prompt in request.prompts],
+        "round": [request.round] * count,
+        "proposal_version": [request.version] * count,
     }
     own = {name: pa.array(column, GROUPS.field(name).type) for name, column in values.items()}
     columns = [own.get(name, same) for name, same in _same_groups(count).items()]

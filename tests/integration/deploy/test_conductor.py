@@ -24,9 +24,9 @@ from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.batch_plan import RequestPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.learner_group import LearnerGroup
@@ -85,7 +85,7 @@ class StandInScorer(LocalScorer):
 
 
 def stand_in_pools(world: World, directory: RunDirectory, scorers: Sequence[str]) -> dict[str, Pool]:
-    """Two samplers that take two leases each, and a scorer of each name."""
+    """Two samplers that take two requests each, and a scorer of each name."""
     settings = PoolSettings(start=5, slots=2)
     samplers = Pool("sampler", 2, lambda _name, _log: StandInSampler(world), directory.log, settings)
     pools = {
@@ -145,15 +145,15 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     services = Services(pools.pop(""), pools, cast(LearnerGroup, StandInLearner(world)))
     tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(store)
-    draws = DrawnPrompts(recipe.algorithm, TRAIN, 0)
+    round_prompts = DrawnPrompts(recipe.algorithm, TRAIN, 0)
     scorers = [PRIOR, "reward"]
-    leases = TrainingRequests(recipe.algorithm, draws, plan, n=2, fixed=recipe.has_fixed_proposal)
+    requests = TrainingRequests(recipe.algorithm, round_prompts, plan, n=2, fixed=recipe.has_fixed_proposal)
     work = RunPlan(
         store,
-        Rounds(recipe.algorithm, draws, 0),
+        Rounds(recipe.algorithm, round_prompts, 0),
         scorers,
         scorers,
-        leases,
+        requests,
         evaluation,
         Quarantine(root / "quarantine.json"),
     )

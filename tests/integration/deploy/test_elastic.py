@@ -44,7 +44,7 @@ def simulation(
     samplers: int = 2,
     seconds: float = 0.05,
     trouble: dict[str, str] | None = None,
-    silence: float = 60,
+    stall_timeout: float = 60,
     scorers: dict[str, Any] | None = None,
     evaluated: int = 0,
 ) -> Simulation:
@@ -57,7 +57,9 @@ def simulation(
         LocalLearner(),
         evaluated=evaluated,
         recipe={"sampler": {"lease_prompts": 6}},
-        samplers_settings=PoolSettings(start=120, slots=2 if staleness else 1, silence=silence, backoff=0.1),
+        samplers_settings=PoolSettings(
+            start=120, slots=2 if staleness else 1, stall_timeout=stall_timeout, backoff=0.1
+        ),
     )
 
 
@@ -114,7 +116,7 @@ def test_a_killed_sampler_is_restarted_and_nothing_is_lost_or_sampled_twice(tmp_
 
 def test_a_hung_sampler_is_noticed_and_restarted(tmp_path: Path) -> None:
     trouble = {"p5": HANG}
-    subject = simulation(tmp_path, trouble=trouble, silence=2)
+    subject = simulation(tmp_path, trouble=trouble, stall_timeout=2)
     run(subject)
     assert_complete(subject, left_out=1)  # it hangs each time: the prompt is left out in the end
     (item,) = subject.work.quarantine
@@ -195,10 +197,10 @@ def test_samplers_and_scorers_are_added_and_removed_from_another_terminal(tmp_pa
 def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) -> None:
     """Another run may share the sampler, which goes on."""
     prompts = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(2))
-    lease = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
+    request = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, ("g0", "g1"), prompts, "policies")
 
     async def sample(slot: Slot) -> None:
-        async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
+        async with aclosing(slot.stream("generate", request, timeout=60)) as items:
             async for _ in items:
                 pass
 
@@ -207,13 +209,13 @@ def test_a_lease_that_nobody_wants_any_more_ends_in_its_sampler(tmp_path: Path) 
         pool = Pool("sampler", 1, spawn, RunDirectory(tmp_path).log, PoolSettings(start=120, slots=2))
         await pool.start()
         async with pool.slot() as slot:
-            async with aclosing(slot.stream("generate", lease, timeout=60)) as items:
+            async with aclosing(slot.stream("generate", request, timeout=60)) as items:
                 await anext(items)
             cancelled = asyncio.create_task(sample(slot))
             await asyncio.sleep(0.5)
             cancelled.cancel()
             await asyncio.wait([cancelled])
-        while (await pool.call("pulse", timeout=60)).running:
+        while (await pool.call("heartbeat", timeout=60)).running:
             await asyncio.sleep(0.1)
         losses = pool.replicas["sampler-0"].losses
         pool.kill()

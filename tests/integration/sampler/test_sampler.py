@@ -74,9 +74,9 @@ def test_groups_are_handed_out_as_they_are_finished(loop: asyncio.Runner, polici
     async def first_then_pulse():
         lease = policies.lease(1, alone=False, prompts=[[5 + place] * 8 for place in range(24)])
         groups = sampler.generate(lease)
-        before = sampler.pulse()
+        before = sampler.heartbeat()
         first = await anext(groups)
-        during = sampler.pulse()
+        during = sampler.heartbeat()
         await groups.aclose()  # what is still running is given up
         return before, first, during
 
@@ -86,7 +86,7 @@ def test_groups_are_handed_out_as_they_are_finished(loop: asyncio.Runner, polici
     assert during.outputs - before.outputs == 4
     assert during.tokens - before.tokens == sum(len(one["token_ids"]) for one in first["outputs"][0].as_py())
     assert during.idle_seconds < 5
-    assert sampler.pulse().running == 0
+    assert sampler.heartbeat().running == 0
 
 
 def test_a_lease_that_is_sampled_alone_yields_the_same_bytes_whatever_was_before_and_in_any_sampler(
@@ -203,7 +203,7 @@ def test_whole_models_take_turns_and_truncated_sampling_is_accounted_for(
         with pytest.raises(EngineLostError):
             loop.run(lose_the_engine())
         with pytest.raises(EngineLostError):
-            started.pulse()
+            started.heartbeat()
     finally:
         started.close()
 
@@ -219,7 +219,7 @@ def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyn
         with pytest.raises(EngineLostError, match="parts of several models"):
             loop.run(sampled(started, whole.lease(0, alone=False)))
         with pytest.raises(EngineLostError):
-            started.pulse()
+            started.heartbeat()
     finally:
         started.close()
 

@@ -11,7 +11,7 @@ from brain_align.deploy.actors.actor import ActorLostError, LostError, Spawn
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.sampler.reports import Pulse
+from brain_align.sampler.reports import Heartbeat
 from tests.stand_ins import LocalActor
 
 QUICK = PoolSettings(start=5, backoff=0.001)
@@ -176,10 +176,10 @@ def test_a_replica_without_progress_is_taken_for_hung(tmp_path: Path) -> None:
     idle = [100.0]
 
     class Hung(Worker):
-        async def pulse(self) -> Pulse:
-            return Pulse(3, 0, 0, 0, idle[0])
+        async def heartbeat(self) -> Heartbeat:
+            return Heartbeat(3, 0, 0, 0, idle[0])
 
-    settings = PoolSettings(start=5, silence=0.1, backoff=0.001)
+    settings = PoolSettings(start=5, stall_timeout=0.1, backoff=0.001)
     subject = Pool("worker", 1, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path).log, settings)
 
     async def wait() -> str:
@@ -245,10 +245,10 @@ def test_an_item_shows_at_once_that_a_replica_works(tmp_path: Path) -> None:
 
     async def look() -> int:
         async with subject.slot() as slot:
-            slot.replica.fruitless = 3
+            slot.replica.failures_in_a_row = 3
             async with aclosing(slot.stream("items", timeout=60)) as items:
                 await anext(items)
-                return slot.replica.fruitless
+                return slot.replica.failures_in_a_row
 
     assert run(subject, look) == 0
     assert Streaming.closed  # what nobody wants any more is not made
@@ -352,10 +352,10 @@ def test_without_room_for_any_replica_the_run_ends_with_a_sentence(tmp_path: Pat
 
 def test_a_hung_replica_that_is_to_leave_is_noticed_and_leaves(tmp_path: Path) -> None:
     class Hung(Worker):
-        async def pulse(self) -> Pulse:
-            return Pulse(3, 0, 0, 0, 100.0 if subject.replicas[self.name].state is State.LEAVING else 0.0)
+        async def heartbeat(self) -> Heartbeat:
+            return Heartbeat(3, 0, 0, 0, 100.0 if subject.replicas[self.name].state is State.LEAVING else 0.0)
 
-    settings = PoolSettings(start=5, silence=0.1, backoff=0.001)
+    settings = PoolSettings(start=5, stall_timeout=0.1, backoff=0.001)
     subject = Pool("worker", 2, lambda name, _log: Hung(name, ["hang"]), RunDirectory(tmp_path).log, settings)
 
     async def dismiss() -> None:
@@ -400,7 +400,7 @@ def test_one_more_is_one_more(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_was_ended_starts_nothing_again(tmp_path: Path) -> None:
-    settings = PoolSettings(start=5, silence=0.02, backoff=0.001)
+    settings = PoolSettings(start=5, stall_timeout=0.02, backoff=0.001)
     starts: list[str] = []
 
     def spawn(name: str, _log: str) -> Worker:

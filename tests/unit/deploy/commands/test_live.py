@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_else_done(asked: dict[str, i
 def test_a_number_that_the_user_sets_stays_until_the_load_may_decide_again() -> None:
     pools: dict[str, Any] = {"samplers": Sized()}
     subject = Scaler(pools, AutoscaleSection(min=1, max=8, settle=0))
-    busy = Load(4, starting=0, without_room=0, waited=1.0, waiting_leases=9, ready_groups=0, trained=1, strict=False)
+    busy = Load(4, starting=0, without_room=0, waited=1.0, waiting_requests=9, ready_groups=0, trained=1, strict=False)
     answered = subject.answer(ScaleRequest(replicas={"samplers": 4}))
     assert "2 -> 4, until this start of the run ends (set sampler.replicas=4 to keep it)" in answered.lines[0]
     assert subject.follow(busy) is None and pools["samplers"].target == 4

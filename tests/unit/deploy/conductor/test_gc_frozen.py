@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain_align.deploy.conductor.gc_frozen import not_collected
+from brain_align.deploy.conductor.gc_frozen import gc_frozen
 
 
 class Node:
@@ -23,12 +23,12 @@ def nothing_frozen() -> Iterator[None]:
 
 def test_what_is_garbage_before_the_block_does_not_stay() -> None:
     garbage = weakref.ref(Node())
-    with not_collected():
+    with gc_frozen():
         assert garbage() is None
 
 
 def test_what_is_there_is_left_out_until_the_last_of_overlapping_blocks_ends() -> None:
-    first, second = not_collected(), not_collected()
+    first, second = gc_frozen(), gc_frozen()
     first.__enter__()
     second.__enter__()
     assert gc.get_freeze_count() > 0
@@ -39,6 +39,6 @@ def test_what_is_there_is_left_out_until_the_last_of_overlapping_blocks_ends() -
 
 
 def test_a_block_that_fails_ends_like_any_other() -> None:
-    with pytest.raises(ValueError, match="failed"), not_collected():
+    with pytest.raises(ValueError, match="failed"), gc_frozen():
         raise ValueError("failed")
     assert gc.get_freeze_count() == 0

@@ -13,7 +13,7 @@ from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.common.schemas import PRIOR
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, PoolSettings
-from brain_align.deploy.conductor.sampling import FATAL
+from brain_align.deploy.conductor.sampling import FATAL_LOSSES
 from brain_align.deploy.monitor.status import read_status
 from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation, reward_and_prior
 
@@ -143,16 +143,16 @@ def test_a_group_is_given_up_for_failures_of_its_own_alone(tmp_path: Path, fails
 class Recording(LocalSampler):
     """Notes for which purposes and rounds, and from which versions, it samples."""
 
-    leases: ClassVar[list[SampleRequest]] = []
+    requests: ClassVar[list[SampleRequest]] = []
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        self.leases.append(lease)
-        async for groups in super().generate(lease):
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+        self.requests.append(request)
+        async for groups in super().generate(request):
             yield groups
 
 
 def test_evaluation_has_its_share_of_the_samplers_while_training_wants_them_all(tmp_path: Path) -> None:
-    Recording.leases.clear()
+    Recording.requests.clear()
     Simulation(
         tmp_path,
         {"rounds": 2, "prompts_per_round": 64, "updates_per_round": 16, "batch_prompts": 4, "max_staleness": 1},
@@ -161,7 +161,7 @@ def test_evaluation_has_its_share_of_the_samplers_while_training_wants_them_all(
         evaluated=8,
         recipe={"sampler": {"lease_prompts": 2}},
     ).run_here()
-    purposes = [lease.purpose for lease in Recording.leases]
+    purposes = [request.purpose for request in Recording.requests]
     first = purposes.index("validation")
     assert first < 9, "the prior is evaluated while rounds 0 and 1 are sampled"
     assert purposes[:32].count("train") > 24
@@ -183,13 +183,13 @@ def test_evaluation_has_its_share_of_a_scorer_that_is_slower_than_the_samplers(t
         evaluated=8,
         recipe={"sampler": {"lease_prompts": 2}},
     ).run_here()
-    evaluations = [number for number, lease in enumerate(calls) if not lease.startswith("train")]
+    evaluations = [number for number, request in enumerate(calls) if not request.startswith("train")]
     assert evaluations[2] < 48, "while groups of rounds 0 and 1 wait, 64 calls of them"
 
 
 def test_leases_that_wait_are_sampled_from_what_was_published_meanwhile(tmp_path: Path) -> None:
     """Round 1 is admitted with version 0; while one sampler is at it, version 1 comes."""
-    Recording.leases.clear()
+    Recording.requests.clear()
     subject = Simulation(
         tmp_path,
         {"rounds": 2, "prompts_per_round": 64, "updates_per_round": 1, "batch_prompts": 4, "max_staleness": 1},
@@ -198,7 +198,7 @@ def test_leases_that_wait_are_sampled_from_what_was_published_meanwhile(tmp_path
         recipe={"sampler": {"lease_prompts": 4}},
     )
     subject.run_here()
-    of_round_1 = [lease.version for lease in Recording.leases if lease.round == 1]
+    of_round_1 = [request.version for request in Recording.requests if request.round == 1]
     assert of_round_1 and set(of_round_1) == {1}
     rows = SampleStore(subject.directory.own_store, "run").groups(list(subject.store.group_ids)).to_pylist()
     assert all(0 <= row["round"] - row["proposal_version"] <= 1 for row in rows)
@@ -229,7 +229,7 @@ def test_a_prompt_that_has_killed_samplers_is_taken_out_of_rounds_that_wait(tmp_
     subject.run_here()
     (item,) = subject.work.quarantine
     assert (item.prompt_id, item.round) == ("p5", 0)
-    assert attempts.count("p5") == FATAL  # and in round 1, admitted beside round 0, not once
+    assert attempts.count("p5") == FATAL_LOSSES  # and in round 1, admitted beside round 0, not once
     assert len(SampleStore(subject.directory.own_store, "run").steps()) == 4
 
 

@@ -15,7 +15,7 @@ from tests.stand_ins import LocalSampler
 
 PROMPTS = tuple(Prompt(f"p{number}", "text", (1,), None) for number in range(8))
 IDS = tuple(f"g{number}" for number in range(8))
-LEASE = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, IDS, PROMPTS, "policies")
+REQUEST = SampleRequest("train-0000-0000", "train", 0, 0, 2, 1, IDS, PROMPTS, "policies")
 
 
 class Fragile(LocalSampler):
@@ -34,14 +34,14 @@ class Fragile(LocalSampler):
 
 
 class Record:
-    """What came of a lease."""
+    """What came of a request."""
 
     def __init__(self) -> None:
         self.commits: list[list[str]] = []
         self.given_up: list[Item] = []
         self.seen: list[str] = []
 
-    async def commit(self, _lease: SampleRequest, groups: pa.RecordBatch) -> None:
+    async def commit(self, _request: SampleRequest, groups: pa.RecordBatch) -> None:
         await asyncio.sleep(0)
         self.commits.append(groups["group_id"].to_pylist())
 
@@ -59,7 +59,7 @@ def sample(folder: Path, deaths: dict[str, int], *, whole: bool, kind: type[Loca
 
     async def run() -> None:
         await pool.start()
-        await subject.sample(LEASE, await pool.acquire())
+        await subject.sample(REQUEST, await pool.acquire())
 
     asyncio.run(asyncio.wait_for(run(), 20))
     return record
@@ -105,26 +105,26 @@ def test_a_prompt_is_not_left_out_for_samplers_that_die_by_chance(tmp_path: Path
 
 
 class Silent(LocalSampler):
-    async def generate(self, lease: SampleRequest):
-        async for groups in super().generate(lease.without([IDS[2]])):
+    async def generate(self, request: SampleRequest):
+        async for groups in super().generate(request.without([IDS[2]])):
             yield groups
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_sampler_that_leaves_out_a_group_ends_the_run(tmp_path: Path, whole: bool) -> None:
-    with pytest.raises(PipelineError, match="left out 1 groups of lease train-0000-0000"):
+    with pytest.raises(PipelineError, match="left out 1 groups of request train-0000-0000"):
         sample(tmp_path, {}, whole=whole, kind=Silent)
 
 
 class Mute(LocalSampler):
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
         for groups in tuple[pa.RecordBatch, ...]():
             yield groups
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_sampler_that_gives_nothing_at_all_ends_the_run(tmp_path: Path, whole: bool) -> None:
-    with pytest.raises(PipelineError, match="left out 8 groups of lease train-0000-0000"):
+    with pytest.raises(PipelineError, match="left out 8 groups of request train-0000-0000"):
         sample(tmp_path, {}, whole=whole, kind=Mute)
 
 

@@ -9,7 +9,7 @@ SETTINGS = AutoscaleSection(min=2, max=8, window=60, up_when_waiting=0.2, down_w
 
 
 def load(**changes: Any) -> Load:
-    calm = {"samplers": 4, "starting": 0, "without_room": 0, "waited": 0.0, "waiting_leases": 10, "ready_groups": 10}
+    calm = {"samplers": 4, "starting": 0, "without_room": 0, "waited": 0.0, "waiting_requests": 10, "ready_groups": 10}
     return Load(**{**calm, "trained": 50, "strict": False, **changes})
 
 
@@ -23,7 +23,7 @@ def wanted(since_change: float = 1000, **changes: Any) -> int | None:
     [
         ({}, None),
         ({"waited": 0.5}, 5),
-        ({"waited": 0.5, "waiting_leases": 0}, None),  # a further sampler would have nothing to do
+        ({"waited": 0.5, "waiting_requests": 0}, None),  # a further sampler would have nothing to do
         ({"waited": 0.19}, None),
         ({"waited": 0.5, "samplers": 8}, None),
         ({"ready_groups": 100}, 3),

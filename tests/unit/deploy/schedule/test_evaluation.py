@@ -7,8 +7,8 @@ from brain_align.common.errors import PipelineError
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.schedule.batch_plan import RequestPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from tests.unit.factories import groups, output, recipe_settings, scores
 
 PROMPTS = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(4)]
@@ -75,9 +75,9 @@ def test_the_best_version_has_most_wins_and_then_the_higher_reward(tmp_path: Pat
 def test_each_result_is_reported_once_and_only_when_complete(tmp_path: Path) -> None:
     subject = evaluation(tmp_path)
     ids = subject.group_ids("validation", 0)
-    assert [lease.group_ids for lease in subject.leases("validation", 0)] == [tuple(ids[:2]), tuple(ids[2:])]
+    assert [request.group_ids for request in subject.requests("validation", 0)] == [tuple(ids[:2]), tuple(ids[2:])]
     subject.store.append_groups(groups(*ids))
-    assert subject.leases("validation", 0) == []
+    assert subject.requests("validation", 0) == []
     assert list(subject.newly_complete()) == [] and not subject.is_complete("validation", 0)
     record(subject, 0, [1.0] * 4)
     assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
@@ -97,14 +97,14 @@ def test_the_best_so_far_and_what_is_not_evaluated_yet_may_turn_out_the_best(tmp
 def test_what_an_earlier_start_has_completed_is_reported_too(tmp_path: Path) -> None:
     record(evaluation(tmp_path), 0, [1.0] * 4)
     subject = evaluation(tmp_path)
-    assert subject.leases_after(0)  # the prior's test outputs; validation is complete
+    assert subject.requests_after(0)  # the prior's test outputs; validation is complete
     assert [(split, version) for split, version, _ in subject.newly_complete()] == [("validation", 0)]
 
 
 def test_the_store_is_asked_once_for_each_group_and_then_only_for_what_was_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it is asked whether all is complete: at each lease of training, for each version."""
+    """However often it is asked whether all is complete: at each request of training, for each version."""
     subject = evaluation(tmp_path)
     asked: list[str] = []
     has_score = SampleStore.has_score

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.requests import Prompt
-from brain_align.deploy.schedule.batch_plan import RequestPlan
+from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import FIXED_AHEAD, DrawnPrompts, StoredGroups, TrainingRequests
 from brain_align.deploy.schedule.rounds import RecordedSteps, Rounds
 
@@ -26,11 +26,11 @@ class Drawing:
     """Rounds over drawn prompts, with both at hand."""
 
     def __init__(self, seed: int = 0, **changes: Any) -> None:
-        self.draws = DrawnPrompts(algorithm(**changes), PROMPTS, seed)
-        self.rounds = Rounds(algorithm(**changes), self.draws, seed)
+        self.round_prompts = DrawnPrompts(algorithm(**changes), PROMPTS, seed)
+        self.rounds = Rounds(algorithm(**changes), self.round_prompts, seed)
 
     def fill(self, round_: int, version: int = 0) -> list[str]:
-        prompts = self.draws.prompts(round_)
+        prompts = self.round_prompts.prompts(round_)
         names = [f"r{round_}-{prompt.prompt_id}-v{version}" for prompt in prompts]
         for prompt, name in zip(prompts, names, strict=True):
             self.rounds.add(round_, prompt.prompt_id, name)
@@ -53,7 +53,7 @@ class Drawing:
 def test_strict_mode_waits_for_the_whole_round() -> None:
     drawing = Drawing()
     drawing.rounds.begin(0, [])
-    *most, last = drawing.draws.prompts(0)
+    *most, last = drawing.round_prompts.prompts(0)
     for prompt in most:
         drawing.rounds.add(0, prompt.prompt_id, prompt.prompt_id)
     assert drawing.rounds.next_batch() is None
@@ -71,7 +71,7 @@ def test_the_order_of_arrival_does_not_matter_in_strict_mode() -> None:
     batches = []
     for arrival in (0, 1):
         drawing = Drawing()
-        prompts = list(drawing.draws.prompts(0))
+        prompts = list(drawing.round_prompts.prompts(0))
         random.Random(arrival).shuffle(prompts)
         for prompt in prompts:
             drawing.rounds.add(0, prompt.prompt_id, prompt.prompt_id)
@@ -90,7 +90,7 @@ def test_further_passes_reshuffle_and_again_take_each_group_once() -> None:
 def test_overlapped_mode_takes_what_is_ready_and_nothing_twice() -> None:
     drawing = Drawing(max_staleness=1)
     rounds = drawing.rounds
-    first, second, third, *_ = drawing.draws.prompts(0)
+    first, second, third, *_ = drawing.round_prompts.prompts(0)
     rounds.begin(0, [])
     rounds.add(0, third.prompt_id, "third")
     assert rounds.next_batch() is None
@@ -194,30 +194,33 @@ def test_recorded_steps_come_again_in_their_order_and_end_with_the_last() -> Non
 @given(staleness=st.integers(0, 3), version=st.integers(0, 3))
 def test_admission_keeps_the_staleness_bound(staleness: int, version: int) -> None:
     section = algorithm(max_staleness=staleness, rounds=4)
-    leases = TrainingRequests(
+    requests = TrainingRequests(
         section, DrawnPrompts(section, PROMPTS, 0), RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False
     )
-    for round_ in leases.admitted(version):
+    for round_ in requests.admitted(version):
         assert version <= round_ < 4
         assert round_ - version <= staleness
 
 
 def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     section = algorithm()
-    draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
-    names = [prompt.prompt_id for prompt in draws.prompts(1)]
-    assert [lease.lease_id for lease in leases.of_round(1, 1, set(), set())] == ["train-0001-0000", "train-0001-0001"]
-    assert [lease.lease_id for lease in leases.of_round(1, 1, set(names[:4]), set())] == ["train-0001-0001"]
-    assert len(leases.of_round(1, 1, set(names[1:]), set())) == 1
-    assert leases.of_round(1, 1, set(names), set()) == []
+    round_prompts = DrawnPrompts(section, PROMPTS, 0)
+    requests = TrainingRequests(section, round_prompts, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
+    names = [prompt.prompt_id for prompt in round_prompts.prompts(1)]
+    assert [request.lease_id for request in requests.of_round(1, 1, set(), set())] == [
+        "train-0001-0000",
+        "train-0001-0001",
+    ]
+    assert [request.lease_id for request in requests.of_round(1, 1, set(names[:4]), set())] == ["train-0001-0001"]
+    assert len(requests.of_round(1, 1, set(names[1:]), set())) == 1
+    assert requests.of_round(1, 1, set(names), set()) == []
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
-    draws = DrawnPrompts(algorithm(), PROMPTS, seed)
-    drawn = [[prompt.prompt_id for prompt in draws.prompts(round_)] for round_ in range(4)]
+    round_prompts = DrawnPrompts(algorithm(), PROMPTS, seed)
+    drawn = [[prompt.prompt_id for prompt in round_prompts.prompts(round_)] for round_ in range(4)]
     assert all(len(set(names)) == 8 for names in drawn)
     assert not set(drawn[0]) & set(drawn[1])  # one epoch
     again = DrawnPrompts(algorithm(), PROMPTS, seed)
@@ -225,49 +228,49 @@ def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
 
 
 def test_leases_are_the_same_after_a_restart_and_differ_in_seed() -> None:
-    leases = RequestPlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
-    assert [len(lease.prompts) for lease in leases] == [3, 3, 2]
-    assert leases == RequestPlan("run", 0, 3, Path("policies")).leases("train", 1, 1, 4, PROMPTS[:8])
-    assert len({lease.seed for lease in leases}) == 3
-    assert len({group for lease in leases for group in lease.group_ids}) == 8
-    other = RequestPlan("run", 0, 3, Path("policies")).leases("validation", 1, 1, 4, PROMPTS[:8])
-    assert not {lease.seed for lease in leases} & {lease.seed for lease in other}
+    requests = RequestPlan("run", 0, 3, Path("policies")).requests("train", 1, 1, 4, PROMPTS[:8])
+    assert [len(request.prompts) for request in requests] == [3, 3, 2]
+    assert requests == RequestPlan("run", 0, 3, Path("policies")).requests("train", 1, 1, 4, PROMPTS[:8])
+    assert len({request.seed for request in requests}) == 3
+    assert len({group for request in requests for group in request.group_ids}) == 8
+    other = RequestPlan("run", 0, 3, Path("policies")).requests("validation", 1, 1, 4, PROMPTS[:8])
+    assert not {request.seed for request in requests} & {request.seed for request in other}
 
 
 @pytest.mark.parametrize("version", [0, 2])
 def test_a_fixed_proposal_admits_rounds_early_and_samples_from_the_prior(version: int) -> None:
     section = algorithm(rounds=4)
-    draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=True)
-    assert leases.admitted(version) == range(version, 4)
-    given = [lease for round_ in range(4) for lease in leases.of_round(round_, version, set(), set())]
-    assert {lease.version for lease in given} == {0}
-    assert {lease.round for lease in given} == {0, 1, 2, 3}
-    assert given[0] == leases.up_to_date(given[0], version)
+    round_prompts = DrawnPrompts(section, PROMPTS, 0)
+    requests = TrainingRequests(section, round_prompts, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=True)
+    assert requests.admitted(version) == range(version, 4)
+    given = [request for round_ in range(4) for request in requests.of_round(round_, version, set(), set())]
+    assert {request.version for request in given} == {0}
+    assert {request.round for request in given} == {0, 1, 2, 3}
+    assert given[0] == requests.up_to_date(given[0], version)
 
 
 def test_a_fixed_proposal_admits_only_so_many_rounds_as_keep_samplers_busy() -> None:
     section = algorithm(rounds=1000)
-    leases = TrainingRequests(
+    requests = TrainingRequests(
         section, DrawnPrompts(section, PROMPTS, 0), RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=True
     )
-    assert leases.admitted(3) == range(3, 3 + FIXED_AHEAD + 1)
+    assert requests.admitted(3) == range(3, 3 + FIXED_AHEAD + 1)
 
 
 def test_the_prompts_of_few_rounds_are_kept_and_the_others_drawn_again() -> None:
-    draws = DrawnPrompts(algorithm(rounds=1000), PROMPTS, 0)
-    first = draws.keys(0)
+    round_prompts = DrawnPrompts(algorithm(rounds=1000), PROMPTS, 0)
+    first = round_prompts.keys(0)
     for round_ in range(100):
-        draws.keys(round_)
-    assert len(draws._drawn) < 20 and draws.keys(0) == first
+        round_prompts.keys(round_)
+    assert len(round_prompts._drawn) < 20 and round_prompts.keys(0) == first
 
 
 @pytest.mark.parametrize(("newest", "version"), [(1, 1), (2, 2), (3, 3), (4, 3)])
 def test_a_lease_that_has_waited_is_sampled_from_what_was_published_meanwhile(newest: int, version: int) -> None:
     section = algorithm(max_staleness=2, rounds=6)
-    draws = DrawnPrompts(section, PROMPTS, 0)
-    leases = TrainingRequests(section, draws, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
-    (waiting, _), (at_once, _) = (leases.of_round(3, of, set(), set()) for of in (1, version))
-    assert leases.up_to_date(waiting, newest) == at_once  # never from one beyond its round
+    round_prompts = DrawnPrompts(section, PROMPTS, 0)
+    requests = TrainingRequests(section, round_prompts, RequestPlan("run", 0, 4, Path("policies")), n=2, fixed=False)
+    (waiting, _), (at_once, _) = (requests.of_round(3, of, set(), set()) for of in (1, version))
+    assert requests.up_to_date(waiting, newest) == at_once  # never from one beyond its round
     part = waiting.without(waiting.group_ids[:1])
-    assert leases.up_to_date(part, newest) == at_once.without(at_once.group_ids[:1])
+    assert requests.up_to_date(part, newest) == at_once.without(at_once.group_ids[:1])

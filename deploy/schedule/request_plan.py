@@ -1,4 +1,4 @@
-"""How rounds and evaluations are cut into leases."""
+"""How rounds and evaluations are cut into requests."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,14 +11,14 @@ from brain_align.common.requests import Prompt, Purpose, SampleRequest
 
 
 class RequestPlan:
-    """Cuts rounds and evaluations into leases; the same cut after every restart.
+    """Cuts rounds and evaluations into requests; the same cut after every restart.
 
     Args:
         run_id: of the run; part of every group's id.
         seed: of the recipe.
-        lease_prompts: how many make a lease.
+        lease_prompts: how many make a request.
         policies: where the versions are published.
-        alone: whether each lease is sampled on its own (`SampleRequest.alone`).
+        alone: whether each request is sampled on its own (`SampleRequest.alone`).
         prior_run: the run whose groups of version 0, the prior, are this run's too (`brain compare`); default: itself.
     """
 
@@ -39,27 +39,27 @@ class RequestPlan:
         self._policies = str(policies)
         self._alone = alone
 
-    def leases(
+    def requests(
         self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]
     ) -> list[SampleRequest]:
-        """Leases for all prompts, in their order."""
+        """Requests for all prompts, in their order."""
         cut = range(0, len(prompts), self._lease_prompts)
         return [
-            self._lease(purpose, round_, version, n, index, prompts[start : start + self._lease_prompts])
+            self._request(purpose, round_, version, n, index, prompts[start : start + self._lease_prompts])
             for index, start in enumerate(cut)
         ]
 
-    def from_version(self, lease: SampleRequest, version: int) -> SampleRequest:
-        """The lease, sampled from another version: its groups are others then."""
-        prompts = [prompt.prompt_id for prompt in lease.prompts]
-        return replace(lease, version=version, group_ids=self._ids(lease.purpose, lease.round, version, prompts))
+    def from_version(self, request: SampleRequest, version: int) -> SampleRequest:
+        """The request, sampled from another version: its groups are others then."""
+        prompts = [prompt.prompt_id for prompt in request.prompts]
+        return replace(request, version=version, group_ids=self._ids(request.purpose, request.round, version, prompts))
 
     @staticmethod
     def purpose_of(lease_id: str) -> Purpose:
-        """What a lease was for."""
+        """What a request was for."""
         return next(purpose for purpose in get_args(Purpose) if lease_id.startswith(f"{purpose}-"))
 
-    def _lease(
+    def _request(
         self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
     ) -> SampleRequest:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
@@ -74,7 +74,7 @@ class RequestPlan:
         return tuple(group_id(f"{run_id}/{purpose}", prompt, round_, version) for prompt in prompts)
 
 
-def lease_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> RequestPlan:
+def request_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> RequestPlan:
     """The plan of a run with a recipe; see `RequestPlan`."""
     algorithm, sampler = recipe.algorithm, recipe.sampler
     return RequestPlan(
