@@ -1,7 +1,6 @@
 """The `brain` command."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.logs import quiet_libraries
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.compare import add_compare
 from brain_align.deploy.commands.lab import add_lab_command
@@ -20,23 +20,13 @@ from brain_align.deploy.commands.live import add_scale, add_status
 from brain_align.deploy.commands.store.parser import add_store_command
 from brain_align.deploy.run.recipe_files import load_recipe
 
-_QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; without it, it warns
-}
-
 _RESUME = "run the same command again to resume"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
     options = _parsed(arguments)
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
+    quiet_libraries()
     sys.path.insert(0, os.getcwd())  # where a user's own reward functions are
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -1,6 +1,7 @@
-"""A published version's log-probabilities of a stored group, which the store itself does not hold."""
+"""The log-probabilities of stored outputs under a published version, which no store holds."""
 
-import numpy as np
+from collections.abc import Callable
+
 import pyarrow as pa
 
 from brain_align.common.errors import UserError
@@ -11,26 +12,34 @@ from brain_align.deploy.run.stored_source import Source
 from brain_align.scorer.catalogue import MAX_TOKENS
 from brain_align.scorer.kinds.proposal import ProposalScorer
 
+GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
+"""GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
 
-def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    """The log q_θ(y|x) of a group's outputs under a published version of its run; NaN where it has none.
 
-    Returns:
-        [n] float64
+def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupLogprobs:
+    """Load a published version of a run's policy, and return what computes its log-probabilities.
+
+    Args:
+        source: a store of the run.
+        version: of the policy.
+        device: where it is loaded.
 
     Raises:
-        UserError: only a store was named, or its run has published no such version.
+        UserError: only a store was named, or its run has not published this version.
     """
     if source.directory is None:
-        raise UserError("--policy needs the versions that a run has published; name the run's directory.")
+        raise UserError("A version of the policy needs the run that has published it; name the run's directory.")
     versions = PolicyRegistry(source.directory.policies).versions()
     if version not in versions:
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
-        raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
+        raise UserError(f"There is no version {version} of the policy: {source.directory.root} has published {there}.")
     policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    rows = source.store.groups([group])
-    place = rows.column_names.index("proposal_version")
-    asked = rows.set_column(place, rows.schema.field(place), pa.array([version], pa.int32()))
-    scorer = ProposalScorer(policy, source.directory.policies, "cpu", MAX_TOKENS)
-    values = scorer.score(asked.combine_chunks().to_batches()[0])["values"][0]
-    return np.array(values.as_py(), dtype=np.float64)  # null -> NaN
+    scorer = ProposalScorer(policy, source.directory.policies, device, MAX_TOKENS)
+
+    def logprobs(groups: pa.RecordBatch) -> list[list[float | None]]:
+        place = groups.schema.get_field_index("proposal_version")
+        versions = pa.array([version] * groups.num_rows, pa.int32())
+        asked = groups.set_column(place, groups.schema.field(place), versions)
+        return scorer.score(asked)["values"].to_pylist()
+
+    return logprobs

@@ -9,10 +9,9 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from brain_align.common.errors import UserError
+from brain_align.common.store.flat_rows import FlatRows, readable
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.commands.output import new_output, writing
-from brain_align.deploy.commands.store.damage import readable
-from brain_align.deploy.commands.store.flat_rows import FlatRows
 from brain_align.deploy.commands.store.pairs import PAIRINGS, Pairs
 from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
 from brain_align.deploy.commands.store.writers import import_datasets, write_dataset, write_jsonl, write_parquet

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
+from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.deploy.commands.store.group_view import GroupView, find_group, group_view
 from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
-from brain_align.deploy.run.stored_source import Ranking, Source, ranking
+from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
@@ -40,7 +40,7 @@ def _show(options: argparse.Namespace) -> int:
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking(source, options.scorer) if scored or options.scorer else None
-    objective = _goodness(source)
+    objective = goodness_of(source)
     policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
     view = group_view(source.store, group, ranked_by, objective, policy)
     show_group(view, terminal(), full=options.full)
@@ -49,20 +49,13 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _goodness(source: Source) -> GoodnessSection:
-    """The run's goodness model; where its objective has none of its own, the paper's at the run's γ."""
-    if source.recipe is None:
-        return BrainSection()
-    objective = source.recipe.objective
-    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
-
-
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    from brain_align.deploy.commands.store.policy_logprobs import (
-        policy_logprobs,  # torch and transformers: only where asked for
-    )
+    """Compute log q_θ(y|x) of a group's outputs, NaN where there is none.  # [n] float64."""
+    from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
 
-    return policy_logprobs(source, group, version)
+    (row,) = source.store.groups([group]).combine_chunks().to_batches()
+    (values,) = policy_logprobs(source, version)(row)
+    return np.array(values, dtype=np.float64)  # null -> NaN
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:
