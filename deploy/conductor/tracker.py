@@ -2,7 +2,9 @@
 
 import json
 import logging
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,41 @@ from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
 from brain_align.common.store.overlay import StoredSamples
 from brain_align.deploy.conductor.progress import Progress
-from brain_align.deploy.conductor.rates import Rate
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import Item
+
+_WINDOW = 60  # seconds
+
+
+class Rate:
+    """Counts amounts by the second; safe to read from the thread that draws. Its cost does not depend on the counts."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[list[float]] = deque()  # [second, amount], oldest first
+        self._lock = threading.Lock()
+
+    def add(self, amount: float) -> None:
+        """Count `amount` as done now."""
+        second = int(time.monotonic())
+        with self._lock:
+            if self._seconds and self._seconds[-1][0] == second:
+                self._seconds[-1][1] += amount
+            else:
+                self._seconds.append([second, amount])
+                self._forget(second)
+
+    def per_second(self) -> float:
+        """The rate over the window, or since the first event if that is shorter ago."""
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now)
+            if not self._seconds:
+                return 0.0
+            return sum(amount for _, amount in self._seconds) / max(now - self._seconds[0][0], 1.0)
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and now - self._seconds[0][0] > _WINDOW:
+            self._seconds.popleft()
 
 
 class Tracker:
@@ -63,11 +97,13 @@ class Tracker:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2)
             self._live.start()
 
-    def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """Groups are committed, of one request or of several."""
-        if training:
-            self._counts["sampled"] += groups.num_rows
+    def sampled(self, groups: pa.RecordBatch) -> None:
+        """Groups are committed, of one request or of several, for training or for evaluation."""
         self._rates["sampled"].add(_tokens(groups))
+
+    def stored(self, groups: int) -> None:
+        """So many more groups for training are committed."""
+        self._counts["sampled"] += groups
 
     def scored(self, scorer: str, groups: pa.RecordBatch, scores: pa.RecordBatch) -> None:
         """A scorer's values are committed."""

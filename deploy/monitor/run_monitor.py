@@ -36,14 +36,14 @@ class RunMonitor:
         self,
         recipe: Recipe,
         directory: RunDirectory,
-        work: RunPlan,
-        production: GroupPipeline,
+        plan: RunPlan,
+        groups: GroupPipeline,
         services: Services,
         tracker: Tracker,
     ) -> None:
         self._directory = directory
-        self._work = work
-        self._production = production
+        self._plan = plan
+        self._groups = groups
         self._services = services
         self._tracker = tracker
         self._autoscale = recipe.sampler.autoscale
@@ -92,7 +92,7 @@ class RunMonitor:
 
     def _follow_load(self) -> None:
         began, waited, trained = self._window
-        self._most_waiting = max(self._most_waiting, self._production.waiting_requests)
+        self._most_waiting = max(self._most_waiting, self._groups.waiting_requests)
         elapsed = time.monotonic() - began
         if self._autoscale is None or not self._tracker.is_running or elapsed < self._autoscale.window:
             return
@@ -100,14 +100,14 @@ class RunMonitor:
             samplers=self._services.samplers.target,
             starting=self._services.samplers.count(State.STARTING),
             without_room=self._services.samplers.count(State.WAITING),
-            waited=(self._production.waited_seconds - waited) / elapsed,
+            waited=(self._groups.waited_seconds - waited) / elapsed,
             waiting_requests=self._most_waiting,
-            ready_groups=self._work.schedule.backlog,
+            ready_groups=self._plan.schedule.backlog,
             trained=self._tracker.trained - trained,
             strict=self._strict,
         )
         self._most_waiting = 0
-        self._window = time.monotonic(), self._production.waited_seconds, self._tracker.trained
+        self._window = time.monotonic(), self._groups.waited_seconds, self._tracker.trained
         scaling = self._scaler.follow(load)
         if scaling is not None:
             self._tracker.say(f"samplers: {scaling.before} -> {scaling.after}: {scaling.reason}")
@@ -122,14 +122,14 @@ class RunMonitor:
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(
-                leases=self._production.waiting_requests,
-                unscored=self._production.scoring.waiting,
-                ready=self._work.schedule.backlog,
+                leases=self._groups.waiting_requests,
+                unscored=self._groups.scoring.waiting,
+                ready=self._plan.schedule.backlog,
             ),
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
-            quarantined=[_left_out(item) for item in self._work.quarantine][-_SHOWN:],
+            quarantined=[_left_out(item) for item in self._plan.quarantine][-_SHOWN:],
         )
 
 

@@ -12,8 +12,7 @@ from brain_align.deploy.actors.actor import Handle
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.actors.ray_handle import RayHandle
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.services.learner_group import LearnerGroup
-from brain_align.deploy.services.services import Services
+from brain_align.deploy.services.services import LearnerGroup, Services
 from brain_align.learner.service import LearnerActor
 from brain_align.sampler.service import SamplerActor
 from brain_align.scorer.service import ScorerActor
@@ -62,7 +61,7 @@ def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
         arguments = (recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
         return RayHandle.spawn(LearnerActor, actor_options(recipe.learner), *arguments)
 
-    return LearnerGroup(recipe.learner.ranks, spawn, directory)
+    return LearnerGroup(recipe.learner.ranks, spawn, directory.log, recipe.timeouts)
 
 
 def actor_options(service: Service) -> dict[str, object]:

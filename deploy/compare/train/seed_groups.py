@@ -135,31 +135,24 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     requests = groups.training_requests()
     wanted = {name for request in requests for name in request.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
-    production = GroupPipeline(recipe, work, tracker, services)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            production.start(tasks)
-            await production.carry_on(0)
-            there = await production.training.call(lambda: set(store.index()["group_id"].to_pylist()))
-            production.enqueue(request for request in requests if not there.issuperset(request.group_ids))
-            await production.evaluate(evaluation.requests_after, 0)
-            await production.until(
-                lambda: schedule.are_ready(wanted - work.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
-            )
-            await production.until(
-                lambda: {("validation", 0), ("test", 0)} <= production.evaluated or None,
-                f"the prior's evaluation with seed {recipe.seed}",
-            )
-            production.stop()
-    finally:
-        await production.close()
+    pipeline = GroupPipeline(recipe, work, tracker, services)
+    async with pipeline.running():
+        await pipeline.take_up(0)
+        there = await pipeline.training.thread.call(lambda: set(store.index()["group_id"].to_pylist()))
+        pipeline.enqueue(request for request in requests if not there.issuperset(request.group_ids))
+        await pipeline.evaluate(0)
+        await pipeline.until(
+            lambda: schedule.are_ready(wanted - work.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
+        )
+        await pipeline.until_evaluated("validation", [0])
+        await pipeline.until_evaluated("test", [0])
     return evaluation
 
 
 async def publish_prior(recipe: Recipe, services: Services) -> None:
     """Have a learner of the seed's own publish version 0: a policy that equals the prior."""
     try:
-        step = await services.learner.start(recipe.timeouts.start)
-        await services.learner.call("publish", 0, step, timeout=recipe.timeouts.step)
+        step = await services.learner.start()
+        await services.learner.publish(0, step)
     finally:
         services.learner.kill()
