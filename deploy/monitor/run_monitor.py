@@ -1,4 +1,4 @@
-"""What goes on beside the algorithm while a run is alive: its status, what is asked of it, and automatic scaling."""
+"""What happens beside the algorithm while a run is alive: its status, requests to it, and autoscaling."""
 
 import asyncio
 import contextlib
@@ -25,12 +25,12 @@ from brain_align.deploy.schedule.quarantine import Item
 from brain_align.deploy.services.services import Services
 
 _EVERY = 1.0  # seconds
-_SHOWN = 64  # replicas of a pool, and quarantined items: those in trouble first
+_SHOWN = 64  # replicas per pool, those in trouble first, and quarantined items
 _LOG = logging.getLogger(__name__)
 
 
 class RunMonitor:
-    """Writes the run's status every second, and does what others ask, for as long as its block lasts."""
+    """Writes the run's status and answers requests, every second until its block ends."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RunMonitor:
         self._scaler = Scaler(services.pools, self._autoscale)
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
-        self._window = (time.monotonic(), 0.0, 0)  # when it began, seconds waited and groups trained by then
+        self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
         self._most_waiting = 0  # requests, in the window
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
@@ -64,7 +64,7 @@ class RunMonitor:
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self._ended.set()
-        await self._task  # what it is writing is written before the last word
+        await self._task  # it finishes its writing before the last status is written
         await asyncio.to_thread(write_status, self._directory, self._status("ended"))
 
     async def _run(self) -> None:
@@ -72,9 +72,9 @@ class RunMonitor:
             try:
                 await self._look_after()
             except (OSError, UserError) as error:
-                _LOG.warning("The run's status could not be written, or what is asked of it not be read: %s", error)
+                _LOG.warning("The run's status could not be written, or requests to it could not be read: %s", error)
             except Exception:  # noqa: BLE001 - the run does not depend on it, and the next second may be better
-                _LOG.exception("The run's status was not written, or what is asked of it not done")
+                _LOG.exception("The run's status was not written, or a request to it was not answered")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY):
                     await self._ended.wait()

@@ -17,13 +17,13 @@ from brain_align.learner.service import LearnerActor
 from brain_align.sampler.service import SamplerActor
 from brain_align.scorer.service import ScorerActor
 
-_HEARTBEATS = 2  # calls of a sampler beside its requests: it is asked how it does, and whether it is ready
+_HEARTBEATS = 2  # calls of a sampler beside its requests: for its progress, and whether it is ready
 
 Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 
 def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
-    """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
+    """Return the pools of a recipe's samplers and of the named scorers, and its learner, not yet started."""
     return Services(
         _samplers(recipe, directory, model),
         {name: scorer_pool(name, recipe, directory) for name in scorers},
@@ -45,7 +45,7 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
 
 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
-    """The pool of one scorer, not yet started."""
+    """Return the pool of one scorer, not yet started."""
     service = recipe.scorer(name)
 
     def spawn(_label: str, log_path: str) -> Handle:
@@ -65,7 +65,7 @@ def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
 
 
 def actor_options(service: Service) -> dict[str, object]:
-    """What Ray reserves for an actor, and the environment that its libraries read when they are imported."""
+    """Return what Ray reserves for an actor, and the environment that its libraries read when imported."""
     python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
     environment = {
         "OMP_NUM_THREADS": str(service.threads),
