@@ -1,14 +1,16 @@
-"""What an objective can be told: one section class a family, so that a setting that a method does not have is refused.
+"""The settings of each objective: one section class per family, so that a setting that a method lacks is refused.
 
-What the settings do is said where the losses are: learner/objectives. Defaults are those of the papers where these
-name one for language models; docs/objectives.md says which are ours.
+Formulas stand with the losses (learner/objectives). Defaults are those of the papers where these name one for language
+models; docs/objectives.md lists which are ours. A new objective is one class here, whose `name` is a `Literal`, and one
+entry beside its loss.
 """
 
+from enum import Enum, auto
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
-from brain_align.common.config.origin import Origin
 from brain_align.common.config.section import Section
 from brain_align.common.schemas import HUMAN
 
@@ -16,52 +18,89 @@ Pairing = Literal["consecutive", "all", "best-worst"]
 _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
 
-class ObjectiveBase(Section):
-    """What every objective has.
+class Origin(Enum):
+    """Whose outputs an objective is defined on, which decides its proposal and the stored groups that it accepts.
 
     Attributes:
-        ORIGIN: whose outputs it is defined on; what follows from that is decided by this alone.
+        OPEN: unknown; the updated proposal's unless the recipe says otherwise.
+        PROPOSAL: any proposal's whose log-probabilities are known; updated unless the recipe says otherwise.
+        ANY: anybody's; its paper trains on the prior's, so the proposal is fixed unless the recipe says otherwise.
+        PRIOR_BY_NAME: the prior's, by the method's name; the loss would be the same on any others.
+        PRIOR: the prior's, on which the loss relies: RSO's acceptance, q' = p, or a proposal that stays as it is.
+    """
+
+    OPEN = auto()
+    PROPOSAL = auto()
+    ANY = auto()
+    PRIOR_BY_NAME = auto()
+    PRIOR = auto()
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether outputs of newer versions contradict the definition."""
+        return self in (Origin.PRIOR_BY_NAME, Origin.PRIOR)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all rounds are sampled from the prior unless the recipe says otherwise."""
+        return self is Origin.ANY or self.is_prior
+
+    @property
+    def relies_on_proposal(self) -> bool:
+        """Whether the loss relies on the distribution that outputs were drawn from, so that foreign texts are unfit."""
+        return self in (Origin.PROPOSAL, Origin.PRIOR)
+
+
+class ObjectiveBase(Section):
+    """What the policy is trained to do. These settings belong to every objective.
+
+    Attributes:
+        ORIGIN: whose outputs it is defined on.
     """
 
     ORIGIN: ClassVar[Origin] = Origin.OPEN
 
-    name: str
-    reward: str = Field("reward", description="a scorer, whose values are the rewards, or a name under `rewards`")
+    name: str = Field(description="which objective (docs/objectives.md)")
+    reward: str = Field("reward", description="the reward: a name under `scorers` or under `rewards`")
     reward_transform: Literal["none", "win-rate"] = Field(
-        "none", description="win-rate (SPO): a reward becomes the mean over the others of σ(r_i − r_j)"
+        "none", description="win-rate (SPO): r_i becomes the mean over the group's other outputs of σ(r_i − r_j)"
     )
-    temperature: float = Field(1.0, gt=0, description="gamma: rewards are divided by it")
+    temperature: float = Field(
+        1.0, gt=0, description="γ, by which rewards are divided; the KL coefficient of RLHF. Smaller: sharper"
+    )
 
     @property
     def needs_gold(self) -> bool:
-        """Whether the loss reads the log-probability of the gold output."""
+        """Whether the loss reads the log-probability of the reference (gold) output."""
         return False
 
     def refusal_of_texts(self, texts: str) -> str | None:
-        """Why texts that nobody sampled cannot be trained on; None where they can.
+        """Return why texts that were not sampled from a known proposal cannot be trained on, or None if they can.
 
         Args:
-            texts: which.
+            texts: which texts, for the message.
         """
         if not self.ORIGIN.relies_on_proposal:
             return None
         return (
             f"objective.name={self.name} needs samples of a known proposal with their log-probabilities, which {texts} "
-            f"are not; sample groups (sampler.replicas=1 or more, and objective.reward a scorer), or choose one for "
-            f"which any pairs will do, such as dpo or ipo"
+            f"are not; sample groups (sampler.replicas=1 or more, and objective.reward a scorer), or choose an "
+            f"objective that accepts any pairs, such as dpo or ipo"
         )
 
 
 class GoodnessSection(ObjectiveBase):
-    """What methods have that aim at the posterior p(y|x) p(G=1|x,y) / Z."""
+    """Methods that aim at the posterior p(y|x) p(G=1|x,y) / Z."""
 
     ORIGIN = Origin.PROPOSAL
 
-    goodness: Literal["bradley-terry", "logistic"] = "bradley-terry"
+    goodness: Literal["bradley-terry", "logistic"] = Field(
+        "bradley-terry", description="log p(G=1|x,y): bradley-terry is r/γ, logistic is log σ(r/γ)"
+    )
 
 
 class BrainSection(GoodnessSection):
-    """BRAIn (paper, equations 12-14), also without its baseline (§9.3)."""
+    """BRAIn (paper, equations 12-14), and BRAIn without its baseline (§9.3)."""
 
     name: Literal["brain", "brain-no-baseline"] = "brain"
 
@@ -70,7 +109,7 @@ class SpoSection(GoodnessSection):
     """BRAIn on win rates; `reward_transform: win-rate` does the same to any other objective."""
 
     name: Literal["spo"]
-    reward_transform: Literal["win-rate"] = "win-rate"
+    reward_transform: Literal["win-rate"] = Field("win-rate", description="always win-rate")
 
 
 class PolicyGradientSection(GoodnessSection):
@@ -80,17 +119,21 @@ class PolicyGradientSection(GoodnessSection):
 
 
 class FixedProposalSection(GoodnessSection):
-    """BRAIn with q' = p: sampled so throughout (§9.5), or taken to be so, the ladder's last but one step (§9.2)."""
+    """BRAIn with q' = p: sampled from the prior throughout (§9.5), or treated as if it had been (§9.2)."""
 
     ORIGIN = Origin.PRIOR
     name: Literal["brain-fixed-proposal", "dpo-sft+iw+n"]
 
 
 class PairSection(ObjectiveBase):
-    """What methods have that compare two outputs: the higher reward wins, ties are dropped."""
+    """Methods that compare two outputs: the higher reward wins, ties are dropped."""
 
     ORIGIN = Origin.ANY
-    pairs: Pairing = Field("consecutive", description="consecutive: disjoint neighbours, 16 of 32 outputs")
+    pairs: Pairing = Field(
+        "consecutive",
+        description="which outputs are compared. consecutive: disjoint neighbours, 16 of 32 outputs; all: every two; "
+        "best-worst: one pair",
+    )
 
 
 class WeightedPairSection(PairSection, GoodnessSection):
@@ -101,136 +144,148 @@ class WeightedPairSection(PairSection, GoodnessSection):
 
 
 class LogisticPairSection(PairSection):
-    """What methods have that make a pair's margin a probability, as DPO does."""
+    """Methods that turn a pair's margin into a probability, as DPO does."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, description="DPO's β, the scale of the log-ratios log q_θ − log p")
 
 
 class HumanPairSection(LogisticPairSection):
-    """DPO on pairs that people chose between."""
+    """DPO on human preference pairs."""
 
     ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo"]
-    reward: str = Field(HUMAN, description="the choice, as `brain store import-pairs` stores it")
+    reward: str = Field(HUMAN, description="the human choice, as `brain store import-pairs` stores it")
 
 
 class DpoSection(LogisticPairSection):
-    """DPO on pairs of the prior's outputs that the reward ranks."""
+    """DPO on pairs of the prior's outputs, ranked by the reward."""
 
     ORIGIN = Origin.PRIOR_BY_NAME
     name: Literal["dpo-sft"]
 
 
 class SmoothedSection(LogisticPairSection):
-    """DPO where a share `epsilon` of the labels is taken for wrong."""
+    """Conservative and robust DPO, which expect a share `epsilon` of the labels to be wrong."""
 
     name: Literal["cdpo", "rdpo"]
-    epsilon: float = Field(0.1, ge=0, lt=0.5)
+    epsilon: float = Field(0.1, ge=0, lt=0.5, description="ε, the share of labels that are wrong; ours, tune it")
 
 
 class IpoSection(PairSection):
     """Identity preference optimisation."""
 
     name: Literal["ipo"]
-    tau: float = Field(0.1, gt=0)
+    tau: float = Field(0.1, gt=0, description="τ: the margin of log-ratios is pulled towards 1/(2τ); ours, tune it")
 
 
 class SimpoSection(PairSection):
-    """Length-normalised, without a reference model."""
+    """SimPO: length-normalised, without a reference model."""
 
     name: Literal["simpo"]
-    beta: float = Field(2.0, gt=0)
-    margin: float = Field(1.0, ge=0, description="the paper's gamma")
+    beta: float = Field(2.0, gt=0, description="β, the scale of the log-probabilities per token")
+    margin: float = Field(1.0, ge=0, description="the paper's γ: by how much the winner should be ahead")
 
 
 class RsoSection(PairSection):
-    """Statistical rejection sampling, then pairs of what was accepted."""
+    """Statistical rejection sampling, then pairs of the accepted outputs."""
 
     ORIGIN = Origin.PRIOR
     name: Literal["rso"]
     accepted: int | None = Field(
-        None, ge=2, description="outputs a prompt that rejection sampling keeps; not set: one in 8, at least 2"
+        None, ge=2, description="outputs per prompt that rejection sampling keeps; default: one in 8, at least 2"
     )
-    beta: float = Field(0.5, gt=0, description="of the acceptance probability exp((r − r_max)/beta)")
+    beta: float = Field(0.5, gt=0, description="β of the acceptance probability exp((r − r_max)/β)")
     gamma: float = Field(0.05, gt=0, description="scale of the log-ratios in the loss")
-    loss: Literal["sigmoid-norm", "hinge-norm"] = "sigmoid-norm"
+    loss: Literal["sigmoid-norm", "hinge-norm"] = Field(
+        "sigmoid-norm", description="loss of a pair: sigmoid-norm −log σ(gamma·Δ), hinge-norm max(0, 1 − gamma·Δ)"
+    )
 
     def accepted_of(self, outputs: int) -> int:
-        """How many outputs of a group of so many are accepted (8 of 64 in the paper)."""
+        """Return how many outputs of a group of this size are accepted (8 of 64 in the paper)."""
         return max(2, outputs // 8) if self.accepted is None else self.accepted
 
     def refusal(self, outputs: int) -> str | None:
-        """Why groups of so many outputs are too small; None where they are not."""
+        """Return why groups of this many outputs are too small, or None if they are not."""
         accepted = self.accepted_of(outputs)
         if accepted < outputs:
             return None
         return (
-            f"objective.name=rso would accept {accepted} of {outputs} outputs of a prompt, so that nothing is "
+            f"objective.name=rso would accept {accepted} of {outputs} outputs per prompt, so that nothing is "
             f"rejected, and it is DPO; sample more (sampling.n), or lower objective.accepted"
         )
 
 
 class SftTermSection(ObjectiveBase):
-    """What methods have that add −log q(y), as in supervised fine-tuning."""
+    """Methods that add −log q(y), as in supervised fine-tuning."""
 
-    sft_on: str
-    sft_weight: float = Field(ge=0)
+    sft_on: str = Field(description="the y of the added term −log q(y)")
+    sft_weight: float = Field(ge=0, description="weight of the added term −log q(y); 0: none")
 
     @property
+    @override
     def needs_gold(self) -> bool:
-        """See `ObjectiveBase`."""
         return self.sft_on == "gold" and self.sft_weight > 0
 
 
 class BestOrGoldSection(SftTermSection):
-    """What methods have where y is one of the whole group: its best output, or gold."""
+    """Methods whose SFT term is of one output per group: the best, or the reference (gold)."""
 
-    sft_on: Literal["best", "gold"] = Field("best", description="best: the output of the highest reward")
+    sft_on: Literal["best", "gold"] = Field(
+        "best", description="the y of −log q(y). best: the output with the highest reward; gold: the reference output"
+    )
 
 
 class SlicSection(PairSection, BestOrGoldSection):
-    """Sequence likelihood calibration from human feedback."""
+    """SLiC-HF: sequence likelihood calibration from human feedback."""
 
     name: Literal["slic"]
-    margin: float = Field(1.0, gt=0, description="the paper's delta")
-    sft_on: Literal["best", "gold"] = "gold"
-    sft_weight: float = Field(0.1, ge=0, description="the paper's lambda")
+    margin: float = Field(1.0, gt=0, description="the paper's δ: by how many nats the winner should be ahead")
+    sft_on: Literal["best", "gold"] = Field(
+        "gold", description="the y of −log q(y). gold: the reference output; best: the output with the highest reward"
+    )
+    sft_weight: float = Field(0.1, ge=0, description="the paper's λ, the weight of −log q(y); ours, tune it")
 
 
 class DpoNllSection(LogisticPairSection, SftTermSection):
-    """DPO and the likelihood of what was chosen."""
+    """DPO plus the negative log-likelihood of the chosen output."""
 
     name: Literal["dpo+nll"]
-    sft_on: Literal["chosen", "gold"] = Field("chosen", description="chosen: each pair's winner")
-    sft_weight: float = Field(0.005, ge=0, description="the paper's eta: −log q(y) is weighted by it times beta")
+    sft_on: Literal["chosen", "gold"] = Field(
+        "chosen", description="the y of −log q(y). chosen: each pair's winner; gold: the reference output"
+    )
+    sft_weight: float = Field(0.005, ge=0, description="the paper's η: −log q(y) is weighted by it times beta")
 
 
 class PlackettLuceSection(ObjectiveBase):
-    """DPO's loss of a whole ranking."""
+    """DPO's loss for a whole ranking."""
 
     ORIGIN = Origin.ANY
     name: Literal["plackett-luce"]
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, description="DPO's β, the scale of the log-ratios log q_θ − log p")
 
 
 class RrhfSection(BestOrGoldSection):
-    """Rank responses to align with human feedback."""
+    """RRHF: rank responses to align with human feedback."""
 
     ORIGIN = Origin.ANY
     name: Literal["rrhf"]
-    sft_weight: float = Field(1.0, ge=0)
+    sft_weight: float = Field(1.0, ge=0, description="weight of −log q(y); 1 in the paper")
 
 
 class ProSection(BestOrGoldSection):
-    """Preference ranking optimisation."""
+    """PRO: preference ranking optimisation."""
 
     ORIGIN = Origin.ANY
     name: Literal["pro"]
-    sft_weight: float = Field(0.05, ge=0, description="times (outputs − 1)²")
+    sft_weight: float = Field(0.05, ge=0, description="the paper's λ: −log q(y) is weighted by it times (n − 1)²")
 
 
 class OwnSection(ObjectiveBase):
-    """A user's own loss; docs/objectives.md says what it is given."""
+    """A loss of your own; docs/objectives.md specifies its arguments.
 
-    name: str = Field(pattern=_OWN, description="import path module:function")
-    options: dict[str, bool | int | float | str] = Field({}, description="whatever the function reads")
+    Example:
+        objective: {name: "my_module:my_loss", options: {scale: 2.0}}
+    """
+
+    name: str = Field(pattern=_OWN, description="import path, module:function")
+    options: dict[str, bool | int | float | str] = Field({}, description="values for the function, by name")

@@ -10,8 +10,8 @@ from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
 from brain_align.deploy.compare.plan.request_file import read_request
-from brain_align.deploy.run.directory import resolve_output
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import output_path
 
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,7 +45,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.parallel is not None and options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
     recipe = load_recipe(options.recipe, options.overrides)
-    directory = ComparisonDirectory(resolve_output(str(options.out or f"runs/comparisons/{recipe.name}")))
+    directory = ComparisonDirectory(output_path(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
         recipe,
         objectives=options.objectives,

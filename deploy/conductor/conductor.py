@@ -143,4 +143,4 @@ class Conductor:
 
     async def _stored(self, function: Callable[..., T], *args: Any) -> T:
         """Call what uses the store, on the store's thread."""
-        return await self.groups.training.thread.call(function, *args)
+        return await self.groups.training.queue.call(function, *args)

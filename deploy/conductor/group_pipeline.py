@@ -11,11 +11,11 @@ The tasks, and what each waits for:
                                   room before the scorers                   Scoring: groups have all their scores
                                   a slot of a sampler                       Pool: a call ends, a replica comes up
     Sampling.sample (1/request)   the sampler's next group                  the sampler
-                                  its commit                                StoreThread
+                                  its commit                                CommitQueue
     Scoring._serve (1/scorer)     groups in the scorer's queue              StoreLane._committed
                                   a slot of the scorer                      Pool
-    Scoring._score (1/call)       the scores, then their commit             the scorer, StoreThread
-    StoreLane._score_stored (1)   room before the scorers, the store        Scoring, StoreThread
+    Scoring._score (1/call)       the scores, then their commit             the scorer, CommitQueue
+    StoreLane._score_stored (1)   room before the scorers, the store        Scoring, CommitQueue
     Conductor.run                 groups for its next step (ready_for)      TrainingLane.complete, .leave_out
                                   the last results (evaluate_best)          EvaluationLane.report
 
@@ -121,7 +121,7 @@ class GroupPipeline:
         if self.evaluation is not None:
             await self.evaluation.take_up()
         await self.training.take_up(step // self._recipe.algorithm.updates_per_round)
-        self._recorded = await self.training.thread.call(self._plan.store.recorded_after, step)
+        self._recorded = await self.training.queue.call(self._plan.store.recorded_after, step)
 
     # -- groups for the learner --------------------------------------------------------------------------------------
 
@@ -173,16 +173,16 @@ class GroupPipeline:
     async def evaluate(self, version: int) -> None:
         """Begin to evaluate a published version, where it takes part in the choice of the best."""
         if (lane := self.evaluation) is not None:
-            self.enqueue(await lane.thread.call(lane.evaluation.requests_after, version))
+            self.enqueue(await lane.queue.call(lane.evaluation.requests_after, version))
             await lane.report()
 
     async def evaluate_best(self) -> None:
         """Choose the best version on validation prompts, and evaluate it on the test prompts."""
         if (lane := self.evaluation) is None:
             return
-        await self.until_evaluated("validation", await lane.thread.call(lane.evaluation.due_versions))
-        best = await lane.thread.call(lane.evaluation.best_version)
-        self.enqueue(await lane.thread.call(lane.evaluation.requests, "test", best))
+        await self.until_evaluated("validation", await lane.queue.call(lane.evaluation.due_versions))
+        best = await lane.queue.call(lane.evaluation.best_version)
+        self.enqueue(await lane.queue.call(lane.evaluation.requests, "test", best))
         await lane.report()
         await self.until_evaluated("test", [0, best])
 
@@ -197,7 +197,7 @@ class GroupPipeline:
         """Return the steps of the versions, up to the newest one, that may turn out to be the best."""
         if (lane := self.evaluation) is None:
             return []
-        candidates = await lane.thread.call(lane.evaluation.candidates, version)
+        candidates = await lane.queue.call(lane.evaluation.candidates, version)
         return [candidate * self._recipe.algorithm.updates_per_round for candidate in candidates]
 
     # -- figures for the status --------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class GroupPipeline:
                 slot.release()
 
     async def _commit(self, request: SampleRequest, groups: pa.RecordBatch) -> None:
-        await self._lane(request.purpose).thread.append_groups(groups)
+        await self._lane(request.purpose).queue.append_groups(groups)
 
     def _give_up(self, item: Item) -> None:
         self._lane(item.purpose).give_up(item)

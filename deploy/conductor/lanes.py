@@ -13,8 +13,8 @@ from typing_extensions import override
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError
 from brain_align.common.requests import Purpose, SampleRequest
-from brain_align.common.store.commit_queue import StoreThread
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.commit_queue import CommitQueue
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.background import Begin
 from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
 from brain_align.deploy.conductor.tracker import Tracker
@@ -63,14 +63,14 @@ class StoreLane(Lane):
     Attributes:
         name: of its store's thread.
         requests: those that no sampler has yet.
-        thread: makes all calls of the store, and of what reads it. There is one while the lane is open.
+        queue: makes all calls of the store, and of what reads it; there is one while the lane is open.
     """
 
     name: str
-    thread: StoreThread
+    queue: CommitQueue
 
     def __init__(
-        self, store: RunStore, scorers: Sequence[str], recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending
+        self, store: Store, scorers: Sequence[str], recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending
     ) -> None:
         self.scorers = scorers
         self.requests: deque[SampleRequest] = deque()
@@ -85,11 +85,11 @@ class StoreLane(Lane):
     def open(self, begin: Begin, scoring: Scoring) -> None:
         """Start the store's thread; what is committed from now on goes to `scoring`."""
         self._begin, self._scoring = begin, scoring
-        self.thread = StoreThread(self._store, self.name, self._committed)
+        self.queue = CommitQueue(self._store, self.name, self._committed)
 
     async def close(self) -> None:
         """End the store's thread, once it has written what it was given."""
-        await asyncio.to_thread(self.thread.close)
+        await asyncio.to_thread(self.queue.close)
 
     def next_request(self) -> SampleRequest:
         """Take the request that waits longest; its prompts may all have been given up meanwhile."""
@@ -97,7 +97,7 @@ class StoreLane(Lane):
 
     @override
     async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
-        await self.thread.append_scores(scores)
+        await self.queue.append_scores(scores)
         self._tracker.scored(scorer, samples.groups, scores)
 
     @override
@@ -145,7 +145,7 @@ class StoreLane(Lane):
         def look() -> tuple[pa.Table, dict[str, set[str]]]:
             return self._store.index(), {name: set(self._store.unscored(name)) - quarantined for name in self.scorers}
 
-        index, unscored = await self.thread.call(look)
+        index, unscored = await self.queue.call(look)
         unusable = pa.array(list(quarantined.union(*unscored.values())), pa.string())
         is_unusable = pc.is_in(index["group_id"], value_set=unusable)
         lacking = [one for one in index["group_id"].filter(is_unusable).to_pylist() if one not in quarantined]
@@ -158,7 +158,7 @@ class StoreLane(Lane):
         """Read groups that lack scores, only as fast as they are scored."""
         batches = self._store.batches(group_ids=groups)
         rows = self._recipe.sampler.lease_prompts
-        while (batch := await self.thread.call(next, batches, None)) is not None:
+        while (batch := await self.queue.call(next, batches, None)) is not None:
             for start in range(0, batch.num_rows, rows):
                 await self._scoring.room()
                 self._scoring.put_stored(Samples(self, batch.slice(start, rows)), unscored)
@@ -270,12 +270,12 @@ class EvaluationLane(StoreLane):
 
     async def take_up(self) -> None:
         """Have stored groups scored that lack values."""
-        await self.thread.call(self.evaluation.leave_out, list(self._quarantine))
+        await self.queue.call(self.evaluation.leave_out, list(self._quarantine))
         await self._take_up()
 
     async def report(self) -> None:
         """Note and show the evaluations that have become complete."""
-        for split, version, result in await self.thread.call(lambda: list(self.evaluation.newly_complete())):
+        for split, version, result in await self.queue.call(lambda: list(self.evaluation.newly_complete())):
             self.evaluated.add((split, version))
             self._tracker.evaluated(split, version, result)
         self._pending.remove()
@@ -293,6 +293,6 @@ class EvaluationLane(StoreLane):
         return RequestPlan.purpose_of(lease_id)
 
     async def _then_report(self, groups: Sequence[str], function: Callable[..., None], *args: Any) -> None:
-        await self.thread.call(function, *args)
+        await self.queue.call(function, *args)
         await self.report()
         self._pending.remove(groups)

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import Item
@@ -78,7 +78,7 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def recovered(self, store: StoredSamples) -> None:
+    def recovered(self, store: Store) -> None:
         """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]

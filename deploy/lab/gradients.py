@@ -58,7 +58,7 @@ def _estimates(
     world: World, method: str, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor
 ) -> torch.Tensor:
     """Each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
-    values = world.groups(outcomes, log_policy, log_proposal, world.log_partition)
+    values = world.groups(outcomes, log_policy, log_proposal, world.log_normaliser)
     leaf = values.policy_logprobs.requires_grad_()
     losses = make_objective(METHODS[method]).losses(values)
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)  # a group's loss depends on that group alone

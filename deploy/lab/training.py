@@ -46,14 +46,14 @@ def train(worlds: Sequence[World], method: str, n: int, budget: Budget, seed: in
     steps = budget.rounds * budget.updates
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     divergences = [world.kl_to_posterior(world.log_prior)]
-    log_sum = torch.full_like(world.log_partition, -math.inf)  # of all P/q' seen, for their running mean
+    log_sum = torch.full_like(world.log_normaliser, -math.inf)  # of all P/q' seen, for their running mean
     for already in range(0, steps, budget.updates):
         log_proposal = torch.stack(logits).log_softmax(-1).detach()  # line 21: q' <- q_θ
         for step in range(already + 1, already + budget.updates + 1):
             outcomes = draw(log_proposal, budget.groups, n, generator)
             log_sum = torch.logaddexp(log_sum, world.log_importance(outcomes, log_proposal).logsumexp(-1))
-            log_partition = log_sum - math.log(step * budget.groups * n)
-            values = world.groups(outcomes, torch.stack(logits).log_softmax(-1), log_proposal, log_partition)
+            log_normaliser = log_sum - math.log(step * budget.groups * n)
+            values = world.groups(outcomes, torch.stack(logits).log_softmax(-1), log_proposal, log_normaliser)
             optimizer.zero_grad()
             (objective.losses(values).sum() / budget.groups).backward()  # the mean of each training's groups
             optimizer.step()

@@ -31,14 +31,14 @@ class World:
     rewards: torch.Tensor
 
     @property
-    def log_partition(self) -> torch.Tensor:
+    def log_normaliser(self) -> torch.Tensor:
         """Log Z = log Σ_y p(y) e^r(y).  # [...]."""
         return (self.log_prior + self.rewards).logsumexp(-1)
 
     @property
     def log_posterior(self) -> torch.Tensor:
         """Log p(y|G=1) = log p(y) + r(y) − log Z.  # [..., 64]."""
-        return self.log_prior + self.rewards - self.log_partition[..., None]
+        return self.log_prior + self.rewards - self.log_normaliser[..., None]
 
     def log_policy(self, progress: float) -> torch.Tensor:
         """A policy between the prior (0) and the posterior (1): p·exp(progress · r), normalised.  # [..., 64]."""
@@ -55,7 +55,7 @@ class World:
         return (self.log_prior + self.rewards - log_proposal).gather(-1, outcomes.flatten(-2))
 
     def groups(
-        self, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor, log_partition: torch.Tensor
+        self, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor, log_normaliser: torch.Tensor
     ) -> GroupValues:
         """What an objective is given of sampled outcomes, those of all worlds one after another.
 
@@ -66,14 +66,14 @@ class World:
             outcomes: drawn from the proposal.  # [..., b, n] int64
             log_policy: log q_θ, with its gradient.  # [..., 64]
             log_proposal: log q'.  # [..., 64]
-            log_partition: log Z, or what is known of it.  # [...]
+            log_normaliser: log Z, or what is known of it.  # [...]
         """
         n = outcomes.shape[-1]
         flat = outcomes.flatten(-2)  # [..., b·n]
         there = torch.ones_like(outcomes, dtype=torch.bool).view(-1, n)
         return GroupValues(
             policy_logprobs=log_policy.gather(-1, flat).view(-1, n),
-            prior_logprobs=(self.log_prior - log_partition[..., None]).gather(-1, flat).view(-1, n),
+            prior_logprobs=(self.log_prior - log_normaliser[..., None]).gather(-1, flat).view(-1, n),
             proposal_logprobs=log_proposal.gather(-1, flat).view(-1, n),
             rewards=self.rewards.gather(-1, flat).view(-1, n),
             complete=there,
@@ -82,7 +82,7 @@ class World:
             gold_logprobs=torch.full((len(there),), torch.nan, dtype=torch.float64),
             gold_lengths=torch.ones(len(there), dtype=torch.int64),
             seeds=torch.zeros(len(there), dtype=torch.int64),
-            log_partition=0.0,
+            log_normaliser=0.0,
         )
 
 

@@ -13,22 +13,22 @@ importance-weighted samples as the baseline. With one output α = β = 1: no gra
 from dataclasses import replace
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from brain_align.common.config.objective_sections import GoodnessSection
-from brain_align.learner.objectives.goodness import log_goodness
 from brain_align.learner.objectives.masked import at_least, masked_log_softmax
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 
 def two_or_more(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
-    """All outputs of prompts that have at least two.  # [b, n]."""
+    """Use all outputs of prompts that have at least two.  # [b, n]."""
     return at_least(2, values.valid)
 
 
 def brain(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
-    """The BRAIn loss of each prompt.
+    """Return the BRAIn loss of each prompt.
 
-    A slot that is not valid is −inf in both softmaxes, so that it is as if it had never been sampled.
+    A slot that is not valid is −inf in both softmaxes, as if it had never been sampled.
 
     Args:
         values: [b, n] log-probabilities and rewards.
@@ -80,11 +80,34 @@ def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor
     return brain(_as_of_prior(values), settings)
 
 
+def log_goodness(rewards: torch.Tensor, settings: GoodnessSection) -> torch.Tensor:
+    """Return log p(G=1|x,y) from the reward, up to a constant per prompt.
+
+    γ (`objective.temperature`, 1 in the paper) divides the reward in both models: r/γ takes the place of r.
+    With `bradley-terry` the posterior is then p·exp(r/γ)/Z, the optimum of RLHF at KL coefficient γ (eq. 23).
+
+    * `bradley-terry`: r/γ; only ratios of goodness are known, and only they are needed (eq. 19).
+    * `logistic`: log σ(r/γ), for an absolute reward model (eq. 15).
+
+    Args:
+        rewards: r(x, y).  # [b, n]
+        settings: the goodness model and γ.
+
+    Returns:
+        log p(G=1|x,y).  # [b, n]
+
+    Example:
+        r = 2, γ = 1: bradley-terry gives 2, logistic log σ(2) = −0.1269.
+    """
+    scaled = rewards / settings.temperature
+    return scaled if settings.goodness == "bradley-terry" else logsigmoid(scaled)
+
+
 def posterior_log_weights(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
     """Log α, without gradient; −inf where not valid.  # [b, n]."""
     with torch.no_grad():
         goodness = log_goodness(values.rewards, settings)
-        # Sums of hundreds of nats are taken from each other first: with q' = p they are gone without a rounding error.
+        # Sums of hundreds of nats are subtracted first: with q' = p they cancel without a rounding error.
         return masked_log_softmax(goodness + (values.prior_logprobs - values.proposal_logprobs), values.valid)
 
 
@@ -96,10 +119,10 @@ def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: t
 
 
 def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the paper asks to watch: how the posterior's weights spread, and how far the policy is from them.
+    """Return what the paper recommends watching: the spread of the posterior's weights, and the policy's distance.
 
     Args:
-        values: what the loss is given, with which the weights are the loss's own.
+        values: as the loss receives them, so that the weights are the loss's own.
         settings: goodness model and temperature.
         rewards: as stored, of which `reward_posterior` is the mean under α.  # [b, n]
 
@@ -119,7 +142,7 @@ def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: t
 def metrics_as_of_prior(
     values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """`posterior_metrics` of `dpo_sft_iw_n`."""
+    """Return `posterior_metrics` for `dpo_sft_iw_n`."""
     return posterior_metrics(_as_of_prior(values), settings, rewards)
 
 
@@ -129,3 +152,12 @@ def _as_of_prior(values: GroupValues) -> GroupValues:
 
 def _log_beta(values: GroupValues) -> torch.Tensor:
     return masked_log_softmax(values.policy_logprobs - values.proposal_logprobs, values.valid)
+
+
+OBJECTIVES = {
+    "brain": Definition(brain, two_or_more, posterior_metrics),
+    "brain-no-baseline": Definition(brain_no_baseline, two_or_more, posterior_metrics),
+    "brain-fixed-proposal": Definition(brain, two_or_more, posterior_metrics),
+    "spo": Definition(brain, two_or_more, posterior_metrics),
+    "dpo-sft+iw+n": Definition(dpo_sft_iw_n, two_or_more, metrics_as_of_prior),
+}

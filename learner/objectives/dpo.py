@@ -1,8 +1,8 @@
 """DPO and its neighbours: losses of the margin between two outputs.
 
 With s_i = log q_θ(y_i) − log p(y_i) and Δ = s_w − s_l for a winner w and a loser l; a prompt's loss is the mean
-over its pairs (learner/objectives/pairs.py). r stands for r/γ, with γ = `objective.temperature`, which leaves the
-order of outputs as it is.
+over its pairs (learner/objectives/pairs.py). r stands for r/γ, with γ = `objective.temperature`, which does not change
+the order of outputs.
 """
 
 import torch
@@ -16,13 +16,13 @@ from brain_align.common.config.objective_sections import (
     SmoothedSection,
     WeightedPairSection,
 )
-from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.brain import log_goodness
 from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 
 def paired(values: GroupValues, settings: PairSection) -> torch.Tensor:
-    """The outputs of all pairs.  # [b, n]."""
+    """Use the outputs of all pairs.  # [b, n]."""
     return in_a_pair(winners(values, settings.pairs))
 
 
@@ -132,9 +132,20 @@ def simpo(values: GroupValues, settings: SimpoSection) -> torch.Tensor:
 
 
 def hinge(values: GroupValues, pairs: torch.Tensor, scale: float) -> torch.Tensor:
-    """max(0, 1 − scale·Δ), the mean over pairs.  # [b, n], [b, n, n] -> [b]."""
+    """Return the mean of max(0, 1 − scale·Δ) over pairs.  # [b, n], [b, n, n] -> [b]."""
     return mean_over_pairs(relu(1 - scale * margins(values.log_ratios)), pairs)
 
 
 def _mean(terms: torch.Tensor, values: GroupValues, settings: PairSection) -> torch.Tensor:
     return mean_over_pairs(terms, winners(values, settings.pairs))
+
+
+OBJECTIVES = {
+    "dpo": Definition(dpo, paired),
+    "dpo-sft": Definition(dpo, paired),
+    "dpo-sft+iw": Definition(dpo_sft_iw, paired),
+    "ipo": Definition(ipo, paired),
+    "simpo": Definition(simpo, paired),
+    "cdpo": Definition(cdpo, paired),
+    "rdpo": Definition(rdpo, paired),
+}

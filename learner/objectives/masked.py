@@ -4,10 +4,9 @@ import torch
 
 
 def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """Log-softmax over the used slots of each row; −inf in the others.
+    """Return the log-softmax over the used slots of each row; −inf in the others.
 
-    A row without any used slot would be NaN throughout, and its gradient too; it is taken over zeros instead,
-    and its values mean nothing.
+    A row without a used slot would be NaN, and so would its gradient; zeros replace it, and its values mean nothing.
 
     Args:
         scores: read only where used.  # [b, n]
@@ -22,7 +21,7 @@ def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor
 
 
 def masked_logsumexp(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """Log-sum-exp over the used slots of the last dimension; 0 where there is none.
+    """Return the log-sum-exp over the used slots of the last dimension; 0 where there is none.
 
     Args:
         scores: finite, read only where used.  # [..., n]
@@ -37,10 +36,10 @@ def masked_logsumexp(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
 
 
 def masked_mean(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-    """The mean over the used slots of the last dimension; 0 where there is none.  # [..., n] -> [...]."""
+    """Return the mean over the used slots of the last dimension; 0 where there is none.  # [..., n] -> [...]."""
     return torch.where(used, values, 0.0).sum(dim=-1) / used.sum(dim=-1).clamp(min=1)
 
 
 def at_least(count: int, valid: torch.Tensor) -> torch.Tensor:
-    """The valid slots of rows that have so many of them.  # [b, n]."""
+    """Return the valid slots of rows that have at least `count` of them.  # [b, n]."""
     return valid & (valid.sum(dim=-1, keepdim=True) >= count)

@@ -1,46 +1,31 @@
-"""An objective with its settings: what the learner's step asks."""
+"""An objective with its settings, as the learner's step calls it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from brain_align.common.config.objective_sections import ObjectiveBase, PolicyGradientSection
-from brain_align.learner.objectives.diagnostics import diagnostics
+from brain_align.learner.objectives.masked import masked_log_softmax, masked_mean
+from brain_align.learner.objectives.pairs import margins, mean_over_pairs, win_rates, winners
 from brain_align.learner.objectives.policy_gradients import RunningMean, log_importance
-from brain_align.learner.objectives.spo import win_rates
-from brain_align.learner.objectives.values import GroupValues, Losses, Metrics, ObjectiveResult, Used
-
-
-@dataclass(frozen=True)
-class Definition:
-    """An entry of the catalogue.
-
-    Attributes:
-        losses: the loss itself.
-        used: which outputs it reads.
-        metrics: what it reports besides `diagnostics`.
-    """
-
-    losses: Losses
-    used: Used
-    metrics: Metrics | None = None
+from brain_align.learner.objectives.values import Definition, GroupValues, ObjectiveResult
 
 
 class Objective:
-    """A definition with its settings, and what it has seen.
+    """A definition with its settings, and its state.
 
     Attributes:
         settings: its section of the recipe.
-        partition: the running mean of P/q' of dpg and gdc++; a checkpoint must hold it.
+        normaliser: the running mean of P/q' of dpg and gdc++; a checkpoint must hold it.
     """
 
     def __init__(self, definition: Definition, settings: ObjectiveBase) -> None:
         self.settings = settings
-        self.partition = RunningMean()
+        self.normaliser = RunningMean()
         self._definition = definition
 
     def used(self, values: GroupValues) -> torch.Tensor:
-        """Which outputs a step computes and trains on; a prompt without any is not trained.
+        """Return the outputs that a step computes and trains on; a prompt without any is not trained.
 
         Args:
             values: the policy's log-probabilities are not read.
@@ -54,26 +39,26 @@ class Objective:
         return used
 
     def observe(self, values: GroupValues) -> None:
-        """Take a step's values into account, before its losses are asked for; the policy's are not read."""
+        """Update the normaliser with a step's values, before its losses; the policy's values are not read."""
         if isinstance(self.settings, PolicyGradientSection):
             clean = self._transformed(values.without_gaps())
-            self.partition = self.partition.including(log_importance(clean, self.settings)[clean.valid])
+            self.normaliser = self.normaliser.including(log_importance(clean, self.settings)[clean.valid])
 
     def losses(self, values: GroupValues) -> torch.Tensor:
-        """A loss a prompt, 0 where it has no valid output.
+        """Return one loss per prompt, 0 where it has no valid output.
 
         Args:
-            values: `valid` are the outputs that `used` chose.
+            values: `valid` marks the outputs that `used` chose.
 
         Returns:
             [b]
         """
-        clean = replace(values.without_gaps(), log_partition=self.partition.log_mean)
+        clean = replace(values.without_gaps(), log_normaliser=self.normaliser.log_mean)
         losses = self._definition.losses(self._transformed(clean), self.settings)
         return torch.where(values.valid.any(dim=-1), losses, 0.0)
 
     def __call__(self, values: GroupValues) -> ObjectiveResult:
-        """`losses`, with what is reported of them."""
+        """Return `losses` with their metrics."""
         trained = values.valid.any(dim=-1)
         return ObjectiveResult(self.losses(values), trained, self._metrics(values.without_gaps(), trained))
 
@@ -89,3 +74,32 @@ class Objective:
             by_prompt |= self._definition.metrics(self._transformed(values), self.settings, values.rewards)
         known = {name: column[trained & ~column.isnan()] for name, column in by_prompt.items()}
         return {name: float(column.mean()) for name, column in known.items() if len(column)}
+
+
+def diagnostics(values: GroupValues) -> dict[str, torch.Tensor]:
+    """Return the metrics of every objective: how the policy's likelihoods move.  # [b] each.
+
+    * `ess_beta`: effective number of outputs under the policy's weights β ∝ q_θ/q'.
+    * `kl_policy_prior`: KL(q_θ‖p), estimated from outputs of q', weighted by β.
+    * `ranking_accuracy`: share of pairs with unequal rewards in which q_θ gives the better output the higher
+      likelihood (arXiv 2405.19534); NaN where all rewards are equal.
+    * `best_drift`, `worst_drift`: log q_θ − log p of the outputs with the highest and lowest reward (arXiv 2406.07327).
+    """
+    log_beta = masked_log_softmax(values.policy_logprobs - values.proposal_logprobs, values.valid)
+    beta = torch.where(values.valid, log_beta.exp(), 0.0)
+    pairs = winners(values.valid_alone(), "all")
+    ordered = mean_over_pairs((margins(values.policy_logprobs) > 0).float(), pairs)
+    extremes = winners(values.valid_alone(), "best-worst")  # at most one pair
+    drift = values.log_ratios
+    return {
+        "ess_beta": 1 / beta.square().sum(dim=-1),
+        "kl_policy_prior": (beta * drift).sum(dim=-1),
+        "ranking_accuracy": torch.where(pairs.any(dim=(1, 2)), ordered, torch.nan),
+        "best_drift": _of_pair(extremes.any(dim=2), drift),
+        "worst_drift": _of_pair(extremes.any(dim=1), drift),
+    }
+
+
+def _of_pair(member: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the value of the one marked output; NaN where none is marked.  # [b, n], [b, n] -> [b]."""
+    return torch.where(member.any(dim=-1), masked_mean(values, member), torch.nan)

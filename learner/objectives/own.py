@@ -10,12 +10,11 @@ from brain_align.common.config.objective_sections import OwnSection
 from brain_align.common.errors import UserError
 from brain_align.common.user_code import user_function
 from brain_align.learner.objectives.brain import two_or_more
-from brain_align.learner.objectives.objective import Definition
-from brain_align.learner.objectives.values import GroupValues, Losses
+from brain_align.learner.objectives.values import Definition, GroupValues, Losses
 
 
 def load_own(settings: OwnSection) -> Definition:
-    """The function at `objective.name`, which is given (GroupValues, OwnSection) and returns a loss a prompt, [b].
+    """Load the function at `objective.name`, which maps (GroupValues, OwnSection) to one loss per prompt, [b].
 
     Raises:
         UserError: it cannot be imported, or does not return finite losses with a gradient.
@@ -26,7 +25,7 @@ def load_own(settings: OwnSection) -> Definition:
 
 
 def _try(function: Losses, settings: OwnSection) -> None:
-    """Call it on numbers: two prompts, then each of them alone."""
+    """Call it on two prompts, then on each of them alone."""
     leaf = _trial_values()
     try:
         losses = function(leaf.without_gaps(), settings)
@@ -45,7 +44,7 @@ def _problem(losses: object, values: GroupValues) -> str | None:
     prompts = len(values.policy_logprobs)
     if not isinstance(losses, torch.Tensor) or losses.shape != (prompts,):
         shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        return f"must return one loss a prompt, here a tensor of shape ({prompts},), and gave {shape}"
+        return f"must return one loss per prompt, here a tensor of shape ({prompts},), but returned {shape}"
     if not losses.requires_grad:
         return "returns losses that do not depend on policy_logprobs, so that there is nothing to train"
     (gradient,) = torch.autograd.grad(losses.sum(), values.policy_logprobs)
@@ -57,8 +56,8 @@ def _problem(losses: object, values: GroupValues) -> str | None:
 def _problem_again(first: torch.Tensor, second: torch.Tensor) -> str | None:
     if not all(map(_same, first.tolist(), second.tolist())):
         return (
-            "gives the same batch other losses each time it is called, so that nothing trained with it could be "
-            "repeated; draw from values.seeds"
+            "returns different losses for the same batch each time it is called, so that training could not be "
+            "repeated; draw random numbers from values.seeds"
         )
     return None
 
@@ -66,7 +65,7 @@ def _problem_again(first: torch.Tensor, second: torch.Tensor) -> str | None:
 def _problem_alone(
     losses: torch.Tensor, values: GroupValues, function: Callable[[GroupValues], torch.Tensor]
 ) -> str | None:
-    """Whether a prompt's loss depends on what else is in the batch, or on slots that are not valid."""
+    """Return a problem if a prompt's loss depends on the rest of the batch, or on slots that are not valid."""
     for row, together in enumerate(losses.tolist()):
         alone = function(_of_prompt(values, row, torch.ones_like(values.valid[row])).without_gaps()).item()
         if not _same(alone, together):
@@ -89,11 +88,11 @@ def _same(one: float, other: float) -> bool:
 
 
 def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupValues:
-    """One prompt, with some of its slots.
+    """Return one prompt with some of its slots.
 
     Args:
         values: [b, n]
-        row: which prompt.
+        row: index of the prompt.
         columns: [n] bool
     """
     one = slice(row, row + 1)
@@ -113,7 +112,7 @@ def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupVal
 
 
 def _trial_values() -> GroupValues:
-    """Two prompts of three outputs, one of them missing."""
+    """Return two prompts of three outputs, one of them missing."""
     generator = torch.Generator().manual_seed(0)
     policy, prior, proposal, rewards = (torch.randn(2, 3, generator=generator) - 5 for _ in range(4))
     there = torch.tensor([[True, True, True], [True, False, True]])
@@ -128,7 +127,7 @@ def _trial_values() -> GroupValues:
         gold_logprobs=torch.full((2,), torch.nan),
         gold_lengths=torch.ones(2, dtype=torch.int64),
         seeds=torch.arange(2),
-        log_partition=0.0,
+        log_normaliser=0.0,
     )
 
 

@@ -1,20 +1,21 @@
-"""Which outputs of a group are compared with each other: the higher reward wins, ties are dropped."""
+"""Comparisons of a group's outputs: the higher reward wins, ties are dropped."""
 
 import torch
 
 from brain_align.common.config.objective_sections import Pairing
+from brain_align.learner.objectives.masked import masked_mean
 from brain_align.learner.objectives.values import GroupValues
 
 
 def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
-    """The pairs of each group.
+    """Return the pairs of each group.
 
     * `consecutive`: disjoint neighbours in the order of sampling, among the complete outputs: 16 of 32.
     * `all`: every two outputs.
-    * `best-worst`: one pair; the first of each where several are.
+    * `best-worst`: one pair; the first of several with the same reward.
 
     Args:
-        values: rewards and completeness are read, so that it does not matter which outputs are left out of training.
+        values: only `rewards` and `complete` are read, so the result does not depend on which outputs are trained on.
         pairing: which outputs are candidates.
 
     Returns:
@@ -36,22 +37,39 @@ def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
 
 
 def in_a_pair(pairs: torch.Tensor) -> torch.Tensor:
-    """The outputs that win or lose somewhere.  # [b, n, n] -> [b, n]."""
+    """Return the outputs that are in a pair.  # [b, n, n] -> [b, n]."""
     return pairs.any(dim=1) | pairs.any(dim=2)
 
 
 def margins(scores: torch.Tensor) -> torch.Tensor:
-    """Score of i less that of j.  # [b, n] -> [b, n, n]."""
+    """Return the score of i minus that of j.  # [b, n] -> [b, n, n]."""
     return scores[:, :, None] - scores[:, None, :]
 
 
 def mean_over_pairs(terms: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """The mean over a group's pairs, 0 where it has none.  # [b, n, n] -> [b]."""
+    """Return the mean over a group's pairs, 0 where it has none.  # [b, n, n] -> [b]."""
     return torch.where(pairs, terms, 0.0).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)
 
 
+def win_rates(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Replace r_i by the mean over the other valid outputs j of σ(r_i − r_j) (SPO, Swamy et al. 2024, 2401.04056).
+
+    Args:
+        rewards: finite where valid.  # [b, n]
+        valid: [b, n] bool
+
+    Returns:
+        [b, n], between 0 and 1; 0 where there is no other output.
+
+    Example:
+        r = (1, 0, 0): σ(1) = 0.7311 for the first, (0.2689 + 0.5)/2 = 0.3845 for the others.
+    """
+    others = valid[:, None, :] & ~torch.eye(valid.shape[-1], dtype=torch.bool)  # [b, n, n]
+    return masked_mean(margins(rewards).sigmoid(), others)
+
+
 def _first(values: GroupValues, *, highest: bool) -> torch.Tensor:
-    """The first complete output of the highest or lowest reward.  # [b, n] bool."""
+    """Return the first complete output with the highest or lowest reward.  # [b, n] bool."""
     worthless = -torch.inf if highest else torch.inf
     rewards = torch.where(values.complete, values.rewards, worthless)
     place = rewards.argmax(dim=-1) if highest else rewards.argmin(dim=-1)

@@ -1,7 +1,7 @@
 """Distributional policy gradients (Korbak et al. 2022, arXiv 2206.00761; Parshakova et al. 2019).
 
 The target is P/Z with P(y) = p(y|x) p(G=1|x,y). Unlike BRAIn these do not normalise within the group: Z is a running
-mean of P/q' over all that was trained (Khalifa et al. 2021, algorithm 1), one number for all prompts. With
+mean of P/q' over all trained outputs (Khalifa et al. 2021, algorithm 1), one number for all prompts. With
 w_i = P_i/(Z q'_i) and u_i = q_θ(y_i)/q'(y_i), both losses are estimates of KL(P/Z ‖ q_θ) from outputs of q', whose
 gradients are the methods'.
 """
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 import torch
 
 from brain_align.common.config.objective_sections import GoodnessSection, PolicyGradientSection
-from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.brain import log_goodness, posterior_metrics
 from brain_align.learner.objectives.masked import masked_mean
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 
 @dataclass(frozen=True)
 class RunningMean:
-    """The mean of positive numbers, in log space; it goes into checkpoints.
+    """The mean of positive numbers, in log space; part of checkpoints.
 
     Attributes:
         log_mean: its logarithm; 0 before the first number.
-        count: of how many numbers.
+        count: how many numbers it is the mean of.
     """
 
     log_mean: float = 0.0
     count: int = 0
 
     def including(self, logs: torch.Tensor) -> "RunningMean":
-        """The mean with further numbers, given by their logarithms.  # [any]."""
+        """Return the mean with further numbers, given by their logarithms.  # [any]."""
         if not len(logs):
             return self
         total = torch.logsumexp(logs.double(), dim=0).item()
@@ -42,12 +42,12 @@ class RunningMean:
 
 
 def any_output(values: GroupValues, settings: PolicyGradientSection) -> torch.Tensor:
-    """Every output: nothing is compared within a group.  # [b, n]."""
+    """Use every output: nothing is compared within a group.  # [b, n]."""
     return values.valid
 
 
 def log_importance(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
-    """Log P/q', not normalised.  # [b, n]."""
+    """Return log P/q', not normalised.  # [b, n]."""
     return log_goodness(values.rewards, settings) + values.prior_logprobs - values.proposal_logprobs
 
 
@@ -90,6 +90,12 @@ def gdc_pp(values: GroupValues, settings: PolicyGradientSection) -> torch.Tensor
 
 
 def _weights(values: GroupValues, settings: PolicyGradientSection) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log w, without gradient, and log u.  # [b, n] each."""
-    log_w = (log_importance(values, settings) - values.log_partition).detach()
+    """Return log w, without gradient, and log u.  # [b, n] each."""
+    log_w = (log_importance(values, settings) - values.log_normaliser).detach()
     return log_w, values.policy_logprobs - values.proposal_logprobs
+
+
+OBJECTIVES = {
+    "dpg": Definition(dpg, any_output, posterior_metrics),
+    "gdc++": Definition(gdc_pp, any_output, posterior_metrics),
+}

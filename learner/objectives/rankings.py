@@ -1,6 +1,6 @@
-"""Losses of a group's whole ranking: each output against all of lower reward. A tie orders nothing.
+"""Losses of a group's whole ranking: each output against all with a lower reward. Ties are not ordered.
 
-All are sums over positions or pairs, as their papers print them, so that they grow with n.
+All are sums over positions or pairs, as in their papers, so they grow with n.
 """
 
 import torch
@@ -10,13 +10,13 @@ from brain_align.common.config.objective_sections import PlackettLuceSection, Pr
 from brain_align.learner.objectives.masked import masked_logsumexp
 from brain_align.learner.objectives.pairs import in_a_pair, margins, winners
 from brain_align.learner.objectives.sft_terms import best, likelihood_of_one
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 RankingSection = PlackettLuceSection | RrhfSection | ProSection
 
 
 def ranked(values: GroupValues, settings: RankingSection) -> torch.Tensor:
-    """All outputs of groups in which two rewards differ.  # [b, n]."""
+    """Use all outputs of groups in which two rewards differ.  # [b, n]."""
     differ = in_a_pair(winners(values, "all")).any(dim=-1, keepdim=True)
     return values.valid & differ
 
@@ -46,7 +46,7 @@ def rrhf(values: GroupValues, settings: RrhfSection) -> torch.Tensor:
 
     Args:
         values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
-        settings: weight of the second term, and which output it is of.
+        settings: weight of the second term, and its output.
 
     Returns:
         [b]
@@ -86,3 +86,10 @@ def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
     best_lengths = values.lengths.gather(1, best(values)[:, None])[:, 0]
     likelihood = likelihood_of_one(values, settings) / (values.gold_lengths if settings.needs_gold else best_lengths)
     return terms - settings.sft_weight * likelihood * (values.valid.sum(dim=-1) - 1).square()
+
+
+OBJECTIVES = {
+    "rrhf": Definition(rrhf, ranked),
+    "pro": Definition(pro, ranked),
+    "plackett-luce": Definition(plackett_luce, ranked),
+}

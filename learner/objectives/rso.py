@@ -1,4 +1,4 @@
-"""RSO: statistical rejection sampling, then pairs of what was accepted (Liu et al. 2023, arXiv 2309.06657)."""
+"""RSO: statistical rejection sampling, then pairs of the accepted outputs (Liu et al. 2023, arXiv 2309.06657)."""
 
 from dataclasses import replace
 
@@ -9,11 +9,11 @@ from torch.nn.functional import logsigmoid
 from brain_align.common.config.objective_sections import RsoSection
 from brain_align.learner.objectives.dpo import hinge
 from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 
 def rso_used(values: GroupValues, settings: RsoSection) -> torch.Tensor:
-    """The accepted outputs that are in a pair; where no more than wanted are valid, all are accepted.  # [b, n]."""
+    """Use the accepted outputs that are in a pair; all are accepted if no more than wanted are valid.  # [b, n]."""
     accepted = torch.zeros_like(values.valid)
     wanted = [settings.accepted_of(count) for count in values.complete.sum(dim=-1).tolist()]
     for row in range(len(accepted)):
@@ -25,22 +25,22 @@ def rso_used(values: GroupValues, settings: RsoSection) -> torch.Tensor:
 
 
 def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -> list[int]:
-    """Accept outputs of the prior such that those accepted look like outputs of the posterior p·exp(r/β)/Z.
+    """Accept outputs of the prior so that those accepted are distributed like the posterior p·exp(r/β)/Z.
 
-    Again and again through the candidates: i is accepted if u < exp((r_i − r_max)/β), u uniform on [0, 1), r_max over
-    the candidates that were left when the pass began. It ends when there are enough, or none left.
+    Each pass goes through the remaining candidates and accepts i if u < exp((r_i − r_max)/β), with u uniform on [0, 1)
+    and r_max over the candidates at the start of the pass. Passes end when enough are accepted, or none is left.
 
     Args:
         rewards: [n]
         wanted: how many to accept.
-        beta: the temperature; the larger, the nearer to accepting at random.
+        beta: the temperature; a large one accepts nearly at random.
         seed: of the uniform numbers.
 
     Returns:
         Indices in the order of acceptance.
 
     Example:
-        r = (0, 10), wanted = 1, beta = 0.5: output 0 is accepted in a pass with probability e^−20, output 1 with 1.
+        r = (0, 10), wanted = 1, beta = 0.5: a pass accepts output 0 with probability e^−20, output 1 with 1.
     """
     generator = np.random.RandomState(seed % 2**32)  # a frozen algorithm
     left = list(range(len(rewards)))
@@ -57,10 +57,10 @@ def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -
 
 
 def rso(values: GroupValues, settings: RsoSection) -> torch.Tensor:
-    """sigmoid-norm −log σ(γΔ) or hinge-norm max(0, 1 − γΔ), over pairs of accepted outputs.
+    """Return sigmoid-norm −log σ(γΔ) or hinge-norm max(0, 1 − γΔ), over pairs of accepted outputs.
 
     Args:
-        values: [b, n] log-probabilities and rewards; `valid` are those that were accepted.
+        values: [b, n] log-probabilities and rewards; `valid` marks the accepted outputs.
         settings: pairing, loss and γ.
 
     Returns:
@@ -73,3 +73,6 @@ def rso(values: GroupValues, settings: RsoSection) -> torch.Tensor:
     if settings.loss == "hinge-norm":
         return hinge(values, pairs, settings.gamma)
     return mean_over_pairs(-logsigmoid(settings.gamma * margins(values.log_ratios)), pairs)
+
+
+OBJECTIVES = {"rso": Definition(rso, rso_used)}

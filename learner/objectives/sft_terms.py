@@ -1,27 +1,28 @@
-"""Methods that add the likelihood of outputs, as in supervised fine-tuning, to a loss of pairs."""
+"""Methods that add the likelihood of outputs, as in supervised fine-tuning, to a loss over pairs."""
 
 import torch
 from torch.nn.functional import logsigmoid, relu
 
 from brain_align.common.config.objective_sections import DpoNllSection, SftTermSection, SlicSection
+from brain_align.learner.objectives.dpo import paired
 from brain_align.learner.objectives.pairs import in_a_pair, margins, mean_over_pairs, winners
-from brain_align.learner.objectives.values import GroupValues
+from brain_align.learner.objectives.values import Definition, GroupValues
 
 
 def likelihood_of_one(values: GroupValues, settings: SftTermSection) -> torch.Tensor:
-    """Log q_θ of the gold output or of the best one: the first of the highest reward.  # [b]."""
+    """Return log q_θ of the gold output, or of the first output with the highest reward.  # [b]."""
     if settings.needs_gold:
         return values.gold_logprobs
     return values.policy_logprobs.gather(1, best(values)[:, None])[:, 0]
 
 
 def best(values: GroupValues) -> torch.Tensor:
-    """The place of the first output of the highest reward.  # [b] int64."""
+    """Return the index of the first output with the highest reward.  # [b] int64."""
     return torch.where(values.complete, values.rewards, -torch.inf).argmax(dim=-1)
 
 
 def paired_or_best(values: GroupValues, settings: SlicSection) -> torch.Tensor:
-    """The outputs of all pairs, and with `sft_on: best` the best one of groups that have a pair.  # [b, n]."""
+    """Use the outputs of all pairs, and with `sft_on: best` the best one of groups that have a pair.  # [b, n]."""
     used = in_a_pair(winners(values, settings.pairs))
     if settings.sft_on == "best" and settings.sft_weight > 0:
         used = used | _one_hot(values) & used.any(dim=-1, keepdim=True)
@@ -42,7 +43,7 @@ def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
         δ = 1, λ = 0.1, log q_w = −10, log q_l = −10.5, log q_ref = −8: 0.5 + 0.8 = 1.3.
     """
     losses = mean_over_pairs(relu(settings.margin - margins(values.policy_logprobs)), winners(values, settings.pairs))
-    # A weight of zero asks for no gold, whose NaN must not come in.
+    # With a weight of zero gold may be NaN.
     return losses - settings.sft_weight * likelihood_of_one(values, settings) if settings.sft_weight else losses
 
 
@@ -68,3 +69,6 @@ def dpo_nll(values: GroupValues, settings: DpoNllSection) -> torch.Tensor:
 
 def _one_hot(values: GroupValues) -> torch.Tensor:
     return torch.zeros_like(values.complete).scatter(1, best(values)[:, None], True) & values.complete
+
+
+OBJECTIVES = {"slic": Definition(slic, paired_or_best), "dpo+nll": Definition(dpo_nll, paired)}

@@ -1,4 +1,4 @@
-"""What an objective is given, and what comes out."""
+"""Inputs and outputs of an objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,37 +7,37 @@ from typing import Any
 import torch
 
 Losses = Callable[["GroupValues", Any], torch.Tensor]
-"""A loss: the values and the settings of its section to one number a prompt, [b]; whatever stands where `valid.any(-1)`
-is false is not used. A prompt's loss depends on that prompt's values alone."""
+"""A loss: values and the settings of its section to one number per prompt, [b]; entries where `valid.any(-1)` is false
+are ignored. A prompt's loss depends on that prompt's values alone."""
 
 Used = Callable[["GroupValues", Any], torch.Tensor]
-"""Which of the valid outputs a loss reads, [b, n] bool; it must not look at the policy's log-probabilities, since only
-for these outputs will they be computed. Of the outputs that it has chosen it chooses all."""
+"""Selection of the valid outputs that a loss reads, [b, n] bool. It must not read the policy's log-probabilities, which
+are computed only for these outputs. It is idempotent: given the outputs that it chose, it chooses all of them."""
 
 Metrics = Callable[["GroupValues", Any, torch.Tensor], dict[str, torch.Tensor]]
-"""What a family reports besides: from what the loss is given, and the rewards as stored, [b, n], to [b] numbers, of
-which the trained prompts' mean is taken."""
+"""Metrics of a family: the loss's arguments and the rewards as stored, [b, n], to [b] numbers, which are averaged over
+the trained prompts."""
 
 
 @dataclass(frozen=True)
 class GroupValues:
     """Sequence log-probabilities (sums over the completion, in nats) and rewards of b groups of n outputs.
 
-    What stands in a slot that is not complete is never used, NaN included.
+    Values in a slot that is not complete are never used, and may be NaN.
 
     Attributes:
         policy_logprobs: log q_θ(y|x); only this and that of gold carry a gradient.  # [b, n] float32
         prior_logprobs: log p(y|x).  # [b, n] float32
         proposal_logprobs: log q'(y|x) of the distribution sampled from.  # [b, n] float32
         rewards: r(x, y).  # [b, n] float32
-        complete: the slot holds an output, and none of its values is missing; who is paired with whom, who is best and
-            how rewards are transformed is decided among these.  # [b, n] bool
-        valid: the complete outputs that take part; the policy's log-probabilities of others are unknown.  # [b, n] bool
+        complete: the slot holds an output, and none of its values is missing; pairs, the best output and transformed
+            rewards are determined among these.  # [b, n] bool
+        valid: the complete outputs that are trained on; for others the policy's values are unknown.  # [b, n] bool
         lengths: tokens of each output.  # [b, n] int64
         gold_logprobs: log q_θ of the gold output; NaN where the objective needs none.  # [b] float32
         gold_lengths: its tokens; 1 where there is none.  # [b] int64
-        seeds: of what is drawn for a group, the same whenever it is trained.  # [b] int64
-        log_partition: log Z, the running mean of P/q' over what has been trained, this step included; 0 where the
+        seeds: of random draws for a group, the same whenever it is trained.  # [b] int64
+        log_normaliser: log Z, the running mean of P/q' over all trained outputs, this step included; 0 where the
             objective needs none.
     """
 
@@ -51,12 +51,12 @@ class GroupValues:
     gold_logprobs: torch.Tensor
     gold_lengths: torch.Tensor
     seeds: torch.Tensor
-    log_partition: float
+    log_normaliser: float
 
     def without_gaps(self) -> "GroupValues":
-        """With zeros, and lengths of one, in slots that are not valid: nothing there can become NaN.
+        """Return a copy with zeros, and lengths of one, in slots that are not valid, so that nothing there can be NaN.
 
-        Rewards stay wherever there are any, in `complete` slots.
+        Rewards are kept in all `complete` slots.
         """
         return replace(
             self,
@@ -68,7 +68,7 @@ class GroupValues:
         )
 
     def valid_alone(self) -> "GroupValues":
-        """As if the outputs that take part had been all."""
+        """Return a copy as if the valid outputs had been all."""
         return replace(self, complete=self.valid)
 
     @property
@@ -87,8 +87,8 @@ class ObjectiveResult:
     """The losses of a batch of groups.
 
     Attributes:
-        losses: one a prompt; 0 where the prompt is not trained.  # [b] float32
-        trained: whether the prompt carries a gradient.  # [b] bool
+        losses: one per prompt; 0 where the prompt is not trained.  # [b] float32
+        trained: the prompt carries a gradient.  # [b] bool
         metrics: means over the trained prompts, without gradient; empty where there is none.
     """
 
@@ -98,5 +98,20 @@ class ObjectiveResult:
 
     @property
     def loss(self) -> torch.Tensor:
-        """The mean over the trained prompts, 0 where there is none: what a step minimises."""
+        """The mean over the trained prompts, 0 where there is none: the quantity that a step minimises."""
         return self.losses.sum() / self.trained.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An entry of a file's `OBJECTIVES`.
+
+    Attributes:
+        losses: the loss itself.
+        used: the outputs that it reads.
+        metrics: further metrics, besides `diagnostics`.
+    """
+
+    losses: Losses
+    used: Used
+    metrics: Metrics | None = None

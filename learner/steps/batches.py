@@ -92,7 +92,7 @@ class GroupBatch:
             gold_logprobs=torch.where(has_gold, policy_logprobs[:, -1], torch.nan),
             gold_lengths=torch.tensor([len(gold) if gold is not None else 1 for gold in golds], dtype=torch.int64),
             seeds=self.seeds[rows],
-            log_partition=0.0,
+            log_normaliser=0.0,
         )
 
     def stored_values(self) -> GroupValues:

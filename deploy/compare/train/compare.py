@@ -17,11 +17,11 @@ from brain_align.deploy.compare.report.report import report
 from brain_align.deploy.compare.train.human_pairs import check_pairs, pairs_digest
 from brain_align.deploy.compare.train.runner import Runner, Subject
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
-from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
-from brain_align.deploy.run.directory import RunDirectory, claimed
+from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.proposal_model import proposal_model
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
 from brain_align.learner.objectives.catalogue import make_objective
@@ -49,16 +49,15 @@ def compare(
     check_recipe(recipe, request)
     check_comparison(directory, recipe)
     plan = Plan(request, recipe.sampling.n)
-    world = prepared_world(recipe, Stopwatch(), console)
-    resolved = with_world(recipe, world)
-    inputs = check_inputs(resolved, directory.services)
+    resolved = resolve(recipe, reporter(console))
+    inputs = check_inputs(resolved.recipe, directory.services)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
     for note in inputs.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    facts = {"world": world.name if world else None, **inputs.facts()}
-    subject = Subject(recipe, world, inputs, facts, directory)
+    facts = {**resolved.facts(), **inputs.facts()}
+    subject = Subject(resolved, inputs, facts, directory)
     failed: dict[str, str] = {}
-    with claimed(RunDirectory(directory.root)):
+    with locked(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         save_request(directory.request, request)
         if unfinished(directory, plan):
@@ -77,7 +76,7 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 
 def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) -> dict[str, str]:
     """Train all cells; returns why some could not be, by name."""
-    recipe, directory = with_world(subject.recipe, subject.world), subject.directory
+    recipe, directory = subject.base.recipe, subject.directory
     model = proposal_model(recipe.policy, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES

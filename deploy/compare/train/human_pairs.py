@@ -11,11 +11,11 @@ from brain_align.common.data.prompts import PromptOrder
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.schemas import HUMAN, PRIOR
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.sample_store import SampleStore
 
 
-def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
+def check_pairs(source: Store, algorithm: AlgorithmSection) -> None:
     """Refuse a store that lacks what `dpo` trains on.
 
     Raises:
@@ -34,7 +34,7 @@ def check_pairs(source: StoredSamples, algorithm: AlgorithmSection) -> None:
         )
 
 
-def pairs_digest(source: StoredSamples) -> str:
+def pairs_digest(source: Store) -> str:
     """Of all pairs with their choices, in their order: what cells that were trained on them cannot do without."""
     chosen = _chosen(source)
     outputs = source.groups(chosen)["outputs"].to_pylist()
@@ -42,7 +42,7 @@ def pairs_digest(source: StoredSamples) -> str:
     return digest("human pairs", chosen, tokens, source.scores(chosen, HUMAN)["values"].to_pylist())
 
 
-def deal_pairs(source: StoredSamples, target: SampleStore, algorithm: AlgorithmSection, seed: int) -> None:
+def deal_pairs(source: Store, target: SampleStore, algorithm: AlgorithmSection, seed: int) -> None:
     """Copy pairs with their choices to another store, each into the rounds that draw it.
 
     What was copied before is not copied again.
@@ -61,7 +61,7 @@ def deal_pairs(source: StoredSamples, target: SampleStore, algorithm: AlgorithmS
                 target.append_scores(_replaced(scores, {"group_id": names}))
 
 
-def _chosen(source: StoredSamples) -> list[str]:
+def _chosen(source: Store) -> list[str]:
     """The groups that have people's choices, in the order of commitment."""
     names = source.index()["group_id"]
     lacking = pa.array(source.unscored(HUMAN), pa.string())

@@ -3,7 +3,7 @@
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import write_file
 from brain_align.common.schemas import HUMAN
-from brain_align.common.store.overlay import OverlaidStore, StoredSamples
+from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.compare.train.seed_groups import SeedGroups, evaluation_scorers
 from brain_align.deploy.run.directory import RunDirectory
@@ -15,9 +15,7 @@ from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups
 from brain_align.deploy.schedule.rounds import Rounds
 
 
-def cell_work(
-    recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: StoredSamples
-) -> RunPlan:
+def cell_work(recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: Store) -> RunPlan:
     """The work of a cell.
 
     A method without a proposal of its own trains on the seed's groups of every round. One that updates its proposal

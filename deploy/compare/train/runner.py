@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.errors import PipelineError, first_failure
 from brain_align.common.identity import digest
 from brain_align.common.schemas import HUMAN
@@ -27,11 +26,11 @@ from brain_align.deploy.compare.train.seed_groups import SeedGroups, publish_pri
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
-from brain_align.deploy.pipeline import Stopwatch
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.preflight import Inputs
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import ResolvedRecipe
 from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.start import Stopwatch
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.run.summary import finish
 
@@ -41,24 +40,21 @@ class Subject:
     """What is compared on.
 
     Attributes:
-        recipe: the base of all cells.
-        world: what stands for `{world}` in it.
+        base: the recipe that those of all cells are made of.
         inputs: its prompts.
         facts: what identifies them.
         directory: of the comparison.
     """
 
-    recipe: Recipe
-    world: Path | None
+    base: ResolvedRecipe
     inputs: Inputs
     facts: dict[str, str | None]
     directory: ComparisonDirectory
 
     def groups(self, seed: int) -> SeedGroups:
         """The groups of a seed, sampled or not."""
-        recipe = seed_recipe(self.recipe, seed, self.directory)
-        resolved = with_world(recipe, self.world)
-        return SeedGroups(seed_run_id(recipe), resolved, self.directory.seed(seed), self.inputs)
+        recipe = seed_recipe(self.base.saved, seed, self.directory)
+        return SeedGroups(seed_run_id(recipe), self.base.derived(recipe).recipe, self.directory.seed(seed), self.inputs)
 
 
 class Runner:
@@ -138,17 +134,17 @@ class Runner:
     async def _train_on(self, cell: Cell, groups: SeedGroups) -> None:
         subject, watch = self._subject, Stopwatch()
         pairs, directory = self._plan.request.pairs, subject.directory.cell(cell.name)
-        recipe = cell_recipe(subject.recipe, cell, subject.directory, pairs)
-        check_config(directory, recipe)
-        save_config(directory, recipe, subject.facts)
-        resolved = with_world(recipe, subject.world)
-        below = await self._groups_below(resolved, cell, groups)
-        work = await asyncio.to_thread(cell_work, resolved, recipe_digest(recipe), directory, groups, below)
+        resolved = subject.base.derived(cell_recipe(subject.base.saved, cell, subject.directory, pairs))
+        recipe = resolved.recipe
+        check_config(directory, resolved.saved)
+        save_config(directory, resolved.saved, subject.facts)
+        below = await self._groups_below(recipe, cell, groups)
+        work = await asyncio.to_thread(cell_work, recipe, resolved.run_id, directory, groups, below)
         with work.store.training():
-            await self._conduct(resolved, directory, work, watch)
+            await self._conduct(recipe, directory, work, watch)
         outcomes = subject.directory.outcomes(cell.name)
         best = await asyncio.to_thread(_write_results, recipe, directory, work, watch, outcomes)
-        trains_on_groups = resolved.objective.reward != HUMAN
+        trains_on_groups = recipe.objective.reward != HUMAN
         examination = await examine(
             self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
         )
@@ -206,7 +202,7 @@ class Runner:
 
     async def _sample(self, groups: SeedGroups, done: Path) -> None:
         recipe, directory = groups.recipe, groups.directory
-        saved = seed_recipe(self._subject.recipe, recipe.seed, self._subject.directory)
+        saved = seed_recipe(self._subject.base.saved, recipe.seed, self._subject.directory)
         check_config(directory, saved)
         save_config(directory, saved, self._subject.facts)
         services = self._services.of_run(recipe, directory)

@@ -138,7 +138,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     pipeline = GroupPipeline(recipe, work, tracker, services)
     async with pipeline.running():
         await pipeline.take_up(0)
-        there = await pipeline.training.thread.call(lambda: set(store.index()["group_id"].to_pylist()))
+        there = await pipeline.training.queue.call(lambda: set(store.index()["group_id"].to_pylist()))
         pipeline.enqueue(request for request in requests if not there.issuperset(request.group_ids))
         await pipeline.evaluate(0)
         await pipeline.until(

@@ -113,16 +113,16 @@ def measure(root: Path) -> dict[str, Any]:
     trained = simulation.trained()
     assert len(trained) == len(set(trained)) == ROUNDS * PROMPTS_PER_ROUND
     pipeline = simulation.conductor.groups
-    thread = pipeline.training.thread
+    queue = pipeline.training.queue
     return {
         "simulated_samplers": SAMPLERS,
         "groups": len(trained),
         "control_plane_groups_per_second": len(trained) / wall,
         "leases_per_second": len(trained) / LEASE_PROMPTS / wall,
-        "commits_per_second": thread.commits / wall,
-        "groups_a_commit": 3 * len(trained) / thread.commits,  # groups, and two scorers' values
+        "commits_per_second": queue.commits / wall,
+        "groups_a_commit": 3 * len(trained) / queue.commits,  # groups, and two scorers' values
         "control_plane_cpu_share": cpu / wall,  # of one core
-        "longest_queue": max(thread.longest, pipeline.scoring.longest_queue),
+        "longest_queue": max(queue.longest, pipeline.scoring.longest_queue),
     }
 
 

@@ -30,6 +30,7 @@ from brain_align.deploy.compare.train.runner import Runner, Subject
 from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalActor, LocalLearner, LocalSampler, LocalScorer
@@ -113,7 +114,7 @@ def subject(tmp_path: Path) -> Subject:
     inputs = Inputs(train, {"validation": prompts("v", 4), "test": prompts("e", 6)}, [])
     facts: dict[str, str | None] = {"prompts": "a digest"}
     save_comparison(directory, recipe, facts)
-    return Subject(recipe, None, inputs, facts, directory)
+    return Subject(with_world(recipe, None), inputs, facts, directory)
 
 
 def plan(
@@ -166,7 +167,7 @@ def test_all_cells_are_trained_on_the_same_groups(subject: Subject) -> None:
         assert not {name for step in offline for name in step} & {name for step in online[UPDATES:] for name in step}
     assert steps(subject, f"dpo-sft-{rate}-seed0-n4") == steps(subject, f"dpo-sft-{rate}-seed0-n2")
     assert all(learner.killed for learner in services.learners)
-    comparison = collect(subject.directory, subject.recipe, work, {})
+    comparison = collect(subject.directory, subject.base.recipe, work, {})
     assert [figures.seeds for figures in comparison.methods.values()] == [[0, 1], [0, 1]]
 
 
@@ -186,7 +187,7 @@ def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(subject: Sub
         .scores(sorted(trained), PRIOR)["group_id"]
         .to_pylist()
     ), "their log p was missing"
-    methods = collect(subject.directory, subject.recipe, work, {}).methods
+    methods = collect(subject.directory, subject.base.recipe, work, {}).methods
     assert methods["dpo"].examination.trained_chosen_drift is None, "it trained on other groups"
     assert methods["brain"].examination.trained_chosen_drift is not None
     assert methods["dpo"].mean_reward == methods["brain"].mean_reward == 1.0  # the reward model's, not people's
@@ -205,7 +206,7 @@ def test_a_rate_that_breaks_is_named_and_costs_only_itself(subject: Subject) -> 
     runner, _ = train(subject, work, broken=frozenset({1e-4}))
     assert set(runner.failed) == {"brain-lr0.0001-seed0-n4", "rso-lr0.0001-seed0-n4"}
     assert "the loss at 0.0001 is not finite" in runner.failed["rso-lr0.0001-seed0-n4"]
-    comparison = collect(subject.directory, subject.recipe, work, runner.failed)
+    comparison = collect(subject.directory, subject.base.recipe, work, runner.failed)
     assert {figures.learning_rate for figures in comparison.methods.values()} == {1e-3}
     assert unfinished(subject.directory, work)
     again, services = train(subject, work)
@@ -217,7 +218,7 @@ def test_a_method_all_of_whose_rates_break_is_left_out(subject: Subject) -> None
     work = plan("brain", seeds=(0,))
     runner, _ = train(subject, work, broken=frozenset(RATES))
     assert len(runner.failed) == len(RATES)
-    assert collect(subject.directory, subject.recipe, work, runner.failed).methods == {}
+    assert collect(subject.directory, subject.base.recipe, work, runner.failed).methods == {}
 
 
 def test_a_shared_service_that_fails_for_good_ends_the_comparison(
@@ -253,16 +254,16 @@ def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.Mon
 
 
 def test_a_loss_that_cannot_be_imported_is_refused_before_anything_starts(subject: Subject) -> None:
-    check_recipe(subject.recipe, plan("brain").request)
+    check_recipe(subject.base.recipe, plan("brain").request)
     with pytest.raises(UserError, match=r"tests\.no_such_losses"):
-        check_recipe(subject.recipe, plan("brain", "tests.no_such_losses:mine").request)
+        check_recipe(subject.base.recipe, plan("brain", "tests.no_such_losses:mine").request)
 
 
 def test_as_many_cells_are_trained_side_by_side_as_fit(subject: Subject) -> None:
-    needs = comparison_resources(subject.recipe, 2)
-    assert fitting(subject.recipe, 2, needs) == 2
-    assert fitting(subject.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
-    assert fitting(subject.recipe, 2, {}) == 1
+    needs = comparison_resources(subject.base.recipe, 2)
+    assert fitting(subject.base.recipe, 2, needs) == 2
+    assert fitting(subject.base.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
+    assert fitting(subject.base.recipe, 2, {}) == 1
 
 
 def test_smaller_groups_are_tried_before_anything_starts(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +273,6 @@ def test_smaller_groups_are_tried_before_anything_starts(subject: Subject, monke
         return method_recipe(base, method, **sections)
 
     monkeypatch.setattr("brain_align.deploy.compare.train.compare.method_recipe", refuses_two)
-    check_recipe(subject.recipe, plan("dpo-sft", "brain").request)
+    check_recipe(subject.base.recipe, plan("dpo-sft", "brain").request)
     with pytest.raises(UserError, match="dpo-sft needs more than 2 outputs"):
-        check_recipe(subject.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)
+        check_recipe(subject.base.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)

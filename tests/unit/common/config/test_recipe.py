@@ -9,7 +9,8 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import differing_settings, recipe_digest
 from brain_align.common.config.validation import parse_recipe, valid_names
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.recipe_files import load_recipe, with_world
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import with_world
 from tests.locations import ROOT
 from tests.unit.factories import recipe_settings
 
@@ -25,7 +26,7 @@ RECIPES = sorted((ROOT / "deploy/recipes").glob("*.yaml"))
 def test_shipped_recipes_are_valid(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert "{world}" not in str(with_world(recipe, Path("/world")).model_dump())
+    assert "{world}" not in str(with_world(recipe, Path("/world")).recipe.model_dump())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         (
             {"objective": {"name": "rso", "accepted": 8}, "sampling": {"n": 8}},
-            "objective.name=rso would accept 8 of 8 outputs of a prompt, so that nothing is rejected",
+            "objective.name=rso would accept 8 of 8 outputs per prompt, so that nothing is rejected",
         ),
         ({"objective": {"name": "rso"}, "sampling": {"n": 2}}, "would accept 2 of 2 outputs"),
         (

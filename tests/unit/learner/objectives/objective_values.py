@@ -47,7 +47,7 @@ def random_values(b=3, n=5, *, seed=0, dtype=torch.float32) -> GroupValues:
         gold_logprobs=(torch.randn(b, generator=generator, dtype=dtype) - 20).requires_grad_(),
         gold_lengths=torch.randint(1, 9, (b,), generator=generator),
         seeds=torch.arange(b),
-        log_partition=0.0,
+        log_normaliser=0.0,
     )
 
 
@@ -66,7 +66,7 @@ def small_values(policy, rewards, *, prior=None, proposal=None, lengths=None, go
         gold_logprobs=torch.tensor([gold], dtype=torch.float64).requires_grad_(),
         gold_lengths=torch.tensor([gold_length]),
         seeds=torch.zeros(1, dtype=torch.int64),
-        log_partition=0.0,
+        log_normaliser=0.0,
     )
 
 

@@ -8,9 +8,9 @@ from torch.nn.functional import logsigmoid
 
 from brain_align.common.config.objective_sections import BrainSection
 from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.learner.objectives.brain import log_goodness
 from brain_align.learner.objectives.catalogue import OBJECTIVES
-from brain_align.learner.objectives.goodness import log_goodness
-from brain_align.learner.objectives.spo import win_rates
+from brain_align.learner.objectives.pairs import win_rates
 from tests.unit.learner.objectives.objective_values import (
     apply,
     changed,

@@ -46,7 +46,7 @@ def algorithm_1(prior_table, rewards, *, rounds, updates, groups, n, seed):
                 gold_logprobs=torch.full((groups,), torch.nan),
                 gold_lengths=torch.ones(groups, dtype=torch.int64),
                 seeds=torch.zeros(groups, dtype=torch.int64),
-                log_partition=0.0,
+                log_normaliser=0.0,
             )
             optimizer.zero_grad()
             brain(values).loss.backward()

@@ -9,9 +9,9 @@ import torch
 
 from brain_align.common.config.objective_sections import BrainSection
 from brain_align.learner.objectives.catalogue import make_objective
+from brain_align.learner.objectives.pairs import win_rates
 from brain_align.learner.objectives.policy_gradients import RunningMean
 from brain_align.learner.objectives.rso import rejection_sample
-from brain_align.learner.objectives.spo import win_rates
 from tests.unit.learner.objectives.objective_values import (
     apply,
     changed,
@@ -133,7 +133,7 @@ def test_the_list_of_weights_against_its_number():
 def test_policy_gradients_at_a_known_z(name, loss, grad):
     values = small_values([-3.0, -3.0], [1.0, 0.0])
     objective = make_objective(settings_of(name))
-    objective.partition = RunningMean(0.0, 1)
+    objective.normaliser = RunningMean(0.0, 1)
     result = objective(values)
     (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
     assert result.loss.item() == pytest.approx(loss, abs=1e-4)
@@ -148,7 +148,7 @@ def test_policy_gradients_where_z_is_not_1():
     for name, (loss, grad) in expected.items():
         values = small_values([-3.0, -3.0], [1.0, 0.0])
         objective = make_objective(settings_of(name))
-        objective.partition = RunningMean(math.log(2), 4)
+        objective.normaliser = RunningMean(math.log(2), 4)
         result = objective(values)
         (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
         assert result.loss.item() == pytest.approx(loss, rel=1e-9)
@@ -169,8 +169,8 @@ def test_z_is_the_mean_of_what_the_loss_weights_by_over_all_that_was_observed(na
         objective.observe(values)
         seen += logs[there].tolist()
         expected = torch.logsumexp(torch.tensor(seen, dtype=torch.float64), 0).item() - math.log(len(seen))
-        assert objective.partition.count == len(seen)
-        assert objective.partition.log_mean == pytest.approx(expected, rel=1e-5)
+        assert objective.normaliser.count == len(seen)
+        assert objective.normaliser.log_mean == pytest.approx(expected, rel=1e-5)
 
 
 def test_z_is_the_mean_over_all_steps_and_survives_a_checkpoint():

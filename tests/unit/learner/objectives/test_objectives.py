@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from brain_align.common.config.objective_sections import GoodnessSection, PairSection, PolicyGradientSection
 from brain_align.learner.objectives.catalogue import make_objective
-from brain_align.learner.objectives.spo import win_rates
+from brain_align.learner.objectives.pairs import win_rates
 from tests.unit.learner.objectives.objective_values import (
     ALL_SETTINGS,
     apply,

@@ -50,8 +50,8 @@ def test_the_documented_example_does_not_count_slots_that_are_not_valid():
         ("no_such_module:loss", "objective.name: 'no_such_module' cannot be imported"),
         (f"{HERE}:nothing", f"{HERE} has no function 'nothing'"),
         (f"{HERE}:my_loss", "fails on a trial batch: KeyError: 'scale'"),
-        (f"{HERE}:per_output", r"a tensor of shape \(2,\), and gave \(2, 3\)"),
-        (f"{HERE}:a_number", r"a tensor of shape \(2,\), and gave float"),
+        (f"{HERE}:per_output", r"a tensor of shape \(2,\), but returned \(2, 3\)"),
+        (f"{HERE}:a_number", r"a tensor of shape \(2,\), but returned float"),
         (f"{HERE}:without_policy", "do not depend on policy_logprobs"),
         (f"{HERE}:divides_by_zero", "not finite on a trial batch"),
         (
@@ -63,7 +63,7 @@ def test_the_documented_example_does_not_count_slots_that_are_not_valid():
             r"with a slot that is not valid and -?[\d.]+ without that slot, .* masked_mean",
         ),
         (f"{HERE}:normalises_over_missing_slots", r"with a slot that is not valid and .* without that slot"),
-        (f"{HERE}:drops_out", r"gives the same batch other losses each time it is called, .* draw from values\.seeds"),
+        (f"{HERE}:drops_out", r"returns different losses for the same batch .* draw random numbers from values\.seeds"),
         (f"{HERE}:fails", "fails on a trial batch: RuntimeError: out of ideas"),
     ],
 )

@@ -16,7 +16,7 @@ from brain_align.deploy.commands.store.damage import readable
 from brain_align.deploy.commands.store.group_view import find_group
 from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
 from brain_align.deploy.run.stored_source import open_source
-from brain_align.learner.objectives.goodness import log_goodness
+from brain_align.learner.objectives.brain import log_goodness
 from brain_align.learner.objectives.masked import masked_log_softmax
 from tests.unit.stored_runs import REWARDS, expected_alpha, stored_run
 
