@@ -131,7 +131,7 @@ class Sized:
         ({"samplers": 0}, "samplers=0 is out of bounds; it must be from 1 to"),
         ({"samplers": 10**9}, "out of bounds"),
         ({"scorers.nobody": 2}, "no scorers.nobody to scale; it has samplers, scorers.reward"),
-        ({"scorers.reward": None}, "is for samplers only"),
+        ({"scorers.reward": None}, "works for samplers only"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_else_done(asked: dict[str, int | None], refusal: str) -> None:
