@@ -56,6 +56,13 @@ LAYERS = (
         ("common.store.files",),
         ("common.store.format",),
     ),
+    (
+        ("deploy.compare.compare",),
+        ("deploy.compare.report", "deploy.compare.train"),
+        ("deploy.compare.results",),
+        ("deploy.compare.examine",),
+        ("deploy.compare.plan",),
+    ),
     (("sampler.service",), ("sampler.sampler",), ("sampler.generation",), ("sampler.weights",), ("sampler.engine",)),
     (("scorer.service",), ("scorer.catalogue",), ("scorer.kinds",), ("scorer.text_models",), ("scorer.scorer",)),
     (
