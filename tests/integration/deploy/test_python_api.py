@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -35,7 +36,12 @@ def test_the_tour_runs(uninterrupted: FinishedRun, monkeypatch: pytest.MonkeyPat
     assert not any(cell.get("outputs") for cell in cells)
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert sources[0].startswith('recipe = "demo"')
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     monkeypatch.chdir(ROOT)
     for source in [f"recipe = {str(uninterrupted.directory)!r}", *sources[1:]]:
         exec(compile(source, "docs/tour.ipynb", "exec"), names)
+    rows, values, group = (names[name] for name in ("rows", "values", "group"))
+    assert len(rows) == 2 * 16 * 8 and rows.groupby("group_id").alpha.sum().tolist() == pytest.approx([1] * 32)
+    assert names["weighed"].groupby("group_id").beta.sum().tolist() == pytest.approx([1] * 32)
+    assert values == pytest.approx(group.reward.tolist(), abs=1e-4)
+    assert names["loss"].item() > 0 and any(one.grad is not None for one in names["model"].parameters())

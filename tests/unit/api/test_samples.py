@@ -64,7 +64,7 @@ def test_a_bare_store_has_the_papers_temperature(run):
 
 
 def test_recomputed_proposals_take_the_place_of_the_samplers(run):
-    again = {"aa01": [-1.0, -2.0, -3.0, None], "ab02": [None] * N}
+    again: dict[str, list[float | None]] = {"aa01": [-1.0, -2.0, -3.0, None], "ab02": [None] * N}
     SampleStore(run / "store", None).append_scores(scores("proposal", again, gold_value=None))
     rows = brain_align.open_store(run).to_pandas()
     assert of_group(rows, "aa01").proposal_logprob.tolist()[:3] == [-1.0, -2.0, -3.0]
