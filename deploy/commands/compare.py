@@ -1,4 +1,14 @@
-"""The options of `brain compare`."""
+"""Train several objectives on the same stored groups.
+
+Trains every objective at every learning rate on the first seed, and at its best rate on the other seeds, all on the
+same groups of one store and at the same budget; then writes tables, plots and paired tests (docs/compare.md). Running
+it again on the same --out trains what is missing; more objectives, seeds, rates or group sizes are added to what was
+asked for before, for all its methods alike.
+
+Examples:
+  brain compare compare-demo.yaml
+  brain compare my.yaml --objectives brain,dpo-sft --seeds 0,1 --out runs/mine
+"""
 
 import argparse
 from pathlib import Path
@@ -13,18 +23,12 @@ from brain_align.deploy.compare.plan.request_file import read_request
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import output_path
 
+GROUP = "Research"
 
-def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "compare",
-        help="train several objectives on the same stored groups",
-        description="Train every objective at every learning rate on the first seed, and at its best rate on the other "
-        "seeds, all on the same groups of one store and at the same budget; then write tables, plots and paired tests. "
-        "Running it again on the same --out trains what is missing; more objectives, seeds, rates or group sizes are "
-        "added to what was asked for before, for all its methods alike.",
-    )
-    add_recipe(parser, "a YAML recipe, e.g. deploy/recipes/compare-demo.yaml")
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser)
     parser.add_argument(
         "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
     )
@@ -34,16 +38,17 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
     parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
-    parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
-    parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
+    parser.add_argument("--pairs", metavar="STORE", help="a store of human preference pairs, for dpo")
+    parser.add_argument("--parallel", type=int, metavar="K", help="runs trained side by side; default: 2, if they fit")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
     add_overrides(parser)
-    parser.set_defaults(command=_compare, resumes=True)
+    parser.set_defaults(resumes=True)
 
 
-def _compare(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing, and report."""
     if options.parallel is not None and options.parallel < 1:
-        raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
+        raise UserError(f"--parallel {options.parallel} is too few; at least one run is trained at a time.")
     recipe = load_recipe(options.recipe, options.overrides)
     directory = ComparisonDirectory(output_path(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
@@ -59,4 +64,3 @@ def _compare(options: argparse.Namespace) -> int:
     from brain_align.deploy.compare.train.compare import compare  # Ray and torch: not for what is refused
 
     compare(recipe, request, directory, options.parallel, Console())
-    return 0

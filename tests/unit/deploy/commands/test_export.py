@@ -106,7 +106,7 @@ def test_what_is_not_there_or_in_the_way_is_named(tmp_path, capsys):
     directory, _ = a_run(tmp_path)
     root, out = str(directory.root), str(tmp_path / "out")
     for arguments, message in (
-        (["nowhere", "--output", out], "is no run directory: it has no config.yaml"),
+        (["nowhere", "--output", out], "is not a run directory: it has no config.yaml"),
         ([root, "--output", out, "--version", "7"], "has versions 0 to 1; give one of them, best or newest"),
         ([root, "--output", out, "--version", "first"], "has versions 0 to 1"),
         ([root, "--output", str(tmp_path / "model"), "--version", "1"], "exists already"),

@@ -149,4 +149,4 @@ def test_a_scorer_that_the_recipe_lacks_and_a_store_without_a_recipe_are_refused
     assert main(["store", "rescore", str(tmp_path), "--scorer", "second"]) == 2
     assert "Say --recipe, or name the run directory" in capsys.readouterr().err
     assert main(["store", "rescore", str(tmp_path), "--recipe", DEMO, "--scorer", "second"]) == 2
-    assert "second is no scorer of the recipe, which has reward" in capsys.readouterr().err
+    assert "second does not name a scorer of the recipe, which has reward" in capsys.readouterr().err
