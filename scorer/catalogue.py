@@ -1,34 +1,40 @@
-"""From the settings of a recipe to a scorer that is ready."""
+"""The table of scorer kinds, and scorers made from the settings of a recipe."""
 
-from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from brain_align.common.config.policy import PolicySection
-from brain_align.common.config.scorers import (
-    ClassifierSection,
-    EndpointSection,
-    FunctionSection,
-    GPTJRewardSection,
-    JudgeSection,
-    ScorerPool,
-)
+from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.config.training import PriorSection
+from brain_align.common.entries import entries_of
 from brain_align.common.schemas import PRIOR
-from brain_align.scorer.kinds.classifier import load_classifier
-from brain_align.scorer.kinds.endpoint import load_endpoint
-from brain_align.scorer.kinds.function import load_function
-from brain_align.scorer.kinds.gptj import load_reward_model
-from brain_align.scorer.kinds.judge import load_judge
+from brain_align.scorer import kinds
 from brain_align.scorer.kinds.prior import load_prior
 from brain_align.scorer.kinds.proposal import ProposalScorer
-from brain_align.scorer.scorer import Scorer
-from brain_align.scorer.text_models.formats import FORMATS
+from brain_align.scorer.scorer import Kind, Resources, Scorer
+
+KINDS: dict[type[ScorerPool], Kind[Any]] = {kind.section: kind for kind in entries_of(kinds, "KIND")}
+"""All kinds of scorers by their section: a new kind is a section class, and a file of scorer/kinds with a `KIND`."""
 
 MAX_TOKENS = 16384
-"""Tokens of one forward pass, padding included: the most that a 6B model and a common GPU have room for."""
+"""Tokens per forward pass, padding included: as many as a 6B model and a common GPU have room for."""
+
+
+def kind_of(section: ScorerPool) -> Kind[Any]:
+    """Return the kind of a scorer; a KeyError if none has its section."""
+    return KINDS[type(section)]
+
+
+def check_scorer(name: str, section: ScorerPool) -> None:
+    """Refuse a scorer whose function, files, tokenizer or token are missing or do not fit.
+
+    Raises:
+        UserError: what is wrong.
+    """
+    kind_of(section).check(name, section)
 
 
 def build_scorer(
@@ -37,35 +43,21 @@ def build_scorer(
     """Load a scorer.
 
     Args:
-        section: of the recipe.
-        name: of the scorer; `prior` and `proposal` are the log-probabilities of these.
-        policy: what prior and proposals are made of; no other scorer needs it.
-        policies: where proposal versions are published; only `proposal` needs it.
+        section: its section of the recipe.
+        name: of the scorer; `prior` and `proposal` are the scorers of these log-probabilities.
+        policy: the model of prior and proposals; unused by other scorers.
+        policies: directory of published proposal versions; used by `proposal` only.
         together: whether a reward model computes the groups of a call together, see `annotate_texts`.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
     """
-    match section:
-        case PriorSection():
-            load = load_prior if name == PRIOR else partial(ProposalScorer, policies=policies)
-            return load(policy=policy, device=_device(section.gpus), max_tokens=MAX_TOKENS)
-        case FunctionSection():
-            return load_function(name, section)
-        case EndpointSection():
-            return load_endpoint(name, section)
-        case JudgeSection():
-            return load_judge(name, section)
-        case ClassifierSection():
-            return load_classifier(name, section, _device(section.gpus), MAX_TOKENS, together=together)
-        case GPTJRewardSection():
-            format, devices = FORMATS[section.kind], _devices(section.gpus)
-            return load_reward_model(name, section.path, format, section.dtype, devices, MAX_TOKENS, together=together)
-    raise AssertionError(f"no scorer is made of a {type(section).__name__}")
-
-
-def _device(gpus: float) -> str:
-    return _devices(min(gpus, 1))[0]
+    resources = Resources(_devices(section.gpus), MAX_TOKENS, together)
+    if isinstance(section, ScorerPool):
+        return kind_of(section).load(name, section, resources)
+    if name == PRIOR:
+        return load_prior(policy, resources.devices[0], MAX_TOKENS)
+    return ProposalScorer(policy, policies, resources.devices[0], MAX_TOKENS)
 
 
 def _devices(gpus: float) -> list[str]:

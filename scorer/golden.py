@@ -1,7 +1,7 @@
-"""The golden self-test: a scorer still gives a few fixed texts the values that it gave them when its run began.
+"""The golden self-test: a few fixed texts must keep the values that a scorer gave them when its run began.
 
-What changes a reward model silently (another revision, library, device or precision) shows here, before it shows in a
-run whose rewards are no longer those that it began with.
+Silent changes to a reward model (another revision, library, device or precision) are found here, before they change the
+rewards of a run.
 """
 
 import json
@@ -11,20 +11,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brain_align.common.config.policy import PolicySection
-from brain_align.common.config.scorers import (
-    ClassifierSection,
-    EndpointSection,
-    FunctionSection,
-    GPTJRewardSection,
-    JudgeSection,
-    RemotePool,
-    ScorerPool,
-)
+from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.schemas import GROUPS, batch_from_rows
-from brain_align.scorer.scorer import Scorer
+from brain_align.scorer.catalogue import kind_of
+from brain_align.scorer.scorer import ROUNDING, Scorer
 
 _PROMPT = "SUBREDDIT: r/cats\nTITLE: The mat\nPOST: My cat sat on the mat all day. What does it want?\nTL;DR:"
 _OUTPUTS = (
@@ -35,13 +28,10 @@ _OUTPUTS = (
 )
 _PROMPT_TOKENS = (3, 1, 4, 1, 5)  # for scorers of token ids, in any vocabulary
 _TOKENS = ((9, 2, 6), (5,), (3, 5, 8, 9, 7), ())
-_EXACT = 1e-6
-_IN_32_BITS = 1e-3
-_IN_16_BITS = 0.05
 
 
 class _Golden(BaseModel):
-    """What is kept: the scorer's name and digest when the values were made, and the value of each text."""
+    """The file's content: the scorer's name and digest when the values were computed, and the value of each text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,21 +41,26 @@ class _Golden(BaseModel):
 
 
 def check_golden(scorer: Scorer, section: ScorerPool | PolicySection, path: Path) -> None:
-    """Score the golden texts, and compare with what is kept in `path`; on first use keep them there.
+    """Score the golden texts and compare the values with those in `path`; the first time, write them there.
 
     Args:
-        scorer: ready.
+        scorer: loaded.
         section: its section of the recipe; for the prior, the policy's.
         path: of the file.
 
     Raises:
-        UserError: a value has moved, with both numbers; the file is damaged; or a remote scorer cannot be reached.
+        UserError: a value has moved (with both numbers), the file is damaged, or a remote scorer cannot be reached.
     """
     row = scorer.score(_golden_groups()).to_pylist()[0]
     values = row["values"]
-    if isinstance(section, RemotePool) and values.count(None) == len(values):
-        raise UserError(f"scorers.{scorer.name} gives no values: {row['error']}")
-    if (tolerance := _tolerance(section)) is None:
+    if isinstance(section, ScorerPool):
+        kind = kind_of(section)
+        if kind.must_answer and values.count(None) == len(values):
+            raise UserError(f"scorers.{scorer.name} returns no values: {row['error']}")
+        tolerance = kind.tolerance(section)
+    else:
+        tolerance = ROUNDING[section.dtype]
+    if tolerance is None:
         return
     if not path.exists():
         kept = _Golden(scorer=scorer.name, digest=scorer.digest, values=values)
@@ -82,8 +77,8 @@ def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Pa
             files = "its files are the same" if kept.digest == scorer.digest else "its files have changed"
             raise UserError(
                 f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now it "
-                f"has {now} (rounding explains {tolerance:g} of it); {files}. Bring back what it was, or, if it "
-                f"is meant to change, start another run; the values are kept in {path}."
+                f"has {now} (rounding explains {tolerance:g} of it); {files}. Restore the scorer, or, if the "
+                f"change is intended, start another run; the values are in {path}."
             )
 
 
@@ -95,20 +90,6 @@ def _read(path: Path) -> _Golden:
     if len(kept.values) != len(_OUTPUTS):
         raise UserError(f"{path} holds {len(kept.values)} values for {len(_OUTPUTS)} texts; restore or delete it.")
     return kept
-
-
-def _tolerance(section: ScorerPool | PolicySection) -> float | None:
-    """How far a value may move, relative to one more than itself; None: it is not repeatable."""
-    match section:
-        case JudgeSection():
-            return None
-        case EndpointSection():
-            return _IN_16_BITS  # whatever computes there
-        case FunctionSection():
-            return _EXACT
-        case GPTJRewardSection() | ClassifierSection() | PolicySection():
-            return _IN_32_BITS if section.dtype == "float32" else _IN_16_BITS
-    raise AssertionError(f"no tolerance for {type(section).__name__}")
 
 
 def _golden_groups() -> pa.RecordBatch:

@@ -1,13 +1,14 @@
-"""What every scorer has in common: groups in, one annotation per group out."""
+"""Scorers: groups in, one annotation per group out; and what each kind of scorer must declare."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
+from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.schemas import SCORES, batch_from_rows
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -15,31 +16,78 @@ _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 Group = dict[str, Any]
 """One GROUPS row as Python values (common/schemas.py)."""
 
+Settings = TypeVar("Settings", bound=ScorerPool)
+
+EXACT = 1e-6
+"""The tolerance of values that involve no model."""
+
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+"""The tolerance of a model's values, by the type of its weights."""
+
 
 class Scorer(Protocol):
-    """Annotates groups with one value per output.
+    """The interface of every scorer: it annotates groups with one value per output.
 
     Attributes:
         name: its name in the recipe and in SCORES.
-        digest: of everything that its values depend on: two scorers of one digest give the same values.
+        digest: of everything that its values depend on: two scorers with the same digest give the same values.
     """
 
     name: str
     digest: str
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """SCORES rows for GROUPS rows, one each, in their order.
+        """Return SCORES rows for GROUPS rows, one each, in the same order.
 
-        The values of a group depend on that group alone, not on the others in the batch, but for their rounding where
-        a scorer was told to compute groups together. A value that could not be computed is null, and the row's `error`
-        says why.
+        A group's values do not depend on the other groups in the batch, except for rounding if the scorer computes
+        groups together. A value that could not be computed is null, and the row's `error` gives the reason.
         """
         ...
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a scorer computes with.
+
+    Attributes:
+        devices: "cpu", or GPUs; the layers of a model may be spread over several.
+        max_tokens: tokens per forward pass, padding included.
+        together: whether a reward model computes the groups of a call together, see `annotate_texts`.
+    """
+
+    devices: Sequence[str]
+    max_tokens: int
+    together: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[Settings]):
+    """One kind of scorer: an entry of the table of kinds, the `KIND` of its file in scorer/kinds.
+
+    No field has a default, so that a new kind must answer every question.
+
+    Attributes:
+        section: the kind's section class of the recipe (common/config/scorers.py).
+        load: makes a scorer that is ready, from its name and settings. Raises UserError where something is missing.
+        check: raises UserError if files, function or token are missing or do not fit; called before anything starts.
+        tolerance: how far a golden value may move, relative to 1 + |value|; None if values are not repeatable.
+        must_answer: whether the start fails if no golden text gets a value, as when a service cannot be reached.
+        reads_turns: whether the scorer understands conversations; if not, prompts that are conversations are refused.
+        source: the origin of the values, for messages: a path, function or URL.
+    """
+
+    section: type[Settings]
+    load: Callable[[str, Settings, Resources], Scorer]
+    check: Callable[[str, Settings], object]
+    tolerance: Callable[[Settings], float | None]
+    must_answer: bool
+    reads_turns: Callable[[Settings], bool]
+    source: Callable[[Settings], str]
+
+
+@dataclass(frozen=True)
 class Annotation:
-    """What a scorer says about one group: a value per output, and one for gold where there is any."""
+    """A scorer's values for one group: one per output, and one for gold if there is any."""
 
     values: list[float | None]
     gold_value: float | None = None
@@ -47,13 +95,13 @@ class Annotation:
 
 
 def texts_of(group: Group) -> list[str]:
-    """The texts of a group's outputs, and behind them that of gold where there is one."""
+    """Return the texts of a group's outputs, followed by that of gold if there is one."""
     gold = group["gold_text"]
     return [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
 
 
 def annotation_of_texts(group: Group, values: Sequence[float | None], errors: Iterable[str]) -> Annotation:
-    """What the values of `texts_of` say about a group."""
+    """Return the annotation of a group from the values of `texts_of`."""
     if group["gold_text"] is None:
         return Annotation(list(values), None, tuple(errors))
     return Annotation(list(values[:-1]), values[-1], tuple(errors))
@@ -65,7 +113,7 @@ def annotate(scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group
 
 
 def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annotation]) -> pa.RecordBatch:
-    """SCORES rows for the groups of a batch, from what a scorer says about each."""
+    """Return SCORES rows for the groups of a batch from a scorer's annotation of each."""
     rows = [
         {
             "group_id": group_id,
@@ -96,13 +144,13 @@ def finite_or_null(values: Sequence[float | None], what: str) -> tuple[list[floa
 def numbers_or_null(
     result: object, count: int, who: str, what: str, *, nulls: bool = False
 ) -> tuple[list[float | None], list[str]]:
-    """Values that somebody else's code gave: all null, unless they are as many numbers as were asked for.
+    """Check values from foreign code: all are null unless the result has as many numbers as requested.
 
     Args:
-        result: what was given.
-        count: how many values were asked for.
-        who: gave them.
-        what: a value is for.
+        result: the returned value.
+        count: how many values were requested.
+        who: where the values come from, for errors.
+        what: what a value belongs to, for errors, e.g. "output".
         nulls: whether single values may be missing (None).
 
     Returns:
@@ -115,7 +163,7 @@ def numbers_or_null(
         return nothing, [f"{who} returned {len(result)} values for {count} outputs"]
     strange = [value for value in result if not isinstance(value, Real) and not (nulls and value is None)]
     if strange:
-        return nothing, [f"{who} returned {strange[0]!r:.80}, which is no number"]
+        return nothing, [f"{who} returned {strange[0]!r:.80}, which is not a number"]
     return finite_or_null([None if value is None else _as_float(value) for value in result], what)
 
 

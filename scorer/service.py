@@ -18,7 +18,7 @@ class ScorerActor:
     """One replica of one scorer."""
 
     def __init__(self, name: str, recipe: dict[str, Any], policies: str, golden: str, log_path: str) -> None:
-        """Load nothing yet: an error raised here would reach the caller as the death of the actor.
+        """Store the arguments; nothing is loaded, because an error here would look like the death of the actor.
 
         Args:
             name: of the scorer.
@@ -35,12 +35,12 @@ class ScorerActor:
         self._scorer: Scorer | None = None
 
     def ready(self) -> dict[str, str]:
-        """Load the scorer, have it pass its golden self-test, and answer with its name and digest.
+        """Load the scorer, run its golden self-test, and return its name and digest.
 
         Raises:
-            UserError: the scorer cannot be made from its settings, or is no longer what it was.
+            UserError: the scorer cannot be loaded, or its values have changed.
         """
-        import torch  # only now, so that what it says at import goes to the log
+        import torch  # imported late, so that its output at import goes to the log
 
         from brain_align.scorer.catalogue import build_scorer
         from brain_align.scorer.golden import check_golden
@@ -48,13 +48,13 @@ class ScorerActor:
         recipe = Recipe.model_validate(self._recipe)
         section = recipe.scorer(self._name)
         torch.set_num_threads(section.threads)
-        together = recipe.algorithm.max_staleness > 0  # strict mode has the same bytes from the same seed
+        together = recipe.algorithm.max_staleness > 0  # strict mode: the same seed gives the same bytes
         self._scorer = build_scorer(section, self._name, recipe.policy, self._policies, together=together)
-        if self._name != PROPOSAL:  # whose values change with every version that is published
+        if self._name != PROPOSAL:  # its values change with every published version
             check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Annotate GROUPS rows, after `ready`; returns SCORES rows, one each."""
+        """Return one SCORES row per GROUPS row; `ready` must have been called."""
         assert self._scorer is not None, "the scorer is not loaded: call ready() first"
         return self._scorer.score(batch)

@@ -14,6 +14,7 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 class ScorerPool(Section):
     """What every scorer has: what it is for, and what its replicas get."""
 
+    kind: str = Field(description="what computes the values (docs/scorers.md)")
     use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
     replicas: int = Field(1, ge=1)
     gpus: float = Field(

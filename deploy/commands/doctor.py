@@ -19,13 +19,6 @@ from pathlib import Path
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.scorers import (
-    ClassifierSection,
-    EndpointSection,
-    FunctionSection,
-    GPTJRewardSection,
-    JudgeSection,
-)
 from brain_align.common.config.training import PriorSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import PRIOR
@@ -120,20 +113,14 @@ def examine(
 
 def _described(recipe: Recipe, name: str) -> str:
     """Describe a scorer, and what its values are for."""
-    match scorer := recipe.scorer(name):
-        case PriorSection():
-            return f"log-probabilities of {recipe.policy.model}"
-        case GPTJRewardSection() | ClassifierSection():
-            source = scorer.path
-        case FunctionSection():
-            source = scorer.function
-        case EndpointSection() | JudgeSection():
-            source = scorer.url
-        case _:
-            raise AssertionError(f"no description of a {type(scorer).__name__}")
+    from brain_align.scorer.catalogue import kind_of  # torch and transformers
+
+    scorer = recipe.scorer(name)
+    if isinstance(scorer, PriorSection):
+        return f"log-probabilities of {recipe.policy.model}"
     rewards = [reward for reward, made in recipe.rewards.items() if name in made.weights]
     part = f", part of {', '.join(rewards)}" if rewards else ""
-    return f"{scorer.kind}, {source}, for {scorer.use}{part}"
+    return f"{scorer.kind}, {kind_of(scorer).source(scorer)}, for {scorer.use}{part}"
 
 
 def _try_on_cluster(recipe: Recipe, logs: RunDirectory) -> Problems:

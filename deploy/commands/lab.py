@@ -26,11 +26,9 @@ GROUP = "Research"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets lab.json and the plots")
-    parser.add_argument("--seed", type=int, default=0, help="of the first toy problem (default 0)")
-    parser.add_argument(
-        "--worlds", type=int, default=8, help="number of toy problems, of consecutive seeds (default 8)"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for lab.json and the plots")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first problem and of its samples (default 0)")
+    parser.add_argument("--worlds", type=int, default=8, help="number of problems, with consecutive seeds (default 8)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -60,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
-    console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} worlds, and the range.")
+    console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} problems, and the range.")
     for title, name, form in (
         (
             "KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)",

@@ -33,7 +33,7 @@ def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirecto
     Raises:
         UserError: the data cannot be prepared, or a scorer cannot be loaded.
     """
-    from brain_align.deploy.run.preflight import check_scorer  # torch and transformers: not for a file that is refused
+    from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 
     resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
     for name in scorers:

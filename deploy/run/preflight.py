@@ -7,13 +7,6 @@ import pyarrow.compute as pc
 from brain_align.common.config.data import PromptSource
 from brain_align.common.config.objective_sections import RsoSection
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.scorers import (
-    ClassifierSection,
-    FunctionSection,
-    GPTJRewardSection,
-    RemotePool,
-    ScorerPool,
-)
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
 from brain_align.common.errors import UserError
@@ -28,11 +21,7 @@ from brain_align.deploy.run.run_plan import RunPlan, sampling_work
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
-from brain_align.scorer.kinds.classifier import load_classifier_tokenizer
-from brain_align.scorer.kinds.client import bearer_token
-from brain_align.scorer.kinds.function import load_function
-from brain_align.scorer.text_models.checkpoints import find_checkpoint
-from brain_align.scorer.text_models.formats import FORMATS
+from brain_align.scorer.catalogue import check_scorer, kind_of
 
 
 @dataclass(frozen=True)
@@ -172,8 +161,7 @@ def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> No
     if recipe.data.chat_template == AS_THEY_ARE or not prompts.conversations:
         return
     for name, scorer in recipe.scorers.items():
-        reads_turns = scorer.chat_template if isinstance(scorer, ClassifierSection) else scorer.kind not in FORMATS
-        if not reads_turns:
+        if not kind_of(scorer).reads_turns(scorer):
             raise UserError(
                 f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {prompts.conversations} prompts of "
                 f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
@@ -188,21 +176,6 @@ def _check_context(recipe: Recipe, context: int) -> None:
             f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model}"
             f" ({context} tokens); lower one of them."
         )
-
-
-def check_scorer(name: str, scorer: ScorerPool) -> None:
-    """Refuse a scorer whose function, checkpoint, tokenizer or token is not there or does not fit."""
-    match scorer:
-        case FunctionSection():
-            load_function(name, scorer)
-        case GPTJRewardSection():
-            form = FORMATS[scorer.kind]
-            tokenizer = find_checkpoint(scorer.path, form).tokenizer
-            form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
-        case ClassifierSection():
-            load_classifier_tokenizer(scorer)
-        case RemotePool():
-            bearer_token(scorer)
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

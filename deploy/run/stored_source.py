@@ -8,7 +8,7 @@ from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.files.backends import shown
-from brain_align.common.store.overlay import OverlaidStore, StoredSamples
+from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
@@ -46,7 +46,7 @@ class Source:
         location: of the store itself.
     """
 
-    store: StoredSamples
+    store: Store
     location: Location
 
     @property

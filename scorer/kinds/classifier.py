@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
 
 from brain_align.common.config.scorers import ClassifierSection
 from brain_align.common.data.conversations import ASSISTANT, Message, turns_of
@@ -15,25 +16,26 @@ from brain_align.common.errors import UserError, first_line
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.sources import is_local
-from brain_align.scorer.scorer import Group, texts_of
+from brain_align.scorer.scorer import ROUNDING, Group, Kind, Scorer, texts_of
+from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
-from brain_align.scorer.text_models.loaded_files import digest_of_loaded
 from brain_align.scorer.text_models.text_values import TextValues
 
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
 
 
-class WholeTexts:
-    """Values by the classifier's own forward pass, on padded batches with their mask: encoders, above all."""
+class WholeTexts(ValuesOfTexts):
+    """Values from the classifier's own forward pass, on padded batches with a mask: for encoders, above all."""
 
     def __init__(self, model: PreTrainedModel, max_tokens: int) -> None:
         self._model = model
         self._max_tokens = max_tokens
 
+    @override
     @torch.no_grad()
     def of(self, texts: Sequence[list[int]]) -> list[float]:
-        """See `ValuesOfTexts`; texts of about one length go through the model together."""
+        # Texts of similar length go through the model together.
         padding = self._model.config.pad_token_id
         # A causal classifier finds its last token by the padding's id: without one, it reads one text at a time.
         width = max(map(len, texts), default=1)
@@ -49,7 +51,7 @@ class WholeTexts:
         return [value for _, value in sorted(zip(order, values, strict=True))]
 
 
-class ClassifierScorer:
+class ClassifierScorer(Scorer):
     """r(x, y) of every output of a group, and of its gold output, from texts encoded by the classifier's tokenizer."""
 
     def __init__(
@@ -63,15 +65,15 @@ class ClassifierScorer:
         *,
         together: bool,
     ) -> None:
-        """Put the parts together.
+        """Combine the parts.
 
         Args:
             name: of the scorer.
             digest: of the scorer.
-            values: of encoded texts.
+            values: computes the values of encoded texts.
             tokenizer: the classifier's own.
             settings: of the recipe.
-            padding: the id of padding that a causal classifier skips at the end of a text; None: it skips nothing.
+            padding: the padding id, which a causal classifier skips at the end of a text; None: it skips nothing.
             together: see `annotate_texts`.
         """
         self.name = name
@@ -82,8 +84,8 @@ class ClassifierScorer:
         self._padding = padding
         self._together = together
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         plain = not self._settings.chat_template
         return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=plain)
 
@@ -117,11 +119,11 @@ def load_classifier(
         name: of the scorer.
         settings: its section of the recipe.
         device: "cpu" or "cuda".
-        max_tokens: of one forward pass, padding included.
+        max_tokens: tokens per forward pass, padding included.
         together: see `annotate_texts`.
 
     Raises:
-        UserError: it is missing or incomplete, or has another number of labels than one.
+        UserError: it is missing or incomplete, or does not have exactly one label.
     """
     tokenizer = load_classifier_tokenizer(settings)
     model = _load_model(settings, device)
@@ -170,11 +172,11 @@ def _require_exactly(report: dict[str, Any], source: str) -> None:
     for what, names in (("lacks", report["missing_keys"]), ("has unexpected", report["unexpected_keys"])):
         if names:
             listed = ", ".join(sorted(names)[:8])
-            raise UserError(f"The classifier in {source} {what} weights: {listed}; it is no complete reward model.")
+            raise UserError(f"The classifier in {source} {what} weights: {listed}; it is not a complete reward model.")
 
 
 def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -> TextValues | None:
-    """The classifier as a causal decoder with a linear head, if that is what it is by its own answers."""
+    """Return the classifier as a causal decoder with a linear head, if that reproduces its own values; else None."""
     heads = [module for name, module in model.named_children() if name == "score" and isinstance(module, nn.Linear)]
     if not heads:
         return None
@@ -182,8 +184,21 @@ def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -
     ids = torch.randint(model.config.vocab_size, (24,), generator=generator).tolist()
     line = [token for token in ids if token != model.config.pad_token_id]
     texts = [line, line[:9], line[:9] + line[:4]]
-    expected = torch.tensor([whole.of([text])[0] for text in texts])  # each by itself: no padding
+    expected = torch.tensor([whole.of([text])[0] for text in texts])  # one at a time: no padding
     decoder = TextValues(model.base_model, heads[0], max_tokens)
     difference = (torch.tensor(decoder.of(texts)) - expected).abs().max()
     tolerance = _TOLERANCE.get(model.dtype, _TOLERANCE_IN_16_BITS) * (1 + expected.abs().max())
     return decoder if difference <= tolerance else None
+
+
+KIND = Kind(
+    section=ClassifierSection,
+    load=lambda name, settings, resources: load_classifier(
+        name, settings, resources.devices[0], resources.max_tokens, together=resources.together
+    ),
+    check=lambda _, settings: load_classifier_tokenizer(settings),
+    tolerance=lambda settings: ROUNDING[settings.dtype],
+    must_answer=False,
+    reads_turns=lambda settings: settings.chat_template,
+    source=lambda settings: settings.path,
+)

@@ -1,4 +1,4 @@
-"""Requests to HTTP services: with a time limit, repeated a bounded number of times, and clear about what failed."""
+"""Requests to HTTP services, with a time limit and a bounded number of attempts."""
 
 import asyncio
 import logging
@@ -23,23 +23,23 @@ _LONGEST_QUOTE = 120
 
 
 class RequestFailedError(Exception):
-    """A service gave no usable answer, however often it was asked; says why."""
+    """A service gave no usable answer in all attempts; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class _Refused(Exception):
-    """One try failed."""
+    """One attempt failed."""
 
     reason: str
     is_final: bool
 
 
 class Client:
-    """Sends JSON and receives JSON; an asynchronous context manager.
+    """Posts JSON and returns JSON; an asynchronous context manager.
 
-    A request has a time limit as a whole, also where a service sends its answer bit by bit. While a service seems to be
-    down, because a request has used up all its tries, others are tried once only: hundreds that wait in line must not
-    each wait for it. The first answer ends that.
+    The time limit covers a whole request, even if a service sends its answer bit by bit. After a request has used up
+    its attempts, the service is considered down, and other requests are tried only once, until one is answered:
+    hundreds of waiting requests must not each wait for the full number of attempts.
     """
 
     def __init__(self, settings: RemotePool) -> None:
@@ -62,12 +62,12 @@ class Client:
         await self._http.aclose()
 
     async def post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a JSON object and return the one that is answered.
+        """Post a JSON object and return the JSON object of the answer.
 
         Raises:
-            RequestFailedError: no try brought one, or the service refused the request itself (400, 401, 404 …).
+            RequestFailedError: all attempts failed, or the service refused the request itself (400, 401, 404 …).
         """
-        async with self._free:  # pauses included: a service in trouble is not asked by others meanwhile
+        async with self._free:  # held during pauses, too: other requests do not burden a failing service meanwhile
             return await self._insist(url, body)
 
     async def _insist(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +102,14 @@ class Client:
         try:
             answer = response.json()
         except ValueError:
-            raise _Refused(f"the answer is no JSON: {_quoted(response.text)}", is_final=False) from None
+            raise _Refused(f"the answer is not JSON: {_quoted(response.text)}", is_final=False) from None
         if not isinstance(answer, dict):
-            raise _Refused(f"the answer is no JSON object: {_quoted(response.text)}", is_final=True)
+            raise _Refused(f"the answer is not a JSON object: {_quoted(response.text)}", is_final=True)
         return answer
 
 
 def bearer_token(settings: RemotePool) -> str | None:
-    """The token that the environment holds for a service, if it wants one.
+    """Return the environment's token for a service, or None if the recipe names none.
 
     Raises:
         UserError: the variable that the recipe names is not set.
@@ -133,7 +133,7 @@ def annotate_by_asking(
     settings: RemotePool,
     score_group: Callable[[Client, Group], Awaitable[Annotation]],
 ) -> pa.RecordBatch:
-    """As `annotate`, for a scorer that asks a service: the requests of all groups are under way side by side."""
+    """Annotate a batch with a scorer that calls a service; the requests of all groups run concurrently."""
 
     async def ask() -> list[Annotation]:
         async with Client(settings) as client:

@@ -3,18 +3,28 @@
 import asyncio
 
 import pyarrow as pa
+from typing_extensions import override
 
 from brain_align.common.config.scorers import EndpointSection
 from brain_align.common.identity import digest
 from brain_align.scorer.kinds.client import Client, RequestFailedError, annotate_by_asking, bearer_token
-from brain_align.scorer.scorer import Annotation, Group, annotation_of_texts, numbers_or_null, texts_of
+from brain_align.scorer.scorer import (
+    ROUNDING,
+    Annotation,
+    Group,
+    Kind,
+    Scorer,
+    annotation_of_texts,
+    numbers_or_null,
+    texts_of,
+)
 
 
-class EndpointScorer:
+class EndpointScorer(Scorer):
     """The endpoint's value for every output of a group, and for its gold output.
 
-    A request is `{"prompts": [...], "outputs": [...]}`, equally many of one group, answered by `{"scores": [...]}`,
-    where a value may be null. Requests of all groups are under way side by side.
+    A request is `{"prompts": [...], "outputs": [...]}`, equally many, of one group; the answer is `{"scores": [...]}`,
+    in which values may be null. The requests of all groups run concurrently.
     """
 
     def __init__(self, name: str, settings: EndpointSection) -> None:
@@ -22,8 +32,8 @@ class EndpointScorer:
         self.digest = digest("http", settings.url)
         self._settings = settings
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         return annotate_by_asking(self, batch, self._settings, self._score_group)
 
     async def _score_group(self, client: Client, group: Group) -> Annotation:
@@ -45,10 +55,21 @@ class EndpointScorer:
 
 
 def load_endpoint(name: str, settings: EndpointSection) -> EndpointScorer:
-    """Make a scorer of an endpoint, without asking it.
+    """Make the scorer of an endpoint, without a request.
 
     Raises:
         UserError: its token is not in the environment.
     """
     bearer_token(settings)
     return EndpointScorer(name, settings)
+
+
+KIND = Kind(
+    section=EndpointSection,
+    load=lambda name, settings, _: load_endpoint(name, settings),
+    check=lambda _, settings: bearer_token(settings),
+    tolerance=lambda _: ROUNDING["bfloat16"],  # the service may compute in 16 bits
+    must_answer=True,
+    reads_turns=lambda _: True,
+    source=lambda settings: settings.url,
+)

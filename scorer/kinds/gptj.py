@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
+from brain_align.common.config.scorers import GPTJRewardSection
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_tokenizer
-from brain_align.scorer.scorer import Group
+from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer
 from brain_align.scorer.text_models.checkpoints import find_checkpoint
 from brain_align.scorer.text_models.encoded_texts import annotate_texts
-from brain_align.scorer.text_models.formats import RewardFormat
+from brain_align.scorer.text_models.formats import FORMATS, RewardFormat
 from brain_align.scorer.text_models.gptj_model import Dtype, load_gptj_reward
 from brain_align.scorer.text_models.text_values import TextValues
 
 
-class RewardModelScorer:
+class RewardModelScorer(Scorer):
     """r(x, y) of every output of a group, and of its gold output.
 
     Texts are encoded by the reward model's own tokenizer.
@@ -38,8 +40,8 @@ class RewardModelScorer:
         self._tokenizer = tokenizer
         self._together = together
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=True)
 
     def _texts(self, group: Group) -> list[list[int]]:
@@ -68,8 +70,8 @@ def load_reward_model(
         source: directory or hub id.
         format: TLDR or HH.
         dtype: of the weights.
-        devices: over which the model's layers are spread: "cpu", or GPUs.
-        max_tokens: tokens of one forward pass, padding included.
+        devices: "cpu", or GPUs over which the model's layers are spread.
+        max_tokens: tokens per forward pass, padding included.
         together: see `annotate_texts`.
 
     Raises:
@@ -83,3 +85,32 @@ def load_reward_model(
     identity = digest("reward model", checkpoint.digest(), dtype, max_tokens)
     values = TextValues(model.transformer, model.v_head, max_tokens)
     return RewardModelScorer(name, identity, values, format, tokenizer, together=together)
+
+
+def _load(name: str, settings: GPTJRewardSection, resources: Resources) -> RewardModelScorer:
+    return load_reward_model(
+        name,
+        settings.path,
+        FORMATS[settings.kind],
+        settings.dtype,
+        resources.devices,
+        resources.max_tokens,
+        together=resources.together,
+    )
+
+
+def _check(_name: str, settings: GPTJRewardSection) -> None:
+    form = FORMATS[settings.kind]
+    tokenizer = find_checkpoint(settings.path, form).tokenizer
+    form.check_tokenizer(load_tokenizer(tokenizer), tokenizer)
+
+
+KIND = Kind(
+    section=GPTJRewardSection,
+    load=_load,
+    check=_check,
+    tolerance=lambda settings: ROUNDING[settings.dtype],
+    must_answer=False,
+    reads_turns=lambda _: False,
+    source=lambda settings: settings.path,
+)

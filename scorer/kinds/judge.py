@@ -1,26 +1,27 @@
-"""Rewards from a language model that is asked to rate outputs."""
+"""Rewards from a language model that rates outputs."""
 
 import asyncio
 import re
 
 import pyarrow as pa
+from typing_extensions import override
 
 from brain_align.common.config.scorers import JudgeSection
 from brain_align.common.identity import digest
 from brain_align.scorer.kinds.client import Client, RequestFailedError, annotate_by_asking, bearer_token
-from brain_align.scorer.scorer import Annotation, Group, annotation_of_texts, texts_of
+from brain_align.scorer.scorer import Annotation, Group, Kind, Scorer, annotation_of_texts, texts_of
 
 _PLACE = re.compile(r"\{(prompt|output)\}")
 _LONGEST_QUOTE = 80
 
 Rating = float | str
-"""A rating; or, where there is none, the reason."""
+"""A rating, or the reason why there is none."""
 
 
-class JudgeScorer:
-    """A judge's rating of every output of a group, and of its gold output, each asked for by itself, greedily.
+class JudgeScorer(Scorer):
+    """A judge's rating of every output of a group, and of its gold output: one greedy request each.
 
-    An answer without a rating in range is null, and the row's error says how many there were.
+    An answer without a rating in range gives null, and the row's error counts them.
     """
 
     def __init__(self, name: str, settings: JudgeSection) -> None:
@@ -31,8 +32,8 @@ class JudgeScorer:
         self.digest = digest("judge", asked)
         self._settings = settings
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         return annotate_by_asking(self, batch, self._settings, self._score_group)
 
     async def _score_group(self, client: Client, group: Group) -> Annotation:
@@ -68,17 +69,28 @@ class JudgeScorer:
         try:
             rating = float(found[-1][1])
         except (TypeError, ValueError):
-            return f"the judge's rating {found[-1][1]!r} is no number"
+            return f"the judge's rating {found[-1][1]!r} is not a number"
         if not self._settings.lowest <= rating <= self._settings.highest:
             return f"the judge's rating {rating:g} is not from {self._settings.lowest:g} to {self._settings.highest:g}"
         return rating
 
 
 def load_judge(name: str, settings: JudgeSection) -> JudgeScorer:
-    """Make a scorer of a judge, without asking it.
+    """Make the scorer of a judge, without a request.
 
     Raises:
         UserError: its token is not in the environment.
     """
     bearer_token(settings)
     return JudgeScorer(name, settings)
+
+
+KIND = Kind(
+    section=JudgeSection,
+    load=lambda name, settings, _: load_judge(name, settings),
+    check=lambda _, settings: bearer_token(settings),
+    tolerance=lambda _: None,
+    must_answer=True,
+    reads_turns=lambda _: True,
+    source=lambda settings: settings.url,
+)

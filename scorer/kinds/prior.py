@@ -1,8 +1,9 @@
-"""The prior's log-probabilities log p(y|x), as just another scorer."""
+"""The prior's log-probabilities log p(y|x), as one more scorer."""
 
 import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from brain_align.common.config.policy import PolicySection
 from brain_align.common.identity import digest, digest_files
@@ -11,12 +12,12 @@ from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, find_adapter
 from brain_align.common.nn.models.causal_lm import load_config
 from brain_align.common.nn.models.policy_model import load_prior_model
 from brain_align.common.schemas import PRIOR
-from brain_align.scorer.scorer import Annotation, Group, annotate, finite_or_null
-from brain_align.scorer.text_models.loaded_files import digest_of_loaded
+from brain_align.scorer.scorer import Annotation, Group, Scorer, annotate, finite_or_null
+from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 
 
-class PriorScorer:
-    """log p(y|x) of each output, from its token ids, with the learner's numerics; none of gold."""
+class PriorScorer(Scorer):
+    """log p(y|x) of each output, from its token ids, with the learner's numerics; no value for gold."""
 
     name = PRIOR
 
@@ -26,8 +27,8 @@ class PriorScorer:
         self._logprobs.pad_unless_exact()
         self._max_tokens = max_tokens
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
@@ -35,7 +36,7 @@ class PriorScorer:
 
 
 def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int) -> Annotation:
-    """A group's sequence log-probabilities under a model; null where the model cannot read a sequence."""
+    """Return a group's sequence log-probabilities under a model; null where the model cannot read a sequence."""
     outputs = [output["token_ids"] for output in group["outputs"]]
     try:
         values = logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), max_tokens)
@@ -46,7 +47,7 @@ def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int)
 
 
 def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScorer:
-    """Load the prior: the very model that the learner starts from.
+    """Load the prior: the model that the learner starts from.
 
     Raises:
         UserError: model or adapter is missing or incompatible.
@@ -56,7 +57,7 @@ def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScor
 
 
 def logprobs_digest(name: str, policy: PolicySection, max_tokens: int) -> str:
-    """The digest of a scorer of log-probabilities: of model files and numerics."""
+    """Return the digest of a scorer of log-probabilities: of model files and numerics."""
     files = [digest_of_loaded(policy.model, load_config(policy.model))]
     if policy.sft_adapter:
         adapter = find_adapter(policy.sft_adapter)

@@ -1,7 +1,7 @@
-"""The proposals' log-probabilities log q'(y|x), computed again with the learner's numerics, as just another scorer.
+"""The proposals' log-probabilities log q'(y|x), recomputed with the learner's numerics, as one more scorer.
 
-The sampler's own (GROUPS, token_logprobs) are those that the outputs were drawn with. Where its kernels or precision
-differ from the learner's, the ratios q_θ/q' and p/q' carry that difference; with these values they do not.
+The sampler's own values (GROUPS, token_logprobs) are those that the outputs were drawn with. If its kernels or
+precision differ from the learner's, the ratios q_θ/q' and p/q' contain that difference; with these values they do not.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
+from typing_extensions import override
 
 from brain_align.common.config.policy import PolicySection
 from brain_align.common.nn.logprobs import SequenceLogprobs
@@ -17,13 +18,13 @@ from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PROPOSAL
 from brain_align.scorer.kinds.prior import annotate_logprobs, logprobs_digest
-from brain_align.scorer.scorer import Annotation, Group, annotate
+from brain_align.scorer.scorer import Annotation, Group, Scorer, annotate
 
 
-class ProposalScorer:
-    """log q'(y|x) of each output under the very version that it was sampled from; none of gold.
+class ProposalScorer(Scorer):
+    """log q'(y|x) of each output under the version that it was sampled from; no value for gold.
 
-    One version is held at a time: the groups of a lease have one, and leases of a version come one after the other.
+    One version is in memory at a time: all groups of a lease have the same, and leases arrive in order of version.
     """
 
     name = PROPOSAL
@@ -38,8 +39,8 @@ class ProposalScorer:
         self._logprobs: SequenceLogprobs | None = None
         self._base = None if policy.method == "full" else self._load(policy.model)  # of all versions' adapters
 
+    @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """See `Scorer`."""
         return annotate(self, batch, self._score_group)
 
     def _score_group(self, group: Group) -> Annotation:
@@ -48,7 +49,7 @@ class ProposalScorer:
     def _of_version(self, version: int) -> SequenceLogprobs:
         if self._logprobs is None or version != self._version:
             directory = self._registry.verify(version).path
-            self._release()  # before the next is loaded: there may not be room for two
+            self._release()  # before the next is loaded: two may not fit into memory
             model = self._load(str(directory)) if self._base is None else load_adapter(self._base, directory)
             self._logprobs, self._version = SequenceLogprobs(model), version
             self._logprobs.pad_unless_exact()

@@ -1,4 +1,4 @@
-"""Where a reward model's files are: in a directory, or on the Hugging Face hub."""
+"""The files of a reward model, in a directory or on the Hugging Face hub, and their digest."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from transformers import PreTrainedConfig
 
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.identity import digest, digest_files
@@ -14,12 +15,12 @@ from brain_align.common.nn.models.sources import is_local
 from brain_align.scorer.text_models.formats import RewardFormat
 
 SAFETENSORS = "model.safetensors"
-"""The same weights in this form are preferred where both are there: nothing in it can be executed."""
+"""Preferred over other files of the same weights: nothing in it can be executed."""
 
 SHARDED_BIN = "pytorch_model.bin"
 
 INDEX = ".index.json"
-"""What a weights file's name is followed by in the name of the file that says how it is sharded."""
+"""Suffix of a weights file's name in the name of its index of shards."""
 
 _CONFIG = "config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -32,15 +33,19 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+_LOADED_WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, SHARDED_BIN, SHARDED_BIN + INDEX)  # in transformers' order
+_TOKENIZERS = (*TOKENIZER_FILES, "vocab.txt", "*.model", "*.jinja")
+_ADAPTER = ("adapter_config.json", "adapter_model.*")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The files of one reward model.
 
     Attributes:
-        format: of its texts and its file.
-        weights: the files of weights: one, or the shards of one.
-        config: the configuration beside it; the real checkpoints have none.
+        format: of its texts and files.
+        weights: the file of weights, or its shards.
+        config: the configuration beside it; the original checkpoints have none.
         tokenizer: a directory, or a hub id.
     """
 
@@ -51,18 +56,18 @@ class Checkpoint:
 
     @property
     def root(self) -> Path:
-        """Where the files lie."""
+        """The directory of the files."""
         return self.weights[0].parent
 
     def digest(self) -> str:
-        """The digest of the files that are read, and of nothing else that lies beside them."""
+        """Return the digest of the files that are read, and of no others beside them."""
         names = [file.name for file in (*self.weights, *([self.config] if self.config else []))]
         if not self.tokenizer_name():
             names += [name for name in TOKENIZER_FILES if (self.root / name).is_file()]
         return digest(self.format.name, self.tokenizer_name(), digest_files(self.root, names))
 
     def tokenizer_name(self) -> str:
-        """The tokenizer's hub id; one that lies beside the weights has no name that would hold elsewhere."""
+        """Return the tokenizer's hub id; empty for one beside the weights, whose path means nothing elsewhere."""
         return "" if Path(self.tokenizer).is_dir() else self.tokenizer
 
 
@@ -70,8 +75,8 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
     """Find a reward model's files.
 
     Args:
-        source: a directory, or a hub id, with "@revision" after it where it is not the newest that is meant.
-        format: says which file holds the weights, and where the tokenizer is if none lies beside them.
+        source: a directory, or a hub id, followed by "@revision" unless the newest is meant.
+        format: names the file of weights, and the tokenizer if there is none beside it.
 
     Raises:
         UserError: there is no such directory or repository, or no such file in it.
@@ -81,7 +86,7 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
     weights = find_weights(directory, names)
     if weights is None:
         raise UserError(
-            f"{source} holds no {format.checkpoint_file}, the file of a {format.name} reward model, and no "
+            f"{source} holds neither {format.checkpoint_file}, the file of a {format.name} reward model, nor "
             f"{SAFETENSORS}, in one piece or in shards; set `path` to the directory that holds it, or `kind` to the "
             f"model's format."
         )
@@ -93,14 +98,14 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | None:
-    """The files of a model's weights in a directory.
+    """Find the files of a model's weights in a directory.
 
     Args:
         directory: of the model.
-        names: of files of weights, or of indices of shards; the first that is there counts.
+        names: of files of weights, or of indices of shards; the first that exists counts.
 
     Returns:
-        One file, or the shards; None where none of the names is there.
+        One file, or the shards; None if none of the names exists.
 
     Raises:
         UserError: an index cannot be read, or shards are missing.
@@ -115,7 +120,7 @@ def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | No
     if missing or not shards:
         raise UserError(
             f"{found} names {len(shards)} files of weights, of which {len(missing)} are missing "
-            f"({', '.join(missing[:3])}); bring them back."
+            f"({', '.join(missing[:3])}); restore them."
         )
     return tuple(directory / name for name in shards)
 
@@ -124,17 +129,17 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of sharded weights ({first_line(error)}); restore it.") from None
+        raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
 
 
 def _download(source: str, weights: Sequence[str]) -> Path:
-    """The directory of the hub's cache with the files of a reward model, fetched where they are not there yet."""
+    """Return the directory of the hub's cache with the files of a reward model, fetching those that are missing."""
     repository, _, revision = source.partition("@")
 
     def fetched(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(repository, name, revision=revision or None))
-        except EntryNotFoundError:  # it has none, or the hub is away and none was fetched before
+        except EntryNotFoundError:  # it has none, or the hub is offline and none was fetched before
             return None
         except (OSError, ValueError) as error:
             raise UserError(
@@ -150,3 +155,23 @@ def _download(source: str, weights: Sequence[str]) -> Path:
     for name in (*(_shards(found) if found.name.endswith(INDEX) else ()), _CONFIG, *TOKENIZER_FILES):
         fetched(name)
     return found.parent
+
+
+def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool = False) -> str:
+    """Return the digest of the files that transformers loads of a model, and of no others beside them.
+
+    Args:
+        source: a directory, or a hub id whose files have been fetched.
+        config: the model's configuration, loaded from there.
+        tokenizer: whether its tokenizer is used.
+    """
+    if Path(source).is_dir():
+        root = Path(source)
+    else:  # all files of one commit are in one directory of the hub's cache
+        root = Path(hf_hub_download(source, _CONFIG, revision=config._commit_hash)).parent
+    weights = find_weights(root, _LOADED_WEIGHTS)
+    if weights is None:  # the configuration gives them other names
+        weights = (*root.glob("*.safetensors"), *root.glob("*.bin"))
+    patterns = (_CONFIG, *_ADAPTER, *(_TOKENIZERS if tokenizer else ()))
+    names = {file.name for file in weights} | {file.name for pattern in patterns for file in root.glob(pattern)}
+    return digest_files(root, sorted(names))

@@ -1,4 +1,4 @@
-"""Scorers that read encoded texts: which texts they read, and which go through the model together."""
+"""Annotation of groups by scorers that read encoded texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -13,26 +13,26 @@ Encode = Callable[[Group], list[list[int]]]
 
 
 class ValuesOfTexts(Protocol):
-    """What computes the values of encoded texts."""
+    """Computes the values of encoded texts."""
 
     def of(self, texts: Sequence[list[int]]) -> list[float]:
-        """The value of each text; texts have at least one token."""
+        """Return the value of each text; texts have at least one token."""
         ...
 
 
 def annotate_texts(
     scorer: Scorer, batch: pa.RecordBatch, encode: Encode, values: ValuesOfTexts, *, together: bool, plain: bool
 ) -> pa.RecordBatch:
-    """As `annotate`, for a scorer that reads encoded texts.
+    """Annotate the groups of a batch with a scorer that reads encoded texts.
 
     Args:
-        scorer: whose values they are.
+        scorer: the scorer.
         batch: GROUPS rows.
-        encode: a group's texts.
-        values: of encoded texts.
-        together: whether the texts of all groups are computed together, as far as a forward pass has room; if not, a
-            group's values depend not even in their rounding on what else is in the batch.
-        plain: whether the scorer reads prompts as plain text, so that it has no values for conversations.
+        encode: encodes a group's texts.
+        values: computes the values of encoded texts.
+        together: whether forward passes are filled with the texts of several groups; if not, a group's values do not
+            depend on the rest of the batch, not even in their rounding.
+        plain: whether the scorer reads prompts as plain text, so that conversations get no values.
     """
     groups = batch.to_pylist()
     parts = [groups] if together else [[group] for group in groups]
@@ -44,7 +44,7 @@ def _annotations(groups: list[Group], encode: Encode, values: ValuesOfTexts, *, 
     found = iter(values.of([text for texts in encoded for text in texts or () if text]))
     for group, texts in zip(groups, encoded, strict=True):
         if texts is None:
-            reason = "the prompt is a conversation, of which this scorer, which reads plain text, would see the JSON"
+            reason = "the prompt is a conversation, and this scorer, which reads plain text, would see its JSON"
             yield Annotation([None] * len(group["outputs"]), errors=(reason,))
         else:
             kept, errors = finite_or_null([next(found) if text else None for text in texts], "text")

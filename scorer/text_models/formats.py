@@ -1,8 +1,7 @@
-"""The text formats of the two GPT-J reward models: what is encoded, and at which token the reward is read.
+"""The text formats of the two GPT-J reward models: the encoded text, and the token at which the reward is read.
 
-Both were trained by others, and a reward read one token off, or a text truncated on the wrong side, is a
-plausible number that means nothing. What is written here is the contract of those checkpoints, not a matter
-of taste.
+These formats are fixed by the published checkpoints. A reward read one token off, or a text truncated on the wrong
+side, is a plausible number that means nothing.
 """
 
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EOS = "<|endoftext|>"
-"""End of text, and padding, in both formats."""
+"""End of text and padding in both formats."""
 
 START = "<|startoftext|>"
-"""What TL;DR texts begin with: several ordinary BPE pieces, never one special token."""
+"""The beginning of TL;DR texts: several ordinary BPE pieces, never one special token."""
 
 _TLDR_MARKER = "TL;DR:"
 
@@ -28,7 +27,7 @@ class EncodedText:
 
     Attributes:
         token_ids: of the whole text, truncated.
-        read_index: the place of the token whose value is the text's reward.
+        read_index: index of the token whose value is the text's reward.
     """
 
     token_ids: list[int]
@@ -36,25 +35,25 @@ class EncodedText:
 
     @property
     def read(self) -> list[int]:
-        """The tokens that the reward depends on: attention is causal, so that what follows the read one has no say."""
+        """The tokens that the reward depends on: attention is causal, so later tokens have no effect."""
         return self.token_ids[: self.read_index + 1]
 
 
 @dataclass(frozen=True)
 class RewardFormat:
-    """How one family of reward models wants its texts.
+    """The text format of one family of reward models.
 
     Attributes:
         name: the name in recipes.
         checkpoint_file: the file that holds the weights.
-        tokenizer: hub id of the tokenizer where none lies beside the checkpoint.
+        tokenizer: hub id of the tokenizer if there is none beside the checkpoint.
         max_tokens: longer texts are truncated to this many tokens.
         truncation_side: the side that loses tokens.
         reads: "before_eos": the token before the first EOS, or the last one where truncation cut EOS off;
             "at_eos": the first EOS itself, which truncation from the left always keeps.
         prefix: text before every prompt.
         may_hold_copies: whether the file may hold the weights a second time, under `model.`.
-        gold_marker: where given, gold texts follow the prompt's last marker and exactly one space.
+        gold_marker: if set, gold texts follow the prompt's last marker and exactly one space.
     """
 
     name: str
@@ -68,18 +67,18 @@ class RewardFormat:
     gold_marker: str | None = None
 
     def text(self, prompt: str, output: str) -> str:
-        """The text that is scored for an output; an empty output is scored like any other.
+        """Return the text that is scored for an output; an empty output is scored like any other.
 
-        EOS that stands anywhere inside is removed: the reward is read at the first EOS, so that one inside
-        the prompt would give all its outputs the same reward.
+        EOS inside the text is removed: the reward is read at the first EOS, so one inside the prompt would give all
+        outputs the same reward.
         """
         return self.prefix + _without_eos(prompt + output) + EOS
 
     def gold_text(self, prompt: str, gold: str) -> str:
-        """The text that is scored for a gold output, in the form that the reward model was trained on.
+        """Return the text that is scored for a gold output, in the form that the reward model was trained on.
 
-        Some data sets begin their gold texts with the space and some don't: a second space would be a
-        handicap that no generated text has.
+        Some data sets begin their gold texts with a space and some do not: a second space would be a handicap that no
+        generated text has.
         """
         if self.gold_marker is None:
             return self.text(prompt, gold)
@@ -93,11 +92,11 @@ class RewardFormat:
 
         Args:
             tokenizer: the reward model's own tokenizer; see `check_tokenizer`.
-            texts: at least one; each has at least one token.
+            texts: at least one text, each with at least one token.
             max_positions: the model's context length; bounds `max_tokens` for small models.
         """
         limit = min(self.max_tokens, max_positions or self.max_tokens)
-        # Nothing is left to the tokenizer's own settings (truncation, padding, BOS).
+        # The tokenizer's own settings (truncation, padding, BOS) are not used.
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [self._read(self._truncated(row, limit), tokenizer.eos_token_id) for row in rows]
 
@@ -105,13 +104,13 @@ class RewardFormat:
         """Refuse a tokenizer that would silently encode this format's texts differently.
 
         Raises:
-            UserError: its EOS is another one or not a single token, or it has `<|startoftext|>` as one token.
+            UserError: its EOS is another one or not a single token, or `<|startoftext|>` is one token.
         """
         ids = tokenizer(EOS, add_special_tokens=False)["input_ids"]
         if tokenizer.eos_token != EOS or list(ids) != [tokenizer.eos_token_id]:
             raise UserError(
                 f"The tokenizer in {where} does not fit a {self.name} reward model: its end of text is "
-                f"{tokenizer.eos_token!r}, but must be the one token {EOS!r}."
+                f"{tokenizer.eos_token!r}, but must be the single token {EOS!r}."
             )
         if self.prefix and len(tokenizer(self.prefix, add_special_tokens=False)["input_ids"]) == 1:
             raise UserError(
@@ -156,12 +155,12 @@ FORMATS = {"tldr": TLDR, "hh": HH}
 
 
 def normalise_tldr_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens: int = 500) -> str:
-    """A TL;DR prompt in the form that SFT and reward model were trained on: it ends in "TL;DR:" and fits.
+    """Return a TL;DR prompt in the form that SFT and reward model were trained on: ending in "TL;DR:", and truncated.
 
     Args:
         tokenizer: the policy's tokenizer.
-        prompt: the raw post; what stands from its first "TL;DR:" on is dropped.
-        max_tokens: context length less the tokens to generate (550 - 50).
+        prompt: the raw post; everything from its first "TL;DR:" on is dropped.
+        max_tokens: context length minus the tokens to generate (550 - 50).
     """
     end = f"\n{_TLDR_MARKER}"
     room = max_tokens - len(tokenizer(end, add_special_tokens=False)["input_ids"])  # 5 with GPT-2's vocabulary

@@ -1,14 +1,15 @@
-"""The two GPT-J reward models: the transformer, and one bias-free value head.
+"""The two GPT-J reward models: the transformer, and one value head without bias.
 
-Their files hold weights under the names of another time. Every name is accounted for: a weight that is left
-at random, silently, gives plausible rewards that mean nothing.
+Their files use weight names of old versions of transformers. Every name is accounted for: a weight left at its random
+initialisation would give plausible rewards that mean nothing. The layers of a model that does not fit on one GPU can be
+spread over several, which a row passes one after the other: no faster than one GPU with enough memory.
 """
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -17,24 +18,25 @@ from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 from brain_align.common.errors import UserError, first_line
+from brain_align.common.nn.prefix.stock_models import is_layout
 from brain_align.scorer.text_models.checkpoints import Checkpoint
 from brain_align.scorer.text_models.formats import RewardFormat
-from brain_align.scorer.text_models.layer_split import connect, layer_devices
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = dict[str, torch.Tensor]
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 # Causal masks that transformers once kept among the weights.
 _OLD_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 _BLOCK = re.compile(r"transformer\.h\.(\d+)\.")
 _EMBEDDING = "transformer.wte.weight"
-# Where a reward model was saved with the language model that it was made from, everything is there twice.
+# A reward model that was saved together with its original language model holds everything twice.
 _COPY = "model."
 _UNUSED_COPIES = ("model.lm_head.weight", "model.lm_head.bias")
 
 
 class GPTJReward(nn.Module):
-    """A GPT-J and its value head, under the names of the files; what reads it is scorer/text_models/text_values.py."""
+    """A GPT-J and its value head, under the names of the files; `TextValues` (text_values.py) reads it."""
 
     def __init__(self, config: GPTJConfig) -> None:
         super().__init__()
@@ -46,16 +48,16 @@ class GPTJReward(nn.Module):
 def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, devices: Sequence[str] = ("cpu",)) -> GPTJReward:
     """Load a reward model in the format of CarperAI's (TL;DR) or Dahoas' (HH).
 
-    There are never two copies of the weights: files are mapped into memory, and the model takes over their
-    tensors (on a CPU, where the type is the file's), or each one is converted and then let go.
+    There are never two copies of the weights: files are mapped into memory, and the model adopts their tensors (on a
+    CPU, if the type is the file's), or each one is converted and then released.
 
     Args:
         checkpoint: its files.
         dtype: of the weights.
-        devices: over which the layers are spread, in their order.
+        devices: the layers are spread over these, in order.
 
     Raises:
-        UserError: a file cannot be read, or they do not hold exactly the configuration's weights.
+        UserError: a file cannot be read, or the files do not hold exactly the configuration's weights.
     """
     weights = _without_leftovers(_read(checkpoint.weights), checkpoint.format)
     with torch.device("meta"):
@@ -71,7 +73,7 @@ def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, devices: Sequence[str
 
 
 def _place(name: str, blocks: Sequence[torch.device]) -> torch.device:
-    """Where a weight goes: the embedding to the first block, what follows the last block to that one."""
+    """Return a weight's device: the embedding is with the first block, weights after the last block with that one."""
     if block := _BLOCK.match(name):
         return blocks[int(block[1])]
     return blocks[0] if name == _EMBEDDING else blocks[-1]
@@ -90,7 +92,7 @@ def _config(checkpoint: Checkpoint) -> GPTJConfig:
 
 
 def _gptj_6b() -> GPTJConfig:
-    # Spelt out rather than left to transformers' defaults, which are not ours to rely on.
+    # Spelt out, because the defaults of transformers may change.
     return GPTJConfig(n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, vocab_size=50400, n_positions=2048)
 
 
@@ -99,7 +101,7 @@ def _read(files: Sequence[Path]) -> Weights:
     for file in files:
         read = _read_file(file)
         if twice := sorted(read.keys() & weights.keys()):
-            raise UserError(f"{file} holds weights that another of its shards holds, too: {_listed(twice)}.")
+            raise UserError(f"{file} holds weights that another shard holds, too: {_listed(twice)}.")
         weights |= read
     return weights
 
@@ -108,17 +110,17 @@ def _read_file(path: Path) -> Weights:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Files of old PyTorch versions are no zip archives and cannot be mapped into memory.
+        # Files of old PyTorch versions are not zip archives and cannot be mapped into memory.
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # an unpickler that is given rubbish raises anything
+    except Exception as error:  # an unpickler may raise anything on damaged data
         raise UserError(f"The reward model's weights {path} cannot be read: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"The reward model's weights {path} are no dictionary of tensors.")
+        raise UserError(f"The reward model's weights {path} are not a dictionary of tensors.")
     return dict(weights)
 
 
 def _without_leftovers(weights: Weights, format: RewardFormat) -> Weights:
-    """Drop what is known to be superfluous, and nothing else."""
+    """Drop weights that are known to be superfluous, and no others."""
     if format.may_hold_copies:
         weights = {name: value for name, value in weights.items() if not _is_copy(name, weights)}
     return {name: value for name, value in weights.items() if not _OLD_BUFFER.fullmatch(name)}
@@ -161,7 +163,7 @@ def _listed(items: list[str], most: int = 8) -> str:
 
 
 def _fill_position_buffers(model: GPTJReward, blocks: Sequence[torch.device]) -> None:
-    """Rotary positions are computed, not stored, so that a model made on the meta device has none yet."""
+    """Fill the rotary positions, which are computed, not stored, and which a model made on the meta device lacks."""
     config = model.config
     positions = create_sinusoidal_positions(config.n_positions, config.rotary_dim or config.n_embd)
     on_device = {device: positions.to(device) for device in set(blocks)}
@@ -170,3 +172,35 @@ def _fill_position_buffers(model: GPTJReward, blocks: Sequence[torch.device]) ->
     filled = {f"transformer.h.{index}.attn.embed_positions" for index in range(len(blocks))}
     empty = {name for name, buffer in model.named_buffers() if buffer.is_meta} - filled
     assert not empty, f"this version of transformers has buffers that are not filled: {empty}"
+
+
+def layer_devices(layers: int, devices: Sequence[torch.device]) -> list[torch.device]:
+    """Return the device of each layer: one run of layers per device, of lengths that differ by at most one."""
+    return [devices[layer * len(devices) // layers] for layer in range(layers)]
+
+
+def connect(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
+    """Move each layer's input to the layer's device, for layers that are on their devices already.
+
+    Args:
+        layers: called one after the other.
+        devices: of each layer.
+    """
+    for layer, before, device in zip(layers, [devices[0], *devices], devices, strict=False):
+        # Positions always come from the first device, hidden states only need moving where a run of layers begins.
+        if device != devices[0] or device != before:
+            layer.register_forward_pre_hook(_bring_to(device), with_kwargs=True)
+
+
+def _bring_to(device: torch.device) -> Hook:
+    def bring(
+        _layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # A packed row's layout, which replaces the attention mask, is read on the CPU.
+        kept = {"attention_mask"} if is_layout(named.get("attention_mask")) else set()
+        return tuple(map(moved, args)), {name: value if name in kept else moved(value) for name, value in named.items()}
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    return bring

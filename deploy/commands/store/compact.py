@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> None:
     store = opened(options.place, read_only=False)
     target = options.target_mb << 20
     for kind, catalogue in store.kinds.items():
-        before = len(catalogue.holdings.sizes)
-        replaced = compact(store.place, catalogue, store.author, Sizes(target // 2, target, LARGE.fewest))
-        removed = remove_superseded(store.place, catalogue, options.grace)
+        before = len(catalogue.part_map.sizes)
+        replaced = compact(store.backend, catalogue, store.author, Sizes(target // 2, target, LARGE.fewest))
+        removed = remove_superseded(store.backend, catalogue, options.grace)
         catalogue.write_index(at_least=1)
         print(f"{kind}: {replaced} of {before} parts compacted, {len(removed)} removed (replaced earlier)")
 

@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> None:
         print(f"kept: {plan.kept_untrained} groups that match, but are untrained or belong to the newest round")
         if options.delete:
             print(f"deleted {remove(store, plan)} parts")
-    superseded = {kind: len(catalogue.holdings.superseded()) for kind, catalogue in store.kinds.items()}
+    superseded = {kind: len(catalogue.part_map.superseded()) for kind, catalogue in store.kinds.items()}
     print(f"parts that compaction has replaced: {sum(superseded.values())}")
     if options.delete:
-        removed = [remove_superseded(store.place, catalogue, options.grace) for catalogue in store.kinds.values()]
+        removed = [remove_superseded(store.backend, catalogue, options.grace) for catalogue in store.kinds.values()]
         print(f"deleted {sum(map(len, removed))} of them; the others are younger than --grace")
     else:
         print("nothing was deleted; run it with --delete to do so")

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Verify the store."""
     found = verify(locate(options.place).uri)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    print(f"{found.place}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
+    print(f"{found.uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
     for note in found.notes:
         print(f"note: {note}")
     for problem in found.problems:

@@ -173,6 +173,7 @@ def trained(store: SampleStore) -> list[list[str]]:
     return [row["group_ids"] for row in store.steps()]
 
 
+@pytest.mark.usefixtures("no_full_collections")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_crash_at_any_call_loses_nothing_and_trains_nothing_twice(tmp_path: Path, staleness: int) -> None:

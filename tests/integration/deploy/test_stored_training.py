@@ -87,6 +87,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.usefixtures("no_full_collections")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("replay", [False, True])
 def test_a_crash_at_any_call_trains_nothing_twice_and_leaves_the_source_alone(tmp_path: Path, replay: bool) -> None:

@@ -42,12 +42,12 @@ def slow(prompts, outputs):
 
 EXPECTED = {  # by a row's first output: what the function's values are, and what is said of them
     "fine": ([4, 1], None),
-    "hangs": ([None, None], "the function gave no values within 1 s"),
+    "hangs": ([None, None], "the function returned no values within 1 s"),
     "raises": ([None, None], "the function raised KeyError: 'no such prompt'"),
     "nan": ([1, None], "output 1 has the value nan"),
     "few": ([None, None], "the function returned 1 values for 2 outputs"),
     "text": ([None, None], "the function returned a str, not a list of numbers"),
-    "words": ([None, None], "the function returned '1', which is no number"),
+    "words": ([None, None], "the function returned '1', which is not a number"),
     "none": ([None, None], "the function returned a NoneType, not a list of numbers"),
     "last": ([4, 1], None),
 }
@@ -103,7 +103,7 @@ def test_what_a_scorer_gets_wrong_is_null_with_its_name_and_reason(here: Path) -
         down = row["outputs"][0] == "few"
         assert row["scores"]["remote"] == ([None, None] if down else [2, 2])
         assert ("was asked 2 times: status 503" in row.get("errors", {}).get("remote", "")) == down
-    assert "odd has no value for 13 outputs: the function gave no values within 1 s" in " ".join(said(here).split())
+    assert "odd has no value for 13 outputs: the function returned no values within 1 s" in " ".join(said(here).split())
     assert "remote has no value for 2 outputs" in said(here)
 
 

@@ -63,7 +63,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
 def test_an_endpoint_that_cannot_be_reached_stops_the_start(tmp_path):
     with serving(lambda body: (200, {"scores": [1.0] * len(body["outputs"])})) as service:
         check(tmp_path / "golden.json", kind="http", url=service.url)
-    with pytest.raises(UserError, match=r"scorers.reward gives no values: .* was asked 2 times: ConnectError"):
+    with pytest.raises(UserError, match=r"scorers.reward returns no values: .* was asked 2 times: ConnectError"):
         check(tmp_path / "golden.json", kind="http", url=service.url, attempts=2, backoff=0)
 
 

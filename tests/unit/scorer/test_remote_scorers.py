@@ -86,11 +86,11 @@ def test_what_passes_is_tried_again():
     [
         ((503, "busy"), "was asked 3 times: status 503: '\"busy\"'", 3),
         ((404, "no"), "was asked once: status 404", 1),
-        ((200, b"<html>"), "was asked 3 times: the answer is no JSON: '<html>'", 3),
-        ((200, [1.0, 2.0]), "was asked once: the answer is no JSON object", 1),
+        ((200, b"<html>"), "was asked 3 times: the answer is not JSON: '<html>'", 3),
+        ((200, [1.0, 2.0]), "was asked once: the answer is not a JSON object", 1),
         ((200, {"rewards": [1.0, 2.0]}), "answered without `scores`, but rewards", 1),
         ((200, {"scores": [1.0]}), "returned 1 values for 2 outputs", 1),
-        ((200, {"scores": ["1", 2]}), "returned '1', which is no number", 1),
+        ((200, {"scores": ["1", 2]}), "returned '1', which is not a number", 1),
         ((200, {"scores": 3}), "returned a int, not a list of numbers", 1),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_pattern_of_ones_own():
         scorer = judge(service.url, pattern=r"Score: ([0-9.]+)", lowest=0, highest=1)
         assert scorer.score(groups(["a"])).to_pylist()[0]["values"] == [0.75]
         words = judge(service.url, pattern=r"(Score)", lowest=0, highest=1)
-        assert "rating 'Score' is no number" in words.score(groups(["a"])).to_pylist()[0]["error"]
+        assert "rating 'Score' is not a number" in words.score(groups(["a"])).to_pylist()[0]["error"]
 
 
 def test_digests_depend_on_what_is_asked_and_of_whom():

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from brain_align.common.errors import UserError
 from brain_align.scorer.text_models.checkpoints import Checkpoint, find_checkpoint
 from brain_align.scorer.text_models.formats import FORMATS, HH, TLDR
-from brain_align.scorer.text_models.gptj_model import load_gptj_reward
-from brain_align.scorer.text_models.layer_split import layer_devices
+from brain_align.scorer.text_models.gptj_model import layer_devices, load_gptj_reward
 from tests.allocations import peak_bytes
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, rewards, tiny_weights, write
 
@@ -64,12 +63,12 @@ def test_incomplete_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"names 3 files of weights, of which 1 are missing \(pytorch_model-00002-of"):
         find_checkpoint(str(tmp_path), HH)
     second.write_bytes((tmp_path / "pytorch_model-00001-of-00003.bin").read_bytes())
-    with pytest.raises(UserError, match=r"00002-of-00003\.bin holds weights that another of its shards holds, too: tr"):
+    with pytest.raises(UserError, match=r"00002-of-00003\.bin holds weights that another shard holds, too: tr"):
         load_gptj_reward(find_checkpoint(str(tmp_path), HH), "float32")
     second.write_bytes(taken)
     for content in ("{", "[]", '{"weight_map": {}}'):
         (tmp_path / "pytorch_model.bin.index.json").write_text(content)
-        with pytest.raises(UserError, match=r"pytorch_model\.bin\.index\.json (is no index|names 0 files)"):
+        with pytest.raises(UserError, match=r"pytorch_model\.bin\.index\.json (is not an index|names 0 files)"):
             find_checkpoint(str(tmp_path), TLDR)
 
 

@@ -339,7 +339,7 @@ def test_a_function_that_hangs_is_given_up_in_time_and_asked_again_for_the_next_
     began = time.monotonic()
     late, next_ = score(function(f"{HERE}:hanging", timeout=0.2), group(outputs=(text, "b")), group(name="next"))
     assert time.monotonic() - began < 10
-    assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
+    assert (late["values"], late["error"]) == ([None, None], "the function returned no values within 0.2 s")
     assert (next_["values"], next_["error"]) == ([1, 1], None)
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -349,7 +349,7 @@ def test_what_a_function_makes_of_its_interruption_is_no_value_and_does_not_keep
     began = time.monotonic()
     late, next_ = score(function(f"{HERE}:{name}", timeout=0.2), group(outputs=("slow", "b")), group(name="next"))
     assert time.monotonic() - began < 10
-    assert (late["values"], late["error"]) == ([None, None], "the function gave no values within 0.2 s")
+    assert (late["values"], late["error"]) == ([None, None], "the function returned no values within 0.2 s")
     assert None not in next_["values"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
@@ -367,10 +367,10 @@ def test_in_another_thread_there_is_no_limit_and_no_harm():
     [
         ("too_few", "returned 1 values for 2 outputs"),
         ("text", "returned a str, not a list of numbers"),
-        ("texts", "returned '1', which is no number"),
+        ("texts", "returned '1', which is not a number"),
         ("none", "returned a NoneType, not a list of numbers"),
         ("one", "returned a float, not a list of numbers"),
-        ("nones", "returned None, which is no number"),
+        ("nones", "returned None, which is not a number"),
     ],
 )
 def test_what_is_no_list_of_numbers_is_null(answer, message):
@@ -444,8 +444,8 @@ def test_scorers_are_built_from_the_sections_of_a_recipe(sft, tmp_path):
 
 def test_only_a_scorer_that_asked_for_a_gpu_gets_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert catalogue._device(0) == "cpu"
-    assert catalogue._device(0.5) == "cuda:0"
+    assert catalogue._devices(0) == ["cpu"]
+    assert catalogue._devices(0.5) == ["cuda:0"]
     assert catalogue._devices(2) == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert catalogue._devices(2) == ["cpu"]

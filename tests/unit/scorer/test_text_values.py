@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import GPTJModel, LlamaModel, MistralConfig, MistralModel
 
-from brain_align.scorer.text_models.prefixes import SharedPrefix, shared_prefixes
-from brain_align.scorer.text_models.text_values import TextValues
+from brain_align.scorer.text_models.text_values import SharedPrefix, TextValues, shared_prefixes
 from tests.unit.tiny_models import CONTEXT, VOCABULARY, gptj_config, llama
 
 

@@ -3,16 +3,16 @@
 import argparse
 import re
 
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.compaction import GRACE_SECONDS
 from brain_align.deploy.run.stored_source import locate
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def opened(place: str, *, read_only: bool) -> Opening:
+def opened(place: str, *, read_only: bool) -> OpenedStore:
     """Open a store, and name what is damaged."""
-    store = Opening(locate(place).uri, None, read_only=read_only)
+    store = OpenedStore(locate(place).uri, None, read_only=read_only)
     for message in store.damaged:
         print(f"damaged: {message}")
     return store

@@ -1,5 +1,6 @@
 """The claim that a new objective takes two files: its settings, and its loss."""
 
+from tests.locations import ROOT
 from tests.unit.planted import run_planted
 
 SETTINGS = '''
@@ -37,6 +38,7 @@ print(recipe.has_fixed_proposal, values.policy_logprobs.grad.abs().max() > 0)
 
 
 def test_a_new_objective_is_a_section_and_a_loss(tmp_path):
-    files = {"common/config/objective_sections.py": SETTINGS, "learner/objectives/planted.py": LOSS}
-    printed = run_planted(tmp_path, files, CODE)
+    path = "common/config/objective_sections.py"
+    settings = (ROOT / path).read_text() + SETTINGS
+    printed = run_planted(tmp_path, {path: settings}, {"learner/objectives/planted.py": LOSS}, CODE)
     assert "True tensor(True)" in printed
