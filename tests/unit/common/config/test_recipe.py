@@ -186,9 +186,9 @@ def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_text_in_an_overr
     problems = {
         "2024-13-45": r"month must be in 1\.\.12",
         "9" * 5000: r"Exceeds the limit \(4300",
-        "!!bool maybe": "'maybe' is no bool",
-        "!!timestamp soon": "'soon' is no timestamp",
-        "!!int ''": "'' is no int",
+        "!!bool maybe": "'maybe' is not a valid bool",
+        "!!timestamp soon": "'soon' is not a valid timestamp",
+        "!!int ''": "'' is not a valid int",
     }
     for value, problem in problems.items():
         path.write_text(f"name: a\ndata:\n  path: {value}\n")
