@@ -1,7 +1,7 @@
 """The recipe's scorers, one section class a kind, and how the rewards of several make one."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 class ScorerPool(Section):
     """What every scorer has: what it is for, and what its replicas get."""
+
+    FILE: ClassVar[str]
+    """The file of scorer/kinds that computes the values: each kind names its own."""
 
     kind: str = Field(description="what computes the values (docs/scorers.md)")
     use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
@@ -34,6 +37,7 @@ class ScorerPool(Section):
 class GPTJRewardSection(ScorerPool):
     """A GPT-J reward model in CarperAI's (tldr) or Dahoas' (hh) format."""
 
+    FILE = "gptj"
     kind: Literal["tldr", "hh"]
     path: str = Field(description="checkpoint directory or hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -42,6 +46,7 @@ class GPTJRewardSection(ScorerPool):
 class ClassifierSection(ScorerPool):
     """A reward model that transformers loads as a sequence classifier with one label."""
 
+    FILE = "classifier"
     kind: Literal["classifier"]
     path: str = Field(description="HF directory or hub id, of model and tokenizer")
     gpus: float = Field(0, ge=0, le=1, description="GPUs a replica, one at most")
@@ -56,6 +61,7 @@ class ClassifierSection(ScorerPool):
 class FunctionSection(ScorerPool):
     """A Python function of prompts and outputs."""
 
+    FILE = "function"
     kind: Literal["function"]
     function: str = Field(description="import path module:function")
     timeout: float = Field(60, gt=0, description="seconds that a call may take, which is for the outputs of one group")
@@ -82,6 +88,7 @@ class RemotePool(ScorerPool):
 class EndpointSection(RemotePool):
     """An HTTP endpoint: POST {"prompts": […], "outputs": […]}, answered by {"scores": […]}."""
 
+    FILE = "endpoint"
     kind: Literal["http"]
     batch_size: int = Field(32, ge=1, description="outputs a request; those of one request are of one prompt")
 
@@ -89,6 +96,7 @@ class EndpointSection(RemotePool):
 class JudgeSection(RemotePool):
     """A language model behind an OpenAI-compatible endpoint (such as vLLM's) that rates outputs."""
 
+    FILE = "judge"
     kind: Literal["judge"]
     url: Url = Field(description="up to and with /v1")
     model: str = Field(description="name under which the endpoint serves it")

@@ -243,7 +243,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"is not a comparison \(it has thesis\.tex, but no compare\.yaml\)"):
         check_comparison(ComparisonDirectory(tmp_path), recipe())
-    with pytest.raises(UserError, match="is a file, and no comparison; name a new or empty directory with --out"):
+    with pytest.raises(UserError, match="is a file, not a comparison; name a new or empty directory with --out"):
         check_comparison(ComparisonDirectory(tmp_path / "thesis.tex"), recipe())
 
 
