@@ -130,7 +130,7 @@ def test_a_scorer_that_fails_at_everything_ends_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "p"', "line 1, is not JSON (Expecting ',' delimiter at character 16); mend or remove the line"),
+        ('{"prompt": "p"', "line 1, is not JSON (Expecting ',' delimiter at character 16); fix or remove the line"),
         ('{"outputs": ["a"]}', "row 1: `prompt` must be a string"),
         ('{"prompt": "p", "outputs": "a"}', "row 1: `outputs` must be a list of strings"),
         ('{"prompt": "p", "outputs": []}', "row 1: `outputs` must be a list of strings"),
