@@ -11,7 +11,6 @@ import argparse
 import time
 
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -68,7 +67,7 @@ def _goodness(source: Source) -> GoodnessSection:
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    """Compute log q_θ(y|x) of a group's outputs under a published version of its run; NaN where it has none.
+    """Compute log q_θ(y|x), in nats, of a group's outputs under a published version of its run; NaN if unknown.
 
     Returns:
         [n] float64
@@ -76,8 +75,9 @@ def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
     Raises:
         UserError: only a store was named, or its run has not published this version.
     """
-    from brain_align.scorer.catalogue import MAX_TOKENS  # torch and transformers: only where they are asked for
-    from brain_align.scorer.kinds.proposal import ProposalScorer
+    from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers: only where asked for
+    from brain_align.scorer.catalogue import MAX_TOKENS
+    from brain_align.scorer.kinds.prior import annotate_logprobs
 
     if source.directory is None:
         raise UserError("--policy needs the versions that a run has published; name the run's directory.")
@@ -86,12 +86,9 @@ def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
         raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
     policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    rows = source.store.groups([group])
-    place = rows.column_names.index("proposal_version")
-    asked = rows.set_column(place, rows.schema.field(place), pa.array([version], pa.int32()))
-    scorer = ProposalScorer(policy, source.directory.policies, "cpu", MAX_TOKENS)
-    values = scorer.score(asked.combine_chunks().to_batches()[0])["values"][0]
-    return np.array(values.as_py(), dtype=np.float64)  # null -> NaN
+    logprobs = PolicyVersions(policy, "cpu").load(source.directory.policies, version)
+    (row,) = source.store.groups([group]).to_pylist()
+    return np.array(annotate_logprobs(logprobs, row, MAX_TOKENS).values, dtype=np.float64)  # None -> NaN
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:
