@@ -2,9 +2,8 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
-
-
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",

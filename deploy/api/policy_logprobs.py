@@ -5,12 +5,13 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from brain_align.common.errors import UserError
+from brain_align.common.nn.policy_versions import PolicyVersions
 from brain_align.common.policies import PolicyRegistry
 from brain_align.deploy.run.directory import saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Source
 from brain_align.scorer.catalogue import MAX_TOKENS
-from brain_align.scorer.kinds.proposal import ProposalScorer
+from brain_align.scorer.kinds.prior import annotate_logprobs
 
 GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
 """GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
@@ -34,12 +35,5 @@ def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupL
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
         raise UserError(f"There is no version {version} of the policy: {source.directory.root} has published {there}.")
     policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    scorer = ProposalScorer(policy, source.directory.policies, device, MAX_TOKENS)
-
-    def logprobs(groups: pa.RecordBatch) -> list[list[float | None]]:
-        place = groups.schema.get_field_index("proposal_version")
-        versions = pa.array([version] * groups.num_rows, pa.int32())
-        asked = groups.set_column(place, groups.schema.field(place), versions)
-        return scorer.score(asked)["values"].to_pylist()
-
-    return logprobs
+    loaded = PolicyVersions(policy, device).load(source.directory.policies, version)
+    return lambda groups: [annotate_logprobs(loaded, row, MAX_TOKENS).values for row in groups.to_pylist()]

@@ -14,8 +14,6 @@ from brain_align.deploy.run.recipe_files import load_recipe, overridden
 AnyRecipe = str | Path | Mapping[str, Any]
 """A YAML file, the name of a shipped recipe (`demo`), the directory of a run, or nested settings."""
 
-_SHIPPED = Path(__file__).parents[1] / "recipes"
-
 
 def read_recipe(recipe: AnyRecipe, overrides: Mapping[str, Any]) -> Recipe:
     """Read a recipe and apply overrides.
@@ -30,11 +28,7 @@ def read_recipe(recipe: AnyRecipe, overrides: Mapping[str, Any]) -> Recipe:
     changes = [f"{name}={_yaml(name, value)}" for name, value in _dotted(overrides)]
     if isinstance(recipe, Mapping):
         return overridden(copy.deepcopy(dict(recipe)), changes, "the recipe")
-    path = Path(recipe).expanduser()
-    if path.is_dir():
-        return load_recipe(path / "config.yaml", [f"run.dir={_yaml('run.dir', path.absolute())}", *changes])
-    shipped = _SHIPPED / path.with_suffix(".yaml")
-    return load_recipe(path if path.exists() or not shipped.exists() else shipped, changes)
+    return load_recipe(recipe, changes)
 
 
 def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

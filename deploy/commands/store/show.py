@@ -1,4 +1,11 @@
-"""`brain store show`: one group, to be read by a human."""
+"""Show one group: its prompt, outputs, rewards and weights.
+
+Shows one group with its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).
+
+Examples:
+  brain store show runs/demo 3f2a
+  brain store show runs/demo 3f2a --policy 4 --full
+"""
 
 import argparse
 import time
@@ -10,32 +17,30 @@ from rich.text import Text
 
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
-from brain_align.deploy.commands.store.group_view import GroupView, find_group, group_view
-from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
+from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
 from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
 
 
-def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "show",
-        help="one group: prompt, outputs, rewards, weights and log-probabilities",
-        description="One group, its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).",
-    )
-    parser.add_argument("place", metavar="STORE", help=PLACE)
-    parser.add_argument("group", metavar="GROUP", help="a group's id, or as much of its beginning as is unique")
-    parser.add_argument("--scorer", metavar="NAME", help="whose values are the rewards; default: the run's objective's")
+GROUP = "Inspect"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
+    parser.add_argument("group", metavar="GROUP", help="a group's id, or a unique beginning of it")
+    parser.add_argument("--scorer", metavar="NAME", help="the scorer whose values are the rewards; default: the run's")
     parser.add_argument(
         "--policy", type=int, metavar="N", help="compute log q_θ and β under version N of the run's policy"
     )
-    parser.add_argument("--full", action="store_true", help="whole texts")
-    parser.set_defaults(command=_show)
+    parser.add_argument("--full", action="store_true", help="show whole texts")
 
 
-def _show(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
