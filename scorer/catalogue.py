@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.config.training import PriorSection
 from brain_align.common.entries import entries_of

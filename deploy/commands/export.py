@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError

@@ -67,7 +67,7 @@ class GroupPipeline(Events):
             commit=self._commit,
             give_up=self._give_up,
         )
-        rows = {name: recipe.groups_a_call(name) for name in services.scorers}
+        rows = {name: recipe.groups_per_call(name) for name in services.scorers}
         self.scoring = Scoring(services.scorers, rows, timeout, self)
         self._requests: tuple[deque[SampleRequest], deque[SampleRequest]] = (
             deque(),

@@ -109,7 +109,7 @@ async def scorers_at_work(pools: Mapping[str, Pool], recipe: Recipe) -> AsyncIte
 
             timeout = recipe.timeouts.lease
             yield {
-                name: GroupScorer(name, pool, recipe.groups_a_call(name), timeout, begin)
+                name: GroupScorer(name, pool, recipe.groups_per_call(name), timeout, begin)
                 for name, pool in pools.items()
             }
             for task in under_way:

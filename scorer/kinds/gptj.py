@@ -6,14 +6,14 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from brain_align.common.config.scorers import GPTJRewardSection
+from brain_align.common.config.scorers import Dtype, GPTJRewardSection
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_tokenizer
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer
 from brain_align.scorer.text_models.checkpoints import find_checkpoint
 from brain_align.scorer.text_models.encoded_texts import annotate_texts
 from brain_align.scorer.text_models.formats import FORMATS, RewardFormat
-from brain_align.scorer.text_models.gptj_model import Dtype, load_gptj_reward
+from brain_align.scorer.text_models.gptj_model import load_gptj_reward
 from brain_align.scorer.text_models.text_values import TextValues
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.config.scorers import Dtype, FunctionSection
 from brain_align.common.data.conversations import Message, as_text
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
@@ -25,7 +25,6 @@ from brain_align.scorer.kinds.function import load_function
 from brain_align.scorer.kinds.gptj import load_reward_model
 from brain_align.scorer.kinds.prior import load_prior
 from brain_align.scorer.text_models.formats import HH, TLDR
-from brain_align.scorer.text_models.gptj_model import Dtype
 from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write

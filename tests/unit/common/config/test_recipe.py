@@ -53,17 +53,23 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         (
             {"sampler": {"delivery": "transfer"}},
-            "policy.method=lora publishes adapters, which are small and swapped in",
+            "policy.method=lora publishes adapters, which are small and loaded from their files",
         ),
-        ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
+        ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' a different distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
-        ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
-        ({"objective": {"name": "dop"}}, "objective.name='dop' is no objective; did you mean dpo? There are brain, "),
+        (
+            {"objective": {"reward": "judge"}},
+            "objective.reward='judge' does not name a scorer (available: reward); set objective.reward: reward",
+        ),
+        (
+            {"objective": {"name": "dop"}},
+            "objective.name='dop' is not an objective; did you mean dpo? Available: brain, ",
+        ),
         ({"objective": {"name": "ipo", "goodness": "logistic"}}, "unknown setting objective.goodness; valid: name, "),
         ({"objective": {"name": "dpo-sft", "bta": 1}}, "unknown setting objective.bta; did you mean objective.beta?"),
         ({"objective": {"name": "cdpo", "epsilon": 0.5}}, "objective.epsilon=0.5 is refused"),
-        ({"objective": {"name": "dpo"}}, "objective.name=dpo with reward=human trains on pairs that people chose"),
+        ({"objective": {"name": "dpo"}}, "objective.name=dpo with reward=human trains on human preference pairs"),
         (
             {"objective": {"name": "dpo-sft"}, "algorithm": {"proposal": "updated"}},
             "objective.name=dpo-sft is defined on outputs of the prior",
@@ -81,7 +87,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             {"objective": {"name": "dpo+nll", "sft_on": "gold"}, "data": DATA | {"gold_column": None}},
             "or set objective.sft_on=best (chosen for dpo+nll)",
         ),
-        ({"scorers": {"human": {"kind": "tldr", "path": "p"}}}, "`human` is the name of people's choices"),
+        ({"scorers": {"human": {"kind": "tldr", "path": "p"}}}, "`human` is the name of human choices"),
         ({"scorers": {"reward": {"kind": "tldr"}}}, "setting scorers.reward.path is required and missing"),
         (
             {"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}},
@@ -94,11 +100,14 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"scorers": {"tldr": {"kind": "hh", "path": "p", "gpu": 1}}}, "unknown setting scorers.tldr.gpu;"),
         ({"scorers": {"reward": JUDGE | {"url": "x"}}}, "scorers.reward.url='x' is refused"),
         ({"scorers": {"reward": JUDGE | {"instructions": "{prompt}"}}}, "instructions lack {output}"),
-        ({"scorers": {"reward": JUDGE | {"pattern": "("}}}, "pattern='(' is no regular expression"),
+        ({"scorers": {"reward": JUDGE | {"pattern": "("}}}, "pattern='(' is not a regular expression"),
         ({"scorers": {"reward": JUDGE | {"pattern": "[0-9]"}}}, "has no group"),
         ({"scorers": {"reward": JUDGE | {"lowest": 10}}}, "lowest=10 must be less than highest=10"),
         ({"rewards": {"both": {"kind": "max", "weights": TWO}}}, "rewards.both.kind='max' is refused"),
-        ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 1}}}}, "weights='b' is no scorer"),
+        (
+            {"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 1}}}},
+            "weights='b' does not name a scorer",
+        ),
         ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 0}}}}, "weights.b=0 has no effect"),
         ({"rewards": {"both": {"kind": "min", "wieghts": {}, "weights": TWO}}}, "did you mean rewards.both.weights?"),
         ({"rewards": {"both": {"kind": "min", "weights": TWO, "step": 1}}}, "step is for kind lexicographic"),
@@ -107,7 +116,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             {"rewards": {"both": {"kind": "min", "weights": TWO}}, "scorers": PAIR, "objective": {"reward": "both"}},
             "scorers.b.use must be `training`",
         ),
-        ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
+        ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' does not name a scorer"),
         (
             {"policy": FULL | {"quantization": "nf4"}},
             "policy: quantization=nf4 freezes the weights that method=full trains",
@@ -255,8 +264,8 @@ def test_a_call_of_a_function_has_as_many_groups_as_there_is_time_for(
 ) -> None:
     truth = {"kind": "function", "function": "truth:length", "timeout": timeout}
     recipe = Recipe.model_validate(recipe_settings(scorers={"reward": truth}, timeouts={"lease": lease}))
-    assert recipe.groups_a_call("reward") == groups
-    assert recipe.groups_a_call("prior") == recipe.sampler.lease_prompts
+    assert recipe.groups_per_call("reward") == groups
+    assert recipe.groups_per_call("prior") == recipe.sampler.lease_prompts
 
 
 def test_a_function_with_more_time_than_its_call_is_refused_with_what_to_set() -> None:
