@@ -13,6 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy.commands import settings
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.compare import add_compare
 from brain_align.deploy.commands.lab import add_lab_command
@@ -87,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     add_recipe(doctor)
     add_overrides(doctor)
     doctor.set_defaults(command=_doctor)
+    reference = commands.add_parser("settings", help="look up the settings of a recipe")
+    settings.add(reference)
+    reference.set_defaults(command=settings.run)
     add_compare(commands)
     add_lab_command(commands)
     _add_score(commands.add_parser("score", help="rewards for a file of prompts and outputs"))

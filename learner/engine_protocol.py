@@ -1,9 +1,10 @@
-"""What the learner needs from the engine that holds parameters and optimiser (learner/engine.py)."""
+"""The interface of the engine that holds parameters and optimiser (learner/engine.py), as the learner uses it."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -11,13 +12,15 @@ from torch import nn
 from brain_align.common.config.training import LearnerSection
 from brain_align.common.nn.prefix.packing import Request
 
+T = TypeVar("T")
+
 NamedTensors = Iterable[tuple[str, torch.Tensor]]
-"""Tensors by parameter name, each made when its turn comes."""
+"""Tensors by parameter name, made one at a time as they are iterated over."""
 
 
 @dataclass(frozen=True)
 class ParameterState:
-    """One trainable parameter as the optimiser sees it: in full, in float32, on the CPU.
+    """One trainable parameter as the optimiser sees it: complete, in float32, on the CPU.
 
     Attributes:
         weight: its value; the master copy where the model computes in another precision.
@@ -29,14 +32,20 @@ class ParameterState:
 
 
 class Engine(Protocol):
-    """One rank's part of a data-parallel optimiser over the policy's trainable parameters."""
+    """One rank's part of a data-parallel optimiser over the policy's trainable parameters.
+
+    Attributes:
+        rank: this process, from 0 on.
+        ranks: number of processes.
+        can_discard: whether `discard_gradient` works.
+    """
 
     rank: int
     ranks: int
     can_discard: bool
 
     def logprobs(self, requests: list[Request]) -> torch.Tensor:
-        """The log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
+        """Compute log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
 
         Returns:
             [outputs] float32
@@ -46,47 +55,61 @@ class Engine(Protocol):
         """Add the gradient of `loss`, averaged over the ranks; `last` completes the step's gradient."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear the gradient; returns its norm before clipping.
+        """Clip the gradient, update the weights and clear the gradient; return its norm before clipping.
 
-        A gradient that is not finite changes nothing; the norm, infinite or NaN, tells.
+        A gradient that is not finite changes nothing, and the returned norm is infinite or NaN.
         """
 
     def discard_gradient(self) -> None:
-        """Forget what `backward` has added up, also where a pass broke off; only if `can_discard`."""
+        """Clear the accumulated gradient, also after a pass that broke off; only if `can_discard`."""
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, on every rank; also waits for all of them."""
+        """Return the sum over all ranks, on every rank; a barrier."""
 
     def gather(self, value: Any) -> list[Any]:
-        """The ranks' values, on every rank."""
+        """Return every rank's value, on every rank; a barrier."""
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The trainable weights by parameter name, in the model's precision.
+        """Yield the trainable weights by parameter name, in the model's precision.
 
-        All ranks must go through to the end: what is partitioned is gathered one parameter at a time. Only rank 0
-        is given anything.
+        All ranks must iterate to the end: partitioned weights are gathered one parameter at a time. Only rank 0
+        receives items.
         """
 
     def updates(self) -> int:
-        """How many updates AdamW has counted."""
+        """Return the number of updates that AdamW has counted."""
 
     def parameter_states(self) -> Iterator[tuple[str, ParameterState]]:
-        """The state of each trainable parameter, whatever way it is partitioned; as for `weights`."""
+        """Yield the state of each trainable parameter, however it is partitioned; as for `weights`."""
 
     def load_parameter_states(self, updates: int, state_of: Callable[[str], ParameterState]) -> None:
-        """Take over what `updates` and `parameter_states` gave, with any number of ranks and any ZeRO stage.
+        """Restore what `updates` and `parameter_states` returned, for any number of ranks and any ZeRO stage.
 
         Args:
             updates: AdamW's count.
-            state_of: by parameter name; asked once for each, on every rank.
+            state_of: the state by parameter name; called once per parameter, on every rank.
         """
 
 
 class EngineType(Protocol):
-    """What makes engines."""
+    """A class of engines."""
 
     def loading(self, settings: LearnerSection, dtype: str) -> AbstractContextManager[None]:
-        """Within it, a model of that dtype is loaded in the way that the engine wants it: with ZeRO-3, partitioned."""
+        """Return a context in which a model of that dtype is loaded as the engine needs it: partitioned for ZeRO-3."""
 
     def __call__(self, module: nn.Module, settings: LearnerSection) -> Engine:
-        """The engine of a module whose forward is `Engine.logprobs`."""
+        """Make the engine of a module whose forward pass is `Engine.logprobs`."""
+
+
+def seen_by_rank_0(engine: Engine, seen: bool) -> bool:
+    """Return what rank 0 sees, on every rank: all ranks must take part in writing something, or none."""
+    return engine.gather(seen)[0]
+
+
+def write_on_rank_0(engine: Engine, stream: Iterable[T], write: Callable[[Iterable[T]], object]) -> None:
+    """Have rank 0 write a stream that all ranks must iterate over; return on every rank when it is written."""
+    if engine.rank == 0:
+        write(stream)
+    else:
+        deque(stream, maxlen=0)
+    engine.gather(None)

@@ -1,7 +1,7 @@
-"""From a lease to GROUPS rows that are ready to be committed."""
+"""Generation of one lease: from prompts to GROUPS rows that are ready to be committed."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,20 @@ from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.sampler.engine.data import Completion
 from brain_align.sampler.engine.engine import Engine
-from brain_align.sampler.stopping import Decode, cut_at_stop
 from brain_align.sampler.weights.versions import Use
+
+Decode = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How a sampler samples, whatever the lease.
+    """A sampler's settings, which are the same for all leases.
 
     Attributes:
         sampling: the distribution, and the length.
         eos_token_id: ends an output.
         decode: token ids to text, without special tokens.
-        decode_all: the same with them; stop strings are looked for in it.
+        decode_all: the same with special tokens, for stop strings.
         sampler_id: the sampler's name.
     """
 
@@ -40,7 +41,7 @@ class Generation:
 async def generate_groups(
     engine: Engine, lease: SampleRequest, used: Use, how: Generation
 ) -> AsyncGenerator[pa.RecordBatch]:
-    """Sample a lease: one GROUPS row for each of its prompts, in the order in which they are finished.
+    """Sample a lease; yield one GROUPS row per prompt, in the order in which they finish.
 
     Raises:
         PipelineError: the engine broke its contract, or died.
@@ -78,15 +79,15 @@ async def generate_groups(
 
 
 def check_prompts(lease: SampleRequest, *, vocabulary: int, max_prompt_tokens: int) -> None:
-    """Refuse what the model cannot be asked for, before anything of the lease is sampled.
+    """Refuse prompts that the model cannot read, before anything of the lease is sampled.
 
     Args:
-        lease: what is asked for.
+        lease: the request.
         vocabulary: token ids are below it.
         max_prompt_tokens: leaves room for the output in the engine's window.
 
     Raises:
-        UserError: a prompt is empty or too long, or has ids that the model does not know.
+        UserError: a prompt is empty or too long, or has ids outside the model's vocabulary.
     """
     for prompt in lease.prompts:
         where = f"Prompt {prompt.prompt_id} of lease {lease.lease_id}"
@@ -122,3 +123,34 @@ def _output(completion: Completion, how: Generation) -> dict[str, Any]:
         "text": how.decode(cut.token_ids),
         "finish_reason": cut.finish_reason,
     }
+
+
+def cut_at_stop(completion: Completion, stop: Sequence[str], decode: Decode) -> Completion:
+    """Cut an output after the token that completes the first stop string.
+
+    Tokens are never split: the output includes the whole stop string and any further text of its last token. So ids and
+    log-probabilities are cut at the same place, and the stored log-probability is that of the stored output.
+
+    Args:
+        completion: the output.
+        stop: the stop strings.
+        decode: token ids to the searched text, including special tokens, which stop strings may contain.
+
+    Returns:
+        The output, with finish reason "stop" where it was cut.
+    """
+    if not stop or not _has_stop(decode(completion.token_ids), stop):
+        return completion
+    without, including = 0, len(completion.token_ids)  # the first `including` tokens contain a stop string
+    while including - without > 1:
+        middle = (without + including) // 2
+        if _has_stop(decode(completion.token_ids[:middle]), stop):
+            including = middle
+        else:
+            without = middle
+    ids, logprobs = completion.token_ids[:including], completion.token_logprobs[:including]
+    return Completion(ids, logprobs, "stop")
+
+
+def _has_stop(text: str, stop: Sequence[str]) -> bool:
+    return any(one in text for one in stop)

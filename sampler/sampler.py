@@ -1,4 +1,4 @@
-"""A sampler: an engine, the versions that it holds, and the leases that it is sampling."""
+"""A sampler: an engine, the versions that it holds, and the leases that it samples."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -15,18 +15,19 @@ from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.generation import Generation, check_prompts, generate_groups
 from brain_align.sampler.reports import Heartbeat
 from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
+from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 
 _PROBE_ROOM = 32  # tokens; more than a probe has
 
 
 class Sampler:
-    """Samples leases, several at a time, from whichever published versions they name.
+    """Samples several leases at a time, each from the published version that it names.
 
     Args:
         name: of the replica.
         recipe: the run's.
-        model: what the published versions are versions of.
+        model: the model that versions belong to.
     """
 
     def __init__(self, name: str, recipe: Recipe, model: ProposalModel) -> None:
@@ -58,11 +59,11 @@ class Sampler:
         self._tokens = 0
 
     async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        """Sample a lease; yields GROUPS rows, one a prompt, as they are finished.
+        """Sample a lease; yield GROUPS rows, one per prompt, as they finish.
 
         Raises:
-            UserError: a prompt cannot be sampled for, or the lease's version is missing, damaged or another's.
-            PipelineError: the engine broke its contract, died or took too long to load the version.
+            UserError: the model cannot read a prompt, or the lease's version is missing, damaged or another model's.
+            PipelineError: the engine broke its contract, died, or took too long to load the version.
         """
         room = self._engine.max_model_tokens - self._how.sampling.max_tokens
         check_prompts(lease, vocabulary=self._engine.vocabulary, max_prompt_tokens=room)
@@ -106,11 +107,12 @@ class Sampler:
 
 
 def _delivery(name: str, engine: Engine, recipe: Recipe, model: ProposalModel, capacity: int) -> Delivery:
+    weights = EngineWeights(engine)
     if model.adapter_rank is not None:
-        return AdapterSwap(engine, capacity)
+        return AdapterSwap(weights, capacity)
     if recipe.sampler.delivery == "transfer":
-        return WeightsByTransfer(name, engine, recipe.timeouts.load)
-    return WeightsByFile(engine)
+        return WeightsByTransfer(name, weights, recipe.timeouts.load)
+    return WeightsByFile(weights)
 
 
 def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:

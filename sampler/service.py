@@ -1,4 +1,4 @@
-"""The sampling service: actors that take leases and stream groups back."""
+"""The sampling service: actors that receive leases and stream groups back."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class SamplerActor:
-    """One sampler as an asynchronous actor: any number of leases at a time, while it answers how it is getting on.
+    """One sampler as an asynchronous actor: any number of leases at a time, and an answer to health checks meanwhile.
 
-    An actor whose engine has died ends itself, so that it is seen to be dead, and is started again.
+    An actor whose engine has died ends itself, so that it is noticed and restarted.
     """
 
     def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, log_path: str) -> None:
@@ -32,8 +32,8 @@ class SamplerActor:
         Args:
             name: of the replica.
             recipe: the run's.
-            model: what the published versions are versions of.
-            log_path: the file that gets this process's output.
+            model: the model that versions belong to.
+            log_path: file for this process's output.
         """
         redirect_output(Path(log_path))
         logging.basicConfig(format="%(asctime)s %(message)s", force=True)
@@ -49,13 +49,13 @@ class SamplerActor:
         Raises:
             UserError: the model cannot be loaded.
         """
-        from brain_align.sampler.sampler import Sampler  # torch and vLLM: seconds, which only this process needs
+        from brain_align.sampler.sampler import Sampler  # torch and vLLM take seconds, which only this process spends
 
         self._sampler = await asyncio.to_thread(Sampler, self._name, self._recipe, self._model)
         return self._name
 
     async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        """See `Sampler.generate`."""
+        """Sample a lease: `Sampler.generate`."""
         try:
             async for group in self._sampler.generate(lease):
                 yield group

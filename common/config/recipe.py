@@ -125,7 +125,8 @@ class Recipe(Section):
 
     def _unless_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> Iterator[str]:
         available = list(choice)
-        remedy = f"set {where}: {available[0]}" if len(available) == 1 else f"set {where} to one of these"
+        is_one = len(available) == 1 and not where.endswith(".weights")
+        remedy = f"set {where}: {available[0]}" if is_one else "name one of these"
         for name in names:
             if name not in self.scorers:
                 yield f"{where}={name!r} does not name a scorer (available: {', '.join(available)}); {remedy}"
@@ -142,7 +143,7 @@ class Recipe(Section):
         if objective.needs_gold and self.data.gold_column is None:
             yield (
                 f"objective.name={objective.name} with sft_on=gold trains on gold texts, and data.gold_column is not "
-                f"set; set it, or objective.sft_on=best (chosen for dpo+nll)"
+                f"set; set it, or set objective.sft_on=best (chosen for dpo+nll)"
             )
         if isinstance(objective, RsoSection) and (refusal := objective.refusal(self.sampling.n)):
             yield refusal

@@ -95,23 +95,26 @@ def _sentences(error: ValidationError) -> Iterator[str]:
             yield _sentence(dict(problem), location)
 
 
-def _further_contradictions(settings: Mapping[str, Any], error: ValidationError) -> list[str]:
-    """Return the contradictions between settings that pydantic does not reach because single settings are refused.
+def _further_contradictions(settings: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
+    """Yield the contradictions between settings that pydantic does not reach because single settings are refused.
 
     They are those of the recipe without the refused settings, except where one of these is mentioned.
     """
     left, refused = copy.deepcopy(dict(settings)), set()
-    for problem in error.errors():
-        path = _without_tags([str(part) for part in problem["loc"]])
-        if not path or not _remove(left, path):
-            return []
-        refused.add(path[-1])
-    try:
-        Recipe.model_validate(left)
-    except ValidationError as further:
-        if all(problem["type"] == "value_error" and not problem["loc"] for problem in further.errors()):
-            return [line for line in _sentences(further) if not refused & set(re.findall(r"\w+", line))]
-    return []
+    while True:
+        for problem in error.errors():
+            path = _without_tags([str(part) for part in problem["loc"]])
+            if not path or not _remove(left, path):
+                return
+            refused.add(path[-1])
+        try:
+            Recipe.model_validate(left)
+            return
+        except ValidationError as further:
+            if any(problem["type"] != "value_error" for problem in further.errors()):
+                return  # what was removed is required
+            yield from (line for line in _sentences(further) if not refused & set(re.findall(r"\w+", line)))
+            error = further
 
 
 def _remove(settings: Any, path: list[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.overlay import Store
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class _Call:
             self.result.set_exception(_raisable(self.error))
 
 
-class StoreThread:
+class CommitQueue:
     """A store for an asyncio program: no call blocks the loop, and none runs beside another.
 
     Groups that wait are committed together, and so are scores: one part, one sync to the disk. Who waits goes on only
@@ -58,7 +58,7 @@ class StoreThread:
             them go on after it.
     """
 
-    def __init__(self, store: RunStore, name: str, committed: Committed) -> None:
+    def __init__(self, store: Store, name: str, committed: Committed) -> None:
         self.store = store
         self.commits = 0
         self.longest = 0  # most calls that ever waited

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS
-from brain_align.common.store.files.backends import LocalPlace, open_place
+from brain_align.common.store.files.backends import LocalBackend, open_backend
 from brain_align.common.store.format.checksums import checksum
 from brain_align.common.store.format.names import commit_name, plain_file
 from brain_align.common.store.format.part_files import encode_part
-from brain_align.common.store.manifest import claim
+from brain_align.common.store.manifest import open_manifest
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import SMALL, Author, compact, remove_superseded
 from brain_align.common.store.training_lock import DIRECTORY as CLAIMS
@@ -27,11 +27,11 @@ FOLDERS = (*KINDS, "index", CLAIMS, "removed", "damaged")
 """All that a store has below it, besides store.json."""
 
 
-class Opening:
+class OpenedStore:
     """The files and rows of a store that one reader or writer knows.
 
     Attributes:
-        place: where the store lies.
+        backend: holds the files.
         run_id: the run that it belongs to.
         author: who writes.
         damaged: a sentence for each file that was found damaged.
@@ -57,24 +57,24 @@ class Opening:
         Raises:
             UserError: it is not there, of another run, of a newer version, or cannot be read.
         """
-        self.place = open_place(uri)
+        self.backend = open_backend(uri)
         self._read_only = read_only
         self.damaged: list[str] = []
         self._parts_since = dict.fromkeys(KINDS, 0)  # written since small parts were last compacted
         try:
-            self.run_id = claim(self.place, run_id, read_only=read_only)
+            self.run_id = open_manifest(self.backend, run_id, read_only=read_only)
             self.author = Author(uuid.uuid4().hex[:8], f"{socket.gethostname()}:{os.getpid()}", self.run_id)
             if not read_only:
                 self._remove_unfinished()
             self.kinds = {
-                kind: Catalogue(kind, self.place, self.run_id, self._found_damaged, use_index=use_index)
+                kind: Catalogue(kind, self.backend, self.run_id, self._found_damaged, use_index=use_index)
                 for kind in IN_ORDER_OF_DEPENDENCE
             }
             if not read_only:
                 for catalogue in self.kinds.values():
                     catalogue.write_index()
         except OSError as error:
-            raise UserError(f"The sample store {self.place.uri} cannot be opened: {_reason(error)}.") from error
+            raise UserError(f"The sample store {self.backend.uri} cannot be opened: {_reason(error)}.") from error
 
     def append(self, kind: str, batch: pa.RecordBatch) -> None:
         """Commit rows with new keys; when this returns, they survive a power cut.
@@ -83,16 +83,16 @@ class Opening:
             UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
         """
         if self._read_only:
-            raise ValueError(f"the sample store {self.place.uri} was opened read-only")
+            raise ValueError(f"the sample store {self.backend.uri} was opened read-only")
         catalogue = self.kinds[kind]
         content = encode_part(kind, batch, self.author.origin, self.run_id)
         commit = commit_name(catalogue.next_sequence, self.author.writer, checksum(content))
         try:
-            self.place.put(kind, plain_file(commit), content)
+            self.backend.put(kind, plain_file(commit), content)
         except OSError as error:
             raise UserError(
-                f"The sample store {self.place.uri} cannot be written: {_reason(error)}. Nothing that was acknowledged "
-                f"is lost; put that right and run again."
+                f"The sample store {self.backend.uri} cannot be written: {_reason(error)}. No acknowledged row is "
+                f"lost; fix the cause and run again."
             ) from error
         catalogue.committed(commit, content, batch)
         self._keep_in_order(kind)
@@ -108,17 +108,17 @@ class Opening:
             catalogue.write_index()
             if self._parts_since[kind] >= SMALL.fewest:
                 self._parts_since[kind] = 0
-                compact(self.place, catalogue, self.author, SMALL)
-                remove_superseded(self.place, catalogue)
+                compact(self.backend, catalogue, self.author, SMALL)
+                remove_superseded(self.backend, catalogue)
         except (OSError, UserError) as error:
-            _LOG.warning("The %s of %s are written, but not put in order: %s", kind, self.place.uri, error)
+            _LOG.warning("The %s of %s are written, but not put in order: %s", kind, self.backend.uri, error)
 
     def _found_damaged(self, kind: str, file: str, reason: str) -> str:
         if not self._read_only:
             target = f"damaged/{kind}-{file}"
-            self.place.move(f"{kind}/{file}", target)
+            self.backend.move(f"{kind}/{file}", target)
             reason = (
-                f"{reason} It was moved to {self.place.uri}/{target}; what it held is made again at the next start."
+                f"{reason} It was moved to {self.backend.uri}/{target}; what it held is made again at the next start."
             )
             _LOG.warning(reason)
         if reason not in self.damaged:
@@ -126,9 +126,9 @@ class Opening:
         return reason
 
     def _remove_unfinished(self) -> None:
-        if isinstance(self.place, LocalPlace):
+        if isinstance(self.backend, LocalBackend):
             for directory in ("", "index", CLAIMS, *KINDS):
-                self.place.remove_unfinished(directory, _UNFINISHED_SECONDS)
+                self.backend.remove_unfinished(directory, _UNFINISHED_SECONDS)
 
 
 def _reason(error: OSError) -> str:

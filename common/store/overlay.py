@@ -4,110 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.store.sample_store import Found, SampleStore
-from brain_align.common.store.scorer_facts import ScorerFacts
-
-
-class StoredSamples(Protocol):
-    """What can be read from a store, see `SampleStore`.
-
-    Attributes:
-        root: where it lies, for messages.
-        run_id: the run that it belongs to.
-        damaged: what was found damaged.
-    """
-
-    @property
-    def root(self) -> Path | str:
-        """See above."""
-
-    @property
-    def run_id(self) -> str:
-        """See above."""
-
-    @property
-    def damaged(self) -> list[str]:
-        """See above."""
-
-    def index(self) -> pa.Table:
-        """See `SampleStore.index`."""
-
-    def unscored(self, scorer: str) -> list[str]:
-        """See `SampleStore.unscored`."""
-
-    def scorers(self) -> list[ScorerFacts]:
-        """See `SampleStore.scorers`."""
-
-    def batches(
-        self,
-        *,
-        round_: int | None = None,
-        version: int | None = None,
-        group_ids: Sequence[str] | None = None,
-        columns: Sequence[str] | None = None,
-    ) -> Iterator[pa.RecordBatch]:
-        """See `SampleStore.batches`."""
-
-    def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
-        """See `SampleStore.refuse_another_scorer`."""
-
-    def has_groups(self, group_ids: Sequence[str]) -> Found:
-        """See `SampleStore.has_groups`."""
-
-    def has_scores(self, group_ids: Sequence[str], scorer: str) -> Found:
-        """See `SampleStore.has_scores`."""
-
-    def has_group(self, group_id: str) -> bool:
-        """See `SampleStore.has_group`."""
-
-    def has_score(self, group_id: str, scorer: str) -> bool:
-        """See `SampleStore.has_score`."""
-
-    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
-        """See `SampleStore.groups`."""
-
-    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """See `SampleStore.scores`."""
-
-    def score_batches(self) -> Iterator[pa.RecordBatch]:
-        """See `SampleStore.score_batches`."""
-
-    def step_batches(self) -> Iterator[pa.RecordBatch]:
-        """See `SampleStore.step_batches`."""
-
-    def steps(self) -> list[dict[str, Any]]:
-        """See `SampleStore.steps`."""
-
-    def step_groups(self, step: int) -> list[str] | None:
-        """See `SampleStore.step_groups`."""
-
-    def recorded_after(self, step: int) -> dict[int, list[str]]:
-        """See `SampleStore.recorded_after`."""
-
-    def counts(self) -> dict[str, int]:
-        """See `SampleStore.counts`."""
-
-
-class RunStore(StoredSamples, Protocol):
-    """A store that a run writes to."""
-
-    def training(self) -> AbstractContextManager[None]:
-        """See `SampleStore.training`."""
-
-    def append_groups(self, batch: pa.RecordBatch) -> int:
-        """See `SampleStore.append_groups`."""
-
-    def append_scores(self, batch: pa.RecordBatch) -> int:
-        """See `SampleStore.append_scores`."""
-
-    def append_step(self, row: Mapping[str, Any]) -> int:
-        """See `SampleStore.append_step`."""
+from brain_align.common.store.table.summary_rows import ScorerSummary
 
 
 class OverlaidStore:
@@ -117,7 +21,7 @@ class OverlaidStore:
     has trained. Of the lower store only the groups of the first `rounds` rounds are there.
     """
 
-    def __init__(self, upper: SampleStore, lower: StoredSamples, rounds: int) -> None:
+    def __init__(self, upper: SampleStore, lower: "Store", rounds: int) -> None:
         self._upper = upper
         self._lower = lower
         below = lower.index()
@@ -180,7 +84,7 @@ class OverlaidStore:
         own = self._upper.unscored(scorer)
         return list(compress(names, ~self._upper.has_scores(names, scorer))) + own
 
-    def scorers(self) -> list[ScorerFacts]:
+    def scorers(self) -> list[ScorerSummary]:
         """Of both stores, each for itself."""
         return [*self._lower.scorers(), *self._upper.scorers()]
 
@@ -265,6 +169,9 @@ class OverlaidStore:
         scores = self._lower.counts()["scores"] + upper["scores"]
         return {"groups": self._below.num_rows + upper["groups"], "scores": scores, "steps": upper["steps"]}
 
+
+Store: TypeAlias = SampleStore | OverlaidStore
+"""A store that a run reads from and writes to."""
 
 Read = Callable[[Sequence[str]], pa.Table]
 

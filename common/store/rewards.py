@@ -4,15 +4,13 @@ Values that are stored never change. How they are combined is decided when they 
 needs no new scores.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.schemas import LOGPROBS
+from brain_align.common.store.overlay import Store
 
 _COLUMNS = ("values", "gold_value")
 
@@ -22,15 +20,7 @@ _EDGE = 1e-6
 """How far below a bin's lower edge a value may be, relative to it: stored in float32, 0.7 is 6.9999998 bins of 0.1."""
 
 
-class StoredScores(Protocol):
-    """What holds SCORES rows: the sample store."""
-
-    def scores(self, group_ids: list[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The SCORES rows of one scorer for some groups, in their order; only these columns."""
-        ...
-
-
-def stored_rewards(store: StoredScores, group_ids: list[str], reward: str | CombinationSection) -> pa.Table:
+def stored_rewards(store: Store, group_ids: list[str], reward: str | CombinationSection) -> pa.Table:
     """The rewards of groups.
 
     Args:

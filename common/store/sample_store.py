@@ -23,11 +23,10 @@ import pyarrow.compute as pc
 
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
-from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, Opening
-from brain_align.common.store.scorer_facts import ScorerFacts, scorer_facts
+from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, OpenedStore
 from brain_align.common.store.table.keys import Rows
-from brain_align.common.store.table.summary_rows import KEYS, LIGHT
-from brain_align.common.store.training_lock import Claim, claimed
+from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, ScorerSummary, scorer_summaries
+from brain_align.common.store.training_lock import TrainingLock, hold_training_lock
 
 Found = npt.NDArray[np.bool_]
 
@@ -56,11 +55,11 @@ class SampleStore:
             UserError: no store there (readers, and where no run is named), a store of another run or of a newer
                 version, or an unreadable one.
         """
-        self._opening = Opening(uri, run_id, read_only=read_only)
+        self._opening = OpenedStore(uri, run_id, read_only=read_only)
         self._kinds = self._opening.kinds
-        self.root = self._opening.place.uri
+        self.root = self._opening.backend.uri
         self.run_id = self._opening.run_id
-        self._claim: Claim | None = None
+        self._lock: TrainingLock | None = None
         self._digests: dict[str, set[str]] | None = None  # of the scorers by name, once somebody has asked
         self._appended: set[str] = set()  # scorers whose values this opening has appended
 
@@ -78,12 +77,12 @@ class SampleStore:
         Raises:
             UserError: another process is, or the store cannot be written.
         """
-        with claimed(self._opening.place) as self._claim:
+        with hold_training_lock(self._opening.backend) as self._lock:
             try:
                 self.refresh()  # what the one before has recorded
                 yield
             finally:
-                self._claim = None
+                self._lock = None
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
         """Commit groups; returns how many were new.
@@ -138,9 +137,9 @@ class SampleStore:
             UserError: as for `append_groups`; or this process was silent for so long that another trains here now.
             ValueError: outside of `training`.
         """
-        if self._claim is None:
+        if self._lock is None:
             raise ValueError(f"a step of {self.root} is recorded within `training` only")
-        self._claim.check()
+        self._lock.check()
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 
@@ -190,7 +189,7 @@ class SampleStore:
             kind: groups, scores or steps.
         """
         self.refresh()
-        return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].holdings.read_files()]
+        return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].part_map.read_files()]
 
     def index(self) -> pa.Table:
         """One light row a group, in the order of commitment; reads no part.
@@ -198,7 +197,7 @@ class SampleStore:
         Columns: group_id, prompt_id, round, proposal_version, outputs (how many), tokens (of the prompt and all
         outputs), started_at, finished_at (seconds since the epoch).
         """
-        return self._kinds["groups"].rows.listed().select(LIGHT["groups"].names)
+        return self._kinds["groups"].rows.listed().select(SUMMARY_SCHEMAS["groups"].names)
 
     def unscored(self, scorer: str) -> list[str]:
         """Ids of the groups without a scorer's values, in the order of commitment; reads no part."""
@@ -208,9 +207,9 @@ class SampleStore:
         groups = self._kinds["groups"].rows.listed()["group_id"]
         return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
 
-    def scorers(self) -> list[ScorerFacts]:
+    def scorers(self) -> list[ScorerSummary]:
         """The scorers whose values are in the store, by name and digest; reads no part."""
-        return scorer_facts(self._kinds["scores"].rows.listed())
+        return scorer_summaries(self._kinds["scores"].rows.listed())
 
     # -- reading: the rows -------------------------------------------------------------------------------------------
 
@@ -329,8 +328,8 @@ class SampleStore:
     def _digests_of(self, scorer: str) -> set[str]:
         if self._digests is None:
             self._digests = {}
-            for facts in self.scorers():
-                self._digests.setdefault(facts.name, set()).add(facts.digest)
+            for scorer_summary in self.scorers():
+                self._digests.setdefault(scorer_summary.name, set()).add(scorer_summary.digest)
         return self._digests.setdefault(scorer, set())
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:

@@ -1,30 +1,20 @@
 """GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
 from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
 
 _GROUP_COLUMNS = ("group_id", "proposal_version", "prompt_token_ids", "gold_text", "outputs")
 
 
-class JoinableSamples(Protocol):
-    """What a batch is joined from, see `SampleStore`."""
-
-    def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
-        """See `SampleStore.groups`."""
-
-    def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """See `SampleStore.scores`."""
-
-
 def training_batch(
-    store: JoinableSamples,
+    store: Store,
     group_ids: list[str],
     *,
     reward: str | CombinationSection,
@@ -74,9 +64,9 @@ def _gold_token_ids(texts: pa.ChunkedArray, encode: Callable[[str], list[int]] |
 
 def of_another_run(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch, with versions that no version of this run is taken for: its proposals were another run's."""
-    place = batch.schema.get_field_index("proposal_version")
+    index = batch.schema.get_field_index("proposal_version")
     versions = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
-    return batch.set_column(place, batch.schema.field(place), versions)
+    return batch.set_column(index, batch.schema.field(index), versions)
 
 
 def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.ListArray:

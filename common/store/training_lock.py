@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import Place
+from brain_align.common.store.files.backends import StorageBackend
 
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds
@@ -92,18 +92,18 @@ def _is_there(pid: int) -> bool:
 _BOOT = _boot()
 
 
-class Claim:
+class TrainingLock:
     """The right to record steps, while it lasts.
 
     Args:
-        place: where the store lies.
+        backend: holds the files.
         name: of the claim's file.
         ended: the files of claims that this one took the place of. One of them may appear once more, when the renewal
             of a process that stood still arrives late; it is that process which has lost the store then.
     """
 
-    def __init__(self, place: Place, name: str, ended: frozenset[str]) -> None:
-        self._place = place
+    def __init__(self, backend: StorageBackend, name: str, ended: frozenset[str]) -> None:
+        self._backend = backend
         self._name = name
         self._expected = ended | {name}
         self._ended = threading.Event()
@@ -120,75 +120,75 @@ class Claim:
         try:
             holders = self._holders()
         except OSError as error:
-            raise _unusable(self._place, "read", error) from error
+            raise _unusable(self._backend, "read", error) from error
         if self._name not in holders or holders - self._expected:
             raise UserError(
-                f"The sample store {self._place.uri} is trained on by another run by now, as this one gave no sign of "
-                f"life for {STALE_AFTER:.0f} s; nothing more was recorded: stop the other, and start this one again."
+                f"The sample store {self._backend.uri} is trained on by another run by now, as this one was silent for "
+                f"more than {STALE_AFTER:.0f} s; nothing more was recorded: stop the other run, and restart this one."
             )
 
     def end(self) -> None:
         """Give the store back; where that fails it is logged, and the claim ends with this process."""
         self._ended.set()
         self._renewing.join()
-        _remove(self._place, self._name)
+        _remove(self._backend, self._name)
 
     def _holders(self) -> set[str]:
-        return {entry.name for entry in self._place.list(DIRECTORY) if entry.name.startswith("holds-")}
+        return {entry.name for entry in self._backend.list(DIRECTORY) if entry.name.startswith("holds-")}
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY):
             try:
                 if self._name in self._holders():
-                    _write(self._place, self._name)
+                    _write(self._backend, self._name)
                     if self._holders() - self._expected:  # another took the store over while this was on its way
-                        self._place.remove(f"{DIRECTORY}/{self._name}")
+                        self._backend.remove(f"{DIRECTORY}/{self._name}")
             except (OSError, UserError) as error:
-                _LOG.warning("The claim on %s was not renewed: %s", self._place.uri, error)
+                _LOG.warning("The claim on %s was not renewed: %s", self._backend.uri, error)
 
 
 @contextmanager
-def claimed(place: Place) -> Iterator[Claim]:
+def hold_training_lock(backend: StorageBackend) -> Iterator[TrainingLock]:
     """Hold a store for training.
 
     Raises:
         UserError: another process holds it.
     """
     try:
-        claim = _claim(place)
+        claim = _claim(backend)
     except OSError as error:
-        raise _unusable(place, "written", error) from error
+        raise _unusable(backend, "written", error) from error
     try:
         yield claim
     finally:
         claim.end()
 
 
-def _claim(place: Place) -> Claim:
+def _claim(backend: StorageBackend) -> TrainingLock:
     token = uuid.uuid4().hex[:8]
     asking, holding = f"asks-{token}.json", f"holds-{token}.json"
     try:
-        _write(place, asking)
-        ended = _refuse_others(place, asking)
-        _write(place, holding)  # before the other goes, so that who looks in between sees one of the two
+        _write(backend, asking)
+        ended = _refuse_others(backend, asking)
+        _write(backend, holding)  # before the other goes, so that who looks in between sees one of the two
     finally:
-        _remove(place, asking)
-    return Claim(place, holding, ended)
+        _remove(backend, asking)
+    return TrainingLock(backend, holding, ended)
 
 
-def _write(place: Place, name: str) -> None:
-    place.put(DIRECTORY, name, pa.py_buffer(json.dumps(asdict(this_process())).encode()))
+def _write(backend: StorageBackend, name: str) -> None:
+    backend.put(DIRECTORY, name, pa.py_buffer(json.dumps(asdict(this_process())).encode()))
 
 
-def _remove(place: Place, name: str) -> None:
+def _remove(backend: StorageBackend, name: str) -> None:
     """Remove a file of this process; what is left of it where that fails is taken for ended later."""
     try:
-        place.remove(f"{DIRECTORY}/{name}")
+        backend.remove(f"{DIRECTORY}/{name}")
     except (OSError, UserError) as error:
-        _LOG.warning("%s/%s/%s was not removed: %s", place.uri, DIRECTORY, name, error)
+        _LOG.warning("%s/%s/%s was not removed: %s", backend.uri, DIRECTORY, name, error)
 
 
-def _refuse_others(place: Place, asking: str) -> frozenset[str]:
+def _refuse_others(backend: StorageBackend, asking: str) -> frozenset[str]:
     """Remove what is left of processes that have ended; refuse to go on if any other is alive.
 
     Returns:
@@ -196,25 +196,25 @@ def _refuse_others(place: Place, asking: str) -> frozenset[str]:
     """
     # While a directory is gone through, `asks-B` may go and `holds-B` come, and neither be seen. By then B holds the
     # store, so that a second look sees it; and whoever asks later than the first look sees this process, and gives way.
-    return _refuse_others_in_sight(place, asking, "") | _refuse_others_in_sight(place, asking, "holds-")
+    return _refuse_others_in_sight(backend, asking, "") | _refuse_others_in_sight(backend, asking, "holds-")
 
 
-def _refuse_others_in_sight(place: Place, asking: str, sort: str) -> frozenset[str]:
-    here, entries, ended = this_process(), place.list(DIRECTORY), set()
+def _refuse_others_in_sight(backend: StorageBackend, asking: str, sort: str) -> frozenset[str]:
+    here, entries, ended = this_process(), backend.list(DIRECTORY), set()
     now = next((entry.modified for entry in entries if entry.name == asking), None)
     if now is None:
-        raise UserError(f"{place.uri}/{DIRECTORY}/{asking} was removed by another process just now; start again.")
+        raise UserError(f"{backend.uri}/{DIRECTORY}/{asking} was removed by another process just now; start again.")
     for entry in entries:
         path = f"{DIRECTORY}/{entry.name}"
         if entry.name != asking and entry.name.startswith(sort):
             try:
-                other = _decoded(place.read(path))
+                other = _decoded(backend.read(path))
             except FileNotFoundError:
                 continue  # it has just ended, or become a claim
             gone, silent = other.is_gone(here), now - entry.modified
             if not gone and (gone is False or silent <= STALE_AFTER):
-                raise _held(place, other, silent, on_this_machine=gone is False)
-            place.remove(path)
+                raise _held(backend, other, silent, on_this_machine=gone is False)
+            backend.remove(path)
             ended.add(entry.name.replace("asks-", "holds-"))
     return frozenset(ended)
 
@@ -227,19 +227,19 @@ def _decoded(content: pa.Buffer) -> Process:
         return Process("an unknown host", "", 0, 0)
 
 
-def _held(place: Place, holder: Process, silent: float, *, on_this_machine: bool) -> UserError:
+def _held(backend: StorageBackend, holder: Process, silent: float, *, on_this_machine: bool) -> UserError:
     process = f"process {holder.pid} on {holder.host}"
     if on_this_machine and silent > STALE_AFTER:
         return UserError(
-            f"The sample store {place.uri} is held for training by {process}, which has given no sign of life for "
+            f"The sample store {backend.uri} is held for training by {process}, which has given no sign of life for "
             f"{silent:.0f} s and is stopped, not dead; end it (kill -9 {holder.pid}), or name another store.uri."
         )
     dead = "" if on_this_machine else f" (if it is dead, the store is free in {STALE_AFTER - silent:.0f} s)"
     return UserError(
-        f"The sample store {place.uri} is being trained on by {process}{dead}, and one run at a time can; wait for it, "
-        f"stop it, or name another store.uri."
+        f"The sample store {backend.uri} is being trained on by {process}{dead}, and only one run at a time can; "
+        f"wait for it, stop it, or set another store.uri."
     )
 
 
-def _unusable(place: Place, how: str, error: OSError) -> UserError:
-    return UserError(f"The sample store {place.uri} cannot be {how}: {error.strerror or error}.")
+def _unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:
+    return UserError(f"The sample store {backend.uri} cannot be {how}: {error.strerror or error}.")

@@ -1,4 +1,4 @@
-"""The options of `brain compare`."""
+"""`brain compare`: options and request."""
 
 import argparse
 from pathlib import Path
@@ -8,10 +8,9 @@ from rich.console import Console
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request
-from brain_align.deploy.compare.plan.request_file import read_request
-from brain_align.deploy.run.directory import resolve_output
+from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request, read_request
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import output_path
 
 
 def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,33 +18,41 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "compare",
         help="train several objectives on the same stored groups",
-        description="Train every objective at every learning rate on the first seed, and at its best rate on the other "
-        "seeds, all on the same groups of one store and at the same budget; then write tables, plots and paired tests. "
-        "Running it again on the same --out trains what is missing; more objectives, seeds, rates or group sizes are "
-        "added to what was asked for before, for all its methods alike.",
+        description="Train every objective at every learning rate on the first seed and at its best rate on the other "
+        "seeds, all on the same stored groups and with the same budget; then write tables, plots and paired tests. "
+        "Running it again with the same --out trains what is missing; additional objectives, seeds, rates or group "
+        "sizes extend the earlier request for all its methods.",
     )
     add_recipe(parser, "a YAML recipe, e.g. deploy/recipes/compare-demo.yaml")
     parser.add_argument(
         "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
     )
-    parser.add_argument("--seeds", metavar="0,1,…", help="rates are chosen on the first; default: 0,1,2")
+    parser.add_argument("--seeds", metavar="0,1,…", help="learning rates are chosen on the first; default: 0,1,2")
     parser.add_argument(
-        "--learning-rates", metavar="X,Y,…", help="the grid of every objective; default: the recipe's, a third, thrice"
+        "--learning-rates",
+        metavar="X,Y,…",
+        help="the grid of every objective; default: 1/3, 1 and 3 times the recipe's rate",
     )
-    parser.add_argument("--n", metavar="2,4,…", help="also train on the first 2, 4, … outputs of each group")
-    parser.add_argument("--n-objectives", metavar="A,B,…", help=f"those that --n is for; default: {','.join(SWEPT)}")
-    parser.add_argument("--pairs", metavar="STORE", help="pairs that people chose between, for dpo")
-    parser.add_argument("--parallel", type=int, metavar="K", help="cells trained side by side; default: 2, if they fit")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, of the recipe")
+    parser.add_argument("--n", metavar="2,4,…", help="also train on only the first 2, 4, … outputs of each group")
+    parser.add_argument(
+        "--n-objectives", metavar="A,B,…", help=f"the objectives that --n applies to; default: {','.join(SWEPT)}"
+    )
+    parser.add_argument("--pairs", metavar="STORE", help="human preference pairs, for dpo")
+    parser.add_argument(
+        "--parallel", type=int, metavar="K", help="runs trained side by side; default: 2, if the cluster has room"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, with the recipe's name"
+    )
     add_overrides(parser)
     parser.set_defaults(command=_compare, resumes=True)
 
 
 def _compare(options: argparse.Namespace) -> int:
     if options.parallel is not None and options.parallel < 1:
-        raise UserError(f"--parallel {options.parallel}: at least one cell is trained at a time.")
+        raise UserError(f"--parallel {options.parallel}: at least one training run must run at a time; give 1 or more.")
     recipe = load_recipe(options.recipe, options.overrides)
-    directory = ComparisonDirectory(resolve_output(str(options.out or f"runs/comparisons/{recipe.name}")))
+    directory = ComparisonDirectory(output_path(str(options.out or f"runs/comparisons/{recipe.name}")))
     request = parse_request(
         recipe,
         objectives=options.objectives,
@@ -56,7 +63,7 @@ def _compare(options: argparse.Namespace) -> int:
         pairs=options.pairs,
         begun=read_request(directory.request),
     )
-    from brain_align.deploy.compare.train.compare import compare  # Ray and torch: not for what is refused
+    from brain_align.deploy.compare.compare import compare  # Ray and torch take seconds
 
     compare(recipe, request, directory, options.parallel, Console())
     return 0

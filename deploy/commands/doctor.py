@@ -16,8 +16,10 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.training import PriorSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import PRIOR
-from brain_align.deploy.commands.score import resolved_world, take_over_golden
-from brain_align.deploy.run.directory import RunDirectory, run_directory
+from brain_align.deploy.commands.score import take_over_golden
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
 Problems = Mapping[str, str | None]
@@ -69,9 +71,10 @@ def examine(
     )
 
     findings = Findings(console)
-    resolved = resolved_world(recipe, console)
+    prepared = resolve(recipe, reporter(console))
+    resolved = prepared.recipe
     with findings.check("prompts, policy, and files of scorers"):
-        for note in check_inputs(resolved, run_directory(recipe)).notes:
+        for note in check_inputs(resolved, prepared.directory).notes:
             console.print(f"        {note}", highlight=False, soft_wrap=True, markup=False)
     scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):

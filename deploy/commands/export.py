@@ -7,7 +7,6 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from brain_align.common.config.inputs import PolicySection
-from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, load_adapter
@@ -15,8 +14,7 @@ from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenize
 from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
-from brain_align.deploy.run.places import begun_world
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.summary import read_summary
 
 _MARKER = "version.json"
@@ -38,7 +36,7 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
     """
     directory = RunDirectory(run.absolute())
-    policy = recipe_with_world(directory).policy
+    policy = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
     found = _find_version(directory, version)
     if output.exists():
         raise UserError(f"{output} exists already; name a new directory as --output.")
@@ -54,24 +52,6 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
             shutil.copytree(found.path, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MARKER))
         _write_companions(policy, target)
     return f"version {found.version}: {output} (AutoModelForCausalLM.from_pretrained)"
-
-
-def recipe_with_world(directory: RunDirectory) -> Recipe:
-    """A run's recipe, with the prepared world that it was begun with in its paths.
-
-    Raises:
-        UserError: there is no run, its configuration is not one of this version, or its world is gone.
-    """
-    recipe = saved_recipe(directory)
-    if recipe.prepare is None:
-        return recipe
-    world = begun_world(directory, recipe)
-    if world is None:
-        raise UserError(
-            f"The prepared world of {directory.root} is not in {recipe.prepare.cache} any more; start the run again, "
-            f"which builds it."
-        )
-    return with_world(recipe, world)
 
 
 def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:

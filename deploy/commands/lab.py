@@ -1,4 +1,4 @@
-"""`brain lab`: the objectives where the answer is known."""
+"""`brain lab`: the objectives on toy problems whose posterior is known exactly."""
 
 import argparse
 import json
@@ -18,13 +18,13 @@ def add_lab_command(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     """Add `brain lab`."""
     parser = commands.add_parser(
         "lab",
-        help="compare gradient estimates in a world whose posterior is known exactly",
-        description="Train brain, brain-no-baseline, dpg and gdc++ in worlds of 64 outcomes, each at its best learning "
-        "rate, and measure variance and bias of their gradients. Writes lab.json and plots (docs/lab.md).",
+        help="compare gradient estimates on toy problems whose posterior is known exactly",
+        description="Train brain, brain-no-baseline, dpg and gdc++ on toy problems with 64 outcomes, each at its best "
+        "learning rate, and measure variance and bias of their gradients. Writes lab.json and plots (docs/lab.md).",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets lab.json and the plots")
-    parser.add_argument("--seed", type=int, default=0, help="of the first world and of what is drawn in it (default 0)")
-    parser.add_argument("--worlds", type=int, default=8, help="how many, with consecutive seeds (default 8)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for lab.json and the plots")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first problem and of its samples (default 0)")
+    parser.add_argument("--worlds", type=int, default=8, help="number of problems, with consecutive seeds (default 8)")
     parser.set_defaults(command=_lab)
 
 
@@ -55,7 +55,7 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _print(report: dict[str, Any], console: Console) -> None:
-    console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} worlds, and the range.")
+    console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} problems, and the range.")
     for title, name, form in (
         (
             "KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)",

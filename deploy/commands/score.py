@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,9 +22,9 @@ from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.deploy.commands.output import check_output, new_lines, new_output
 from brain_align.deploy.conductor.group_scorer import GroupScorer, scorers_at_work
-from brain_align.deploy.run.directory import RunDirectory, resolve_output, run_directory
-from brain_align.deploy.run.places import begun_world
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.resolve import resolve, run_directory
+from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
 _ROWS_A_PART = 16
@@ -70,7 +70,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
     bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     check_output(target, force=force)
     count = sum(1 for _ in read_texts(source))
-    resolved = resolved_for_scoring(recipe, recipe.scorers, run_directory(recipe), console)
+    resolved = resolved_for_scoring(recipe, list(recipe.scorers), run_directory(recipe), console)
     with (
         new_output(target, force=force) as temporary,
         _logs_beside(target) as logs,
@@ -193,42 +193,24 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
         raise UserError(f"{source} has no rows.")
 
 
-def resolved_for_scoring(recipe: Recipe, scorers: Iterable[str], run: RunDirectory, console: Console) -> Recipe:
-    """The recipe with its world, if one of the named scorers lies in it, once they are known to be loadable.
+def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: Console) -> Recipe:
+    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded.
 
     Args:
-        recipe: as it was written.
+        recipe: as it was read.
         scorers: of the recipe.
-        run: the directory of the recipe's run, which need not exist: one that was begun knows its world.
-        console: is told how building a world goes.
+        run: the directory of the recipe's run, which need not exist; see `resolve`.
+        console: shows how data is prepared.
 
     Raises:
-        UserError: the world cannot be built, or a scorer not be loaded.
+        UserError: the data cannot be prepared, or a scorer cannot be loaded.
     """
     from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 
-    wanted = [recipe.scorers[name] for name in scorers]
-    if any("{world}" in scorer.model_dump_json() for scorer in wanted):
-        world = begun_world(run, recipe)
-        recipe = resolved_world(recipe, console) if world is None else with_world(recipe, world)
+    resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
     for name in scorers:
-        check_scorer(name, recipe.scorers[name])
-    return recipe
-
-
-def resolved_world(recipe: Recipe, console: Console) -> Recipe:
-    """The recipe with the paths of its world, which is built if it is not there.
-
-    Raises:
-        UserError: it cannot be built.
-    """
-    if recipe.prepare is None:
-        return with_world(recipe, None)
-    from brain_align.deploy.worlds.build import ensure_world  # likewise
-
-    cache = resolve_output(recipe.prepare.cache)
-    world = ensure_world(recipe.prepare, cache, recipe.data.path, lambda line: console.print(line, highlight=False))
-    return with_world(recipe, world)
+        check_scorer(name, resolved.recipe.scorers[name])
+    return resolved.recipe
 
 
 def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory) -> list[str]:

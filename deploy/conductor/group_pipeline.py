@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError
 from brain_align.common.requests import SampleRequest
-from brain_align.common.store.commit_queue import StoreThread
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.commit_queue import CommitQueue
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.sampling import Sampling
 from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
 from brain_align.deploy.conductor.tracker import Tracker
@@ -79,15 +79,15 @@ class GroupPipeline(Events):
         self._changed = asyncio.Event()  # something that somebody waits for
         self._tasks: asyncio.TaskGroup
         self._under_way: set[asyncio.Task[None]] = set()
-        self._stores: dict[bool, StoreThread] = {}  # training's, evaluation's
+        self._stores: dict[bool, CommitQueue] = {}  # training's, evaluation's
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Keep all samplers and scorers at work, as part of a group of tasks."""
         self._tasks = tasks
-        self._stores[True] = StoreThread(self._work.store, "store", partial(self._committed, True))
+        self._stores[True] = CommitQueue(self._work.store, "store", partial(self._committed, True))
         self._stores[False] = self._stores[True]
         if self._evaluation is not None:
-            self._stores[False] = StoreThread(self._evaluation.store, "evaluation", partial(self._committed, False))
+            self._stores[False] = CommitQueue(self._evaluation.store, "evaluation", partial(self._committed, False))
         self._begin(self._give_out_requests())
         self.scoring.start(self._begin, self._stores[True], self._stores[False])
 
@@ -104,12 +104,12 @@ class GroupPipeline(Events):
     # -- what the conductor asks for ---------------------------------------------------------------------------------
 
     @property
-    def training(self) -> StoreThread:
+    def training(self) -> CommitQueue:
         """The store that is trained from."""
         return self._stores[True]
 
     @property
-    def evaluating(self) -> StoreThread:
+    def evaluating(self) -> CommitQueue:
         """The store of evaluations, on whose thread all methods of `Evaluation` are called."""
         return self._stores[False]
 
@@ -334,7 +334,7 @@ class GroupPipeline(Events):
             return self._work.training_scorers
         return self._evaluation.scorers
 
-    def _store_of(self, training: bool) -> RunStore:
+    def _store_of(self, training: bool) -> Store:
         if training or self._evaluation is None:
             return self._work.store
         return self._evaluation.store

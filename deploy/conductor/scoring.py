@@ -40,7 +40,7 @@ class _Piece(NamedTuple):
 
 
 class Commits(Protocol):
-    """What takes in scores, see `brain_align.common.store.commit_queue.StoreThread`."""
+    """What takes in scores, see `brain_align.common.store.commit_queue.CommitQueue`."""
 
     async def append_scores(self, batch: pa.RecordBatch) -> None:
         """Commit scores."""

@@ -14,7 +14,7 @@ from tensorboardX import SummaryWriter
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress
 from brain_align.deploy.conductor.rates import Rate
 from brain_align.deploy.schedule.evaluation import Result, Split
@@ -44,7 +44,7 @@ class Tracker:
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def recovered(self, store: StoredSamples) -> None:
+    def recovered(self, store: Store) -> None:
         """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]

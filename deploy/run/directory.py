@@ -1,12 +1,9 @@
 """A run's directory: what lies where, who may use it, and whether it belongs to this recipe."""
 
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from brain_align.common.durable import is_temporary, write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_problem
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -124,55 +121,6 @@ class RunDirectory:
         return self.logs / f"{name}.log"
 
 
-def resolve_output(path: str) -> Path:
-    """Where a relative output path lies: below the current directory, or, inside a Ray job, below `$BRAIN_HOME`.
-
-    A Ray job's current directory is a copy that Ray deletes, so results must not go there; the default of
-    `$BRAIN_HOME` is `~/brain`, on the cluster's head node.
-    """
-    wanted = Path(path).expanduser()
-    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job else Path.cwd()
-    return (base / wanted).absolute()
-
-
-def own_store_uri(recipe: Recipe) -> str | None:
-    """Where a recipe places the run's own store; without samplers, its store.uri is a store of another run."""
-    uri = recipe.store.uri
-    if uri is None or recipe.sampler.replicas == 0:
-        return None
-    return uri if "://" in uri else str(resolve_output(uri))
-
-
-def run_directory(recipe: Recipe) -> RunDirectory:
-    """The directory of a recipe's run."""
-    return RunDirectory(resolve_output(recipe.run.dir.replace("{name}", recipe.name)), own_store_uri(recipe))
-
-
-@contextmanager
-def claimed(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory for this process; the hold ends with the process, however it ends.
-
-    Raises:
-        UserError: another live process holds it, or the directory cannot be written.
-    """
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another process is running on {directory.root}; wait for it, stop it, or set another run.dir."
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
 def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
     """Whether a directory of ours has been begun.
 
@@ -191,7 +139,7 @@ def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
         raise UserError(f"{root} is a file, and no {what}; {advice}.")
     if marker.exists():
         return True
-    foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != _LOCK)
+    foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != LOCK)
     if foreign:
         raise UserError(f"{root} is no {what} (it has {', '.join(foreign[:3])}, but no {marker.name}); {advice}.")
     return False

@@ -103,27 +103,6 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         target[last] = value  # such as a path with a colon: text as it stands
 
 
-def with_world(recipe: Recipe, world: Path | None) -> Recipe:
-    """The recipe with every `{world}` in its paths replaced by the prepared directory.
-
-    Raises:
-        UserError: `{world}` stands in a recipe that prepares none.
-    """
-    return Recipe.model_validate(_replace(recipe.model_dump(mode="json"), world))
-
-
-def _replace(value: Any, world: Path | None) -> Any:
-    if isinstance(value, str) and "{world}" in value:
-        if world is None:
-            raise UserError(f"{value!r} stands for a prepared world, but the recipe has no `prepare` section.")
-        return value.replace("{world}", str(world))
-    if isinstance(value, Mapping):
-        return {name: _replace(inner, world) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_replace(inner, world) for inner in value]
-    return value
-
-
 def dump_yaml(settings: Mapping[str, Any]) -> str:
     """Settings as YAML, in the order of the recipe."""
     return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

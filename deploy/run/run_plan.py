@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.schedule.evaluation import Evaluation, Split
@@ -30,7 +30,7 @@ class RunPlan:
         quarantine: what all of it goes on without.
     """
 
-    store: RunStore
+    store: Store
     schedule: Schedule
     training_scorers: list[str]
     started_scorers: list[str]

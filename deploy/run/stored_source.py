@@ -8,10 +8,11 @@ from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.files.backends import shown
-from brain_align.common.store.overlay import OverlaidStore, StoredSamples
+from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.run.directory import RunDirectory, own_store_uri
+from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import run_directory
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Source:
         location: of the store itself.
     """
 
-    store: StoredSamples
+    store: Store
     location: Location
 
     @property
@@ -96,7 +97,7 @@ def _of_run(path: Path, config: Path) -> Location:
             raise
         problem = f"{config} is not a recipe of this version of brain-align: {first_line(error)}"
         return Location(str(directory.own_store), directory, None, problem)
-    directory = RunDirectory(path, own_store_uri(recipe))
+    directory = run_directory(recipe, path)
     return Location(str(directory.store), directory, recipe)
 
 

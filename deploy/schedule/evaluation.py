@@ -13,7 +13,7 @@ from brain_align.common.errors import PipelineError
 from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.common.schemas import PRIOR
 from brain_align.common.statistics import win_rate
-from brain_align.common.store.overlay import RunStore
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 from brain_align.deploy.schedule.request_plan import RequestPlan
@@ -70,7 +70,7 @@ class Evaluation:
     def __init__(
         self,
         recipe: Recipe,
-        store: RunStore,
+        store: Store,
         plan: RequestPlan,
         prompts: dict[Split, list[Prompt]],
         scorers: list[str],

@@ -1,14 +1,13 @@
-"""What a checkpoint holds: all that the next step depends on, whatever the number of ranks or the ZeRO stage.
+"""The contents of a checkpoint: everything that the next step depends on, for any number of ranks and any ZeRO stage.
 
-    parameters*.safetensors   of each trainable parameter "weight/<name>" in float32, and AdamW's moments,
-                              "exp_avg/<name>" and "exp_avg_sq/<name>"; these are absent before an update
-    random.pt                 the generators' states of each rank
-    state.json                step, AdamW's count of updates, digest of the settings that decide what is learned, and
-                              what the steps have shown (skipped ones, memory, padding), and
-                              an objective's running mean
+    parameters*.safetensors   for each trainable parameter "weight/<name>" in float32, and AdamW's moments
+                              "exp_avg/<name>" and "exp_avg_sq/<name>", which are absent before the first update
+    random.pt                 the states of each rank's random generators
+    state.json                step, AdamW's count of updates, digest of the settings that decide what is learned,
+                              "lessons" (the stepper's state) and "partition" (an objective's running mean)
 
-Frozen weights are not in it. The position in the stream of groups and in the schedule of the learning rate is the step:
-the sample store says which groups trained which step.
+Frozen weights are not in it. The step is also the position in the stream of groups and in the schedule of the learning
+rate: the sample store records which groups trained which step.
 """
 
 import json
@@ -26,7 +25,7 @@ from brain_align.common.nn.models.shards import ShardReader, write_shards
 from brain_align.learner.checkpoints.randomness import RandomState
 from brain_align.learner.engine_protocol import ParameterState
 from brain_align.learner.objectives.policy_gradients import RunningMean
-from brain_align.learner.steps.stepper import Lessons
+from brain_align.learner.steps.stepper import StepperState
 
 _DECISIVE = ("seed", "policy.", "objective.", "learner.", "algorithm.rounds", "algorithm.updates_per_round")
 _PLACES = ("policy.model", "policy.tokenizer", "policy.sft_adapter")
@@ -36,18 +35,18 @@ _PARAMETERS, _RANDOM, _STATE = "parameters", "random.pt", "state.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The state after `step`, but for the parameters."""
+    """The state after `step`, without the parameters."""
 
     step: int
     updates: int
     settings_digest: str
     random_states: list[RandomState]
-    lessons: Lessons
+    stepper: StepperState
     normaliser: RunningMean
 
 
 def settings_digest(recipe: Recipe) -> str:
-    """The digest of what the learner's steps depend on, but for paths (a run may be moved) and how work is shared."""
+    """Return the digest of the settings that steps depend on, without paths (runs may move) and sharing of work."""
     settings = identity_settings(recipe.model_dump(mode="json"))
     return digest({name: settings[name] for name in settings if name.startswith(_DECISIVE) and name not in _PLACES})
 
@@ -55,21 +54,21 @@ def settings_digest(recipe: Recipe) -> str:
 def write_training_state(
     directory: Path, state: TrainingState, parameters: Iterable[tuple[str, ParameterState]]
 ) -> None:
-    """Write into a directory that exists; the parameters are held a file's worth at a time."""
+    """Write a checkpoint into an existing directory; at most one file's worth of parameters is in memory."""
     write_shards(_flat(parameters), directory, _PARAMETERS)
     torch.save(state.random_states, directory / _RANDOM)
     facts = {
         "step": state.step,
         "settings_digest": state.settings_digest,
         "updates": state.updates,
-        "lessons": asdict(state.lessons),
+        "lessons": asdict(state.stepper),
         "partition": asdict(state.normaliser),
     }
     (directory / _STATE).write_text(json.dumps(facts, indent=1))
 
 
 def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
-    """Read a checkpoint, but for its parameters.
+    """Read a checkpoint without its parameters.
 
     Raises:
         UserError: it was made with other settings.
@@ -78,7 +77,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
     if facts["settings_digest"] != expected_digest:
         raise UserError(
             f"The checkpoint {directory} was made with other settings of seed, policy, objective or learner (their "
-            f"digest is {facts['settings_digest']}, here it is {expected_digest}); set another run.dir."
+            f"digest is {facts['settings_digest']}, this recipe's is {expected_digest}); set another run.dir."
         )
     random_states = torch.load(directory / _RANDOM, weights_only=True)
     return TrainingState(
@@ -86,7 +85,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
         updates=facts["updates"],
         settings_digest=expected_digest,
         random_states=random_states,
-        lessons=Lessons(**facts["lessons"]),
+        stepper=StepperState(**facts["lessons"]),
         normaliser=RunningMean(**facts["partition"]),
     )
 
@@ -99,19 +98,19 @@ class SavedParameters:
         self._reader = ShardReader(directory, _PARAMETERS)
 
     def names(self) -> list[str]:
-        """Of all parameters."""
+        """Return the names of all parameters."""
         return [name.removeprefix("weight/") for name in self._reader.names() if name.startswith("weight/")]
 
     def state_of(self, name: str) -> ParameterState:
         """Read a parameter's state.
 
         Raises:
-            UserError: the checkpoint has no such parameter, since it is that of another model or adapter.
+            UserError: the checkpoint is another model's or adapter's, and does not have the parameter.
         """
         if f"weight/{name}" not in self._reader:
             raise UserError(
-                f"The checkpoint {self._directory} has no parameter {name}: it was made with another model or adapter; "
-                f"restore that, or set another run.dir."
+                f"The checkpoint {self._directory} does not have the parameter {name}: it was made with another model "
+                f"or adapter; restore that one, or set another run.dir."
             )
         moments = {key: f"{key}/{name}" for key in _MOMENTS if f"{key}/{name}" in self._reader}
         return ParameterState(

@@ -1,8 +1,8 @@
-"""How many tokens one forward and backward pass has room for, estimated from the model and the device.
+"""An estimate, from the model and the device, of how many tokens fit into one forward and backward pass.
 
-What a pass keeps for its gradient is, for each token, the inputs and outputs of the linear layers, and some hidden
-states in float32 (norms, residuals). The estimate errs to the safe side by about a third; where it is too bold all the
-same, the learner halves the budget when memory runs out (learner/steps/stepper.py).
+For its gradient a pass keeps, per token, the inputs and outputs of the linear layers and some hidden states in float32
+(norms, residuals). The estimate of that memory is about a third too large, to be safe. Where memory still runs out, the
+learner halves the budget (learner/steps/stepper.py).
 """
 
 from dataclasses import dataclass
@@ -12,29 +12,30 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from brain_align.common.config.training import LearnerSection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.learner.policy import elements
 
 TOKENS_ON_CPU = 16384
-"""Where memory is the machine's, shared by all services, the budget is a fixed one."""
+"""The fixed budget on CPUs, where all services share the machine's memory."""
 
 _USABLE = 0.85
-"""Of a GPU's memory; the rest is for kernels' workspaces and what the allocator cannot use."""
+"""Share of a GPU's memory; the rest is for kernels' workspaces and fragmentation."""
 _LARGEST = 131_072
 _STEP = 256
 _FLOAT32_STATES = 8
-"""Hidden states that a layer keeps in float32: two norms' inputs and statistics, residuals, rotary embeddings."""
+"""Hidden states that a layer keeps in float32: inputs and statistics of two norms, residuals, rotary embeddings."""
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a policy takes, in bytes.
+    """The memory that training a policy takes, in bytes.
 
     Attributes:
         fixed: weights, gradients and optimiser.
-        token: activations of one token.
+        token: activations per token.
     """
 
     fixed: int
@@ -49,12 +50,12 @@ def footprint(
     recomputes: bool = False,
     offloads: bool = False,
 ) -> Footprint:
-    """Estimate what training a policy takes on one rank.
+    """Estimate the memory that training a policy takes on one rank.
 
     Args:
-        policy: its trainable parameters have gradients and two moments, and 16-bit ones a copy in float32.
-        ranks: that share the work.
-        zero_stage: what they share of the state: the optimiser (1), gradients too (2), weights too (3).
+        policy: its trainable parameters have gradients and two moments, and 16-bit ones a float32 copy.
+        ranks: number of ranks that share the work.
+        zero_stage: the state that they share: the optimiser (1), gradients too (2), weights too (3).
         recomputes: whether layers keep their input only (activation checkpointing).
         offloads: whether the optimiser is in the machine's own memory.
     """
@@ -74,10 +75,26 @@ def footprint(
     return Footprint(weights + gradients + optimiser, kept + 3 * hidden * 4)  # and the LM head's tiles
 
 
-def tokens_of_a_pass(footprint: Footprint, device: torch.device, share: float = 1.0) -> int:
-    """The token budget for a device, or for a share of one.
+def token_budget(policy: SequenceLogprobs, settings: LearnerSection, ranks: int) -> int:
+    """Return the tokens that a forward and backward pass of one rank has room for on the policy's device.
 
-    It follows from the model and the kind of device alone, not from what else is on it: a run repeats exactly.
+    Raises:
+        UserError: not even the weights fit.
+    """
+    needs = footprint(
+        policy,
+        ranks=ranks,
+        zero_stage=settings.zero_stage,
+        recomputes=settings.activation_checkpointing,
+        offloads=settings.offload_optimizer,
+    )
+    return tokens_of_a_pass(needs, policy.device, settings.gpus)
+
+
+def tokens_of_a_pass(footprint: Footprint, device: torch.device, share: float = 1.0) -> int:
+    """Return the token budget for a device, or for a share of one.
+
+    It depends on the model and the kind of device alone, not on what else uses the device: a run repeats exactly.
 
     Raises:
         UserError: not even the weights fit.
@@ -89,19 +106,19 @@ def tokens_of_a_pass(footprint: Footprint, device: torch.device, share: float = 
 
 
 def tokens_within(memory: int, footprint: Footprint) -> int:
-    """The token budget for a GPU of so many bytes; see `tokens_of_a_pass`."""
+    """Return the token budget for a GPU with `memory` bytes; see `tokens_of_a_pass`."""
     tokens = int(_USABLE * memory - footprint.fixed) // footprint.token // _STEP * _STEP
     if tokens < _STEP:
         raise UserError(
             f"The policy does not fit: its weights, gradients and optimiser take {footprint.fixed / _GIB:.1f} GiB and "
-            f"{_STEP} tokens {_STEP * footprint.token / _GIB:.1f} GiB, of a GPU with {memory / _GIB:.0f} GiB; use "
-            f"learner.activation_checkpointing, policy.quantization, learner.zero_stage or more ranks."
+            f"{_STEP} tokens take {_STEP * footprint.token / _GIB:.1f} GiB, but the GPU has {memory / _GIB:.0f} GiB; "
+            f"use learner.activation_checkpointing, policy.quantization, learner.zero_stage or more ranks."
         )
     return min(tokens, _LARGEST)
 
 
 def _linear_layers(policy: SequenceLogprobs) -> list[nn.Module]:
-    """The model's own linear layers, with their adapters, but for the LM head."""
+    """Return the model's own linear layers, with their adapters, except the LM head."""
     head = policy.head.weight
     adapted = [module for module in policy.modules() if isinstance(module, LoraLayer)]
     inside = {id(part) for module in adapted for part in module.modules() if part is not module}
@@ -114,7 +131,7 @@ def _linear_layers(policy: SequenceLogprobs) -> list[nn.Module]:
 
 
 def _kept_by(layer: nn.Module, width: int) -> int:
-    """Bytes a token that a linear layer keeps: input and output, and the input in float32 for an adapter."""
+    """Return the bytes per token that a linear layer keeps: input, output, and a float32 input for an adapter."""
     if isinstance(layer, LoraLayer):
         copies = layer.in_features * 4 if width < 4 else 0
         return (layer.in_features + layer.out_features) * width + copies

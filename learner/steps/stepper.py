@@ -1,9 +1,9 @@
-"""One optimiser step on a batch of groups, and what is done when it cannot be taken as it is.
+"""One optimiser step on a batch of groups, and the remedies when it cannot be taken as it is.
 
-- The first group that is trained goes through packed and padded rows; where they disagree, the run is padded.
-- Out of GPU memory: the token budget is halved, and the step taken again from its start, with the same gradient. Where
-  DeepSpeed cannot forget half a gradient (several ranks, ZeRO-2 and -3), the services are started again for it.
-- A loss or gradient that is not finite: the step is skipped, and counted; too many in a row end the run.
+- The first trained group is computed on packed and on padded rows; where they disagree, the run uses padded rows.
+- Out of GPU memory: the token budget is halved and the step repeated from its start, with the same gradient. Where
+  DeepSpeed cannot discard half a gradient (several ranks, ZeRO-2 and -3), the services restart with half the budget.
+- A loss or gradient that is not finite: the step is skipped and counted; too many in a row end the run.
 """
 
 import math
@@ -21,35 +21,34 @@ from brain_align.learner.steps.batches import GroupBatch
 from brain_align.learner.steps.gradients import BatchResult, accumulate_gradient
 
 _SMALLEST_BUDGET = 16
-"""Tokens; where not even these fit, the budget is not what is wrong."""
+"""Tokens; if even these do not fit, the budget is not to blame."""
 
 _LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What the steps up to now have shown, and those after a resume must know to be the same.
+class StepperState:
+    """What the stepper has learned so far, and must know after a resume to take the same steps.
 
     Attributes:
-        skipped: the steps skipped in a row up to now, each with why.
-        halved_to: the token budget that memory had room for; None where it was never too large.
-        padded_because: what the first group showed, see `SequenceLogprobs`.
-        checked: whether there has been a first group to compare packed with padded rows. Checkpoints of older versions
-            do not say; the next group is compared then, perhaps once more.
+        skipped: the steps skipped in a row up to now, each with its reason.
+        halved_to: the token budget that fits into memory; None where the budget was never too large.
+        padded_because: the reason for padded rows that the first group showed; see `SequenceLogprobs`.
+        checked: whether packed and padded rows have been compared on a first group.
     """
 
     skipped: list[str]
     halved_to: int | None
     padded_because: str | None
-    checked: bool = False
+    checked: bool
 
 
 class Stepper:
     """Takes steps; the same on every rank.
 
     Attributes:
-        max_tokens: the token budget of a forward pass, as it is now.
-        skipped: the steps skipped in a row up to now, each with why.
+        max_tokens: the present token budget of a forward pass.
+        skipped: the steps skipped in a row up to now, each with its reason.
     """
 
     def __init__(
@@ -72,18 +71,18 @@ class Stepper:
         self._checked = False
         self._halved_to: int | None = None
 
-    def lessons(self) -> Lessons:
-        """What a checkpoint must hold."""
-        return Lessons(self.skipped, self._halved_to, self._policy.padded_because, self._checked)
+    def state(self) -> StepperState:
+        """Return the state to keep in a checkpoint."""
+        return StepperState(self.skipped, self._halved_to, self._policy.padded_because, self._checked)
 
-    def take_up(self, lessons: Lessons) -> None:
-        """Go on after the step whose checkpoint held `lessons`."""
-        self.skipped, self._halved_to = lessons.skipped, lessons.halved_to
-        if lessons.halved_to is not None:
-            self.max_tokens = min(self.max_tokens, lessons.halved_to)
-        if lessons.padded_because is not None:
-            self._policy.padded_because = lessons.padded_because
-        self._checked = lessons.checked
+    def restore(self, state: StepperState) -> None:
+        """Continue after the step whose checkpoint held `state`."""
+        self.skipped, self._halved_to = state.skipped, state.halved_to
+        if state.halved_to is not None:
+            self.max_tokens = min(self.max_tokens, state.halved_to)
+        if state.padded_because is not None:
+            self._policy.padded_because = state.padded_because
+        self._checked = state.checked
 
     def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
         """Compute the gradient and update the weights.
@@ -92,8 +91,8 @@ class Stepper:
             What was computed, and the gradient's norm before clipping; None where the weights were left as they are.
 
         Raises:
-            PipelineError: one step too many in a row was not finite, or memory does not suffice.
-            LearnerOutOfMemoryError: all ranks have to start again with a smaller token budget.
+            PipelineError: too many steps in a row were not finite, or memory does not suffice.
+            LearnerOutOfMemoryError: all ranks must restart with a smaller token budget.
         """
         if not self._checked:
             self._check_packed(groups)
@@ -116,7 +115,7 @@ class Stepper:
         check = self._policy.check_packed((groups.prompts[rows[0]], outputs), self.max_tokens)
         if check is not None and not all(self._engine.gather(check.passed)):
             self._policy.padded_because = (
-                f"packed rows give other log-probabilities: {check.difference:.2g} nats a token from padded ones, "
+                f"packed rows give other log-probabilities: {check.difference:.2g} nats per token from padded ones, "
                 f"where rounding explains {check.tolerance:.2g}"
             )
             self._note(
@@ -135,20 +134,20 @@ class Stepper:
 
     def _halve_budget(self, step: int, reason: str) -> None:
         smaller = self.max_tokens // 2
-        what = f"step {step}: out of memory with {self.max_tokens} tokens a forward pass"
+        what = f"step {step}: out of memory with {self.max_tokens} tokens per forward pass"
         if smaller < _SMALLEST_BUDGET:
             raise PipelineError(f"{what} ({reason}); set learner.activation_checkpointing=true, or use more memory")
         if not self._engine.can_discard:
-            # Other ranks wait in the middle of a reduction for a gradient that does not come: all have to start anew.
+            # Other ranks wait in the middle of a reduction for a gradient that will not come: all must restart.
             raise LearnerOutOfMemoryError(f"{what} ({reason})", smaller)
         self._engine.discard_gradient()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._note(f"{what}; it is taken again with {smaller} ({reason}).")
+        self._note(f"{what}; the step is repeated with {smaller} ({reason}).")
         self.max_tokens = self._halved_to = smaller
 
     def _update(self, groups: GroupBatch, result: BatchResult, learning_rate: float) -> float | str:
-        """The gradient's norm; or, where loss or gradient is not finite, a sentence that says so."""
+        """Update the weights; return the gradient's norm, or a sentence where loss or gradient is not finite."""
         norm = self._engine.step(learning_rate)
         if math.isfinite(norm):
             return norm
@@ -170,7 +169,7 @@ class Stepper:
 
 
 def _overflow(groups: GroupBatch, result: BatchResult, lost: torch.Tensor) -> str:
-    """Says whether a ratio q_θ/q' of these groups, which gdc++ does not normalise, is beyond float32."""
+    """Return a remark where a ratio q_θ/q' of these groups, which gdc++ does not normalise, exceeds float32's range."""
     ratios = (result.policy_logprobs - groups.proposal_logprobs)[lost]
     largest = ratios[ratios.isfinite()].amax().item() if ratios.isfinite().any() else 0.0
     if largest < _LARGEST_EXPONENT:

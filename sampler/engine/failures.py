@@ -1,4 +1,4 @@
-"""What goes wrong in vLLM, as the project's errors: which of user, version, moment and engine is to blame."""
+"""vLLM's failures as the project's errors, which tell whether settings, version, moment or engine is to blame."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,12 @@ from pydantic import ValidationError
 from brain_align.common.errors import DeliveryError, EngineLostError, UserError, first_line
 
 _PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such file", "i/o error", "timed out")
-"""What vLLM's message has where a version could not be loaded for a reason that may pass; its types are lost on the way
-from its process."""
+"""Parts of vLLM's messages that mean a reason that may pass; the errors' types are lost between its processes."""
 
 
 @contextmanager
 def saying_if_it_died(llm: Any) -> Iterator[None]:
-    """Within it, whatever goes wrong because the engine has died is an EngineLostError.
+    """Turn any error in the block into an EngineLostError if the engine has died.
 
     Args:
         llm: vLLM's `AsyncLLM`.
@@ -29,13 +28,13 @@ def saying_if_it_died(llm: Any) -> Iterator[None]:
 
 
 def not_started(model: str, error: Exception) -> UserError:
-    """The error for a model, or settings, that vLLM refuses to start with."""
+    """Make the error for a model, or settings, that vLLM refuses to start with."""
     reason = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else first_line(error)
     return UserError(f"vLLM does not load policy.model={model}: {reason}")
 
 
 def not_loaded(what: str, error: Exception) -> UserError | DeliveryError:
-    """The error for what vLLM did not load: which blames the version, or the moment."""
+    """Make the error for weights that vLLM did not load, which blames either the version or the moment."""
     passing = any(sign in str(error).lower() for sign in _PASSING)
     kind = DeliveryError if passing else UserError
     return kind(f"vLLM does not load {what}: {first_line(error)}")

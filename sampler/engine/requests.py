@@ -1,4 +1,4 @@
-"""Requests to vLLM's engine: what each asks for, in vLLM's terms, and what of its output is used."""
+"""Requests to vLLM's engine, in vLLM's terms, and the parts of its output that are used."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from brain_align.sampler.engine.data import Adapter, Completion
 from brain_align.sampler.engine.failures import saying_if_it_died
 
 BEFORE_ALL_OTHERS = -1
-"""The priority of requests that go before all others, which have 0. A repeatable engine goes by their order alone."""
+"""Priority of requests that run before all others, which have 0. A repeatable engine ignores priorities."""
 
 
 class Requests:
-    """The requests of one engine, each of which is known by the queue (`RequestOutputCollector`) for its outputs.
+    """The requests of one engine, each represented by the queue (`RequestOutputCollector`) for its outputs.
 
     Args:
         llm: vLLM's `AsyncLLM`.
@@ -24,13 +24,13 @@ class Requests:
         self._count = 0
 
     async def add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None, priority: int = 0) -> Any:
-        """Hand the engine one request; returns the queue that will get its outputs.
+        """Submit one request; return the queue that will receive its outputs.
 
         Args:
             token_ids: of the prompt.
             parameters: vLLM's `SamplingParams`.
             adapter: to compute with; None: the model itself.
-            priority: the lowest goes first.
+            priority: the lowest runs first.
 
         Raises:
             EngineLostError: the engine has died.
@@ -48,7 +48,7 @@ class Requests:
             )
 
     async def finished(self, request: Any) -> Any:
-        """What vLLM returns for a request, complete (`RequestOutput`).
+        """Wait for a request's complete output (`RequestOutput`).
 
         Raises:
             EngineLostError: the engine has died.
@@ -57,12 +57,12 @@ class Requests:
             return await request.get()
 
     async def abort(self, requests: Sequence[Any]) -> None:
-        """Give up those that are not finished."""
+        """Abort the requests that are not finished."""
         await self._llm.abort([one.request_id for one in requests], internal=True)
 
 
 def sampling_parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:
-    """Parameters of a request for n outputs, each with the log-probabilities of its own tokens."""
+    """Return the parameters of a request for n outputs, each with the log-probabilities of its own tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -85,24 +85,24 @@ def sampling_parameters(sampling: SamplingSection, n: int, eos_token_id: int) ->
 
 
 def scoring_parameters(token: int) -> Any:
-    """Parameters of a request that asks for the log-probability of one token."""
+    """Return the parameters of a request for the log-probability of one token."""
     from vllm import SamplingParams
 
     return SamplingParams(max_tokens=1, logprob_token_ids=[token], detokenize=False)
 
 
 def lora_request(adapter: Adapter) -> Any:
-    """An adapter, as vLLM is told of it."""
+    """Return vLLM's reference to an adapter."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.digest, adapter.id, str(adapter.directory))
 
 
 def completions(finished: Any, index: int, n: int) -> list[Completion]:
-    """The outputs of the finished request for n outputs of the prompt at `index`.
+    """Return the outputs of a finished request for n outputs of the prompt at `index`.
 
     Raises:
-        PipelineError: they are not n, or one is empty, was broken off, or is not what was asked for.
+        PipelineError: they are not n, or one is empty, was aborted, or is not what was asked for.
     """
     outputs = [completion(one) for one in finished.outputs]
     if len(outputs) != n or not all(output.token_ids for output in outputs):
@@ -111,14 +111,14 @@ def completions(finished: Any, index: int, n: int) -> list[Completion]:
 
 
 def completion(output: Any) -> Completion:
-    """An output of vLLM's.
+    """Convert one of vLLM's outputs.
 
     Raises:
-        PipelineError: it was broken off, or is not what was asked for.
+        PipelineError: it was aborted, or is not what was asked for.
     """
     if output.finish_reason not in ("stop", "length"):
-        raise PipelineError(f"vLLM broke off an output, with finish reason {output.finish_reason!r}.")
-    logprobs = output.logprobs  # flat: one entry for each token, which is the sampled one
+        raise PipelineError(f"vLLM aborted an output, with finish reason {output.finish_reason!r}.")
+    logprobs = output.logprobs  # flat: one entry per token, the sampled one
     if list(logprobs.token_ids) != list(output.token_ids):
-        raise PipelineError("vLLM returned log-probabilities of other tokens than those that it sampled.")
+        raise PipelineError("vLLM returned log-probabilities of tokens other than those that it sampled.")
     return Completion(list(output.token_ids), list(logprobs.logprobs), output.finish_reason)

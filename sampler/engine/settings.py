@@ -1,4 +1,4 @@
-"""What vLLM's engine is started with: its arguments, and its environment."""
+"""The arguments and the environment of vLLM's engine."""
 
 import os
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from typing import Any
 from brain_align.sampler.engine.worker import EXTENSION, SAMPLER_PID
 
 TRANSFER_BACKEND = "brain"
-"""What vLLM calls the way in which weights are sent to it; sampler/weights/transfer.py has it registered."""
+"""The name under which sampler/weights/transfer.py registers its transfer engine with vLLM."""
 
 _RECEIVING_EXTENSION = "brain_align.sampler.weights.transfer.ReceivingExtension"
 
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has kernels for these
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is started with.
+    """The settings that an engine is started with.
 
     Attributes:
         model: directory or hub id of the base model.
         dtype: of weights and computation; the learner's own, so that both evaluate the same policy.
-        adapter_rank: the largest rank of the LoRA adapters that will be loaded; None where whole models will be.
-        adapters: how many of them can be held at once.
+        adapter_rank: the largest rank of the LoRA adapters to load; None where whole models are loaded.
+        adapters: number of adapters held at once.
         receives: whether whole models are sent to it, besides being read from files.
         max_model_tokens: prompt and output together.
         tensor_parallel: devices that share each layer.
-        repeatable: whether `sample` is to be given seeds.
+        repeatable: whether `sample` will be called with seeds.
         threads: CPU threads (ignored on GPU).
-        kv_cache_gib: memory for keys and values on CPU (ignored on GPU).
+        kv_cache_gib: memory for keys and values on CPU, in GiB (ignored on GPU).
         extra: further arguments of vLLM's engine, from `sampler.vllm`.
     """
 
@@ -46,7 +46,7 @@ class EngineSettings:
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """The arguments of vLLM's engine."""
+    """Return the arguments of vLLM's engine."""
     arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": settings.dtype,
@@ -64,8 +64,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments["worker_extension_cls"] = _RECEIVING_EXTENSION
         arguments["weight_transfer_config"] = {"backend": TRANSFER_BACKEND}
     if settings.repeatable:
-        arguments["async_scheduling"] = False  # the next step would be cut before it is known who has finished
-        arguments["scheduling_policy"] = "fcfs"  # by priority, equals go by the clock
+        arguments["async_scheduling"] = False  # it composes the next step before it is known which outputs finished
+        arguments["scheduling_policy"] = "fcfs"  # the priority policy orders equals by their time of arrival
     if settings.adapter_rank is not None:
         rank = next(supported for supported in _LORA_RANKS if supported >= settings.adapter_rank)
         arguments |= {"enable_lora": True, "max_loras": settings.adapters, "max_lora_rank": rank}
@@ -73,21 +73,21 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def prepare_environment(settings: EngineSettings) -> None:
-    """Set what vLLM reads from the environment, here and in its own processes, when it is imported."""
+    """Set the variables that vLLM reads when it is imported, here and in its own processes."""
     os.environ.update(
         {
             SAMPLER_PID: str(os.getpid()),
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # actors share the cores; binding would stack them on the same ones
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # actors share the cores; binding would put them on the same ones
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_NO_USAGE_STATS": "1",
         }
     )
     if _on_cpu():
-        # the model runs eagerly there, but vLLM compiles one small sampling function: 20 s for nothing gained
+        # The model runs eagerly there, but vLLM would compile one small sampling function, which takes 20 s.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-        # AsyncLLM has its core in another process in any case; this keeps the worker in there, too
+        # AsyncLLM has its core in another process in any case; this keeps the worker in that process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 

@@ -1,7 +1,7 @@
-"""What the sampler does inside vLLM's own processes: vLLM adds the class to its workers, and calls its methods by name.
+"""The sampler's code inside vLLM's own processes: vLLM adds the class to its workers and calls its methods by name.
 
-Importing this module ties the process to the sampler that started it, so that whoever kills the sampler, in whatever
-way, leaves no engine behind.
+Importing this module ties the process to the sampler that started it, so that no engine outlives its sampler, however
+that one was killed.
 """
 
 import multiprocessing
@@ -16,18 +16,18 @@ EXTENSION = "brain_align.sampler.engine.worker.WorkerExtension"
 """For vLLM's `worker_extension_cls`."""
 
 SAMPLER_PID = "BRAIN_SAMPLER_PID"
-"""The environment variable that tells the engine's processes whose they are."""
+"""The environment variable with the process id of the sampler, for the engine's processes."""
 
 
 class WorkerExtension:
-    """Methods that vLLM's worker lacks; `collective_rpc` calls them."""
+    """Methods that vLLM's worker lacks, called through `collective_rpc`."""
 
     model_runner: Any  # vLLM's own
 
     def seed_sampling(self, seed: int) -> None:
-        """Seed the generators that requests without a seed of their own draw from.
+        """Seed the generators that requests without a seed draw from.
 
-        On CPUs they share torch's; on CUDA vLLM gives each a seed of its own, from numpy's.
+        On CPUs they share torch's generator; on CUDA vLLM draws a seed for each from numpy's.
         """
         import numpy as np
         import torch
@@ -37,14 +37,14 @@ class WorkerExtension:
         torch.manual_seed(seed)
 
     def repack_output_layer(self) -> None:
-        """Pack the output layer's weights anew: on CPUs `reload_weights` leaves the old ones where they are tied."""
+        """Pack the output layer's weights again: on CPUs `reload_weights` leaves the old ones where they are tied."""
         for module in self.model_runner.get_model().modules():
             if type(module).__name__ == "ParallelLMHead":
                 module.quant_method.process_weights_after_loading(module)
 
 
 def _end_with(sampler: int) -> None:
-    """End this process, and the engine core above it where that is another one, as soon as the sampler has ended."""
+    """End this process, and the engine core above it if that is another one, as soon as the sampler ends."""
     parent = multiprocessing.parent_process()
     above = parent.pid if parent is not None and parent.pid != sampler else None
 

@@ -1,20 +1,23 @@
-"""How a published version's weights come into the engine."""
+"""The ways in which a published version's weights get into the engine."""
 
 import logging
+from abc import ABC, abstractmethod
 from itertools import count
-from typing import Protocol
+
+from typing_extensions import override
 
 from brain_align.common.policies import ProposalVersion
-from brain_align.sampler.engine.data import Adapter, NotReceivedError, WeightSource
-from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.engine.data import Adapter
+from brain_align.sampler.weights.engine_weights import EngineWeights
+from brain_align.sampler.weights.receiving import NotReceivedError, WeightSource
 
 _LOG = logging.getLogger(__name__)
 
 _RECEIVING = 0.5
-"""Of a phase's time limit; the engine must then have time to forget what it has received, if that is not all."""
+"""Share of a phase's time limit; the rest lets the engine drop an incomplete reception."""
 
 
-class Delivery(Protocol):
+class Delivery(ABC):
     """One way of delivering weights.
 
     Attributes:
@@ -23,106 +26,100 @@ class Delivery(Protocol):
     """
 
     capacity: int
-    reads_files: bool
+    reads_files = True
 
     async def fetch(self, version: ProposalVersion) -> bool:
-        """Get hold of a version, verified, while the engine samples from others; what reads files does nothing here.
+        """Obtain a version, verified, while the engine samples from others.
 
         Returns:
             Whether it can be put; otherwise its files have to be verified before.
         """
+        return True
 
+    @abstractmethod
     async def put(self, version: ProposalVersion) -> Adapter | None:
         """Bring a version into the engine, which holds fewer than `capacity`.
 
         Returns:
-            What requests for it have to name; None where the engine holds nothing else.
+            The adapter that requests for it must name; None for a whole model.
 
         Raises:
             UserError: it cannot be loaded. With several versions, the others are as before.
             DeliveryError: it was not loaded for a reason that may pass.
         """
 
+    @abstractmethod
     async def drop(self, adapter: Adapter | None) -> None:
-        """Forget a version, which no request may be using; if this breaks off, the next `put` makes up for it."""
+        """Drop a version that no request uses; if this breaks off, the next `put` makes up for it."""
 
 
-class _FromFiles:
-    """What reads a version's files when it is put, and has nothing to get hold of before."""
+class AdapterSwap(Delivery):
+    """Adapters side by side on one model: running requests keep theirs, new ones use the new one at once."""
 
-    reads_files = True
-
-    async def fetch(self, version: ProposalVersion) -> bool:
-        """See `Delivery`; the files have been verified before."""
-        return True
-
-
-class AdapterSwap(_FromFiles):
-    """Adapters side by side on one model: running requests go on with theirs, new ones use the new one at once."""
-
-    def __init__(self, engine: Engine, capacity: int) -> None:
+    def __init__(self, weights: EngineWeights, capacity: int) -> None:
         self.capacity = capacity
-        self._engine = engine
+        self._weights = weights
         self._ids = count(1)
-        self._leftovers: list[Adapter] = []  # what the engine may hold, since a call broke off, and nobody uses
+        self._leftovers: list[Adapter] = []  # unused ones that the engine may hold, since a call broke off
 
+    @override
     async def put(self, version: ProposalVersion) -> Adapter:
-        """See `Delivery`."""
         await self._remove_leftovers()
         adapter = Adapter(next(self._ids), version.digest, version.path)
         self._leftovers.append(adapter)
-        await self._engine.add_adapter(adapter)
+        await self._weights.add_adapter(adapter)
         self._leftovers.remove(adapter)
         return adapter
 
+    @override
     async def drop(self, adapter: Adapter | None) -> None:
-        """See `Delivery`."""
         if adapter is not None:
             self._leftovers.append(adapter)
             await self._remove_leftovers()
 
     async def _remove_leftovers(self) -> None:
         while self._leftovers:
-            await self._engine.remove_adapter(self._leftovers[0])  # after whatever it was asked for before
+            await self._weights.remove_adapter(self._leftovers[0])  # after all earlier calls
             del self._leftovers[0]
 
 
-class WeightsByFile(_FromFiles):
+class WeightsByFile(Delivery):
     """Whole models, one after the other: each replaces the weights of the one before."""
 
     capacity = 1
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, weights: EngineWeights) -> None:
+        self._weights = weights
 
+    @override
     async def put(self, version: ProposalVersion) -> None:
-        """See `Delivery`."""
-        await self._engine.load_weights(version.path)
+        await self._weights.load(version.path)
 
+    @override
     async def drop(self, adapter: Adapter | None) -> None:
-        """See `Delivery`; the next version's weights take their place."""
+        """Do nothing: the next version's weights replace these."""
 
 
 class WeightsByTransfer(WeightsByFile):
-    """Whole models, one after the other, sent by the learner's weight server; by file where that does not work.
+    """Whole models, one after the other, sent by the learner's weight server; read from files where that fails.
 
     Args:
         sampler: its name, for messages.
-        engine: started to receive.
+        weights: of an engine that was started to receive.
         time_limit: seconds for `fetch`.
     """
 
     reads_files = False
 
-    def __init__(self, sampler: str, engine: Engine, time_limit: float) -> None:
-        super().__init__(engine)
+    def __init__(self, sampler: str, weights: EngineWeights, time_limit: float) -> None:
+        super().__init__(weights)
         self._sampler = sampler
         self._time_limit = time_limit
-        self._received: str | None = None  # the digest of what the engine has received, and not yet loaded
+        self._received: str | None = None  # digest of the version that the engine has received and not yet loaded
 
+    @override
     async def fetch(self, version: ProposalVersion) -> bool:
-        """See `Delivery`."""
-        if self._received == version.digest:  # by a lease that was given up then
+        if self._received == version.digest:  # for a lease that was cancelled then
             return True
         self._received = None
         try:
@@ -140,11 +137,11 @@ class WeightsByTransfer(WeightsByFile):
         self._received = version.digest
         return True
 
+    @override
     async def put(self, version: ProposalVersion) -> None:
-        """See `Delivery`."""
         if self._received == version.digest:
             self._received = None
-            await self._engine.load_received()
+            await self._weights.load_received()
         else:
             await super().put(version)
 
@@ -152,4 +149,4 @@ class WeightsByTransfer(WeightsByFile):
         if version.server is None:
             raise NotReceivedError("it was published without a weight server")
         limit = _RECEIVING * self._time_limit
-        await self._engine.receive_weights(WeightSource(version.server, version.version, version.digest, limit))
+        await self._weights.receive(WeightSource(version.server, version.version, version.digest, limit))

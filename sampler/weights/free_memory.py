@@ -1,4 +1,4 @@
-"""How much memory this process may still take: of the machine, and of the container that it runs in."""
+"""The memory that this process may still take: from the machine, and from the container that it runs in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ _HIERARCHY = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that are available before the kernel ends a process for them: the least that any limit leaves."""
+    """Return the bytes available before the kernel kills a process: the least that any limit leaves."""
     return min([_of_the_machine(), *_of_containers()])
 
 
@@ -18,7 +18,7 @@ def _of_the_machine() -> int:
 
 
 def _of_containers() -> Iterator[int]:
-    """What the control groups leave that this process is in, from its own up to the outermost; version 1 or 2."""
+    """Yield the bytes that this process's control groups (version 1 or 2) leave, from its own to the outermost."""
     lines = _GROUPS.read_text().splitlines() if _GROUPS.exists() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -29,7 +29,7 @@ def _of_containers() -> Iterator[int]:
             limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        own = root / path.strip("/")  # in a container, the path may be the one outside it, and not be there
+        own = root / path.strip("/")  # in a container this may be the path outside of it, which does not exist inside
         for group in (own, *own.parents):
             if group.is_relative_to(root) and (group / limit).exists():
                 yield from _of_group(group / limit, group / usage, group / "memory.stat", prefix)
@@ -44,6 +44,6 @@ def _of_group(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterat
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file that has a name and a number a line."""
+    """Read a file that has a name and a number per line."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {name: int(number) for name, number, *_ in lines}

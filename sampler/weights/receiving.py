@@ -1,12 +1,13 @@
-"""Receives the files of a version from the learner's weight server into this process's memory, and verifies them.
+"""Reception of a version's files from the learner's weight server into this process's memory, verified.
 
-Nothing here knows vLLM: it runs in vLLM's worker processes, in a thread beside the model, which samples on.
+It runs in vLLM's worker processes, in a thread beside the model, which samples on; nothing here depends on vLLM.
 """
 
 import mmap
 import os
 import threading
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,26 +30,47 @@ from brain_align.common.nn.weight_link import (
     read_offer,
     write_line,
 )
-from brain_align.sampler.engine.data import WeightSource
 from brain_align.sampler.weights.free_memory import free_memory
 
 _CONNECTING = 30.0
-"""Seconds in which the server must answer a connection; its offer may have to wait for other askers."""
+"""Seconds in which the server must accept a connection; its offer may have to wait for other clients."""
+
+
+@dataclass
+class WeightSource:
+    """The server and the version to ask it for.
+
+    Attributes:
+        server: "host:port" of a weight server.
+        version: its number.
+        digest: of its files; other files are rejected.
+        time_limit: seconds for the transfer, including the computation of the digest.
+    """
+
+    server: str
+    version: int
+    digest: str
+    time_limit: float
+
+
+class NotReceivedError(Exception):
+    """A version was not received, and the engine is as before; the message gives the reason."""
 
 
 class _AbandonedError(Exception):
-    """Nobody wants the version any more."""
+    """The version is no longer wanted."""
 
 
 class Reception:
-    """A version on its way into memory; begins at once, in a thread of its own.
+    """A transfer of a version into memory; starts at once, in a thread of its own.
 
-    Its files have no names in any file system, and are gone when they are released, or the process has ended.
+    Its files have no names in any file system, and vanish when they are released or the process ends.
 
     Args:
         source: where to ask.
-        device: of the model that they are for; the bytes go into host memory in any case.
-        receptions: that begin on this machine at the same time, this one included: one for each worker of the engine.
+        device: of the model that the files are for; the bytes go into host memory in any case.
+        receptions: number that start on this machine at the same time, including this one: one per worker of the
+            engine.
     """
 
     def __init__(self, source: WeightSource, device: torch.device, receptions: int = 1) -> None:
@@ -63,28 +85,28 @@ class Reception:
         threading.Thread(target=self._run, name="receives-weights", daemon=True).start()
 
     def progress(self) -> tuple[bool, str | None]:
-        """Whether it has ended; and if it has failed, why."""
+        """Return whether it has ended, and the reason if it has failed."""
         return self._ended.is_set(), self._failure
 
     def files(self) -> dict[str, Path]:
-        """Where the files can be opened, by their names, until they are released.
+        """Return where each file can be opened, by name, until the files are released.
 
         Raises:
-            RuntimeError: they have not all arrived.
+            RuntimeError: not all of them have arrived.
         """
         if not self._ended.is_set() or self._failure is not None or self._abandoned:
             raise RuntimeError(f"version {self._source.version} was not received")
         return self._places()
 
     def release(self) -> None:
-        """Forget the files; where they are still on their way, as soon as the present chunk is there."""
+        """Drop the files, or stop the transfer after the present chunk."""
         with self._lock:
             self._abandoned = True
             if self._ended.is_set():
                 self._close()
 
     def _run(self) -> None:
-        failure: str | None = "its thread broke off; the log says how"
+        failure: str | None = "its thread broke off; see the log"
         try:
             self._receive()
             failure = None
@@ -115,7 +137,7 @@ class Reception:
         actual = digest_contents(self._places())
         deadline.left()
         if actual != source.digest:
-            raise ValueError(f"the digest of what was received is {actual}, published was {source.digest}")
+            raise ValueError(f"the received files have digest {actual}, but the published ones have {source.digest}")
 
     def _receive_file(self, link: Link, name: str, size: int) -> None:
         file = os.fdopen(os.memfd_create("version"), "r+b")
@@ -126,7 +148,7 @@ class Reception:
         target = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
         for chunk in target.split(CHUNK):
             if self._abandoned:
-                raise _AbandonedError("nobody waits for it any more")
+                raise _AbandonedError("it is no longer wanted")
             link.receive(chunk)
 
     def _places(self) -> dict[str, Path]:
@@ -141,20 +163,20 @@ class Reception:
 def _offered(lines: BinaryIO, time_limit: float) -> Offer:
     try:
         return read_offer(lines)
-    except TimeoutError as error:  # it may have too many askers
+    except TimeoutError as error:  # it may be serving too many clients
         raise TimeoutError(f"the server did not answer within {time_limit:g} s") from error
 
 
 def _check_memory(needed: int, receptions: int) -> None:
-    """Refuse what this machine has no memory for, before the kernel ends a process for it.
+    """Refuse a version that does not fit into this machine's memory, before the kernel kills a process for it.
 
-    What the other receptions have taken already is counted twice, so that this errs on the safe side.
+    Memory that other receptions have taken already is counted twice, which errs on the safe side.
 
     Raises:
-        MemoryError: there is too little.
+        MemoryError: there is too little memory.
     """
     free = free_memory()
     if needed * receptions > free:
         raise MemoryError(
-            f"the version has {needed} bytes for each of {receptions} workers, and {free} bytes of memory are free"
+            f"the version needs {needed} bytes for each of {receptions} workers, but {free} bytes of memory are free"
         )

@@ -1,8 +1,8 @@
-"""vLLM's own interface for weights that are sent to it, implemented on what sampler/weights/receiving.py has received.
+"""vLLM's interface for weights that are sent to it, implemented with sampler/weights/receiving.py.
 
-Like the engines that vLLM brings along it is a subclass of `WeightTransferEngine`, and so needs vLLM when it is
-imported. vLLM imports it in its workers, as the module of their extension, before it makes their transfer engine. Other
-than those it asks for all bytes first, and touches the model only once they are there and have the version's digest.
+vLLM imports this module in its workers, as the module of their extension, before it makes their transfer engine. Unlike
+vLLM's own transfer engines, this one fetches all bytes first, and touches the model only once they have arrived and
+have the version's digest.
 """
 
 from collections.abc import Iterator
@@ -23,26 +23,25 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVPar
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from brain_align.sampler.engine.data import WeightSource
 from brain_align.sampler.engine.settings import TRANSFER_BACKEND
 from brain_align.sampler.engine.worker import WorkerExtension
-from brain_align.sampler.weights.receiving import Reception
+from brain_align.sampler.weights.receiving import Reception, WeightSource
 
 
 @dataclass
 class _Source(WeightSource, WeightTransferInitInfo):
-    """What `init_weight_transfer_engine` is given."""
+    """The argument of `init_weight_transfer_engine`."""
 
 
 @dataclass
 class _Received(WeightTransferUpdateInfo):
-    """What `update_weights` is given: nothing, since everything has arrived."""
+    """The argument of `update_weights`: empty, since everything has arrived."""
 
 
 class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
-    """Replaces the model's weights by those of a version that was received whole, and verified, before.
+    """Replaces the model's weights by those of a version that has been received completely and verified.
 
-    With tensor parallelism each worker receives all bytes itself, and takes its part of them.
+    With tensor parallelism each worker receives all bytes itself, and uses its part of them.
     """
 
     init_info_cls = _Source
@@ -56,31 +55,31 @@ class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
         self._missing: set[str] = set()
 
     def init_transfer_engine(self, init_info: _Source) -> None:
-        """Begin to receive a version; an earlier one is forgotten."""
+        """Start to receive a version; drop an earlier one."""
         self.shutdown()
         self.reception = Reception(init_info, self.device, self.parallel_config.tensor_parallel_size)
 
     def start_weight_update(self) -> None:
-        """Open the model for other weights.
+        """Prepare the model for new weights.
 
         Raises:
-            RuntimeError: they are not there, and the model stays as it is.
+            RuntimeError: they have not arrived; the model stays as it is.
         """
         self._files()
         self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, object]) -> None:
-        """Load all that was received; vLLM's own would wait for an accelerator, which CPUs do not have."""
+        """Load everything that was received; vLLM's own method would wait for an accelerator, also on CPUs."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: _Received) -> None:
-        """Load all that was received.
+        """Load everything that was received.
 
         Raises:
-            ValueError: the version has not all of the model's weights, or others, or of other shapes.
+            ValueError: the version lacks weights of the model, or has other ones or other shapes.
         """
         loaded = self.model.load_weights(_tensors(self._files()))
         if loaded is not None and self.model_config.quantization is None:
@@ -89,12 +88,12 @@ class ReceivedWeights(WeightTransferEngine[_Source, _Received]):
                 raise ValueError(f"the version lacks weights of the model: {', '.join(missing)}")
 
     def finish_weight_update(self) -> None:
-        """Close the model, and forget what was received."""
+        """Finish the model's new weights, and drop the received files."""
         finalize_layerwise_reload(self.model, self.model_config)
         self.shutdown()
 
     def shutdown(self) -> None:
-        """Forget what was received, or is being."""
+        """Drop what was received or is being received."""
         if self.reception is not None:
             self.reception.release()
             self.reception = None
@@ -111,16 +110,16 @@ class ReceivingExtension(WorkerExtension):
     weight_transfer_engine: ReceivedWeights  # vLLM's worker has it
 
     def reception(self) -> tuple[bool, str | None]:
-        """See `Reception.progress`."""
+        """Return whether the reception has ended, and the reason if it has failed."""
         reception = self.weight_transfer_engine.reception
         return (True, "nothing was asked for") if reception is None else reception.progress()
 
 
 def _half_loaded(model: torch.nn.Module) -> Iterator[str]:
-    """Layers that several tensors of a version go into (`qkv_proj`, `gate_up_proj`), and not all of them came.
+    """Yield layers made of several tensors of a version (`qkv_proj`, `gate_up_proj`) that lack some of them.
 
-    `load_weights` names the parameters that anything went into; vLLM counts the elements, and closes a layer that has
-    all of its own.
+    `load_weights` names each parameter that received anything; vLLM counts elements, and finishes a layer that has all
+    of its own.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, MergedColumnParallelLinear | QKVParallelLinear):
@@ -130,11 +129,11 @@ def _half_loaded(model: torch.nn.Module) -> Iterator[str]:
 
 
 def _tensors(files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in the safetensors files among those received, without copying them."""
+    """Yield the tensors of the received safetensors files, without copying them."""
     for name in sorted(files):
         if name.endswith(".safetensors"):
             with safe_open(files[name], framework="pt") as file:
-                for key in file.offset_keys():  # in the file's order, which has a layer's tensors together
+                for key in file.offset_keys():  # in the file's order, in which a layer's tensors are adjacent
                     yield key, file.get_tensor(key)
 
 

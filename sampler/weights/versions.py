@@ -1,4 +1,10 @@
-"""Which proposal versions the engine holds, who is using them, and what is done before one is used."""
+"""The proposal versions that the engine holds: verified, loaded and probed before use, and dropped to make room.
+
+    use -> _verify -> _bring: fetch, make room, put, probe -> leases sample -> dropped when room is needed
+
+delivery.py holds the ways into the engine, engine_weights.py vLLM's calls. For weights that are sent, receiving.py runs
+in vLLM's workers, and transfer.py connects it to vLLM. The learner's side is `brain_align.learner.publishing`.
+"""
 
 import asyncio
 import contextlib
@@ -15,27 +21,43 @@ from brain_align.common.errors import DeliveryError, PipelineError, UserError
 from brain_align.common.policies import PolicyRegistry, Probe, ProposalVersion, UnreadableVersionError
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
-from brain_align.sampler.reports import Loaded
 from brain_align.sampler.weights.delivery import Delivery
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 PROBE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
-"""Nats a token, on average over the probe, by which sampler and learner may differ. In float32 their kernels differ by
-1e-6, with 4-bit weights by 1e-4. In bfloat16 a logit of 16 is rounded to 1/16 on its way through either; improbable
-tokens, which a probe is full of, get the largest errors."""
+"""Nats per token, on average over the probe, by which sampler and learner may differ. In float32 their kernels differ
+by 1e-6, with 4-bit weights by 1e-4. In bfloat16 either rounds a logit of 16 to 1/16; improbable tokens, of which a
+probe has many, get the largest errors."""
 
 VISIBLE_WITHIN = 60.0
-"""Seconds within which a version that was published must be seen here; network file systems remember for as long that
-a directory is not there."""
+"""Seconds within which a published version must be visible here: for so long network file systems may cache that a
+directory does not exist."""
 
 _LOOK_AGAIN = 0.5  # seconds
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """How a version got into the engine.
+
+    Attributes:
+        version: of the proposal.
+        digest: of its files.
+        gap: nats per token between the learner's and the engine's log-probabilities of the probe; None without a probe.
+        seconds: time that loading and probing took.
+    """
+
+    version: int
+    digest: str
+    gap: float | None
+    seconds: float
+
+
 @dataclass
 class _Held:
-    """A version in the engine; `users` are the leases that are being sampled from it."""
+    """A version in the engine; `users` counts the leases that sample from it."""
 
     loaded: Loaded
     adapter: Adapter | None
@@ -44,12 +66,12 @@ class _Held:
 
 @dataclass(frozen=True)
 class Use:
-    """What a lease is sampled from, for as long as it takes.
+    """The version that one lease samples from, valid until the lease is done.
 
     Attributes:
         proposal: the version, as its own run published it.
-        adapter: what its requests have to name.
-        loaded: how it came into the engine.
+        adapter: the adapter that requests must name; None for a whole model.
+        loaded: how it got into the engine.
     """
 
     proposal: ProposalVersion
@@ -58,20 +80,20 @@ class Use:
 
 
 class Versions:
-    """Brings versions into the engine when they are asked for: verified, loaded and probed, each with a time limit.
+    """Brings versions into the engine on demand: verified, loaded and probed, each with a time limit.
 
-    Versions are told apart by the digest of their files, so that several runs may share a sampler. Where there is no
-    room, the one that has not been used for longest goes; one in use stays.
+    Versions are identified by the digest of their files, so that several runs may share a sampler. To make room, the
+    least recently used version that no lease uses is dropped.
 
     Args:
         sampler: its name, for messages.
         engine: answers the probes.
         delivery: loads.
         dtype: of the engine's model.
-        time_limit: seconds for each phase.
+        time_limit: seconds per phase.
 
     Attributes:
-        phases: that are under way; each has its time limit.
+        phases: number of phases under way, each of which has its time limit.
     """
 
     def __init__(self, sampler: str, engine: Engine, delivery: Delivery, dtype: str, time_limit: float) -> None:
@@ -80,7 +102,7 @@ class Versions:
         self._delivery = delivery
         self._tolerance = PROBE_TOLERANCE[dtype]
         self._time_limit = time_limit
-        self._held: OrderedDict[str, _Held] = OrderedDict()  # by digest, the longest unused first
+        self._held: OrderedDict[str, _Held] = OrderedDict()  # by digest, the least recently used first
         self._verified: dict[tuple[str, int], ProposalVersion] = {}
         self._entrance = asyncio.Lock()  # first come, first served
         self._left = asyncio.Event()
@@ -88,11 +110,11 @@ class Versions:
 
     @asynccontextmanager
     async def use(self, policies: str, version: int, *, alone: bool) -> AsyncIterator[Use]:
-        """Within it, the engine holds a version; with `alone`, nobody else uses the engine meanwhile.
+        """Hold a version in the engine for one lease; with `alone`, no other lease uses the engine meanwhile.
 
         Raises:
-            UserError: the version is missing, damaged, not for this engine, or not what the learner has. Versions that
-                were there before stay.
+            UserError: the version is missing, damaged, made for another model, or not what the learner has. Versions
+                that were there before stay.
             DeliveryError: a phase took too long, or failed for another reason that may pass.
             EngineLostError: the engine has died.
         """
@@ -119,7 +141,7 @@ class Versions:
         return self._verified[policies, version]
 
     async def _read(self, read: Callable[[int], ProposalVersion], version: int) -> ProposalVersion:
-        """Read a version, which may take a moment to be seen here."""
+        """Read a version, which may take a moment to become visible here."""
         patience = time.monotonic() + min(VISIBLE_WITHIN, self._time_limit / 2)
         while True:
             try:
@@ -130,7 +152,7 @@ class Versions:
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _bring(self, proposal: ProposalVersion) -> _Held:
-        """Have the engine hold a version; called by one at a time."""
+        """Bring a version into the engine if it is not there; one call at a time."""
         if proposal.digest in self._held:
             self._held.move_to_end(proposal.digest)
             return self._held[proposal.digest]
@@ -151,16 +173,16 @@ class Versions:
         return held
 
     async def _probed(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
-        """The probe's gap; a version that did not get through it, for whatever reason, is dropped."""
+        """Return the probe's gap; drop the version if the probe fails for any reason."""
         try:
             return await self._phase("probe", proposal.version, self._compare(proposal, adapter))
-        except BaseException:  # when the lease is cancelled, too
-            with contextlib.suppress(PipelineError):  # what went wrong first is what counts
+        except BaseException:  # also when the lease is cancelled
+            with contextlib.suppress(PipelineError):  # the first error is the one that counts
                 await self._phase("drop", proposal.version, self._delivery.drop(adapter))
             raise
 
     def _forget(self, digest: str) -> None:
-        """Have the files of a version verified again before it is loaded the next time."""
+        """Forget that a version's files were verified, so that they are before it is loaded again."""
         self._verified = {key: known for key, known in self._verified.items() if known.digest != digest}
 
     async def _make_room(self) -> None:
@@ -172,29 +194,29 @@ class Versions:
         await self._delivery.drop(self._held.pop(oldest).adapter)
 
     async def _compare(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
-        """How far the engine's log-probabilities of the probe are from the learner's."""
+        """Return the gap between the engine's and the learner's log-probabilities of the probe, in nats per token."""
         probe = proposal.probe
         if probe is None:
-            _LOG.warning("Proposal version %d has no probe: it was published by an older brain.", proposal.version)
+            _LOG.warning("Proposal version %d has no probe, so its log-probabilities are unchecked.", proposal.version)
             return None
         logprobs = await self._engine.continuation_logprobs(probe.prompt, probe.continuation, adapter)
         gap = _gap(probe, logprobs)
         if not gap <= self._tolerance:  # NaN is refused too
             raise UserError(
                 f"the engine gives the version's probe {sum(logprobs):.6g} nats, the learner gave it "
-                f"{sum(probe.logprobs):.6g} ({gap:.2g} nats a token apart, {self._tolerance:g} are allowed): they do "
-                f"not hold the same weights; compare policy.model, dtype and quantisation of both."
+                f"{sum(probe.logprobs):.6g} ({gap:.2g} nats per token apart, {self._tolerance:g} are allowed): they "
+                f"do not hold the same weights; compare policy.model, dtype and quantisation of both."
             )
         return gap
 
     async def _phase(self, phase: str, version: int, work: Awaitable[T]) -> T:
-        """Run a phase of bringing a version in; what goes wrong says who, what and when."""
+        """Run a phase of bringing a version in; errors name the sampler, the version and the phase."""
         self.phases += 1
         try:
             return await asyncio.wait_for(work, self._time_limit)
         except TimeoutError:
             raise DeliveryError(
-                f"{self._sampler} was not done with phase `{phase}` of proposal version {version} within "
+                f"{self._sampler} did not finish phase `{phase}` of proposal version {version} within "
                 f"{self._time_limit:g} s (timeouts.load)."
             ) from None
         except (UserError, DeliveryError) as error:
@@ -207,13 +229,13 @@ class Versions:
             self.phases -= 1
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait for leases to be done; only who stands in the entrance may."""
+        """Wait until leases have ended and the condition holds; the caller must hold the entrance."""
         while not holds():
             self._left.clear()
             await self._left.wait()
 
 
 def _gap(probe: Probe, logprobs: list[float]) -> float:
-    """The mean absolute difference to the probe's own log-probabilities, in nats a token."""
+    """Return the mean absolute difference to the probe's own log-probabilities, in nats per token."""
     differences = [abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True)]
     return sum(differences) / len(differences)

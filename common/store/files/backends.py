@@ -36,7 +36,7 @@ class Entry:
     modified: float
 
 
-class Place(Protocol):
+class StorageBackend(Protocol):
     """A tree of files, one level deep: paths are `directory/name`, or a bare name at the top."""
 
     uri: str
@@ -70,7 +70,7 @@ class Place(Protocol):
         """Delete a file; nothing happens where it is gone already."""
 
 
-class LocalPlace:
+class LocalBackend:
     """A directory of this machine, or of a file system mounted on it."""
 
     fetches = False
@@ -84,7 +84,7 @@ class LocalPlace:
         make_directories(self.root)
 
     def list(self, directory: str) -> list[Entry]:
-        """See `Place.list`."""
+        """See `StorageBackend.list`."""
         try:
             found = os.scandir(self.root / directory)
         except FileNotFoundError:
@@ -163,7 +163,7 @@ def shown(uri: str) -> str:
     return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
-def open_place(uri: str | Path) -> Place:
+def open_backend(uri: str | Path) -> StorageBackend:
     """The place that a path or URI names.
 
     Raises:
@@ -171,9 +171,9 @@ def open_place(uri: str | Path) -> Place:
     """
     text = str(uri)
     if "://" not in text:
-        return LocalPlace(Path(text).expanduser().absolute())
+        return LocalBackend(Path(text).expanduser().absolute())
     if text.startswith("file://"):
-        return LocalPlace(Path(text.removeprefix("file://")))
+        return LocalBackend(Path(text.removeprefix("file://")))
     from brain_align.common.store.files.object_store import (
         open_object_store,  # loads the cloud libraries: only where they are used
     )

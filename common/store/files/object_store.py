@@ -62,7 +62,7 @@ class ObjectStore:
         """Nothing: a prefix needs no making, and a bucket is not made by the way."""
 
     def list(self, directory: str) -> list[Entry]:
-        """See `Place.list`."""
+        """See `StorageBackend.list`."""
         selector = fs.FileSelector(self._path(directory), allow_not_found=True)
         found = self._tried(lambda: self._files.get_file_info(selector))
         return [Entry(info.base_name, info.size, info.mtime_ns / 1e9) for info in found if info.is_file]
@@ -77,7 +77,7 @@ class ObjectStore:
         return self._tried(fetch)
 
     def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """See `Place.read_checked`."""
+        """See `StorageBackend.read_checked`."""
         content = self.read(path)
         return content if matches(content, checksum) else None
 

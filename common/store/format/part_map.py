@@ -17,7 +17,7 @@ class Extent(NamedTuple):
     rows: int | None
 
 
-class Holdings:
+class PartMap:
     """The parts of one kind, and for each commit the part to read it from.
 
     Of several parts with the same commit the one with the most commits is read, then the one whose name comes first:

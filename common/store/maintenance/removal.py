@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from brain_align.common.store.files.backends import Place
+from brain_align.common.store.files.backends import StorageBackend
 from brain_align.common.store.format.checksums import PATTERN, checksum, checksum_of
 from brain_align.common.store.format.part_files import encode_table
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import rewrite_without
 
@@ -57,7 +57,7 @@ class Removal:
     kept_untrained: int
 
 
-def plan_removal(store: Opening, criterion: Criterion) -> Removal:
+def plan_removal(store: OpenedStore, criterion: Criterion) -> Removal:
     """Which commits a removal takes.
 
     Raises:
@@ -75,35 +75,35 @@ def plan_removal(store: Opening, criterion: Criterion) -> Removal:
     return Removal({"groups": commits, "scores": _scores_of(store, rows["group_id"])}, ids, kept)
 
 
-def remove(store: Opening, removal: Removal) -> int:
+def remove(store: OpenedStore, removal: Removal) -> int:
     """Carry a removal out; returns how many files it deleted. Interrupted, it is finished by doing it again."""
     if not removal.group_ids:
         return 0
     batch = pa.RecordBatch.from_arrays([pa.array(removal.group_ids)], schema=_IDS)
     content = encode_table(batch, {b"brain.removed_at": str(time.time()), b"brain.run_id": store.run_id})
-    store.place.put(_DIRECTORY, f"groups-{checksum(content)}.arrow", content)
+    store.backend.put(_DIRECTORY, f"groups-{checksum(content)}.arrow", content)
     deleted = 0
     for kind in ("scores", "groups"):
         catalogue = store.kinds[kind]
-        deleted += rewrite_without(store.place, catalogue, store.author, set(removal.commits[kind]))
+        deleted += rewrite_without(store.backend, catalogue, store.author, set(removal.commits[kind]))
         catalogue.refresh()
         catalogue.drop_index()
         catalogue.write_index(at_least=1)
     return deleted
 
 
-def removed_group_ids(place: Place) -> tuple[set[str], list[str]]:
+def removed_group_ids(backend: StorageBackend) -> tuple[set[str], list[str]]:
     """The groups that were removed on purpose, and a sentence for each list of them that is damaged or foreign."""
     removed: set[str] = set()
     problems = []
-    for entry in sorted(place.list(_DIRECTORY), key=lambda entry: entry.name):
+    for entry in sorted(backend.list(_DIRECTORY), key=lambda entry: entry.name):
         if not _LIST.fullmatch(entry.name):
-            problems.append(f"{place.uri}/{_DIRECTORY}/{entry.name} is no file of a sample store; move it out of it.")
+            problems.append(f"{backend.uri}/{_DIRECTORY}/{entry.name} is no file of a sample store; move it out of it.")
             continue
-        content = place.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
+        content = backend.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
         if content is None:
             problems.append(
-                f"{place.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
+                f"{backend.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
                 f"restore it from a copy, or what it lists is taken for lost."
             )
         else:
@@ -120,7 +120,7 @@ def _old(light: pa.Table, criterion: Criterion) -> pa.ChunkedArray:
     return old
 
 
-def _needed(store: Opening, light: pa.Table, *, untrained_too: bool) -> pa.ChunkedArray:
+def _needed(store: OpenedStore, light: pa.Table, *, untrained_too: bool) -> pa.ChunkedArray:
     """Which groups the run may still ask for.
 
     An overlapped run samples round r+1 while r trains, and a round may be trained in several passes: so everything from
@@ -147,7 +147,7 @@ def _wholly(catalogue: Catalogue, light: pa.Table) -> list[str]:
     return [catalogue.commit_of(number) for number in np.unique(commits) if number not in staying]
 
 
-def _scores_of(store: Opening, group_ids: pa.ChunkedArray) -> list[str]:
+def _scores_of(store: OpenedStore, group_ids: pa.ChunkedArray) -> list[str]:
     """The commits of scores that are of these groups alone."""
     scores = store.kinds["scores"]
     light = scores.rows.listed()

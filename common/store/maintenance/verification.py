@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.store.maintenance.removal import removed_group_ids
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.catalogue import Catalogue
-from brain_align.common.store.table.summary_rows import KEYS, LIGHT
+from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS
 
 _NAMED = 5  # rows of each problem that are named one by one
 
@@ -21,14 +21,14 @@ class Findings:
     """What a verification found.
 
     Attributes:
-        place: the store, as messages name it.
+        uri: of the store, as messages name it.
         problems: what is damaged or does not fit together, a sentence each.
         notes: what is worth knowing, and no damage.
         counts: rows of each kind.
         parts, size: parts that were read, and their bytes.
     """
 
-    place: str
+    uri: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -46,12 +46,12 @@ def verify(uri: str | Path) -> Findings:
     Raises:
         UserError: there is no store, or its store.json is damaged, or it is of a newer version.
     """
-    store = Opening(uri, None, read_only=True, use_index=False)
-    found = Findings(store.place.uri, problems=list(store.damaged))
+    store = OpenedStore(uri, None, read_only=True, use_index=False)
+    found = Findings(store.backend.uri, problems=list(store.damaged))
     for kind, catalogue in store.kinds.items():
         found.counts[kind] = len(catalogue.rows)
-        found.parts += len(catalogue.holdings.sizes)
-        found.size += sum(catalogue.holdings.sizes.values())
+        found.parts += len(catalogue.part_map.sizes)
+        found.size += sum(catalogue.part_map.sizes.values())
         _check_duplicates(catalogue, found)
     _check_index(store, uri, found)
     _check_scores(store.kinds["scores"], store.kinds["groups"], found)
@@ -79,23 +79,23 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
     )
 
 
-def _check_index(store: Opening, uri: str | Path, found: Findings) -> None:
-    indexed = Opening(uri, None, read_only=True)
+def _check_index(store: OpenedStore, uri: str | Path, found: Findings) -> None:
+    indexed = OpenedStore(uri, None, read_only=True)
     for kind, catalogue in store.kinds.items():
         openings = (catalogue, indexed.kinds[kind])
         known = set.intersection(*map(_commits, openings))  # others may append, compact and remove meanwhile
         ours, theirs = (_comparable(_rows_of(one, known), kind) for one in openings)
         if not ours.equals(theirs):
             found.problems.append(
-                f"{store.place.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
+                f"{store.backend.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
                 f"repair` makes them again."
             )
 
 
 def _commits(catalogue: Catalogue) -> set[str]:
     """What the files of one opening hold."""
-    holdings = catalogue.holdings
-    return set(itertools.chain.from_iterable(map(holdings.commits, holdings.sizes)))
+    part_map = catalogue.part_map
+    return set(itertools.chain.from_iterable(map(part_map.commits, part_map.sizes)))
 
 
 def _rows_of(catalogue: Catalogue, commits: set[str]) -> pa.Table:
@@ -119,9 +119,9 @@ def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None
     _name(found, "scores have values that are NaN or infinite, where null belongs", rows, np.flatnonzero(wrong))
 
 
-def _check_references(store: Opening, found: Findings) -> None:
+def _check_references(store: OpenedStore, found: Findings) -> None:
     groups = store.kinds["groups"]
-    removed, problems = removed_group_ids(store.place)
+    removed, problems = removed_group_ids(store.backend)
     found.problems.extend(problems)
     scored = pc.unique(store.kinds["scores"].rows.listed()["group_id"]).to_pylist()
     trained: set[str] = set()
@@ -134,7 +134,7 @@ def _check_references(store: Opening, found: Findings) -> None:
         unexplained = [name for name in lost if name not in removed]
         if unexplained:
             found.problems.append(
-                f"{store.place.uri}/{what}: {len(unexplained)} groups that they refer to are not in the store "
+                f"{store.backend.uri}/{what}: {len(unexplained)} groups that they refer to are not in the store "
                 f"({', '.join(unexplained[:_NAMED])}{', …' if len(unexplained) > _NAMED else ''})."
             )
         if len(lost) > len(unexplained):
@@ -152,11 +152,11 @@ def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArr
 def _comparable(rows: pa.Table, kind: str) -> pa.Table:
     """Light rows without what makes equal ones differ: dictionaries, and NaN, which equals nothing."""
     columns = []
-    for column_field in LIGHT[kind]:
+    for column_field in SUMMARY_SCHEMAS[kind]:
         column = rows[column_field.name]
         if pa.types.is_dictionary(column_field.type):
             column = column.cast(column_field.type.value_type)
         if pa.types.is_floating(column_field.type):
             column = pc.if_else(pc.is_nan(column), None, column)
         columns.append(column)
-    return pa.table(columns, names=LIGHT[kind].names)
+    return pa.table(columns, names=SUMMARY_SCHEMAS[kind].names)

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from brain_align.common.errors import DamagedPartError
 from brain_align.common.schemas import KINDS
-from brain_align.common.store.files.backends import Entry, Place
+from brain_align.common.store.files.backends import Entry, StorageBackend
 from brain_align.common.store.format.names import is_compacted, is_part, plain_file, sequence_of
 from brain_align.common.store.format.part_files import Part
-from brain_align.common.store.format.part_map import Commits, Holdings
-from brain_align.common.store.table.index_files import DIRECTORY, Segment, read_segments, write_segment
+from brain_align.common.store.format.part_map import Commits, PartMap
+from brain_align.common.store.table.index_files import DIRECTORY, IndexFile, read_index_files, write_index_file
 from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.part_reader import PartReader
 from brain_align.common.store.table.row_index import CommittedRows, RowIndex, located
@@ -38,20 +38,22 @@ class _OnDisk(NamedTuple):
 class Catalogue:
     """Everything of one kind that one opening of a store knows."""
 
-    def __init__(self, kind: str, place: Place, run_id: str, on_damage: OnDamage, *, use_index: bool = True) -> None:
+    def __init__(
+        self, kind: str, backend: StorageBackend, run_id: str, on_damage: OnDamage, *, use_index: bool = True
+    ) -> None:
         self.kind = kind
         self.rows = RowIndex(kind)
-        self.holdings = Holdings()
-        self._place = place
+        self.part_map = PartMap()
+        self._backend = backend
         self._on_damage = on_damage
-        self._reader = PartReader(place, kind, run_id)
+        self._reader = PartReader(backend, kind, run_id)
         self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
-        self._segments: list[_OnDisk] = []  # by their rows
+        self._index_files: list[_OnDisk] = []  # by their rows
         self._unusable: list[str] = []  # index files that were written by another version, or are damaged
         self._postponed: set[str] = set()  # compacted parts that are read, but whose new rows are not taken in yet
         self._unindexed = 0  # commits
         self.next_sequence = 0  # of the next commit: one more than any that was seen
-        self._load(read_segments(place, kind) if use_index else {})
+        self._load(read_index_files(backend, kind) if use_index else {})
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ class Catalogue:
         names = KINDS[self.kind].names if columns is None else list(columns)
         if not len(numbers):
             return KINDS[self.kind].empty_table().select(names)
-        commits, rows = self.rows.places(numbers)
+        commits, rows = self.rows.locate(numbers)
         order = np.argsort(commits, kind="stable")
         bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
         taken = [
@@ -99,9 +101,9 @@ class Catalogue:
             DamagedPartError: every part that held it is damaged or gone. It was set aside and named.
             UserError: it cannot be read, for a reason that is not damage.
         """
-        reason = f"{self._place.uri}/{self.kind}: no part holds the rows of commit {commit} any more."
+        reason = f"{self._backend.uri}/{self.kind}: no part holds the rows of commit {commit} any more."
         while True:
-            extent = self.holdings.extent(commit)
+            extent = self.part_map.extent(commit)
             if extent is None:
                 raise DamagedPartError(reason)
             try:
@@ -109,7 +111,7 @@ class Catalogue:
                 return batch if extent.rows is None else batch.slice(extent.first, extent.rows)
             except FileNotFoundError:  # compacted since we looked
                 self._look_again(with_rows=False)
-                if self.holdings.extent(commit) == extent:
+                if self.part_map.extent(commit) == extent:
                     self._lose(extent.file)
             except DamagedPartError as error:
                 self._lose(extent.file)
@@ -120,7 +122,7 @@ class Catalogue:
 
         For who writes the rows anew: what had changed on the disk since would get a valid checksum.
         """
-        extents = [self.holdings.extent(commit) for commit in commits]
+        extents = [self.part_map.extent(commit) for commit in commits]
         self._reader.check_again({extent.file for extent in extents if extent is not None})
         return [self.read(commit) for commit in commits]
 
@@ -140,7 +142,7 @@ class Catalogue:
 
     def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch) -> None:
         """A part was written by this opening, with these rows; their keys are new."""
-        self.holdings.add({plain_file(commit): content.size}, {})
+        self.part_map.add({plain_file(commit): content.size}, {})
         self._reader.keep_written(plain_file(commit), content)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
         self._unindexed += 1
@@ -152,64 +154,64 @@ class Catalogue:
     def files_there(self) -> list[str]:
         """The parts that this opening reads its rows from and that are there now, in the order of their commits."""
         self._look_again(with_rows=False)
-        return [file for file in self.holdings.read_files() if file not in self._postponed]
+        return [file for file in self.part_map.read_files() if file not in self._postponed]
 
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
         """Bring the index files up to date, if that many commits and compacted parts are missing in them.
 
-        A new segment takes in those before it that are not at least twice as large, so they stay few.
+        A new index_file takes in those before it that are not at least twice as large, so they stay few.
         """
-        recorded = {file for before in self._segments for file in before.compacted}
-        if self._unindexed + len(self.holdings.compacted.keys() - recorded - self._postponed) < at_least:
+        recorded = {file for before in self._index_files for file in before.compacted}
+        if self._unindexed + len(self.part_map.compacted.keys() - recorded - self._postponed) < at_least:
             return
-        kept = list(self._segments)
+        kept = list(self._index_files)
         while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
             kept.pop()
         first = kept[-1].end if kept else 0
-        segment = self._segment(first, {file for before in kept for file in before.compacted})
-        name = write_segment(self._place, self.kind, segment)
-        replaced = [*self._unusable, *(before.file for before in self._segments[len(kept) :])]
+        index_file = self._index_file(first, {file for before in kept for file in before.compacted})
+        name = write_index_file(self._backend, self.kind, index_file)
+        replaced = [*self._unusable, *(before.file for before in self._index_files[len(kept) :])]
         for file in replaced:
             if file != name:
-                self._place.remove(f"{DIRECTORY}/{file}")
+                self._backend.remove(f"{DIRECTORY}/{file}")
         self._unusable = []
-        self._segments = [*kept, _OnDisk(name, first, self.rows.rows, frozenset(segment.compacted))]
+        self._index_files = [*kept, _OnDisk(name, first, self.rows.rows, frozenset(index_file.compacted))]
         self._unindexed = 0
 
     def drop_index(self) -> None:
         """Delete the index files."""
-        for entry in self._place.list(DIRECTORY):
+        for entry in self._backend.list(DIRECTORY):
             if entry.name.startswith(f"{self.kind}-"):
-                self._place.remove(f"{DIRECTORY}/{entry.name}")
-        self._segments = []
+                self._backend.remove(f"{DIRECTORY}/{entry.name}")
+        self._index_files = []
         self._unindexed = len(self._numbers)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _load(self, found: dict[str, Segment | None]) -> None:
-        self._unusable = [file for file, segment in found.items() if segment is None]
-        usable = [(file, segment) for file, segment in found.items() if segment is not None]
-        segments = sorted(usable, key=lambda item: item[1].commits[:1])
-        entries = {entry.name: entry for entry in self._place.list(self.kind)}
-        for _, segment in segments:
-            known = dict(zip(map(plain_file, segment.commits), segment.sizes, strict=True))
-            compacted = {file: size for file, (size, _) in segment.compacted.items()}
+    def _load(self, found: dict[str, IndexFile | None]) -> None:
+        self._unusable = [file for file, index_file in found.items() if index_file is None]
+        usable = [(file, index_file) for file, index_file in found.items() if index_file is not None]
+        index_files = sorted(usable, key=lambda item: item[1].commits[:1])
+        entries = {entry.name: entry for entry in self._backend.list(self.kind)}
+        for _, index_file in index_files:
+            known = dict(zip(map(plain_file, index_file.commits), index_file.sizes, strict=True))
+            compacted = {file: size for file, (size, _) in index_file.compacted.items()}
             claimed = {file: size for file, size in {**known, **compacted}.items() if size is not None}
             sizes = {file: size for file, size in claimed.items() if file in entries and entries[file].size == size}
-            self.holdings.add(sizes, {file: segment.compacted[file][1] for file in compacted.keys() & sizes.keys()})
+            self.part_map.add(sizes, {file: index_file.compacted[file][1] for file in compacted.keys() & sizes.keys()})
         tables, first = [], 0
-        for file, segment in segments:
-            tables.append(self._of_segment(segment))
+        for file, index_file in index_files:
+            tables.append(self._rows_of_index_file(index_file))
             end = first + tables[-1].num_rows
-            self._segments.append(_OnDisk(file, first, end, frozenset(segment.compacted)))
+            self._index_files.append(_OnDisk(file, first, end, frozenset(index_file.compacted)))
             first = end
-        self._take_in([entry for name, entry in entries.items() if name not in self.holdings.sizes], tables, ())
+        self._take_in([entry for name, entry in entries.items() if name not in self.part_map.sizes], tables, ())
 
     def _look_again(self, *, with_rows: bool) -> None:
         """Find the files that are there now; without their new rows, what this opening sees stays what it was."""
-        entries = {entry.name: entry for entry in self._place.list(self.kind)}
-        gone = self.holdings.sizes.keys() - entries.keys()
-        known = self.holdings.sizes.keys() - (self._postponed if with_rows else set())
+        entries = {entry.name: entry for entry in self._backend.list(self.kind)}
+        gone = self.part_map.sizes.keys() - entries.keys()
+        known = self.part_map.sizes.keys() - (self._postponed if with_rows else set())
         new = [entry for name, entry in entries.items() if name not in known]
         if not with_rows:
             new = [entry for entry in new if is_compacted(entry.name)]
@@ -217,7 +219,7 @@ class Catalogue:
         self._take_in(new, [], gone, with_rows=with_rows)
 
     def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any, *, with_rows: bool = True) -> None:
-        """Add the rows of new files, and those of index segments; hide rows that no file holds any more."""
+        """Add the rows of new files, and those of index index_files; hide rows that no file holds any more."""
         sizes: dict[str, int] = {}
         compacted: dict[str, Commits] = {}
 
@@ -235,24 +237,24 @@ class Catalogue:
         new_tables = list(located(self.kind, examined()))
         if not (sizes or tables or gone):
             return
-        self.holdings.discard(gone)
-        self.holdings.add(sizes, compacted)
+        self.part_map.discard(gone)
+        self.part_map.add(sizes, compacted)
         self._hide_lost([*tables, *new_tables])
 
     def _lose(self, file: str) -> None:
         """A part turned out to be damaged or gone: what no other part holds is not claimed any more."""
-        self.holdings.discard([file])
+        self.part_map.discard([file])
         self._hide_lost([])
 
     def _hide_lost(self, tables: list[pa.Table]) -> None:
         """Hide the rows that no part holds; take in the rows of `tables`."""
-        lost = [number for number, commit in enumerate(self.rows.commits) if self.holdings.extent(commit) is None]
+        lost = [number for number, commit in enumerate(self.rows.commits) if self.part_map.extent(commit) is None]
         self.rows.add_any(tables, lost)
 
     def _examine(self, entry: Entry) -> Part | None:
         """Read and check a part that no index knows."""
         if not is_part(entry.name):
-            reason = f"{self._place.uri}/{self.kind}/{entry.name} is no part of a sample store."
+            reason = f"{self._backend.uri}/{self.kind}/{entry.name} is no part of a sample store."
             self._on_damage(self.kind, entry.name, reason)
             return None
         try:
@@ -273,27 +275,29 @@ class Catalogue:
                 yield CommittedRows(batch, self._number(commit))
             first += rows
 
-    def _of_segment(self, segment: Segment) -> pa.Table:
-        """A segment's rows, without those that another segment has brought or that no file holds."""
-        fresh = [commit not in self._numbers and self.holdings.extent(commit) is not None for commit in segment.commits]
-        numbers = [self._number(commit) if new else -1 for commit, new in zip(segment.commits, fresh, strict=True)]
-        commit = np.asarray(numbers, dtype=np.int32)[segment.rows["commit"].to_numpy()]
-        rows = _with_commits(segment.rows, commit)
+    def _rows_of_index_file(self, index_file: IndexFile) -> pa.Table:
+        """Return the rows of an index file without those that another has brought or that no file holds."""
+        fresh = [
+            commit not in self._numbers and self.part_map.extent(commit) is not None for commit in index_file.commits
+        ]
+        numbers = [self._number(commit) if new else -1 for commit, new in zip(index_file.commits, fresh, strict=True)]
+        commit = np.asarray(numbers, dtype=np.int32)[index_file.rows["commit"].to_numpy()]
+        rows = _with_commits(index_file.rows, commit)
         return rows if all(fresh) else rows.filter(pa.array(commit >= 0))
 
-    def _segment(self, first: int, recorded: set[str]) -> Segment:
-        """The rows from `first` on, and the compacted parts that no other segment has recorded."""
+    def _index_file(self, first: int, recorded: set[str]) -> IndexFile:
+        """The rows from `first` on, and the compacted parts that no other index_file has recorded."""
         rows = self.rows.table().slice(first)
         numbers, local = np.unique(rows["commit"].to_numpy(), return_inverse=True)
         commits = [self.commit_of(number) for number in numbers]
-        sizes = self.holdings.sizes
+        sizes = self.part_map.sizes
         compacted = {
             file: (sizes[file], held)
-            for file, held in self.holdings.compacted.items()
+            for file, held in self.part_map.compacted.items()
             if file not in recorded and file not in self._postponed  # the index has not all of their rows
         }
         rows = _with_commits(rows, local)
-        return Segment(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)
+        return IndexFile(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)
 
     def _number(self, commit: str) -> int:
         number = self._numbers.setdefault(commit, len(self.rows.commits))
@@ -310,5 +314,5 @@ def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:
-    place = rows.schema.get_field_index("commit")
-    return rows.set_column(place, rows.schema.field(place), pa.array(numbers.astype(np.int32)))
+    index = rows.schema.get_field_index("commit")
+    return rows.set_column(index, rows.schema.field(index), pa.array(numbers.astype(np.int32)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from brain_align.common.store.files.backends import Place
+from brain_align.common.store.files.backends import StorageBackend
 from brain_align.common.store.format.checksums import checksum, checksum_of
 from brain_align.common.store.format.names import compacted_file, sequence_of
 from brain_align.common.store.format.part_files import encode_part
@@ -60,7 +60,7 @@ LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
 """What `brain store compact` does."""
 
 
-def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) -> int:
+def compact(backend: StorageBackend, catalogue: Catalogue, author: Author, sizes: Sizes) -> int:
     """Write the compacted parts that are worth it; returns how many parts they replace.
 
     Parts that another has removed meanwhile are left out, so that what `brain store gc` has taken stays away.
@@ -71,50 +71,50 @@ def compact(place: Place, catalogue: Catalogue, author: Author, sizes: Sizes) ->
     """
     replaced = 0
     for files in _worth_it(catalogue, sizes):
-        commits = {commit for file in files for commit in catalogue.holdings.commits(file)}
+        commits = {commit for file in files for commit in catalogue.part_map.commits(file)}
         compacted = _encoded(catalogue, author, sorted(commits))
         if set(files).issubset(catalogue.files_there()):  # what was read may have been in memory for long
-            _put(place, catalogue, compacted)
+            _put(backend, catalogue, compacted)
             replaced += len(files)
     return replaced
 
 
-def remove_superseded(place: Place, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
+def remove_superseded(backend: StorageBackend, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
     """Delete parts whose commits are all read from other parts for at least the grace time; returns their names.
 
     The parts that are read in their place are verified on the disk first. A clock set back keeps parts longer.
     """
-    superseded = catalogue.holdings.superseded()
+    superseded = catalogue.part_map.superseded()
     if not superseded:
         return []
-    now, modified = time.time(), {entry.name: entry.modified for entry in place.list(catalogue.kind)}
+    now, modified = time.time(), {entry.name: entry.modified for entry in backend.list(catalogue.kind)}
     safe = {
         file
         for file in set().union(*superseded.values())
-        if file in modified and now - modified[file] >= grace and _is_good(place, catalogue.kind, file)
+        if file in modified and now - modified[file] >= grace and _is_good(backend, catalogue.kind, file)
     }
     removed = [name for name, instead in superseded.items() if instead <= safe]
     for name in removed:
-        place.remove(f"{catalogue.kind}/{name}")
-    catalogue.holdings.discard(removed)
+        backend.remove(f"{catalogue.kind}/{name}")
+    catalogue.part_map.discard(removed)
     return removed
 
 
-def _is_good(place: Place, kind: str, file: str) -> bool:
+def _is_good(backend: StorageBackend, kind: str, file: str) -> bool:
     try:
-        return place.read_checked(f"{kind}/{file}", checksum_of(file)) is not None
+        return backend.read_checked(f"{kind}/{file}", checksum_of(file)) is not None
     except FileNotFoundError:
         return False
 
 
-def rewrite_without(place: Place, catalogue: Catalogue, author: Author, commits: set[str]) -> int:
+def rewrite_without(backend: StorageBackend, catalogue: Catalogue, author: Author, commits: set[str]) -> int:
     """Delete all parts with some of these commits; what else is in them is written anew before. Returns how many."""
-    files = [file for file in catalogue.holdings.sizes if commits.intersection(catalogue.holdings.commits(file))]
+    files = [file for file in catalogue.part_map.sizes if commits.intersection(catalogue.part_map.commits(file))]
     for file in files:
-        staying = [commit for commit in catalogue.holdings.commits(file) if commit not in commits]
+        staying = [commit for commit in catalogue.part_map.commits(file) if commit not in commits]
         if staying:
-            _put(place, catalogue, _encoded(catalogue, author, staying))
-        place.remove(f"{catalogue.kind}/{file}")
+            _put(backend, catalogue, _encoded(catalogue, author, staying))
+        backend.remove(f"{catalogue.kind}/{file}")
     return len(files)
 
 
@@ -123,7 +123,7 @@ def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     runs: list[list[str]] = []
     run: list[str] = []
     size = 0
-    sizes_of = catalogue.holdings.sizes
+    sizes_of = catalogue.part_map.sizes
     for file in catalogue.files_there():
         if sizes_of[file] > sizes.largest:
             continue
@@ -143,6 +143,6 @@ def _encoded(catalogue: Catalogue, author: Author, commits: list[str]) -> _Compa
     return _Compacted(compacted_file(sequence_of(commits[0]), author.writer, checksum(content)), content, held)
 
 
-def _put(place: Place, catalogue: Catalogue, compacted: _Compacted) -> None:
-    place.put(catalogue.kind, compacted.file, compacted.content)
-    catalogue.holdings.add({compacted.file: compacted.content.size}, {compacted.file: compacted.commits})
+def _put(backend: StorageBackend, catalogue: Catalogue, compacted: _Compacted) -> None:
+    backend.put(catalogue.kind, compacted.file, compacted.content)
+    catalogue.part_map.add({compacted.file: compacted.content.size}, {compacted.file: compacted.commits})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from brain_align.common.errors import DamagedPartError, UserError
-from brain_align.common.store.files.backends import Place
+from brain_align.common.store.files.backends import StorageBackend
 from brain_align.common.store.format.checksums import checksum_of
 from brain_align.common.store.format.part_files import Part, decode_part
 
@@ -18,9 +18,9 @@ _SMALL = 64 << 10  # bytes of a part that is kept when it is written
 class PartReader:
     """The parts of one kind, verified before their first row is given out."""
 
-    def __init__(self, place: Place, kind: str, run_id: str | None) -> None:
+    def __init__(self, backend: StorageBackend, kind: str, run_id: str | None) -> None:
         """Read parts of `run_id`, and refuse those of other runs; None: of any run."""
-        self._place = place
+        self._backend = backend
         self._kind = kind
         self._run_id = run_id
         self._verified: set[str] = set()
@@ -45,7 +45,7 @@ class PartReader:
         Raises:
             FileNotFoundError, DamagedPartError, UserError: as for `batch`.
         """
-        path = f"{self._place.uri}/{self._kind}/{file}"
+        path = f"{self._backend.uri}/{self._kind}/{file}"
         content = self._content(path, file)
         part = decode_part(path, content, self._kind)
         if part.run_id is not None and self._run_id not in (None, part.run_id):
@@ -60,7 +60,7 @@ class PartReader:
 
         What stands on a disk may have changed since it was checked; what was fetched stays in memory as it was.
         """
-        if not self._place.fetches:
+        if not self._backend.fetches:
             for file in files:
                 self._verified.discard(file)
                 _, size = self._kept.pop(file, (None, 0))
@@ -68,16 +68,16 @@ class PartReader:
 
     def keep_written(self, file: str, content: pa.Buffer) -> None:
         """Keep a small part that was just written, where it would have to be fetched to be read or compacted."""
-        if self._place.fetches and content.size <= _SMALL:
+        if self._backend.fetches and content.size <= _SMALL:
             self._keep(
-                file, decode_part(f"{self._place.uri}/{self._kind}/{file}", content, self._kind).batch, content.size
+                file, decode_part(f"{self._backend.uri}/{self._kind}/{file}", content, self._kind).batch, content.size
             )
 
     def _content(self, path: str, file: str) -> pa.Buffer:
         try:
-            if file in self._verified and not self._place.fetches:
-                return self._place.read(f"{self._kind}/{file}")
-            content = self._place.read_checked(f"{self._kind}/{file}", checksum_of(file))
+            if file in self._verified and not self._backend.fetches:
+                return self._backend.read(f"{self._kind}/{file}")
+            content = self._backend.read_checked(f"{self._kind}/{file}", checksum_of(file))
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.store.table.keys import Hashes, HashTable, Rows, hash_keys
-from brain_align.common.store.table.summary_rows import KEYS, LIGHT, light_rows
+from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, summary_rows
 
 _RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
 _ROWS_AT_ONCE = 1024  # rows that light rows are made of together
@@ -18,7 +18,7 @@ LOCATED = {
     kind: pa.schema(
         [*schema, pa.field("commit", pa.int32()), pa.field("row", pa.int32()), pa.field("hash", pa.uint64())]
     )
-    for kind, schema in LIGHT.items()
+    for kind, schema in SUMMARY_SCHEMAS.items()
 }
 """Light rows with the place of each: which commit (a number), which of its rows; and the hash of its key."""
 
@@ -45,7 +45,7 @@ def located(kind: str, committed: Iterable[CommittedRows]) -> Iterator[pa.Table]
 
 
 def _located(kind: str, committed: Sequence[CommittedRows]) -> pa.Table:
-    light = light_rows(kind, [rows.batch for rows in committed])
+    light = summary_rows(kind, [rows.batch for rows in committed])
     counts = [rows.batch.num_rows for rows in committed]
     commit = np.repeat(np.array([rows.commit for rows in committed], dtype=np.int32), counts)
     row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
@@ -131,7 +131,7 @@ class RowIndex:
             found = np.where(found < 0, recent, found)
         return found
 
-    def places(self, numbers: Rows) -> tuple[Rows, Rows]:
+    def locate(self, numbers: Rows) -> tuple[Rows, Rows]:
         """The commit (its number) and the row in that commit of each of these rows."""
         commits, rows = np.empty_like(numbers), np.empty_like(numbers)
         for chunk, which, local in self._by_chunk(numbers):

@@ -4,6 +4,7 @@ One light row for each row of a part. Light rows are what the index files keep a
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from brain_align.common.schemas import KINDS
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 
-LIGHT = {
+SUMMARY_SCHEMAS = {
     "groups": pa.schema(
         [
             pa.field("group_id", pa.string(), nullable=False),
@@ -52,17 +53,70 @@ KEYS = {"groups": ("group_id",), "scores": ("group_id", "scorer"), "steps": ("st
 """Which columns name a row: of two rows with the same key, the one committed first counts."""
 
 
-def light_rows(kind: str, batches: Sequence[pa.RecordBatch]) -> pa.Table:
+_TOTALS = [
+    ("group_id", "count"),
+    ("values", "sum"),
+    ("nulls", "sum"),
+    ("sum", "sum"),
+    ("min", "min"),
+    ("max", "max"),
+]
+
+
+@dataclass(frozen=True)
+class ScorerSummary:
+    """What a store holds of one scorer.
+
+    Attributes:
+        name, digest: of the scorer; one name may stand there with several digests.
+        groups: how many groups it has scored.
+        nulls: how many outputs it could not score.
+        mean, min, max: over the values that are not null; None if all are.
+    """
+
+    name: str
+    digest: str
+    groups: int
+    nulls: int
+    mean: float | None
+    min: float | None
+    max: float | None
+
+
+def summary_rows(kind: str, batches: Sequence[pa.RecordBatch]) -> pa.Table:
     """The light rows of one or more batches of parts, in one piece.
 
     It costs about the same for one small batch as for many: a few dozen calls into numpy and Arrow.
     """
     rows = pa.Table.from_batches(batches, schema=KINDS[kind])
     columns = {"groups": _of_groups, "scores": _of_scores, "steps": _of_steps}[kind](rows)
-    for field in LIGHT[kind]:
+    for field in SUMMARY_SCHEMAS[kind]:
         if field.name not in columns:
             columns[field.name] = _in_one_piece(rows[field.name], field.type)
-    return pa.table([columns[name] for name in LIGHT[kind].names], schema=LIGHT[kind])
+    return pa.table([columns[name] for name in SUMMARY_SCHEMAS[kind].names], schema=SUMMARY_SCHEMAS[kind])
+
+
+def scorer_summaries(rows: pa.Table) -> list[ScorerSummary]:
+    """Return the scorers of some summary rows of SCORES, by name and digest."""
+    for name in ("scorer", "scorer_digest"):
+        rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.string()))
+    table = (
+        rows.group_by(["scorer", "scorer_digest"])
+        .aggregate(_TOTALS)
+        .sort_by([("scorer", "ascending"), ("scorer_digest", "ascending")])
+    )
+    return [
+        ScorerSummary(
+            name=row["scorer"],
+            digest=row["scorer_digest"],
+            groups=row["group_id_count"],
+            nulls=row["nulls_sum"],
+            mean=row["sum_sum"] / row["values_sum"] if row["values_sum"] else None,
+            min=row["min_min"],
+            max=row["max_max"],
+        )
+        for row in table.to_pylist()
+    ]
 
 
 def _in_one_piece(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.Array:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.commands.output import new_output, writing
 from brain_align.deploy.commands.store.damage import readable
 from brain_align.deploy.commands.store.flat_rows import FlatRows
@@ -57,7 +57,7 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write(store: StoredSamples, ranked_by: Ranking | None, write: Write, options: argparse.Namespace) -> str:
+def _write(store: Store, ranked_by: Ranking | None, write: Write, options: argparse.Namespace) -> str:
     """Write the output; returns what is in it."""
     rows: FlatRows | Pairs
     if ranked_by is None:
@@ -96,7 +96,7 @@ def _writer(form: str, output: Path) -> Write:
     return _WRITERS[suffix]
 
 
-def _selected(store: StoredSamples, round_: int | None, version: int | None, scorers: Sequence[str]) -> pa.ChunkedArray:
+def _selected(store: Store, round_: int | None, version: int | None, scorers: Sequence[str]) -> pa.ChunkedArray:
     """Ids of the groups to export, which have values of all these scorers, in order of commitment.
 
     Raises:
@@ -117,7 +117,7 @@ def _selected(store: StoredSamples, round_: int | None, version: int | None, sco
     return ids
 
 
-def _batches(store: StoredSamples, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
+def _batches(store: Store, groups: pa.ChunkedArray, progress: Progress) -> Iterator[pa.RecordBatch]:
     task = progress.add_task("exporting", total=len(groups))
     for start in range(0, len(groups), _CHUNK):
         piece = groups.slice(start, _CHUNK).to_pylist()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.training_batch import list_sums
 from brain_align.deploy.commands.store.damage import readable
 
@@ -35,7 +35,7 @@ class FlatRows:
         dropped: nothing is; the counterpart of `Pairs.dropped`.
     """
 
-    def __init__(self, store: StoredSamples, scorers: Sequence[str]) -> None:
+    def __init__(self, store: Store, scorers: Sequence[str]) -> None:
         self._store = store
         self._scorers = list(scorers)
         self._steps: dict[str, list[int]] = {}
@@ -73,7 +73,7 @@ class FlatRows:
         return [pa.array(values, pa.float32()), gold.take(parents), errors.take(parents)]
 
 
-def scores_of(store: StoredSamples, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
+def scores_of(store: Store, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
     """A scorer's rows for those of the groups that have one that can be read, by group."""
     scored = list(compress(groups, store.has_scores(groups, scorer)))
     tables = readable(partial(store.scores, scorer=scorer), scored)

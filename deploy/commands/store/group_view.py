@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR, PROPOSAL
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
 from brain_align.deploy.run.stored_source import Ranking
@@ -61,7 +61,7 @@ class GroupView:
         return np.argsort(-known, kind="stable").tolist()
 
 
-def find_group(store: StoredSamples, prefix: str) -> str:
+def find_group(store: Store, prefix: str) -> str:
     """The id that begins with `prefix`.
 
     Raises:
@@ -82,7 +82,7 @@ def find_group(store: StoredSamples, prefix: str) -> str:
 
 
 def group_view(
-    store: StoredSamples,
+    store: Store,
     group: str,
     ranked_by: Ranking | None,
     goodness: GoodnessSection,

@@ -18,7 +18,6 @@ from brain_align.common.nn.models.policy_model import load_prior_model
 from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
 from brain_align.common.schemas import PRIOR
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.commands.score import resolved_world
 from brain_align.deploy.commands.store.human_pairs import (
     Pair,
     Pairs,
@@ -30,6 +29,8 @@ from brain_align.deploy.commands.store.human_pairs import (
 )
 from brain_align.deploy.commands.store.terminal import terminal
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.start import reporter
 from brain_align.scorer.catalogue import MAX_TOKENS
 from brain_align.scorer.kinds.prior import logprobs_digest
 
@@ -41,7 +42,7 @@ def import_pairs(options: argparse.Namespace) -> int:
         raise UserError(f"{target} exists already; name another --output.")
     require_file(options.input)
     console = terminal(stderr=True)
-    recipe = resolved_world(load_recipe(options.recipe, options.overrides), console)
+    recipe = resolve(load_recipe(options.recipe, options.overrides), reporter(console)).recipe
     pairs = _read(options.input, recipe)
     run_id = digest("pairs", recipe.policy.model_dump(mode="json"), [pair.prompt_id for pair in pairs.usable])
     logprobs = track(_logprobs(pairs.usable, recipe), "prior", total=len(pairs.usable), console=console)

@@ -6,7 +6,7 @@ import re
 from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
 from brain_align.common.store.maintenance.repair import repair
 from brain_align.common.store.maintenance.verification import verify
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.compaction import GRACE_SECONDS, LARGE, Sizes, compact, remove_superseded
 from brain_align.deploy.commands.store.terminal import PLACE
 from brain_align.deploy.run.stored_source import locate
@@ -57,7 +57,7 @@ def add_maintenance_commands(commands: "argparse._SubParsersAction[argparse.Argu
 def _verify(options: argparse.Namespace) -> int:
     found = verify(locate(options.place).uri)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    print(f"{found.place}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
+    print(f"{found.uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
     for note in found.notes:
         print(f"note: {note}")
     for problem in found.problems:
@@ -76,9 +76,9 @@ def _compact(options: argparse.Namespace) -> int:
     store = _opened(options.place, read_only=False)
     target = options.target_mb << 20
     for kind, catalogue in store.kinds.items():
-        before = len(catalogue.holdings.sizes)
-        replaced = compact(store.place, catalogue, store.author, Sizes(target // 2, target, LARGE.fewest))
-        removed = remove_superseded(store.place, catalogue, options.grace)
+        before = len(catalogue.part_map.sizes)
+        replaced = compact(store.backend, catalogue, store.author, Sizes(target // 2, target, LARGE.fewest))
+        removed = remove_superseded(store.backend, catalogue, options.grace)
         catalogue.write_index(at_least=1)
         print(f"{kind}: {replaced} of {before} parts compacted, {len(removed)} removed that others have replaced")
     return 0
@@ -95,18 +95,18 @@ def _gc(options: argparse.Namespace) -> int:
         print(f"groups: {len(plan.group_ids)} ({commits}); {plan.kept_untrained} old ones stay, not trained or newest")
         if options.delete:
             print(f"deleted {remove(store, plan)} parts")
-    superseded = {kind: len(catalogue.holdings.superseded()) for kind, catalogue in store.kinds.items()}
+    superseded = {kind: len(catalogue.part_map.superseded()) for kind, catalogue in store.kinds.items()}
     print(f"parts that compaction has replaced: {sum(superseded.values())}")
     if options.delete:
-        removed = [remove_superseded(store.place, catalogue, options.grace) for catalogue in store.kinds.values()]
+        removed = [remove_superseded(store.backend, catalogue, options.grace) for catalogue in store.kinds.values()]
         print(f"deleted {sum(map(len, removed))} of them, the others are not old enough")
     else:
         print("nothing was deleted; say --delete to do it")
     return 0
 
 
-def _opened(place: str, *, read_only: bool) -> Opening:
-    store = Opening(locate(place).uri, None, read_only=read_only)
+def _opened(place: str, *, read_only: bool) -> OpenedStore:
+    store = OpenedStore(locate(place).uri, None, read_only=read_only)
     for message in store.damaged:
         print(f"damaged: {message}")
     return store

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.statistics import Moments
-from brain_align.common.store.files.backends import open_place
+from brain_align.common.store.files.backends import open_backend
 from brain_align.common.store.opened_store import FOLDERS
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.stored_source import Source
 
 _AT_ONCE = 1 << 18  # SCORES rows in memory at a time: each piece is looked up in the whole index
@@ -147,8 +147,8 @@ def overview(source: Source) -> Overview:
 
 def folder_sizes(uri: str) -> dict[str, int]:
     """Bytes in each folder of a store, wherever it lies."""
-    place = open_place(uri)
-    listed = {folder: place.list(folder) for folder in FOLDERS}
+    backend = open_backend(uri)
+    listed = {folder: backend.list(folder) for folder in FOLDERS}
     return {folder: sum(entry.size for entry in entries) for folder, entries in listed.items() if entries}
 
 
@@ -170,14 +170,14 @@ def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) 
     return cells, cell_of
 
 
-def _trained(store: StoredSamples, index: pa.Table) -> npt.NDArray[np.bool_]:
+def _trained(store: Store, index: pa.Table) -> npt.NDArray[np.bool_]:
     """[groups] whether any step has trained each group of the index."""
     names = [batch["group_ids"].flatten() for batch in store.step_batches()]
     trained = pa.chunked_array(names, pa.string())
     return pc.is_in(index["group_id"], value_set=trained).to_numpy()
 
 
-def _add_scores(store: StoredSamples, index: pa.Table, cells: list[Cell], cell_of: Numbers) -> None:
+def _add_scores(store: Store, index: pa.Table, cells: list[Cell], cell_of: Numbers) -> None:
     """Count all scores of groups in the index in, each in the cell of its group."""
     ids = index["group_id"].combine_chunks()
     for scores in _pieces(store.score_batches()):

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from brain_align.common.schemas import PRIOR, batch_from_rows
-from brain_align.common.store.overlay import StoredSamples
+from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.commands.store.damage import readable
 from brain_align.deploy.commands.store.flat_rows import scores_of
@@ -66,7 +66,7 @@ class Pairs:
         dropped: how many pairs were left out, by the reason.
     """
 
-    def __init__(self, store: StoredSamples, ranked_by: Ranking, pairing: str) -> None:
+    def __init__(self, store: Store, ranked_by: Ranking, pairing: str) -> None:
         self.schema = _SCHEMA
         self.dropped = {"tied": 0, "without a reward": 0}
         self._store = store

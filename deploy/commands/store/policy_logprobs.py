@@ -5,7 +5,8 @@ import pyarrow as pa
 
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry
-from brain_align.deploy.commands.export import recipe_with_world
+from brain_align.deploy.run.directory import saved_recipe
+from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Source
 from brain_align.scorer.catalogue import MAX_TOKENS
 from brain_align.scorer.kinds.proposal import ProposalScorer
@@ -26,7 +27,7 @@ def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
     if version not in versions:
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
         raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
-    policy = recipe_with_world(source.directory).policy
+    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
     rows = source.store.groups([group])
     place = rows.column_names.index("proposal_version")
     asked = rows.set_column(place, rows.schema.field(place), pa.array([version], pa.int32()))

@@ -18,8 +18,8 @@ from brain_align.deploy.commands.arguments import add_overrides
 from brain_align.deploy.commands.score import Advance, resolved_for_scoring
 from brain_align.deploy.commands.store.terminal import PLACE, terminal
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
-from brain_align.deploy.run.directory import run_directory
 from brain_align.deploy.run.recipe_files import load_recipe, overridden
+from brain_align.deploy.run.resolve import run_directory
 from brain_align.deploy.run.stored_source import Location, locate
 from brain_align.deploy.services.scoring_pools import scoring_pools
 

@@ -1,4 +1,4 @@
-"""Has the examiner look at a version, and makes figures of what it says."""
+"""Examination of a published version: its likelihoods of stored outputs, as figures."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,6 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.compare.examine.examiner import Likelihoods
 from brain_align.deploy.compare.examine.likelihoods import Examination, StoredValues, drifts, ranking_accuracy
-from brain_align.deploy.compare.train.seed_groups import SeedGroups
 from brain_align.deploy.run.directory import RunDirectory
 
 
@@ -18,23 +17,15 @@ class ExaminedGroups:
 
     Attributes:
         recipe: the seed's.
-        held_back: of validation prompts.
-        first_round: of the first round's.
-        rows: GROUPS rows of the held-back ones, then of the first round's.
+        held_back: values of groups of validation prompts, on which no method trains.
+        first_round: values of groups of the first round.
+        rows: GROUPS rows of the held-back groups, then of the first round's.
     """
 
     recipe: Recipe
     held_back: StoredValues
     first_round: StoredValues
     rows: pa.Table
-
-
-def read_examined(groups: SeedGroups) -> ExaminedGroups:
-    """Read them from the store of a seed."""
-    store = groups.open()
-    held_back, first_round = groups.examined(store, groups.recipe.algorithm.rounds), groups.examined(store, 0)
-    rows = store.groups([*held_back.group_ids, *first_round.group_ids])
-    return ExaminedGroups(groups.recipe, held_back, first_round, rows)
 
 
 async def examine(
@@ -45,9 +36,9 @@ async def examine(
     Args:
         examiner: pool of `ExaminerActor`s.
         directory: of the run that published the version.
-        version: which.
+        version: its number.
         groups: of the seed.
-        trained: whether the run trains on the seed's first round, and not on human pairs.
+        trained: whether the run trained on the seed's first round, rather than on human pairs.
 
     Raises:
         PipelineError, UserError: the examiner failed.
@@ -58,7 +49,7 @@ async def examine(
 
 
 def figures(likelihoods: Likelihoods, groups: ExaminedGroups, *, trained: bool) -> Examination:
-    """What the likelihoods of examined groups say about the policy; see `examine`."""
+    """Compute the figures of an examination from the likelihoods of its groups; see `examine`."""
     held_back, count = groups.held_back, len(groups.held_back.group_ids)
     on_held_back, on_first_round = likelihoods.logprobs[:count], likelihoods.logprobs[count:]
     ideal = held_back.posterior(groups.recipe.objective.temperature)

@@ -1,4 +1,4 @@
-"""The service that looks at a trained version's likelihoods: of stored outputs, and of next tokens."""
+"""The service that plot_styles at a trained version's likelihoods: of stored outputs, and of next tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from brain_align.common.nn.logprobs import SequenceLogprobs
 
 TOP_K = 10
-"""Most probable next tokens whose entropy and mass are watched."""
+"""The number of most probable next tokens whose entropy and mass are computed."""
 
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What a version says of stored groups.
+    """The likelihoods of stored groups under one version.
 
     Attributes:
-        logprobs: log q(y|x) of each group's outputs, NaN where there is none.  # groups x [n]
-        top_k_entropy: entropy of the ten most probable next tokens, renormalised; mean over the places of a group's
+        logprobs: log q(y|x) of each group's outputs, nats; NaN where there is none.  # groups x [n]
+        top_k_entropy: entropy of the ten most probable next tokens, renormalised; mean over the positions of a group's
             first output, nats.  # [groups]
-        top_k_mass: their probability; likewise.  # [groups]
+        top_k_mass: the total probability of these tokens; the same mean.  # [groups]
     """
 
     logprobs: list[np.ndarray]
@@ -53,7 +53,7 @@ class ExaminerActor:
         self._device = "cuda" if prior.gpus > 0 and torch.cuda.is_available() else "cpu"
 
     def examine(self, policies: str, version: int, groups: pa.Table) -> Likelihoods:
-        """Read GROUPS rows with a published version.
+        """Compute the likelihoods of GROUPS rows under a published version.
 
         Raises:
             UserError: the version is missing or damaged.
@@ -80,7 +80,7 @@ class ExaminerActor:
         return logprobs
 
     def _next_tokens(self, policy: "SequenceLogprobs", row: dict[str, Any]) -> tuple[float, float]:
-        """Entropy and mass of the most probable tokens, means over the places of a group's first output."""
+        """Return entropy (nats) and mass of the most probable tokens, means over the positions of the first output."""
         import torch
 
         prompt, output = row["prompt_token_ids"], row["outputs"][0]["token_ids"]

@@ -1,4 +1,4 @@
-"""What log-probabilities and rewards of stored groups say about a policy; pure functions on arrays."""
+"""Figures of a policy from log-probabilities and rewards of stored groups; pure functions on arrays."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,26 +7,27 @@ import numpy as np
 import numpy.typing as npt
 
 Row = npt.NDArray[np.float64]
-"""One number an output of a group; NaN where there is none.  # [n]"""
+"""One number per output of a group; NaN where there is none.  # [n]"""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A policy's likelihoods on held-back groups, and on those of the first round, if it trained on these.
+    """A policy's likelihoods on held-back groups, and on those of the first round if it trained on these.
 
-    "Chosen" is a group's output of highest reward, "rejected" that of lowest; drift is the mean of log q − log p, nats.
+    "Chosen" is a group's output with the highest reward, "rejected" the one with the lowest; drift is the mean of
+    log q − log p, nats.
 
     Attributes:
         ranking_accuracy: share of the pairs with different rewards in which log q is higher for the higher reward.
         ideal_ranking_accuracy: the same for the exact posterior p·exp(r/γ), the target of the training (idealized, in
-            arXiv 2405.19534). γ is the base recipe's for every method, also for one with a γ of its own. It is no upper
-            bound: p has a say in it, and a policy may rank the pairs better.
-        held_back_chosen_drift, held_back_rejected_drift: on prompts that nobody trained on.
-        trained_chosen_drift, trained_rejected_drift: on the first round's; None for a method that trains on human
-            pairs instead.
-        top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows in a fall of both.
+            arXiv 2405.19534). γ is the base recipe's, even for a method with a γ of its own. It is not an upper bound:
+            it depends on p, and a policy may rank the pairs better.
+        held_back_chosen_drift, held_back_rejected_drift: on prompts on which no method trained.
+        trained_chosen_drift, trained_rejected_drift: on the first round's groups; None for a method that trained on
+            human pairs instead.
+        top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows as a fall of both.
 
-    Figures of rewards are None where no group has outputs of different rewards.
+    Figures of rewards are None if no group has outputs with different rewards.
     """
 
     ranking_accuracy: float | None
@@ -39,34 +40,34 @@ class Examination:
     top_k_mass: float
 
     def as_dict(self) -> dict[str, float | None]:
-        """The fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class StoredValues:
-    """Rewards and prior log-probabilities of groups, one row each."""
+    """Rewards and prior log-probabilities of groups, one row per group."""
 
     group_ids: list[str]
     rewards: list[Row]
     prior: list[Row]
 
     def posterior(self, temperature: float) -> list[Row]:
-        """Log-probabilities of p·exp(r/γ), but for a constant a group."""
+        """Return the log-probabilities of p·exp(r/γ), up to a constant per group."""
         return [log_p + r / temperature for log_p, r in zip(self.prior, self.rewards, strict=True)]
 
 
 def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float | None:
-    """Share of pairs of outputs with different rewards whose log-probabilities stand in the same order.
+    """Return the share of output pairs with different rewards whose log-probabilities have the same order.
 
-    Each group counts equally, whatever the number of its pairs; groups without one do not count.
+    All groups weigh equally, whatever the number of their pairs; groups without a pair are skipped.
 
     Args:
-        logprobs: of each group's outputs.
-        rewards: likewise.
+        logprobs: of each group's outputs.  # groups x [n]
+        rewards: likewise.  # groups x [n]
 
     Returns:
-        None where no group has a pair.
+        A share from 0 to 1; None if no group has a pair.
 
     Example:
         log q = (−1, −2, −3), r = (3, 1, 2): of the pairs (3, 1), (3, 2), (2, 1) the first two are in order: 0.667.
@@ -81,10 +82,12 @@ def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float |
 
 
 def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float] | tuple[None, None]:
-    """Mean log q − log p of the outputs with the highest and with the lowest reward; groups of one reward are left out.
+    """Return the mean log q − log p (nats) of the outputs with the highest and with the lowest reward.
+
+    Groups whose outputs all have the same reward are skipped.
 
     Returns:
-        Twice None where there is no such group.
+        Two means; two times None if every group was skipped.
     """
     chosen, rejected = [], []
     for log_q, log_p, reward in zip(logprobs, values.prior, values.rewards, strict=True):

@@ -1,4 +1,4 @@
-"""The directory of a comparison: what lies where, and whether it belongs to this recipe."""
+"""The directory of a comparison: its layout, and the check that it belongs to a recipe."""
 
 import json
 from collections.abc import Mapping
@@ -12,71 +12,71 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory, is_in_use
 from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
 
-_OF_CELLS = ("seed", "objective.name", "learner.learning_rate")
-"""What the base recipe says of these is not used: each cell has its own."""
+_OF_EACH_RUN = ("seed", "objective.name", "learner.learning_rate")
+"""Settings of the base recipe that are not used: each training run has its own."""
 
 
 @dataclass(frozen=True)
 class ComparisonDirectory:
-    """The layout below a comparison's root.
+    """The layout of a comparison's directory.
 
-    seeds/N is the run directory of the groups that all cells of seed N begin with; cells/NAME that of one cell;
-    services/ holds logs and golden values of what the cells share.
+    seeds/N is the run directory of the groups that all training runs of seed N start from, cells/NAME that of one
+    training run; services/ holds logs and golden values of the shared services.
     """
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The recipe that is compared on."""
+        """The base recipe."""
         return self.root / "compare.yaml"
 
     @property
     def facts(self) -> Path:
-        """What identifies its inputs."""
+        """The digests of its inputs."""
         return self.root / "inputs.json"
 
     @property
     def request(self) -> Path:
-        """What was asked for so far."""
+        """The request so far: everything that earlier starts asked for."""
         return self.root / "request.json"
 
     @property
     def services(self) -> RunDirectory:
-        """Of the services that all cells share."""
+        """The run directory of the services that all runs share."""
         return RunDirectory(self.root / "services")
 
     def seed(self, seed: int) -> RunDirectory:
-        """Of the groups of a seed."""
+        """Return the run directory of a seed's groups."""
         return RunDirectory(self.root / "seeds" / str(seed))
 
     def first_outputs(self, seed: int, n: int) -> Path:
-        """The store of a seed's groups with their first n outputs."""
+        """Return the path of the store of a seed's groups with their first n outputs."""
         return self.seed(seed).root / f"first-{n}"
 
     def pairs(self, seed: int) -> Path:
-        """The store of human pairs, dealt out over the rounds."""
+        """Return the path of the store of a seed's human pairs, dealt out over the rounds."""
         return self.seed(seed).root / "pairs"
 
     def prior_outcomes(self, seed: int) -> Path:
-        """One row a test prompt of the prior."""
+        """Return the path of the prior's outcomes: one row per test prompt, as Arrow IPC."""
         return self.seed(seed).root / "outcomes.arrow"
 
     def prior_examination(self, seed: int) -> Path:
-        """What the examiner says of the prior; written last, so that it marks the end of the seed's sampling."""
+        """Return the path of the prior's examination; written last, so that it marks the seed's groups as complete."""
         return self.seed(seed).root / "examination.json"
 
-    def cell(self, name: str) -> RunDirectory:
-        """Of one cell."""
+    def run(self, name: str) -> RunDirectory:
+        """Return the run directory of a training run."""
         return RunDirectory(self.root / "cells" / name)
 
     def outcomes(self, name: str) -> Path:
-        """One row a test prompt of a finished cell, as Arrow IPC."""
-        return self.cell(name).root / "outcomes.arrow"
+        """Return the path of a training run's outcomes: one row per test prompt, as Arrow IPC."""
+        return self.run(name).root / "outcomes.arrow"
 
     def examination(self, name: str) -> Path:
-        """What the examiner says of a finished cell's best version; written last, so that it marks the cell's end."""
-        return self.cell(name).root / "examination.json"
+        """Return the path of the examination of a run's best version; written last, so that it marks the run's end."""
+        return self.run(name).root / "examination.json"
 
     @property
     def results(self) -> Path:
@@ -90,7 +90,7 @@ class ComparisonDirectory:
 
     @property
     def page(self) -> Path:
-        """All tables and plots, in one file."""
+        """All tables and plots, as one HTML file."""
         return self.root / "compare.html"
 
     @property
@@ -102,30 +102,29 @@ class ComparisonDirectory:
 def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:
     """Refuse a directory that holds another recipe's comparison, or something else.
 
-    Other methods, seeds, learning rates or group sizes are no other comparison: they add cells to it.
+    Other methods, seeds, learning rates or group sizes do not make another comparison: they add runs to it.
 
     Raises:
-        UserError: with one line for each setting that differs, or compare.yaml cannot be read.
+        UserError: settings differ (one line for each), or compare.yaml cannot be read.
     """
     root = directory.root
     if not is_in_use(root, directory.config, "comparison", "name a new or empty directory with --out"):
         return
-    there = _compared_on(directory).model_dump(mode="json")
+    stored = _stored_recipe(directory).model_dump(mode="json")
     differing = [
         line
-        for line in differing_settings(there, recipe.model_dump(mode="json"))
-        if line.split(":")[0] not in _OF_CELLS
+        for line in differing_settings(stored, recipe.model_dump(mode="json"))
+        if line.split(":")[0] not in _OF_EACH_RUN
     ]
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise UserError(
-            f"{root} holds a comparison on another recipe, whose cells cannot be compared with this one's; name "
+            f"{root} holds a comparison of another recipe, whose runs cannot be compared with this one's; choose "
             f"another directory with --out, or undo the difference:\n{lines}"
         )
 
 
-def _compared_on(directory: ComparisonDirectory) -> Recipe:
-    """The recipe that a comparison was begun on."""
+def _stored_recipe(directory: ComparisonDirectory) -> Recipe:
     try:
         return load_recipe(directory.config)
     except UserError as error:
@@ -133,16 +132,16 @@ def _compared_on(directory: ComparisonDirectory) -> Recipe:
         for called in (f"{directory.config} ", f"{directory.config.name}: "):
             problem = problem.removeprefix(called)
         raise UserError(
-            f"{directory.config} does not hold the recipe of a comparison ({problem}); restore the file, or name "
+            f"{directory.config} does not hold the recipe of a comparison ({problem}); restore the file, or choose "
             f"another directory with --out."
         ) from None
 
 
 def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
-    """Save what later starts must find the same; an input that no start before had is added.
+    """Save the recipe and the inputs that later starts must find unchanged; add inputs that are new.
 
     Raises:
-        UserError: the comparison was begun on other inputs, or inputs.json does not say on which.
+        UserError: the comparison was started on other inputs, or inputs.json cannot be read.
     """
     if not directory.facts.exists():
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
@@ -151,8 +150,8 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
     for name, value in inputs.items():
         if name in begun and begun[name] != value:
             raise UserError(
-                f"{directory.root} was begun with the {name} {begun.get(name)}, which is now {value}: the data or the "
-                f"way it is prepared has changed; restore it, or name another directory with --out."
+                f"{directory.root} was started with the {name} {begun.get(name)}, which is now {value}: the data or "
+                f"the way it is prepared has changed; restore it, or choose another directory with --out."
             )
     if not begun.keys() >= inputs.keys():
         write_file(directory.facts, json.dumps({**begun, **inputs}, indent=1))
@@ -165,7 +164,7 @@ def _begun_on(directory: ComparisonDirectory) -> dict[str, str | None]:
         begun = None
     if not isinstance(begun, dict):
         raise UserError(
-            f"{directory.facts} does not say what the comparison was begun on; restore the file, or name another "
+            f"{directory.facts} does not hold the inputs of a comparison; restore the file, or choose another "
             f"directory with --out."
         )
     return begun

@@ -19,10 +19,10 @@ from brain_align.deploy.run.recipe_files import apply_override
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, perhaps with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`.
+    """An objective, optionally with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`.
 
     Attributes:
-        label: as it was asked for; names the method everywhere.
+        label: as written in the request; the method's name everywhere.
         objective: the recipe's `objective.name`.
         overrides: `setting=value` of the objective's section.
     """
@@ -33,7 +33,7 @@ class Method:
 
     @property
     def slug(self) -> str:
-        """In the names of its cells' directories."""
+        """The label as part of directory names."""
         return re.sub(r"[^A-Za-z0-9.+=-]+", "_", self.label)
 
 
@@ -41,7 +41,7 @@ def parse_method(text: str) -> Method:
     """Read `NAME` or `NAME:setting=value:…`; NAME may be an own loss, `module:function`.
 
     Raises:
-        UserError: there is no such objective (the nearest is named), or a setting has no `=`, stands there twice, or is
+        UserError: there is no such objective (the nearest is named), or a setting has no `=`, is given twice, or is
             the objective's name.
     """
     name, *overrides = text.strip().split(":")
@@ -49,7 +49,7 @@ def parse_method(text: str) -> Method:
         name, *overrides = f"{name}:{overrides[0]}", *overrides[1:]
     elif name not in OBJECTIVE_NAMES:
         near = difflib.get_close_matches(name, OBJECTIVE_NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVE_NAMES)}."
+        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(OBJECTIVE_NAMES)}."
         raise UserError(f"--objectives: unknown objective {name!r}; {hint}")
     _check_overrides(text.strip(), overrides)
     return Method(text.strip(), name, tuple(overrides))
@@ -58,7 +58,7 @@ def parse_method(text: str) -> Method:
 def _check_overrides(text: str, overrides: Sequence[str]) -> None:
     strange = [override for override in overrides if "=" not in override]
     if strange:
-        raise UserError(f"--objectives: {strange[0]!r} in {text!r} is no setting; write NAME:setting=value.")
+        raise UserError(f"--objectives: {strange[0]!r} in {text!r} is not a setting; write NAME:setting=value.")
     given = [tuple(part.strip() for part in override.split("=", 1)) for override in overrides]
     settings = [setting for setting, _ in given]
     for setting, value in given:
@@ -69,11 +69,11 @@ def _check_overrides(text: str, overrides: Sequence[str]) -> None:
 
 
 def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
-    """The settings of a method's `objective` section: what the recipe sets for all methods, then its overrides.
+    """Return the settings of a method's `objective` section: those that all methods share, then its overrides.
 
-    Of the recipe's section that is what any method may have (reward, its transform, γ, goodness model) where this one
-    has it, and has no default of its own for it (as `dpo`, whose reward is people's choices). Settings that belong to
-    one method, such as β, are carried over to that method alone.
+    Shared are the recipe's reward, reward transform, γ and goodness model, unless the method does not have the setting
+    or has a default of its own for it (such as `dpo`, whose reward is human preferences). Settings of one method, such
+    as β, are taken from the recipe for that method only.
 
     Raises:
         UserError: an override cannot be read.
@@ -90,7 +90,7 @@ def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
 
 
 def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
-    """Refuse two methods that are one objective with the same settings, however these are written.
+    """Refuse two methods that are the same objective with the same settings, however these are written.
 
     Raises:
         UserError: with both labels.
@@ -101,46 +101,46 @@ def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
         twin = labels.setdefault(section.model_dump_json(), method.label)
         if twin != method.label:
             raise UserError(
-                f"--objectives: {twin} and {method.label} are the same objective with the same settings; name one of "
-                f"them, and that which was asked for before, if one was."
+                f"--objectives: {twin} and {method.label} are the same objective with the same settings; name only one "
+                f"of them, the one of an earlier start if there was one."
             )
 
 
 def trains_on_pairs(settings: dict[str, Any]) -> bool:
-    """Whether the settings of an objective's section make people's choices the reward."""
+    """Return whether an objective's settings make human preferences the reward."""
     own = TypeAdapter(ObjectiveSection).validate_python({"name": settings["name"]})
     return settings.get("reward", own.reward) == HUMAN
 
 
 def any_on_pairs(base: Recipe, methods: Sequence[Method]) -> bool:
-    """Whether any of the methods makes people's choices the reward, and so needs a store of these."""
+    """Return whether any of the methods trains on human preference pairs, and so needs a store of these."""
     return any(trains_on_pairs(objective_settings(base, method)) for method in methods)
 
 
 def method_recipe(
     base: Recipe, method: Method, *, pairs: str | None = None, **sections: dict[str, Any] | int
 ) -> Recipe:
-    """The recipe that trains a method, and nothing but the method different from the base.
+    """Return the recipe that trains a method; apart from `sections`, only the objective differs from the base.
 
     Args:
-        base: the recipe that is compared on.
-        method: its objective.
+        base: the recipe of the comparison.
+        method: its objective and overrides.
         pairs: a store of human pairs, for a method that trains on these.
-        sections: settings that replace the base's, section by section (or a value such as `seed`).
+        sections: settings that replace the base's, by section (or a value such as `seed`).
 
     Raises:
-        UserError: the recipe and the method's objective do not go together, or the method lacks its pairs.
+        UserError: the recipe and the method's objective are incompatible, or the method lacks its pairs.
     """
     settings = base.model_dump(mode="json")
     settings["objective"] = objective_settings(base, method)
     if trains_on_pairs(settings["objective"]):
         if pairs is None:
             raise UserError(
-                f"--objectives {method.label} trains on pairs that people chose between; make a store of a file with "
-                f"the columns prompt, chosen and rejected (brain store import-pairs) and name it with --pairs, or "
-                f"choose dpo-sft, whose pairs the reward ranks."
+                f"--objectives {method.label} trains on human preference pairs; create a store from a file with the "
+                f"columns prompt, chosen and rejected (brain store import-pairs) and name it with --pairs, or choose "
+                f"dpo-sft, whose pairs the reward ranks."
             )
-        settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # of its own the cell samples no groups
+        settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # the run samples no groups of its own
     for name, change in sections.items():
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")

@@ -1,4 +1,4 @@
-"""What is asked for: which methods, learning rates, seeds and group sizes."""
+"""The request of a comparison: its methods, learning rates, seeds and group sizes, and the file that keeps them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.compare.plan.methods import Method, any_on_pairs, parse_method
 
@@ -19,15 +22,15 @@ DEFAULT_OBJECTIVES = (
     "brain-no-baseline",
     "brain-fixed-proposal",
 )
-"""The paper's methods that need nothing but sampled groups."""
+"""The paper's methods that need only sampled groups."""
 
 SEEDS = (0, 1, 2)
 
 GRID = (1 / 3, 1.0, 3.0)
-"""The learning rates that every method is tried at, as multiples of the recipe's."""
+"""The learning rates of every method's grid, as multiples of the recipe's."""
 
 SWEPT = ("dpo-sft", "brain")
-"""Whose win rate the paper's figure 2 shows against n."""
+"""The methods whose win rate the paper's figure 2 shows against n."""
 
 
 _Item = TypeVar("_Item")
@@ -35,15 +38,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Request:
-    """A comparison: everything that its directory was asked for so far.
+    """Everything that a comparison's directory was asked for so far.
 
     Attributes:
         methods: in the order in which they are shown.
         seeds: of prompts, samples and adapters; learning rates are chosen on the first.
         learning_rates: the grid, the same for every method, in increasing order.
-        group_sizes: n below the recipe's at which the swept methods are trained too, in increasing order.
-        swept: labels of the methods that are trained at those.
-        pairs: a store of pairs that people chose between.
+        group_sizes: values of n below the recipe's with which the swept methods are also trained, in increasing order.
+        swept: labels of these methods.
+        pairs: a store of human preference pairs.
     """
 
     methods: tuple[Method, ...]
@@ -65,21 +68,22 @@ def parse_request(
     pairs: str | None = None,
     begun: Request | None = None,
 ) -> Request:
-    """Read the options of the command line, each a list with commas, and add them to what was asked for before.
+    """Parse the options of the command line, comma-separated lists, and add them to an earlier request.
+
+    An option that was not given is None: the earlier request's value stays, and a new comparison takes the default.
 
     Args:
-        recipe: that is compared on.
-        objectives: of --objectives. It and all others are None where the option was not given: then what was asked for
-            before stays, and in a new comparison the default is taken.
-        seeds: of --seeds.
-        learning_rates: of --learning-rates.
-        group_sizes: of --n.
-        swept: of --n-objectives.
-        pairs: of --pairs.
-        begun: what was asked for before.
+        recipe: the base recipe.
+        objectives: value of --objectives.
+        seeds: value of --seeds.
+        learning_rates: value of --learning-rates.
+        group_sizes: value of --n.
+        swept: value of --n-objectives.
+        pairs: value of --pairs.
+        begun: the earlier request, if any.
 
     Raises:
-        UserError: a value is not what its option takes, stands there twice, or would be of no use.
+        UserError: a value is invalid, is given twice, or would have no effect.
     """
     before = begun or Request((), (), ())
     methods = _methods(objectives, pairs, before)
@@ -125,8 +129,8 @@ def _sizes(group_sizes: str | None, recipe: Recipe) -> list[int]:
     wrong = [size for size in sizes if not 2 <= size < recipe.sampling.n]
     if wrong:
         raise UserError(
-            f"--n {wrong[0]}: the groups have n={recipe.sampling.n} outputs (sampling.n), and the first are taken; "
-            f"name numbers from 2 to {recipe.sampling.n - 1}."
+            f"--n {wrong[0]}: groups have n={recipe.sampling.n} outputs (sampling.n), of which the first are taken; "
+            f"choose numbers from 2 to {recipe.sampling.n - 1}."
         )
     return sizes
 
@@ -145,15 +149,15 @@ def _swept(methods: Sequence[Method], asked: str | None, before: Request) -> tup
 def _refuse_idle_pairs(recipe: Recipe, methods: Sequence[Method], pairs: str | None) -> None:
     if pairs is not None and not any_on_pairs(recipe, methods):
         raise UserError(
-            f"--pairs {pairs}: none of --objectives ({', '.join(method.label for method in methods)}) trains on pairs "
-            f"that people chose between; add dpo, or leave --pairs out."
+            f"--pairs {pairs}: none of --objectives ({', '.join(method.label for method in methods)}) trains on human "
+            f"preference pairs; add dpo, or omit --pairs."
         )
 
 
 def _joined(
     before: Sequence[_Item], asked: Sequence[_Item], name: Callable[[_Item], object] = lambda item: item
 ) -> tuple[_Item, ...]:
-    """What was there before, and what is new after it; of two with one name, as cells are named, the first."""
+    """Return the earlier items, then the new ones; of two with the same name, the first."""
     named: dict[object, _Item] = {}
     for item in (*before, *asked):
         named.setdefault(name(item), item)
@@ -165,18 +169,18 @@ def _address(pairs: str) -> str:
 
 
 def _refuse_idle_sweep(sizes: Sequence[int], labels: Sequence[str], asked: str | None) -> None:
-    """Group sizes at which nothing would be trained, and methods without a size to train them at."""
+    """Refuse group sizes at which no method would be trained, and methods without a group size."""
     if asked is not None:
         _refuse_repeated("--n-objectives", _listed(asked))
         if not sizes:
             raise UserError(
-                f"--n-objectives {asked}: --n names no group sizes to train these at; add --n 2,4 or the like, or "
-                f"leave --n-objectives out."
+                f"--n-objectives {asked}: no group sizes are given to train these with; add --n, such as --n 2,4, or "
+                f"omit --n-objectives."
             )
     if sizes and not labels:
         raise UserError(
-            f"--n {','.join(map(str, sizes))} is for {' and '.join(SWEPT)}, and neither is among --objectives, so that "
-            f"nothing would be trained; name the objectives that it is for with --n-objectives."
+            f"--n {','.join(map(str, sizes))} applies to {' and '.join(SWEPT)}, and neither is among --objectives, so "
+            f"that nothing would be trained; name the objectives that it applies to with --n-objectives."
         )
 
 
@@ -188,19 +192,70 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
     try:
         numbers = [kind(part) for part in _listed(text)]
     except ValueError:
-        raise UserError(f"{option} {text}: write numbers with commas between them.") from None
+        raise UserError(f"{option} {text}: expected numbers separated by commas.") from None
     if not numbers or min(numbers) < 0 or (kind is float and min(numbers) == 0):
-        raise UserError(f"{option} {text}: name at least one number, and none that is negative or a rate of 0.")
+        raise UserError(f"{option} {text}: expected one or more numbers, none of them negative, and no rate of 0.")
     endless = [number for number in numbers if not math.isfinite(number)]
     if endless:
-        raise UserError(f"{option} {text}: {endless[0]} is no number to train with; name finite ones.")
+        raise UserError(f"{option} {text}: {endless[0]} is not a finite number; choose finite ones.")
     _refuse_repeated(option, [str(number) for number in numbers])
     return numbers
 
 
 def _refuse_repeated(option: str, values: list[str]) -> None:
     if not values:
-        raise UserError(f"{option} names nothing.")
+        raise UserError(f"{option} is empty.")
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
         raise UserError(f"{option} names {repeated[0]} twice.")
+
+
+class _Saved(BaseModel):
+    """The contents of request.json: the options of the command line, with methods by their labels."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    objectives: list[str]
+    seeds: list[int]
+    learning_rates: list[float]
+    n: list[int]
+    n_objectives: list[str]
+    pairs: str | None
+
+
+def save_request(path: Path, request: Request) -> None:
+    """Write a request to a file."""
+    saved = _Saved(
+        objectives=[method.label for method in request.methods],
+        seeds=list(request.seeds),
+        learning_rates=list(request.learning_rates),
+        n=list(request.group_sizes),
+        n_objectives=list(request.swept),
+        pairs=request.pairs,
+    )
+    write_file(path, saved.model_dump_json(indent=1))
+
+
+def read_request(path: Path) -> Request | None:
+    """Read the request that `save_request` wrote; None if there is no such file.
+
+    Raises:
+        UserError: `save_request` did not write the file.
+    """
+    try:
+        saved = _Saved.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError:
+        raise UserError(
+            f"{path} was not written by brain compare; remove it and give all options of the comparison again, the "
+            f"seeds in the same order, or choose another directory with --out."
+        ) from None
+    return Request(
+        methods=tuple(map(parse_method, saved.objectives)),
+        seeds=tuple(saved.seeds),
+        learning_rates=tuple(saved.learning_rates),
+        group_sizes=tuple(saved.n),
+        swept=tuple(saved.n_objectives),
+        pairs=saved.pairs,
+    )

@@ -1,9 +1,9 @@
-"""Which cells there are: one training run for each method, learning rate, seed and group size.
+"""The training runs of a comparison: one per method, learning rate, seed and group size.
 
-Every method is trained at every learning rate of the grid on the first seed. The rate whose best version wins most
-often on validation prompts is the method's own (of equal ones that with the higher mean reward, then the smaller), and
-the other seeds are trained at that one. The same is done with smaller groups, for fewer outputs may want another rate.
-No method is treated in another way, and test prompts have no say.
+Every method is trained at every learning rate of the grid on the first seed. The other seeds are trained at the rate
+whose best version has the highest win rate on validation prompts (of equal ones, the rate with the higher mean reward,
+then the smaller rate). Smaller groups choose their rate likewise, since fewer outputs may need another one. All methods
+are treated alike, and test prompts are not used for any choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from brain_align.deploy.schedule.evaluation import Merit
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrainingRun:
     """One training run.
 
     Attributes:
-        method: what is trained.
+        method: the method that is trained.
         learning_rate: of the optimiser.
         seed: of prompts, samples and adapter.
-        n: outputs a group.
+        n: outputs per group.
     """
 
     method: Method
@@ -36,82 +36,82 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """The name of its directory."""
         return f"{self.method.slug}-lr{self.learning_rate:g}-seed{self.seed}-n{self.n}"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cells of a request.
+class ComparisonPlan:
+    """The training runs that a request asks for.
 
     Attributes:
-        request: what was asked for.
-        n: outputs a group in the recipe.
+        request: the methods, seeds, learning rates and group sizes.
+        n: outputs per group in the recipe.
     """
 
     request: Request
     n: int
 
     def sizes(self, method: Method) -> list[int]:
-        """Outputs a group that the method is trained with, the recipe's first."""
+        """Return the group sizes that a method is trained with, the recipe's first."""
         return [self.n, *(self.request.group_sizes if method.label in self.request.swept else ())]
 
-    def grid(self, method: Method, n: int) -> list[Cell]:
-        """The cells that the method's learning rate is chosen among, with n outputs a group."""
+    def grid(self, method: Method, n: int) -> list[TrainingRun]:
+        """Return the runs that a method's learning rate is chosen from, with n outputs per group."""
         first = self.request.seeds[0]
-        return [Cell(method, rate, first, n) for rate in self.request.learning_rates]
+        return [TrainingRun(method, rate, first, n) for rate in self.request.learning_rates]
 
-    def chosen(self, method: Method, n: int, rate: float) -> list[Cell]:
-        """The cells that the method is reported by: all seeds, at its learning rate."""
-        return [Cell(method, rate, seed, n) for seed in self.request.seeds]
+    def chosen(self, method: Method, n: int, rate: float) -> list[TrainingRun]:
+        """Return the runs that a method is reported by: all seeds, at its learning rate."""
+        return [TrainingRun(method, rate, seed, n) for seed in self.request.seeds]
 
     def count(self) -> int:
-        """How many cells there are in all, whichever rates are chosen: one of each grid is among the chosen."""
+        """Return the number of runs, whichever rates are chosen: one run of each grid is among the chosen."""
         each = len(self.request.learning_rates) + len(self.request.seeds) - 1
         return each * sum(len(self.sizes(method)) for method in self.request.methods)
 
 
 def best_rate(merits: Mapping[float, Merit]) -> float | None:
-    """The learning rate with the best merit, the smaller of equal ones; None where no cell of the grid has one."""
+    """Return the learning rate with the best merit, the smaller of equal ones; None if no rate has a merit."""
     return max(sorted(merits), key=lambda rate: merits[rate]) if merits else None
 
 
 def at_edge(rate: float, grid: Sequence[float]) -> bool:
-    """Whether a better rate may lie outside of the grid."""
+    """Return whether a rate is at the edge of its grid, so that a better one may lie outside."""
     return len(grid) > 1 and rate in (min(grid), max(grid))
 
 
-def cell_recipe(base: Recipe, cell: Cell, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
-    """The recipe of a cell: the base's but for objective, learning rate, seed and n.
+def run_recipe(base: Recipe, run: TrainingRun, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
+    """Return the recipe of a training run: the base's, with its objective, learning rate, seed and n.
 
     Args:
-        base: the recipe that is compared on.
-        cell: which.
+        base: the recipe of the comparison.
+        run: the training run.
         directory: of the comparison.
         pairs: a store of human pairs, see `method_recipe`.
 
     Raises:
-        UserError: base and method do not go together.
+        UserError: the base recipe and the method are incompatible.
     """
     return method_recipe(
         base,
-        cell.method,
+        run.method,
         pairs=pairs,
-        seed=cell.seed,
-        learner={"learning_rate": cell.learning_rate},
-        sampling={"n": cell.n},
-        run={"dir": str(directory.cell(cell.name).root)},
+        seed=run.seed,
+        learner={"learning_rate": run.learning_rate},
+        sampling={"n": run.n},
+        run={"dir": str(directory.run(run.name).root)},
     )
 
 
 def seed_recipe(base: Recipe, seed: int, directory: ComparisonDirectory) -> Recipe:
-    """The recipe that the groups of a seed are sampled with, for all methods."""
+    """Return the recipe with which the groups of a seed are sampled, for all methods."""
     run = base.run.model_copy(update={"dir": str(directory.seed(seed).root)})
     return base.model_copy(update={"seed": seed, "run": run})
 
 
 def seed_run_id(recipe: Recipe) -> str:
-    """The run that a seed's groups are those of, for all cells of the seed: what is learned from them has no say."""
+    """Return the run id of a seed's groups, which does not depend on objective or learner: all methods share them."""
     settings = identity_settings(recipe.model_dump(mode="json"))
     decisive = {name: value for name, value in settings.items() if not name.startswith(("objective.", "learner."))}
     return digest("comparison", decisive)

@@ -1,31 +1,54 @@
 """The plots of a comparison, as matplotlib figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from brain_align.deploy.compare.report.plot_styles import COLOURS, Look, legend_names, looks
 from brain_align.deploy.compare.results.comparison import Comparison
+from brain_align.deploy.compare.results.findings import SAME_METHOD
 from brain_align.deploy.compare.results.inference import OverOptimisation
 from brain_align.deploy.compare.results.method_results import MethodFigures
 from brain_align.deploy.compare.results.series import CurvePoint, RewardCurve
 from brain_align.deploy.plotting import INK, new_figure, plot_style
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""The colours of Okabe and Ito, distinct for colour-blind readers, that are visible on white and on black."""
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Their number and that of the colours have no common divisor: 42 methods differ in one or both."""
+
+_LINES = ("-", "--", ":", "-.")
+"""One for each repetition of the colours."""
+
 LEAST_R_SQUARED = 0.5
-"""A fit that explains less of what it is a fit of is not drawn."""
+"""The smallest R² of a fit that is drawn."""
 
 CLOSEST = 0.05
-"""√nats; what is closer to the prior is drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
+"""√nats; smaller distances from the prior are drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
 
 Plot = Callable[[Comparison], "Figure | None"]
 
 
+@dataclass(frozen=True)
+class PlotStyle:
+    """Colour, marker and line style, as matplotlib names them."""
+
+    colour: str
+    marker: str
+    linestyle: str
+
+    def line(self) -> dict[str, Any]:
+        """Return the properties of a line with markers."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle}
+
+
 def draw(comparison: Comparison) -> dict[str, Figure]:
-    """All plots that have anything to show, by name."""
+    """Return the plots that have data, by name."""
     plots: dict[str, Plot] = {
         "win-rates": win_rates,
         "group-size": group_size,
@@ -40,65 +63,67 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
 
 
 def win_rates(comparison: Comparison) -> Figure | None:
-    """Train-RM win rate of each method: mean, interval, and each seed."""
+    """Plot the win rate (training reward) of each method: mean, interval, and each seed."""
     shown = [one for one in (comparison.prior, *comparison.methods.values()) if one is not None]
     shown = [one for one in shown if one.train_rm_win_rate is not None]
     if not shown:
         return None
     figure, axes = _figure(7, 0.9 + 0.36 * len(shown))
-    shown_as = looks(list(comparison.methods))
+    styles = plot_styles(list(comparison.methods))
     for place, method in enumerate(shown):
-        _interval(axes, place, method, shown_as.get(method.label, Look(INK, "o", "-")))
+        _interval(axes, place, method, styles.get(method.label, PlotStyle(INK, "o", "-")))
     axes.set_yticks(range(len(shown)), [method.label for method in shown])
     axes.invert_yaxis()
-    axes.set_xlabel("train-RM win rate against gold, %")
+    axes.set_xlabel("win rate vs. reference (training reward), %")
     axes.grid(axis="x", alpha=0.25)
     return figure
 
 
-def _interval(axes: Axes, place: int, method: MethodFigures, look: Look) -> None:
+def _interval(axes: Axes, place: int, method: MethodFigures, style: PlotStyle) -> None:
     rate, half_width = method.train_rm_win_rate, method.train_rm_win_rate_ci95
-    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt=look.marker, color=look.colour, capsize=3)
+    axes.errorbar([rate or 0], [place], xerr=[half_width or 0], fmt=style.marker, color=style.colour, capsize=3)
     seeds = method.train_rm_win_rate_by_seed
-    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=look.colour, alpha=0.7)
+    axes.plot(seeds, [place + 0.22] * len(seeds), linestyle="", marker="|", color=style.colour, alpha=0.7)
 
 
 def group_size(comparison: Comparison) -> Figure | None:
-    """Win rate against n (paper, figure 2)."""
+    """Plot the win rate against n (paper, figure 2)."""
     known = [point for point in comparison.group_sizes if point.win_rate is not None]
     if not known:
         return None
     figure, axes = _figure(6, 3.6)
-    shown_as = looks(list(comparison.methods))
+    styles = plot_styles(list(comparison.methods))
     labels = list(dict.fromkeys(point.label for point in known))
-    for label, aside in zip(labels, _asides(len(labels)), strict=True):
+    for label, offset in zip(labels, _offsets(len(labels)), strict=True):
         points = [point for point in known if point.label == label]
         rates, errors = [point.win_rate or 0 for point in points], [point.win_rate_ci95 or 0 for point in points]
-        places = [point.n * aside for point in points]
-        axes.errorbar(places, rates, yerr=errors, capsize=3, label=label, **shown_as[label].line())
+        places = [point.n * offset for point in points]
+        axes.errorbar(places, rates, yerr=errors, capsize=3, label=label, **styles[label].line())
     sizes = sorted({point.n for point in known})
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("outputs a prompt, n")
-    axes.set_ylabel("train-RM win rate, %")
+    axes.set_xlabel("outputs per prompt, n")
+    axes.set_ylabel("win rate (training reward), %")
     axes.legend()
     return figure
 
 
-def _asides(count: int) -> list[float]:
-    """What methods' places on a logarithmic axis are multiplied by, so that their error bars stand side by side."""
+def _offsets(count: int) -> list[float]:
+    """Return the factors of methods' places on a logarithmic axis that set their error bars side by side."""
     return [float(2 ** (0.06 * (index - (count - 1) / 2))) for index in range(count)]
 
 
 def reward_against_distance(comparison: Comparison) -> Figure | None:
-    """Gained reward against √KL, with the fitted curves."""
-    return _against_distance(comparison, "gained mean reward", lambda point: point.gain, lambda curve: curve.fit)
+    """Plot the gain in reward against √KL, with the fitted curves."""
+    return _against_distance(comparison, "gain in mean reward", lambda point: point.gain, lambda curve: curve.fit)
 
 
 def truth_against_distance(comparison: Comparison) -> Figure | None:
-    """The same for the ground truth, where over-optimisation shows as a fall."""
-    return _against_distance(comparison, "gained truth", lambda point: point.truth_gain, lambda curve: curve.truth_fit)
+    """Plot the gain in ground truth against √KL, where over-optimisation shows as a fall."""
+    return _against_distance(
+        comparison, "gain in ground truth", lambda point: point.truth_gain, lambda curve: curve.truth_fit
+    )
 
 
 def _against_distance(
@@ -112,13 +137,13 @@ def _against_distance(
     if not curves:
         return None
     figure, axes = _figure(7, 5.2)
-    shown_as = looks(list(comparison.methods))
+    styles = plot_styles(list(comparison.methods))
     for curve in curves:
-        look = shown_as[curve.label]
+        style = styles[curve.label]
         distances, gains = np.array(_known(curve, value)).T
-        axes.plot(distances, gains, linestyle="", marker=look.marker, markersize=4.5, alpha=0.75, color=look.colour)
-        drawn = _draw_fit(axes, fit(curve), distances, look)
-        in_legend = look if drawn else replace(look, linestyle="")
+        axes.plot(distances, gains, linestyle="", marker=style.marker, markersize=4.5, alpha=0.75, color=style.colour)
+        drawn = _draw_fit(axes, fit(curve), distances, style)
+        in_legend = style if drawn else replace(style, linestyle="")
         axes.plot([], [], label=named[curve.label], **in_legend.line())
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
     _spread_out(axes)
@@ -129,21 +154,21 @@ def _against_distance(
 
 
 def _known(curve: RewardCurve, value: Callable[[CurvePoint], float | None]) -> list[tuple[float, float]]:
-    """Where the versions of a curve are drawn: distance and gain."""
+    """Return the plotted points of a curve: distance and gain of each version."""
     return [(max(CLOSEST, point.distance), gain) for point in curve.points if (gain := value(point)) is not None]
 
 
-def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, look: Look) -> bool:
-    """Draw a fit that says something; returns whether this one does."""
+def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, style: PlotStyle) -> bool:
+    """Draw a fit if it explains enough; return whether it does."""
     if fit is None or fit.r_squared < LEAST_R_SQUARED:
         return False
     span = np.geomspace(float(distances.min()), float(distances.max()), 100)
-    axes.plot(span, fit.gain(span), color=look.colour, linestyle=look.linestyle)
+    axes.plot(span, fit.gain(span), color=style.colour, linestyle=style.linestyle)
     return True
 
 
 def _spread_out(axes: Axes) -> None:
-    """A logarithmic axis of distances: most versions are close to the prior, and a few far."""
+    """Make the axis of distances logarithmic: most versions are close to the prior, and a few far."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -151,19 +176,19 @@ def _spread_out(axes: Axes) -> None:
 
 
 def learning_rates(comparison: Comparison) -> Figure | None:
-    """Validation win rate at every rate of the grid; the chosen one is filled."""
+    """Plot the validation win rate at every learning rate of the grid; the chosen one is filled."""
     known = [point for point in comparison.grid if point.win_rate is not None]
     if len({point.learning_rate for point in known}) < 2:
         return None
     figure, axes = _figure(7, 4.6)
-    shown_as = looks(list(comparison.methods))
+    styles = plot_styles(list(comparison.methods))
     for label, name in legend_names(list(comparison.methods)).items():
-        look, own = shown_as[label], comparison.methods[label].learning_rate
+        style, own = styles[label], comparison.methods[label].learning_rate
         points = [point for point in known if point.label == label]
         rates, values = [point.learning_rate for point in points], [point.win_rate or 0 for point in points]
-        axes.plot(rates, values, markerfacecolor="none", label=name, **look.line())
+        axes.plot(rates, values, markerfacecolor="none", label=name, **style.line())
         chosen = [place for place in zip(rates, values, strict=True) if place[0] == own]
-        axes.plot(*zip(*chosen, strict=True), linestyle="", marker=look.marker, color=look.colour)
+        axes.plot(*zip(*chosen, strict=True), linestyle="", marker=style.marker, color=style.colour)
     axes.set_xscale("log")
     axes.set_xticks(comparison.protocol.learning_rates, [f"{rate:g}" for rate in comparison.protocol.learning_rates])
     axes.minorticks_off()
@@ -174,15 +199,15 @@ def learning_rates(comparison: Comparison) -> Figure | None:
 
 
 def drift(comparison: Comparison) -> Figure | None:
-    """Where the likelihoods of the best and of the worst output of a group went."""
+    """Plot the drift of the log-likelihoods of a group's best and worst output."""
     methods = [one for one in comparison.methods.values() if one.examination.held_back_chosen_drift is not None]
     if not methods:
         return None
     figure, axes = _figure(7, 0.9 + 0.4 * len(methods))
     places = np.arange(len(methods))
-    seen = [method.examination for method in methods]
-    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in seen], COLOURS[2], "chosen")
-    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in seen], COLOURS[1], "rejected")
+    found = [method.examination for method in methods]
+    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in found], COLOURS[2], "chosen")
+    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in found], COLOURS[1], "rejected")
     axes.set_yticks(places, [method.label for method in methods])
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.6)
@@ -204,3 +229,32 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _legend_below(figure: Figure) -> None:
     figure.legend(loc="outside lower center", fontsize=8, ncols=3)
+
+
+def plot_styles(labels: Sequence[str]) -> dict[str, PlotStyle]:
+    """Return the style of every method, the same in all plots; one method under two names has one style.
+
+    Args:
+        labels: of all methods of the comparison.
+    """
+    first = SAME_METHOD[0]
+    found = {label: _style(place) for place, label in enumerate(legend_names(labels))}
+    return {label: found[label if label in found else first] for label in labels}
+
+
+def legend_names(labels: Sequence[str]) -> dict[str, str]:
+    """Return the methods' names in legends, by label; a method under two names, whose points coincide, has one entry.
+
+    Args:
+        labels: of all methods of the comparison.
+    """
+    first, again = SAME_METHOD
+    if first not in labels or again not in labels:
+        return {label: label for label in labels}
+    return {label: f"{first} (= {again})" if label == first else label for label in labels if label != again}
+
+
+def _style(place: int) -> PlotStyle:
+    return PlotStyle(
+        COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place // len(COLOURS) % len(_LINES)]
+    )

@@ -1,4 +1,4 @@
-"""From finished cells to compare.json, plots, the page and the console."""
+"""The report of a comparison: compare.json, tables, plots and page from finished runs, and a summary on the console."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.report.page import page
 from brain_align.deploy.compare.report.plots import draw
 from brain_align.deploy.compare.report.tables import (
@@ -27,16 +27,16 @@ from brain_align.deploy.plotting import as_png, as_svg
 
 
 def report(
-    directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: dict[str, str], console: Console
+    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: dict[str, str], console: Console
 ) -> None:
-    """Write all results and show the most important.
+    """Write all results and print the most important.
 
     Raises:
-        PipelineError: some method lacks a seed, or none has any; what there is has been reported then.
+        PipelineError: a method lacks a seed, after the results that exist were reported; or no run could be trained.
     """
     comparison = collect(directory, recipe, plan, failed)
     if not comparison.methods:
-        raise PipelineError(f"No cell of {directory.root} could be trained. {' '.join(failed.values())}")
+        raise PipelineError(f"No training run of {directory.root} succeeded. {' '.join(failed.values())}")
     write_file(directory.results, json.dumps(_finite(comparison.as_dict()), indent=1))
     figures = draw(comparison)
     drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in figures.items()}
@@ -52,19 +52,19 @@ def report(
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
-    _refuse_to_call_it_done(comparison)
+    _check_complete(comparison)
 
 
-def _refuse_to_call_it_done(comparison: Comparison) -> None:
-    """A learning rate may fail; a method must still have a result for each seed, and each of its group sizes."""
+def _check_complete(comparison: Comparison) -> None:
+    """Raise if a method lacks a result for a seed or a group size; single learning rates may have failed."""
     lacking = comparison.lacking()
     if lacking:
         named = "; ".join(f"{name}: seed {', '.join(map(str, missing))}" for name, missing in lacking.items())
-        raise PipelineError(f"The comparison is not complete, it lacks {named}; the reasons stand above.")
+        raise PipelineError(f"The comparison is not complete, it lacks {named}; see the reasons above.")
 
 
 def _show(table: TextTable, console: Console) -> None:
-    """As wide as it is: a terminal that is narrower wraps lines, and a file has no width."""
+    """Print a table at its full width: a narrower terminal wraps lines, and a file has no width."""
     drawn = table.for_console()
     natural = Measurement.get(console, console.options.update(width=1000), drawn).maximum
     console.width = max(natural, console.width)
@@ -74,7 +74,7 @@ def _show(table: TextTable, console: Console) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Without NaN, which JSON does not know."""
+    """Replace NaN and infinities, which JSON cannot represent, by None."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

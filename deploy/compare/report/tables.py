@@ -20,7 +20,7 @@ from brain_align.deploy.compare.results.series import GridPoint
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
-    """Those that have anything to show."""
+    """Return the tables that have rows."""
     tables = [
         methods_table(comparison),
         findings_table(comparison),
@@ -35,12 +35,12 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
 
 
 def methods_table(comparison: Comparison) -> TextTable:
-    """The paper's Table 1: win rates, and what they cost."""
+    """Return the paper's Table 1: each method's win rates, reward, KL and seconds."""
     shown = _with_prior(comparison)
     judges = list(shown[0].judges) if shown else []
-    columns = ["method", "train-RM win rate, %", "each seed", *(f"{name}, mean" for name in judges)]
+    columns = ["method", "win rate (training reward), %", "each seed", *(f"{name}, mean" for name in judges)]
     columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "each seed", "tokens"]
-    columns += ["ended, %", "versions", "rate", "s a cell"]
+    columns += ["finished (EOS), %", "versions", "rate", "s/run"]
     return TextTable(
         f"{comparison.name}: test prompts, means over seeds {_listed(comparison.protocol.seeds)}",
         columns,
@@ -51,17 +51,16 @@ def methods_table(comparison: Comparison) -> TextTable:
 
 def _methods_note(comparison: Comparison) -> str:
     sentences = [
-        "± is the 95 % interval over test prompts and seeds; ended: outputs that end by themselves, before the limit "
-        "of tokens; versions: the best of each seed, † where that is the prior; * marks a learning rate at the edge of "
-        "the grid."
+        "± is the 95 % interval over test prompts and seeds; finished (EOS): outputs that end before the token limit; "
+        "versions: the best of each seed, † if that is the prior; * marks a learning rate at the edge of the grid."
     ]
     objectives = {figures.objective for figures in comparison.methods.values()}
     if "dpo" in objectives:
         sentences.append(
-            f"dpo is given one pair a group, that people chose between; the others {comparison.protocol.n} outputs."
+            f"dpo trains on one human preference pair per group, the others on {comparison.protocol.n} outputs."
         )
     if "rso" in objectives:
-        sentences.append("rso keeps a few outputs of each group, and trains on pairs of these.")
+        sentences.append("rso accepts a few outputs of each group and trains on pairs of these.")
     return " ".join(sentences)
 
 
@@ -88,7 +87,7 @@ def _method_row(figures: MethodFigures, judges: list[str]) -> list[str]:
 
 
 def findings_table(comparison: Comparison) -> TextTable:
-    """The paper's claims: the ladder of Table 3, no baseline (§9.3), fixed proposal (§9.5)."""
+    """Return the paper's claims and their outcomes: Table 3's ladder, no baseline (§9.3), fixed proposal (§9.5)."""
     rows = [
         [
             f"{finding.claim.better} − {finding.claim.worse}",
@@ -102,12 +101,12 @@ def findings_table(comparison: Comparison) -> TextTable:
         for finding in comparison.findings
     ]
     return TextTable(
-        "What the paper found, and what came out here",
-        ["train-RM win rate of", "points [95 %]", "each seed", "p", "p, seeds", "here", "the paper"],
+        "Findings of the paper, and their outcome here",
+        ["win rate (training reward) of", "points [95 %]", "each seed", "p", "p, seeds", "here", "the paper"],
         rows,
         "Interval and p: paired bootstrap over test prompts and seeds; p, seeds: t-test of the seeds' differences "
-        "alone, which asks much of few seeds. Shown: the whole interval is above 0, and so is each of two or more "
-        "seeds." + _same_method_note(comparison),
+        "alone, which has little power with few seeds. Shown: the whole interval is above 0, and so is each of two or "
+        "more seeds." + _same_method_note(comparison),
     )
 
 
@@ -118,46 +117,46 @@ def _same_method_note(comparison: Comparison) -> str:
         return ""
     return (
         f" {ours} and {theirs} are one loss on the same groups, computed in two ways: they differ by "
-        f"{points(test.win_rate)} points, by numerics alone, which says how far rounding carries."
+        f"{points(test.win_rate)} points, by numerics alone, which shows the effect of rounding."
     )
 
 
 def sizes_table(comparison: Comparison) -> TextTable:
-    """The paper's figure 2."""
+    """Return the paper's figure 2 as a table: win rate by method and n."""
     sizes = sorted({point.n for point in comparison.group_sizes})
     rows = []
     for label in dict.fromkeys(point.label for point in comparison.group_sizes):
         of_n = {point.n: point for point in comparison.group_sizes if point.label == label}
-        cells = [with_interval(of_n[n].win_rate, of_n[n].win_rate_ci95) if n in of_n else "" for n in sizes]
-        rows.append([label, *cells])
+        columns = [with_interval(of_n[n].win_rate, of_n[n].win_rate_ci95) if n in of_n else "" for n in sizes]
+        rows.append([label, *columns])
     return TextTable(
-        "Train-RM win rate against n, %",
+        "Win rate (training reward) against n, %",
         ["method", *(f"n = {n}" for n in sizes)],
         rows,
-        "Each at its own learning rate, see the grid. Groups are cut to their first n outputs.",
+        "Each at its own learning rate (see the grid). Groups are cut to their first n outputs.",
     )
 
 
 def likelihoods_table(comparison: Comparison) -> TextTable:
-    """Ranking accuracy, drift and concentration."""
+    """Return ranking accuracy, drift and concentration of each method."""
     rows = []
     for figures in _with_prior(comparison):
-        seen = figures.examination
+        examination = figures.examination
         rows.append(
             [
                 figures.label,
-                percent(seen.ranking_accuracy),
-                number(seen.trained_chosen_drift, 2),
-                number(seen.trained_rejected_drift, 2),
-                number(seen.held_back_chosen_drift, 2),
-                number(seen.held_back_rejected_drift, 2),
-                number(seen.top_k_entropy, 3),
-                number(seen.top_k_mass, 4),
+                percent(examination.ranking_accuracy),
+                number(examination.trained_chosen_drift, 2),
+                number(examination.trained_rejected_drift, 2),
+                number(examination.held_back_chosen_drift, 2),
+                number(examination.held_back_rejected_drift, 2),
+                number(examination.top_k_entropy, 3),
+                number(examination.top_k_mass, 4),
             ]
         )
     ideal = "–" if comparison.prior is None else percent(comparison.prior.examination.ideal_ranking_accuracy)
     return TextTable(
-        "Likelihoods of outputs that the prior wrote",
+        "Likelihoods of outputs sampled from the prior",
         [
             "method",
             "ranking accuracy, %",
@@ -171,13 +170,12 @@ def likelihoods_table(comparison: Comparison) -> TextTable:
         rows,
         f"Chosen and rejected are a group's outputs of highest and lowest reward; drift is log q − log p in nats. A "
         f"method of human pairs has not trained on these groups. The exact posterior at the recipe's γ ranks {ideal} % "
-        f"of the pairs right. Where entropy and mass both fall below the prior's, look for "
-        f"over-optimisation.",
+        f"of the pairs correctly. Entropy and mass both below the prior's suggest over-optimisation.",
     )
 
 
 def curves_table(comparison: Comparison) -> TextTable:
-    """The fitted over-optimisation curves."""
+    """Return the coefficients of the over-optimisation curves."""
     rows = [
         [curve.label, *_coefficients(curve.fit), *_coefficients(curve.truth_fit)]
         for curve in comparison.curves
@@ -187,15 +185,15 @@ def curves_table(comparison: Comparison) -> TextTable:
         "Gain against d = √KL(q‖p), fitted by d(a − b·log d)",
         ["method", "a", "b", "R²", "truth: a", "b", "R²"],
         rows,
-        "Over all learning rates, seeds and evaluated versions, on validation prompts; left the trained reward, right "
-        "the ground truth.",
+        "Over all learning rates, seeds and evaluated versions, on validation prompts; left: the training reward, "
+        "right: the ground truth.",
     )
 
 
 def tests_tables(comparison: Comparison) -> list[TextTable]:
-    """Every method against every other, on the same prompts: win rate, and what each judge says."""
+    """Return tables of every method against every other on the same prompts: by win rate, and by each judge."""
     judges = list(dict.fromkeys(name for test in comparison.tests for name in test.judges))
-    tables = [_tests_table(comparison, "train-RM win rates, points", lambda test: test.win_rate, 1)]
+    tables = [_tests_table(comparison, "win rates (training reward), points", lambda test: test.win_rate, 1)]
     return [*tables, *(_tests_table(comparison, f"{name}, means", partial(_of_judge, name), 3) for name in judges)]
 
 
@@ -213,13 +211,13 @@ def _tests_table(
         f"Difference of {what}: row minus column",
         ["", *labels],
         rows if any(of_pair.values()) else [],
-        "Paired bootstrap over test prompts and seeds; * marks a 95 % interval without 0. All intervals and p-values, "
-        "and McNemar's test of each seed, are in compare.json.",
+        "Paired bootstrap over test prompts and seeds; * marks a 95 % interval that excludes 0. All intervals, "
+        "p-values and McNemar's tests of each seed are in compare.json.",
     )
 
 
 def grid_table(comparison: Comparison) -> TextTable:
-    """Every learning rate of every method."""
+    """Return the validation figures at every learning rate of every method."""
     rates = comparison.protocol.learning_rates
     n = comparison.protocol.n
     chosen = {(label, n): figures.learning_rate for label, figures in comparison.methods.items()}
@@ -233,7 +231,7 @@ def grid_table(comparison: Comparison) -> TextTable:
         f"Validation win rate, % (KL(q‖p), nats) by learning rate, seed {comparison.protocol.seeds[0]}",
         ["method", *(f"{rate:g}" for rate in rates)],
         rows,
-        "✓ is the method's own: the rate with the highest win rate, of equal ones that with the higher mean reward.",
+        "✓ marks the method's learning rate: the highest win rate, of equal ones the higher mean reward.",
     )
 
 
@@ -244,9 +242,9 @@ def _grid_cell(point: GridPoint | None, *, chosen: bool) -> str:
 
 
 def failures_table(comparison: Comparison) -> TextTable:
-    """Cells without a result."""
+    """Return the training runs that failed, with their reasons."""
     rows = [[name, why] for name, why in comparison.failed.items()]
-    return TextTable("Cells that could not be trained", ["cell", "why"], rows, "Run the same command again to retry.")
+    return TextTable("Training runs that failed", ["run", "reason"], rows, "Run the same command again to retry.")
 
 
 def _coefficients(fit: OverOptimisation | None) -> list[str]:

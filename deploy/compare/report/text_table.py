@@ -1,4 +1,4 @@
-"""A table as rows of text, for the console and for documents, and how figures are written in it."""
+"""A table as rows of text, for the console and for documents, and the formats of its figures."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class TextTable:
     note: str = ""
 
     def for_console(self) -> Table:
-        """As rich prints it; the note is not in it."""
+        """Return the table without its note, for rich to print."""
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left", no_wrap=True)
@@ -29,39 +29,39 @@ class TextTable:
         return table
 
     def for_markdown(self) -> str:
-        """As a section of a document."""
+        """Return the table and its note as a section of a Markdown document."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
         drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
         return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
 
 
 def number(value: float | None, digits: int) -> str:
-    """A figure, or a dash where there is none."""
+    """Format a figure; a dash if there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def each(values: Sequence[float]) -> str:
-    """One figure a seed."""
+    """Format one figure per seed."""
     return " / ".join(f"{value:.1f}" for value in values)
 
 
 def percent(share: float | None) -> str:
-    """A share in percent, or a dash."""
+    """Format a share in percent; a dash if there is none."""
     return "–" if share is None else f"{100 * share:.1f}"
 
 
 def with_interval(value: float | None, half_width: float | None, digits: int = 1) -> str:
-    """A figure with its 95 % interval."""
+    """Format a figure with the half-width of its 95 % interval; a dash if there is none."""
     return "–" if value is None or half_width is None else f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 
 def p_value(value: float | None) -> str:
-    """A p-value; of a bootstrap none is known that is smaller than its smallest."""
+    """Format a p-value; a bootstrap cannot resolve values below `SMALLEST_P`."""
     if value is None:
         return "–"
     return f"≤ {SMALLEST_P:.1g}" if value <= SMALLEST_P else f"{value:.2g}"
 
 
 def points(difference: PairedDifference) -> str:
-    """A difference with its 95 % interval."""
+    """Format a difference with its 95 % interval."""
     return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"

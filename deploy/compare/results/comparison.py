@@ -10,7 +10,7 @@ from brain_align.common.config.run_identity import recipe_digest
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.request import SWEPT
-from brain_align.deploy.compare.plan.training_runs import Cell, Plan, at_edge, best_rate
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun, at_edge, best_rate
 from brain_align.deploy.compare.results.findings import Finding, findings, size_findings
 from brain_align.deploy.compare.results.method_results import (
     PERCENT,
@@ -20,7 +20,7 @@ from brain_align.deploy.compare.results.method_results import (
     paired_test,
     wins,
 )
-from brain_align.deploy.compare.results.run_results import CellResult, read_cell, read_prior
+from brain_align.deploy.compare.results.run_results import FinishedRun, read_finished, read_prior
 from brain_align.deploy.compare.results.series import (
     GridPoint,
     RewardCurve,
@@ -72,7 +72,7 @@ class Comparison:
         name: of the recipe.
         recipe_digest: of the recipe that is compared on.
         protocol: what is the same for every method.
-        prior: the policy before training; None until a cell is finished.
+        prior: the policy before training; None until a run is finished.
         methods: by label, in the order in which they were asked for; those that have finished.
         tests: every pair of methods, the prior among them.
         findings: what the tests say of the paper's claims.
@@ -80,7 +80,7 @@ class Comparison:
         group_sizes: win rate against n, each n at its own learning rate.
         size_grid: the learning rates that these were chosen among.
         curves: reward against the distance from the prior.
-        failed: why a cell is missing, by its name.
+        failed: why a run is missing, by its name.
     """
 
     name: str
@@ -113,40 +113,42 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Finished:
-    """The finished cells of one method with n outputs a group."""
+    """The finished runs of one method with n outputs a group."""
 
-    grid: list[CellResult]
-    chosen: list[CellResult]
+    grid: list[FinishedRun]
+    chosen: list[FinishedRun]
 
 
 @dataclass(frozen=True)
 class _Method:
-    """The finished cells of one method: with the recipe's n, and with smaller groups, by n."""
+    """The finished runs of one method: with the recipe's n, and with smaller groups, by n."""
 
     full: _Finished
     smaller: dict[int, _Finished]
 
-    def by_size(self) -> dict[int, list[CellResult]]:
-        """The chosen cells, from few outputs to many; empty for a method without smaller groups."""
+    def by_size(self) -> dict[int, list[FinishedRun]]:
+        """The chosen runs, from few outputs to many; empty for a method without smaller groups."""
         if not self.smaller:
             return {}
-        by_size = {cells.chosen[0].cell.n: cells.chosen for cells in (*self.smaller.values(), self.full)}
+        by_size = {runs.chosen[0].run.n: runs.chosen for runs in (*self.smaller.values(), self.full)}
         return dict(sorted(by_size.items()))
 
 
-def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: Mapping[str, str]) -> Comparison:
-    """Read the finished cells of a plan and compute everything from them.
+def collect(
+    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: Mapping[str, str]
+) -> Comparison:
+    """Read the finished runs of a plan and compute everything from them.
 
     Args:
         directory: of the comparison.
-        recipe: the base of all cells.
-        plan: the cells.
+        recipe: the base of all runs.
+        plan: the runs.
         failed: why some could not be trained, by name.
     """
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
-    finished = {label: cells for label, cells in read.items() if cells.full.chosen}
+    finished = {label: runs for label, runs in read.items() if runs.full.chosen}
     prior = _prior(directory, finished)
-    tested = {**({"prior": prior} if prior else {}), **{label: cells.full.chosen for label, cells in finished.items()}}
+    tested = {**({"prior": prior} if prior else {}), **{label: runs.full.chosen for label, runs in finished.items()}}
     pairs = combinations(tested, 2)
     made = (paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in pairs)
     once = [test for test in made if test is not None]
@@ -156,44 +158,44 @@ def collect(directory: ComparisonDirectory, recipe: Recipe, plan: Plan, failed: 
         recipe_digest=recipe_digest(recipe),
         protocol=_protocol(recipe, plan),
         prior=method_figures("prior", prior, rate_at_edge=False) if prior else None,
-        methods={label: _figures(label, cells.full.chosen, plan) for label, cells in finished.items()},
+        methods={label: _figures(label, runs.full.chosen, plan) for label, runs in finished.items()},
         tests=tests,
         findings=[*findings(tests), *_size_findings(finished)],
-        grid=[grid_point(result) for cells in finished.values() for result in cells.full.grid],
-        group_sizes=[size_point(chosen) for cells in finished.values() for chosen in cells.by_size().values()],
+        grid=[grid_point(result) for runs in finished.values() for result in runs.full.grid],
+        group_sizes=[size_point(chosen) for runs in finished.values() for chosen in runs.by_size().values()],
         size_grid=[
             grid_point(result)
-            for cells in finished.values()
-            for smaller in cells.smaller.values()
+            for runs in finished.values()
+            for smaller in runs.smaller.values()
             for result in smaller.grid
         ],
-        curves=[reward_curve(label, _all(cells.full)) for label, cells in finished.items()],
+        curves=[reward_curve(label, _all(runs.full)) for label, runs in finished.items()],
         failed=dict(failed),
     )
 
 
-def _read_method(directory: ComparisonDirectory, plan: Plan, method: Method) -> _Method:
-    read = {n: _read_cells(directory, plan, method, n) for n in plan.sizes(method)}
-    return _Method(read.pop(plan.n), {n: cells for n, cells in read.items() if cells.chosen})
+def _read_method(directory: ComparisonDirectory, plan: ComparisonPlan, method: Method) -> _Method:
+    read = {n: _read_runs(directory, plan, method, n) for n in plan.sizes(method)}
+    return _Method(read.pop(plan.n), {n: runs for n, runs in read.items() if runs.chosen})
 
 
-def _read_cells(directory: ComparisonDirectory, plan: Plan, method: Method, n: int) -> _Finished:
-    def finished(cells: list[Cell]) -> list[CellResult]:
-        return [result for cell in cells if (result := read_cell(directory, cell)) is not None]
+def _read_runs(directory: ComparisonDirectory, plan: ComparisonPlan, method: Method, n: int) -> _Finished:
+    def finished(runs: list[TrainingRun]) -> list[FinishedRun]:
+        return [result for run in runs if (result := read_finished(directory, run)) is not None]
 
     grid = finished(plan.grid(method, n))
-    rate = best_rate({result.cell.learning_rate: result.merit for result in grid})
+    rate = best_rate({result.run.learning_rate: result.merit for result in grid})
     return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)))
 
 
-def _figures(label: str, chosen: list[CellResult], plan: Plan) -> MethodFigures:
-    rate = chosen[0].cell.learning_rate
+def _figures(label: str, chosen: list[FinishedRun], plan: ComparisonPlan) -> MethodFigures:
+    rate = chosen[0].run.learning_rate
     return method_figures(label, chosen, rate_at_edge=at_edge(rate, plan.request.learning_rates))
 
 
-def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[CellResult]:
-    """The prior for every seed that any method has, as if it were a method's cells."""
-    by_seed = {result.cell.seed: result for cells in finished.values() for result in cells.full.chosen}
+def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[FinishedRun]:
+    """The prior for every seed that any method has, as if it were a method's runs."""
+    by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
     return [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
 
 
@@ -204,18 +206,18 @@ def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:
         by_size = finished[label].by_size() if label in finished else {}
         if not by_size:
             continue
-        shared = set.intersection(*({result.cell.seed for result in results} for results in by_size.values()))
-        of_shared = {n: [one for one in results if one.cell.seed in shared] for n, results in by_size.items()}
+        shared = set.intersection(*({result.run.seed for result in results} for results in by_size.values()))
+        of_shared = {n: [one for one in results if one.run.seed in shared] for n, results in by_size.items()}
         won = {n: wins(results) for n, results in of_shared.items() if results}
         found += size_findings(label, {n: PERCENT * rows for n, rows in won.items() if rows is not None})
     return found
 
 
-def _all(cells: _Finished) -> list[CellResult]:
-    return list({result.cell.name: result for result in [*cells.grid, *cells.chosen]}.values())
+def _all(runs: _Finished) -> list[FinishedRun]:
+    return list({result.run.name: result for result in [*runs.grid, *runs.chosen]}.values())
 
 
-def _protocol(recipe: Recipe, plan: Plan) -> Protocol:
+def _protocol(recipe: Recipe, plan: ComparisonPlan) -> Protocol:
     algorithm, evaluation = recipe.algorithm, recipe.evaluation
     return Protocol(
         learning_rates=list(plan.request.learning_rates),

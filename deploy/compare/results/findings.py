@@ -14,7 +14,7 @@ LADDER = ("dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain")
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """`better` has the higher train-RM win rate, says the paper."""
 
     text: str
@@ -24,14 +24,14 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("importance weights improve on DPO-sft", "Table 3", LADDER[1], LADDER[0]),
-    Claim("all n outputs improve on pairs", "Table 3", LADDER[2], LADDER[1]),
-    Claim("an updated proposal improves on one fixed at the prior", "Table 3, §9.5", LADDER[3], LADDER[2]),
-    Claim("BRAIn improves on DPO-sft", "Table 1", "brain", "dpo-sft"),
-    Claim("BRAIn improves on DPO", "Table 1", "brain", "dpo"),
-    Claim("BRAIn improves on RSO", "Table 1", "brain", "rso"),
-    Claim("without the baseline it is worse", "§9.3", "brain", "brain-no-baseline"),
-    Claim("a proposal fixed at the prior costs", "§9.5", "brain", "brain-fixed-proposal"),
+    PaperClaim("importance weights improve on DPO-sft", "Table 3", LADDER[1], LADDER[0]),
+    PaperClaim("all n outputs improve on pairs", "Table 3", LADDER[2], LADDER[1]),
+    PaperClaim("an updated proposal improves on one fixed at the prior", "Table 3, §9.5", LADDER[3], LADDER[2]),
+    PaperClaim("BRAIn improves on DPO-sft", "Table 1", "brain", "dpo-sft"),
+    PaperClaim("BRAIn improves on DPO", "Table 1", "brain", "dpo"),
+    PaperClaim("BRAIn improves on RSO", "Table 1", "brain", "rso"),
+    PaperClaim("without the baseline it is worse", "§9.3", "brain", "brain-no-baseline"),
+    PaperClaim("a proposal fixed at the prior costs", "§9.5", "brain", "brain-fixed-proposal"),
 )
 
 SAME_METHOD = (LADDER[2], "brain-fixed-proposal")
@@ -49,7 +49,7 @@ class Finding:
         difference: of the train-RM win rates, percentage points.
     """
 
-    claim: Claim
+    claim: PaperClaim
     outcome: Outcome
     difference: PairedDifference
 
@@ -65,7 +65,7 @@ def findings(tests: Sequence[PairedTest]) -> list[Finding]:
 
 
 def size_findings(label: str, wins: Mapping[int, Floats]) -> list[Finding]:
-    """What a method's cells with several group sizes say of figure 2: both methods rise with n, and BRAIn saturates.
+    """What a method's runs with several group sizes say of figure 2: both methods rise with n, and BRAIn saturates.
 
     Args:
         label: of the method.
@@ -75,17 +75,17 @@ def size_findings(label: str, wins: Mapping[int, Floats]) -> list[Finding]:
         return []
     sizes = sorted(wins)
     first, last = sizes[0], sizes[-1]
-    rise = Claim("the win rate rises with n", "Figure 2", f"{label}, n = {last}", f"{label}, n = {first}")
+    rise = PaperClaim("the win rate rises with n", "Figure 2", f"{label}, n = {last}", f"{label}, n = {first}")
     found = [_finding(rise, wins[last] - wins[first])]
     if len(wins) > 2 and label == "brain":
         second, before = sizes[1], sizes[-2]
         steps = f"{label}, n {first} → {second}", f"{label}, n {before} → {last}"
-        saturates = Claim("it saturates: the last step gains less than the first", "Figure 2", *steps)
+        saturates = PaperClaim("it saturates: the last step gains less than the first", "Figure 2", *steps)
         found.append(_finding(saturates, wins[second] - wins[first] - (wins[last] - wins[before])))
     return found
 
 
-def _finding(claim: Claim, differences: Floats) -> Finding:
+def _finding(claim: PaperClaim, differences: Floats) -> Finding:
     difference = paired_bootstrap(known(differences))
     return Finding(claim, _outcome(difference), difference)
 

@@ -1,4 +1,4 @@
-"""The figures of methods, and tests between them, from their finished cells; pure."""
+"""The figures of methods, and tests between them, from their finished runs; pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from brain_align.deploy.compare.results.inference import (
     mcnemar,
     paired_bootstrap,
 )
-from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, CellResult
+from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, FinishedRun
 
 PERCENT = 100.0
 
@@ -56,7 +56,7 @@ class MethodFigures:
         mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
         kl_to_prior_ci95, kl_to_prior_by_seed: nats.
         examination: likelihoods.
-        seconds: a cell, from the learner's start to the end of evaluation; of a resumed one, of its last start.
+        seconds: a run, from the learner's start to the end of evaluation; of a resumed one, of its last start.
     """
 
     label: str
@@ -105,7 +105,7 @@ class PairedTest:
         return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), judges, self.mcnemar_p)
 
 
-def wins(results: Sequence[CellResult]) -> Floats | None:
+def wins(results: Sequence[FinishedRun]) -> Floats | None:
     """Whether each test prompt's output has a higher reward than gold, strictly: 1 or 0, NaN where unknown.
 
     Returns:
@@ -114,12 +114,12 @@ def wins(results: Sequence[CellResult]) -> Floats | None:
     return _above_gold(results, "reward")
 
 
-def outcomes(results: Sequence[CellResult], column: str) -> Floats:
+def outcomes(results: Sequence[FinishedRun], column: str) -> Floats:
     """A column of the test outcomes, see `Evaluation.outcomes`; NaN where unknown.  # [seeds, prompts]."""
     return np.stack([_column(result.outcomes, column) for result in results])
 
 
-def _above_gold(results: Sequence[CellResult], column: str) -> Floats | None:
+def _above_gold(results: Sequence[FinishedRun], column: str) -> Floats | None:
     ours, gold = outcomes(results, column), outcomes(results, f"gold_{column}")
     if np.isnan(gold).all():
         return None
@@ -140,17 +140,17 @@ def percentage(values: Floats | None) -> Estimate | None:
     return None if values is None or not known(values).size else clustered_mean(PERCENT * known(values))
 
 
-def method_figures(label: str, results: Sequence[CellResult], *, rate_at_edge: bool) -> MethodFigures:
-    """The figures of a method's cells, one for each seed, all at one learning rate."""
+def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: bool) -> MethodFigures:
+    """The figures of a method's runs, one for each seed, all at one learning rate."""
     won = wins(results)
     rate = percentage(won)
     tests = [result.test for result in results]
     return MethodFigures(
         label=label,
-        objective=results[0].cell.method.objective,
-        learning_rate=None if results[0].cell.method == PRIOR_METHOD else results[0].cell.learning_rate,
+        objective=results[0].run.method.objective,
+        learning_rate=None if results[0].run.method == PRIOR_METHOD else results[0].run.learning_rate,
         rate_at_edge=rate_at_edge,
-        seeds=[result.cell.seed for result in results],
+        seeds=[result.run.seed for result in results],
         best_versions=[result.best_version for result in results],
         train_rm_win_rate=None if rate is None else rate.mean,
         train_rm_win_rate_ci95=None if rate is None else rate.half_width,
@@ -174,13 +174,13 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def _judges(results: Sequence[CellResult]) -> list[str]:
+def _judges(results: Sequence[FinishedRun]) -> list[str]:
     """Those that have said something of at least one prompt for every seed."""
     columns = [name for name in results[0].outcomes.column_names if name.startswith("scores.")]
     return [name.removeprefix("scores.") for name in columns if known(outcomes(results, name)).size]
 
 
-def _judge(results: Sequence[CellResult], name: str) -> JudgeFigures:
+def _judge(results: Sequence[FinishedRun], name: str) -> JudgeFigures:
     values, gold = outcomes(results, f"scores.{name}"), outcomes(results, f"gold_scores.{name}")
     rate = percentage(_above_gold(results, f"scores.{name}"))
     return JudgeFigures(
@@ -206,16 +206,16 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def paired_test(
-    ours: str, our_results: Sequence[CellResult], theirs: str, their_results: Sequence[CellResult]
+    ours: str, our_results: Sequence[FinishedRun], theirs: str, their_results: Sequence[FinishedRun]
 ) -> PairedTest | None:
     """Compare two methods prompt by prompt and seed by seed, on the seeds that both have.
 
     Returns:
         None where they have no seed in common, or no prompt that both have a reward for.
     """
-    shared = sorted({one.cell.seed for one in our_results} & {one.cell.seed for one in their_results})
-    us = [one for one in our_results if one.cell.seed in shared]
-    them = [one for one in their_results if one.cell.seed in shared]
+    shared = sorted({one.run.seed for one in our_results} & {one.run.seed for one in their_results})
+    us = [one for one in our_results if one.run.seed in shared]
+    them = [one for one in their_results if one.run.seed in shared]
     if not shared or not known(outcomes(us, "reward") - outcomes(them, "reward")).size:
         return None
     our_wins, their_wins = wins(us), wins(them)
@@ -227,7 +227,7 @@ def paired_test(
     return PairedTest(ours, theirs, by_rate, _of_column(us, them, "reward"), judges, by_seed)
 
 
-def _of_column(ours: Sequence[CellResult], theirs: Sequence[CellResult], column: str) -> PairedDifference:
+def _of_column(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], column: str) -> PairedDifference:
     return _difference(outcomes(ours, column), outcomes(theirs, column))
 
 

@@ -1,4 +1,4 @@
-"""What a finished cell leaves for the comparison: the evaluation of its best version, and its examination."""
+"""What a finished run leaves for the comparison: the evaluation of its best version, and its examination."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,17 +11,17 @@ from brain_align.common.durable import write_file
 from brain_align.deploy.compare.examine.likelihoods import Examination
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
-from brain_align.deploy.compare.plan.training_runs import Cell
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun, best_rate
 from brain_align.deploy.run.summary import read_summary
 from brain_align.deploy.schedule.evaluation import Merit, merit
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """Figures of one finished cell.
+class FinishedRun:
+    """Figures of one finished run.
 
     Attributes:
-        cell: which.
+        run: which.
         best_version: chosen on validation prompts.
         test: `Result` of the best version on test prompts, by field.
         prior: the same of version 0.
@@ -31,7 +31,7 @@ class CellResult:
         seconds: from the learner's last start to the end of the evaluation.
     """
 
-    cell: Cell
+    run: TrainingRun
     best_version: int
     test: dict[str, Any]
     prior: dict[str, Any]
@@ -68,25 +68,25 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_file(path, memoryview(sink.getvalue()))
 
 
-def is_finished(directory: ComparisonDirectory, cell: Cell) -> bool:
-    """Whether a cell's results are complete."""
-    return directory.examination(cell.name).exists()
+def is_finished(directory: ComparisonDirectory, run: TrainingRun) -> bool:
+    """Whether a run's results are complete."""
+    return directory.examination(run.name).exists()
 
 
-def read_cell(directory: ComparisonDirectory, cell: Cell) -> CellResult | None:
-    """The results of a cell, or None until it is finished."""
-    if not is_finished(directory, cell):
+def read_finished(directory: ComparisonDirectory, run: TrainingRun) -> FinishedRun | None:
+    """The results of a run, or None until it is finished."""
+    if not is_finished(directory, run):
         return None
-    summary = read_summary(directory.cell(cell.name))
+    summary = read_summary(directory.run(run.name))
     assert summary is not None, "it is written before the examination"
-    return CellResult(
-        cell=cell,
+    return FinishedRun(
+        run=run,
         best_version=summary["best_version"],
         test=summary["after"],
         prior=summary["before"],
         validation={int(version): figures for version, figures in summary["validation"].items()},
-        outcomes=pa.ipc.open_file(directory.outcomes(cell.name)).read_all(),
-        examination=read_examination(directory.examination(cell.name)),
+        outcomes=pa.ipc.open_file(directory.outcomes(run.name)).read_all(),
+        examination=read_examination(directory.examination(run.name)),
         seconds=summary["seconds"]["total"],
     )
 
@@ -95,22 +95,22 @@ PRIOR_METHOD = Method("prior", "prior")
 """What stands for the policy before training where methods are listed."""
 
 
-def read_prior(directory: ComparisonDirectory, like: CellResult) -> CellResult:
-    """The prior, as if it were a method's cell.
+def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun:
+    """The prior, as if it were a method's run.
 
     Args:
         directory: of the comparison.
-        like: any finished cell of the same seed, whose run has evaluated the prior.
+        like: any finished run of the same seed, whose run has evaluated the prior.
     """
-    cell = replace(like.cell, method=PRIOR_METHOD)
-    return CellResult(
-        cell=cell,
+    run = replace(like.run, method=PRIOR_METHOD)
+    return FinishedRun(
+        run=run,
         best_version=0,
         test=like.prior,
         prior=like.prior,
         validation={0: like.validation[0]},
-        outcomes=pa.ipc.open_file(directory.prior_outcomes(cell.seed)).read_all(),
-        examination=read_examination(directory.prior_examination(cell.seed)),
+        outcomes=pa.ipc.open_file(directory.prior_outcomes(run.seed)).read_all(),
+        examination=read_examination(directory.prior_examination(run.seed)),
         seconds=0.0,
     )
 
@@ -123,3 +123,21 @@ def write_examination(path: Path, examination: Examination) -> None:
 def read_examination(path: Path) -> Examination:
     """What `write_examination` has saved."""
     return Examination(**json.loads(path.read_text()))
+
+
+def chosen_rate(directory: ComparisonDirectory, grid: list[TrainingRun]) -> float | None:
+    """The learning rate of a method with n outputs a group, once that grid is trained; None where all of it failed."""
+    found = {run.learning_rate: read_finished(directory, run) for run in grid}
+    return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
+
+
+def unfinished(directory: ComparisonDirectory, plan: ComparisonPlan) -> bool:
+    """Whether anything of a plan is left to train."""
+    for method in plan.request.methods:
+        for n in plan.sizes(method):
+            grid = plan.grid(method, n)
+            rate = chosen_rate(directory, grid)
+            runs = grid if rate is None else [*grid, *plan.chosen(method, n, rate)]
+            if not all(is_finished(directory, run) for run in runs):
+                return True
+    return False

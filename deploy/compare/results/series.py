@@ -7,7 +7,7 @@ import numpy as np
 
 from brain_align.deploy.compare.results.inference import OverOptimisation, fit_over_optimisation
 from brain_align.deploy.compare.results.method_results import mean, percentage, wins
-from brain_align.deploy.compare.results.run_results import CellResult
+from brain_align.deploy.compare.results.run_results import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SizePoint:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluated version of one cell: how far it is from the prior, and what it has gained in mean reward."""
+    """One evaluated version of one run: how far it is from the prior, and what it has gained in mean reward."""
 
     learning_rate: float
     seed: int
@@ -58,27 +58,27 @@ class RewardCurve:
     truth_fit: OverOptimisation | None
 
 
-def grid_point(result: CellResult) -> GridPoint:
-    """Of one cell of a grid."""
+def grid_point(result: FinishedRun) -> GridPoint:
+    """Of one run of a grid."""
     best = result.validation[result.best_version]
     return GridPoint(
-        result.cell.method.label,
-        result.cell.n,
-        result.cell.learning_rate,
+        result.run.method.label,
+        result.run.n,
+        result.run.learning_rate,
         best["train_rm_win_rate"],
         best["mean_reward"],
         best["kl_to_prior"],
     )
 
 
-def size_point(results: Sequence[CellResult]) -> SizePoint:
-    """Of a method's cells with equally many outputs a group, one a seed."""
-    cell, rate = results[0].cell, percentage(wins(results))
+def size_point(results: Sequence[FinishedRun]) -> SizePoint:
+    """Of a method's runs with equally many outputs a group, one a seed."""
+    run, rate = results[0].run, percentage(wins(results))
     return SizePoint(
-        cell.method.label,
-        cell.n,
-        cell.learning_rate,
-        [result.cell.seed for result in results],
+        run.method.label,
+        run.n,
+        run.learning_rate,
+        [result.run.seed for result in results],
         None if rate is None else rate.mean,
         None if rate is None else rate.half_width,
         mean(result.test["mean_reward"] for result in results),
@@ -86,8 +86,8 @@ def size_point(results: Sequence[CellResult]) -> SizePoint:
     )
 
 
-def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:
-    """Of all cells of a method with the recipe's n."""
+def reward_curve(label: str, results: Sequence[FinishedRun]) -> RewardCurve:
+    """Of all runs of a method with the recipe's n."""
     points = [point for result in results for point in _curve_points(result)]
     distances = np.array([point.distance for point in points])
     truths = [point for point in points if point.truth_gain is not None]
@@ -102,12 +102,12 @@ def reward_curve(label: str, results: Sequence[CellResult]) -> RewardCurve:
     )
 
 
-def _curve_points(result: CellResult) -> list[CurvePoint]:
+def _curve_points(result: FinishedRun) -> list[CurvePoint]:
     start = result.validation[0]
     return [
         CurvePoint(
-            result.cell.learning_rate,
-            result.cell.seed,
+            result.run.learning_rate,
+            result.run.seed,
             version,
             float(np.sqrt(max(0.0, figures["kl_to_prior"]))),
             figures["mean_reward"] - start["mean_reward"],

@@ -1,7 +1,7 @@
-"""What all cells of a seed begin with: groups of every round from the prior, and the prior's evaluation.
+"""The groups that all training runs of a seed start from: those of every round, sampled from the prior.
 
-They are sampled and scored once, by the same requests, samplers and scorers as in a run. One more round, which nobody
-trains on, has groups of validation prompts: on these the methods' likelihoods are examined.
+They and the prior's evaluation are sampled and scored once, as in any run. One more round, on which no method trains,
+has groups of validation prompts: on these the methods' likelihoods are examined.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from brain_align.common.requests import SampleRequest
 from brain_align.common.schemas import PRIOR
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.compare.examine.examination import ExaminedGroups
 from brain_align.deploy.compare.examine.likelihoods import Row, StoredValues
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
@@ -28,7 +29,7 @@ from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.services import Services
 
 HELD_BACK_GROUPS = 64
-"""Groups of validation prompts, and of the first round, that are examined."""
+"""The number of groups of validation prompts, and of the first round, that are examined."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class SeedGroups:
     Attributes:
         run_id: see `seed_run_id`.
         recipe: the seed's, see `seed_recipe`, with `{world}` replaced.
-        directory: of stores, versions and logs; a run directory that ends with version 0.
+        directory: of stores, logs and version 0; a run directory without training.
         inputs: the prompts.
     """
 
@@ -48,24 +49,26 @@ class SeedGroups:
     inputs: Inputs
 
     def open(self, *, read_only: bool = True) -> SampleStore:
-        """The store of the groups."""
+        """Open the store of the groups."""
         return SampleStore(self.directory.own_store, self.run_id, read_only=read_only)
 
     def open_evaluation(self, *, read_only: bool = True) -> SampleStore:
-        """The store of the prior's evaluation."""
+        """Open the store of the prior's evaluation."""
         return SampleStore(self.directory.evaluation, self.run_id, read_only=read_only)
 
-    def plan(self) -> RequestPlan:
-        """Of these groups."""
+    def request_plan(self) -> RequestPlan:
+        """Return the plan that names these groups."""
         return request_plan(self.recipe, self.run_id, self.directory.policies)
 
     def evaluation(self, store: SampleStore) -> Evaluation:
-        """Of the prior."""
-        return Evaluation(self.recipe, store, self.plan(), self.inputs.held_back, evaluation_scorers(self.recipe))
+        """Return the prior's evaluation."""
+        return Evaluation(
+            self.recipe, store, self.request_plan(), self.inputs.held_back, evaluation_scorers(self.recipe)
+        )
 
     def training_requests(self) -> list[SampleRequest]:
-        """All rounds' requests, from version 0, and those of the round that nobody trains on."""
-        recipe, plan = self.recipe, self.plan()
+        """Return the requests of all rounds from version 0, and those of the round on which no method trains."""
+        recipe, plan = self.recipe, self.request_plan()
         round_prompts = DrawnPrompts(recipe.algorithm, self.inputs.train, recipe.seed)
         rounds = recipe.algorithm.rounds
         drawn = [(round_, round_prompts.prompts(round_)) for round_ in range(rounds)]
@@ -76,18 +79,20 @@ class SeedGroups:
             for request in plan.requests("train", round_, 0, recipe.sampling.n, prompts)
         ]
 
-    def examined(self, store: SampleStore, round_: int) -> StoredValues:
-        """Rewards and prior log-probabilities of a round's groups that are examined; what is left out is not.
+    def read_examined(self) -> ExaminedGroups:
+        """Read the groups that the seed's versions are examined on."""
+        store = self.open()
+        held_back, first_round = (self._examined(store, round_) for round_ in (self.recipe.algorithm.rounds, 0))
+        rows = store.groups([*held_back.group_ids, *first_round.group_ids])
+        return ExaminedGroups(self.recipe, held_back, first_round, rows)
 
-        Args:
-            store: of the groups.
-            round_: `algorithm.rounds` is the one of held-back prompts.
-        """
-        requests = [request for request in self.training_requests() if request.round == round_]
+    def _examined(self, store: SampleStore, round_: int) -> StoredValues:
+        """Return rewards and prior log-probabilities of a round's examined groups; quarantined ones are skipped."""
         scorers = [PRIOR, *self.recipe.reward_scorers()]
         ids = [
             name
-            for request in requests
+            for request in self.training_requests()
+            if request.round == round_
             for name in request.group_ids
             if all(store.has_score(name, scorer) for scorer in scorers)
         ][:HELD_BACK_GROUPS]
@@ -101,16 +106,16 @@ def _floats(row: list[float | None]) -> Row:
 
 
 def evaluation_scorers(recipe: Recipe) -> list[str]:
-    """The scorers of held-back outputs: all."""
+    """Return the scorers of held-back outputs: all."""
     return [PRIOR, *recipe.scorers]
 
 
 async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker) -> Evaluation:
-    """Sample and score what is missing; version 0 is published.
+    """Sample and score the groups that are missing, from version 0, which must have been published.
 
     Args:
         groups: to complete.
-        services: samplers and scorers, which may be shared.
+        services: samplers and scorers, which other runs may share.
         tracker: of the seed's directory.
 
     Returns:
@@ -123,7 +128,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     store, evaluated = groups.open(read_only=False), groups.open_evaluation(read_only=False)
     evaluation = groups.evaluation(evaluated)
     schedule = Rounds(recipe.algorithm, DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed), recipe.seed)
-    work = RunPlan(
+    run_plan = RunPlan(
         store=store,
         schedule=schedule,
         training_scorers=training_scorers(recipe),
@@ -135,29 +140,30 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     requests = groups.training_requests()
     wanted = {name for request in requests for name in request.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
-    production = GroupPipeline(recipe, work, tracker, services)
+    pipeline = GroupPipeline(recipe, run_plan, tracker, services)
     try:
         async with asyncio.TaskGroup() as tasks:
-            production.start(tasks)
-            await production.carry_on(0)
-            there = await production.training.call(lambda: set(store.index()["group_id"].to_pylist()))
-            production.enqueue(request for request in requests if not there.issuperset(request.group_ids))
-            await production.evaluate(evaluation.requests_after, 0)
-            await production.until(
-                lambda: schedule.are_ready(wanted - work.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
+            pipeline.start(tasks)
+            await pipeline.carry_on(0)
+            stored = await pipeline.training.call(lambda: set(store.index()["group_id"].to_pylist()))
+            pipeline.enqueue(request for request in requests if not stored.issuperset(request.group_ids))
+            await pipeline.evaluate(evaluation.requests_after, 0)
+            await pipeline.until(
+                lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None,
+                f"the groups of seed {recipe.seed}",
             )
-            await production.until(
-                lambda: {("validation", 0), ("test", 0)} <= production.evaluated or None,
+            await pipeline.until(
+                lambda: {("validation", 0), ("test", 0)} <= pipeline.evaluated or None,
                 f"the prior's evaluation with seed {recipe.seed}",
             )
-            production.stop()
+            pipeline.stop()
     finally:
-        await production.close()
+        await pipeline.close()
     return evaluation
 
 
 async def publish_prior(recipe: Recipe, services: Services) -> None:
-    """Have a learner of the seed's own publish version 0: a policy that equals the prior."""
+    """Publish version 0, a policy that equals the prior, with a learner of the seed's own."""
     try:
         step = await services.learner.start(recipe.timeouts.start)
         await services.learner.call("publish", 0, step, timeout=recipe.timeouts.step)

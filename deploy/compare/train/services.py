@@ -1,4 +1,4 @@
-"""The services of a comparison: samplers, scorers and an examiner for all cells, and a learner for each."""
+"""The services of a comparison: samplers, scorers and an examiner for all runs, and one learner per run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from brain_align.deploy.services.services import Services
 
 @dataclass(frozen=True)
 class SharedServices:
-    """Pools that hold nothing of any run: a request names the registry of its versions.
+    """Pools that hold no state of any run: each request names the registry of its versions.
 
     Attributes:
         shared: samplers and scorers; its learner is never started.
-        examiner: likelihoods of trained versions.
-        model: what the versions are versions of.
+        examiner: computes the likelihoods of trained versions.
+        model: the model that the versions adapt.
     """
 
     shared: Services
@@ -32,19 +32,19 @@ class SharedServices:
     model: ProposalModel
 
     async def start(self) -> None:
-        """Begin to start the examiner: the others start with the first who needs them."""
+        """Start the examiner, without waiting for it; the other pools start when a run first needs them."""
         await self.examiner.start()
 
     def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
-        """The services of one run: its own learner, and the shared pools."""
+        """Return the services of one run: its own learner, and the shared pools."""
         own = make_services(recipe, directory, self.model, [])
         return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
 
     def raise_failure(self) -> None:
-        """Do nothing, unless a service that all cells share has failed for good.
+        """Raise the failure of a service that all runs share, if one has failed for good.
 
         Raises:
-            PipelineError, UserError: one has.
+            PipelineError, UserError: that failure.
         """
         for pool in [self.shared.samplers, *self.shared.scorers.values(), self.examiner]:
             pool.raise_failure()
@@ -56,7 +56,7 @@ class SharedServices:
 
 
 def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: ProposalModel) -> SharedServices:
-    """The services of a comparison, not yet started."""
+    """Return the services of a comparison, not yet started."""
     home = directory.services
 
     def spawn(_name: str, log_path: str) -> Handle:
@@ -71,7 +71,7 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
 
 
 def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
-    """CPU and GPU that all services reserve together while `parallel` cells are trained side by side."""
+    """Return the CPUs and GPUs that all services reserve while `parallel` runs are trained side by side."""
     needs = required_resources(recipe, evaluation_scorers(recipe))
     learner, prior = recipe.learner, recipe.prior
     return {
@@ -81,7 +81,7 @@ def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
 
 
 def fitting(recipe: Recipe, most: int, offers: Mapping[str, float]) -> int:
-    """How many cells, at least one and at most `most`, can be trained side by side on what a cluster offers."""
+    """Return how many runs, from 1 to `most`, can be trained side by side on the resources that a cluster offers."""
     for parallel in range(most, 1, -1):
         needs = comparison_resources(recipe, parallel)
         if all(need <= offers.get(name, 0) for name, need in needs.items()):

@@ -13,7 +13,7 @@ from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
-from brain_align.learner.publishing.probe import make_probe
+from brain_align.learner.publishing.publisher import make_probe
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, save
 

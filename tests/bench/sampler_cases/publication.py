@@ -10,6 +10,7 @@ from brain_align.common.config.sampling import SamplingSection
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.weights.delivery import AdapterSwap
+from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 from tests.bench.sampler_cases.policy import (
     OUTPUT_TOKENS,
@@ -47,7 +48,7 @@ def measure(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
 async def _measure(engine: Engine, policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
     ends: list[float] = []
     engine.step_log.watch = ends.append
-    versions = Versions("sampler-0", engine, AdapterSwap(engine, VERSIONS_HELD), "float32", 60)
+    versions = Versions("sampler-0", engine, AdapterSwap(EngineWeights(engine), VERSIONS_HELD), "float32", 60)
     async with versions.use(str(policy.registry.root), 0, alone=False) as used:
         running = asyncio.create_task(_sample(engine, prompts(RUNNING, 0), used.adapter, LONG))
         await _steps(engine, WINDOW)

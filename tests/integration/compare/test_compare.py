@@ -1,4 +1,4 @@
-"""`brain compare` with the real engines: killed after its first cell, then run again to the end."""
+"""`brain compare` with the real engines: killed after its first run, then run again to the end."""
 
 import json
 import subprocess
@@ -54,15 +54,15 @@ def groups_of_round(store: SampleStore, round_: int) -> list[str]:
 @pytest.mark.timeout(1500)
 def test_two_methods_on_the_same_groups_killed_in_between(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cells = out / "cells"
+    runs = out / "cells"
     with started(command(out), tmp_path / "log") as process:
-        wait_for(lambda: any(cells.glob("*/examination.json")), process, tmp_path / "log", 2 * START_LIMIT)
-    (first,) = (path.parent for path in cells.glob("*/examination.json"))
+        wait_for(lambda: any(runs.glob("*/examination.json")), process, tmp_path / "log", 2 * START_LIMIT)
+    (first,) = (path.parent for path in runs.glob("*/examination.json"))
     before = (first / "outcomes.arrow").stat().st_mtime_ns, (first / "adapter/adapter_model.safetensors").read_bytes()
     sampled = sorted(file.name for file in (out / "seeds/0/store/groups").iterdir())
 
     run(out)
-    assert before == ((first / "outcomes.arrow").stat().st_mtime_ns, _adapter(first)), "a finished cell is left alone"
+    assert before == ((first / "outcomes.arrow").stat().st_mtime_ns, _adapter(first)), "a finished run is left alone"
     assert sorted(file.name for file in (out / "seeds/0/store/groups").iterdir()) == sampled
     _check_cells(out)
     _check_results(json.loads((out / "compare.json").read_text()))
@@ -74,8 +74,8 @@ def test_two_methods_on_the_same_groups_killed_in_between(tmp_path: Path) -> Non
     assert "brain and brain:temperature=0.2 are the same objective" in twins
 
 
-def _adapter(cell: Path) -> bytes:
-    return (cell / "adapter/adapter_model.safetensors").read_bytes()
+def _adapter(run: Path) -> bytes:
+    return (run / "adapter/adapter_model.safetensors").read_bytes()
 
 
 def _check_cells(out: Path) -> None:
@@ -83,14 +83,14 @@ def _check_cells(out: Path) -> None:
     shared = store_of(out / "seeds/0")
     assert len(groups_of_round(shared, 0)) == len(groups_of_round(shared, 1)) == 8
     assert groups_of_round(shared, 2), "groups of held-back prompts, for likelihoods"
-    trained = {cell: [row["group_ids"] for row in store_of(cell).steps()] for cell in (offline, online)}
+    trained = {run: [row["group_ids"] for row in store_of(run).steps()] for run in (offline, online)}
     assert trained[offline][:2] == trained[online][:2], "the first round's groups are the same, in the same order"
     assert set(trained[offline][2] + trained[offline][3]) == set(groups_of_round(shared, 1))
     own = groups_of_round(store_of(online), 1)
     assert set(trained[online][2] + trained[online][3]) == set(own) and not set(own) & set(groups_of_round(shared, 1))
     assert store_of(offline).counts()["groups"] == 0, "nothing is sampled again"
-    # One engine served both: it must have sampled from each cell's own adapter.
-    of_cells = [store_of(cell, "evaluation") for cell in (offline, online)]
+    # One engine served both: it must have sampled from each run's own adapter.
+    of_cells = [store_of(run, "evaluation") for run in (offline, online)]
     texts = [
         [outputs[0]["text"] for outputs in store.groups(list(store.group_ids))["outputs"].to_pylist()]
         for store in of_cells

@@ -1,4 +1,4 @@
-"""All cells of a comparison with stand-ins for the actors: what is trained and shared, and what a failure costs."""
+"""All runs of a comparison with stand-ins for the actors: what is trained and shared, and what a failure costs."""
 
 import asyncio
 from pathlib import Path
@@ -17,19 +17,20 @@ from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.actors.pool import Pool, PoolSettings
+from brain_align.deploy.compare.compare import check_recipe
 from brain_align.deploy.compare.examine.examiner import Likelihoods
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, save_comparison
 from brain_align.deploy.compare.plan.methods import Method, method_recipe, parse_method
-from brain_align.deploy.compare.plan.progress import unfinished
 from brain_align.deploy.compare.plan.request import Request
-from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.results.comparison import collect
-from brain_align.deploy.compare.train.compare import check_recipe
-from brain_align.deploy.compare.train.first_outputs import write_first_outputs
-from brain_align.deploy.compare.train.runner import Runner, Subject
+from brain_align.deploy.compare.results.run_results import unfinished
+from brain_align.deploy.compare.train.derived_stores import write_first_outputs
+from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
+from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
@@ -76,7 +77,7 @@ class StandInExaminer(LocalActor):
 
 
 class StandInServices:
-    """Pools of actors in this process, which all cells share, and a learner for each."""
+    """Pools of actors in this process, which all runs share, and a learner for each."""
 
     def __init__(self, home: RunDirectory, broken: set[float]) -> None:
         self.broken = broken
@@ -109,7 +110,7 @@ def prompts(kind: str, count: int) -> list[Prompt]:
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def setup(tmp_path: Path) -> ComparisonSetup:
     algorithm = {"rounds": ROUNDS, "prompts_per_round": 8, "updates_per_round": UPDATES, "batch_prompts": 4}
     recipe = Recipe.model_validate(
         recipe_settings(algorithm=algorithm, sampling={"n": 4}, evaluation={"every_rounds": 2, "examples": 0})
@@ -119,20 +120,24 @@ def subject(tmp_path: Path) -> Subject:
     inputs = Inputs(train, {"validation": prompts("v", 4), "test": prompts("e", 6)}, [])
     facts: dict[str, str | None] = {"prompts": "a digest"}
     save_comparison(directory, recipe, facts)
-    return Subject(recipe, None, inputs, facts, directory)
+    return ComparisonSetup(with_world(recipe, None), inputs, facts, directory)
 
 
 def plan(
     *methods: str, seeds: tuple[int, ...] = (0, 1), sizes: tuple[int, ...] = (), pairs: Path | None = None
-) -> Plan:
+) -> ComparisonPlan:
     asked = tuple(map(parse_method, methods))
-    return Plan(Request(asked, seeds, RATES, sizes, (methods[0],) if sizes else (), str(pairs) if pairs else None), 4)
+    return ComparisonPlan(
+        Request(asked, seeds, RATES, sizes, (methods[0],) if sizes else (), str(pairs) if pairs else None), 4
+    )
 
 
-def train(subject: Subject, work: Plan, *, broken: frozenset[float] = frozenset()) -> tuple[Runner, StandInServices]:
+def train(
+    setup: ComparisonSetup, work: ComparisonPlan, *, broken: frozenset[float] = frozenset()
+) -> tuple[Runner, StandInServices]:
     async def run() -> tuple[Runner, StandInServices]:
-        services = StandInServices(subject.directory.services, set(broken))
-        runner = Runner(subject, work, cast(SharedServices, services), 2, lambda _line: None)
+        services = StandInServices(setup.directory.services, set(broken))
+        runner = Runner(setup, work, cast(SharedServices, services), 2, lambda _line: None)
         try:
             await asyncio.wait_for(runner.run(), 60)
         finally:
@@ -142,18 +147,18 @@ def train(subject: Subject, work: Plan, *, broken: frozenset[float] = frozenset(
     return asyncio.run(run())
 
 
-def cells(subject: Subject) -> set[str]:
-    return {path.parent.name for path in (subject.directory.root / "cells").glob("*/examination.json")}
+def runs(setup: ComparisonSetup) -> set[str]:
+    return {path.parent.name for path in (setup.directory.root / "cells").glob("*/examination.json")}
 
 
-def steps(subject: Subject, cell: str) -> list[list[str]]:
-    store = SampleStore(subject.directory.cell(cell).own_store, None, read_only=True)
+def steps(setup: ComparisonSetup, run: str) -> list[list[str]]:
+    store = SampleStore(setup.directory.run(run).own_store, None, read_only=True)
     return [row["group_ids"] for row in store.steps()]
 
 
-def test_all_cells_are_trained_on_the_same_groups(subject: Subject) -> None:
+def test_all_cells_are_trained_on_the_same_groups(setup: ComparisonSetup) -> None:
     work = plan("dpo-sft", "brain", sizes=(2,))
-    runner, services = train(subject, work)
+    runner, services = train(setup, work)
     assert runner.failed == {}
     rate = "lr0.0001"  # all are equally good here, so that the smaller one is chosen
     grid = {f"{method}-{one}-seed0-n4" for method in ("dpo-sft", "brain") for one in ("lr0.0001", "lr0.001")}
@@ -164,72 +169,72 @@ def test_all_cells_are_trained_on_the_same_groups(subject: Subject) -> None:
         "dpo-sft-lr0.001-seed0-n2",  # smaller groups choose their rate for themselves
         f"dpo-sft-{rate}-seed1-n2",
     }
-    assert cells(subject) == grid | later
-    assert not unfinished(subject.directory, work)
+    assert runs(setup) == grid | later
+    assert not unfinished(setup.directory, work)
     for seed in (0, 1):
-        offline, online = (steps(subject, f"{method}-{rate}-seed{seed}-n4") for method in ("dpo-sft", "brain"))
+        offline, online = (steps(setup, f"{method}-{rate}-seed{seed}-n4") for method in ("dpo-sft", "brain"))
         assert offline[:UPDATES] == online[:UPDATES]
         assert not {name for step in offline for name in step} & {name for step in online[UPDATES:] for name in step}
-    assert steps(subject, f"dpo-sft-{rate}-seed0-n4") == steps(subject, f"dpo-sft-{rate}-seed0-n2")
+    assert steps(setup, f"dpo-sft-{rate}-seed0-n4") == steps(setup, f"dpo-sft-{rate}-seed0-n2")
     assert all(learner.killed for learner in services.learners)
-    comparison = collect(subject.directory, subject.recipe, work, {})
+    comparison = collect(setup.directory, setup.base.recipe, work, {})
     assert [figures.seeds for figures in comparison.methods.values()] == [[0, 1], [0, 1]]
 
 
-def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(subject: Subject, tmp_path: Path) -> None:
+def test_dpo_trains_on_human_pairs_and_is_evaluated_like_the_others(setup: ComparisonSetup, tmp_path: Path) -> None:
     people = SampleStore(tmp_path / "pairs", "people")
     names = [f"pair {number}" for number in range(20)]
     people.append_groups(groups(*names))
     people.append_scores(scores(HUMAN, {name: [1.0, 0.0] for name in names}, gold_value=None))
     work = plan("dpo", "brain", pairs=tmp_path / "pairs")
-    runner, _ = train(subject, work)
+    runner, _ = train(setup, work)
     assert runner.failed == {}
-    dealt = SampleStore(subject.directory.pairs(0), None, read_only=True)
-    trained = {name for step in steps(subject, "dpo-lr0.0001-seed0-n4") for name in step}
+    dealt = SampleStore(setup.directory.pairs(0), None, read_only=True)
+    trained = {name for step in steps(setup, "dpo-lr0.0001-seed0-n4") for name in step}
     assert trained == set(dealt.group_ids) and len(trained) == ROUNDS * 8
     assert trained == set(
-        SampleStore(subject.directory.cell("dpo-lr0.001-seed0-n4").own_store, None, read_only=True)
+        SampleStore(setup.directory.run("dpo-lr0.001-seed0-n4").own_store, None, read_only=True)
         .scores(sorted(trained), PRIOR)["group_id"]
         .to_pylist()
     ), "their log p was missing"
-    methods = collect(subject.directory, subject.recipe, work, {}).methods
+    methods = collect(setup.directory, setup.base.recipe, work, {}).methods
     assert methods["dpo"].examination.trained_chosen_drift is None, "it trained on other groups"
     assert methods["brain"].examination.trained_chosen_drift is not None
     assert methods["dpo"].mean_reward == methods["brain"].mean_reward == 1.0  # the reward model's, not people's
 
 
-def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(subject: Subject) -> None:
-    train(subject, plan("brain", seeds=(0,)))
-    before = {name: subject.directory.outcomes(name).stat().st_mtime_ns for name in cells(subject)}
-    _, services = train(subject, plan("brain", "rso", seeds=(0, 1)))
-    assert {name: subject.directory.outcomes(name).stat().st_mtime_ns for name in before} == before
+def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(setup: ComparisonSetup) -> None:
+    train(setup, plan("brain", seeds=(0,)))
+    before = {name: setup.directory.outcomes(name).stat().st_mtime_ns for name in runs(setup)}
+    _, services = train(setup, plan("brain", "rso", seeds=(0, 1)))
+    assert {name: setup.directory.outcomes(name).stat().st_mtime_ns for name in before} == before
     assert len(services.learners) == 1 + 1 + 3  # the new seed's prior, brain on it, and rso's two rates and second seed
 
 
-def test_a_rate_that_breaks_is_named_and_costs_only_itself(subject: Subject) -> None:
+def test_a_rate_that_breaks_is_named_and_costs_only_itself(setup: ComparisonSetup) -> None:
     work = plan("brain", "rso")
-    runner, _ = train(subject, work, broken=frozenset({1e-4}))
+    runner, _ = train(setup, work, broken=frozenset({1e-4}))
     assert set(runner.failed) == {"brain-lr0.0001-seed0-n4", "rso-lr0.0001-seed0-n4"}
     assert "the loss at 0.0001 is not finite" in runner.failed["rso-lr0.0001-seed0-n4"]
-    comparison = collect(subject.directory, subject.recipe, work, runner.failed)
+    comparison = collect(setup.directory, setup.base.recipe, work, runner.failed)
     assert {figures.learning_rate for figures in comparison.methods.values()} == {1e-3}
-    assert unfinished(subject.directory, work)
-    again, services = train(subject, work)
-    assert again.failed == {} and not unfinished(subject.directory, work)
+    assert unfinished(setup.directory, work)
+    again, services = train(setup, work)
+    assert again.failed == {} and not unfinished(setup.directory, work)
     assert len(services.learners) == 4  # the two that had failed; at 1e-4, now the best, both have a second seed
 
 
-def test_a_method_all_of_whose_rates_break_is_left_out(subject: Subject) -> None:
+def test_a_method_all_of_whose_rates_break_is_left_out(setup: ComparisonSetup) -> None:
     work = plan("brain", seeds=(0,))
-    runner, _ = train(subject, work, broken=frozenset(RATES))
+    runner, _ = train(setup, work, broken=frozenset(RATES))
     assert len(runner.failed) == len(RATES)
-    assert collect(subject.directory, subject.recipe, work, runner.failed).methods == {}
+    assert collect(setup.directory, setup.base.recipe, work, runner.failed).methods == {}
 
 
 def test_a_shared_service_that_fails_for_good_ends_the_comparison(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    setup: ComparisonSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(subject, plan("brain", seeds=(0,)))
+    train(setup, plan("brain", seeds=(0,)))
     failure = PipelineError("No scorer is left")
 
     class LostScorer(StandInServices):
@@ -239,13 +244,13 @@ def test_a_shared_service_that_fails_for_good_ends_the_comparison(
 
     monkeypatch.setitem(globals(), "StandInServices", LostScorer)
     with pytest.raises(PipelineError, match="No scorer is left"):
-        train(subject, plan("brain", "rso", seeds=(0,)))
+        train(setup, plan("brain", "rso", seeds=(0,)))
     monkeypatch.undo()
-    runner, _ = train(subject, plan("brain", "rso", seeds=(0,)))
+    runner, _ = train(setup, plan("brain", "rso", seeds=(0,)))
     assert runner.failed == {}
 
 
-def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cells_share_is_read_once(setup: ComparisonSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
     def counted(source: SampleStore, target: SampleStore, n: int) -> None:
@@ -253,31 +258,35 @@ def test_what_cells_share_is_read_once(subject: Subject, monkeypatch: pytest.Mon
         write_first_outputs(source, target, n)
 
     monkeypatch.setattr("brain_align.deploy.compare.train.runner.write_first_outputs", counted)
-    work = Plan(Request((parse_method("brain"), parse_method("dpo-sft")), (0,), (1e-4,), (2,), ("brain", "dpo-sft")), 4)
-    runner, _ = train(subject, work)
+    work = ComparisonPlan(
+        Request((parse_method("brain"), parse_method("dpo-sft")), (0,), (1e-4,), (2,), ("brain", "dpo-sft")), 4
+    )
+    runner, _ = train(setup, work)
     assert runner.failed == {} and calls == [2]
 
 
-def test_a_loss_that_cannot_be_imported_is_refused_before_anything_starts(subject: Subject) -> None:
-    check_recipe(subject.recipe, plan("brain").request)
+def test_a_loss_that_cannot_be_imported_is_refused_before_anything_starts(setup: ComparisonSetup) -> None:
+    check_recipe(setup.base.recipe, plan("brain").request)
     with pytest.raises(UserError, match=r"tests\.no_such_losses"):
-        check_recipe(subject.recipe, plan("brain", "tests.no_such_losses:mine").request)
+        check_recipe(setup.base.recipe, plan("brain", "tests.no_such_losses:mine").request)
 
 
-def test_as_many_cells_are_trained_side_by_side_as_fit(subject: Subject) -> None:
-    needs = comparison_resources(subject.recipe, 2)
-    assert fitting(subject.recipe, 2, needs) == 2
-    assert fitting(subject.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
-    assert fitting(subject.recipe, 2, {}) == 1
+def test_as_many_cells_are_trained_side_by_side_as_fit(setup: ComparisonSetup) -> None:
+    needs = comparison_resources(setup.base.recipe, 2)
+    assert fitting(setup.base.recipe, 2, needs) == 2
+    assert fitting(setup.base.recipe, 2, {**needs, "CPU": needs["CPU"] - 0.01}) == 1
+    assert fitting(setup.base.recipe, 2, {}) == 1
 
 
-def test_smaller_groups_are_tried_before_anything_starts(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_groups_are_tried_before_anything_starts(
+    setup: ComparisonSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuses_two(base: Recipe, method: Method, **sections: Any) -> Recipe:
         if sections.get("sampling") == {"n": 2}:
             raise UserError(f"{method.label} needs more than 2 outputs")
         return method_recipe(base, method, **sections)
 
-    monkeypatch.setattr("brain_align.deploy.compare.train.compare.method_recipe", refuses_two)
-    check_recipe(subject.recipe, plan("dpo-sft", "brain").request)
+    monkeypatch.setattr("brain_align.deploy.compare.compare.method_recipe", refuses_two)
+    check_recipe(setup.base.recipe, plan("dpo-sft", "brain").request)
     with pytest.raises(UserError, match="dpo-sft needs more than 2 outputs"):
-        check_recipe(subject.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)
+        check_recipe(setup.base.recipe, plan("dpo-sft", "brain", sizes=(2,)).request)

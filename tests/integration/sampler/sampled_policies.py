@@ -17,7 +17,7 @@ from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapt
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.policies import PolicyRegistry, ProposalModel, ProposalVersion
 from brain_align.common.requests import Prompt, SampleRequest
-from brain_align.learner.publishing.probe import make_probe
+from brain_align.learner.publishing.publisher import make_probe
 from brain_align.sampler.sampler import Sampler
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save

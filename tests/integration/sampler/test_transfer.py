@@ -17,8 +17,8 @@ from brain_align.common.nn.weight_link import Link
 from brain_align.common.policies import PolicyRegistry
 from brain_align.learner.publishing import weight_server
 from brain_align.learner.publishing.weight_server import WeightServer
-from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.sampler import Sampler
+from brain_align.sampler.weights.engine_weights import EngineWeights
 from tests.integration.sampler.sampled_policies import (
     Policies,
     base_model,
@@ -72,10 +72,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read from files."""
 
-    async def refuse(_engine: Engine, directory: Path) -> None:
+    async def refuse(_weights: EngineWeights, directory: Path) -> None:
         raise AssertionError(f"{directory} was read")
 
-    monkeypatch.setattr(Engine, "load_weights", refuse)
+    monkeypatch.setattr(EngineWeights, "load", refuse)
     monkeypatch.setattr(PolicyRegistry, "verify", refuse)
 
 
@@ -119,7 +119,7 @@ def hang(link: Link, path: Path, size: int, buffer) -> None:
 @pytest.mark.parametrize(
     ("version", "fault", "why"),
     [
-        (10, alter, "the digest of what was received is"),
+        (10, alter, "the received files have digest"),
         (11, break_off, "onnection"),
         (12, hang, "it took longer than 10 s"),
         (13, None, "Connection refused"),

@@ -66,7 +66,7 @@ def busy_housekeeping(grace: float = 0.0) -> Iterator[None]:
     """Index files, compaction and removal every few commits instead of every few hundred, and after a short grace."""
     small = compaction.Sizes(largest=1 << 20, target=8 << 20, fewest=5)
     at_once = mock.patch.object(
-        opened_store, "remove_superseded", lambda place, kind: compaction.remove_superseded(place, kind, grace)
+        opened_store, "remove_superseded", lambda backend, kind: compaction.remove_superseded(backend, kind, grace)
     )
     write_index = catalogue.Catalogue.write_index
 

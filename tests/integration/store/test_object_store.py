@@ -14,7 +14,7 @@ from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store.files.object_store import ObjectStore, open_object_store
 from brain_align.common.store.maintenance.repair import repair
 from brain_align.common.store.maintenance.verification import verify
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.table import part_reader
 from brain_align.common.store.table.compaction import LARGE, compact, remove_superseded
@@ -63,7 +63,7 @@ def objects(uri: str, kind: str) -> list[str]:
 def test_a_store_on_s3_holds_what_one_on_a_disk_holds(uri: str, tmp_path: Path) -> None:
     filled(uri)
     filled(str(tmp_path / "store"))
-    remote, local = (SampleStore(place, None, read_only=True) for place in (uri, tmp_path / "store"))
+    remote, local = (SampleStore(where, None, read_only=True) for where in (uri, tmp_path / "store"))
     assert remote.root == uri.partition("?")[0]  # no keys in messages
     assert remote.counts() == local.counts() == {"groups": 6, "scores": 3, "steps": 3}
     assert remote.index().equals(local.index())
@@ -78,10 +78,10 @@ def test_writers_share_it_and_compaction_endangers_no_reader(uri: str) -> None:
     second = SampleStore(uri, "run")
     assert second.append_groups(groups("0-a", "other")) == 1
     reader = SampleStore(uri, None, read_only=True)
-    store = Opening(uri, None, read_only=False)
+    store = OpenedStore(uri, None, read_only=False)
     for catalogue in store.kinds.values():
-        compact(store.place, catalogue, store.author, LARGE)
-        remove_superseded(store.place, catalogue, grace=0.0)
+        compact(store.backend, catalogue, store.author, LARGE)
+        remove_superseded(store.backend, catalogue, grace=0.0)
         catalogue.write_index(at_least=1)
     assert len(objects(uri, "groups")) == 1 and len(objects(uri, "index")) == 3
     assert reader.groups(["other", "1-b"])["group_id"].to_pylist() == ["other", "1-b"]
@@ -105,9 +105,9 @@ def test_one_conductor_at_a_time_trains_on_it(uri: str) -> None:
 @pytest.mark.timeout(60)
 def test_a_damaged_object_is_named_and_set_aside(uri: str) -> None:
     filled(uri)
-    place = open_object_store(uri)
+    backend = open_object_store(uri)
     name = objects(uri, "groups")[1]
-    content = place.read(f"groups/{name}").to_pybytes()
+    content = backend.read(f"groups/{name}").to_pybytes()
     files, path = fs.FileSystem.from_uri(uri)
     with files.open_output_stream(f"{path}/groups/{name}") as file:
         file.write(content[:-20] + b"?" + content[-19:])
@@ -179,22 +179,22 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(
     pauses: list[float] = []
     with mock.patch("time.sleep", pauses.append):
         passing = Failing(uri, 3, OSError("AWS Error SLOW_DOWN"))
-        place = ObjectStore(uri, passing, passing.root)
-        assert len(place.list("groups")) == 3 and passing.failed == 3
+        backend = ObjectStore(uri, passing, passing.root)
+        assert len(backend.list("groups")) == 3 and passing.failed == 3
         pauses.clear()
         passing.fail(20)  # it has answered, so minutes of trouble are waited for
-        assert len(place.list("groups")) == 3 and passing.failed == 20
+        assert len(backend.list("groups")) == 3 and passing.failed == 20
         assert max(pauses) == 15.0 and 120 < sum(pauses) < 300 and "tried again in 15.0 s" in caplog.text
         for has_answered in (False, True):
             lasting = Failing(uri, 0, OSError("AWS Error SLOW_DOWN"))
-            place = ObjectStore(uri, lasting, lasting.root)
+            backend = ObjectStore(uri, lasting, lasting.root)
             if has_answered:
-                place.list("groups")
+                backend.list("groups")
             lasting.fail(9999)
             for minutes in (has_answered, False):  # having waited once, it does not wait so long again
                 pauses.clear()
                 with pytest.raises(OSError, match="SLOW_DOWN"):
-                    place.list("groups")
+                    backend.list("groups")
                 assert (300 <= sum(pauses) < 315) if minutes else (3 <= sum(pauses) < 10)
         for sign, advice in (
             ("ACCESS_DENIED", "set AWS_ACCESS_KEY_ID"),

@@ -53,5 +53,5 @@ def test_the_budget_is_what_the_memory_leaves():
 
 
 def test_a_policy_that_does_not_fit_is_refused_with_figures():
-    with pytest.raises(UserError, match=r"take 70.0 GiB and 256 tokens 0.2 GiB, of a GPU with 80 GiB; use"):
+    with pytest.raises(UserError, match=r"take 70.0 GiB and 256 tokens take 0.2 GiB, but the GPU has 80 GiB; use"):
         tokens_within(80 * GIB, Footprint(fixed=70 * GIB, token=GIB // 1024))

@@ -139,7 +139,7 @@ def test_with_recomputed_proposals_the_gap_is_known_at_every_step_and_a_wide_one
     assert report.notes == []
     (note,) = trainer.train_step(2, train_batch(near | {"sampler_logprobs": [-3.4, -3.0]})).notes
     assert note.startswith(
-        "WARNING: step 2: sampler and learner differ by 0.1 nats a token (logprobs.gap_warning is 0.05)"
+        "WARNING: step 2: sampler and learner differ by 0.1 nats per token (logprobs.gap_warning is 0.05)"
     )
 
 
@@ -250,8 +250,8 @@ def test_out_of_memory_halves_the_budget_and_repeats_the_step_exactly(model_dir,
         assert {**actual.metrics, "seconds": 0} == {**expected.metrics, "seconds": 0}
         if step == 1:
             assert [note.split(" (")[0] for note in actual.notes] == [
-                "step 1: out of memory with 100 tokens a forward pass; it is taken again with 50",
-                "step 1: out of memory with 50 tokens a forward pass; it is taken again with 25",
+                "step 1: out of memory with 100 tokens per forward pass; the step is repeated with 50",
+                "step 1: out of memory with 50 tokens per forward pass; the step is repeated with 25",
             ]
     assert published(large, 1, 2) == published(small, 1, 2)
 
@@ -274,7 +274,9 @@ def test_where_half_a_gradient_cannot_be_forgotten_the_services_have_to_start_ag
 
     trainer = Trainer(recipe(model_dir, micro_batch_tokens=100), tmp_path, OneOfMany)
     trainer.start()
-    with pytest.raises(LearnerOutOfMemoryError, match="step 1: out of memory with 100 tokens a forward pass") as error:
+    with pytest.raises(
+        LearnerOutOfMemoryError, match="step 1: out of memory with 100 tokens per forward pass"
+    ) as error:
         trainer.train_step(1, gappy_batch(0))
     assert error.value.smaller == 50
     assert trainer.step == 0

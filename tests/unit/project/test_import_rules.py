@@ -15,13 +15,13 @@ from tests.locations import ROOT
 PACKAGE = "brain_align"
 ROOMS = ("common", "sampler", "scorer", "learner", "deploy")
 STAGES = ("sampler", "scorer", "learner")
-# The files that may import an engine. Of the sampler's, requests.py and sent_weights.py build what engine.py hands to
-# vLLM; transfer.py has a subclass of one of vLLM's, which imports it in its own processes.
+# The files that may import an engine. Of the sampler's, requests.py and engine_weights.py make vLLM's arguments;
+# transfer.py has a subclass of one of vLLM's classes, and vLLM imports it in its own processes.
 ENGINES = {
     "vllm": (
         PurePosixPath("sampler/engine/engine.py"),
         PurePosixPath("sampler/engine/requests.py"),
-        PurePosixPath("sampler/engine/sent_weights.py"),
+        PurePosixPath("sampler/weights/engine_weights.py"),
         PurePosixPath("sampler/weights/transfer.py"),
     ),
     "deepspeed": (PurePosixPath("learner/engine.py"),),
@@ -46,7 +46,8 @@ LAYERS = (
     ),
     (
         ("common.store.maintenance",),
-        ("common.store.commit_queue",),
+        ("common.store.commit_queue", "common.store.training_batch"),
+        ("common.store.rewards",),
         ("common.store.overlay",),
         ("common.store.sample_store",),
         ("common.store.opened_store",),
@@ -55,6 +56,13 @@ LAYERS = (
         ("common.store.files",),
         ("common.store.format",),
     ),
+    (
+        ("deploy.compare.compare",),
+        ("deploy.compare.report", "deploy.compare.train"),
+        ("deploy.compare.results",),
+        ("deploy.compare.examine",),
+        ("deploy.compare.plan",),
+    ),
     (("sampler.service",), ("sampler.sampler",), ("sampler.generation",), ("sampler.weights",), ("sampler.engine",)),
     (("scorer.service",), ("scorer.catalogue",), ("scorer.kinds",), ("scorer.text_models",), ("scorer.scorer",)),
     (
@@ -62,7 +70,9 @@ LAYERS = (
         ("learner.trainer",),
         ("learner.checkpoints",),
         ("learner.steps",),
-        ("learner.objectives", "learner.publishing"),
+        ("learner.objectives", "learner.publishing", "learner.engine"),
+        ("learner.policy",),
+        ("learner.engine_protocol",),
     ),
 )
 ONE_ROOM = ({"deploy.worlds", "deploy.demo"},)  # the demo is one of the worlds, made with their parts
@@ -171,6 +181,8 @@ def test_no_file_breaks_an_import_rule():
         ("deploy/schedule/rounds.py", "from brain_align.deploy.actors.pool import Pool"),
         ("common/store/table/row_index.py", "from ..sample_store import SampleStore"),
         ("learner/objectives/brain.py", "from brain_align.learner.steps.gradients import x"),
+        ("learner/publishing/publisher.py", "from brain_align.learner.engine import DeepSpeedEngine"),
+        ("sampler/engine/engine.py", "from brain_align.sampler.weights.engine_weights import EngineWeights"),
     ],
 )
 def test_a_planted_breach_is_found(path, source):
@@ -185,7 +197,7 @@ def test_a_planted_breach_is_found(path, source):
         ("common/policies.py", "from . import schemas\nfrom .nncache import x"),
         ("sampler/engine/engine.py", "import vllm"),
         ("sampler/weights/transfer.py", "from vllm.config import VllmConfig"),
-        ("learner/engine.py", "import deepspeed\nfrom .objectives import brain"),
+        ("learner/engine.py", "import deepspeed\nfrom .policy import elements"),
         ("scorer/service.py", "import ray"),
         (
             "deploy/conductor/conductor.py",

@@ -8,19 +8,19 @@ from typing import cast
 import pytest
 
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
-from brain_align.sampler.engine.data import NotReceivedError, WeightSource
-from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.delivery import WeightsByTransfer
+from brain_align.sampler.weights.engine_weights import EngineWeights
+from brain_align.sampler.weights.receiving import NotReceivedError, WeightSource
 
 
-class ReceivingEngine:
+class ReceivingWeights:
     """Remembers what it was asked, and refuses to receive if it is told so."""
 
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.refusal: str | None = None
 
-    async def receive_weights(self, source: WeightSource) -> None:
+    async def receive(self, source: WeightSource) -> None:
         self.asked.append(source)
         if self.refusal is not None:
             raise NotReceivedError(self.refusal)
@@ -28,16 +28,16 @@ class ReceivingEngine:
     async def load_received(self) -> None:
         self.asked.append("received")
 
-    async def load_weights(self, directory: Path) -> None:
+    async def load(self, directory: Path) -> None:
         self.asked.append(directory)
 
 
 class World:
     def __init__(self, root: Path) -> None:
         self.registry = PolicyRegistry(root)
-        self.engine = ReceivingEngine()
+        self.engine = ReceivingWeights()
         self.fetched: list[bool] = []
-        self.delivery = WeightsByTransfer("sampler-3", cast(Engine, self.engine), time_limit=60)
+        self.delivery = WeightsByTransfer("sampler-3", cast(EngineWeights, self.engine), time_limit=60)
 
     def published(self, version: int, server: str | None = "10.0.0.1:7000") -> ProposalVersion:
         return self.registry.publish(version, 0, lambda place: _write(place, version), server=server)

@@ -13,12 +13,12 @@ import torch
 from brain_align.common.errors import DeliveryError, PipelineError, UserError
 from brain_align.common.policies import ProposalVersion
 from brain_align.sampler.engine.data import Adapter
-from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.failures import not_loaded
 from brain_align.sampler.engine.requests import completion, completions
 from brain_align.sampler.engine.settings import EngineSettings, engine_arguments
 from brain_align.sampler.engine.worker import WorkerExtension
 from brain_align.sampler.weights.delivery import AdapterSwap
+from brain_align.sampler.weights.engine_weights import EngineWeights
 
 
 def test_every_generator_that_vllm_draws_seeds_from_is_seeded() -> None:
@@ -94,7 +94,7 @@ def test_an_adapter_whose_loading_broke_off_takes_no_place_for_long() -> None:
 
     async def scene() -> None:
         engine = SlowEngine()
-        swap = AdapterSwap(cast(Engine, engine), capacity=1)
+        swap = AdapterSwap(cast(EngineWeights, engine), capacity=1)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(swap.put(version), 0.01)
         assert engine.adapters == [1]

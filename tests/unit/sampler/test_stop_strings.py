@@ -1,7 +1,7 @@
 import pytest
 
 from brain_align.sampler.engine.data import Completion
-from brain_align.sampler.stopping import cut_at_stop
+from brain_align.sampler.generation import cut_at_stop
 from tests.unit.tiny_models import gpt2_like_tokenizer
 
 TOKENS = ["ab", "c", "\n", "d", "e\nf", "<end>"]

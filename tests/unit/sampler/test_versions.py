@@ -11,13 +11,14 @@ from brain_align.common.errors import DeliveryError, UserError
 from brain_align.common.policies import PolicyRegistry, Probe
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
+from brain_align.sampler.weights.delivery import Delivery
 from brain_align.sampler.weights.versions import Versions
 
 PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
 
 
-class RecordingDelivery:
-    """Holds whatever it is given; what it is told to refuse, or to take long for, it does."""
+class RecordingDelivery(Delivery):
+    """Holds whatever it is given; refuses versions and takes long where it is told to."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

@@ -22,9 +22,8 @@ from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.learner.publishing import server_process, weight_server
 from brain_align.learner.publishing.server_process import WeightServerProcess
 from brain_align.learner.publishing.weight_server import WeightServer
-from brain_align.sampler.engine.data import WeightSource
 from brain_align.sampler.weights import receiving
-from brain_align.sampler.weights.receiving import Reception
+from brain_align.sampler.weights.receiving import Reception, WeightSource
 
 CONTENTS = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 41, "sub/empty": b""}
 CPU = torch.device("cpu")
@@ -118,7 +117,7 @@ def test_where_the_bytes_go_through_is_open_on_no_other_address() -> None:
 def test_bytes_that_are_not_the_published_ones_are_not_taken(version, server: WeightServer) -> None:
     (version.path / "model.safetensors").write_bytes(CONTENTS["model.safetensors"][:-1] + b"x")
     reception = asked(server.address, version)
-    assert "the digest of what was received is" in (outcome(reception) or "")
+    assert "the received files have digest" in (outcome(reception) or "")
     with pytest.raises(RuntimeError):
         reception.files()
 
@@ -129,7 +128,7 @@ def test_a_version_that_memory_has_no_room_for_is_not_received(
     monkeypatch.setattr(receiving, "free_memory", lambda: 20_000)
     assert received(asked(server.address, version)) == CONTENTS
     source = WeightSource(server.address, version.version, version.digest, 40)
-    failure = "the version has 10498 bytes for each of 2 workers, and 20000 bytes of memory are free"
+    failure = "the version needs 10498 bytes for each of 2 workers, but 20000 bytes of memory are free"
     assert outcome(Reception(source, CPU, receptions=2)) == failure
 
 

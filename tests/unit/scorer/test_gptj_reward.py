@@ -201,7 +201,7 @@ def test_other_configurations_and_files_are_refused(tmp_path, format):
     gptj_config().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         load_gptj_reward(find_checkpoint(str(tmp_path), format), "float32")
-    with pytest.raises(UserError, match="no dictionary of tensors"):
+    with pytest.raises(UserError, match="not a dictionary of tensors"):
         load_gptj_reward(write(tmp_path, format, [torch.zeros(1)]), "float32")
 
 
@@ -220,7 +220,7 @@ def test_no_code_of_a_checkpoint_is_executed(tmp_path, format, capfd):
 
 
 def test_missing_files_and_directories_are_named(tmp_path, format):
-    with pytest.raises(UserError, match=f"holds no {format.checkpoint_file}"):
+    with pytest.raises(UserError, match=f"holds neither {format.checkpoint_file}"):
         find_checkpoint(str(tmp_path), format)
     with pytest.raises(UserError, match=r"the directory .*/absent does not exist"):
         find_checkpoint(str(tmp_path / "absent"), format)

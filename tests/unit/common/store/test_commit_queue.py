@@ -9,18 +9,18 @@ import pytest
 
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import GROUPS, batch_from_rows
-from brain_align.common.store.commit_queue import StoreThread
+from brain_align.common.store.commit_queue import CommitQueue
 from brain_align.common.store.sample_store import SampleStore
 from tests.unit.factories import group, groups, scores, step
 
 
-def thread(store: SampleStore, told: list[tuple[pa.RecordBatch, list[int]]] | None = None) -> StoreThread:
-    return StoreThread(
+def thread(store: SampleStore, told: list[tuple[pa.RecordBatch, list[int]]] | None = None) -> CommitQueue:
+    return CommitQueue(
         store, "store", lambda groups, rows: (told if told is not None else []).append((groups, [*rows]))
     )
 
 
-def run(subject: StoreThread, what: Coroutine[Any, Any, Any]) -> Any:
+def run(subject: CommitQueue, what: Coroutine[Any, Any, Any]) -> Any:
     try:
         return asyncio.run(asyncio.wait_for(what, 20))
     finally:
@@ -64,7 +64,7 @@ def test_who_waits_for_groups_hears_what_failed_as_they_were_told(tmp_path: Path
     def fail(_groups: pa.RecordBatch, _rows: Sequence[int]) -> None:
         raise PipelineError("no scorer")
 
-    subject = StoreThread(SampleStore(tmp_path, "run"), "store", fail)
+    subject = CommitQueue(SampleStore(tmp_path, "run"), "store", fail)
     with pytest.raises(PipelineError, match="no scorer"):
         run(subject, subject.append_groups(groups("a")))
 

@@ -15,7 +15,7 @@ from pyarrow import fs
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store import manifest, opened_store
-from brain_align.common.store.files.backends import LocalPlace, shown
+from brain_align.common.store.files.backends import LocalBackend, shown
 from brain_align.common.store.files.object_store import ObjectStore, open_object_store
 from brain_align.common.store.format.checksums import checksum
 from brain_align.common.store.format.names import commit_name, is_part, plain_file
@@ -24,7 +24,7 @@ from brain_align.common.store.maintenance import verification
 from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
 from brain_align.common.store.maintenance.repair import repair
 from brain_align.common.store.maintenance.verification import verify
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.table import compaction
 from brain_align.common.store.table.catalogue import Catalogue
@@ -64,16 +64,16 @@ def everything(store: SampleStore) -> tuple[object, ...]:
 
 
 def compacted(root: Path, grace: float | None = None) -> None:
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     for catalogue in store.kinds.values():
-        compact(store.place, catalogue, store.author, LARGE)
+        compact(store.backend, catalogue, store.author, LARGE)
         if grace is not None:
-            remove_superseded(store.place, catalogue, grace)
+            remove_superseded(store.backend, catalogue, grace)
         catalogue.write_index(at_least=1)
 
 
 def with_index(root: Path) -> None:
-    for catalogue in Opening(root, None, read_only=False).kinds.values():
+    for catalogue in OpenedStore(root, None, read_only=False).kinds.values():
         catalogue.write_index(at_least=1)
 
 
@@ -143,12 +143,12 @@ def test_compaction_keeps_the_replaced_parts_for_the_grace_time(root: Path) -> N
 
 def test_parts_stay_while_what_replaces_them_is_damaged(root: Path) -> None:
     expected = everything(filled(root))
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     catalogue = store.kinds["groups"]
-    compact(store.place, catalogue, store.author, LARGE)
+    compact(store.backend, catalogue, store.author, LARGE)
     (part,) = (root / "groups").glob("compact-*")
     part.write_bytes(part.read_bytes()[:-1] + b"?")
-    assert remove_superseded(store.place, catalogue, grace=0.0) == []
+    assert remove_superseded(store.backend, catalogue, grace=0.0) == []
     assert len(names(root, "groups")) == 5
     assert everything(SampleStore(root, None, read_only=True)) == expected
 
@@ -199,27 +199,27 @@ def test_what_is_committed_is_acknowledged_although_compaction_fails(
 @pytest.mark.parametrize("moment", ["before", "while it reads"])
 def test_compaction_does_not_write_again_what_gc_has_removed(root: Path, moment: str) -> None:
     filled(root)
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     catalogue = store.kinds["groups"]
     for commit, _ in catalogue.commits():
         catalogue.read(commit)  # in memory from now on
 
     def gc(*_: object) -> object:
-        other = Opening(root, None, read_only=False)
+        other = OpenedStore(root, None, read_only=False)
         remove(other, plan_removal(other, Criterion(below_version=2)))
         return mock.DEFAULT
 
     if moment == "before":
         gc()
-        compact(store.place, catalogue, store.author, LARGE)
+        compact(store.backend, catalogue, store.author, LARGE)
     else:
         with mock.patch.object(compaction, "encode_part", side_effect=gc, wraps=compaction.encode_part):
-            compact(store.place, catalogue, store.author, LARGE)
+            compact(store.backend, catalogue, store.author, LARGE)
     assert list(SampleStore(root, None, read_only=True).group_ids) == ["2-a", "2-b", "3-a", "3-b"]
 
 
 def test_an_index_speaks_of_no_compacted_part_whose_rows_it_has_not(root: Path) -> None:
-    first = Opening(root, "run", read_only=False)
+    first = OpenedStore(root, "run", read_only=False)
     for names_ in (["a"], ["b"]):
         first.append("groups", groups(*names_))
     second = SampleStore(root, "run")
@@ -237,8 +237,8 @@ def test_messages_show_no_keys_of_a_uri() -> None:
         with pytest.raises(UserError, match="bucket/x is no place for a sample store") as caught:
             open_object_store(uri)
         assert not any(secret in str(caught.value) for secret in ("KEY", "SEC", "RET"))
-    place = ObjectStore("s3://KEY:SECRET@bucket/x@y/?secret=SECRET", fs.LocalFileSystem(), "bucket/x@y")
-    assert place.uri == "s3://bucket/x@y"
+    backend = ObjectStore("s3://KEY:SECRET@bucket/x@y/?secret=SECRET", fs.LocalFileSystem(), "bucket/x@y")
+    assert backend.uri == "s3://bucket/x@y"
 
 
 def test_two_writers_need_no_lock_and_all_readers_agree_on_duplicates(root: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_newer_store_or_part_is_refused_and_left_alone(root: Path) -> None:
     assert part.exists()
     part.unlink()
     with mock.patch.object(manifest, "SCHEMA_VERSION", 4):
-        manifest.write_facts(Opening(root, None, read_only=True).place, "run")
+        manifest.write_manifest(OpenedStore(root, None, read_only=True).backend, "run")
     with pytest.raises(UserError, match="newer brain-align"):
         SampleStore(root, None, read_only=True)
 
@@ -411,7 +411,7 @@ def test_a_damaged_store_json_is_named_and_repaired(root: Path, content: bytes) 
     (root / "store.json").write_bytes(content)
     with pytest.raises(UserError, match=r"store\.json cannot be read .*brain store repair"):
         SampleStore(root, "run")
-    assert "made again from the parts" in repair(root)[0]
+    assert "rebuilt from the parts" in repair(root)[0]
     assert SampleStore(root, "run").counts()["groups"] == 8
 
 
@@ -422,14 +422,14 @@ def test_parts_without_store_json_are_no_new_store_and_can_be_repaired(root: Pat
         with pytest.raises(UserError, match=r"parts but no store\.json; `brain store repair"):
             SampleStore(root, "another", read_only=read_only)
     assert not (root / "store.json").exists()
-    assert "was missing; it was made again" in repair(locate(str(root)).uri)[0]
+    assert "was missing; it was rebuilt" in repair(locate(str(root)).uri)[0]
     assert SampleStore(root, "run").counts()["groups"] == 8
 
 
 def test_repair_never_leaves_a_store_without_store_json(root: Path) -> None:
     filled(root)
     (root / "store.json").write_text("{")
-    with mock.patch.object(LocalPlace, "move", side_effect=AssertionError("moved away")):
+    with mock.patch.object(LocalBackend, "move", side_effect=AssertionError("moved away")):
         repair(root)
     assert (root / "damaged" / "store.json").read_text() == "{"
     assert SampleStore(root, "run").counts()["groups"] == 8
@@ -462,8 +462,8 @@ def test_verify_finds_no_damage_in_what_others_do_meanwhile(root: Path, meanwhil
     writer = filled(root)
     with_index(root)
 
-    def opened(*arguments: Any, **options: Any) -> Opening:
-        found = Opening(*arguments, **options)
+    def opened(*arguments: Any, **options: Any) -> OpenedStore:
+        found = OpenedStore(*arguments, **options)
         if options.get("use_index") is False:  # the first of the two: the second sees more
             if meanwhile == "append":
                 writer.append_groups(groups("0-a-", "late"))
@@ -472,13 +472,13 @@ def test_verify_finds_no_damage_in_what_others_do_meanwhile(root: Path, meanwhil
                 compacted(root, grace=0.0)
         return found
 
-    with mock.patch.object(verification, "Opening", opened):
+    with mock.patch.object(verification, "OpenedStore", opened):
         assert verify(root).problems == []
 
 
 def test_a_damaged_list_of_removed_groups_is_named(root: Path) -> None:
     filled(root)
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     remove(store, plan_removal(store, Criterion(below_version=2)))
     (removed,) = (root / "removed").iterdir()
     removed.write_bytes(removed.read_bytes()[:-1] + b"?")
@@ -533,7 +533,7 @@ def test_gc_removes_old_versions_and_nothing_that_is_needed(root: Path) -> None:
     filled(root, leases=5)
     SampleStore(root, "run").append_groups(groups("untrained", proposal_version=0))
     compacted(root, grace=0.0)
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     plan = plan_removal(store, Criterion(below_version=2))
     assert plan.group_ids == ["0-a", "0-b", "1-a", "1-b"] and plan.kept_untrained == 1
     assert len(plan.commits["groups"]) == len(plan.commits["scores"]) == 2
@@ -544,7 +544,7 @@ def test_gc_removes_old_versions_and_nothing_that_is_needed(root: Path) -> None:
     assert left.has_score("2-a", "reward") and not left.has_score("1-a", "reward")
     found = verify(root)
     assert found.problems == [] and found.notes == ["steps refer to 4 groups that `brain store gc` removed."]
-    assert plan_removal(Opening(root, None, read_only=False), Criterion(below_version=9)).group_ids == [
+    assert plan_removal(OpenedStore(root, None, read_only=False), Criterion(below_version=9)).group_ids == [
         "2-a",
         "2-b",
         "3-a",
@@ -558,14 +558,14 @@ def test_gc_keeps_the_newest_trained_round_and_all_later_ones(root: Path) -> Non
     store = SampleStore(root, "run")
     store.append_groups(groups("2-c", round=2, proposal_version=2))  # for the next pass over the round
     store.append_groups(groups("3-a", round=3, proposal_version=2))  # sampled ahead, while round 2 trains
-    reader = Opening(root, None, read_only=True)
+    reader = OpenedStore(root, None, read_only=True)
     assert plan_removal(reader, Criterion(below_version=9)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
     assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == ["0-a", "0-b", "1-a", "1-b"]
 
 
 def test_gc_takes_nothing_of_a_run_that_has_trained_nothing(root: Path) -> None:
     SampleStore(root, "run").append_groups(groups("a", round=0, proposal_version=0))
-    reader = Opening(root, None, read_only=True)
+    reader = OpenedStore(root, None, read_only=True)
     assert plan_removal(reader, Criterion(below_version=9, untrained=True)).group_ids == []
 
 
@@ -575,7 +575,7 @@ def test_gc_by_age_spares_groups_that_a_clock_dated_into_the_future(root: Path) 
         store.append_groups(groups(f"{lease}", round=lease, finished_at=finished))
         with store.training():
             store.append_step(step(lease, [f"{lease}"], round=lease))
-    assert plan_removal(Opening(root, None, read_only=False), Criterion(older_than=3600.0)).group_ids == ["0"]
+    assert plan_removal(OpenedStore(root, None, read_only=False), Criterion(older_than=3600.0)).group_ids == ["0"]
 
 
 def test_the_order_of_commitment_does_not_follow_the_clock(root: Path) -> None:
@@ -592,7 +592,7 @@ def test_other_runs_and_missing_stores(root: Path) -> None:
     with pytest.raises(UserError, match="There is no sample store at"):
         SampleStore(root / "nowhere", None, read_only=True)
     with pytest.raises(UserError, match="There is no sample store at"):
-        Opening(root / "nowhere", None, read_only=False)
+        OpenedStore(root / "nowhere", None, read_only=False)
     assert SampleStore(root, None).append_groups(groups("z")) == 1  # whichever run it belongs to
     with pytest.raises(UserError, match="There is no sample store at"):
         SampleStore(root / "nowhere", None)
@@ -602,9 +602,7 @@ def test_other_runs_and_missing_stores(root: Path) -> None:
 def test_a_read_only_or_full_disk_is_a_clear_error(root: Path) -> None:
     store = filled(root)
     with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")):
-        with pytest.raises(
-            UserError, match=r"cannot be written: No space left on device. Nothing that was acknowledged"
-        ):
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device. No acknowledged row is lost"):
             store.append_groups(groups("z"))
         with pytest.raises(UserError, match="cannot be opened: No space left on device"):
             SampleStore(root / "new", "run")

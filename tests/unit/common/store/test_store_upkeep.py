@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store import opened_store
-from brain_align.common.store.files.backends import LocalPlace
+from brain_align.common.store.files.backends import LocalBackend
 from brain_align.common.store.files.object_store import ObjectStore
 from brain_align.common.store.maintenance.verification import verify
-from brain_align.common.store.opened_store import Opening
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded, rewrite_without
 from brain_align.common.store.table.part_reader import PartReader
@@ -33,9 +33,9 @@ def filled(root: Path) -> SampleStore:
 
 
 def compacted(root: Path) -> None:
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     for catalogue in store.kinds.values():
-        compact(store.place, catalogue, store.author, LARGE)
+        compact(store.backend, catalogue, store.author, LARGE)
 
 
 def with_one_bit_flipped(part: Path) -> None:
@@ -49,14 +49,14 @@ def with_one_bit_flipped(part: Path) -> None:
 
 def test_compaction_gives_no_valid_checksum_to_rows_that_went_bad_since_they_were_read(root: Path) -> None:
     filled(root)
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     catalogue = store.kinds["scores"]
     bad = sorted((root / "scores").iterdir())[1]
     catalogue.read(bad.stem)  # checked, and mapped
     with_one_bit_flipped(bad)
     with pytest.raises(DamagedPartError, match=rf"{bad.name} is damaged"):
-        compact(store.place, catalogue, store.author, LARGE)
-    assert remove_superseded(store.place, catalogue, grace=0.0) == []
+        compact(store.backend, catalogue, store.author, LARGE)
+    assert remove_superseded(store.backend, catalogue, grace=0.0) == []
     assert [path.name for path in (root / "damaged").iterdir()] == [f"scores-{bad.name}"]
     assert SampleStore(root, None, read_only=True).unscored("reward") == ["b"]
 
@@ -64,15 +64,15 @@ def test_compaction_gives_no_valid_checksum_to_rows_that_went_bad_since_they_wer
 def test_gc_gives_no_valid_checksum_to_rows_that_went_bad_since_they_were_read(root: Path) -> None:
     filled(root)
     compacted(root)
-    store = Opening(root, None, read_only=False)
+    store = OpenedStore(root, None, read_only=False)
     catalogue = store.kinds["scores"]
-    remove_superseded(store.place, catalogue, grace=0.0)
+    remove_superseded(store.backend, catalogue, grace=0.0)
     (bad,) = (root / "scores").iterdir()
     first, *_ = (commit for commit, _ in catalogue.commits())
     catalogue.read(first)
     with_one_bit_flipped(bad)
     with pytest.raises(DamagedPartError, match=rf"{bad.name} is damaged"):
-        rewrite_without(store.place, catalogue, store.author, {first})
+        rewrite_without(store.backend, catalogue, store.author, {first})
     assert list((root / "scores").iterdir()) == []  # set aside, and nothing was written in its place
 
 
@@ -94,8 +94,8 @@ def test_what_another_has_compacted_is_read_once_however_often_one_looks(root: P
 def test_a_writer_fetches_nothing_of_what_it_has_written_itself(root: Path) -> None:
     for directory in ("scores", "index"):
         (root / directory).mkdir(parents=True)
-    place = ObjectStore("s3://bucket/store", fs.LocalFileSystem(), str(root))
-    with mock.patch.object(opened_store, "open_place", return_value=place):
+    backend = ObjectStore("s3://bucket/store", fs.LocalFileSystem(), str(root))
+    with mock.patch.object(opened_store, "open_backend", return_value=backend):
         store = SampleStore("s3://bucket/store", "run")
     with mock.patch.object(ObjectStore, "read_checked", side_effect=AssertionError("fetched")):
         for number in range(SMALL.fewest):
@@ -108,8 +108,8 @@ def test_the_files_for_other_tools_are_there_and_hold_what_the_opening_sees(root
     reader = SampleStore(filled(root).root, None, read_only=True)
     SampleStore(root, "run").append_groups(groups("d"))
     compacted(root)
-    store = Opening(root, None, read_only=False)
-    remove_superseded(store.place, store.kinds["groups"], grace=0.0)
+    store = OpenedStore(root, None, read_only=False)
+    remove_superseded(store.backend, store.kinds["groups"], grace=0.0)
     rows = ds.dataset(reader.part_files("groups"), format="ipc").to_table()
     assert rows["group_id"].to_pylist() == list(reader.group_ids) == ["a", "b", "c", "d"]
 
@@ -129,7 +129,7 @@ def test_verify_names_a_foreign_file_among_the_lists_of_removed_groups_and_goes_
 
 def test_a_place_that_cannot_be_read_is_a_clear_error_wherever_one_looks_again(root: Path) -> None:
     store = filled(root)
-    away = mock.patch.object(LocalPlace, "list", side_effect=OSError(5, "Input/output error"))
+    away = mock.patch.object(LocalBackend, "list", side_effect=OSError(5, "Input/output error"))
     with away, pytest.raises(UserError, match=f"{root} cannot be read: Input/output error"):
         store.refresh()
     with away, pytest.raises(UserError, match=f"{root} cannot be read: Input/output error"):

@@ -19,9 +19,9 @@ import pytest
 
 from brain_align.common.errors import UserError
 from brain_align.common.store import training_lock
-from brain_align.common.store.files.backends import Entry, LocalPlace
+from brain_align.common.store.files.backends import Entry, LocalBackend
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.common.store.training_lock import claimed, this_process
+from brain_align.common.store.training_lock import hold_training_lock, this_process
 from tests.locations import ROOT
 from tests.unit.factories import groups, scores, step
 
@@ -53,7 +53,7 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 def test_a_second_trainer_is_refused_until_the_first_has_ended(root: Path) -> None:
     first, second = SampleStore(root, "run"), SampleStore(root, "run")
-    refused = rf"{re.escape(str(root))} is being trained on by process {os.getpid()} on .*stop it, or name another"
+    refused = rf"{re.escape(str(root))} is being trained on by process {os.getpid()} on .*stop it, or set another"
     with first.training():
         with pytest.raises(UserError, match=refused), second.training():
             pass
@@ -153,17 +153,17 @@ def test_a_renewal_that_arrives_late_costs_who_was_late_the_store_and_nobody_els
 
 
 def test_who_renews_late_takes_its_claim_away_again(root: Path) -> None:
-    put = LocalPlace.put
+    put = LocalBackend.put
 
-    def overtaken(place: LocalPlace, directory: str, name: str, content: pa.Buffer) -> None:
+    def overtaken(backend: LocalBackend, directory: str, name: str, content: pa.Buffer) -> None:
         (root / "claims" / "holds-0000abcd.json").write_text("{}")
-        put(place, directory, name, content)
+        put(backend, directory, name, content)
 
     root.mkdir()
     with (
         mock.patch.object(training_lock, "RENEWED_EVERY", 0.01),
-        claimed(LocalPlace(root)),
-        mock.patch.object(LocalPlace, "put", overtaken),
+        hold_training_lock(LocalBackend(root)),
+        mock.patch.object(LocalBackend, "put", overtaken),
     ):
         assert eventually(lambda: claim_files(root) == ["holds-0000abcd.json"])
 
@@ -175,7 +175,7 @@ def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
     def attempt() -> bool:
         together.wait()
         try:
-            with claimed(LocalPlace(root)):
+            with hold_training_lock(LocalBackend(root)):
                 together.wait()
                 return True
         except UserError:
@@ -187,7 +187,7 @@ def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
             got = [one.result() for one in [threads.submit(attempt) for _ in range(6)]]
             assert sum(got) <= 1
     assert claim_files(root) == []
-    with claimed(LocalPlace(root)):
+    with hold_training_lock(LocalBackend(root)):
         assert len(claim_files(root)) == 1
 
 
@@ -195,33 +195,37 @@ def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
 def test_a_question_that_turns_into_a_claim_while_another_looks_is_seen(root: Path, missed: str) -> None:
     """The first look finds neither the question, which has just gone, nor the claim, which came after."""
     looks: list[list[Entry]] = []
-    look = LocalPlace.list
+    look = LocalBackend.list
 
-    def list_while_it_turns(place: LocalPlace, directory: str) -> list[Entry]:
+    def list_while_it_turns(backend: LocalBackend, directory: str) -> list[Entry]:
         if looks:
-            return look(place, directory)
-        looks.append(look(place, directory))
-        held.claim()
+            return look(backend, directory)
+        looks.append(look(backend, directory))
+        held.acquire()
         return looks[0] if missed == "gone when it is read" else [one for one in looks[0] if one.name != held.asks]
 
     held = _AnotherConductor(root)
-    refused = mock.patch.object(LocalPlace, "list", list_while_it_turns)
-    with refused, pytest.raises(UserError, match="is being trained on by process"), claimed(LocalPlace(root)):
+    refused = mock.patch.object(LocalBackend, "list", list_while_it_turns)
+    with (
+        refused,
+        pytest.raises(UserError, match="is being trained on by process"),
+        hold_training_lock(LocalBackend(root)),
+    ):
         pass
     assert claim_files(root) == [held.holds]
 
 
 def test_a_question_that_comes_between_two_looks_gives_way(root: Path) -> None:
-    look = LocalPlace.list
+    look = LocalBackend.list
     asked: list[_AnotherConductor] = []
 
-    def list_before_another_asks(place: LocalPlace, directory: str) -> list[Entry]:
-        found = look(place, directory)
+    def list_before_another_asks(backend: LocalBackend, directory: str) -> list[Entry]:
+        found = look(backend, directory)
         if not asked:
             asked.append(_AnotherConductor(root))
         return found
 
-    with mock.patch.object(LocalPlace, "list", list_before_another_asks), claimed(LocalPlace(root)):
+    with mock.patch.object(LocalBackend, "list", list_before_another_asks), hold_training_lock(LocalBackend(root)):
         assert _AnotherConductor.asks in claim_files(root)
 
 
@@ -231,16 +235,16 @@ class _AnotherConductor:
     asks, holds = "asks-0000abcd.json", "holds-0000abcd.json"
 
     def __init__(self, root: Path) -> None:
-        self._claims = root / "claims"
-        self._claims.mkdir(parents=True, exist_ok=True)
+        self._folder = root / "claims"
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._write(self.asks)
 
-    def claim(self) -> None:
+    def acquire(self) -> None:
         self._write(self.holds)
-        (self._claims / self.asks).unlink()
+        (self._folder / self.asks).unlink()
 
     def _write(self, name: str) -> None:
-        (self._claims / name).write_text(json.dumps(asdict(this_process())))
+        (self._folder / name).write_text(json.dumps(asdict(this_process())))
 
 
 def test_a_claim_is_renewed_while_it_lasts(root: Path) -> None:
@@ -252,7 +256,7 @@ def test_a_claim_is_renewed_while_it_lasts(root: Path) -> None:
 
 def test_a_store_that_cannot_be_written_cannot_be_trained_on(root: Path) -> None:
     store = SampleStore(root, "run")
-    failing = mock.patch.object(LocalPlace, "put", side_effect=OSError(30, "Read-only file system"))
+    failing = mock.patch.object(LocalBackend, "put", side_effect=OSError(30, "Read-only file system"))
     with failing, pytest.raises(UserError, match="cannot be written: Read-only file system"), store.training():
         pass
 
@@ -262,12 +266,12 @@ def test_a_place_that_is_away_is_a_clear_error_and_hides_no_other(root: Path, ca
     away = OSError(5, "Input/output error")
     with (
         store.training(),
-        mock.patch.object(LocalPlace, "list", side_effect=away),
+        mock.patch.object(LocalBackend, "list", side_effect=away),
         pytest.raises(UserError, match="cannot be read: Input/output error"),
     ):
         store.append_step(step(1, ["a"]))
     with (
-        mock.patch.object(LocalPlace, "remove", side_effect=away),
+        mock.patch.object(LocalBackend, "remove", side_effect=away),
         pytest.raises(ValueError, match="the real error"),
         store.training(),
     ):
@@ -278,7 +282,7 @@ def test_a_place_that_is_away_is_a_clear_error_and_hides_no_other(root: Path, ca
 def test_a_question_that_another_removed_is_a_clear_error(root: Path) -> None:
     store = SampleStore(root, "run")
     with (
-        mock.patch.object(LocalPlace, "list", return_value=[]),
+        mock.patch.object(LocalBackend, "list", return_value=[]),
         pytest.raises(UserError, match="was removed by another process just now; start again"),
         store.training(),
     ):

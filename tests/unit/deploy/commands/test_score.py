@@ -26,7 +26,8 @@ from brain_align.deploy.commands.score import (
     score_rows,
 )
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
-from brain_align.deploy.run.directory import RunDirectory, run_directory, save_config
+from brain_align.deploy.run.directory import RunDirectory, save_config
+from brain_align.deploy.run.resolve import placed, run_directory
 from brain_align.scorer.kinds.function import load_function
 from tests.stand_ins import LocalActor
 from tests.unit.factories import recipe_settings
@@ -206,7 +207,7 @@ def test_a_world_is_there_for_the_scorers_that_lie_in_it_alone(tmp_path: Path, m
     )
     recipe, console = Recipe.model_validate(settings), Console(file=io.StringIO())
     run = run_directory(recipe)
-    assert resolved_for_scoring(recipe, ["length"], run, console) == recipe
+    assert resolved_for_scoring(recipe, ["length"], run, console) == placed(recipe)
     with pytest.raises(UserError, match=r"set data\.path"):
         resolved_for_scoring(recipe, ["length", "reward"], run, console)
     save_config(run, recipe, {"world": "hh-123"})

@@ -7,8 +7,7 @@ from brain_align.common.errors import UserError
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.compare.train.first_outputs import write_first_outputs
-from brain_align.deploy.compare.train.human_pairs import check_pairs, deal_pairs, pairs_digest
+from brain_align.deploy.compare.train.derived_stores import check_pairs, deal_pairs, pairs_digest, write_first_outputs
 from brain_align.deploy.schedule.request_plan import RequestPlan
 from tests.unit.factories import groups, output, scores
 
@@ -72,7 +71,7 @@ def test_pairs_are_told_apart_by_outputs_and_choices(tmp_path: Path) -> None:
 def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:
     source = SampleStore(tmp_path, "people")
     source.append_groups(groups("a", "b"))
-    with pytest.raises(UserError, match="holds no pairs that people chose between; make a store"):
+    with pytest.raises(UserError, match="holds no human preference pairs; create a store"):
         check_pairs(source, ALGORITHM)
     source.append_scores(scores(HUMAN, {"a": [1.0, 0.0]}))
     with pytest.raises(UserError, match=r"holds 1 pairs, fewer than a round takes \(algorithm\.prompts_per_round=2\)"):
@@ -82,10 +81,10 @@ def test_a_store_without_enough_pairs_is_refused(tmp_path: Path) -> None:
 def test_groups_of_the_prior_are_another_run_s_and_later_ones_its_own(tmp_path: Path) -> None:
     prompts = [Prompt("p0", "text", (1,), "gold")]
     seed = RequestPlan("seed", 0, 2, tmp_path)
-    cells = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
+    runs = [RequestPlan(name, 0, 2, tmp_path, prior_run="seed") for name in ("one", "two")]
 
     def ids(plan: RequestPlan, version: int) -> tuple[str, ...]:
         return plan.requests("train", version, version, 2, prompts)[0].group_ids
 
-    assert ids(cells[0], 0) == ids(cells[1], 0) == ids(seed, 0)
-    assert len({ids(seed, 1), ids(cells[0], 1), ids(cells[1], 1)}) == 3
+    assert ids(runs[0], 0) == ids(runs[1], 0) == ids(seed, 0)
+    assert len({ids(seed, 1), ids(runs[0], 1), ids(runs[1], 1)}) == 3

@@ -8,11 +8,10 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.cli import main
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
-from brain_align.deploy.compare.plan.progress import chosen_rate, unfinished
-from brain_align.deploy.compare.plan.request import Request, parse_request
-from brain_align.deploy.compare.plan.request_file import read_request, save_request
-from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, cell_recipe, seed_recipe, seed_run_id
-from tests.unit.deploy.compare.compared_cells import BRAIN, WARM, finish_cell, finished_comparison, plan, recipe
+from brain_align.deploy.compare.plan.request import Request, parse_request, read_request, save_request
+from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, run_recipe, seed_recipe, seed_run_id
+from brain_align.deploy.compare.results.run_results import chosen_rate, unfinished
+from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finish_run, finished_comparison, plan, recipe
 
 
 def request(**options: Any) -> Request:
@@ -29,26 +28,24 @@ def request(**options: Any) -> Request:
 
 def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_others() -> None:
     work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2, 4))
-    assert [(cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 8)] == [(1e-4, 3), (1e-3, 3)]
-    assert work.grid(WARM, 8) == [
-        type(cell)(WARM, cell.learning_rate, cell.seed, cell.n) for cell in work.grid(BRAIN, 8)
-    ]
+    assert [(run.learning_rate, run.seed) for run in work.grid(BRAIN, 8)] == [(1e-4, 3), (1e-3, 3)]
+    assert work.grid(WARM, 8) == [type(run)(WARM, run.learning_rate, run.seed, run.n) for run in work.grid(BRAIN, 8)]
     chosen = work.chosen(BRAIN, 8, 1e-3)
-    assert [(cell.seed, cell.n, cell.learning_rate) for cell in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
+    assert [(run.seed, run.n, run.learning_rate) for run in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
     assert (work.sizes(BRAIN), work.sizes(WARM)) == ([8, 2, 4], [8])
     assert work.count() == 3 * (2 + 1) + (2 + 1)
 
 
 def test_smaller_groups_have_a_grid_of_their_own() -> None:
     work = plan(seeds=(3, 4), rates=(1e-4, 1e-3), sizes=(2,))
-    assert [(cell.n, cell.learning_rate, cell.seed) for cell in work.grid(BRAIN, 2)] == [(2, 1e-4, 3), (2, 1e-3, 3)]
-    assert [(cell.n, cell.seed) for cell in work.chosen(BRAIN, 2, 1e-4)] == [(2, 3), (2, 4)]
+    assert [(run.n, run.learning_rate, run.seed) for run in work.grid(BRAIN, 2)] == [(2, 1e-4, 3), (2, 1e-3, 3)]
+    assert [(run.n, run.seed) for run in work.chosen(BRAIN, 2, 1e-4)] == [(2, 3), (2, 4)]
 
 
 def test_cells_differ_in_what_they_are_about_and_in_nothing_else(tmp_path: Path) -> None:
     directory, base = ComparisonDirectory(tmp_path), recipe()
     (first, second), warm = plan().grid(BRAIN, 8), plan().grid(WARM, 8)[0]
-    one, two, three = (cell_recipe(base, cell, directory) for cell in (first, second, warm))
+    one, two, three = (run_recipe(base, run, directory) for run in (first, second, warm))
     assert (one.learner.learning_rate, two.learner.learning_rate) == (1e-4, 1e-3)
     assert (one.objective.temperature, three.objective.temperature) == (1.0, 2.0)
     assert len({one.run.dir, two.run.dir, three.run.dir}) == 3
@@ -80,7 +77,10 @@ def test_a_method_takes_from_the_recipe_what_is_no_other_method_s() -> None:
 
 
 def test_a_method_of_human_pairs_needs_them_and_samples_no_groups() -> None:
-    with pytest.raises(UserError, match=r"--objectives dpo trains on pairs .* name it with --pairs, or choose dpo-sft"):
+    with pytest.raises(
+        UserError,
+        match=r"--objectives dpo trains on human preference pairs; .* with --pairs, or choose dpo-sft",
+    ):
         method_recipe(recipe(), parse_method("dpo"))
     made = method_recipe(recipe(objective={"reward": "reward"}), parse_method("dpo"), pairs="/pairs")
     assert (made.objective.reward, made.sampler.replicas, made.store.uri) == ("human", 0, "/pairs")
@@ -111,7 +111,7 @@ def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Pat
 def test_a_failed_rate_is_out_of_the_choice(tmp_path: Path) -> None:
     work, directory = plan(), ComparisonDirectory(tmp_path)
     assert chosen_rate(directory, work.grid(BRAIN, 8)) is None
-    finish_cell(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
+    finish_run(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
     assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-4
     assert unfinished(directory, work)
 
@@ -131,24 +131,27 @@ def test_options_are_read() -> None:
     ("options", "sentence"),
     [
         ({"objectives": "brian"}, "unknown objective 'brian'; did you mean brain?"),
-        ({"objectives": "brain:hot"}, "'hot' in 'brain:hot' is no setting; write NAME:setting=value"),
+        ({"objectives": "brain:hot"}, "'hot' in 'brain:hot' is not a setting; write NAME:setting=value"),
         ({"objectives": "brain,brain"}, "--objectives names brain twice"),
-        ({"objectives": " "}, "--objectives names nothing"),
-        ({"seeds": "0,one"}, "--seeds 0,one: write numbers with commas"),
-        ({"seeds": ""}, "--seeds : name at least one number"),
+        ({"objectives": " "}, "--objectives is empty"),
+        ({"seeds": "0,one"}, "--seeds 0,one: expected numbers separated by commas"),
+        ({"seeds": ""}, "--seeds : expected one or more numbers"),
         ({"objectives": "brain:temperature=2,brain: temperature=2"}, "--objectives names brain_temperature=2 twice"),
         ({"learning_rates": "1e-3,1.0000001e-3"}, "--learning-rates names 0.001 twice"),
-        ({"learning_rates": "0"}, "--learning-rates 0: name at least one number, and none that is negative or"),
-        ({"group_sizes": "8"}, r"--n 8: the groups have n=8 outputs .* name numbers from 2 to 7"),
-        ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is no number to train with"),
-        ({"learning_rates": "1e400"}, "--learning-rates 1e400: inf is no number to train with"),
+        (
+            {"learning_rates": "0"},
+            "--learning-rates 0: expected one or more numbers, .* no rate of 0",
+        ),
+        ({"group_sizes": "8"}, r"--n 8: groups have n=8 outputs .* choose numbers from 2 to 7"),
+        ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is not a finite number"),
+        ({"learning_rates": "1e400"}, "--learning-rates 1e400: inf is not a finite number"),
         ({"group_sizes": "4", "swept": "dpo"}, "--n-objectives: 'dpo' is not among --objectives"),
-        ({"group_sizes": "4", "swept": ""}, "--n-objectives names nothing"),
+        ({"group_sizes": "4", "swept": ""}, "--n-objectives is empty"),
         ({"group_sizes": "4", "swept": "brain,brain"}, "--n-objectives names brain twice"),
-        ({"swept": "brain"}, "--n-objectives brain: --n names no group sizes .* add --n 2,4"),
+        ({"swept": "brain"}, "--n-objectives brain: no group sizes are given .* such as --n 2,4"),
         (
             {"objectives": "rso,ipo", "group_sizes": "2"},
-            "--n 2 is for dpo-sft and brain, .* with --n-objectives",
+            "--n 2 applies to dpo-sft and brain, .* with --n-objectives",
         ),
         (
             {"objectives": "brain:name=dpo-sft"},
@@ -167,7 +170,7 @@ def test_what_cannot_be_read_is_said_in_one_sentence(options: dict[str, str], se
 @pytest.mark.parametrize("twins", ["brain,brain:temperature=1", "rso,ipo:tau=0.1,ipo:tau=0.10"])
 def test_one_method_written_in_two_ways_is_refused(twins: str) -> None:
     first, second = twins.split(",")[-2:]
-    with pytest.raises(UserError, match=rf"--objectives: {first} and {second} are the same objective .* name one of"):
+    with pytest.raises(UserError, match=rf"--objectives: {first} and {second} are the same objective .* name only one"):
         refuse_equal(recipe(), [parse_method(name) for name in twins.split(",")])
 
 
@@ -184,36 +187,36 @@ def test_objectives_without_the_usual_swept_ones_are_trained_at_other_sizes_wher
 
 def test_a_setting_that_an_objective_does_not_have_is_refused(tmp_path: Path) -> None:
     method = parse_method("brain:temprature=2")
-    cell = type(plan().grid(BRAIN, 8)[0])(method, 1e-3, 0, 8)
+    run = type(plan().grid(BRAIN, 8)[0])(method, 1e-3, 0, 8)
     with pytest.raises(UserError, match=r"unknown setting objective\.temprature; did you mean objective\.temperature"):
-        cell_recipe(recipe(), cell, ComparisonDirectory(tmp_path))
+        run_recipe(recipe(), run, ComparisonDirectory(tmp_path))
 
 
 def test_the_directory_of_another_comparison_is_refused_and_its_own_taken_up(tmp_path: Path) -> None:
     directory = ComparisonDirectory(tmp_path / "out")
     check_comparison(directory, recipe())
     save_comparison(directory, recipe(), {"prompts": "digest"})
-    # what each cell has of its own does not matter
+    # what each run has of its own does not matter
     changed = recipe(seed=5).model_copy(update={"learner": recipe().learner.model_copy(update={"learning_rate": 1.0})})
     check_comparison(directory, changed)
-    with pytest.raises(UserError, match=r"comparison on another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
+    with pytest.raises(UserError, match=r"comparison of another recipe.*\n  algorithm\.rounds: 5 there, 9 now"):
         check_comparison(directory, recipe(algorithm={"rounds": 9}))
-    with pytest.raises(UserError, match="begun with the prompts digest, which is now other"):
+    with pytest.raises(UserError, match="started with the prompts digest, which is now other"):
         save_comparison(directory, recipe(), {"prompts": "other"})
     save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "people's"})  # dpo came later
     save_comparison(directory, recipe(), {"prompts": "digest"})
-    with pytest.raises(UserError, match="begun with the pairs people's, which is now others'"):
+    with pytest.raises(UserError, match="started with the pairs people's, which is now others'"):
         save_comparison(directory, recipe(), {"prompts": "digest", "pairs": "others'"})
     for text in ("{", "[]"):
         directory.facts.write_text(text)
-        with pytest.raises(UserError, match=r"inputs\.json does not say what the comparison was begun on; restore"):
+        with pytest.raises(UserError, match=r"inputs\.json does not hold the inputs of a comparison; restore"):
             save_comparison(directory, recipe(), {"prompts": "digest"})
         assert directory.facts.read_text() == text
 
 
-def test_no_cell_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_at_a_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "deploy/recipes/compare-demo.yaml", "--parallel", "0"]) == 2
-    assert "--parallel 0: at least one cell is trained at a time." in capsys.readouterr().err
+    assert "--parallel 0: at least one training run must run at a time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,7 @@ def test_a_truncated_or_foreign_configuration_is_named_with_a_remedy(tmp_path: P
         check_comparison(directory, recipe())
     said = str(caught.value)
     assert said.startswith(f"{directory.config} does not hold the recipe of a comparison (")
-    assert said.endswith("); restore the file, or name another directory with --out.")
+    assert said.endswith("); restore the file, or choose another directory with --out.")
     assert "\n" not in said
     assert said.count(str(directory.config)) == 1
 
@@ -262,7 +265,7 @@ def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> Non
     assert parse_request(recipe(), group_sizes="2", begun=more).swept == ("ipo",)
     assert parse_request(recipe(), objectives="rso,brain", begun=more).swept == ("ipo", "brain"), "brain is new"
     same = parse_request(recipe(), learning_rates="1.0000001e-3", begun=first)
-    assert same.learning_rates == first.learning_rates, "a cell's directory is named by six digits"
+    assert same.learning_rates == first.learning_rates, "a run's directory is named by six digits"
 
 
 def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:
@@ -270,7 +273,9 @@ def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:
     more = parse_request(recipe(), pairs="pairs", begun=begun)
     assert [method.label for method in more.methods] == [*(method.label for method in begun.methods), "dpo"]
     assert parse_request(recipe(), pairs="pairs", begun=more).methods == more.methods
-    with pytest.raises(UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on pairs that people"):
+    with pytest.raises(
+        UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on human preference pairs"
+    ):
         request(objectives="brain", pairs="pairs")
 
 
@@ -282,5 +287,5 @@ def test_a_request_that_nobody_has_written_is_none_and_a_foreign_one_is_named(tm
     assert good not in strange
     for text in ("{", "[]", '{"objectives": ["brain"]}', *strange):
         (tmp_path / "request.json").write_text(text)
-        with pytest.raises(UserError, match=r"request\.json is not what brain compare writes; remove it and give all"):
+        with pytest.raises(UserError, match=r"request\.json was not written by brain compare; remove it and give all"):
             read_request(tmp_path / "request.json")

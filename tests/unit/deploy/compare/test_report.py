@@ -12,8 +12,7 @@ from rich.console import Console
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.report.page import inline_svg, page
-from brain_align.deploy.compare.report.plot_styles import legend_names, looks
-from brain_align.deploy.compare.report.plots import CLOSEST, draw
+from brain_align.deploy.compare.report.plots import CLOSEST, draw, legend_names, plot_styles
 from brain_align.deploy.compare.report.report import report
 from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
 from brain_align.deploy.compare.report.text_table import number, p_value
@@ -23,13 +22,13 @@ from brain_align.deploy.compare.results.inference import OverOptimisation, Paire
 from brain_align.deploy.compare.results.method_results import PairedTest
 from brain_align.deploy.compare.results.run_results import write_table
 from brain_align.deploy.plotting import INK, as_svg
-from tests.unit.deploy.compare.compared_cells import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
+from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
 
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     work = plan(sizes=(4,))
-    return collect(finished_comparison(tmp_path_factory.mktemp("out"), work), recipe(), work, {"a cell": "broke"})
+    return collect(finished_comparison(tmp_path_factory.mktemp("out"), work), recipe(), work, {"a run": "broke"})
 
 
 def test_a_method_is_reported_at_its_own_rate_over_all_seeds(comparison: Comparison) -> None:
@@ -144,11 +143,11 @@ def test_tables_show_what_there_is(comparison: Comparison) -> None:
     untrained = replace(comparison.methods["brain"], best_versions=[1, 0], objective="dpo")
     other = methods_table(replace(comparison, methods={"brain": untrained}))
     assert other.rows[-1][-3] == "1, 0†"
-    assert "dpo is given one pair a group" in other.note and "dpo is" not in methods.note
+    assert "dpo trains on one human preference pair per group" in other.note and "dpo trains" not in methods.note
     assert (p_value(None), p_value(1e-5), p_value(0.0123)) == ("–", "≤ 0.0002", "0.012")
     assert (number(float("nan"), 1), number(None, 1), number(0.25, 1)) == ("–", "–", "0.2")
     assert "prior" in rows
-    assert tables["Cells that could not be trained"].rows == [["a cell", "broke"]]
+    assert tables["Training runs that failed"].rows == [["a run", "broke"]]
     assert all(len(row) == len(table.columns) for table in tables.values() for row in table.rows)
 
 
@@ -197,10 +196,10 @@ def _with_methods(comparison: Comparison, *labels: str) -> Comparison:
 
 def test_methods_look_different_from_each_other_and_one_under_two_names_like_itself() -> None:
     many = [f"method {number}" for number in range(42)]
-    found = looks(many)
-    assert len(set(found.values())) == len({(look.colour, look.marker) for look in found.values()}) == 42
+    found = plot_styles(many)
+    assert len(set(found.values())) == len({(style.colour, style.marker) for style in found.values()}) == 42
     first, again = SAME_METHOD
-    both = looks(["dpo", again, first, "brain"])
+    both = plot_styles(["dpo", again, first, "brain"])
     assert both[first] == both[again]
     assert len(set(both.values())) == 3
     assert legend_names([again, "dpo", first]) == {"dpo": "dpo", first: f"{first} (= {again})"}
@@ -248,9 +247,17 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     document = page(comparison, all_tables(comparison), {})
     cautions, rest = document.split("<details>")
     assert f"edge of the grid (*): brain, {WARM.label}. A better one" in cautions
-    assert "1 cell could not be trained" in cautions
+    assert "1 training run failed" in cautions
     assert "seed" not in cautions.split('<ul class="cautions">')[1]
-    for term in ("gold", "train-RM win rate", "KL(q‖p)", "each seed", "versions, †", "+iw+n", "no-baseline"):
+    for term in (
+        "reference (gold)",
+        "win rate (training reward)",
+        "KL(q‖p)",
+        "each seed",
+        "versions, †",
+        "+iw+n",
+        "no-baseline",
+    ):
         assert f"<dt>{term}</dt>" in rest
     short = replace(comparison.methods["brain"], seeds=[0], rate_at_edge=False)
     some = replace(comparison, methods={"brain": short}, failed={})
@@ -258,7 +265,7 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     assert line.startswith("Not over all 2 seeds: brain (lacks seed 1); brain:temperature=2 (lacks seed 0, 1).")
     alone = replace(some, protocol=replace(comparison.protocol, seeds=[0]))
     (line,) = re.findall("<li>(.*)</li>", page(alone, [], {}))
-    assert line.startswith("One seed alone (0): the intervals say nothing of what another seed would change")
+    assert line.startswith("Only one seed (0): the intervals do not include the variation over seeds")
     sound = replace(
         some, methods={label: replace(one, rate_at_edge=False) for label, one in comparison.methods.items()}
     )
@@ -295,8 +302,8 @@ def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
 
 
 def test_without_a_finished_cell_the_reasons_are_given(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"No cell of .* could be trained\. the disk is full"):
-        report(ComparisonDirectory(tmp_path), recipe(), plan(), {"cell": "the disk is full"}, Console(quiet=True))
+    with pytest.raises(PipelineError, match=r"No training run of .* succeeded\. the disk is full"):
+        report(ComparisonDirectory(tmp_path), recipe(), plan(), {"run": "the disk is full"}, Console(quiet=True))
 
 
 def test_a_method_without_a_seed_is_reported_as_far_as_it_went_and_then_refused(tmp_path: Path) -> None:
@@ -310,9 +317,9 @@ def test_smaller_groups_that_could_not_be_trained_are_missed(tmp_path: Path) -> 
     work = plan(sizes=(2, 4))
     directory = finished_comparison(tmp_path, work)
     failing = [work.chosen(BRAIN, 2, 1e-3)[1], *work.grid(BRAIN, 4), *work.chosen(BRAIN, 4, 1e-3)]
-    for cell in failing:
-        directory.examination(cell.name).unlink(missing_ok=True)
-    with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; the reasons"):
+    for run in failing:
+        directory.examination(run.name).unlink(missing_ok=True)
+    with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; see the reasons"):
         report(directory, recipe(), work, {failing[0].name: "broke"}, Console(quiet=True))
     written = directory.tables.read_text()
     assert "| brain, n = 4 | failed | failed |" in written
@@ -322,9 +329,9 @@ def test_smaller_groups_that_could_not_be_trained_are_missed(tmp_path: Path) -> 
 def test_outputs_that_nobody_could_score_leave_out_the_test_alone(tmp_path: Path) -> None:
     work = plan()
     directory = finished_comparison(tmp_path, work)
-    for cell in work.chosen(WARM, 8, 1e-4):
+    for run in work.chosen(WARM, 8, 1e-4):
         table = outcomes(16)
         nothing = pa.nulls(len(table), pa.float64())
-        write_table(directory.outcomes(cell.name), table.set_column(2, "reward", nothing))
+        write_table(directory.outcomes(run.name), table.set_column(2, "reward", nothing))
     tests = collect(directory, recipe(), work, {}).tests
     assert {(test.ours, test.theirs) for test in tests} == {("prior", "brain"), ("brain", "prior")}

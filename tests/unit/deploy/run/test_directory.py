@@ -5,16 +5,8 @@ import pytest
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.directory import (
-    RunDirectory,
-    check_config,
-    claimed,
-    resolve_output,
-    run_directory,
-    save_config,
-    saved_recipe,
-)
-from brain_align.deploy.run.places import begun_world, with_absolute_places
+from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
+from brain_align.deploy.run.start import locked
 from tests.unit.factories import recipe_settings
 
 
@@ -82,9 +74,9 @@ def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, con
 
 
 def test_only_one_process_holds_a_run_directory(directory: RunDirectory) -> None:
-    with claimed(directory), pytest.raises(UserError, match="Another process is running"), claimed(directory):
+    with locked(directory), pytest.raises(UserError, match="Another process is running"), locked(directory):
         pass
-    with claimed(directory):
+    with locked(directory):
         pass
 
 
@@ -92,59 +84,6 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(UserError, match="Cannot use the run directory"),
-        claimed(RunDirectory(tmp_path / "file/run")),
+        locked(RunDirectory(tmp_path / "file/run")),
     ):
         pass
-
-
-def test_outputs_of_a_ray_job_do_not_go_into_its_throwaway_directory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert resolve_output("runs/x") == Path.cwd() / "runs/x"
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    monkeypatch.setenv("BRAIN_HOME", str(tmp_path))
-    assert resolve_output("runs/x") == tmp_path / "runs/x"
-    assert resolve_output("/abs/x") == Path("/abs/x")
-
-
-# -- found from any current directory
-
-
-def prepared(**changes: object) -> Recipe:
-    settings = recipe_settings(prepare={"kind": "hh", "cache": "worlds"}, run={"dir": "runs/{name}"}, **changes)
-    settings["data"] = settings["data"] | {"path": "raw"}
-    return Recipe.model_validate(settings)
-
-
-def test_saved_places_are_absolute_and_change_no_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = prepared(store={"uri": "elsewhere"})
-    saved = with_absolute_places(recipe)
-    assert saved.prepare is not None
-    places = (saved.run.dir, saved.store.uri, saved.prepare.cache)
-    assert places == tuple(str(tmp_path / place) for place in ("runs/test", "elsewhere", "worlds"))
-    assert recipe_digest(saved) == recipe_digest(recipe)
-    assert with_absolute_places(saved) == saved
-    for uri in ("s3://bucket/store", None):
-        assert with_absolute_places(prepared(store={"uri": uri})).store.uri == uri
-    source = with_absolute_places(prepared(store={"uri": "runs/other"}, sampler={"replicas": 0}))
-    assert source.store.uri == str(tmp_path / "runs/other")
-
-
-def test_a_run_knows_its_world_wherever_it_is_asked(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = with_absolute_places(prepared())
-    directory = run_directory(recipe)
-    assert begun_world(directory, recipe) is None  # not begun
-    save_config(directory, recipe, {"world": "hh-123"})
-    assert begun_world(directory, recipe) is None  # not there
-    (tmp_path / "worlds" / "hh-123").mkdir(parents=True)
-    (tmp_path / "away").mkdir()
-    monkeypatch.chdir(tmp_path / "away")
-    assert begun_world(directory, saved_recipe(directory)) == tmp_path / "worlds" / "hh-123"
-    assert begun_world(directory, prepared()) == tmp_path / "worlds" / "hh-123"  # a relative cache
-    asks_for_another = recipe_settings(
-        prepare={"kind": "hh", "seed": 1}, data=saved_recipe(directory).data.model_dump()
-    )
-    assert begun_world(directory, Recipe.model_validate(asks_for_another)) is None
-    assert begun_world(directory, Recipe.model_validate(recipe_settings())) is None

@@ -1,7 +1,7 @@
 import torch
 
 from brain_align.common.nn.logprobs import SequenceLogprobs
-from brain_align.learner.publishing.probe import make_probe
+from brain_align.learner.publishing.publisher import make_probe
 from tests.unit.tiny_models import VOCABULARY, llama
 
 

@@ -1,4 +1,4 @@
-"""`brain compare`: every method on the same stored groups, at the same budget."""
+"""`brain compare`: train every method on the same stored groups, with the same budget."""
 
 import asyncio
 
@@ -9,82 +9,80 @@ from brain_align.common.errors import UserError
 from brain_align.common.schemas import HUMAN
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import any_on_pairs, method_recipe, refuse_equal
-from brain_align.deploy.compare.plan.progress import unfinished
-from brain_align.deploy.compare.plan.request import Request
-from brain_align.deploy.compare.plan.request_file import save_request
-from brain_align.deploy.compare.plan.training_runs import Plan
+from brain_align.deploy.compare.plan.request import Request, save_request
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
 from brain_align.deploy.compare.report.report import report
-from brain_align.deploy.compare.train.human_pairs import check_pairs, pairs_digest
-from brain_align.deploy.compare.train.runner import Runner, Subject
+from brain_align.deploy.compare.results.run_results import unfinished
+from brain_align.deploy.compare.train.derived_stores import check_pairs, pairs_digest
+from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
-from brain_align.deploy.pipeline import Stopwatch, own_log, prepared_world, reporter
-from brain_align.deploy.run.directory import RunDirectory, claimed
+from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.proposal_model import proposal_model
-from brain_align.deploy.run.recipe_files import with_world
+from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
 from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
-"""Cells trained side by side where nobody says how many, and as many fit."""
+"""The default number of runs that are trained side by side, if the cluster has room for them."""
 
 
 def compare(
     recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int | None, console: Console
 ) -> None:
-    """Train what is not yet trained, and report.
+    """Train the runs that are not finished, and report on all.
 
     Args:
-        recipe: the base of all cells.
-        request: which cells.
+        recipe: the base of all runs' recipes.
+        request: the methods, seeds, learning rates and group sizes.
         directory: of the comparison.
-        parallel: cells trained side by side; None: two, if the cluster has room for two learners.
-        console: is shown what happens.
+        parallel: the number of runs trained side by side; None: two, if the cluster has room for two learners.
+        console: progress and results are printed to it.
 
     Raises:
-        UserError: something is wrong with the request, the recipe or the directory.
+        UserError: the request, the recipe or the directory is not valid.
         PipelineError: a service failed for good.
     """
     check_recipe(recipe, request)
     check_comparison(directory, recipe)
-    plan = Plan(request, recipe.sampling.n)
-    world = prepared_world(recipe, Stopwatch(), console)
-    resolved = with_world(recipe, world)
-    inputs = check_inputs(resolved, directory.services)
+    plan = ComparisonPlan(request, recipe.sampling.n)
+    resolved = resolve(recipe, reporter(console))
+    inputs = check_inputs(resolved.recipe, directory.services)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
     for note in inputs.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    facts = {"world": world.name if world else None, **inputs.facts()}
-    subject = Subject(recipe, world, inputs, facts, directory)
+    facts = {**resolved.facts(), **inputs.facts()}
+    setup = ComparisonSetup(resolved, inputs, facts, directory)
     failed: dict[str, str] = {}
-    with claimed(RunDirectory(directory.root)):
+    with locked(RunDirectory(directory.root)):
         save_comparison(directory, recipe, {**facts, **_pairs_facts(recipe, request)})
         save_request(directory.request, request)
         if unfinished(directory, plan):
             with own_log(directory.services):
-                failed = _train(subject, plan, parallel, console)
+                failed = _train(setup, plan, parallel, console)
         report(directory, recipe, plan, failed, console)
 
 
 def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
-    """What identifies the human pairs, where a method trains on these."""
+    """Return what identifies the human pairs, if a method trains on these."""
     if not any_on_pairs(recipe, request.methods):
         return {}
-    assert request.pairs is not None, "the method was refused without"
+    assert request.pairs is not None, "without pairs the method was refused"
     return {"pairs": pairs_digest(open_source(request.pairs).store)}
 
 
-def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) -> dict[str, str]:
-    """Train all cells; returns why some could not be, by name."""
-    recipe, directory = with_world(subject.recipe, subject.world), subject.directory
+def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: Console) -> dict[str, str]:
+    """Train all runs; return why some could not be trained, by name."""
+    recipe, directory = setup.base.recipe, setup.directory
     model = proposal_model(recipe.policy, directory.services)
-    reporter(console)(f"comparison {directory.root}: {plan.count()} cells; starting the services …")
+    reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy) as offers:
         parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
         services = shared_services(recipe, directory, model)
-        runner = Runner(subject, plan, services, parallel, reporter(console))
+        runner = Runner(setup, plan, services, parallel, reporter(console))
         try:
             asyncio.run(runner.run())
         finally:
@@ -93,25 +91,25 @@ def _train(subject: Subject, plan: Plan, asked: int | None, console: Console) ->
 
 
 def check_recipe(recipe: Recipe, request: Request) -> None:
-    """Refuse what cannot be compared, before anything is prepared.
+    """Check that a recipe and a request can be compared on, before anything is prepared.
 
     Raises:
-        UserError: it cannot.
+        UserError: they cannot.
     """
     if recipe.sampler.replicas == 0:
-        raise UserError("brain compare samples the groups that it compares on; set sampler.replicas to 1 or more.")
+        raise UserError("brain compare samples its own groups; set sampler.replicas to 1 or more.")
     if recipe.logprobs.proposal != "sampler":
         raise UserError(
-            "brain compare shares its scorers among many runs, and cannot recompute each run's proposals; set "
+            "brain compare shares its scorers among many runs and cannot recompute each run's proposals; set "
             "logprobs.proposal=sampler."
         )
     if recipe.store.uri is not None:
-        raise UserError("brain compare keeps its stores below --out; remove store.uri.")
+        raise UserError("brain compare keeps its stores in --out; remove store.uri.")
     for method in request.methods:
         trained = method_recipe(recipe, method, pairs=request.pairs)
-        make_objective(trained.objective)  # an own loss that cannot be imported is said before hours of training
+        make_objective(trained.objective)  # fails now, not after hours, if an own loss cannot be imported
         if trained.objective.reward == HUMAN:
-            assert request.pairs is not None, "the method was refused without"
+            assert request.pairs is not None, "without pairs the method was refused"
             check_pairs(open_source(request.pairs).store, recipe.algorithm)
         for n in request.group_sizes if method.label in request.swept else ():
             method_recipe(recipe, method, pairs=request.pairs, sampling={"n": n})

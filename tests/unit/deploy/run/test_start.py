@@ -4,7 +4,7 @@ import pytest
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError
-from brain_align.deploy.run.restarts import with_smaller_passes
+from brain_align.deploy.run.start import with_smaller_passes
 from tests.unit.factories import recipe_settings
 
 

@@ -1,4 +1,4 @@
-"""Finished cells of a comparison, made up: wins and rewards are what a test says they are."""
+"""Finished runs of a comparison, made up: wins and rewards are what a test says they are."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from brain_align.deploy.compare.examine.likelihoods import Examination
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.request import Request
-from brain_align.deploy.compare.plan.training_runs import Cell, Plan
+from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun
 from brain_align.deploy.compare.results.run_results import write_examination, write_table
 from tests.unit.factories import recipe_settings
 
@@ -28,9 +28,9 @@ def recipe(**changes: Any) -> Recipe:
 
 def plan(
     seeds: Sequence[int] = (0, 1), rates: Sequence[float] = (1e-4, 1e-3), sizes: Sequence[int] = (), n: int = 8
-) -> Plan:
+) -> ComparisonPlan:
     request = Request((BRAIN, WARM), tuple(seeds), tuple(rates), tuple(sizes), (BRAIN.label,) if sizes else ())
-    return Plan(request, n)
+    return ComparisonPlan(request, n)
 
 
 def outcomes(wins: int, prompts: int = PROMPTS) -> pa.Table:
@@ -66,9 +66,9 @@ def figures(win_rate: float, **changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
-def finish_cell(directory: ComparisonDirectory, cell: Cell, *, validation: float, wins: int) -> None:
-    """Write what a finished cell leaves; its second of three versions is the best."""
-    root = directory.cell(cell.name).root
+def finish_run(directory: ComparisonDirectory, run: TrainingRun, *, validation: float, wins: int) -> None:
+    """Write what a finished run leaves; its second of three versions is the best."""
+    root = directory.run(run.name).root
     root.mkdir(parents=True)
     summary = {
         "best_version": 1,
@@ -78,8 +78,8 @@ def finish_cell(directory: ComparisonDirectory, cell: Cell, *, validation: float
         "seconds": {"total": 30.0},
     }
     (root / "summary.json").write_text(json.dumps(summary))
-    write_table(directory.outcomes(cell.name), outcomes(wins))
-    write_examination(directory.examination(cell.name), EXAMINATION)
+    write_table(directory.outcomes(run.name), outcomes(wins))
+    write_examination(directory.examination(run.name), EXAMINATION)
 
 
 def finish_seed(directory: ComparisonDirectory, seed: int) -> None:
@@ -88,16 +88,16 @@ def finish_seed(directory: ComparisonDirectory, seed: int) -> None:
     write_examination(directory.prior_examination(seed), EXAMINATION)
 
 
-def finished_comparison(root: Path, work: Plan) -> ComparisonDirectory:
-    """All cells of a plan: brain is best at 1e-3 and wins 24 of 40, the other at 1e-4 and wins 16."""
+def finished_comparison(root: Path, work: ComparisonPlan) -> ComparisonDirectory:
+    """All runs of a plan: brain is best at 1e-3 and wins 24 of 40, the other at 1e-4 and wins 16."""
     directory = ComparisonDirectory(root)
     merits = {(BRAIN.label, 1e-3): (60.0, 24), (WARM.label, 1e-4): (45.0, 16)}
     rates = {BRAIN: 1e-3, WARM: 1e-4}
     for method, rate in rates.items():
         for n in work.sizes(method):
-            for cell in [*work.grid(method, n), *work.chosen(method, n, rate)[1:]]:
-                validation, wins = merits.get((method.label, cell.learning_rate), (30.0, 12))
-                finish_cell(directory, cell, validation=validation, wins=wins if cell.n == work.n else wins - 4)
+            for run in [*work.grid(method, n), *work.chosen(method, n, rate)[1:]]:
+                validation, wins = merits.get((method.label, run.learning_rate), (30.0, 12))
+                finish_run(directory, run, validation=validation, wins=wins if run.n == work.n else wins - 4)
     for seed in work.request.seeds:
         finish_seed(directory, seed)
     return directory

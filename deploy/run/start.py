@@ -1,0 +1,107 @@
+"""Parts of every start of a run or a comparison: the clock, the terminal, the log, the lock, and starting again."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.deploy.run.directory import LOCK, RunDirectory
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Seconds by stage of this start of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's duration to a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def total(self) -> dict[str, float]:
+        """Return all stages, and the time since the start."""
+        return {**self.seconds, "total": time.monotonic() - self._began}
+
+
+def reporter(console: Console) -> Callable[[str], None]:
+    """Return a function that prints one line of text as it is, however long."""
+
+    def report(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    return report
+
+
+@contextlib.contextmanager
+def own_log(directory: RunDirectory) -> Iterator[None]:
+    """Send what this process and its libraries log to the run's log file, not to the terminal."""
+    path = directory.log("brain")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def locked(directory: RunDirectory) -> Iterator[None]:
+    """Lock the run directory for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        UserError: another live process has locked it, or the directory cannot be written.
+    """
+    try:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is running on {directory.root}; wait for it, stop it, or set another run.dir."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def with_smaller_passes(run: Callable[[Recipe], T], recipe: Recipe, report: Callable[[str], None]) -> T:
+    """Run, and resume with half the token budget as often as the learner has too little memory for a pass.
+
+    A resumed run continues from the last checkpoint and repeats the recorded steps on the same groups.
+
+    Args:
+        run: one start of the services, to the end of the run.
+        recipe: to start with.
+        report: is told of every new start.
+    """
+    while True:
+        try:
+            return run(recipe)
+        except LearnerOutOfMemoryError as error:
+            report(f"{error} The services start again with learner.micro_batch_tokens={error.smaller}.")
+            learner = recipe.learner.model_copy(update={"micro_batch_tokens": error.smaller})
+            recipe = recipe.model_copy(update={"learner": learner})

@@ -1,0 +1,90 @@
+"""The metrics of one optimiser step, and how far the sampler's log-probabilities are from the learner's."""
+
+import math
+
+import torch
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.policies import ProposalVersion
+from brain_align.learner.steps.batches import GroupBatch
+from brain_align.learner.steps.gradients import BatchResult
+
+
+def step_metrics(
+    stored: GroupBatch, groups: GroupBatch, result: BatchResult, learning_rate: float, norm: float | None
+) -> dict[str, float]:
+    """Return the metrics of a step, all finite.
+
+    Args:
+        stored: the batch as it is stored.
+        groups: the batch as the objective uses it.
+        result: what was computed.
+        learning_rate: of the step.
+        norm: the gradient's norm before clipping; None where the weights were left as they are.
+    """
+    trained = result.objective.trained
+    metrics = {
+        "trained_prompts": float(trained.sum()),
+        "skipped_prompts": float((~trained).sum()),
+        "missing_outputs": float(sum(map(len, stored.completions)) - stored.valid.sum()),
+        "groups_collapsed": groups.collapsed(),
+        "tokens": float(groups.trained_tokens()),
+        "learning_rate": learning_rate,
+    }
+    reward = stored.mean_reward()  # of all outputs, so that it does not depend on which of them an objective uses
+    if reward is not None:
+        metrics["reward_mean"] = reward
+    if trained.any():
+        metrics["loss"] = float(result.objective.loss)
+    metrics |= result.objective.metrics
+    if norm is not None:
+        return metrics | {"grad_norm": norm}
+    if trained.any():
+        return {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped_step": 1.0}
+    return metrics
+
+
+def sampler_gap(
+    recipe: Recipe, groups: GroupBatch, policy_logprobs: torch.Tensor, proposal: ProposalVersion | None
+) -> dict[str, float]:
+    """Return the largest and the mean gap between the sampler's and the learner's log-probabilities, in nats per token.
+
+    Where the learner computed the proposal's again, every output is compared. Otherwise only outputs of the version
+    that the policy still equals are compared, since their log-probabilities need no further forward pass.
+
+    Args:
+        recipe: the run's.
+        groups: the batch as the objective uses it.
+        policy_logprobs: log q_θ before the step, NaN where it was not computed.  # [b, n]
+        proposal: the version that equals the policy before the step, if there is one.
+
+    Returns:
+        `sampler_gap_max` and `sampler_gap_mean`; empty where nothing can be compared.
+    """
+    if not recipe.sampling.tokens_are_the_policy_s:
+        return {}
+    if recipe.logprobs.proposal == "recomputed":
+        ours, comparable = groups.proposal_logprobs, groups.valid.clone()
+    elif proposal is None:
+        return {}
+    else:
+        ours = policy_logprobs
+        comparable = policy_logprobs.isfinite() & (groups.proposal_versions == proposal.version)[:, None]
+    comparable &= groups.lengths > 0
+    if not comparable.any():
+        return {}
+    gap = ((ours - groups.sampler_logprobs).abs() / groups.lengths)[comparable]
+    return {"sampler_gap_max": float(gap.max()), "sampler_gap_mean": float(gap.mean())}
+
+
+def gap_warning(recipe: Recipe, step: int, metrics: dict[str, float]) -> str | None:
+    """Return a warning where a step's `sampler_gap` is above `logprobs.gap_warning`."""
+    settings, mean = recipe.logprobs, metrics.get("sampler_gap_mean", 0.0)
+    if mean <= settings.gap_warning:
+        return None
+    remedy = "" if settings.proposal == "recomputed" else ", or set logprobs.proposal=recomputed"
+    return (
+        f"WARNING: step {step}: sampler and learner differ by {mean:.2g} nats per token (logprobs.gap_warning is "
+        f"{settings.gap_warning:g}). Over a whole output that is as large as rewards are; compare their precision and "
+        f"quantisation{remedy}."
+    )
