@@ -13,6 +13,8 @@ endif
 PYTHON ?=
 # Not exported to all recipes, because `setup` must not take .venv for the Python to make .venv from.
 VENV := env PATH="$(CURDIR)/.venv/bin:$$PATH"
+# Tests side by side: a run of the real pipeline takes about one and a half cores and 5 GB.
+WORKERS ?= 2
 BENCHES = $(filter-out harness,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
 
 help: ## List the targets.
@@ -29,15 +31,16 @@ demo: setup ## Align a small model from nothing, with the real engines, on the C
 test: setup ## Lint, type check and all tests.
 	@mkdir -p build; status=0; \
 	$(MAKE) lint && lint=passed || { lint=FAILED; status=1; }; \
-	$(VENV) pytest tests/unit 2>&1 | tee build/test-unit.log || status=1; \
-	$(VENV) pytest tests --ignore=tests/unit 2>&1 | tee build/test-other.log || status=1; \
+	$(VENV) pytest tests/unit -n $(WORKERS) --dist worksteal 2>&1 | tee build/test-unit.log || status=1; \
+	$(VENV) pytest tests --ignore=tests/unit -n $(WORKERS) --dist loadgroup --no-loadscope-reorder 2>&1 \
+		| tee build/test-other.log || status=1; \
 	printf '\nlint and types: %s\nunit tests:    %s\nother tests:   %s\n' "$$lint" \
 		"$$(grep -E ' in [0-9.]+s' build/test-unit.log | tail -n 1 | tr -d =)" \
 		"$$(grep -E ' in [0-9.]+s' build/test-other.log | tail -n 1 | tr -d =)"; \
 	exit $$status
 
 test-unit: setup ## The unit tests alone: seconds, without Ray, vLLM and DeepSpeed.
-	@$(VENV) pytest tests/unit
+	@$(VENV) pytest tests/unit -n $(WORKERS) --dist worksteal
 
 lint: setup ## ruff (rules and format) and mypy.
 	@status=0; \

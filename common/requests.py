@@ -1,4 +1,4 @@
-"""What a sampler is asked to do: the unit of leasing, commit and retry.
+"""Requests to samplers: the unit of sampling, commit and retry.
 
 conductor -> SampleRequest -> sampler -> GROUPS
 """
@@ -12,7 +12,7 @@ Purpose = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the run sees it: its token ids are the truth, never re-tokenised."""
+    """A prompt of a run. Its token ids decide; the text is never tokenised again."""
 
     prompt_id: str
     text: str
@@ -30,12 +30,12 @@ class SampleRequest:
     Attributes:
         lease_id: unique in the run.
         purpose: what the groups are for; only those for "train" enter the run's sample store.
-        round: of Algorithm 1 (0-based); for evaluation the version that is evaluated.
-        version: proposal version to sample from.
-        n: outputs a prompt.
+        round: of Algorithm 1, from 0; in an evaluation the version that is evaluated.
+        version: the proposal version to sample from.
+        n: outputs per prompt.
         seed: of the sampler's random generator for this request.
         group_ids: one per prompt.
-        prompts: what to sample for.
+        prompts: the prompts to sample for.
         policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
         alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
             request yields the same bytes; otherwise it shares the engine with other requests, and `seed` has no effect.
@@ -53,7 +53,7 @@ class SampleRequest:
     alone: bool = True
 
     def without(self, groups: Collection[str]) -> Self:
-        """The request without the prompts of these groups."""
+        """Return the request without the prompts of these groups."""
         kept = [place for place, group in enumerate(self.group_ids) if group not in groups]
         return replace(
             self,

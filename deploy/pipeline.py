@@ -126,5 +126,5 @@ class Run:
             services.kill()
 
     async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
-        async with RunMonitor(self._recipe, self._directory, self._work, conductor.production, services, tracker):
+        async with RunMonitor(self._recipe, self._directory, self._work, conductor.groups, services, tracker):
             await conductor.run()

@@ -1,4 +1,4 @@
-"""The learner as actors, one a rank."""
+"""The learner as actors, one per rank."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LearnerActor:
-    """One rank. `address` (of rank 0) and `start` (of all) come first; then all ranks are called alike."""
+    """One rank. `address` (of rank 0) and `start` (of all ranks) come first; then all ranks get the same calls."""
 
     def __init__(self, recipe: dict[str, Any], run_dir: str, rank: int, log_path: str) -> None:
         redirect_output(Path(log_path))
@@ -29,13 +29,13 @@ class LearnerActor:
         self._trainer: Trainer
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: this machine, and a port that is free now."""
+        """Return where the other ranks can reach rank 0: this machine, and a port that is free now."""
         with socket.socket() as free:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def start(self, master_addr: str, master_port: int) -> int:
-        """Meet the other ranks and load the model; returns the step that the run resumes from (0: none)."""
+        """Join the other ranks and load the model; returns the step that the run resumes from (0: none)."""
         os.environ |= {
             "MASTER_ADDR": master_addr,
             "MASTER_PORT": str(master_port),
@@ -43,7 +43,7 @@ class LearnerActor:
             "WORLD_SIZE": str(self._recipe.learner.ranks),
             "LOCAL_RANK": "0",  # Ray shows an actor only its own GPUs
         }
-        # Seconds, which only this process needs, and chatter, which belongs into its log.
+        # Imports that take seconds, which only this process needs, and whose output belongs in its log.
         import torch
 
         from brain_align.learner.engine import DeepSpeedEngine, join_ranks
@@ -62,13 +62,13 @@ class LearnerActor:
         return WeightServerProcess(self._run_dir / "policies", host, self._recipe.timeouts.load)
 
     def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
-        """See `Trainer.train_step`."""
+        """Train a step, see `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
 
     def save(self, step: int, kept_steps: Sequence[int]) -> None:
-        """See `Trainer.save`."""
+        """Save a checkpoint, see `Trainer.save`."""
         self._trainer.save(step, kept_steps)
 
     def publish(self, version: int, step: int) -> None:
-        """See `Trainer.publish`."""
+        """Publish a version, see `Trainer.publish`."""
         self._trainer.publish(version, step)

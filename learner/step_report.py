@@ -1,15 +1,15 @@
-"""What the learner says of a step: learner -> conductor."""
+"""The learner's report on a step: learner -> conductor."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """The account of one step.
+    """The report on one step.
 
     Attributes:
         metrics: finite numbers, for STEPS and the metrics file.
-        notes: sentences that the user should see at once.
+        notes: sentences for the user to see at once.
     """
 
     metrics: dict[str, float]

@@ -2,10 +2,10 @@
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -27,8 +27,7 @@ from brain_align.deploy.schedule.quarantine import Quarantine
 from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
-from brain_align.deploy.services.learner_group import LearnerGroup
-from brain_align.deploy.services.services import Services
+from brain_align.deploy.services.services import LearnerGroup, Services
 from brain_align.learner.step_report import StepReport
 from brain_align.sampler.reports import Heartbeat
 from tests.unit.factories import group, recipe_settings, scores
@@ -122,22 +121,24 @@ def made_up(request: SampleRequest, group_id: str, prompt: Prompt, sampler: str)
     return batch_from_rows(GROUPS, [row])
 
 
-class LocalLearner:
-    """A learner's ranks, `seconds` a step; it can be asked for what the conductor asks."""
+class LocalLearner(LearnerGroup):
+    """A learner's ranks, `seconds` per step."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
         self.busy_seconds = 0.0
 
-    async def start(self, _timeout: float) -> int:
+    async def start(self) -> int:
         return 0
 
-    async def call(self, method: str, *_args: Any, timeout: float) -> Any:
-        if method != "train_step":
-            return None
+    async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         await asyncio.sleep(self.seconds)
         self.busy_seconds += self.seconds
         return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
+
+    async def save(self, step: int, *, keep: Sequence[int]) -> None: ...
+
+    async def publish(self, version: int, step: int) -> None: ...
 
     def kill(self) -> None: ...
 
@@ -206,7 +207,7 @@ class Simulation:
                 name: Pool(f"scorer-{name}", number, make, self.directory.log, PoolSettings(start=60, backoff=0.01))
                 for name, (number, make) in scorers.items()
             },
-            cast(LearnerGroup, learner or LocalLearner()),
+            learner or LocalLearner(),
         )
         self.said = io.StringIO()
         console = Console(file=self.said, width=1000)
@@ -215,8 +216,8 @@ class Simulation:
 
     async def run(self) -> None:
         """To the end, with its status and what is asked of it."""
-        production = self.conductor.production
-        operations = RunMonitor(self.recipe, self.directory, self.work, production, self.services, self.tracker)
+        groups = self.conductor.groups
+        operations = RunMonitor(self.recipe, self.directory, self.work, groups, self.services, self.tracker)
         try:
             with self.store.training():
                 async with operations:

@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens from hidden states, without ever holding [tokens × vocabulary].
+"""Log-probabilities of given tokens from hidden states, without a tensor of shape [tokens, vocabulary].
 
-The LM head's logits are computed tile by tile, some tokens × some of the vocabulary, and only their log-sum-exp and
-the wanted ones are kept; the backward pass computes each tile again. A hidden state that predicts several tokens (a
-prompt's last one: the first token of each output) goes through the head once.
+The LM head's logits are computed in tiles of some tokens × some of the vocabulary; only their log-sum-exp and the
+targets' logits are kept, and the backward pass computes each tile again. A hidden state that predicts several tokens
+(a prompt's last one predicts the first token of each output) passes through the head once.
 """
 
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from torch import nn
 
 _TOKENS_OF_A_TILE = 256
 _SMALLEST_TILE = 1 << 16
-"""Elements; what a small model's tiles need for matrix products to be worth it (0.25 MiB)."""
+"""Elements (0.25 MiB); below it, a small model's matrix products are inefficient."""
 _SMALLEST_TILE_ON_GPU = 1 << 22
-"""Elements; below it a GPU spends its time on starting kernels (16 MiB)."""
+"""Elements (16 MiB); below it, a GPU spends its time on launching kernels."""
 
 
 class LMHead(nn.Module):
-    """A model's output layer, as the log-probabilities of tokens.
+    """A model's output layer, which returns the log-probabilities of tokens.
 
-    It holds the layer's own parameters, so that DeepSpeed ZeRO-3 gathers them when it is called.
+    It holds the layer's own parameters, so that DeepSpeed ZeRO-3 gathers them when this module is called.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -32,12 +32,12 @@ class LMHead(nn.Module):
     def forward(self, hidden: torch.Tensor, predictor_of: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Compute log softmax(W h + b)[target] of each target, in nats.
 
-        Beside its result it takes less memory than `hidden` for the values, and twice as much with the gradients
-        (of which one is the gradient of `hidden`).
+        Besides its result, the forward pass takes less memory than `hidden`, and the backward pass twice as much (half
+        of it for the gradient of `hidden`).
 
         Args:
             hidden: each hidden state once.  # [u, h]
-            predictor_of: which of them predicts a target.  # [tokens] int64
+            predictor_of: the index of the hidden state that predicts each target.  # [tokens] int64
             targets: token ids.  # [tokens] int64
 
         Returns:
@@ -106,7 +106,7 @@ def _precision(hidden: torch.Tensor) -> torch.dtype:
 
 
 def _rounded(gradient: torch.Tensor | None, parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """A gradient in its parameter's precision, rounded once when all tiles are summed."""
+    """Convert a gradient to its parameter's precision, rounded once after all tiles are summed."""
     return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
@@ -118,7 +118,7 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 def _height(hidden: torch.Tensor) -> int:
-    """Hidden states of a tile: a quarter of them at most."""
+    """Return the hidden states per tile: at most a quarter of them."""
     return max(1, min(_TOKENS_OF_A_TILE, (len(hidden) + 3) // 4))
 
 
@@ -129,7 +129,7 @@ def _row_tiles(hidden: torch.Tensor) -> Iterator[slice]:
 
 
 def _column_tiles(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
-    """Parts of the vocabulary, so that a tile's logits take an eighth of what the hidden states take."""
+    """Yield parts of the vocabulary such that a tile's logits take an eighth of the memory of the hidden states."""
     smallest = _SMALLEST_TILE_ON_GPU if hidden.is_cuda else _SMALLEST_TILE
     width = max(hidden.numel() // 8, smallest) // _height(hidden)
     for start in range(0, len(weight), width):
@@ -137,17 +137,17 @@ def _column_tiles(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, columns: slice) -> torch.Tensor:
-    """One tile, computed in the model's precision as the model itself does, then in float32."""
+    """Compute one tile in the model's precision, as the model itself does, and convert it to float32."""
     part = None if bias is None else bias[columns]
     return nn.functional.linear(hidden, weight[columns], part).to(_precision(hidden))
 
 
 def _targets_of(rows: slice, predictor_of: torch.Tensor) -> torch.Tensor:
-    """Which targets a tile's hidden states predict.  # [targets of the tile] int64."""
+    """Return the targets that a tile's hidden states predict.  # [targets of the tile] int64."""
     return ((predictor_of >= rows.start) & (predictor_of < rows.stop)).nonzero().flatten()
 
 
 def _columns_of(target: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether each target lies in the tile, and its column there (any, where it does not)."""
+    """Return whether each target lies in the tile, and its column there (any where it does not)."""
     inside = (target >= columns.start) & (target < columns.stop)
     return inside, torch.where(inside, target - columns.start, 0)

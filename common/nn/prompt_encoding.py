@@ -1,6 +1,6 @@
-"""From texts to the token ids that the policy reads.
+"""Encoding of texts to the policy's token ids.
 
-A prompt is encoded as it is, or as a conversation in a chat template; a completion that comes as a text as if sampled.
+A prompt is encoded as it is, or as a conversation in a chat template; a completion given as text as if it was sampled.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ OF_THE_MODEL = "model"
 
 
 def prompt_encoding(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Encode:
-    """How prompts are encoded.
+    """Return the encoding of prompts.
 
     Args:
         tokenizer: the policy's.
         chat_template: `data.chat_template` of the recipe: none, model, or the file of a template.
 
     Raises:
-        UserError: there is no such template.
+        UserError: the template does not exist.
     """
     if chat_template == AS_THEY_ARE:
         return PlainTexts(tokenizer)
@@ -40,7 +40,7 @@ def prompt_encoding(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> E
 
 
 def completion_encoding(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """How completions are encoded that come as texts: without what stands before texts (BOS), with the end of text."""
+    """Return the encoding of completions given as texts: without BOS, with the end-of-text token."""
 
     def encode(text: str) -> list[int]:
         [ids] = _plain(tokenizer, [text])
@@ -50,10 +50,10 @@ def completion_encoding(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], l
 
 
 class PlainTexts:
-    """Texts as they stand, after the tokens that the tokenizer puts before every text (BOS), and nothing behind them.
+    """Texts as they are, after the tokens that the tokenizer puts before every text (BOS), with nothing appended.
 
-    A text that already begins with those tokens (`<s>`, say) does not get them twice. What a tokenizer puts behind a
-    text, such as EOS, would end the prompt before its output begins.
+    A text that already begins with those tokens (`<s>`, say) does not get them twice. Tokens that a tokenizer appends
+    to a text, such as EOS, would end the prompt before its output begins.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -61,28 +61,31 @@ class PlainTexts:
         self._before = _put_before_texts(tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text."""
+        """Return the token ids of each text."""
         rows = _plain(self._tokenizer, texts)
         count = len(self._before)
         return [row if row[:count] == self._before else self._before + row for row in rows]
 
 
 class Conversations:
-    """Conversations in a chat template, up to where the assistant's turn begins.
+    """Conversations in a chat template, up to the beginning of the assistant's turn.
 
-    The template writes all special tokens itself: the tokenizer adds none to them.
+    The template writes all special tokens itself; the tokenizer adds none.
+
+    Args:
+        tokenizer: the policy's.
+        template: its text; None for the tokenizer's own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
-        """Take a template; None: the tokenizer's own."""
         self._tokenizer = tokenizer
         self._template = template
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text (see `brain_align.common.data.conversations`).
+        """Return the token ids of each text (see `brain_align.common.data.conversations`).
 
         Raises:
-            RefusedPromptError: the template refuses one.
+            RefusedPromptError: the template rejects one.
         """
         return _plain(self._tokenizer, [self._rendered(index, text) for index, text in enumerate(texts)])
 
@@ -92,7 +95,7 @@ class Conversations:
                 turns_of(text), tokenize=False, add_generation_prompt=True, chat_template=self._template
             )
         except TemplateError as error:
-            raise RefusedPromptError(index, f"the chat template says: {first_line(error)}") from None
+            raise RefusedPromptError(index, f"the chat template rejects it: {first_line(error)}") from None
 
 
 def _read_template(file: str) -> str:
@@ -100,8 +103,8 @@ def _read_template(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.chat_template={file} cannot be read as the file of a template ({error}); give its path, or model or "
-            f"none."
+            f"data.chat_template={file} cannot be read as a template file ({error}); give a file's path, or set model "
+            f"or none."
         ) from None
 
 
@@ -111,7 +114,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 
 def _put_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a tokenizer puts before every text."""
+    """Return the tokens that a tokenizer puts before every text."""
     [bare] = _plain(tokenizer, ["a"])
     whole = list(tokenizer("a")["input_ids"])
     places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]

@@ -1,8 +1,8 @@
-"""The way of a version's files from the learner's machine to a sampler's, without a file system between them.
+"""The protocol that sends a version's files from the learner's machine to a sampler's, without a shared file system.
 
-A sampler that wants a version connects to the server that `version.json` names, says which one it means, and is told
-the files' names and sizes, or why it gets none. The bytes then go through a process group that is made for them alone:
-gloo, or NCCL between two GPUs. The connection stays open beside it until the receiver has everything.
+A sampler connects to the server that `version.json` names and asks for a version. The server answers with the files'
+names and sizes, or with a refusal. The bytes then go through a process group of their own: gloo, or NCCL between two
+GPUs. The connection stays open beside it until the receiver has everything.
 """
 
 import json
@@ -23,13 +23,13 @@ from torch import distributed
 from brain_align.common.errors import first_line
 
 CHUNK = 64 * 2**20
-"""Bytes that are sent in one go."""
+"""Bytes per message."""
 
 _STALLED = 60.0
-"""Seconds a chunk may take, whatever time is left: one that takes longer is not coming."""
+"""Seconds that a chunk may take, however much time is left."""
 
 _ROUNDING = 0.01
-"""Seconds that a wait may outlast the deadline, which then is over for certain."""
+"""Seconds by which a wait outlasts the deadline, so that the deadline has certainly passed when it ends."""
 
 _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
 SENDER, RECEIVER = 0, 1
@@ -39,20 +39,20 @@ Transport = Literal["gloo", "nccl"]
 
 
 class RefusedError(Exception):
-    """The server has not what was asked for; the message says why."""
+    """The server does not have the requested version; the message gives the reason."""
 
 
 class LinkError(Exception):
-    """A link broke; the message has torch's reason, without the line of its sources, and its advice."""
+    """A link broke; the message has torch's reason, without torch's source lines and advice."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a sampler asks for.
+    """A sampler's request for a version.
 
     Attributes:
-        version: of the run's registry.
-        digest: of the version's files; whoever knows it may have them.
+        version: its number in the run's registry.
+        digest: of the version's files; only clients that know it receive them.
         gpu: the identity of the receiver's GPU; None without one.
     """
 
@@ -63,12 +63,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Offer:
-    """What it is about to be sent, and how.
+    """The server's answer: the files that it is about to send.
 
     Attributes:
-        files: names and sizes in bytes, in the order in which they come.
+        files: names and sizes in bytes, in the order of sending.
         transport: of the process group.
-        port: of the store at which the two meet.
+        port: of the store at which the two processes meet.
     """
 
     files: list[tuple[str, int]]
@@ -77,17 +77,17 @@ class Offer:
 
 
 class Deadline:
-    """A moment after which nothing is waited for."""
+    """A moment at which all waits end."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
     def left(self, at_most: float = float("inf")) -> float:
-        """Seconds until then.
+        """Return the seconds that are left.
 
         Raises:
-            TimeoutError: it is over.
+            TimeoutError: none are left.
         """
         left = self._end - time.monotonic()
         if left <= 0:
@@ -102,10 +102,10 @@ def write_line(connection: socket.socket, message: Question | Offer | str) -> No
 
 
 def read_question(lines: BinaryIO) -> Question:
-    """What the other side asks for.
+    """Read a sampler's request.
 
     Raises:
-        ValueError: it is no question.
+        ValueError: the message is not a question.
     """
     facts = _read_line(lines)
     try:
@@ -115,11 +115,11 @@ def read_question(lines: BinaryIO) -> Question:
 
 
 def read_offer(lines: BinaryIO) -> Offer:
-    """What the server offers.
+    """Read the server's answer.
 
     Raises:
-        RefusedError: nothing.
-        ValueError: it is no offer.
+        RefusedError: it refuses.
+        ValueError: the message is not an offer.
     """
     facts = _read_line(lines)
     if "refused" in facts:
@@ -142,16 +142,16 @@ def _read_line(lines: BinaryIO) -> dict[str, Any]:
 
 
 def connect(address: str, deadline: Deadline, at_most: float) -> socket.socket:
-    """A connection to the server at "host:port", on which every wait ends with the deadline.
+    """Connect to the server at "host:port"; every wait on the connection ends with the deadline.
 
     Args:
         address: of the server.
         deadline: of the whole transfer.
-        at_most: seconds in which it must answer.
+        at_most: seconds in which it must accept.
 
     Raises:
-        OSError: nobody is there.
-        TimeoutError: nobody answers.
+        OSError: there is no server.
+        TimeoutError: the server does not accept.
     """
     host, _, port = address.rpartition(":")
     limit = deadline.left(at_most)
@@ -164,15 +164,15 @@ def connect(address: str, deadline: Deadline, at_most: float) -> socket.socket:
 
 
 def gpu_identity(device: torch.device) -> str | None:
-    """What tells a GPU from all others; None for a CPU."""
+    """Return the unique id of a GPU; None for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 class Link:
     """A process group of two, made for one transfer.
 
-    Every wait ends with the deadline (TimeoutError), or sooner where a chunk takes too long. That, a lost peer and
-    whatever else breaks raise LinkError, and concern nothing but this link.
+    Every wait ends with the deadline (TimeoutError). A chunk that takes too long, a lost peer and other failures raise
+    LinkError, and affect only this link.
     """
 
     def __init__(
@@ -187,11 +187,11 @@ class Link:
         """Meet the other side.
 
         Args:
-            store: where the two meet.
+            store: the store that both sides use.
             transport: as offered.
             rank: SENDER or RECEIVER.
             address: this machine's, as the other side sees it.
-            device: with NCCL, the GPU through which the bytes go.
+            device: with NCCL, the GPU that the bytes pass through.
             deadline: of the whole transfer.
         """
         self._deadline = deadline
@@ -211,7 +211,7 @@ class Link:
             self._wait(self._group.send([chunk], RECEIVER, 0))
 
     def receive(self, chunk: torch.Tensor) -> None:
-        """Fill `chunk` (uint8, in host memory, at most CHUNK) with what the other side sends as one."""
+        """Fill `chunk` (uint8, in host memory, at most CHUNK) with one message of the other side."""
         target = chunk if self._staging is None else self._staging[: len(chunk)]
         with _link_errors(self._deadline):
             self._wait(self._group.recv([target], SENDER, 0))
@@ -219,7 +219,7 @@ class Link:
                 chunk.copy_(target)
 
     def close(self) -> None:
-        """End it, whatever is under way."""
+        """Abort the link and anything under way on it."""
         self._group.abort()
 
     def _wait(self, work: Any) -> None:
@@ -227,7 +227,7 @@ class Link:
 
 
 def meeting_place(address: str, deadline: Deadline) -> distributed.TCPStore:
-    """The store at which a sender and its receiver meet, on any free port of this address."""
+    """Make the store at which a sender and its receiver meet, on any free port of this address."""
     limit = timedelta(seconds=deadline.left())
     listener = socket.create_server((address, 0))  # torch's own would listen on all of the machine's addresses
     port = listener.getsockname()[1]
@@ -239,12 +239,12 @@ def meeting_place(address: str, deadline: Deadline) -> distributed.TCPStore:
             is_master=True,
             timeout=limit,
             wait_for_workers=False,
-            master_listen_fd=listener.detach(),  # it is the store's from here on
+            master_listen_fd=listener.detach(),  # the store owns it from here on
         )
 
 
 def meet(address: str, port: int, deadline: Deadline) -> distributed.TCPStore:
-    """The sender's store, seen from the receiver."""
+    """Connect the receiver to the sender's store."""
     limit = timedelta(seconds=deadline.left(_STALLED))
     with _link_errors(deadline):
         return distributed.TCPStore(address, port, 2, is_master=False, timeout=limit)
@@ -252,7 +252,7 @@ def meet(address: str, port: int, deadline: Deadline) -> distributed.TCPStore:
 
 @contextmanager
 def _link_errors(deadline: Deadline) -> Iterator[None]:
-    """Within it, torch's errors are LinkErrors, or TimeoutErrors where the time is over."""
+    """Turn torch's errors in the block into LinkErrors, or TimeoutErrors after the deadline."""
     try:
         yield
     except RuntimeError as error:  # torch has nothing narrower
@@ -280,9 +280,9 @@ _ENVIRONMENT = threading.Lock()
 
 @contextmanager
 def _errors_stay_with_the_caller() -> Iterator[None]:
-    """Within it, NCCL groups are made whose lost peers do not end this process, as torch's watchdog would have it."""
+    """Make NCCL groups in the block whose lost peers raise errors, where torch's watchdog would end the process."""
     wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
-    with _ENVIRONMENT:  # of all threads, and read when a group is made
+    with _ENVIRONMENT:  # shared by all threads, and read when a group is made
         former = {name: os.environ.get(name) for name in wanted}
         os.environ |= wanted
         try:

@@ -1,20 +1,19 @@
-"""One actor of a run: calls with a time limit, and errors that name who failed."""
+"""One actor: calls with a time limit, and errors that name the actor and its log."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
-from brain_align.deploy.actors.time_budget import TimeBudget
 
 
 class LostError(Exception):
-    """A handle's actor is gone, and with it what it was asked for; the message says why."""
+    """A handle's actor is gone, and with it the calls that it was working on; the message says why."""
 
 
 class CallFailedError(Exception):
-    """What a handle's actor was asked for raised `cause`; the actor lives."""
+    """A call of a handle's actor raised `cause`; the actor lives."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -22,19 +21,19 @@ class CallFailedError(Exception):
 
 
 class Handle(Protocol):
-    """A running actor, wherever it runs. Its calls raise `LostError` and `CallFailedError`, and nothing else."""
+    """A running actor, wherever it runs. Its calls raise nothing but `LostError` and `CallFailedError`."""
 
     async def placed(self) -> None:
-        """Wait until it has found a place in the cluster."""
+        """Wait until the cluster has found room for it."""
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method and wait for its answer."""
 
     def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
-        """Call a generator, and have its items as they come; closed early, the generator is ended in the actor too."""
+        """Call a generator and yield its items as they come; closing it early ends the generator in the actor, too."""
 
     def kill(self) -> None:
-        """End it at once; what it was asked for raises."""
+        """End it at once; calls in progress raise."""
 
 
 Spawn = Callable[[str, str], Handle]
@@ -42,10 +41,10 @@ Spawn = Callable[[str, str], Handle]
 
 
 class ActorLostError(PipelineError):
-    """An actor died, or gave no answer in time; what it was asked for may be asked of another.
+    """An actor died, or gave no answer in time; another may be called instead.
 
     Attributes:
-        sent_away: it was ended on purpose, or for a fault of its own: what it was asked for is not to blame.
+        sent_away: it was ended on purpose, or by a fault of its own; the call is not to blame.
     """
 
     def __init__(self, message: str, *, sent_away: bool = False) -> None:
@@ -54,7 +53,7 @@ class ActorLostError(PipelineError):
 
 
 class Actor:
-    """One actor: its calls have a time limit, and its errors say who it is and where its log lies."""
+    """One actor, whose calls have a time limit, and whose errors name it and its log file."""
 
     def __init__(self, name: str, log_path: str, spawn: Spawn) -> None:
         self.name = name
@@ -65,7 +64,7 @@ class Actor:
 
     @property
     def alive(self) -> bool:
-        """Whether it was created, and has not been lost since."""
+        """Whether it was created and has not been lost since."""
         return self._handle is not None
 
     def create(self) -> None:
@@ -91,10 +90,10 @@ class Actor:
             raise self._lost("its start", str(error)) from error
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """Call the actor.
+        """Call a method and return its answer.
 
         Raises:
-            ActorLostError: it died or gave no answer in time; it is ended then.
+            ActorLostError: the actor died, or gave no answer in time and was ended.
             PipelineError: the method raised.
             UserError: the method raised one.
         """
@@ -104,20 +103,21 @@ class Actor:
                 return await handle.call(method, *args)
 
     async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
-        """Call a generator; its items must all come within the limit, in which what the caller does is not counted.
+        """Call a generator and yield its items, which must all come within the limit.
+
+        The time that the caller spends between them does not count.
 
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        with closing(TimeBudget(timeout)) as allowance:
-            async with aclosing(self._running().stream(method, *args)) as items:
-                while True:
-                    try:
-                        with self._saying_who_failed(method, timeout), allowance:
-                            item = await anext(items)
-                    except StopAsyncIteration:
-                        return
+        loop = asyncio.get_running_loop()
+        with self._saying_who_failed(method, timeout):
+            async with aclosing(self._running().stream(method, *args)) as items, asyncio.timeout(timeout) as limit:
+                async for item in items:
+                    left = (limit.when() or 0.0) - loop.time()
+                    limit.reschedule(None)
                     yield item
+                    limit.reschedule(loop.time() + left)
 
     def kill(self) -> None:
         """End the actor at once."""
@@ -126,7 +126,7 @@ class Actor:
             self._handle = None
 
     def send_away(self) -> None:
-        """End the actor on purpose: what it was asked for and has not done is not to blame."""
+        """End the actor on purpose: calls that it has not finished are not to blame."""
         self._sent_away = True
         self.kill()
 
@@ -137,7 +137,7 @@ class Actor:
 
     @contextmanager
     def _saying_who_failed(self, method: str, timeout: float) -> Iterator[None]:
-        """Within it, what goes wrong with a call is an error that names the actor."""
+        """Turn failures of a call into errors that name the actor."""
         try:
             yield
         except CallFailedError as error:

@@ -1,4 +1,4 @@
-"""Who may call which replica next: the free slots of a pool's replicas, and those who wait for one."""
+"""The free slots of a pool's replicas, and the callers that wait for one."""
 
 import asyncio
 from collections import deque
@@ -9,13 +9,13 @@ Grant = asyncio.Future[Replica]
 
 
 class FreeSlots:
-    """Hands replicas to those who wait, first come first served, the least busy replica first.
+    """Hands replicas to waiting callers: first come, first served; the least busy replica first.
 
-    Whoever wants a replica alone gets one that works on nothing else; if there is none, the least busy one is kept free
-    of further calls until it is idle. Every operation takes a time that does not grow with the number of replicas.
+    A caller that wants a replica alone gets an idle one. If none is idle, the least busy one is reserved: it gets no
+    further calls until it is idle. The cost of each operation does not grow with the number of replicas.
 
     Args:
-        slots: calls that a replica takes at once.
+        slots: how many calls a replica takes at once.
     """
 
     def __init__(self, slots: int) -> None:
@@ -27,22 +27,22 @@ class FreeSlots:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a slot."""
+        """The number of callers that wait for a slot."""
         return len(self._waiting) + len(self._waiting_alone) + len(self._reserved)
 
     def calls(self, *, alone: bool) -> int:
-        """How many slots a grant takes."""
+        """Return how many slots a grant takes."""
         return self._slots if alone else 1
 
     def ask(self, *, alone: bool) -> Grant:
-        """Wait for a replica; the result comes with its slots taken."""
+        """Ask for a replica; when the future is done, its slots are taken."""
         grant: Grant = asyncio.get_running_loop().create_future()
         (self._waiting_alone if alone else self._waiting).append(grant)
         self.hand_out()
         return grant
 
     def offer(self, replica: Replica) -> None:
-        """A replica has become ready, or has a slot more than before."""
+        """Offer a replica that has become ready, or that has one more free slot."""
         grant = self._reserved.get(replica)
         if grant is None or grant.done():
             self._reserved.pop(replica, None)
@@ -54,7 +54,7 @@ class FreeSlots:
         self.hand_out()
 
     def withdraw(self, replica: Replica) -> None:
-        """A replica takes no further calls; whoever it was kept for waits for another."""
+        """Give a replica no further calls; the caller that it was reserved for waits for another."""
         self._remove(replica)
         grant = self._reserved.pop(replica, None)
         if grant is not None and not grant.done():
@@ -62,13 +62,13 @@ class FreeSlots:
             self.hand_out()
 
     def refuse_all(self, error: Exception) -> None:
-        """Nobody will be served any more."""
+        """Fail all waiting callers."""
         for grant in (*self._waiting, *self._waiting_alone, *self._reserved.values()):
             if not grant.done():
                 grant.set_exception(error)
 
     def hand_out(self) -> None:
-        """Serve whoever can be served."""
+        """Serve all callers that can be served."""
         while (grant := _first(self._waiting_alone)) is not None and (replica := self._least_busy()) is not None:
             self._waiting_alone.popleft()
             self._remove(replica)
@@ -100,7 +100,7 @@ class FreeSlots:
 
 
 def _first(waiting: deque[Grant]) -> Grant | None:
-    """Who waits longest; whoever has given up is dropped."""
+    """Return the caller that waits longest, after dropping those that have given up."""
     while waiting and waiting[0].done():
         waiting.popleft()
     return waiting[0] if waiting else None

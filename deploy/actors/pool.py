@@ -1,4 +1,4 @@
-"""An elastic pool of actors that do the same: started, watched, restarted, added and removed while others call them."""
+"""An elastic pool of equal actors, which are started, watched, restarted, added and removed while others call them."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,10 @@ from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
 
 MAX_ATTEMPTS = 3
-"""How often one call is tried, each time on a live replica, before it fails; and how often in a row a start is."""
+"""How often a call is tried, each time on a live replica, and how often in a row a start is, before it fails."""
 
 MAX_LOSSES = 15
-"""How often in a row every replica may be lost without an answer between, before the run ends: no prompt does that."""
+"""The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then."""
 
 _LONGEST_BACKOFF = 60.0  # seconds
 
@@ -28,14 +28,14 @@ class _NoRoomError(PipelineError):
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How a pool treats its replicas; times in seconds.
+    """The settings of a pool; times in seconds.
 
     Attributes:
-        start: how long a replica's start may take, once it has a place in the cluster.
-        slots: calls that a replica takes at once.
+        start: how long a replica's start may take, once the cluster has room for it.
+        slots: how many calls a replica takes at once.
         stall_timeout: how long a replica may give no answer, or make no progress, before it counts as hung; None: it is
             not asked, since it cannot answer while it works.
-        backoff: the wait before a lost replica's first restart; doubled with each further one in a row.
+        backoff: the wait before a lost replica's first restart; it doubles with each further one in a row.
     """
 
     start: float
@@ -45,13 +45,12 @@ class PoolSettings:
 
 
 class Pool:
-    """Replicas of one service. It knows nothing of runs, so that several may call it.
+    """The replicas of one service. A pool knows nothing of runs, so that several runs may call it.
 
-    A lost replica is restarted with back-off; what it was asked for raises `ActorLostError`, and is the caller's to
-    repeat.
+    A lost replica is restarted with back-off. Its calls raise `ActorLostError`; the caller repeats them.
 
     Attributes:
-        identity: what the last replica that came up answered to `ready`.
+        identity: the answer to `ready` of the replica that came up last.
     """
 
     def __init__(
@@ -75,11 +74,11 @@ class Pool:
     # -- size --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start all replicas, side by side, and wait for the first; the others join when they are ready.
+        """Start all replicas side by side and wait for the first one; the others join when they are ready.
 
         Raises:
-            PipelineError: none came up, or found room.
-            UserError: one raised it.
+            PipelineError: none came up, or the cluster has no room for any.
+            UserError: a replica raised it.
         """
         if not self._initial:
             return
@@ -91,25 +90,25 @@ class Pool:
 
     @property
     def elastic(self) -> bool:
-        """Whether there are any replicas at all, whose number could be changed."""
+        """Whether there are any replicas, so that their number can be changed."""
         return self._initial > 0
 
     @property
     def target(self) -> int:
-        """How many replicas there are, or will be soon."""
+        """The number of replicas that there are, or will be soon."""
         return len(self._staying())
 
     @property
     def ready(self) -> int:
-        """How many replicas can be called."""
+        """The number of replicas that can be called."""
         return self.count(State.READY)
 
     def count(self, state: State) -> int:
-        """How many replicas are in a state."""
+        """Return the number of replicas in a state."""
         return sum(replica.state is state for replica in self.replicas.values())
 
     def scale(self, count: int) -> None:
-        """Add or remove replicas; those not yet ready leave first, then the least busy, which finish their calls."""
+        """Add or remove replicas; those that are not ready leave first, then the least busy, after their calls."""
         self._wanted = count
         staying = self._staying()
         for _ in range(count - len(staying)):
@@ -125,7 +124,7 @@ class Pool:
         """Wait for a ready replica with a free slot.
 
         Args:
-            alone: one that does nothing else meanwhile.
+            alone: wait for one that works on nothing else meanwhile.
 
         Raises:
             PipelineError, UserError: the pool has failed for good.
@@ -143,7 +142,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
-        """As `acquire`; released with the block."""
+        """Acquire a slot, and release it when the block ends."""
         slot = await self.acquire()
         try:
             yield slot
@@ -151,10 +150,10 @@ class Pool:
             slot.release()
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """Call any replica; repeated on another if that one is lost.
+        """Call any replica, and repeat the call on another one if that is lost.
 
         Raises:
-            PipelineError: the method raised, or the call lost its replica `MAX_ATTEMPTS` times.
+            PipelineError: the method raised one, or the call lost its replica `MAX_ATTEMPTS` times.
             UserError: the method raised one.
         """
         lost: ActorLostError | None = None
@@ -167,10 +166,10 @@ class Pool:
         raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
 
     def raise_failure(self) -> None:
-        """Do nothing, unless the pool has failed for good.
+        """Raise what has made the pool fail for good, if anything has.
 
         Raises:
-            PipelineError, UserError: it has.
+            PipelineError, UserError: the failure.
         """
         if self._failure is not None:
             raise self._failure
@@ -208,7 +207,7 @@ class Pool:
             self._free.offer(replica)
 
     async def _live(self, replica: Replica) -> None:
-        """A replica's whole life."""
+        """Start a replica, watch it and restart it, until it leaves or the pool fails."""
         try:
             while replica.state is not State.LEAVING:
                 if await self._bring_up(replica):
@@ -225,7 +224,7 @@ class Pool:
             await self._watch(replica, replica.idle)
         except (PipelineError, UserError) as error:
             self._fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would hear of it, and callers wait
+        except Exception as error:  # noqa: BLE001 - nobody else would hear of it, and callers wait
             self._fail(PipelineError(f"{replica.name} could not be looked after: {type(error).__name__}: {error}"))
         finally:
             replica.actor.send_away()
@@ -233,7 +232,7 @@ class Pool:
                 del self.replicas[replica.name], self._lives[replica.name]
 
     async def _bring_up(self, replica: Replica) -> bool:
-        """Start a replica; returns whether it came up."""
+        """Start a replica; returns whether it has come up."""
         await replica.idle.wait()  # its calls have noticed that its last actor is gone
         replica.changed.clear()
         replica.state = State.WAITING
@@ -254,7 +253,7 @@ class Pool:
         return True
 
     async def _find_room(self, replica: Replica) -> None:
-        """Wait until a replica has its place in the cluster: for as long as it takes, if others work or start."""
+        """Wait until the cluster has room for a replica: without a limit while others work or start."""
         placed = asyncio.ensure_future(replica.actor.placed())
         try:
             while not (await asyncio.wait([placed], timeout=self._settings.start))[0]:
@@ -274,7 +273,7 @@ class Pool:
         replica.failures_in_a_row += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING
-        if replica.starts_failed >= MAX_ATTEMPTS:  # more: it was tried again after it had been given up
+        if replica.starts_failed >= MAX_ATTEMPTS:  # more often where it was tried again after it had been given up
             replica.state = State.GONE
             if not self._staying():
                 raise PipelineError(
@@ -282,7 +281,7 @@ class Pool:
                 )
 
     async def _watch(self, replica: Replica, end: asyncio.Event) -> None:
-        """Wait until something has happened to a replica; ask it now and then whether it makes progress."""
+        """Wait for an event of a replica, and ask now and then whether the replica makes progress."""
         stall_timeout = self._settings.stall_timeout
         while not end.is_set():
             with contextlib.suppress(TimeoutError):
@@ -307,11 +306,11 @@ class Pool:
             )
 
     def _check_not_all_fail(self, replica: Replica) -> None:
-        """Those that have never had room have shown nothing yet."""
+        """End the pool if each replica keeps failing; those that never had room do not count."""
         tried = [one for one in self._staying() if one.failures_in_a_row or one.state is not State.WAITING]
         if all(one.failures_in_a_row >= MAX_LOSSES for one in tried):
             raise PipelineError(
-                f"Every {self.name} was lost {MAX_LOSSES} times in a row without an answer between; the last: "
+                f"Every {self.name} was lost {MAX_LOSSES} times in a row without an answer between them; the last: "
                 f"{replica.trouble}"
             )
 

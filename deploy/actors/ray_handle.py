@@ -1,4 +1,4 @@
-"""Actors of Ray, as `brain_align.deploy.actors.actor` knows actors."""
+"""Ray actors behind `Handle`."""
 
 import asyncio
 import contextlib
@@ -8,34 +8,35 @@ from typing import Any, Self
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from typing_extensions import override
 
-from brain_align.deploy.actors.actor import CallFailedError, LostError
+from brain_align.deploy.actors.actor import CallFailedError, Handle, LostError
 
 
-class RayHandle:
-    """One actor in the Ray cluster; see `brain_align.deploy.actors.actor.Handle`."""
+class RayHandle(Handle):
+    """One actor in the Ray cluster."""
 
     def __init__(self, handle: ActorHandle) -> None:
         self._handle = handle
 
     @classmethod
     def spawn(cls, service: type, options: dict[str, object], *args: Any) -> Self:
-        """Create an actor, with Ray's options.
+        """Create an actor with Ray's options.
 
         Raises:
-            LostError: the cluster refused.
+            LostError: the cluster refused it.
         """
         try:
             return cls(ray.remote(service).options(**options).remote(*args))
         except RayError as error:
             raise LostError(f"{type(error).__name__}: {error}") from error
 
+    @override
     async def placed(self) -> None:
-        """See `Handle`."""
         await self.call("__ray_ready__")
 
+    @override
     async def call(self, method: str, *args: Any) -> Any:
-        """See `Handle`."""
         try:
             return await getattr(self._handle, method).remote(*args)
         except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
@@ -43,8 +44,8 @@ class RayHandle:
         except RayError as error:
             raise LostError(type(error).__name__) from error
 
+    @override
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
-        """See `Handle`."""
         try:
             items = getattr(self._handle, method).options(num_returns="streaming").remote(*args)
             try:
@@ -59,7 +60,7 @@ class RayHandle:
         except RayError as error:
             raise LostError(type(error).__name__) from error
 
+    @override
     def kill(self) -> None:
-        """See `Handle`."""
         with contextlib.suppress(RayError):
             ray.kill(self._handle)

@@ -1,4 +1,4 @@
-"""One replica of a pool: its actor, how many calls it has, and where in its life it is."""
+"""One replica of a pool: its actor, its calls and its state."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from brain_align.deploy.actors.actor import Actor, ActorLostError
 
 
 class State(StrEnum):
-    """Where in its life a replica is."""
+    """The state of a replica."""
 
     WAITING = "waiting for room in the cluster"
     STARTING = "starting"
@@ -23,14 +23,14 @@ class State(StrEnum):
 
 
 class Replica:
-    """An actor of a pool, the same replica after every restart.
+    """An actor of a pool; it stays the same replica after every restart.
 
     Attributes:
         state: see `State`.
-        calls: that it is working on.
+        calls: the number of calls that it is working on.
         losses: how often its actor was lost.
         starts_failed: how often in a row it did not come up.
-        failures_in_a_row: how often in a row it was lost or did not come up, without an answer between.
+        failures_in_a_row: how often in a row it was lost or did not come up, without an answer between them.
         trouble: why its actor was last lost, or None.
         changed: it was lost, or is to leave.
         idle: it works on nothing.
@@ -51,18 +51,18 @@ class Replica:
 
     @property
     def name(self) -> str:
-        """Of the actor."""
+        """The actor's name."""
         return self.actor.name
 
     def take(self, calls: int) -> None:
-        """It gets so many more calls."""
+        """Count calls that it is given."""
         if self.calls == 0:
             self._busy_since = time.monotonic()
             self.idle.clear()
         self.calls += calls
 
     def give_back(self, calls: int) -> float:
-        """So many of its calls are over; returns for how many seconds it was busy, once all are."""
+        """Count calls that are over; returns how many seconds it was busy, once all are over, else 0."""
         self.calls -= calls
         if self.calls:
             return 0.0
@@ -70,7 +70,7 @@ class Replica:
         return time.monotonic() - self._busy_since
 
     def lost(self, error: ActorLostError) -> ActorLostError:
-        """Its actor is gone; told by everyone who notices, of whom the first knows why: returns what that one said."""
+        """Note that its actor is gone; all callers notice, and the first knows why: returns the first error."""
         if self.state is State.READY:
             self.state = State.RESTARTING
             self.losses += 1
@@ -91,7 +91,7 @@ class Slot:
         self._release = release
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        """See `Actor.call`."""
+        """Call the replica's actor, see `Actor.call`."""
         try:
             answer = await self.replica.actor.call(method, *args, timeout=timeout)
         except ActorLostError as error:
@@ -100,7 +100,7 @@ class Slot:
         return answer
 
     async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
-        """See `Actor.stream`; a method that raises has broken its actor, which is ended."""
+        """Call a generator, see `Actor.stream`; a method that raises has broken its actor, which is ended."""
         try:
             async with aclosing(self.replica.actor.stream(method, *args, timeout=timeout)) as items:
                 async for item in items:

@@ -1,64 +1,78 @@
-"""Samplers and scorers at work for one run: what they are given, and who waits for what they make."""
+"""Samplers and scorers at work for one run: requests in, groups that are stored, scored and ready out.
+
+    requests ─► samplers ─► store ─► scorers ─► store ─► Schedule, or Evaluation
+        ▲                                                     │
+        └── admit, evaluate ◄── Conductor: trains, publishes ◄┘
+
+The tasks, and what each waits for:
+
+    task                          waits for                                 unblocked by
+    _give_out_requests (1)        a request                                 enqueue
+                                  room before the scorers                   Scoring: groups have all their scores
+                                  a slot of a sampler                       Pool: a call ends, a replica comes up
+    Sampling.sample (1/request)   the sampler's next group                  the sampler
+                                  its commit                                CommitQueue
+    Scoring._serve (1/scorer)     groups in the scorer's queue              StoreLane._committed
+                                  a slot of the scorer                      Pool
+    Scoring._score (1/call)       the scores, then their commit             the scorer, CommitQueue
+    StoreLane._score_stored (1)   room before the scorers, the store        Scoring, CommitQueue
+    Conductor.run                 groups for its next step (ready_for)      TrainingLane.complete, .leave_out
+                                  the last results (evaluate_best)          EvaluationLane.report
+
+Training and evaluation are two lanes (`lanes.py`) through the same samplers and scorers, each with its own store.
+Everything held in memory is bounded: requests are given out only while scorers keep up, and calls of a store wait for
+room.
+"""
 
 import asyncio
+import gc
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.errors import PipelineError
-from brain_align.common.requests import SampleRequest
-from brain_align.common.store.commit_queue import CommitQueue
-from brain_align.common.store.overlay import Store
+from brain_align.common.requests import Purpose, SampleRequest
+from brain_align.deploy.conductor.background import Begin, background_tasks
+from brain_align.deploy.conductor.lanes import EvaluationLane, Pending, StoreLane, TrainingLane
 from brain_align.deploy.conductor.sampling import Sampling
-from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
+from brain_align.deploy.conductor.scoring import Scoring, Turns
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.evaluation import Result, Split
-from brain_align.deploy.schedule.quarantine import SAMPLER, Item
-from brain_align.deploy.schedule.request_plan import RequestPlan
-from brain_align.deploy.schedule.round_prompts import without_prompts
+from brain_align.deploy.schedule.evaluation import Split
+from brain_align.deploy.schedule.quarantine import Item
 from brain_align.deploy.services.services import Services
 
 T = TypeVar("T")
 
-_EVALUATION_EVERY = 8
-"""Of so many requests one is evaluation's, while both wait: results come in time, and training keeps the samplers."""
 
-
-class GroupPipeline(Events):
-    """Requests in, groups that are sampled, scored and ready out.
-
-    Everything that it holds in memory has a bound: requests are given out only while scorers keep up, and calls of a
-    store wait for room.
+class GroupPipeline:
+    """Keeps samplers and scorers at work, and lets the conductor wait for what they make.
 
     Args:
-        recipe: says what is a request, and how long one may take.
-        work: the stores that get groups and scores, and the schedule that is told which groups are ready.
+        recipe: the run's.
+        plan: the stores that get groups and scores, and the schedule that is told which groups are ready.
         tracker: is told what happens.
         services: do the work; other runs may use the same.
 
     Attributes:
-        evaluated: what is evaluated completely.
-        newest: the version that was published last.
+        training: the groups that the learner trains on.
+        evaluation: the groups of held-back prompts; None where nothing is evaluated.
     """
 
-    def __init__(self, recipe: Recipe, work: RunPlan, tracker: Tracker, services: Services) -> None:
-        self.evaluated: set[tuple[Split, int]] = set()
-        self.newest = 0
-        self._waited = 0.0  # seconds
-        self._waits_since: float | None = None
+    def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, services: Services) -> None:
         self._recipe = recipe
-        self._work = work
-        self._schedule = work.schedule
-        self._evaluation = work.evaluation
-        self._tracker = tracker
+        self._plan = plan
         self._samplers = services.samplers
+        self._pending = Pending()
+        self.training = TrainingLane(recipe, plan, tracker, self._pending)
+        self.evaluation: EvaluationLane | None = None
+        self._lanes: list[StoreLane] = [self.training]
+        if plan.evaluation is not None:
+            self.evaluation = EvaluationLane(plan.evaluation, recipe, plan, tracker, self._pending)
+            self._lanes.append(self.evaluation)
         timeout = recipe.timeouts.lease
         self._sampling = Sampling(
             services.samplers,
@@ -68,118 +82,135 @@ class GroupPipeline(Events):
             give_up=self._give_up,
         )
         rows = {name: recipe.groups_per_call(name) for name in services.scorers}
-        self.scoring = Scoring(services.scorers, rows, timeout, self)
-        self._requests: tuple[deque[SampleRequest], deque[SampleRequest]] = (
-            deque(),
-            deque(),
-        )  # training's, then evaluation's
+        self.scoring = Scoring(services.scorers, rows, timeout, self._lanes)
+        self._turns = Turns(self._lanes)
         self._some_requests = asyncio.Event()
-        self._training_in_a_row = 0  # requests
-        self._unfinished: set[str] = set()  # groups that are being sampled or scored, or will be
-        self._changed = asyncio.Event()  # something that somebody waits for
-        self._tasks: asyncio.TaskGroup
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._stores: dict[bool, CommitQueue] = {}  # training's, evaluation's
+        self._recorded: dict[int, list[str]] = {}  # by step, the groups of steps that the checkpoint lacks
+        self._waited = 0.0  # seconds
+        self._waits_since: float | None = None
+        self._begin: Begin
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Keep all samplers and scorers at work, as part of a group of tasks."""
-        self._tasks = tasks
-        self._stores[True] = CommitQueue(self._work.store, "store", partial(self._committed, True))
-        self._stores[False] = self._stores[True]
-        if self._evaluation is not None:
-            self._stores[False] = CommitQueue(self._evaluation.store, "evaluation", partial(self._committed, False))
-        self._begin(self._give_out_requests())
-        self.scoring.start(self._begin, self._stores[True], self._stores[False])
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep all samplers and scorers at work until the block ends; what they are at then is not needed.
 
-    def stop(self) -> None:
-        """End all tasks: nothing more is needed, also where something is still being made."""
-        for task in self._under_way:
-            task.cancel()
+        Raises:
+            PipelineError, UserError: what ended one of its tasks, or the block.
+        """
+        opened: list[StoreLane] = []
+        try:
+            async with background_tasks() as begin:
+                self._begin = begin
+                for lane in self._lanes:
+                    lane.open(begin, self.scoring)
+                    opened.append(lane)
+                with gc_frozen():
+                    begin(self._give_out_requests())
+                    self.scoring.start(begin)
+                    yield
+        finally:
+            for lane in opened:
+                await lane.close()
 
-    async def close(self) -> None:
-        """Let the stores go, once what was given to them is written."""
-        for thread in {*self._stores.values()}:
-            await asyncio.to_thread(thread.close)
+    async def take_up(self, step: int) -> None:
+        """Continue with what is stored: groups that lack scores are scored, those that have all count as ready.
 
-    # -- what the conductor asks for ---------------------------------------------------------------------------------
+        Args:
+            step: the last one that the learner has trained.
+        """
+        if self.evaluation is not None:
+            await self.evaluation.take_up()
+        await self.training.take_up(step // self._recipe.algorithm.updates_per_round)
+        self._recorded = await self.training.queue.call(self._plan.store.recorded_after, step)
 
-    @property
-    def training(self) -> CommitQueue:
-        """The store that is trained from."""
-        return self._stores[True]
+    # -- groups for the learner --------------------------------------------------------------------------------------
 
-    @property
-    def evaluating(self) -> CommitQueue:
-        """The store of evaluations, on whose thread all methods of `Evaluation` are called."""
-        return self._stores[False]
+    def admit(self, version: int) -> None:
+        """Have sampled what may be sampled now that `version` is the newest."""
+        self.enqueue(self.training.admit(version))
+
+    def enqueue(self, requests: Iterable[SampleRequest]) -> None:
+        """Have requests sampled and scored."""
+        for request in requests:
+            self._lane(request.purpose).requests.append(request)
+            self._pending.add(request.group_ids)
+            self._some_requests.set()
+
+    async def ready_for(self, step: int) -> list[str]:
+        """Wait for the groups that train a step; returns their ids.
+
+        If the step was trained before a crash, they are the recorded ones; otherwise the next that are ready.
+
+        Raises:
+            PipelineError: nobody is making them.
+        """
+        recorded = self._recorded.pop(step, None)
+        schedule = self._plan.schedule
+        self._waits_since = time.monotonic()
+        try:
+            if recorded is None:
+                return await self.until(schedule.next_batch, f"groups for step {step}")
+            return await self.until(
+                lambda: recorded if schedule.are_ready(recorded) else None, f"the recorded groups of step {step}"
+            )
+        finally:
+            self._waited, self._waits_since = self.waited_seconds, None
+
+    async def until(self, found: Callable[[], T | None], what: str) -> T:
+        """Wait until `found()` returns something; asked whenever a group is complete or given up.
+
+        Raises:
+            PipelineError: nobody is making `what` is waited for.
+        """
+        lost = (
+            f"The run waits for {what}, which nobody is making: the sample store {self._plan.store.root} has lost what "
+            f"it once held; put back what is in its `damaged` folder, or set another run.dir."
+        )
+        return await self._pending.until(found, lost)
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    async def evaluate(self, version: int) -> None:
+        """Begin to evaluate a published version, where it takes part in the choice of the best."""
+        if (lane := self.evaluation) is not None:
+            self.enqueue(await lane.queue.call(lane.evaluation.requests_after, version))
+            await lane.report()
+
+    async def evaluate_best(self) -> None:
+        """Choose the best version on validation prompts, and evaluate it on the test prompts."""
+        if (lane := self.evaluation) is None:
+            return
+        await self.until_evaluated("validation", await lane.queue.call(lane.evaluation.due_versions))
+        best = await lane.queue.call(lane.evaluation.best_version)
+        self.enqueue(await lane.queue.call(lane.evaluation.requests, "test", best))
+        await lane.report()
+        await self.until_evaluated("test", [0, best])
+
+    async def until_evaluated(self, split: Split, versions: Collection[int]) -> None:
+        """Wait until versions are evaluated on a split."""
+        assert self.evaluation is not None, "only what is evaluated is waited for"
+        wanted, evaluated = {(split, version) for version in versions}, self.evaluation.evaluated
+        what = f"the evaluation of versions {sorted(versions)} on {split} prompts"
+        await self.until(lambda: wanted <= evaluated or None, what)
+
+    async def checkpoints_to_keep(self, version: int) -> list[int]:
+        """Return the steps of the versions, up to the newest one, that may turn out to be the best."""
+        if (lane := self.evaluation) is None:
+            return []
+        candidates = await lane.queue.call(lane.evaluation.candidates, version)
+        return [candidate * self._recipe.algorithm.updates_per_round for candidate in candidates]
+
+    # -- figures for the status --------------------------------------------------------------------------------------
 
     @property
     def waiting_requests(self) -> int:
-        """Requests that no sampler has yet."""
-        return sum(map(len, self._requests))
+        """The number of requests that no sampler has yet."""
+        return sum(len(lane.requests) for lane in self._lanes)
 
     @property
     def waited_seconds(self) -> float:
         """How long the learner has waited for groups, up to now."""
         return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
-
-    def enqueue(self, requests: Iterable[SampleRequest]) -> None:
-        """Have requests sampled and scored, most of training's before evaluation's."""
-        for request in requests:
-            self._requests[request.purpose != "train"].append(request)
-            self._unfinished.update(request.group_ids)
-        if self.waiting_requests:
-            self._some_requests.set()
-
-    async def evaluate(self, requests_of: Callable[..., list[SampleRequest]], *args: Any) -> None:
-        """Have the requests sampled that a method of `Evaluation` names."""
-        self.enqueue(await self.evaluating.call(requests_of, *args))
-        await self._report_evaluations()
-
-    async def carry_on(self, first_round: int) -> None:
-        """Have what was sampled before this start scored where it lacks scores; what has them all is ready at once.
-
-        Args:
-            first_round: groups of earlier rounds are not trained any more, so that nobody asks whether they are ready.
-        """
-        for item in self._work.quarantine:
-            if item.purpose == "train":
-                self._leave_out_of_training(item)
-        if self._evaluation is not None:
-            await self.evaluating.call(self._evaluation.leave_out, list(self._work.quarantine))
-            await self._carry_on_with(training=False)
-        complete = await self._carry_on_with(training=True)
-        self._make_ready(complete.filter(pc.greater_equal(complete["round"], first_round)))
-        self._tracker.ready(complete.num_rows)
-
-    async def until(self, found: Callable[[], T | None], what: str) -> T:
-        """Wait until `found()` gives something; ends, as every call to a service has its time limit.
-
-        Raises:
-            PipelineError: nobody is at work on it.
-        """
-        while (value := found()) is None:
-            if not self._unfinished:
-                raise PipelineError(
-                    f"The run waits for {what}, which nobody is making: the sample store {self._work.store.root} has "
-                    f"lost what it once held; put back what is in its `damaged` folder, or set another run.dir."
-                )
-            self._changed.clear()
-            await self._changed.wait()
-        return value
-
-    async def until_ready(self, groups: Callable[[], list[str] | None], what: str) -> list[str]:
-        """As `until`, for groups that the learner needs to go on."""
-        self._waits_since = time.monotonic()
-        try:
-            return await self.until(groups, what)
-        finally:
-            self._waited, self._waits_since = self.waited_seconds, None
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks.create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
@@ -188,153 +219,45 @@ class GroupPipeline(Events):
             await self._some_requests.wait()
             await self.scoring.room()
             slot = await self._samplers.acquire()
-            request = self._next_request()
+            request = self._turns.next(lambda lane: lane.requests).next_request()
+            if not self.waiting_requests:
+                self._some_requests.clear()
             if request.prompts:
                 self._begin(self._sampling.sample(request, slot))
             else:
                 slot.release()
 
-    def _next_request(self) -> SampleRequest:
-        training, evaluation = self._requests
-        if evaluation and (not training or self._training_in_a_row >= _EVALUATION_EVERY - 1):
-            self._training_in_a_row = 0
-            request = evaluation.popleft()
-        else:
-            self._training_in_a_row += 1
-            request = self._up_to_date(training.popleft())
-        if not self.waiting_requests:
-            self._some_requests.clear()
-        return request
-
-    def _up_to_date(self, request: SampleRequest) -> SampleRequest:
-        """A request for training after its wait: from the newest version, without prompts found deadly meanwhile."""
-        if self._work.requests is None:
-            return request
-        new = self._work.requests.up_to_date(request, self.newest)
-        new = without_prompts(new, self._work.quarantine.prompts("train", request.round))  # the schedule knows of these
-        if new.group_ids != request.group_ids:
-            self._unfinished.update(new.group_ids)
-            self._finish(set(request.group_ids).difference(new.group_ids))
-        return new
-
     async def _commit(self, request: SampleRequest, groups: pa.RecordBatch) -> None:
-        await self._stores[request.purpose == "train"].append_groups(groups)
-
-    def _committed(self, training: bool, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
-        """Have groups scored that were committed together: of several requests, or parts of one, with so many each."""
-        self._tracker.sampled(groups, training=training)
-        self.scoring.put(Samples(training, groups), self._wanted(training), rows)
-
-    # -- scoring -----------------------------------------------------------------------------------------------------
-
-    def scored(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
-        """See `Events`."""
-        self._tracker.scored(scorer, samples.groups, scores)
-
-    def complete(self, samples: Samples, groups: Collection[str]) -> None:
-        """See `Events`."""
-        if not samples.training:
-            self._begin(self._finish_evaluation(groups))
-            return
-        rows = samples.groups
-        if len(groups) != rows.num_rows:
-            rows = rows.filter(pa.array([one in groups for one in samples.ids]))
-        self._make_ready(rows)
-        self._tracker.ready(len(groups))
-        self._finish(groups)
-
-    def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
-        """See `Events`."""
-        row = samples.groups.select(["lease_id", "round", "prompt_id", "group_id"]).to_pylist()[0]
-        purpose = "train" if samples.training else RequestPlan.purpose_of(row["lease_id"])
-        self._give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
-
-    async def _carry_on_with(self, *, training: bool) -> pa.Table:
-        """Have stored groups scored that lack values; returns the light rows of the others."""
-        store = self._store_of(training)
-        wanted, quarantined = self._wanted(training), self._work.quarantine.groups
-
-        def look() -> tuple[pa.Table, dict[str, set[str]]]:
-            return store.index(), {name: set(store.unscored(name)) - quarantined for name in wanted}
-
-        index, unscored = await self._stores[training].call(look)
-        unusable = pa.array(list(quarantined.union(*unscored.values())), pa.string())
-        is_unusable = pc.is_in(index["group_id"], value_set=unusable)
-        lacking = [one for one in index["group_id"].filter(is_unusable).to_pylist() if one not in quarantined]
-        if lacking:
-            self._unfinished.update(lacking)
-            self._begin(self._score_stored(lacking, unscored, training=training))
-        return index.filter(pc.invert(is_unusable))
-
-    async def _score_stored(self, groups: list[str], unscored: dict[str, set[str]], *, training: bool) -> None:
-        """Read groups that lack scores, only as fast as they are scored."""
-        batches = self._store_of(training).batches(group_ids=groups)
-        rows = self._recipe.sampler.lease_prompts
-        while (batch := await self._stores[training].call(next, batches, None)) is not None:
-            for start in range(0, batch.num_rows, rows):
-                await self.scoring.room()
-                self.scoring.put_stored(Samples(training, batch.slice(start, rows)), unscored)
-
-    # -- what comes of it --------------------------------------------------------------------------------------------
-
-    def _make_ready(self, groups: pa.RecordBatch | pa.Table) -> None:
-        columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
-        for round_, prompt_id, group in zip(*columns, strict=True):
-            self._schedule.add(round_, prompt_id, group)
-
-    def _finish(self, groups: Iterable[str]) -> None:
-        self._unfinished.difference_update(groups)
-        self._changed.set()
-
-    async def _finish_evaluation(self, groups: Collection[str]) -> None:
-        evaluation = self._evaluation
-        assert evaluation is not None, "only an evaluation has groups that are not for training"
-        await self.evaluating.call(evaluation.scored, groups)
-        await self._report_evaluations()
-        self._finish(groups)
-
-    async def _leave_out_of_evaluation(self, item: Item) -> None:
-        assert self._evaluation is not None, "only an evaluation has groups that are not for training"
-        await self.evaluating.call(self._evaluation.leave_out, [item])
-        await self._report_evaluations()
-        self._finish([item.group_id])
-
-    async def _report_evaluations(self) -> None:
-        if self._evaluation is not None:
-            complete: Iterator[tuple[Split, int, Result]] = self._evaluation.newly_complete()
-            for split, version, result in await self.evaluating.call(lambda: list(complete)):
-                self.evaluated.add((split, version))
-                self._tracker.evaluated(split, version, result)
-            self._changed.set()
+        await self._lane(request.purpose).queue.append_groups(groups)
 
     def _give_up(self, item: Item) -> None:
-        """Go on without a prompt or a group, once that is on record."""
-        evaluation = self._recipe.evaluation
-        sizes = {
-            "train": self._recipe.algorithm.prompts_per_round,
-            "validation": evaluation.validation_prompts,
-            "test": evaluation.test_prompts,
-        }
-        self._work.quarantine.add(item, sizes[item.purpose])
-        self._tracker.quarantined(item)
-        if item.purpose == "train":
-            self._leave_out_of_training(item)
-            self._finish([item.group_id])
-        else:
-            self._begin(self._leave_out_of_evaluation(item))
+        self._lane(item.purpose).give_up(item)
 
-    def _leave_out_of_training(self, item: Item) -> None:
-        """Its round goes on without it; a prompt that has brought down samplers is not sampled in later ones either."""
-        last = self._recipe.algorithm.rounds if item.service == SAMPLER else item.round + 1
-        for round_ in range(item.round, last):
-            self._schedule.leave_out(round_, item.prompt_id, item.group_id)
+    def _lane(self, purpose: Purpose) -> StoreLane:
+        if purpose == "train":
+            return self.training
+        assert self.evaluation is not None, "only an evaluation has requests that are not for training"
+        return self.evaluation
 
-    def _wanted(self, training: bool) -> list[str]:
-        if training or self._evaluation is None:
-            return self._work.training_scorers
-        return self._evaluation.scorers
 
-    def _store_of(self, training: bool) -> Store:
-        if training or self._evaluation is None:
-            return self._work.store
-        return self._evaluation.store
+_frozen: list[object] = []  # the blocks of `gc_frozen` in progress in this process
+
+
+@contextmanager
+def gc_frozen() -> Iterator[None]:
+    """Leave all present objects out of garbage collection until the block ends.
+
+    Modules, prompts and services are hundreds of thousands of objects that stay, and looking at all of them would hold
+    up the process for a tenth of a second each time. Present garbage is collected first, as it would stay, too. Where
+    blocks overlap, e.g. those of runs side by side, objects are collected again after the last one.
+    """
+    block = object()
+    gc.collect()
+    gc.freeze()
+    _frozen.append(block)
+    try:
+        yield
+    finally:
+        _frozen.remove(block)
+        if not _frozen:
+            gc.unfreeze()

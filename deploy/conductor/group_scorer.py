@@ -1,73 +1,78 @@
-"""Scorers at work outside of a run, for whoever brings groups and waits for their values."""
+"""Scorers outside of a run: groups in, values back."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pyarrow as pa
+from typing_extensions import override
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.errors import PipelineError, first_failure
+from brain_align.common.errors import PipelineError
 from brain_align.common.schemas import SCORES, batch_from_rows
 from brain_align.deploy.actors.pool import Pool
-from brain_align.deploy.conductor.scoring import Begin, Events, Samples, Scoring
+from brain_align.deploy.conductor.background import Begin, background_tasks
+from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
 from brain_align.deploy.schedule.quarantine import most_left_out
 
 
-class GroupScorer(Events):
-    """Gives groups to one scorer, as a run does, and hands their values back.
+class GroupScorer(Lane):
+    """Gives groups to one scorer, as a run does, and returns their values.
 
-    A group that keeps failing has null values and the error. Where there are too many of those for the groups to be the
-    cause, it ends with the error.
+    A group that keeps failing gets null values and the error. If there are too many such groups for them to be the
+    cause, scoring ends with the error.
 
     Args:
         name: of the scorer.
         pool: its replicas, started.
-        rows: groups a call.
+        rows: groups per call.
         timeout: seconds for one call.
-        begin: starts a task; what a task raises ends those that wait.
+        begin: starts a task; an error in a task also ends the callers that wait.
 
     Attributes:
-        failed_groups: ids of the groups that have no values because they keep failing.
+        failed_groups: ids of the groups without values, because they keep failing.
     """
 
     def __init__(self, name: str, pool: Pool, rows: int, timeout: float, begin: Begin) -> None:
         self.failed_groups: set[str] = set()
-        self._name = name
         self._pool = pool
         self._finished = 0
         self._waiting: dict[str, asyncio.Future[pa.RecordBatch]] = {}  # one row, by the group's id
-        self._scoring = Scoring({name: pool}, {name: rows}, timeout, self)
-        self._scoring.start(begin, self, self)
+        self.scorers = [name]
+        self._scoring = Scoring({name: pool}, {name: rows}, timeout, [self])
+        self._scoring.start(begin)
 
     async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """SCORES rows for GROUPS rows, in their order.
+        """Return SCORES rows for GROUPS rows, in their order.
 
         Args:
-            groups: at least one; of their ids no other call under way has any.
+            groups: at least one; no other call in progress may have any of them.
         """
         loop = asyncio.get_running_loop()
         rows = {group: loop.create_future() for group in groups["group_id"].to_pylist()}
         self._waiting |= rows
-        self._scoring.put(Samples(training=True, groups=groups), [self._name])
+        self._scoring.put(Samples(self, groups))
         return pa.concat_batches(await asyncio.gather(*rows.values()))
 
-    async def append_scores(self, batch: pa.RecordBatch) -> None:
-        """Hand rows to those that wait for them."""
-        for place, group in enumerate(batch["group_id"].to_pylist()):
-            self._hand_back(group, batch.slice(place, 1))
+    @override
+    async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        """Return rows to the callers that wait for them."""
+        for place, group in enumerate(scores["group_id"].to_pylist()):
+            self._hand_back(group, scores.slice(place, 1))
 
-    def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
-        """See `Events`."""
-        (row,) = samples.groups.select(["group_id", "outputs"]).to_pylist()
+    @override
+    def complete(self, samples: Samples) -> None: ...
+
+    @override
+    def failed(self, scorer: str, sample: Samples, error: PipelineError) -> None:
+        (row,) = sample.groups.select(["group_id", "outputs"]).to_pylist()
         self.failed_groups.add(row["group_id"])
         so_far = self._finished + 1
         if len(self.failed_groups) > most_left_out(so_far):
             raise PipelineError(
                 f"{len(self.failed_groups)} of the first {so_far} groups failed in the scorer {scorer!r}, so "
-                f"that the cause is hardly the groups; the last error: {error}"
+                f"the cause is hardly the groups; the last error: {error}"
             )
         nothing = {
             "group_id": row["group_id"],
@@ -82,37 +87,24 @@ class GroupScorer(Events):
 
     def _hand_back(self, group: str, row: pa.RecordBatch) -> None:
         self._finished += 1
-        if not (waiting := self._waiting.pop(group)).done():  # somebody may have stopped waiting
+        if not (waiting := self._waiting.pop(group)).done():  # it may have been cancelled
             waiting.set_result(row)
 
 
 @asynccontextmanager
 async def scorers_at_work(pools: Mapping[str, Pool], recipe: Recipe) -> AsyncIterator[dict[str, GroupScorer]]:
-    """Scorers that are ready to score, for as long as the block takes.
+    """Yield scorers that are ready to score, until the block ends.
 
     Args:
         pools: of the scorers, by name, not yet started.
-        recipe: says how many groups a call has, and how long it may take.
+        recipe: sets the groups per call and the time limit.
 
     Raises:
-        PipelineError, UserError: a scorer failed for good, before the block or within it; or what the block raised.
+        PipelineError, UserError: a scorer failed for good, before the block or within it; or the block's own error.
     """
     await asyncio.gather(*(pool.start() for pool in pools.values()))
-    under_way: set[asyncio.Task[None]] = set()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-
-            def begin(work: Coroutine[Any, Any, None]) -> None:
-                task = tasks.create_task(work)
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
-
-            timeout = recipe.timeouts.lease
-            yield {
-                name: GroupScorer(name, pool, recipe.groups_per_call(name), timeout, begin)
-                for name, pool in pools.items()
-            }
-            for task in under_way:
-                task.cancel()
-    except ExceptionGroup as failures:
-        raise first_failure(failures) from failures
+    async with background_tasks() as begin:
+        timeout = recipe.timeouts.lease
+        yield {
+            name: GroupScorer(name, pool, recipe.groups_per_call(name), timeout, begin) for name, pool in pools.items()
+        }

@@ -1,23 +1,23 @@
-"""How far a run is: a part of its status, and what its live line shows."""
+"""The progress of a run, which its status and its live line show."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class StatusPart(BaseModel):
-    """A part of a status: immutable."""
+    """An immutable part of a status."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may say more
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer version may have more fields
 
 
 class Progress(StatusPart):
-    """How far training is. Rates are output tokens per second over the last minute.
+    """The progress of training. Rates are output tokens per second over the last minute.
 
     Attributes:
-        round, rounds, step, steps, version: where training is, and its ends.
+        round, rounds, step, steps, version: the position of training, and its end.
         sampled, scored, trained: groups so far.
         sampled_rate, scored_rate, trained_rate: tokens/s.
         staleness: versions between the oldest proposal of the last step's groups and the newest.
-        left_seconds: to the end of training at the present pace; None before the first step.
+        left_seconds: remaining training time at the present pace; None before the first step.
         reward, kl, ess: of the last step.
     """
 

@@ -1,4 +1,4 @@
-"""From requests to committed groups, whatever becomes of the samplers."""
+"""From requests to committed groups, whatever happens to the samplers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,21 +15,21 @@ from brain_align.deploy.actors.replica import Slot
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 
 FATAL_LOSSES = 5
-"""Samplers that a prompt must have brought down, all but the first while it was alone there, to be given up.
+"""A prompt is given up when it has brought down so many samplers, all but the first while it was alone there.
 
-So many that samplers which are killed for other reasons, as where machines are taken away, cost no prompts.
+The number is this high because samplers are also lost for other reasons, e.g. machines that are taken away.
 """
 
 Commit = Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]
 """Makes groups of a request durable."""
 
 GiveUp = Callable[[Item], None]
-"""Is told of a prompt that is not sampled any more; it is on record when this returns."""
+"""Puts a prompt on record that is not sampled any more."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of one attempt: the prompts that have no groups yet, and what went wrong, if anything did."""
+    """The outcome of one attempt: the prompts that have no groups yet, and the error, if any."""
 
     rest: SampleRequest
     error: ActorLostError | None
@@ -41,15 +41,15 @@ class _Outcome:
 
 
 class Sampling:
-    """Has one request after another sampled, each until all its prompts have groups or are given up.
+    """Has each request sampled until all its prompts have groups or are given up.
 
-    A sampler that is lost brings all its prompts under suspicion: they are sampled again, in halves, on samplers that
-    do nothing else meanwhile, until the one that brings them down is alone.
+    If a sampler is lost, all its prompts are suspects: they are sampled again, in halves, on samplers that do nothing
+    else meanwhile, until the prompt that brings samplers down is alone.
 
     Args:
         pool: the samplers.
-        whole: strict mode: a request is committed whole, and always sampled with all its prompts, so that its groups do
-            not depend on what happened meanwhile. Halves are then only tried, and what they give is dropped.
+        whole: strict mode: a request is committed whole and always sampled with all its prompts, so that its groups do
+            not depend on what happened meanwhile. Halves are only tried then, and their groups are dropped.
         timeout: seconds for one request.
         commit, give_up: see their types.
     """
@@ -65,7 +65,7 @@ class Sampling:
         """Sample a request, first in a slot that was acquired for it.
 
         Raises:
-            UserError: something about the request must be put right.
+            UserError: the user must correct something about the request.
             PipelineError: the samplers have failed for good.
         """
         if self._whole:
@@ -131,7 +131,7 @@ class Sampling:
             slot = await self._pool.acquire(alone=True)
 
     async def _culprits(self, request: SampleRequest) -> list[Item]:
-        """The prompts of a request that bring samplers down."""
+        """Return the prompts of a request that bring samplers down."""
         for _attempt in range(1 if len(request.prompts) > 1 else FATAL_LOSSES - 1):
             outcome = await self._attempt(request, await self._pool.acquire(alone=True))
             while isinstance(outcome, ActorLostError) and outcome.sent_away:
@@ -143,7 +143,7 @@ class Sampling:
         return [culprit for half in _halves(request) for culprit in await self._culprits(half)]
 
     async def _attempt(self, request: SampleRequest, slot: Slot) -> pa.RecordBatch | ActorLostError:
-        """Sample all of a request, or learn that its sampler was lost; rows in the request's order."""
+        """Return all groups of a request, in its order, or the error by which its sampler was lost."""
         try:
             async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as items:
                 parts = [groups async for groups in items]
@@ -168,6 +168,4 @@ def _item(request: SampleRequest, error: object) -> Item:
 
 def _check_all_there(request: SampleRequest, missing: Sequence[str]) -> None:
     if missing:
-        raise PipelineError(
-            f"A sampler left out {len(missing)} groups of request {request.lease_id}, without an error."
-        )
+        raise PipelineError(f"A sampler left out {len(missing)} groups of request {request.lease_id} without an error.")

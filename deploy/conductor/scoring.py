@@ -1,11 +1,12 @@
-"""From committed groups to scored ones: every scorer takes what waits for it, whoever sampled it."""
+"""From committed groups to scored ones: each scorer takes whatever waits for it, whichever sampler it came from."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -13,22 +14,76 @@ from brain_align.common.errors import PipelineError, UserError
 from brain_align.deploy.actors.actor import ActorLostError
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, Pool
 from brain_align.deploy.actors.replica import Slot
+from brain_align.deploy.conductor.background import Begin
 
-Begin = Callable[[Coroutine[Any, Any, None]], None]
-"""Starts a task."""
+EVALUATION_EVERY = 8
+"""While both lanes wait, one request in 8, and one call of a scorer in 8, is evaluation's.
+
+Results come in time this way, and training keeps nearly all samplers and scorers.
+"""
+
+
+class Lane(ABC):
+    """A use of scored groups, e.g. training: where their scores go, and what happens then.
+
+    Attributes:
+        scorers: names of the scorers whose values a group needs.
+    """
+
+    scorers: Sequence[str]
+
+    @abstractmethod
+    async def append_scores(self, scorer: str, samples: "Samples", scores: pa.RecordBatch) -> None:
+        """Make the SCORES rows durable that a scorer has returned for groups."""
+
+    @abstractmethod
+    def complete(self, samples: "Samples") -> None:
+        """React to groups that now have all the values that they need."""
+
+    @abstractmethod
+    def failed(self, scorer: str, sample: "Samples", error: PipelineError) -> None:
+        """React to one group that keeps failing in a scorer. It is not scored any more; called once per group."""
+
+
+L = TypeVar("L", bound=Lane)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Committed groups, for training or for evaluation; `groups` are GROUPS rows."""
+    """Committed groups of one lane; `groups` are GROUPS rows."""
 
-    training: bool
+    lane: Lane
     groups: pa.RecordBatch
 
     @cached_property
     def ids(self) -> list[str]:
-        """Of the groups."""
+        """The ids of the groups."""
         return self.groups["group_id"].to_pylist()
+
+    def only(self, ids: Set[str]) -> "Samples":
+        """Return the groups with these ids, in their order."""
+        if len(ids) == self.groups.num_rows:
+            return self
+        return Samples(self.lane, self.groups.filter(pa.array([one in ids for one in self.ids])))
+
+
+class Turns(Generic[L]):
+    """Decides which lane is served next: the first one, but every `EVALUATION_EVERY`-th time another that waits.
+
+    Args:
+        lanes: training's first.
+    """
+
+    def __init__(self, lanes: Sequence[L]) -> None:
+        self._lanes = lanes
+        self._in_a_row = 0  # turns of the first lane
+
+    def next(self, waits: Callable[[L], object]) -> L:
+        """Return the lane whose turn it is, of those that wait; at least one does."""
+        waiting = [lane for lane in self._lanes if waits(lane)]
+        lane = waiting[-1] if self._in_a_row >= EVALUATION_EVERY - 1 else waiting[0]
+        self._in_a_row = self._in_a_row + 1 if lane is self._lanes[0] else 0
+        return lane
 
 
 class _Piece(NamedTuple):
@@ -39,46 +94,24 @@ class _Piece(NamedTuple):
     rows: int
 
 
-class Commits(Protocol):
-    """What takes in scores, see `brain_align.common.store.commit_queue.CommitQueue`."""
-
-    async def append_scores(self, batch: pa.RecordBatch) -> None:
-        """Commit scores."""
-
-
-class Events:
-    """What `Scoring` tells: to be overridden by whoever wants to know."""
-
-    def scored(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
-        """A scorer's values are committed."""
-
-    def complete(self, samples: Samples, groups: Collection[str]) -> None:
-        """Some of the groups have all the values that they need."""
-
-    def failed(self, scorer: str, samples: Samples, error: PipelineError) -> None:
-        """A group, alone here, keeps failing in a scorer, and is not scored any more; told once a group."""
-
-
 class _Queue:
-    """Groups that wait for one scorer: training's first, but for every eighth call."""
+    """Groups that wait for one scorer, in the order of their commits in each lane."""
 
-    def __init__(self) -> None:
-        self._training: deque[_Piece] = deque()
-        self._other: deque[_Piece] = deque()
-        self._calls = 0
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._pieces: dict[Lane, deque[_Piece]] = {lane: deque() for lane in lanes}
+        self._turns = Turns(lanes)
         self.rows = 0
         self.some = asyncio.Event()
 
-    def put(self, training: bool, piece: _Piece) -> None:
-        (self._training if training else self._other).append(piece)
+    def put(self, lane: Lane, piece: _Piece) -> None:
+        self._pieces[lane].append(piece)
         self.rows += piece.rows
         self.some.set()
 
     def take(self, most: int) -> Samples:
-        """Up to `most` rows for one of the two; no piece has more."""
-        self._calls += 1
-        waiting = (self._other or self._training) if self._calls % 8 == 0 else (self._training or self._other)
-        training = waiting is self._training
+        """Take up to `most` rows of one lane; no piece has more."""
+        lane = self._turns.next(self._pieces.__getitem__)
+        waiting = self._pieces[lane]
         taken = [waiting.popleft()]
         rows = taken[0].rows
         while waiting and rows + waiting[0].rows <= most:
@@ -87,11 +120,11 @@ class _Queue:
         self.rows -= rows
         if not self.rows:
             self.some.clear()
-        return Samples(training, _joined(taken))
+        return Samples(lane, _joined(taken))
 
 
 def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
-    """The rows of pieces, copied: a record batch goes to another process with all of what it is a slice of."""
+    """Return the rows of pieces, copied: a slice would be sent to another process with the whole batch."""
     runs = [pieces[0]]
     for piece in pieces[1:]:
         groups, first, rows = runs[-1]
@@ -105,40 +138,39 @@ def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
 class Scoring:
     """Gives groups to scorers, and commits what they return.
 
-    A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that what a call
-    costs is shared out under load. A call that fails is tried again in halves, until the group that makes it fail is
-    alone, and that one is given up after `MAX_ATTEMPTS` alone.
+    A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that groups share
+    the cost of a call under load. A call that fails is repeated in halves until the group that makes it fail is alone;
+    that group is given up after it has failed `MAX_ATTEMPTS` times alone.
 
     Args:
         pools: of the scorers, by name.
-        rows: groups a call, by scorer.
+        rows: groups per call, by scorer.
         timeout: seconds for one call.
-        events: is told what happens.
+        lanes: whose groups are scored, in the order of their priority.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], rows: Mapping[str, int], timeout: float, events: Events) -> None:
+    def __init__(
+        self, pools: Mapping[str, Pool], rows: Mapping[str, int], timeout: float, lanes: Sequence[Lane]
+    ) -> None:
         self._pools = pools
         self._rows = rows
         self._timeout = timeout
-        self._events = events
-        self._queues = {name: _Queue() for name in pools}
-        self._lacking: dict[str, set[str]] = {}  # the scorers whose values a group has still to get
-        self._stores: dict[bool, Commits] = {}
+        self._queues = {name: _Queue(lanes) for name in pools}
+        self._lacking: dict[str, set[str]] = {}  # by group, the scorers whose values it still needs
         self._room = asyncio.Event()
         self._room.set()
-        self._most = max([1024, *(32 * most for most in rows.values())])  # where all is scored, no scorer runs
+        self._most = max([1024, *(32 * most for most in rows.values())])  # no scorer runs where all is scored
         self.longest_queue = 0
         self._begin: Begin
 
     @property
     def waiting(self) -> int:
-        """Groups that lack a value."""
+        """The number of groups that lack a value."""
         return len(self._lacking)
 
-    def start(self, begin: Begin, training: Commits, evaluation: Commits) -> None:
+    def start(self, begin: Begin) -> None:
         """Keep all scorers at work, in tasks that `begin` starts."""
         self._begin = begin
-        self._stores = {True: training, False: evaluation}
         for name in self._pools:
             begin(self._serve(name))
 
@@ -146,17 +178,16 @@ class Scoring:
         """Wait until so few groups wait for scorers that more may be sampled."""
         await self._room.wait()
 
-    def put(self, samples: Samples, scorers: Iterable[str], together: Sequence[int] | None = None) -> None:
-        """Have groups scored.
+    def put(self, samples: Samples, together: Sequence[int] | None = None) -> None:
+        """Have groups scored by all scorers of their lane.
 
         Args:
             samples: committed groups.
-            scorers: whose values they need.
             together: how many of the groups, in their order, come to a scorer in one call if it takes so many; default:
                 all of them.
         """
-        for name in scorers:
-            self._enqueue(name, samples.training, samples.groups, samples.ids, together or [samples.groups.num_rows])
+        for name in samples.lane.scorers:
+            self._enqueue(name, samples, together or [samples.groups.num_rows])
         self._check_room()
 
     def put_stored(self, samples: Samples, lacking: Mapping[str, Collection[str]]) -> None:
@@ -164,27 +195,24 @@ class Scoring:
 
         Args:
             samples: committed groups.
-            lacking: the scorers whose values they need, each with the groups that lack them.
+            lacking: by scorer, the groups that lack its values.
         """
-        ids = samples.ids
         for name, lack in lacking.items():
-            places = [place for place, one in enumerate(ids) if one in lack]
-            if places:  # if not: of all of them there are values, perhaps of a scorer that does not run
-                lacks = samples.groups if len(places) == len(ids) else samples.groups.take(pa.array(places))
-                self._enqueue(name, samples.training, lacks, [ids[place] for place in places], [len(places)])
+            lacks = samples.only({one for one in samples.ids if one in lack})
+            if lacks.ids:  # if not, all have values, perhaps of a scorer that does not run
+                self._enqueue(name, lacks, [len(lacks.ids)])
         self._check_room()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _enqueue(
-        self, name: str, training: bool, groups: pa.RecordBatch, ids: Sequence[str], together: Sequence[int]
-    ) -> None:
-        for group in ids:
+    def _enqueue(self, name: str, samples: Samples, together: Sequence[int]) -> None:
+        for group in samples.ids:
             self._lacking.setdefault(group, set()).add(name)
         most, first = self._rows[name], 0
         for rows in together:
             for start in range(0, rows, most):
-                self._queues[name].put(training, _Piece(groups, first + start, min(most, rows - start)))
+                piece = _Piece(samples.groups, first + start, min(most, rows - start))
+                self._queues[name].put(samples.lane, piece)
             first += rows
 
     async def _serve(self, name: str) -> None:
@@ -195,39 +223,38 @@ class Scoring:
             self._begin(self._score(name, waiting.take(self._rows[name]), slot, failures=0))
 
     async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
-        """One call of a scorer, and what its failure makes necessary."""
+        """Call a scorer once; if the call fails, begin what follows from that."""
         try:
             scores = await slot.call("score", samples.groups, timeout=self._timeout)
         except UserError:
             raise
         except PipelineError as error:
-            self._again(name, samples, failures if _is_blameless(error) else failures + 1, error)
+            self._retry(name, samples, failures if _is_blameless(error) else failures + 1, error)
             return
         finally:
             slot.release()
-        await self._stores[samples.training].append_scores(scores)
-        self._events.scored(name, samples, scores)
+        await samples.lane.append_scores(name, samples, scores)
         self._done(name, samples)
 
-    def _again(self, name: str, samples: Samples, failures: int, error: PipelineError) -> None:
+    def _retry(self, name: str, samples: Samples, failures: int, error: PipelineError) -> None:
         rows = samples.groups.num_rows
         if rows == 1 and failures >= MAX_ATTEMPTS:
             self._give_up(name, samples, error)
             return
         half = (rows + 1) // 2 if failures else rows
         for first in range(0, rows, half):
-            part = Samples(samples.training, _joined([_Piece(samples.groups, first, min(half, rows - first))]))
+            part = Samples(samples.lane, _joined([_Piece(samples.groups, first, min(half, rows - first))]))
             self._begin(self._score_part(name, part, failures if rows == 1 else 0))
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
         await self._score(name, samples, await self._pools[name].acquire(), failures)
 
-    def _give_up(self, name: str, samples: Samples, error: PipelineError) -> None:
-        # What other scorers say of it does not matter any more, nor that it fails in another one, too.
-        if self._lacking.pop(samples.ids[0], None) is None:
+    def _give_up(self, name: str, sample: Samples, error: PipelineError) -> None:
+        # From here on values of other scorers do not matter, nor that it fails in another one, too.
+        if self._lacking.pop(sample.ids[0], None) is None:
             return
         self._check_room()
-        self._events.failed(name, samples, error)
+        sample.lane.failed(name, sample, error)
 
     def _done(self, name: str, samples: Samples) -> None:
         complete = set()
@@ -240,7 +267,7 @@ class Scoring:
                     complete.add(group)
         if complete:
             self._check_room()
-            self._events.complete(samples, complete)
+            samples.lane.complete(samples.only(complete))
 
     def _check_room(self) -> None:
         self.longest_queue = max(self.longest_queue, len(self._lacking))

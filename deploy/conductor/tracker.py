@@ -1,8 +1,10 @@
-"""What a run shows and leaves behind while it goes: a live line, metrics.jsonl and TensorBoard files."""
+"""The live output of a run: a line on the terminal, metrics.jsonl and TensorBoard files."""
 
 import json
 import logging
+import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,45 @@ from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress
-from brain_align.deploy.conductor.rates import Rate
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import Item
 
+_WINDOW = 60  # seconds
+
+
+class Rate:
+    """Amounts per second over the last minute, at a constant cost; other threads may read it."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[list[float]] = deque()  # [second, amount], oldest first
+        self._lock = threading.Lock()
+
+    def add(self, amount: float) -> None:
+        """Count `amount` as done now."""
+        second = int(time.monotonic())
+        with self._lock:
+            if self._seconds and self._seconds[-1][0] == second:
+                self._seconds[-1][1] += amount
+            else:
+                self._seconds.append([second, amount])
+                self._forget(second)
+
+    def per_second(self) -> float:
+        """Return the rate over the window, or since the first amount if that is more recent."""
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now)
+            if not self._seconds:
+                return 0.0
+            return sum(amount for _, amount in self._seconds) / max(now - self._seconds[0][0], 1.0)
+
+    def _forget(self, now: float) -> None:
+        while self._seconds and now - self._seconds[0][0] > _WINDOW:
+            self._seconds.popleft()
+
 
 class Tracker:
-    """Counts what the services do; shows it, and writes it down."""
+    """Counts what the services do, shows it, and records it."""
 
     def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: Console) -> None:
         self._algorithm = algorithm
@@ -45,7 +79,7 @@ class Tracker:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def recovered(self, store: Store) -> None:
-        """Count what a former start has done, and write its metrics afresh: a crash may have torn the last line."""
+        """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
         self._counts["trained"] = sum(len(row["group_ids"]) for row in steps)
@@ -53,7 +87,7 @@ class Tracker:
         write_file(self._metrics, "".join(lines))
 
     def started(self, step: int) -> None:
-        """All services are up, and the learner stands at `step`."""
+        """Note that all services are up, and that the learner has trained `step` steps."""
         self._step = self._step_at_start = step
         self._began = time.monotonic()
         self.is_running = True
@@ -63,14 +97,16 @@ class Tracker:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2)
             self._live.start()
 
-    def sampled(self, groups: pa.RecordBatch, *, training: bool) -> None:
-        """Groups are committed, of one request or of several."""
-        if training:
-            self._counts["sampled"] += groups.num_rows
+    def sampled(self, groups: pa.RecordBatch) -> None:
+        """Count the tokens of committed groups, for training or for evaluation."""
         self._rates["sampled"].add(_tokens(groups))
 
+    def stored(self, groups: int) -> None:
+        """Count committed groups for training."""
+        self._counts["sampled"] += groups
+
     def scored(self, scorer: str, groups: pa.RecordBatch, scores: pa.RecordBatch) -> None:
-        """A scorer's values are committed."""
+        """Count the tokens of groups that a scorer has scored; show its first failure."""
         self._rates["scored"].add(_tokens(groups))
         failed = [error for error in scores["error"].to_pylist() if error is not None]
         if failed and scorer not in self._complained:
@@ -78,11 +114,11 @@ class Tracker:
             self.say(f"{scorer} could not score {len(failed)} of {scores.num_rows} groups; the first: {failed[0]}")
 
     def ready(self, groups: int) -> None:
-        """So many more groups have all their annotations."""
+        """Count groups for training that have all their scores."""
         self._counts["scored"] += groups
 
     def stepped(self, step: int, round_: int, groups: int, metrics: dict[str, float], staleness: int) -> None:
-        """An optimiser step is recorded; `staleness` is that of its oldest group, in versions."""
+        """Record an optimiser step; `staleness` is that of its oldest group, in versions."""
         self._step, self._round, self._last, self._staleness = step, round_, metrics, staleness
         self._counts["trained"] += groups
         self._rates["trained"].add(metrics["tokens"])
@@ -90,13 +126,13 @@ class Tracker:
         self._write("step", step, {"round": float(round_), **metrics, **rates})
 
     def published(self, version: int) -> None:
-        """A new proposal version is out."""
+        """Note a new proposal version."""
         self._version = version
         if not self._console.is_terminal and self._last:
             self.say(self._line())
 
     def evaluated(self, split: Split, version: int, result: Result) -> None:
-        """A version's result on a split is known."""
+        """Record a version's result on a split."""
         figures = {name: value for name, value in result.as_dict().items() if value is not None}
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
@@ -106,7 +142,7 @@ class Tracker:
         )
 
     def quarantined(self, item: Item) -> None:
-        """The run goes on without a prompt or a group."""
+        """Say that the run continues without a prompt or a group."""
         self.say(
             f"left out: prompt {item.prompt_id} of {item.purpose} round {item.round}, which keeps failing in "
             f"{item.service}; the last error: {item.error}"
@@ -126,11 +162,11 @@ class Tracker:
 
     @property
     def trained(self) -> int:
-        """Groups that have trained a step, each as often as it has."""
+        """The number of groups trained, each counted once per step."""
         return self._counts["trained"]
 
     def progress(self) -> Progress:
-        """How far training is."""
+        """Return how far training is."""
         algorithm, rates, last = self._algorithm, self._rates, self._last
         return Progress(
             round=min(self._round + 1, algorithm.rounds),
@@ -200,7 +236,7 @@ def _short(value: float | None) -> str:
 
 
 def _tokens(groups: pa.RecordBatch) -> int:
-    """Output tokens of GROUPS rows, by the ends of their lists: it is asked for every group on its own."""
+    """Return the output tokens of GROUPS rows, from the ends of their lists, as it is called for every group."""
     outputs = groups["outputs"]
     tokens = outputs.values.field("token_ids").offsets
     return int(tokens[outputs.offsets[-1].as_py()].as_py() - tokens[outputs.offsets[0].as_py()].as_py())

@@ -1,4 +1,4 @@
-"""How many samplers there should be, decided from what the last window showed: pure."""
+"""Autoscaling: the number of samplers, decided from the load of the last window. Pure."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from brain_align.common.config.sampling import AutoscaleSection
 
 @dataclass(frozen=True)
 class Load:
-    """What one window showed.
+    """The load of one window.
 
     Attributes:
         samplers: replicas, those that are not ready included.
         starting: replicas whose engine is starting.
         without_room: replicas that wait for room in the cluster.
-        waited: share of the window that the learner waited for groups.
-        waiting_requests: most requests that no sampler had taken yet.
+        waited: the share of the window that the learner spent waiting for groups.
+        waiting_requests: the most requests that no sampler had taken yet.
         ready_groups: groups that are scored and not trained yet.
         trained: groups that were trained in the window.
-        strict: sampling and training take turns, so that groups that are ready say nothing of how many samplers it
-            takes: while the learner trains, all of a round are.
+        strict: sampling and training take turns. Ready groups then do not show how many samplers are needed: while the
+            learner trains, all groups of the round are ready.
     """
 
     samplers: int
@@ -33,17 +33,17 @@ class Load:
 
 @dataclass(frozen=True)
 class Decision:
-    """A number of samplers, and why."""
+    """A number of samplers, and the reason for it."""
 
     samplers: int
     reason: str
 
 
 def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decision | None:
-    """Whether to change the number of samplers.
+    """Decide whether to change the number of samplers.
 
-    Up and down look at different things, far apart, and after a change nothing is decided before it shows effect; so
-    the number does not swing.
+    To keep the number from swinging, up and down have different criteria, which are far apart, and after a change
+    nothing is decided until it has taken effect.
 
     Args:
         load: of the last window.
@@ -51,7 +51,7 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
         since_change: seconds since the number last changed.
 
     Returns:
-        The new number and its reason; None: as it is.
+        The new number and its reason; None: no change.
     """
     if not settings.min <= load.samplers <= settings.max:
         nearest = min(max(load.samplers, settings.min), settings.max)

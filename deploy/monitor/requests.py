@@ -1,7 +1,7 @@
-"""What is asked of a live run, as small files in its directory: wherever that is visible, it can be asked.
+"""Requests to a live run, as small files in its directory: they can be made wherever that is visible.
 
 <run>/control/requests/<id>.json    a request, until the run takes it
-<run>/control/answers/<id>.json     its answer, until whoever asked has read it
+<run>/control/answers/<id>.json     its answer, until it has been read
 """
 
 import time
@@ -19,7 +19,7 @@ _FORGOTTEN_AFTER = 3600.0  # seconds, after which nobody will read an answer
 
 
 class ScaleRequest(BaseModel):
-    """Numbers of replicas by service; None: as `sampler.autoscale` decides."""
+    """Numbers of replicas by service; None: `sampler.autoscale` decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +27,7 @@ class ScaleRequest(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the run says to a request: a line for each service, or why it refuses."""
+    """The run's answer to a request: one line per service, or why it refuses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,10 +36,10 @@ class Answer(BaseModel):
 
 
 def ask(directory: RunDirectory, request: ScaleRequest, timeout: float) -> Answer:
-    """Ask a live run, and wait for its answer.
+    """Send a request to a live run, and return its answer.
 
     Raises:
-        UserError: there was none in time; the request is withdrawn then.
+        UserError: there was no answer in time; the request is withdrawn.
     """
     name = f"{uuid.uuid4().hex}.json"
     asked, answered = _requests(directory) / name, _answers(directory) / name
@@ -59,7 +59,7 @@ def ask(directory: RunDirectory, request: ScaleRequest, timeout: float) -> Answe
 
 
 def take_requests(directory: RunDirectory) -> list[tuple[str, ScaleRequest | None]]:
-    """What has been asked since the last time, oldest first, with the name to answer to; None: it made no sense."""
+    """Return the requests since the last call, oldest first, with the names to answer to; None: not readable."""
     folder = _requests(directory)
     files = [file for file in folder.glob("*.json") if not is_temporary(file)] if folder.exists() else []
     taken: list[tuple[str, ScaleRequest | None]] = []
@@ -73,12 +73,12 @@ def take_requests(directory: RunDirectory) -> list[tuple[str, ScaleRequest | Non
 
 
 def answer(directory: RunDirectory, name: str, what: Answer) -> None:
-    """Answer a request."""
+    """Write the answer to a request."""
     write_file(_answers(directory) / name, what.model_dump_json())
 
 
 def forget_former_requests(directory: RunDirectory) -> None:
-    """Delete what was asked of a former start of the run, and answers that nobody has read."""
+    """Delete requests to a former start of the run, and answers that nobody has read."""
     for file in _requests(directory).glob("*.json"):
         file.unlink(missing_ok=True)
     for file in _answers(directory).glob("*.json"):

@@ -1,4 +1,4 @@
-"""What goes on beside the algorithm while a run is alive: its status, what is asked of it, and automatic scaling."""
+"""What happens beside the algorithm while a run is alive: its status, requests to it, and autoscaling."""
 
 import asyncio
 import contextlib
@@ -25,32 +25,32 @@ from brain_align.deploy.schedule.quarantine import Item
 from brain_align.deploy.services.services import Services
 
 _EVERY = 1.0  # seconds
-_SHOWN = 64  # replicas of a pool, and quarantined items: those in trouble first
+_SHOWN = 64  # replicas per pool, those in trouble first, and quarantined items
 _LOG = logging.getLogger(__name__)
 
 
 class RunMonitor:
-    """Writes the run's status every second, and does what others ask, for as long as its block lasts."""
+    """Writes the run's status and answers requests, every second until its block ends."""
 
     def __init__(
         self,
         recipe: Recipe,
         directory: RunDirectory,
-        work: RunPlan,
-        production: GroupPipeline,
+        plan: RunPlan,
+        groups: GroupPipeline,
         services: Services,
         tracker: Tracker,
     ) -> None:
         self._directory = directory
-        self._work = work
-        self._production = production
+        self._plan = plan
+        self._groups = groups
         self._services = services
         self._tracker = tracker
         self._autoscale = recipe.sampler.autoscale
         self._scaler = Scaler(services.pools, self._autoscale)
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
-        self._window = (time.monotonic(), 0.0, 0)  # when it began, seconds waited and groups trained by then
+        self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
         self._most_waiting = 0  # requests, in the window
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
@@ -64,7 +64,7 @@ class RunMonitor:
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self._ended.set()
-        await self._task  # what it is writing is written before the last word
+        await self._task  # it finishes its writing before the last status is written
         await asyncio.to_thread(write_status, self._directory, self._status("ended"))
 
     async def _run(self) -> None:
@@ -72,9 +72,9 @@ class RunMonitor:
             try:
                 await self._look_after()
             except (OSError, UserError) as error:
-                _LOG.warning("The run's status could not be written, or what is asked of it not be read: %s", error)
+                _LOG.warning("The run's status could not be written, or requests to it could not be read: %s", error)
             except Exception:  # noqa: BLE001 - the run does not depend on it, and the next second may be better
-                _LOG.exception("The run's status was not written, or what is asked of it not done")
+                _LOG.exception("The run's status was not written, or a request to it was not answered")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY):
                     await self._ended.wait()
@@ -92,7 +92,7 @@ class RunMonitor:
 
     def _follow_load(self) -> None:
         began, waited, trained = self._window
-        self._most_waiting = max(self._most_waiting, self._production.waiting_requests)
+        self._most_waiting = max(self._most_waiting, self._groups.waiting_requests)
         elapsed = time.monotonic() - began
         if self._autoscale is None or not self._tracker.is_running or elapsed < self._autoscale.window:
             return
@@ -100,14 +100,14 @@ class RunMonitor:
             samplers=self._services.samplers.target,
             starting=self._services.samplers.count(State.STARTING),
             without_room=self._services.samplers.count(State.WAITING),
-            waited=(self._production.waited_seconds - waited) / elapsed,
+            waited=(self._groups.waited_seconds - waited) / elapsed,
             waiting_requests=self._most_waiting,
-            ready_groups=self._work.schedule.backlog,
+            ready_groups=self._plan.schedule.backlog,
             trained=self._tracker.trained - trained,
             strict=self._strict,
         )
         self._most_waiting = 0
-        self._window = time.monotonic(), self._production.waited_seconds, self._tracker.trained
+        self._window = time.monotonic(), self._groups.waited_seconds, self._tracker.trained
         scaling = self._scaler.follow(load)
         if scaling is not None:
             self._tracker.say(f"samplers: {scaling.before} -> {scaling.after}: {scaling.reason}")
@@ -122,14 +122,14 @@ class RunMonitor:
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(
-                leases=self._production.waiting_requests,
-                unscored=self._production.scoring.waiting,
-                ready=self._work.schedule.backlog,
+                leases=self._groups.waiting_requests,
+                unscored=self._groups.scoring.waiting,
+                ready=self._plan.schedule.backlog,
             ),
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
-            quarantined=[_left_out(item) for item in self._work.quarantine][-_SHOWN:],
+            quarantined=[_left_out(item) for item in self._plan.quarantine][-_SHOWN:],
         )
 
 

@@ -1,4 +1,4 @@
-"""How many replicas each service of a live run has: as the recipe, the user or the load says."""
+"""The numbers of replicas of a live run, as the recipe, the user or the load decides."""
 
 import time
 from collections import deque
@@ -16,11 +16,11 @@ _REMEMBERED = 20
 
 
 class Scaler:
-    """Changes pools, and remembers why.
+    """Changes the size of pools, and remembers why.
 
     Args:
-        pools: by the names that users know them by.
-        settings: of the automatic mode; None: the recipe has none.
+        pools: by the names that users know.
+        settings: of autoscaling; None: the recipe has none.
     """
 
     def __init__(self, pools: Mapping[str, Pool], settings: AutoscaleSection | None) -> None:
@@ -31,16 +31,16 @@ class Scaler:
         self._changed_at = time.monotonic()
 
     def answer(self, request: ScaleRequest | None) -> Answer:
-        """Do what was asked, all of it or nothing."""
+        """Do what was asked: all of it or nothing."""
         if request is None:
-            return Answer(refusal="The request cannot be understood: it is of another version of brain.")
+            return Answer(refusal="The request cannot be understood: it comes from another version of brain.")
         for name, count in request.replicas.items():
             if refusal := self._refusal(name, count):
                 return Answer(refusal=refusal)
         return Answer(lines=[self._obey(name, count) for name, count in request.replicas.items()])
 
     def follow(self, load: Load) -> Scaling | None:
-        """Let the load decide, where that is wanted; returns what was decided."""
+        """Let the load decide, where autoscaling is on; returns the change, if any."""
         if self._settings is None or not self.automatic:
             return None
         decision = decide(load, self._settings, time.monotonic() - self._changed_at)
@@ -48,9 +48,9 @@ class Scaler:
 
     def _refusal(self, name: str, count: int | None) -> str | None:
         if name not in self._pools:
-            return f"This run has no {name} that could be scaled; it has {', '.join(self._pools) or 'none'}."
+            return f"This run has no {name} to scale; it has {', '.join(self._pools) or 'none'}."
         if count is None and (name != SAMPLERS or self._settings is None):
-            return f"{name}=auto needs sampler.autoscale in the recipe, and is for samplers only."
+            return f"{name}=auto needs sampler.autoscale in the recipe, and works for samplers only."
         if count is not None and not 1 <= count <= MOST_REPLICAS:
             return f"{name}={count} is out of bounds; it must be from 1 to {MOST_REPLICAS}."
         return None
@@ -59,10 +59,10 @@ class Scaler:
         if name == SAMPLERS:
             self.automatic = count is None
         if count is None:
-            return f"{name}: as the load says, from {self._pools[name].target} on"
+            return f"{name}: autoscaled, starting from {self._pools[name].target}"
         before = self._pools[name].target
         if count == before:
-            return f"{name}: {before}, as before"
+            return f"{name}: {before}, unchanged"
         self._scale(name, count, "brain scale")
         key = "sampler.replicas" if name == SAMPLERS else f"{name}.replicas"
         return f"{name}: {before} -> {count}, until this start of the run ends (set {key}={count} to keep it)"

@@ -1,4 +1,4 @@
-"""How a run stands: what it writes into its directory every second, and what others read there."""
+"""The status of a run: it writes it into its directory every second, and others read it there."""
 
 import os
 import socket
@@ -11,11 +11,11 @@ from brain_align.deploy.conductor.progress import Progress, StatusPart
 from brain_align.deploy.run.directory import RunDirectory
 
 STALE_SECONDS = 15.0
-"""A run that has not written its status for so long is not alive, whatever it said last."""
+"""A run that has not written its status for so long is not alive, whatever its last status says."""
 
 
 class ReplicaStatus(StatusPart):
-    """One replica: its state, the calls it works on, how often its actor was lost, and why last."""
+    """One replica: its state, its calls in progress, how often its actor was lost, and why the last time."""
 
     name: str
     state: str
@@ -33,7 +33,7 @@ class PoolStatus(StatusPart):
 
 
 class Scaling(StatusPart):
-    """One decision about a number of replicas; `at` in seconds since the epoch."""
+    """One change of a number of replicas; `at` is in seconds since the epoch."""
 
     at: float
     service: str
@@ -43,7 +43,7 @@ class Scaling(StatusPart):
 
 
 class Backlog(StatusPart):
-    """What waits: leases for a sampler, groups for scorers, groups for the learner."""
+    """The numbers of requests that wait for a sampler, and of groups that wait for scorers and for the learner."""
 
     leases: int
     unscored: int
@@ -76,31 +76,31 @@ class Status(StatusPart):
 
 
 def write_status(directory: RunDirectory, status: Status) -> None:
-    """Put a status in the place of the former one."""
+    """Replace the run's status."""
     write_file(directory.status, status.model_dump_json(indent=1))
 
 
 def read_status(directory: RunDirectory) -> Status:
-    """What a run said last.
+    """Return the last status of a run.
 
     Raises:
-        UserError: there is no run, or none that has said anything.
+        UserError: there is no run, or it has not written a readable status.
     """
     try:
         return Status.model_validate_json(directory.status.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        what = "no run has been started there yet" if directory.config.exists() else "it is no run directory"
+        what = "no run has been started there yet" if directory.config.exists() else "it is not a run directory"
         raise UserError(f"{directory.root} has no status: {what}; name the directory of a run (run.dir).") from None
     except OSError as error:
         raise UserError(f"{directory.status} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise UserError(f"{directory.status} is no status of a run of this version of brain-align.") from None
+        raise UserError(f"{directory.status} is not a status of a run of this version of brain-align.") from None
 
 
 def is_alive(directory: RunDirectory, status: Status) -> bool:
-    """Whether the run that wrote this status is still at work.
+    """Return whether the run that wrote this status is still alive.
 
-    On the run's own machine its process is looked for; elsewhere, what counts is when it wrote last.
+    On the run's own machine its process must exist; in any case its last status must be recent.
     """
     if status.state == "ended":
         return False

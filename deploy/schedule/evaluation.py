@@ -1,4 +1,4 @@
-"""Evaluation on held-back prompts: one output each, sampled and scored by the same services as in training."""
+"""Evaluation on held-back prompts: one output per prompt, sampled and scored by the services of training."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,29 +21,29 @@ from brain_align.deploy.schedule.request_plan import RequestPlan
 Split = Literal["validation", "test"]
 
 Merit = tuple[float, float]
-"""Win rate and mean reward on validation prompts: what versions, and learning rates, are chosen by."""
+"""Win rate and mean reward on validation prompts, by which versions and learning rates are chosen."""
 
 
 def merit(win_rate: float | None, mean_reward: float) -> Merit:
-    """The higher win rate is better; between equals, or without gold, the higher mean reward."""
+    """Rank by win rate; between equals, or without gold outputs, by mean reward."""
     return win_rate or 0.0, mean_reward
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one proposal version does on one split.
+    """The results of one proposal version on one split.
 
     Attributes:
         train_rm_win_rate: percent of prompts with r(output) > r(gold), strictly; None without gold outputs.
         train_rm_win_rate_ci95: half-width of its 95 % interval, percent.
         ties: percent of prompts with equal rewards.
         mean_reward, mean_gold_reward: under the reward that was trained on.
-        truth_quality, gold_truth_quality: under the ground truth, where there is one.
+        truth_quality, gold_truth_quality: under the ground truth, where the recipe names one.
         kl_to_prior: estimate of KL(q || p) in nats, mean of log q(y|x) - log p(y|x) over y ~ q.
         mean_tokens: length of the outputs.
-        ended: percent of outputs that ended by themselves (EOS) and not at the length limit.
-        prompts: how many prompts the figures are over.
-        failed: how many prompts are left out, as a value could not be computed.
+        ended: percent of outputs that finished (EOS) before the length limit.
+        prompts: number of prompts that the figures cover.
+        failed: number of prompts that are left out because a value could not be computed.
     """
 
     train_rm_win_rate: float | None
@@ -60,12 +60,12 @@ class Result:
     failed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
 
 class Evaluation:
-    """Which versions are evaluated on which prompts, and with what result."""
+    """Decides which versions are evaluated on which prompts, and computes the results."""
 
     def __init__(
         self,
@@ -82,21 +82,21 @@ class Evaluation:
         self.scorers = scorers
         self._group_ids: dict[tuple[Split, int], list[str]] = {}
         self._lacking: dict[tuple[Split, int], set[str]] = {}  # groups without all their scores
-        self._of: dict[str, tuple[Split, int]] = {}  # what a group evaluates
+        self._of: dict[str, tuple[Split, int]] = {}  # the evaluation that a group belongs to
         self._unreported: set[tuple[Split, int]] = set()  # complete ones
         self._left_out: set[str] = set()  # groups that will never be complete
         self._deadly: dict[tuple[str, str], int] = {}  # first version at which a split's prompt brought down samplers
 
     def is_due(self, version: int) -> bool:
-        """Whether a version takes part in the choice of the best: the first, the last and every few between."""
+        """Return whether a version takes part in the choice of the best: the first, the last, and some between."""
         return version % self._recipe.evaluation.every_rounds == 0 or version == self._recipe.algorithm.rounds
 
     def due_versions(self) -> list[int]:
-        """All versions among which the best is chosen."""
+        """Return all versions among which the best is chosen."""
         return [version for version in range(self._recipe.algorithm.rounds + 1) if self.is_due(version)]
 
     def group_ids(self, split: Split, version: int) -> list[str]:
-        """The groups that evaluate a version on a split."""
+        """Return the groups that evaluate a version on a split."""
         if (split, version) not in self._group_ids:
             groups = [group for request in self._requests(split, version) for group in request.group_ids]
             self._group_ids[split, version] = groups
@@ -104,12 +104,12 @@ class Evaluation:
         return self._group_ids[split, version]
 
     def requests_after(self, version: int) -> list[SampleRequest]:
-        """What is still to be sampled once a version is published; the prior's test outputs are the baseline."""
+        """Return what is still to be sampled for a published version; the prior's test outputs are the baseline."""
         validation = self.requests("validation", version) if self.is_due(version) else []
         return validation + (self.requests("test", version) if version == 0 else [])
 
     def requests(self, split: Split, version: int) -> list[SampleRequest]:
-        """What is still to be sampled to evaluate a version on a split; its completion will be reported."""
+        """Return what is still to be sampled to evaluate a version on a split, and report its completion later."""
         self._watch(split, version)
         usable = [request.without(self._left_out) for request in self._requests(split, version)]
         rest = [(request, {group for group in request.group_ids if self.store.has_group(group)}) for request in usable]
@@ -121,12 +121,12 @@ class Evaluation:
         ]
 
     def is_complete(self, split: Split, version: int) -> bool:
-        """Whether every prompt is sampled and scored by every scorer."""
+        """Return whether every prompt is sampled, and scored by every scorer."""
         self._watch(split, version)
         return not self._lacking[split, version]
 
     def scored(self, groups: Iterable[str]) -> None:
-        """These groups may have all their scores now."""
+        """Look at groups that may have all their scores now."""
         for group in groups:
             lacking = self._lacking.get(self._of[group]) if group in self._of else None
             if lacking and group in lacking and self._is_scored(group):
@@ -135,9 +135,9 @@ class Evaluation:
                     self._unreported.add(self._of[group])
 
     def leave_out(self, items: Iterable[Item]) -> None:
-        """These will never have all their scores: they count as failed.
+        """Count items as failed: they will never have all their scores.
 
-        A prompt that has brought down samplers is left out where it is not being sampled yet, too.
+        A prompt that has brought down samplers is also left out of evaluations that have not sampled it yet.
         """
         for item in items:
             self._left_out.add(item.group_id)
@@ -156,14 +156,14 @@ class Evaluation:
                 self._left_out.add(group)
 
     def newly_complete(self) -> Iterator[tuple[Split, int, Result]]:
-        """Results that were not complete when last asked."""
+        """Yield the results that have become complete since the last call."""
         while self._unreported:
             split, version = min(self._unreported)
             self._unreported.remove((split, version))
             yield split, version, self.result(split, version)
 
     def _watch(self, split: Split, version: int) -> None:
-        """Ask the store once for an evaluation; after that, only what is said to be `scored` is looked at."""
+        """Ask the store once for an evaluation; after that, only groups passed to `scored` are looked at."""
         if (split, version) not in self._lacking:
             self._leave_out_deadly(split, version)
             groups = set(self.group_ids(split, version)) - self._left_out
@@ -179,11 +179,11 @@ class Evaluation:
         return all(self.store.has_score(group, scorer) for scorer in self.scorers)
 
     def best_version(self) -> int:
-        """The version with the highest validation win rate; ties, or no gold, go to the higher mean reward."""
+        """Return the version with the highest validation win rate, or mean reward if equal or without gold."""
         return max(self.due_versions(), key=self._merit)
 
     def candidates(self, newest: int) -> list[int]:
-        """The versions up to the newest that may turn out the best: the best so far, and those not yet evaluated."""
+        """Return the versions that may turn out to be the best: the best so far, and those not yet evaluated."""
         due = [version for version in self.due_versions() if version <= newest]
         complete = [version for version in due if self.is_complete("validation", version)]
         best = [max(complete, key=self._merit)] if complete else []
@@ -194,10 +194,10 @@ class Evaluation:
         return merit(result.train_rm_win_rate, result.mean_reward)
 
     def result(self, split: Split, version: int) -> Result:
-        """The figures of a complete evaluation.
+        """Return the figures of a complete evaluation.
 
         Raises:
-            PipelineError: no prompt has both rewards, so that there is nothing to report.
+            PipelineError: no prompt has a reward and a prior log-probability, so there is nothing to report.
         """
         everything = self.group_ids(split, version)
         groups = [group for group in everything if group not in self._left_out]
@@ -229,7 +229,7 @@ class Evaluation:
         )
 
     def outcomes(self, split: Split, version: int) -> pa.Table:
-        """One row a prompt of a complete evaluation, in the order of the prompts, for comparisons prompt by prompt.
+        """Return one row per prompt of a complete evaluation, in the order of the prompts, for paired comparisons.
 
         Columns: prompt_id, log_ratio (log q(y|x) − log p(y|x), nats), reward, gold_reward, and for each scorer that is
         not the reward the output's value and gold's, as scores.NAME and gold_scores.NAME; null where one could not be
@@ -250,7 +250,7 @@ class Evaluation:
         return rows.add_column(0, "prompt_id", pa.array([prompt.prompt_id for prompt in self._prompts[split]]))
 
     def texts(self, split: Split, version: int) -> list[tuple[str, str | None, str, float | None]]:
-        """(prompt, gold, output, reward) for each prompt of a complete evaluation; of a failed one as far as known."""
+        """Return (prompt, gold, output, reward) for each prompt; a failed one has no output or reward."""
         groups = self.group_ids(split, version)
         known = [group for group in groups if group not in self._left_out]
         outputs = [outputs[0]["text"] for outputs in self.store.groups(known)["outputs"].to_pylist()]
@@ -262,7 +262,7 @@ class Evaluation:
         ]
 
     def _values(self, groups: list[str], reward: str | CombinationSection) -> tuple[list[Any], list[Any]]:
-        """(the one output's value, gold's value) for each group."""
+        """Return (values of the outputs, values of the gold outputs), one per group."""
         scores = stored_rewards(self.store, groups, reward)
         return pc.list_element(scores["values"], 0).to_pylist(), scores["gold_value"].to_pylist()
 

@@ -1,4 +1,4 @@
-"""What a run goes on without: prompts that keep killing samplers, and groups that keep failing in a scorer."""
+"""Quarantine: prompts that keep bringing samplers down, and groups that keep failing in a scorer."""
 
 import json
 import math
@@ -11,26 +11,26 @@ from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.requests import Purpose
 
 SAMPLER = "sampler"
-"""The service of items that were never sampled; other items have a scorer's name there."""
+"""The service of items that could not be sampled; other items name a scorer."""
 
 _SHARE = 0.05
 _HANDFUL = 5
 
 
 def most_left_out(groups: int) -> int:
-    """How many of so many groups may fail before the cause is hardly the groups."""
+    """Return how many of so many groups may fail before something else must be the cause."""
     return max(_HANDFUL, math.ceil(_SHARE * groups))
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt, or one group, that is left out.
+    """A prompt or group that is left out.
 
     Attributes:
         purpose, round: of the request that it belongs to.
-        prompt_id, group_id: what is left out.
-        service: what it made fail: `SAMPLER`, or a scorer's name.
-        error: how.
+        prompt_id, group_id: of what is left out.
+        service: what failed: `SAMPLER`, or a scorer's name.
+        error: the last error.
     """
 
     purpose: Purpose
@@ -42,10 +42,10 @@ class Item:
 
 
 class Quarantine:
-    """The items that a run leaves out, in one file of its directory.
+    """The items that a run leaves out, in a file of its directory.
 
-    An item is in the file before anything goes on without it, so that a resumed run leaves out the same ones. Removing
-    the file, or an entry, while the run is stopped has them tried again.
+    An item is in the file before anything continues without it, so that a resumed run leaves out the same items. To
+    have items tried again, remove them or the file while the run is stopped.
 
     Args:
         path: of the file.
@@ -63,11 +63,11 @@ class Quarantine:
 
     @property
     def groups(self) -> set[str]:
-        """Ids of the groups that are left out."""
+        """The ids of the groups that are left out."""
         return {item.group_id for item in self._items}
 
     def prompts(self, purpose: Purpose, round_: int) -> set[str]:
-        """Ids of the prompts that are not sampled in a round: those that have brought down samplers in it or before."""
+        """Return the ids of prompts that are not sampled in a round, as they brought samplers down in it or before."""
         return {
             item.prompt_id
             for item in self._items
@@ -75,14 +75,14 @@ class Quarantine:
         }
 
     def add(self, item: Item, size: int) -> None:
-        """Leave something out from now on.
+        """Leave an item out from now on.
 
         Args:
             item: the prompt or group.
-            size: of its round or evaluation, in groups.
+            size: the number of groups of its round or evaluation.
 
         Raises:
-            PipelineError: they are too many for the prompts to be the cause; those of this round are tried again then.
+            PipelineError: there are too many for prompts to be the cause; those of this round are tried again later.
         """
         alike = [one for one in self._items if (one.purpose, one.round) == (item.purpose, item.round)]
         bound = most_left_out(size)
@@ -91,7 +91,7 @@ class Quarantine:
         write_file(self._path, json.dumps([asdict(one) for one in self._items], indent=1))
         if too_many:
             raise PipelineError(
-                f"More than {bound} of the {size} prompts of {item.purpose} round {item.round} failed, so that the "
+                f"More than {bound} of the {size} prompts of {item.purpose} round {item.round} failed, so the "
                 f"cause is hardly the prompts, and none of this round is left out; the last error, of {item.service}: "
                 f"{item.error}"
             )
@@ -103,4 +103,4 @@ def _read(path: Path) -> list[Item]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no list of quarantined items ({error}); restore it, or remove it.") from None
+        raise UserError(f"{path} is not a list of quarantined items ({error}); restore or remove it.") from None

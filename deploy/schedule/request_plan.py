@@ -1,4 +1,4 @@
-"""How rounds and evaluations are cut into requests."""
+"""The requests into which rounds and evaluations are cut."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from brain_align.common.requests import Prompt, Purpose, SampleRequest
 
 
 class RequestPlan:
-    """Cuts rounds and evaluations into requests; the same cut after every restart.
+    """Cuts rounds and evaluations into requests, the same ones after every restart.
 
     Args:
         run_id: of the run; part of every group's id.
         seed: of the recipe.
-        lease_prompts: how many make a request.
+        lease_prompts: the number of prompts per request.
         policies: where the versions are published.
-        alone: whether each request is sampled on its own (`SampleRequest.alone`).
-        prior_run: the run whose groups of version 0, the prior, are this run's too (`brain compare`); default: itself.
+        alone: each request is sampled on its own (`SampleRequest.alone`).
+        prior_run: the run that shares its groups of version 0, the prior (`brain compare`); default: this run.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RequestPlan:
     def requests(
         self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]
     ) -> list[SampleRequest]:
-        """Requests for all prompts, in their order."""
+        """Return requests for all prompts, in their order."""
         cut = range(0, len(prompts), self._lease_prompts)
         return [
             self._request(purpose, round_, version, n, index, prompts[start : start + self._lease_prompts])
@@ -50,13 +50,13 @@ class RequestPlan:
         ]
 
     def from_version(self, request: SampleRequest, version: int) -> SampleRequest:
-        """The request, sampled from another version: its groups are others then."""
+        """Return the request for another version; its groups have other ids."""
         prompts = [prompt.prompt_id for prompt in request.prompts]
         return replace(request, version=version, group_ids=self._ids(request.purpose, request.round, version, prompts))
 
     @staticmethod
     def purpose_of(lease_id: str) -> Purpose:
-        """What a request was for."""
+        """Return what a request was for."""
         return next(purpose for purpose in get_args(Purpose) if lease_id.startswith(f"{purpose}-"))
 
     def _request(
@@ -75,7 +75,7 @@ class RequestPlan:
 
 
 def request_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> RequestPlan:
-    """The plan of a run with a recipe; see `RequestPlan`."""
+    """Return the plan of a run with a recipe."""
     algorithm, sampler = recipe.algorithm, recipe.sampler
     return RequestPlan(
         run_id, recipe.seed, sampler.lease_prompts, policies, alone=algorithm.strict, prior_run=prior_run

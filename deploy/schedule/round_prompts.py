@@ -1,10 +1,11 @@
-"""Which groups make up a round: those of the prompts that it draws, or those that a store has of it."""
+"""The groups that make up a round: those of the prompts that it draws, or those that a store has of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence, Set
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import override
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.data.prompts import PromptOrder
@@ -12,23 +13,25 @@ from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.deploy.schedule.request_plan import RequestPlan
 
 FIXED_AHEAD = 8
-"""Rounds that are sampled ahead of the learner from a fixed proposal: enough that samplers do not wait for it."""
+"""Rounds that are sampled ahead of the learner from a fixed proposal, so that samplers never wait for it."""
 
 _ROUNDS_AT_HAND = 16  # whose prompts are kept: few are asked for again
 
 
-class RoundGroups(Protocol):
-    """The groups of each round, by keys that are known before the groups are."""
+class RoundGroups(ABC):
+    """Names the groups of each round by keys, which are known before the groups are."""
 
+    @abstractmethod
     def keys(self, round_: int) -> Sequence[Hashable]:
-        """The keys of a round's groups, in the order in which its first pass trains them."""
+        """Return the keys of a round's groups, in the order in which its first pass trains them."""
 
+    @abstractmethod
     def key(self, round_: int, prompt_id: str, group: str) -> Hashable:
-        """The key of a group."""
+        """Return the key of a group."""
 
 
-class DrawnPrompts:
-    """A round draws prompts, and has one group for each."""
+class DrawnPrompts(RoundGroups):
+    """Has each round draw prompts, with one group per prompt."""
 
     def __init__(self, algorithm: AlgorithmSection, prompts: Sequence[Prompt], seed: int) -> None:
         self._prompts = prompts
@@ -36,39 +39,39 @@ class DrawnPrompts:
         self._drawn: dict[int, list[Prompt]] = {}
 
     def prompts(self, round_: int) -> list[Prompt]:
-        """The prompts that a round draws."""
+        """Return the prompts that a round draws."""
         if round_ not in self._drawn:
             self._drawn[round_] = [self._prompts[index] for index in self._order.indices(round_)]
             if len(self._drawn) > _ROUNDS_AT_HAND:
                 del self._drawn[next(iter(self._drawn))]
         return self._drawn[round_]
 
+    @override
     def keys(self, round_: int) -> list[tuple[int, str]]:
-        """See `RoundGroups`."""
         return [(round_, prompt.prompt_id) for prompt in self.prompts(round_)]
 
+    @override
     def key(self, round_: int, prompt_id: str, group: str) -> tuple[int, str]:
-        """See `RoundGroups`."""
         return round_, prompt_id
 
 
-class StoredGroups:
-    """A round has the groups that a store has of it, in the order in which they were committed."""
+class StoredGroups(RoundGroups):
+    """Gives each round the groups that a store has of it, in the order in which they were committed."""
 
     def __init__(self, index: pa.Table) -> None:
         self._index = index.select(["round", "group_id"])
 
+    @override
     def keys(self, round_: int) -> list[str]:
-        """See `RoundGroups`."""
         return self._index.filter(pc.equal(self._index["round"], round_))["group_id"].to_pylist()
 
+    @override
     def key(self, round_: int, prompt_id: str, group: str) -> str:
-        """See `RoundGroups`."""
         return group
 
 
 class TrainingRequests:
-    """Which requests of which rounds may be given out.
+    """Decides which requests of which rounds may be given out.
 
     This admission keeps the bound on staleness. Round r's groups are trained while the newest proposal version is r, so
     a request of round r may be sampled from version v only if r - v <= max_staleness. With max_staleness 0 this is
@@ -86,12 +89,12 @@ class TrainingRequests:
         self._fixed = fixed
 
     def admitted(self, version: int) -> range:
-        """The rounds that may be sampled from `version` while it is the newest."""
+        """Return the rounds that may be sampled from `version` while it is the newest."""
         ahead = max(FIXED_AHEAD, self._algorithm.max_staleness) if self._fixed else self._algorithm.max_staleness
         return range(version, min(version + ahead + 1, self._algorithm.rounds))
 
     def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[SampleRequest]:
-        """The requests of a round that are still to be sampled.
+        """Return the requests of a round that are still to be sampled.
 
         With max_staleness 0 a request is sampled whole or not at all, so that it always gives the same groups.
 
@@ -109,9 +112,9 @@ class TrainingRequests:
         return [rest for request in usable if (rest := without_prompts(request, sampled)).prompts]
 
     def up_to_date(self, request: SampleRequest, newest: int) -> SampleRequest:
-        """A request as it is to be given out: one that has waited is sampled from what has been published meanwhile.
+        """Return a request as it is given out: after a wait, it is sampled from a version published meanwhile.
 
-        Never from a version beyond its round: while that one is the newest, another round is trained.
+        The version is never beyond its round, as another round is trained while that one is the newest.
         """
         if self._fixed or self._algorithm.strict:
             return request
@@ -120,7 +123,7 @@ class TrainingRequests:
 
 
 def without_prompts(request: SampleRequest, prompts: Set[str]) -> SampleRequest:
-    """The request without these prompts, named by their ids."""
+    """Return the request without these prompts, which are named by their ids."""
     if not prompts:
         return request
     pairs = zip(request.group_ids, request.prompts, strict=True)

@@ -1,67 +1,98 @@
 """Algorithm 1's bookkeeping, pure: which groups train the next step."""
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Sequence
-from typing import Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.identity import seed_from
 from brain_align.deploy.schedule.round_prompts import RoundGroups
 
 
-class Schedule(Protocol):
-    """Which groups train which step, as groups become ready.
+class Schedule(ABC):
+    """Decides which groups train which step, as groups become ready.
+
+    Step s is the s-th of the run, from 1; round r, from 0, trains k steps and ends with version r + 1.
 
     Attributes:
         last_step: training ends with it.
+        updates_per_round: k.
     """
 
-    last_step: int
+    def __init__(self, last_step: int, updates_per_round: int) -> None:
+        self.last_step = last_step
+        self.updates_per_round = updates_per_round
+
+    def round_of(self, step: int) -> int:
+        """Return the round that a step belongs to."""
+        return (step - 1) // self.updates_per_round
+
+    def ends_round(self, step: int) -> bool:
+        """Return whether a version is published after a step; so it is after step 0, which stands for the prior."""
+        return step % self.updates_per_round == 0 or step == self.last_step
+
+    def version_after(self, step: int) -> int:
+        """Return the newest version once a step is trained and what it ends is published."""
+        return self.round_of(step) + self.ends_round(step)
 
     @property
+    @abstractmethod
     def backlog(self) -> int:
-        """Groups that are ready and have trained no step yet."""
+        """The number of groups that are ready and have trained no step yet."""
 
+    @abstractmethod
     def earliest_round(self, round_: int) -> int:
-        """The first round whose groups may still train once `round_` has begun."""
+        """Return the first round whose groups may still train once `round_` has begun."""
 
+    @abstractmethod
     def add(self, round_: int, prompt_id: str, group: str) -> None:
-        """A group is sampled and scored."""
+        """Count a group as ready: it is sampled and scored."""
 
+    @abstractmethod
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
-        """A group will not become ready: whatever it was to train goes on without it."""
+        """Expect a group no longer: what it was to train continues without it."""
 
+    @abstractmethod
     def are_ready(self, groups: Collection[str]) -> bool:
-        """Whether all these groups are sampled and scored."""
+        """Return whether all these groups are ready."""
 
+    @abstractmethod
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:
-        """Go to a round of which some steps are done already, on the groups given for each."""
+        """Go to a round.
 
+        Args:
+            round_: the round.
+            taken: the groups of each of its steps that are trained already.
+        """
+
+    @abstractmethod
     def next_batch(self) -> list[str] | None:
-        """The groups of the round's next step, or None while too few are ready."""
+        """Return the groups of the round's next step, or None while too few are ready."""
 
+    @abstractmethod
     def take(self, groups: Sequence[str]) -> None:
-        """These groups have trained the next step."""
+        """Note that these groups have trained the next step."""
 
 
-class Rounds:
-    """k steps a round, on the groups that are ready.
+class Rounds(Schedule):
+    """Trains k steps per round on the groups that are ready.
 
-    A pass goes once through the pool (the round's groups, or all so far with `buffer: accumulate`); each step takes the
+    A pass goes once through the pool: the round's groups, or all so far with `buffer: accumulate`. Each step takes the
     first groups of the pass that are ready and have not been taken in it. With max_staleness 0 a round's first step
-    waits for all its groups, so that their order never depends on who was faster.
+    waits for all its groups, so that their order never depends on which was sampled faster.
 
-    A round has k steps however many of its groups are left out: its passes are shorter, and the next one begins
-    earlier; a pool that is smaller than a batch trains whole. The order of a pass is that of the whole pool without
-    those that are left out, so that it does not depend on when that was.
+    A round has k steps however many of its groups are given up: its passes are shorter then, and the next one begins
+    earlier. A pool that is smaller than a batch trains as one batch. The order of a pass is that of the whole pool
+    without the groups that are given up, so it does not depend on when they were.
 
-    A pass costs one look at its pool; within it, a step costs what its batch does, however large the pool.
+    The cost of a pass is one look at its pool; that of a step within it depends on the batch, not on the pool.
     """
 
     def __init__(self, algorithm: AlgorithmSection, round_groups: RoundGroups, seed: int) -> None:
-        self.last_step = algorithm.rounds * algorithm.updates_per_round
+        super().__init__(algorithm.rounds * algorithm.updates_per_round, algorithm.updates_per_round)
         self._algorithm = algorithm
         self._round_groups = round_groups
         self._seed = seed
@@ -80,16 +111,16 @@ class Rounds:
         self._awaited: dict[Hashable, int] = {}  # the places of the others
 
     @property
+    @override
     def backlog(self) -> int:
-        """See `Schedule`."""
         return len(self._fresh)
 
+    @override
     def earliest_round(self, round_: int) -> int:
-        """See `Schedule`."""
         return 0 if self._algorithm.buffer == "accumulate" else round_
 
+    @override
     def add(self, round_: int, prompt_id: str, group: str) -> None:
-        """See `Schedule`."""
         key = self._round_groups.key(round_, prompt_id, group)
         if key in self._group_of:
             return
@@ -100,19 +131,19 @@ class Rounds:
         if place is not None:
             heapq.heappush(self._candidates, place)
 
+    @override
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
-        """See `Schedule`."""
         key = self._round_groups.key(round_, prompt_id, group)
         self._left_out.add(key)
         self._awaited.pop(key, None)
         self._count_pool()
 
+    @override
     def are_ready(self, groups: Collection[str]) -> bool:
-        """See `Schedule`."""
         return self._ready.issuperset(groups)
 
+    @override
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:
-        """See `Schedule`."""
         first = self.earliest_round(round_)
         self._round = round_
         done = {group for step in taken for group in step}
@@ -122,8 +153,8 @@ class Rounds:
         pass_, self._steps_taken = divmod(len(taken), self._steps_a_pass)
         self._begin_pass(pass_, {group for step in taken[pass_ * self._steps_a_pass :] for group in step})
 
+    @override
     def next_batch(self) -> list[str] | None:
-        """See `Schedule`."""
         self._go_to_next_pass_if_done()
         if self._algorithm.strict and self._awaited:
             return None
@@ -136,8 +167,8 @@ class Rounds:
             heapq.heappush(self._candidates, place)
         return [self._group(place) for place in places] if len(places) == self._batch else None
 
+    @override
     def take(self, groups: Sequence[str]) -> None:
-        """See `Schedule`."""
         self._go_to_next_pass_if_done()
         self._used.update(groups)
         for group in groups:
@@ -145,7 +176,7 @@ class Rounds:
         self._steps_taken += 1
 
     def _count_pool(self) -> None:
-        """How many steps a pass has, and how many groups a step; whoever leaves all out is stopped elsewhere."""
+        """Set the steps per pass and the groups per step; too many left out end the run elsewhere (`Quarantine`)."""
         groups = sum(key not in self._left_out for key in self._pool) if self._left_out else len(self._pool)
         self._batch = max(1, min(self._algorithm.batch_prompts, groups))
         self._steps_a_pass = max(1, groups // self._batch)
@@ -177,47 +208,46 @@ class Rounds:
         return [self._pool[index] for index in generator.permutation(len(self._pool))]
 
 
-class RecordedSteps:
-    """The steps that a store records, again: the same groups in the same order."""
+class RecordedSteps(Schedule):
+    """Repeats the steps that a store records: the same groups in the same order."""
 
     def __init__(self, steps: Sequence[Sequence[str]], updates_per_round: int) -> None:
-        self.last_step = len(steps)
+        super().__init__(len(steps), updates_per_round)
         self._steps = steps
-        self._updates_per_round = updates_per_round
         self._done = 0
         self._ready: set[str] = set()
         self._left_out: set[str] = set()
 
     @property
+    @override
     def backlog(self) -> int:
-        """See `Schedule`."""
         return len(self._ready.difference(*self._steps[: self._done]))
 
+    @override
     def earliest_round(self, round_: int) -> int:
-        """See `Schedule`."""
         return 0  # a step may have taken groups of any round
 
+    @override
     def add(self, round_: int, prompt_id: str, group: str) -> None:
-        """See `Schedule`."""
         self._ready.add(group)
 
+    @override
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
-        """See `Schedule`."""
         self._left_out.add(group)
 
+    @override
     def are_ready(self, groups: Collection[str]) -> bool:
-        """See `Schedule`."""
         return self._ready.issuperset(groups)
 
+    @override
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:
-        """See `Schedule`."""
-        self._done = round_ * self._updates_per_round + len(taken)
+        self._done = round_ * self.updates_per_round + len(taken)
 
+    @override
     def next_batch(self) -> list[str] | None:
-        """See `Schedule`."""
         groups = [group for group in self._steps[self._done] if group not in self._left_out]
         return groups if self.are_ready(groups) else None
 
+    @override
     def take(self, groups: Sequence[str]) -> None:
-        """See `Schedule`."""
         self._done += 1

@@ -1,4 +1,4 @@
-"""The Ray cluster that a run uses: the one that it is told, its job's own, or one of its own making."""
+"""The Ray cluster of a run: the one in its recipe, that of the surrounding Ray job, or one that it starts."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.services.make_services import Service
 
 LOWER_SERVICES = "lower their replicas, cpus or gpus"
-"""What helps where a cluster is too small."""
+"""The remedy where a cluster is too small."""
 
 
 @contextmanager
@@ -24,16 +24,16 @@ def ray_cluster(
 ) -> Iterator[Mapping[str, float]]:
     """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
-    A cluster of our own offers as many logical cores as the services ask for: on a small machine they share the real
-    ones, instead of waiting for each other for ever. It ends with the block.
+    A cluster started here offers as many logical cores as the services reserve: on a small machine they share the real
+    cores instead of waiting for each other for ever. It ends with the block.
 
     Args:
         settings: of the recipe.
-        needs: what the services reserve together; see `required_resources`.
-        remedy: what the user can do, besides adding nodes, where the cluster is too small.
+        needs: what the services reserve together, see `required_resources`.
+        remedy: what the user can do, besides adding nodes, if the cluster is too small.
 
     Yields:
-        What the cluster has of each resource.
+        The cluster's amount of each resource.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
@@ -57,15 +57,15 @@ def ray_cluster(
 
 
 def _cores(needs: Mapping[str, float]) -> int:
-    """Logical cores for the services, and as many again as this machine has, for replicas that are added later."""
+    """Return logical cores for the services, plus those of this machine for replicas that are added later."""
     return math.ceil(needs["CPU"]) + (os.cpu_count() or 1)
 
 
 def _check_reachable(address: str | None) -> None:
-    """Refuse a host and port where nobody listens, for which Ray would wait many minutes, and then abort."""
+    """Refuse a host and port where nobody listens; Ray would wait for many minutes and then abort."""
     host, separator, port = (address or "").rpartition(":")
     if not separator or "/" in host or not port.isdigit():
-        return  # a cluster of our own, `auto`, or an address that only Ray understands
+        return  # a cluster started here, `auto`, or an address that only Ray understands
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
@@ -76,7 +76,7 @@ def _check_reachable(address: str | None) -> None:
 
 
 def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
-    """CPU and GPU that a recipe's samplers, its learner and the named scorers reserve together."""
+    """Return the CPUs and GPUs that a recipe's samplers, its learner and the named scorers reserve together."""
     others: list[tuple[int, Service]] = [
         (recipe.sampler.replicas, recipe.sampler),
         (recipe.learner.ranks, recipe.learner),
@@ -85,7 +85,7 @@ def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, floa
 
 
 def scoring_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
-    """CPU and GPU that the named scorers reserve together."""
+    """Return the CPUs and GPUs that the named scorers reserve together."""
     return _sums(_replicas(recipe, scorers))
 
 

@@ -12,19 +12,18 @@ from brain_align.deploy.actors.actor import Handle
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.actors.ray_handle import RayHandle
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.services.learner_group import LearnerGroup
-from brain_align.deploy.services.services import Services
+from brain_align.deploy.services.services import LearnerGroup, Services
 from brain_align.learner.service import LearnerActor
 from brain_align.sampler.service import SamplerActor
 from brain_align.scorer.service import ScorerActor
 
-_HEARTBEATS = 2  # calls of a sampler beside its requests: it is asked how it does, and whether it is ready
+_HEARTBEATS = 2  # calls of a sampler beside its requests: for its progress, and whether it is ready
 
 Service = SamplerSection | ScorerPool | PriorSection | LearnerSection
 
 
 def make_services(recipe: Recipe, directory: RunDirectory, model: ProposalModel, scorers: Sequence[str]) -> Services:
-    """The pools of a recipe's samplers, of the named scorers and of its learner, not yet started."""
+    """Return the pools of a recipe's samplers and of the named scorers, and its learner, not yet started."""
     return Services(
         _samplers(recipe, directory, model),
         {name: scorer_pool(name, recipe, directory) for name in scorers},
@@ -46,7 +45,7 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
 
 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
-    """The pool of one scorer, not yet started."""
+    """Return the pool of one scorer, not yet started."""
     service = recipe.scorer(name)
 
     def spawn(_label: str, log_path: str) -> Handle:
@@ -62,11 +61,11 @@ def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
         arguments = (recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
         return RayHandle.spawn(LearnerActor, actor_options(recipe.learner), *arguments)
 
-    return LearnerGroup(recipe.learner.ranks, spawn, directory)
+    return LearnerGroup(recipe.learner.ranks, spawn, directory.log, recipe.timeouts)
 
 
 def actor_options(service: Service) -> dict[str, object]:
-    """What Ray reserves for an actor, and the environment that its libraries read when they are imported."""
+    """Return what Ray reserves for an actor, and the environment that its libraries read when imported."""
     python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
     environment = {
         "OMP_NUM_THREADS": str(service.threads),

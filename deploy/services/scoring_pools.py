@@ -1,4 +1,4 @@
-"""Scorers at work without a run: on the cluster for as long as somebody needs them."""
+"""Scorers without a run, for the commands that score."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from brain_align.deploy.run.directory import RunDirectory
 def scoring_pools(
     recipe: Recipe, names: Sequence[str], logs: RunDirectory, *, room_for_run: bool = False
 ) -> Iterator[dict[str, Pool]]:
-    """The pools of some of a recipe's scorers, by name, not yet started; they end with the block.
+    """Yield pools of some of a recipe's scorers, by name, not yet started; they end with the block.
 
     Args:
-        recipe: with its world.
+        recipe: resolved, with its prepared data.
         names: of the scorers.
         logs: gets their log files.
-        room_for_run: whether the cluster must have room for the recipe's samplers and its learner, too.
+        room_for_run: the cluster must have room for the recipe's samplers and its learner, too.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small.

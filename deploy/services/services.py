@@ -1,9 +1,82 @@
-"""All services of a run."""
+"""The services of a run: pools of samplers and scorers, and the learner's ranks."""
 
+import asyncio
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
+import pyarrow as pa
+
+from brain_align.common.config.run import TimeoutsSection
+from brain_align.deploy.actors.actor import Actor, Handle
 from brain_align.deploy.actors.pool import Pool
-from brain_align.deploy.services.learner_group import LearnerGroup
+from brain_align.learner.step_report import StepReport
+
+
+class LearnerGroup:
+    """The learner's ranks as one: every call goes to all of them, and rank 0 answers.
+
+    All calls raise PipelineError if a rank was lost or failed (named, with its log), and UserError if a rank raised
+    one. A lost rank ends the run: its state is that of the checkpoint, and a new start of the run resumes from there.
+
+    Args:
+        ranks: how many there are.
+        spawn: (rank, its log file) -> a new actor.
+        log_of: the log file of an actor, by its name.
+        timeouts: of the recipe.
+
+    Attributes:
+        busy_seconds: spent in calls.
+    """
+
+    def __init__(
+        self,
+        ranks: int,
+        spawn: Callable[[int, str], Handle],
+        log_of: Callable[[str], Path],
+        timeouts: TimeoutsSection,
+    ) -> None:
+        self.busy_seconds = 0.0
+        self._timeouts = timeouts
+
+        def actor(rank: int) -> Actor:
+            name = f"learner-{rank}"
+            return Actor(name, str(log_of(name)), lambda _name, log_path: spawn(rank, log_path))
+
+        self._ranks = [actor(rank) for rank in range(ranks)]
+
+    async def start(self) -> int:
+        """Start all ranks; returns the step of the checkpoint that they resumed from (0: none)."""
+        for rank in self._ranks:
+            rank.create()
+        timeout = self._timeouts.start
+        host, port = await self._ranks[0].call("address", timeout=timeout)
+        return cast(int, await self._call("start", host, port, timeout=timeout))
+
+    async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
+        """Train a step on TRAIN_BATCH rows."""
+        return cast(StepReport, await self._call("train_step", step, batch, timeout=self._timeouts.step))
+
+    async def save(self, step: int, *, keep: Sequence[int]) -> None:
+        """Write the checkpoint of a step; older ones are deleted, except those of the steps to keep."""
+        await self._call("save", step, keep, timeout=self._timeouts.step)
+
+    async def publish(self, version: int, step: int) -> None:
+        """Publish the policy as a version, unless that is published; `step` is the one that ends it."""
+        await self._call("publish", version, step, timeout=self._timeouts.step)
+
+    def kill(self) -> None:
+        """End all ranks."""
+        for rank in self._ranks:
+            rank.kill()
+
+    async def _call(self, method: str, *args: Any, timeout: float) -> Any:
+        began = time.monotonic()
+        answers = await asyncio.gather(*(rank.call(method, *args, timeout=timeout) for rank in self._ranks))
+        self.busy_seconds += time.monotonic() - began
+        return answers[0]
 
 
 @dataclass(frozen=True)
@@ -16,11 +89,11 @@ class Services:
 
     @property
     def pools(self) -> dict[str, Pool]:
-        """All pools by the names that `brain scale` and `brain status` know them by."""
+        """All pools, by their names in `brain scale` and `brain status`."""
         return {"samplers": self.samplers, **{f"scorers.{name}": pool for name, pool in self.scorers.items()}}
 
     def busy_seconds(self) -> dict[str, float]:
-        """How long each stage's actors have been at work, summed over them."""
+        """Return for how long the actors of each stage have worked, summed over the actors."""
         return {
             "sampling": self.samplers.busy_seconds,
             "scoring": sum(pool.busy_seconds for pool in self.scorers.values()),

@@ -1,8 +1,8 @@
-"""Checkpoint directories: each appears complete or not at all; the newest few are kept, and what is asked for.
+"""Checkpoint directories: each appears complete or not at all; the newest few and requested ones are kept.
 
-`checkpoints/step-000040/` holds whatever its writer put there, and `checkpoint.json`: the step and a digest
-of the files. The directory is written under another name and renamed when all is on disk
-(common/durable.py), so one that is there under its own name with its marker is complete.
+`checkpoints/step-000040/` holds its writer's files, and `checkpoint.json` with the step and a digest of the files. The
+directory is written under another name and renamed when everything is on disk (common/durable.py), so a directory under
+its own name with its marker is complete.
 """
 
 import json
@@ -28,9 +28,11 @@ class Checkpoint:
 
 
 class CheckpointDirectory:
-    """The checkpoints of one run.
+    """The checkpoints of one run; only one process may save, rank 0.
 
-    Only one process may save: rank 0, once all ranks have handed their parts over.
+    Args:
+        root: their directory.
+        keep: how many of the newest to keep.
     """
 
     def __init__(self, root: Path, keep: int) -> None:
@@ -38,11 +40,11 @@ class CheckpointDirectory:
         self.keep = keep
 
     def has(self, step: int) -> bool:
-        """Whether there is a complete checkpoint of a step."""
+        """Return whether there is a complete checkpoint of a step."""
         return (self._path(step) / _MARKER).exists()
 
     def save(self, step: int, write: Callable[[Path], None]) -> Checkpoint:
-        """Save a checkpoint whose files `write(directory)` creates; one that exists already is kept as it is."""
+        """Save a checkpoint whose files `write(directory)` creates; keep an existing one as it is."""
         target = self._path(step)
         if not self.has(step):
             with new_directory(target) as directory:
@@ -59,10 +61,10 @@ class CheckpointDirectory:
                 _remove(old.path)
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, checked against its digest; None before the first.
+        """Return the newest complete checkpoint, checked against its digest; None before the first.
 
         Raises:
-            UserError: its files are not what was written.
+            UserError: its files differ from what was written.
         """
         complete = self._complete()
         if not complete:
@@ -75,13 +77,13 @@ class CheckpointDirectory:
             intact = False
         if not intact:
             raise UserError(
-                f"The checkpoint {checkpoint.path} is damaged: its files are not what was written; delete "
+                f"The checkpoint {checkpoint.path} is damaged: its files differ from what was written; delete "
                 f"that directory, and the run resumes from the checkpoint before it, or from the start."
             )
         return checkpoint
 
     def remove_leftovers(self) -> None:
-        """Delete what interrupted saves left; only the one saving process may call this."""
+        """Delete the remains of interrupted saves; only the one saving process may call this."""
         remove_leftovers(self.root)
         marked = {checkpoint.path for checkpoint in self._complete()}
         for entry in self.root.glob(f"{_PREFIX}*"):
@@ -92,7 +94,7 @@ class CheckpointDirectory:
         return self.root / f"{_PREFIX}{step:06d}"
 
     def _complete(self) -> list[Checkpoint]:
-        """All checkpoints with a marker, oldest first."""
+        """Return all checkpoints with a marker, oldest first."""
         found = (
             Checkpoint(int(marker.parent.name.removeprefix(_PREFIX)), marker.parent)
             for marker in self.root.glob(f"{_PREFIX}*/{_MARKER}")
@@ -102,6 +104,6 @@ class CheckpointDirectory:
 
 
 def _remove(directory: Path) -> None:
-    """Delete a checkpoint, its marker first, so that half of one is never taken for a whole."""
+    """Delete a checkpoint, its marker first, so that a partly deleted one never counts as complete."""
     (directory / _MARKER).unlink(missing_ok=True)
     shutil.rmtree(directory)

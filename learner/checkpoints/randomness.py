@@ -1,4 +1,4 @@
-"""All random number generators of a process, as plain values that a checkpoint can hold."""
+"""The states of all random number generators of a process, as plain values for a checkpoint."""
 
 import random
 from typing import Any
@@ -17,7 +17,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_state() -> RandomState:
-    """The states of all generators: numbers, tuples and tensors only, for `torch.load(weights_only=True)`."""
+    """Return the states of all generators: numbers, tuples and tensors only, for `torch.load(weights_only=True)`."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -28,7 +28,7 @@ def random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Set what `random_state` returned; states of GPUs only where there are as many."""
+    """Restore the states that `random_state` returned; those of GPUs only if there are as many GPUs."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

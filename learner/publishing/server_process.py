@@ -1,4 +1,4 @@
-"""The process that serves published versions (learner/publishing/weight_server.py), as rank 0 starts it."""
+"""The process that rank 0 starts to serve published versions (weight_server.py is its program)."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ _START_LIMIT = 120.0  # seconds: it imports torch
 
 
 class WeightServerProcess:
-    """A running weight server; without it samplers take the files, so that nothing of what fails here is an error.
+    """A running weight server. Without it samplers read the files, so that no failure here is an error.
 
     Args:
         policies: the registry's directory.
@@ -23,7 +23,7 @@ class WeightServerProcess:
         time_limit: seconds for one transfer.
 
     Attributes:
-        process: the one that was started last; None once one did not come up, and none is tried again.
+        process: the one that was started last; None after one did not come up, since no further one is started.
     """
 
     def __init__(self, policies: Path, host: str, time_limit: float) -> None:
@@ -35,14 +35,14 @@ class WeightServerProcess:
             host,
             str(time_limit),
         ]
-        self._answer: BinaryIO  # what the address comes through
+        self._answer: BinaryIO  # the pipe that the address comes through
         self._address: str | None = None
         self.process = self._start()
 
     def address(self) -> str | None:
-        """Where it can be asked, as soon as it is up; None where it does not come up. Started again if it has ended."""
+        """Wait until the server is up, restarted if it has ended; return its address, None if it does not come up."""
         if self.process is not None and self.process.poll() is not None:
-            _LOG.warning("The weight server has ended (%d); it is started again.", self.process.returncode)
+            _LOG.warning("The weight server has ended (status %d) and is restarted.", self.process.returncode)
             self._answer.close()
             self._address, self.process = None, self._start()
         if self.process is not None and self._address is None:
@@ -55,17 +55,17 @@ class WeightServerProcess:
         ours, theirs = os.pipe()
         self._answer = os.fdopen(ours, "rb", buffering=0)
         try:
-            # Its input ends when this process does, and so does the server. What it prints goes where this one's does.
+            # Its input ends with this process, and so does the server. Its output goes where this process's goes.
             return subprocess.Popen([*self._command, str(theirs)], stdin=subprocess.PIPE, pass_fds=[theirs])
         except OSError as error:
-            _LOG.warning("The weight server cannot be started (%s); samplers take the files from now on.", error)
+            _LOG.warning("The weight server cannot be started (%s); samplers read the files from now on.", error)
             self._answer.close()
             return None
         finally:
             os.close(theirs)
 
     def _said(self) -> str | None:
-        """The line that it sends when it is up."""
+        """Read the line that the server sends when it is up."""
         deadline = time.monotonic() + _START_LIMIT
         line = b""
         with selectors.DefaultSelector() as selector:
@@ -79,7 +79,7 @@ class WeightServerProcess:
         return line.decode().strip()
 
     def _give_up(self, process: subprocess.Popen[bytes]) -> None:
-        _LOG.warning("The weight server did not come up; samplers take the files from now on.")
+        _LOG.warning("The weight server did not come up; samplers read the files from now on.")
         with process:  # closes its input, and waits
             process.kill()
         self._answer.close()

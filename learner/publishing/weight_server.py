@@ -1,8 +1,8 @@
-"""Serves the files of published versions to samplers that ask: `sampler.delivery=transfer`.
+"""The server of published versions' files, for `sampler.delivery=transfer`.
 
-A process beside rank 0, on its machine, so that what befalls a transfer, NCCL's watchdog included, never reaches the
-learner, nor takes time from its thread. It reads what rank 0 has just written, which the machine still has in memory,
-and keeps nothing itself. It ends with rank 0, whatever ends that.
+It is a process beside rank 0, on the same machine, so that a failed transfer (and NCCL's watchdog) never affects the
+learner, and transfers take no time from its thread. It reads files that rank 0 has just written, which are still in the
+page cache, and keeps no state. It ends with rank 0.
 """
 
 import hmac
@@ -39,23 +39,23 @@ from brain_align.common.policies import PolicyRegistry, ProposalVersion, Unreada
 _LOG = logging.getLogger(__name__)
 
 _GPU = torch.device("cuda", 0)
-"""Rank 0's, if it has one: Ray shows it no other."""
+"""Rank 0's GPU, if it has one: Ray hides all others from it."""
 
 _AT_ONCE = 16
-"""Transfers; further askers wait until one has ended."""
+"""Simultaneous transfers; further clients wait until one has ended."""
 
 _HANDSHAKE = 30.0
-"""Seconds in which an asker must say what it wants."""
+"""Seconds in which a client must send its question."""
 
 _PAUSE = 1.0
-"""Seconds until askers are let in again after that has failed."""
+"""Seconds until the next attempt to accept clients after a failed one."""
 
 
 class WeightServer:
-    """Answers askers, each in a thread of its own; one that breaks off costs nothing but its own transfer.
+    """Answers each client in a thread of its own; a client that breaks off affects only its own transfer.
 
     Args:
-        registry: whose versions are served.
+        registry: of the versions to serve.
         host: this machine's address, as samplers see it.
         time_limit: seconds for one transfer.
 
@@ -72,25 +72,25 @@ class WeightServer:
         self.address = f"{host}:{self._listener.getsockname()[1]}"
 
     def serve(self) -> None:
-        """Answer whoever asks, until `close`."""
+        """Answer clients until `close`."""
         while True:
             try:
-                connection, (asker, *_) = self._listener.accept()
+                connection, (client, *_) = self._listener.accept()
             except OSError as error:
                 if self._closed:
                     return
-                _LOG.warning("Nobody is let in for %g s: %s", _PAUSE, error)  # such as too many open files
+                _LOG.warning("No client is accepted for %g s: %s", _PAUSE, error)  # such as too many open files
                 time.sleep(_PAUSE)
                 continue
-            threading.Thread(target=self._answer, args=(connection, asker), daemon=True).start()
+            threading.Thread(target=self._answer, args=(connection, client), daemon=True).start()
 
     def close(self) -> None:
-        """Take no more askers."""
+        """Accept no more clients."""
         self._closed = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def _answer(self, connection: socket.socket, asker: str) -> None:
+    def _answer(self, connection: socket.socket, client: str) -> None:
         try:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(_HANDSHAKE)
@@ -100,12 +100,12 @@ class WeightServer:
                     began = time.monotonic()
                     sent = self._send(version, _transport(question), connection, lines)
                 seconds = time.monotonic() - began
-                _LOG.info("Version %d: %s to %s in %.2f s.", version.version, sent, asker, seconds)
+                _LOG.info("Version %d: %s to %s in %.2f s.", version.version, sent, client, seconds)
         except (OSError, ValueError, LinkError, RefusedError) as error:
-            _LOG.warning("No version for %s: %s", asker, first_line(error))
+            _LOG.warning("No version for %s: %s", client, first_line(error))
 
     def _found(self, question: Question, connection: socket.socket) -> ProposalVersion:
-        """The version that is meant; or the asker is told why not, too."""
+        """Return the requested version, or send the client the refusal before raising it."""
         try:
             return self._asked(question)
         except RefusedError as error:
@@ -113,7 +113,7 @@ class WeightServer:
             raise
 
     def _send(self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO) -> str:
-        """Send a version; says what was sent."""
+        """Send a version; return a summary for the log."""
         deadline = Deadline(self._time_limit)
         host: str = connection.getsockname()[0]
         store = meeting_place(host, deadline)
@@ -121,22 +121,22 @@ class WeightServer:
         offer = Offer(files, transport, store.port)
         write_line(connection, offer)
         if not lines.readline():
-            raise ConnectionError("it has left")
+            raise ConnectionError("it has closed the connection")
         link = Link(store, transport, SENDER, host, _GPU, deadline)
         with closing(link):
             buffer = torch.empty(CHUNK, dtype=torch.uint8)
             for name, size in files:
                 _send_file(link, version.path / name, size, buffer)
             connection.settimeout(deadline.left())
-            lines.read()  # until the receiver closes the connection: what is on its way must not be cut off
+            lines.read()  # until the receiver closes the connection: bytes under way must not be cut off
         total = sum(size for _, size in files)
         return f"{total} bytes over {transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
-        """The version that is meant; a refusal has nothing that the asker did not know, above all no digest.
+        """Return the requested version; a refusal reveals nothing that the client did not know, above all no digest.
 
         Raises:
-            RefusedError: it is not here, or another one has its number.
+            RefusedError: it is not here, or has another digest.
         """
         try:
             version = self._registry.get(question.version)
@@ -144,13 +144,13 @@ class WeightServer:
             _LOG.warning("%s", error)
             raise RefusedError(f"version {question.version} is not published here") from error
         if not hmac.compare_digest(version.digest.encode(), question.digest.encode()):
-            _LOG.warning("%s has digest %s, asked for was %r.", version.path, version.digest, question.digest)
+            _LOG.warning("%s has digest %s, but %r was asked for.", version.path, version.digest, question.digest)
             raise RefusedError(f"version {question.version} is not the one that was asked for")
         return version
 
 
 def _transport(question: Question) -> Transport:
-    """NCCL between two GPUs; it refuses two processes on one."""
+    """Choose NCCL between two GPUs (it refuses two processes on one), and gloo otherwise."""
     ours = gpu_identity(_GPU) if torch.cuda.is_available() else None
     return "gloo" if None in (ours, question.gpu) or ours == question.gpu else "nccl"
 
@@ -160,14 +160,14 @@ def _send_file(link: Link, path: Path, size: int, buffer: torch.Tensor) -> None:
         for begin in range(0, size, CHUNK):
             chunk = buffer[: min(CHUNK, size - begin)]
             if file.readinto(chunk.numpy().data) != len(chunk):
-                raise OSError(f"{path} has become shorter")
+                raise OSError(f"{path} is shorter than when its size was read")
             link.send(chunk)
 
 
 def main() -> None:
     """Serve until standard input ends: `python -m … REGISTRY HOST SECONDS DESCRIPTOR`.
 
-    The address goes into the file descriptor; what this process prints has no part in it.
+    The address is written to the file descriptor, apart from anything that this process prints.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s weight server: %(message)s")
     root, host, time_limit, answer = sys.argv[1:]
@@ -175,11 +175,11 @@ def main() -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     with open(int(answer), "w") as pipe:
         print(server.address, file=pipe)
-    server.serve()  # if it fails, so does the process, which is started again
+    server.serve()  # if it fails, so does the process, which is restarted
 
 
 def _end_with_input() -> None:
-    sys.stdin.read()  # whoever holds the other end has ended then
+    sys.stdin.read()  # ends when the process at the other end does
     os._exit(0)  # transfers may be under way
 
 

@@ -16,7 +16,7 @@ Completion = torch.Tensor  # [tokens] int64
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """b groups of up to n outputs; groups with fewer have slots that are not valid at the end.
+    """b groups of up to n outputs; groups with fewer outputs have invalid slots at the end.
 
     Attributes:
         group_ids: b names, for errors.
@@ -24,14 +24,14 @@ class GroupBatch:
         prompts: b times [prompt tokens] int64
         completions: b lists of at most n times [completion tokens] int64
         lengths: completion tokens, 0 where there is no output.  # [b, n] int64
-        prior_logprobs: NaN where missing.  # [b, n] float32
+        prior_logprobs: log p; NaN where missing.  # [b, n] float32
         sampler_logprobs: log q' as the sampler computed it; NaN where there is no output.  # [b, n] float32
         proposal_logprobs: log q' as the objective uses it; NaN where missing.  # [b, n] float32
         rewards: NaN where missing.  # [b, n] float32
-        complete: an output is there, and none of its values is missing.  # [b, n] bool
-        valid: the complete outputs; once `narrowed`, those of them that the objective uses.  # [b, n] bool
-        golds: [gold tokens] int64 of each prompt whose gold output the objective needs, else None.
-        seeds: of what an objective draws for a group.  # [b] int64
+        complete: whether there is an output, and none of its values is missing.  # [b, n] bool
+        valid: the complete outputs; after `narrowed`, those that the objective uses.  # [b, n] bool
+        golds: [gold tokens] int64 per prompt whose gold output the objective needs, else None.
+        seeds: for an objective's random draws for a group.  # [b] int64
     """
 
     group_ids: list[str]
@@ -50,7 +50,7 @@ class GroupBatch:
 
     @property
     def trained(self) -> torch.Tensor:
-        """Whether a prompt has an output to be trained on.  # [b] bool."""
+        """The prompts that have an output to train on.  # [b] bool."""
         return self.valid.any(dim=1)
 
     @property
@@ -60,23 +60,27 @@ class GroupBatch:
         return torch.cat([self.valid, (has_gold & self.trained)[:, None]], dim=1)
 
     def text(self, group: int, column: int) -> Completion:
-        """The tokens of a text that is `computed`."""
+        """Return the tokens of a text that is `computed`."""
         if column < self.valid.shape[1]:
             return self.completions[group][column]
         gold = self.golds[group]
-        assert gold is not None, "only what is there is computed"
+        assert gold is not None, "only existing texts are computed"
         return gold
 
     def narrowed(self, used: torch.Tensor) -> "GroupBatch":
-        """The batch as an objective trains it: what it does not use is not valid.  # [b, n] bool."""
+        """Return the batch with only the outputs valid that an objective uses.
+
+        Args:
+            used: [b, n] bool
+        """
         return replace(self, valid=self.valid & used)
 
     def values(self, policy_logprobs: torch.Tensor, groups: list[int] | None = None) -> GroupValues:
-        """What an objective is given.
+        """Return an objective's input.
 
         Args:
             policy_logprobs: log q_θ of those groups' texts, gold in the last column.  # [groups, n + 1]
-            groups: all, if not given.
+            groups: rows; all by default.
         """
         rows = list(range(len(self.golds))) if groups is None else groups
         golds = [self.golds[row] for row in rows]
@@ -96,22 +100,22 @@ class GroupBatch:
         )
 
     def stored_values(self) -> GroupValues:
-        """What is known before the policy is asked; its log-probabilities are zeros."""
+        """Return an objective's input before the policy is computed; its log-probabilities are zeros."""
         return self.values(torch.zeros(self.computed.shape))
 
     def trained_tokens(self) -> int:
-        """Tokens of the prompts, counted once, and of the texts that the batch trains on."""
+        """Count the tokens of the prompts, each once, and of the texts that the batch trains on."""
         prompts = sum(len(self.prompts[row]) for row in self.trained.nonzero().flatten().tolist())
         return prompts + sum(len(self.text(*place)) for place in self.computed.nonzero().tolist())
 
     def mean_reward(self) -> float | None:
-        """The mean over prompts of the mean over their valid outputs; None where there is none."""
+        """Return the mean over prompts of the mean over their valid outputs; None where there is none."""
         there = self.valid.any(dim=1)
         means = torch.where(self.valid, self.rewards, 0.0).sum(dim=1) / self.valid.sum(dim=1).clamp(min=1)
         return float(means[there].mean()) if there.any() else None
 
     def collapsed(self) -> float:
-        """Share of the groups, of those with outputs to compare, whose outputs are all the same."""
+        """Return the share of groups, among those with several outputs, whose outputs are all the same."""
         distinct = [
             len({tuple(completion.tolist()) for completion in group}) == 1
             for group in self.completions
@@ -125,11 +129,11 @@ def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
 
     Args:
         batch: the rows.
-        seed: of the run; with a group's id it gives the group's seed.
+        seed: of the run; together with a group's id it gives the group's seed.
 
     Raises:
-        PipelineError: a group's columns disagree about the number of its outputs, or a value is NaN or
-            infinite where only numbers and nulls may be.
+        PipelineError: a group's columns disagree about the number of its outputs, or a value is NaN or infinite (only
+            numbers and nulls are allowed).
     """
     group_ids = batch["group_id"].to_pylist()
     counts = _lengths(batch["output_token_ids"])  # [b]
@@ -162,12 +166,12 @@ def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
 def _padded_values(
     column: pa.ListArray, counts: np.ndarray, present: torch.Tensor, name: str, group_ids: list[str]
 ) -> torch.Tensor:
-    """One number an output, NaN where it is null or there is no output.  # [b, n] float32."""
+    """Return one number per output, NaN where it is null or there is no output.  # [b, n] float32."""
     wrong = np.flatnonzero(_lengths(column) != counts)
     if len(wrong):
         raise PipelineError(
             f"group {group_ids[wrong[0]]} has {counts[wrong[0]]} outputs but {_lengths(column)[wrong[0]]} "
-            f"values in {name!r}: the store's groups and scores do not belong together."
+            f"values in {name!r}: the store's groups and scores do not match."
         )
     flat = column.flatten()
     numbers = torch.from_numpy(_writable(flat, np.float32))
@@ -176,7 +180,7 @@ def _padded_values(
     odd = torch.zeros(present.shape, dtype=torch.bool).masked_scatter_(present, ~numbers.isfinite() & ~nulls)
     if odd.any():
         names = ", ".join(group_ids[row] for row in odd.any(dim=1).nonzero().flatten().tolist())
-        raise PipelineError(f"{name!r} is NaN or infinite in group {names}: a value that is missing must be null.")
+        raise PipelineError(f"{name!r} is NaN or infinite in group {names}: a missing value must be null.")
     return padded
 
 
@@ -187,7 +191,7 @@ def _golds(column: pa.ListArray) -> list[Completion | None]:
 
 
 def _token_lists(lists: pa.ListArray) -> list[torch.Tensor]:
-    """Each list as a tensor; all share one conversion and one memory."""
+    """Convert each list to a tensor; all share one conversion and one memory."""
     tokens = torch.from_numpy(_writable(lists.flatten(), np.int64))
     return list(tokens.split(_lengths(lists).tolist()))
 
@@ -197,5 +201,5 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 
 
 def _writable(array: pa.Array, dtype: type[np.generic]) -> np.ndarray:
-    """A copy: Arrow's memory is read-only, which torch does not accept. A null becomes NaN among floats."""
+    """Copy an array, since torch does not accept Arrow's read-only memory; nulls of float columns become NaN."""
     return array.to_numpy(zero_copy_only=False).astype(dtype, copy=True)

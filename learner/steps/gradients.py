@@ -14,7 +14,7 @@ from brain_align.learner.engine_protocol import Engine
 from brain_align.learner.objectives.objective import Objective
 from brain_align.learner.objectives.values import ObjectiveResult
 from brain_align.learner.steps.batches import GroupBatch
-from brain_align.learner.steps.micro_batches import MicroBatch, Part, plan
+from brain_align.learner.steps.micro_batches import MicroBatch, share_out
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class BatchResult:
     """A batch's loss, the same on every rank.
 
     Attributes:
-        policy_logprobs: log q_θ of the outputs before the step, NaN where it was not needed.  # [b, n]
+        policy_logprobs: log q_θ of the outputs before the step, NaN where it was not computed.  # [b, n]
         objective: losses and metrics of the whole batch.
     """
 
@@ -31,15 +31,15 @@ class BatchResult:
 
 
 def accumulate_gradient(engine: Engine, batch: GroupBatch, objective: Objective, budget: TokenBudget) -> BatchResult:
-    """Add up the gradient of the mean loss over the batch's trained prompts; the step is still to come.
+    """Accumulate the gradient of the mean loss over the batch's trained prompts, without taking the step.
 
     Args:
-        engine: one rank; all ranks must call with the same batch.
+        engine: one rank's; all ranks must call with the same batch.
         batch: the whole batch, narrowed to what the objective uses.
-        objective: has observed the batch; a prompt's loss depends on that prompt's values alone.
+        objective: must have observed the batch; a prompt's loss depends on that prompt's values alone.
         budget: of one forward pass.
     """
-    shares = plan(batch, engine.ranks, budget)
+    shares = share_out(batch, engine.ranks, budget)
     run = _Run(engine, batch, objective)
     run.compute_split([[micro for unit in share if len(unit) > 1 for micro in unit] for share in shares])
     run.add_gradient([[micro for unit in share for micro in unit] for share in shares])
@@ -52,8 +52,8 @@ class _Run:
     """One rank's passes over its share of a batch.
 
     All ranks make the same number of passes, first those without and then those with gradients: from ZeRO-2 on every
-    backward pass reduces over the ranks, and with ZeRO-3 every pass gathers weights from them. A rank that has less to
-    do goes through others' work, with no weight.
+    backward pass reduces over the ranks, and with ZeRO-3 every pass gathers weights from them. A rank with less work
+    repeats passes of others, with weight zero.
     """
 
     def __init__(self, engine: Engine, batch: GroupBatch, objective: Objective) -> None:
@@ -61,12 +61,12 @@ class _Run:
         self._engine = engine
         self._batch = batch
         self._objective = objective
-        # DeepSpeed averages over the ranks; what is wanted is the mean over the batch's prompts.
+        # DeepSpeed averages over the ranks; the loss is the mean over the batch's prompts.
         self._scale = engine.ranks / max(1, int(batch.trained.sum()))
 
     @torch.no_grad()
     def compute_split(self, shares: list[list[MicroBatch]]) -> None:
-        """Compute the log-probabilities of groups that were split: coefficients need the whole group's."""
+        """Compute the log-probabilities of split groups: coefficients depend on the whole group."""
         own, fillers = self._passes(shares)
         for micro in own:
             self._record(micro, self._logprobs(micro))
@@ -87,27 +87,27 @@ class _Run:
             self._backward(graph, torch.zeros(len(graph)), last=index == last)
 
     def _passes(self, shares: list[list[MicroBatch]]) -> tuple[list[MicroBatch], list[MicroBatch]]:
-        """This rank's own micro-batches, and others' that fill its passes up to the number of the busiest rank."""
+        """Return this rank's micro-batches, and others' that fill its passes up to the number of the busiest rank."""
         own, busiest = shares[self._engine.rank], max(shares, key=len)
         return own, busiest[len(own) :]
 
     def _logprobs(self, micro: MicroBatch) -> torch.Tensor:
         batch = self._batch
         return self._engine.logprobs(
-            [(batch.prompts[part.group], [batch.text(part.group, column) for column in part.outputs]) for part in micro]
+            [(batch.prompts[part.group], [batch.text(part.group, column) for column in part.columns]) for part in micro]
         )
 
     def _record(self, micro: MicroBatch, values: torch.Tensor) -> None:
-        sizes = [len(part.outputs) for part in micro]
+        sizes = [len(part.columns) for part in micro]
         for part, part_values in zip(micro, values.cpu().split(sizes), strict=True):
-            self.policy_logprobs[part.group, part.outputs] = part_values
+            self.policy_logprobs[part.group, part.columns] = part_values
 
     def _coefficients(self, groups: list[int]) -> torch.Tensor:
-        """∂(Σ of the groups' losses)/∂log q_θ, 0 in other rows.  # [b, n + 1]."""
+        """Return ∂(Σ of the groups' losses)/∂log q_θ, 0 in other rows.  # [b, n + 1]."""
         leaf = self.policy_logprobs[groups].requires_grad_()
         losses = self._objective.losses(self._batch.values(leaf, groups))
         (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        # A loss that is not finite must leave a gradient that is not: the step is then skipped, on every rank.
+        # A loss that is not finite must give a gradient that is not finite: every rank then skips the step.
         gradient[~losses.isfinite()] = torch.nan
         coefficients = torch.zeros_like(self.policy_logprobs)
         coefficients[groups] = gradient
@@ -118,6 +118,6 @@ class _Run:
         self._engine.backward(surrogate, last=last)
 
 
-def _pick(matrix: torch.Tensor, parts: list[Part]) -> torch.Tensor:
-    """The entries of a micro-batch's outputs, in their order.  # [outputs]."""
-    return torch.cat([matrix[part.group, part.outputs] for part in parts])
+def _pick(matrix: torch.Tensor, micro: MicroBatch) -> torch.Tensor:
+    """Return the entries of a micro-batch's texts, in their order.  # [texts]."""
+    return torch.cat([matrix[part.group, part.columns] for part in micro])

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that there is no schedule whose state could be lost."""
+"""The learning rate as a function of the step alone, so that no schedule's state can be lost."""
 
 import math
 
@@ -6,15 +6,15 @@ from brain_align.common.config.training import AlgorithmSection, LearnerSection
 
 
 def learning_rate(step: int, learner: LearnerSection, algorithm: AlgorithmSection) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
-    It rises linearly and reaches its full value at step `warmup_steps`. From there it stays constant, or falls, in a
-    straight line or along half a cosine, so that it would be 0 at the step after the run's last.
+    It rises linearly and reaches its full value at step `warmup_steps`. From there it stays constant, or falls linearly
+    or along half a cosine to 0 at the step after the run's last.
 
     Args:
         step: counted from 1.
         learner: full value, warm-up and schedule.
-        algorithm: how many steps the run has.
+        algorithm: gives the number of steps.
     """
     if step < learner.warmup_steps:
         return learner.learning_rate * step / learner.warmup_steps

@@ -1,7 +1,7 @@
-"""Who computes what: groups to ranks, and a rank's groups to forward passes that fit into memory.
+"""The division of work: groups over ranks, and a rank's groups over forward passes that fit into memory.
 
-An objective's gradient for one prompt depends on that prompt's log-probabilities alone, so a group that fits
-into one forward pass needs only that one; a larger one is split over its outputs, and needs two passes
+An objective's gradient for one prompt depends on that prompt's log-probabilities alone, so a group that fits into one
+forward pass needs only that one; a larger group is split over its outputs and needs two passes
 (learner/steps/gradients.py).
 """
 
@@ -14,30 +14,30 @@ from brain_align.learner.steps.batches import GroupBatch
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupTexts:
     """Some texts of one group: a row of [b, n + 1], and columns in it; the last column is the gold output's."""
 
     group: int
-    outputs: list[int]
+    columns: list[int]
 
 
-MicroBatch = list[Part]
-"""What goes through the model at once."""
+MicroBatch = list[GroupTexts]
+"""The texts of one forward pass."""
 
 Unit = list[MicroBatch]
-"""The smallest work that has a gradient: one micro-batch of whole groups, or all those of one group."""
+"""The smallest work that has a gradient: one micro-batch of whole groups, or all micro-batches of one group."""
 
 
-def plan(batch: GroupBatch, ranks: int, budget: TokenBudget) -> list[list[Unit]]:
-    """Each rank's units: a contiguous share of the prompts that are trained, with the texts to compute.
+def share_out(batch: GroupBatch, ranks: int, budget: TokenBudget) -> list[list[Unit]]:
+    """Divide the trained prompts over the ranks, each with a contiguous share of about equal tokens.
 
     Args:
         batch: the whole batch, the same on every rank.
-        ranks: how many share it; the shares are about equal in tokens.
-        budget: of a micro-batch; a single output may have more.
+        ranks: their number.
+        budget: of a micro-batch; a single output may exceed it.
 
     Returns:
-        One list of units a rank; empty where there are fewer groups than ranks.
+        One list of units per rank; empty where there are fewer groups than ranks.
     """
     groups = batch.trained.nonzero().flatten().tolist()
     tokens = [budget.tokens(*_lengths(batch, group)) for group in groups]
@@ -55,8 +55,8 @@ def _units(batch: GroupBatch, groups: list[int], budget: TokenBudget) -> list[Un
         parts = _parts(batch, group, budget)
         cost = budget.tokens(*_lengths(batch, group))
         if len(parts) > 1 or not budget.packs(*_lengths(batch, group)):
-            # Nothing joins a group that was split; nor one whose rows are padded, which is a pass of its own: with
-            # ZeRO-3 all ranks must make the same number of passes.
+            # No other group joins a split one, nor one on padded rows, which is a pass of its own: with ZeRO-3 all
+            # ranks must make the same number of passes.
             units.append([[part] for part in parts])
             room = 0
         elif cost <= room:
@@ -68,12 +68,12 @@ def _units(batch: GroupBatch, groups: list[int], budget: TokenBudget) -> list[Un
     return units
 
 
-def _parts(batch: GroupBatch, group: int, budget: TokenBudget) -> list[Part]:
-    outputs = batch.computed[group].nonzero().flatten().tolist()
-    return [Part(group, outputs[piece]) for piece in budget.parts(*_lengths(batch, group))]
+def _parts(batch: GroupBatch, group: int, budget: TokenBudget) -> list[GroupTexts]:
+    columns = batch.computed[group].nonzero().flatten().tolist()
+    return [GroupTexts(group, columns[piece]) for piece in budget.parts(*_lengths(batch, group))]
 
 
 def _lengths(batch: GroupBatch, group: int) -> tuple[int, list[int]]:
-    """Tokens of the prompt, and of each text to compute."""
+    """Return the tokens of the prompt, and of each text to compute."""
     columns = batch.computed[group].nonzero().flatten().tolist()
     return len(batch.prompts[group]), [len(batch.text(group, column)) for column in columns]

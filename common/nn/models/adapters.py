@@ -1,4 +1,4 @@
-"""LoRA adapters: new, loaded and saved, in PEFT's format, which vLLM reads too."""
+"""LoRA adapters, created, loaded and saved in PEFT's format, which vLLM reads too."""
 
 import json
 import math
@@ -47,10 +47,10 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
 
 
 def find_adapter(source: str) -> Path:
-    """The directory of an adapter, fetched first if `source` is a hub id.
+    """Return the directory of an adapter, downloaded first if `source` is a hub id.
 
     Raises:
-        UserError: there is no such directory or repository.
+        UserError: the directory or repository does not exist.
     """
     return local_directory(source, "The adapter", [CONFIG, WEIGHTS])
 
@@ -59,7 +59,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     """Read an adapter's configuration.
 
     Raises:
-        UserError: there is none, or it is not that of a LoRA adapter which training and vLLM can go on with.
+        UserError: it is missing, or not that of a LoRA adapter that vLLM and training support.
     """
     try:
         config = PeftConfig.from_pretrained(str(directory))
@@ -74,7 +74,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         "layer_replication": config.layer_replication,
         "a rank above 512": config.r > 512,
         "bias": config.bias != "none",
-        # PiSSA and its like change the base weights too when such an adapter is attached.
+        # PiSSA and similar methods also change the base weights when such an adapter is attached.
         "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian"),
     }
     found = [name for name, is_set in unsupported.items() if is_set]
@@ -91,11 +91,11 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
 
     Args:
         model: the model that the adapter was made for; it is wrapped, not copied.
-        directory: what `save_adapter`, or PEFT itself, wrote.
-        trainable: whether to go on training it.
+        directory: written by `save_adapter` or by PEFT itself.
+        trainable: whether to continue training it.
 
     Raises:
-        UserError: the directory holds no adapter, or one of another model.
+        UserError: the directory does not hold an adapter, or holds one of another model.
     """
     config = read_adapter_config(directory)
     config.lora_dropout = 0.0
@@ -109,25 +109,25 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
     if differing:
         raise UserError(
-            f"The adapter in {directory} is not one for this model: {len(differing)} weights are missing or "
+            f"The adapter in {directory} was made for another model: {len(differing)} weights are missing or "
             f"unexpected, the first is {differing[0]}."
         )
     if isinstance(peft_model.get_base_model().get_output_embeddings(), BaseTunerLayer):
         raise UserError(
-            f"The adapter in {directory} adapts the output layer, which is computed in tiles that know nothing of it; "
-            f"merge the adapter into the model first."
+            f"The adapter in {directory} adapts the output layer, which is computed in tiles without adapters; merge "
+            f"the adapter into the model first."
         )
     return peft_model
 
 
 def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Write the adapter's two files into a directory that exists; the same weights give the same bytes.
+    """Write the adapter's two files into an existing directory; the same weights give the same bytes.
 
-    PEFT's own `save_pretrained` writes the target modules in the order of a set: another one in each process.
+    PEFT's own `save_pretrained` writes the target modules in the order of a set, which differs between processes.
 
     Args:
         model: with its adapter.
-        directory: where the files go.
+        directory: for the files.
         weights: the adapter's, by parameter name, where the model itself has only a part of them (ZeRO-3).
     """
     weights = get_peft_model_state_dict(model, state_dict=weights)
@@ -151,9 +151,9 @@ def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
 
 @torch.no_grad()
 def _initialise(model: PeftModel, seed: int) -> None:
-    """Draw A from PEFT's own distribution (B = 0 already), but with a generator of our own.
+    """Draw A from PEFT's own distribution (B = 0 already) with a separate generator.
 
-    So neither the device that the model is on nor what else has drawn random numbers changes the values.
+    The values then depend neither on the model's device nor on other uses of the global generators.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, weight in sorted(model.named_parameters()):

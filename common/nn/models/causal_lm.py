@@ -1,4 +1,4 @@
-"""Loading of causal language models and their tokenizers: the same for prior, policy and evaluation."""
+"""Loading of causal language models and their tokenizers, the same for prior, policy and evaluation."""
 
 from typing import Any, Literal
 
@@ -26,18 +26,18 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """Load a causal language model for exact log-probabilities: eval mode, no dropout, no cache.
 
-    Dropout is removed, not only switched off, so that a later `train()` (gradient checkpointing needs it)
-    leaves the log-probabilities as they are.
+    Dropout is removed, not only switched off, so that a later `train()` (which gradient checkpointing needs) leaves the
+    log-probabilities unchanged.
 
     Args:
-        source: HF directory, read without any network, or hub id.
-        dtype: of the weights, and of the computation with those that are quantised.
-        device: where they go.
-        quantization: nf4: the linear layers but the output layer in 4 bits, doubly quantised.
+        source: HF directory, read without network access, or hub id.
+        dtype: of the weights, and of the computation with quantised ones.
+        device: for the weights.
+        quantization: nf4: all linear layers except the output layer in 4 bits, doubly quantised.
 
     Raises:
-        UserError: the directory is missing, holds no causal language model or not all of its weights, one that is
-            quantised already, or the model computes logits in a way that `common.nn.logprobs` does not reproduce.
+        UserError: the directory is missing, does not hold a causal language model, lacks some of its weights, or holds
+            a quantised model; or the model computes logits in a way that `common.nn.logprobs` does not reproduce.
     """
     local = is_local(source, "The language model")
     config = load_config(source)
@@ -59,7 +59,7 @@ def load_causal_lm(
     model.eval()
     if is_deepspeed_zero3_enabled():
         _restore_buffers(model)
-        return model  # partitioned: no forward pass before DeepSpeed's engine stands
+        return model  # partitioned: no forward pass before DeepSpeed's engine exists
     if quantization is None:
         model.to(device)
     else:
@@ -69,7 +69,7 @@ def load_causal_lm(
 
 
 def _placement(dtype: Dtype, device: str | torch.device, quantization: Quantization | None) -> dict[str, Any]:
-    """What `from_pretrained` must be told; quantised weights cannot be moved afterwards."""
+    """Return arguments of `from_pretrained` that quantise and place; quantised weights cannot be moved afterwards."""
     if quantization is None:
         return {}
     settings = BitsAndBytesConfig(
@@ -82,19 +82,19 @@ def _placement(dtype: Dtype, device: str | torch.device, quantization: Quantizat
 
 
 def load_config(source: str) -> PreTrainedConfig:
-    """Load a model's configuration alone, from an HF directory, without any network, or by hub id.
+    """Load a model's configuration alone, from an HF directory without network access, or by hub id.
 
     Raises:
-        UserError: the directory is missing, or no configuration could be loaded from it.
+        UserError: the directory is missing, or the configuration could not be loaded.
     """
     return _from_pretrained(AutoConfig, source, "model configuration")
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from an HF directory, without any network, or by hub id.
+    """Load a tokenizer from an HF directory without network access, or by hub id.
 
     Raises:
-        UserError: the directory is missing, or no tokenizer could be loaded from it.
+        UserError: the directory is missing, or the tokenizer could not be loaded.
     """
     return _from_pretrained(AutoTokenizer, source, "tokenizer")
 
@@ -104,20 +104,21 @@ def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: 
     try:
         return auto.from_pretrained(source, local_files_only=local)
     except (OSError, ValueError, RuntimeError) as error:
-        where = source if local else f"{source}, which is no directory here and so must be a hub id"
+        where = source if local else f"{source}, which is not a local directory and so must be a hub id"
         raise UserError(f"No {what} could be loaded from {where}: {first_line(error)}") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
-    """Refuse a tokenizer that is not this model's.
+    """Refuse a tokenizer that does not fit the model.
 
     Args:
         tokenizer: the policy's tokenizer.
         config: the model's.
-        where: what to call the tokenizer in the error (its path).
+        where: the tokenizer's path, for the error.
 
     Raises:
-        UserError: it has ids that the model has no embedding for, no end of text, or not the model's.
+        UserError: it has ids without an embedding in the model, lacks an end-of-text token, or has another than the
+            model.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
@@ -136,12 +137,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 
 
 def context_length(config: PreTrainedConfig) -> int:
-    """The most tokens (prompt and output together) that a model can read.
+    """Return the largest number of tokens (prompt and output together) that a model can read.
 
     Raises:
         UserError: the configuration does not state it.
     """
-    # A configuration that has another name for it (GPT-J: n_positions) maps this one to its own.
+    # Configurations with another name for it (GPT-J: n_positions) map this one to theirs.
     length = getattr(config, "max_position_embeddings", None)
     if not isinstance(length, int):
         raise UserError(f"A {config.model_type} model's configuration must state max_position_embeddings.")
@@ -149,11 +150,11 @@ def context_length(config: PreTrainedConfig) -> int:
 
 
 def _compute_alike(model: PreTrainedModel) -> None:
-    """Switch off the path that bitsandbytes takes on CPUs where no gradient is needed.
+    """Switch off the path that bitsandbytes takes on CPUs without gradients.
 
     It rounds the scales of the weights to bfloat16, so that prior and policy would differ.
     """
-    from bitsandbytes.nn import Linear4bit  # seconds, which only quantised models need
+    from bitsandbytes.nn import Linear4bit  # takes seconds, which only quantised models spend
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -163,7 +164,7 @@ def _compute_alike(model: PreTrainedModel) -> None:
 def _refuse_quantized(config: PreTrainedConfig, source: str) -> None:
     if hasattr(config, "quantization_config"):
         raise UserError(
-            f"The model in {source} is quantised already; give the one it was made from, and set "
+            f"The model in {source} is quantised already; give the model that it was made from, and set "
             f"policy.quantization=nf4 to train it in 4 bits."
         )
 
@@ -176,7 +177,7 @@ def _remove_dropout(config: PreTrainedConfig) -> None:
 
 
 def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
-    # transformers only warns here, and gives missing weights random values.
+    # transformers only warn here, and give missing weights random values.
     missing = sorted(report["missing_keys"])
     if missing:
         names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -184,13 +185,13 @@ def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
 
 
 def _restore_buffers(model: PreTrainedModel) -> None:
-    """Compute constants (rotary frequencies) in float32 again, which DeepSpeed rounds where it partitions weights."""
+    """Compute constants (rotary frequencies) again in float32, since DeepSpeed rounds them where it partitions."""
     for module in model.modules():
         rounded = [name for name, value in module.named_buffers(recurse=False) if value.dtype == torch.bfloat16]
         for name in rounded:
             module.register_buffer(name, module.get_buffer(name).float(), persistent=False)
         if rounded:
-            model._init_weights(module)  # leaves weights that were loaded as they are
+            model._init_weights(module)  # leaves loaded weights unchanged
 
 
 @torch.no_grad()
@@ -210,7 +211,7 @@ def check_logits(model: PreTrainedModel, source: str) -> None:
         expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     except TypeError as error:
-        raise UserError(f"A {model.config.model_type} model ({source}) takes no position ids.") from error
+        raise UserError(f"A {model.config.model_type} model ({source}) does not accept position ids.") from error
     if not torch.allclose(expected, model.get_output_embeddings()(hidden), rtol=1e-3, atol=1e-4):
         raise UserError(
             f"A {model.config.model_type} model ({source}) transforms its logits after the output layer: "

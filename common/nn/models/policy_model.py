@@ -1,6 +1,6 @@
 """The models of a run: the prior p, and the policy q_θ that starts as its copy.
 
-One place for both, so that scorer and learner hold the same numbers: one dtype, one quantisation, one SFT adapter.
+Both are loaded here, so that scorer and learner hold the same numbers: one dtype, one quantisation, one SFT adapter.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from brain_align.common.nn.models.saving import check_saveable
 
 
 def load_prior_model(policy: PolicySection, device: str | torch.device = "cpu") -> PreTrainedModel | PeftModel:
-    """Load the prior, frozen: the model, with the SFT adapter where there is one.
+    """Load the prior, frozen: the model, with its SFT adapter if there is one.
 
     Raises:
         UserError: model or adapter cannot be loaded.
@@ -30,15 +30,15 @@ def load_prior_model(policy: PolicySection, device: str | torch.device = "cpu") 
 def load_policy_model(
     policy: PolicySection, device: str | torch.device = "cpu", *, seed: int
 ) -> PreTrainedModel | PeftModel:
-    """Load the policy as it is before the first step: equal to the prior, with what is trained marked `requires_grad`.
+    """Load the policy as it is before the first step: equal to the prior, with trained weights marked `requires_grad`.
 
     Args:
-        policy: what is trained: all weights, a new adapter that changes nothing yet, or a copy of the SFT adapter.
-        device: where the weights go.
+        policy: chooses between all weights, a new adapter that changes nothing yet, and a copy of the SFT adapter.
+        device: for the weights.
         seed: of a new adapter.
 
     Raises:
-        UserError: model or adapter cannot be loaded, or the recipe asks for another adapter than the SFT adapter.
+        UserError: model or adapter cannot be loaded, or the recipe's adapter differs from the SFT adapter.
     """
     adapter = _sft_adapter(policy)
     model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization)
@@ -51,10 +51,10 @@ def load_policy_model(
 
 
 def adapter_rank(policy: PolicySection) -> int:
-    """The largest rank among the policy's LoRA matrices; reads no weights.
+    """Return the largest rank among the policy's LoRA matrices, without reading weights.
 
     Raises:
-        UserError: the SFT adapter's configuration cannot be read, or the recipe asks for another adapter.
+        UserError: the SFT adapter's configuration cannot be read, or the recipe's adapter differs from it.
     """
     adapter = _sft_adapter(policy)
     if adapter is None:
@@ -64,7 +64,7 @@ def adapter_rank(policy: PolicySection) -> int:
 
 
 def _sft_adapter(policy: PolicySection) -> Path | None:
-    """The directory of the SFT adapter, if there is one, whose shape the recipe does not contradict."""
+    """Return the directory of the SFT adapter, if there is one, after comparing its shape with the recipe's."""
     if policy.sft_adapter is None:
         return None
     directory = find_adapter(policy.sft_adapter)
@@ -84,6 +84,6 @@ def _refuse_other_shape(asked: AdapterSection, config: LoraConfig) -> None:
     differing = [f"{name} {given[name]} there, {wanted[name]} here" for name in wanted if given[name] != wanted[name]]
     if differing:
         raise UserError(
-            f"policy.adapter differs from policy.sft_adapter, whose copy the policy's adapter is "
+            f"policy.adapter differs from policy.sft_adapter, which the policy's adapter copies "
             f"({'; '.join(differing)}); remove policy.adapter."
         )

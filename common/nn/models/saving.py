@@ -1,4 +1,4 @@
-"""Whole models in HF format, which transformers and vLLM load; written tensor by tensor."""
+"""Whole models in HF format, which transformers and vLLM load, written tensor by tensor."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +15,11 @@ from brain_align.common.nn.models.shards import write_shards
 def save_causal_lm(
     model: PreTrainedModel, directory: Path, weights: Iterable[tuple[str, torch.Tensor]] | None = None
 ) -> None:
-    """Write a model into a directory that exists; the same weights give the same bytes.
+    """Write a model into an existing directory; the same weights give the same bytes.
 
     Args:
-        model: what `load_causal_lm` gave, not quantised.
-        directory: where the files go.
+        model: loaded by `load_causal_lm`, not quantised.
+        directory: for the files.
         weights: all weights, by the model's own names and in its dtype, where the model itself has only a part of
             them (ZeRO-3).
 
@@ -27,7 +27,7 @@ def save_causal_lm(
         UserError: as for `check_saveable`.
     """
     check_saveable(model)
-    config = load_config(model.name_or_path)  # dropout and cache as they were
+    config = load_config(model.name_or_path)  # with the original dropout and cache settings
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     config.save_pretrained(directory)
@@ -35,7 +35,7 @@ def save_causal_lm(
 
 
 def check_saveable(model: PreTrainedModel) -> None:
-    """Refuse a model whose files hold its weights in another form than the model itself (merged experts, say).
+    """Refuse a model whose files hold its weights in another form than the model does (merged experts, say).
 
     Raises:
         UserError: its weights cannot be written tensor by tensor.
@@ -43,16 +43,16 @@ def check_saveable(model: PreTrainedModel) -> None:
     if get_model_conversion_mapping(model, add_legacy=False):
         raise UserError(
             f"The files of a {model.config.model_type} model ({model.name_or_path}) hold its weights in another form "
-            f"than the model itself, so that they cannot be written one by one; train an adapter without quantisation "
+            f"than the model does, so they cannot be written one by one; train an adapter without quantisation "
             f"(policy.method=lora), and export it without --merge."
         )
 
 
 def save_dequantized(source: str, dtype: Dtype, directory: Path) -> None:
-    """Write what an NF4-quantised model computes with as an ordinary model, into a directory that exists.
+    """Write the weights that an NF4-quantised model computes with as an ordinary model, into an existing directory.
 
-    Its weights are the quantised ones, each in `dtype`: it gives the quantised model's log-probabilities where there
-    are no 4-bit kernels (vLLM has none for bitsandbytes).
+    Its weights are the quantised ones in `dtype`, so that it has the quantised model's log-probabilities without 4-bit
+    kernels (vLLM has none for bitsandbytes).
 
     Raises:
         UserError: the model cannot be loaded, or as for `check_saveable`.
@@ -61,7 +61,7 @@ def save_dequantized(source: str, dtype: Dtype, directory: Path) -> None:
 
 
 def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:
-    """Load a model, quantise it to NF4, and expand its weights to `dtype` again.
+    """Load a model, quantise it to NF4, and convert its weights back to `dtype`.
 
     Raises:
         UserError: the model cannot be loaded.

@@ -1,8 +1,8 @@
 """Safetensors files of bounded size: written from a stream of tensors, read one tensor at a time.
 
-So neither writing nor reading ever holds a whole model. What fits into one file is `STEM.safetensors`; else there are
-`STEM-00001-of-00003.safetensors` and so on, and `STEM.safetensors.index.json` says what lies where: the layout that
-transformers and vLLM read.
+Neither writing nor reading ever holds a whole model in memory. Tensors that fit into one file are in
+`STEM.safetensors`; otherwise in `STEM-00001-of-00003.safetensors` and so on, with `STEM.safetensors.index.json` as
+their index: the layout that transformers and vLLM read.
 """
 
 import json
@@ -19,13 +19,13 @@ SHARD_BYTES = 2**30
 def write_shards(
     tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, stem: str, max_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write named tensors, in their order, into a directory that exists.
+    """Write named tensors, in their order, into an existing directory.
 
     Args:
         tensors: on any device; at most `max_bytes` of them are held at once, on the CPU.
-        directory: where the files go.
-        stem: how their names begin.
-        max_bytes: of a file's tensors; a tensor that is larger has a file of its own.
+        directory: for the files.
+        stem: prefix of the files' names.
+        max_bytes: of a file's tensors; a larger tensor gets a file of its own.
     """
     shards: list[list[str]] = []
     held: dict[str, torch.Tensor] = {}
@@ -61,7 +61,7 @@ def _name_files(directory: Path, stem: str, shards: list[list[str]], total: int)
 
 
 class ShardReader:
-    """Reads what `write_shards` wrote; the files are mapped into memory, so that unread tensors cost nothing."""
+    """Reads the files of `write_shards`, which are memory-mapped, so that unread tensors take no memory."""
 
     def __init__(self, directory: Path, stem: str) -> None:
         index = directory / f"{stem}.safetensors.index.json"
@@ -76,7 +76,7 @@ class ShardReader:
         return name in self._file_of
 
     def names(self) -> list[str]:
-        """The names of all tensors."""
+        """Return the names of all tensors."""
         return list(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where models come from: a local directory, or the Hugging Face hub."""
+"""The sources of models: a local directory, or the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from brain_align.common.errors import UserError, first_line
 
 
 def is_local(source: str, what: str) -> bool:
-    """Whether `source` is a directory here; if not, it can only be a hub id.
+    """Return whether `source` is a local directory; if not, it can only be a hub id.
 
     Args:
         source: a directory or a hub id ("owner/name", or a name alone).
-        what: what is looked for, to name in the error.
+        what: the thing to load, for the error.
 
     Raises:
         UserError: it is not a directory, and cannot be a hub id either.
@@ -21,22 +21,22 @@ def is_local(source: str, what: str) -> bool:
     if path.is_dir():
         return True
     if path.exists():
-        raise UserError(f"{what}: {source} is a file, but must be the directory that holds it.")
+        raise UserError(f"{what}: {source} is a file; give the directory that holds it.")
     if path.is_absolute() or source.startswith((".", "~")) or len(path.parts) > 2:
         raise UserError(f"{what}: the directory {source} does not exist.")
     return False
 
 
 def local_directory(source: str, what: str, patterns: list[str]) -> Path:
-    """The directory that holds a source's files, fetched from the hub first if `source` is a hub id.
+    """Return the directory that holds a source's files, downloaded first if `source` is a hub id.
 
     Args:
         source: a directory or a hub id.
-        what: what is looked for, to name in the error.
-        patterns: names of the files that are wanted, such as "*.json".
+        what: the thing to load, for the error.
+        patterns: names of the files to download, such as "*.json".
 
     Raises:
-        UserError: there is no such directory, and no such repository on the hub.
+        UserError: neither the directory nor the repository exists.
     """
     if is_local(source, what):
         return Path(source)

@@ -1,9 +1,8 @@
 """Attention over packed rows: each prompt attends to itself, each output to its prompt and to itself.
 
-The masked blocks are never computed. What is computed, with fused kernels that return the log-sum-exp of each query's
-scores, is
+Masked blocks are never computed. Fused kernels, which return the log-sum-exp of each query's scores, compute
 
-1. every segment's causal attention to itself: a prompt's once, whatever the number of its outputs;
+1. every segment's causal attention to itself: a prompt's once for any number of outputs;
 2. the outputs' queries against their prompt's keys, not causal.
 
 An output's two parts are merged by their log-sum-exps. A kernel's own backward pass, given the *merged* result and the
@@ -39,7 +38,7 @@ def prefix_attention(
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why there is no kernel for such tensors; None where there is one."""
+    """Return the reason why there is no kernel for such tensors; None where there is one."""
     if device.type == "cuda":
         return attention_cuda.unsupported(device, dtype, head_dim)
     return None if device.type == "cpu" else f"there is no attention kernel for {device.type}"

@@ -1,7 +1,7 @@
-"""The blocks of `prefix_attention` on CPUs, by ATen's fused kernel, which has no variable lengths.
+"""The blocks of `prefix_attention` on CPUs, by ATen's fused kernel, which does not support variable lengths.
 
-Prompts, and outputs against their prompt, are slices of the row; the outputs' attention to themselves is one batch,
-padded to the longest: they are short, so that little is wasted.
+Prompts, and outputs against their prompt, are slices of the row. The outputs' attention to themselves is one batch,
+padded to the longest output; outputs are short, so little is wasted.
 """
 
 import torch
@@ -18,7 +18,7 @@ Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the result [t, heads, d] and its log-sum-exp [t, heads] in float32 (float64 for float64)."""
+    """Return the result [t, heads, d] and its log-sum-exp [t, heads] in float32 (float64 for float64)."""
     row = (query, key, value)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     lse = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
@@ -51,7 +51,7 @@ def backward(
     layout: Layout,
     scale: float,
 ) -> Row:
-    """The gradients of query, key and value, each [t, heads, d]."""
+    """Return the gradients of query, key and value, each [t, heads, d]."""
     row, result = (query, key, value), (grad, out, lse)
     gradients = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
     if len(layout.output_places):
@@ -79,13 +79,13 @@ def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: t
 
 
 def _block(row: Row, queries: slice, keys: slice) -> Row:
-    """A block's query, key and value as the kernel wants them: [1, heads, tokens, d]."""
+    """Return a block's query, key and value in the kernel's layout: [1, heads, tokens, d]."""
     query, key, value = row
     return _batch(query[queries]), _batch(key[keys]), _batch(value[keys])
 
 
 def _batch(tensor: torch.Tensor) -> torch.Tensor:
-    """[tokens, heads, …] to [1, heads, tokens, …]."""
+    """Rearrange [tokens, heads, …] to [1, heads, tokens, …]."""
     return tensor.transpose(0, 1)[None]
 
 
@@ -97,16 +97,16 @@ def _attend(row: Row, queries: slice, keys: slice, scale: float, *, causal: bool
 def _attend_backward(
     row: Row, result: Row, queries: slice, keys: slice, scale: float, *, causal: bool
 ) -> list[torch.Tensor]:
-    """The gradients that one block contributes to its query, key and value, each [tokens, heads, d]."""
+    """Return the gradients that one block contributes to its query, key and value, each [tokens, heads, d]."""
     grad, out, lse = (_batch(tensor[queries]) for tensor in result)
     parts = _backward(grad, *_block(row, queries, keys), out, lse, 0.0, causal, scale=scale)
     return [part[0].transpose(0, 1) for part in parts]
 
 
 def _own_backward(row: Row, result: Row, layout: Layout, scale: float) -> list[torch.Tensor]:
-    """The gradients that come from the outputs' attention to themselves, each [output tokens, heads, d]."""
+    """Return the gradients from the outputs' attention to themselves, each [output tokens, heads, d]."""
     padded = [tensor[layout.padded_outputs].transpose(1, 2) for tensor in row]
     grad, out, lse = (tensor[layout.padded_outputs] for tensor in result)
-    grad[layout.is_padding] = 0  # the place that is repeated counts once
+    grad[layout.is_padding] = 0  # the repeated place counts once
     parts = _backward(grad.transpose(1, 2), *padded, out.transpose(1, 2), lse.transpose(1, 2), 0.0, True, scale=scale)
     return [part.transpose(1, 2)[~layout.is_padding] for part in parts]

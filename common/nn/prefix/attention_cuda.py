@@ -1,7 +1,7 @@
-"""The blocks of `prefix_attention` on GPUs: flash attention over variable lengths, two calls a layer.
+"""The blocks of `prefix_attention` on GPUs: flash attention over variable lengths, two calls per layer.
 
-Every prompt and every output is a sequence of the first call; in the second, all outputs of a group are the queries of
-one sequence, and their prompt its keys.
+In the first call every prompt and every output is a sequence. In the second, all outputs of a group are the queries of
+one sequence, and their prompt has its keys.
 """
 
 from functools import lru_cache
@@ -18,7 +18,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 class _Lengths:
-    """Sequence lengths as the kernel wants them: their sums up to each, and the longest."""
+    """Sequence lengths in the kernel's form: cumulative sums, and the longest."""
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
@@ -41,20 +41,20 @@ class _Blocks:
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why there is no kernel for such tensors; None where there is one."""
+    """Return the reason why there is no kernel for such tensors; None where there is one."""
     if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
         return f"flash attention needs a GPU of compute capability {'.'.join(map(str, _OLDEST_CAPABILITY))} or more"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash attention computes in bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
     if head_dim > _LARGEST_HEAD or head_dim % 8:
-        return f"flash attention takes head dimensions up to {_LARGEST_HEAD} that 8 divides, not {head_dim}"
+        return f"flash attention supports head dimensions up to {_LARGEST_HEAD} that 8 divides, not {head_dim}"
     return None
 
 
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the result [t, heads, d] and its log-sum-exp [t, heads] in float32."""
+    """Return the result [t, heads, d] and its log-sum-exp [t, heads] in float32."""
     blocks = _blocks(layout, query.device)
     out, lse = _attend(query, key, value, blocks.segments, blocks.segments, scale, causal=True)
     if not blocks.has_outputs:
@@ -80,7 +80,7 @@ def backward(
     layout: Layout,
     scale: float,
 ) -> Tensors:
-    """The gradients of query, key and value, each [t, heads, d]."""
+    """Return the gradients of query, key and value, each [t, heads, d]."""
     blocks = _blocks(layout, query.device)
     gradients = _attend_backward(
         (grad, query, key, value, out, lse), blocks.segments, blocks.segments, scale, causal=True
@@ -97,7 +97,7 @@ def backward(
 
 @lru_cache(maxsize=1)
 def _blocks(layout: Layout, device: torch.device) -> _Blocks:
-    """A layout's blocks; kept, since every layer asks for those of the same row."""
+    """Return a layout's blocks, cached because every layer needs those of the same row."""
     return _Blocks(layout, device)
 
 

@@ -1,8 +1,8 @@
-"""The last hidden states of texts that begin alike: what log-probabilities and rewards are read from.
+"""The last hidden states of texts with a common beginning, from which log-probabilities and rewards are computed.
 
-How a group's texts are laid out in a batch is decided here: as packed rows, in which their common beginning is computed
-once (common/nn/prefix/packing.py), or, for models that cannot read those, as padded rows. Attention is causal in both,
-so that a text's states depend neither on its neighbours nor on what follows in its row.
+A group's texts are laid out as packed rows, in which their common beginning is computed once
+(common/nn/prefix/packing.py), or, for models that cannot read those, as padded rows. Attention is causal in both, so
+that a text's states depend neither on its neighbours nor on later tokens of its row.
 """
 
 import logging
@@ -22,18 +22,18 @@ _LOG = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 _TOLERANCE_IN_16_BITS = 0.1
-"""How far, relative to its norm, rounding may move a hidden state; a wrong mask or position changes it altogether."""
+"""The part of its norm by which rounding may move a hidden state; a wrong mask or position changes it altogether."""
 _EXAMPLE = (24, (1, 9, 4, 0, 6))
-"""Lengths of the prompt and the outputs with which a model is tried."""
+"""Lengths of the prompt and the outputs on which a model is checked."""
 
 
 @dataclass(frozen=True)
 class PackedCheck:
-    """How far packed rows are from padded ones.
+    """The difference between packed and padded rows.
 
     Attributes:
-        difference: the largest, in the unit of what was compared.
-        tolerance: what rounding explains.
+        difference: the largest, in the unit of the compared values.
+        tolerance: the difference that rounding explains.
     """
 
     difference: float
@@ -41,7 +41,7 @@ class PackedCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree; a difference of NaN does not."""
+        """Whether the two agree; not with a difference of NaN."""
         return self.difference <= self.tolerance
 
 
@@ -51,14 +51,14 @@ class TextStates:
 
     Attributes:
         hidden: of all tokens of all rows.  # [tokens, h]
-        places: for each text, where in `hidden` its tokens are.  # [text tokens] int64 each, on the CPU
+        places: for each text, the rows of `hidden` of its tokens.  # [text tokens] int64 each, on the CPU
     """
 
     hidden: torch.Tensor
     places: list[torch.Tensor]
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
-        """The hidden states at some places.  # [places, h]."""
+        """Return the hidden states at some places.  # [places, h]."""
         return self.hidden[places.to(self.hidden.device)]
 
 
@@ -67,7 +67,7 @@ class PrefixDecoder:
 
     Attributes:
         model: the model, or its decoder alone.
-        padded_because: why rows are padded, each with a copy of its prompt; None where they are packed.
+        padded_because: the reason why rows are padded, each with a copy of its prompt; None where they are packed.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -88,34 +88,34 @@ class PrefixDecoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The precision that the model computes in."""
         return self.model.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that holds the model."""
         return self.model.get_input_embeddings().weight.device
 
     def budget(self, max_tokens: int) -> TokenBudget:
-        """A budget of a forward pass, for rows as they are laid out here."""
+        """Return the budget of a forward pass, for rows as this model lays them out."""
         return TokenBudget(max_tokens, packed=self.padded_because is None, window=self._window)
 
     def can_pack(self, requests: Sequence[Request]) -> bool:
-        """Whether packed rows are exact for these texts."""
+        """Return whether packed rows are exact for these texts."""
         budget = self.budget(1)
         return all(budget.packs(len(prompt), list(map(len, outputs))) for prompt, outputs in requests)
 
     def packed(self, requests: Sequence[Request]) -> TextStates:
-        """The states of groups in one packed row; differentiable."""
+        """Compute the states of groups in one packed row; differentiable."""
         row, device = pack(requests), self.device
         hidden = self._decode(row.token_ids.to(device), row.position_ids.to(device), row.layout.encode())
         return TextStates(hidden[0], row.places)
 
     def padded(self, request: Request) -> TextStates:
-        """The states of one group in padded rows, a row an output; differentiable."""
+        """Compute the states of one group in padded rows, one per output; differentiable."""
         prompt, outputs = request
         device = self.device
-        # Padding stands on the right, where no token sees it: any id will do.
+        # Padding is on the right, where no token sees it, so its id does not matter.
         rows = pad_sequence([torch.cat([prompt, output]) for output in outputs], batch_first=True).to(device)  # [n, t]
         positions = torch.arange(rows.shape[1], device=device).expand_as(rows)
         hidden = self._decode(rows, positions, None)  # [n, t, h]
@@ -128,12 +128,12 @@ class PrefixDecoder:
 
     @torch.no_grad()
     def last_states(self, requests: Sequence[Request], max_tokens: int) -> torch.Tensor:
-        """The hidden state of each text's last token, without gradients.
+        """Compute the hidden state of each text's last token, without gradients.
 
         Args:
             requests: groups; their texts are non-empty, and no longer than the model's context.
-            max_tokens: tokens of one forward pass, padding included; one text at least goes through in any case. How
-                groups are split and put together depends on the arguments alone.
+            max_tokens: tokens per forward pass, padding included, but at least one text. The splitting and combining
+                of groups depends on the arguments alone.
 
         Returns:
             [texts, h], in the order of the requests and their outputs.
@@ -144,7 +144,7 @@ class PrefixDecoder:
         return torch.cat([_last(self.packed(batch)) for batch in _batches(requests, max_tokens)])
 
     def check_packed(self) -> PackedCheck | None:
-        """Compare packed with padded rows on made-up texts; None where rows are padded anyway."""
+        """Compare packed with padded rows on made-up texts; return None where rows are padded anyway."""
         generator = torch.Generator().manual_seed(0)
 
         def text(length: int) -> torch.Tensor:
@@ -161,7 +161,7 @@ class PrefixDecoder:
         return PackedCheck(float(difference), _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS))
 
     def pad_unless_exact(self) -> None:
-        """Try the model on packed rows, and compute on padded ones, with a warning, if they give something else."""
+        """Compute on padded rows from now on, with a warning, if packed rows of made-up texts give other states."""
         check = self.check_packed()
         if check is not None and not check.passed:
             self.padded_because = (
@@ -171,14 +171,14 @@ class PrefixDecoder:
             _LOG.warning("Padded rows, which are several times slower: %s.", self.padded_because)
 
     def _decode(self, rows: torch.Tensor, positions: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
-        """The last hidden states, [rows, t, h]."""
+        """Compute the last hidden states, [rows, t, h]."""
         decoder: nn.Module = self.model.base_model  # `.model` of a Llama, `.transformer` of a GPT-J
         outputs = decoder(input_ids=rows, position_ids=positions, attention_mask=layout, use_cache=False)
         return outputs.last_hidden_state
 
 
 def longest_text(request: Request) -> int:
-    """Tokens of a group's longest text, prompt and output together."""
+    """Return the tokens of a group's longest text, prompt and output together."""
     prompt, outputs = request
     return len(prompt) + max(map(len, outputs))
 
@@ -189,18 +189,18 @@ def _last(states: TextStates) -> torch.Tensor:
 
 def _tokens(request: Request, budget: TokenBudget) -> int:
     prompt, outputs = request
-    return budget.tokens(len(prompt), [len(output) + 1 for output in outputs])  # the last token is in the row, too
+    return budget.tokens(len(prompt), [len(output) + 1 for output in outputs])  # the last token is in the row too
 
 
 def _parts(request: Request, budget: TokenBudget) -> list[Request]:
-    """A group in parts that one pass each has room for."""
+    """Split a group into parts that fit into one pass each."""
     prompt, outputs = request
     slices = budget.parts(len(prompt), [len(output) + 1 for output in outputs])
     return [(prompt, outputs[part]) for part in slices]
 
 
 def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]]:
-    """Groups, or parts of those that are too large, as one packed row each has room for."""
+    """Combine groups, or parts of large ones, into lists that fit into one packed row each."""
     budget = TokenBudget(max_tokens, packed=True)
     batches: list[list[Request]] = []
     room = 0

@@ -1,7 +1,7 @@
-"""Packed rows: `[prompt | y_1 | … | y_n]`, the prompt once, several groups one behind the other.
+"""Packed rows: `[prompt | y_1 | … | y_n]`, with the prompt once, and several groups one after the other.
 
-Each output's positions go on where its prompt's end, and it may see its prompt and itself; the attention that does so
-is in common/nn/prefix/attention.py.
+Each output's positions continue its prompt's, and its tokens attend to the prompt and to itself
+(common/nn/prefix/attention.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,29 +35,29 @@ class GroupSegments:
 
     @property
     def outputs_slice(self) -> slice:
-        """The places of all outputs, which lie one behind the other."""
+        """The places of all outputs, which are adjacent."""
         first = self.start + self.prompt
         return slice(first, first + sum(self.outputs))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the attention needs to know about a packed row.
+    """The structure of a packed row, for the attention.
 
-    It travels through a stock model where an attention mask would, as a small integer tensor (`encode`, `decode`): the
-    argument reaches every layer of every architecture, also when a layer is computed again for its gradient.
+    It passes through a stock model in place of an attention mask, as a small integer tensor (`encode`, `decode`): that
+    argument reaches every layer of every architecture, also when a layer is recomputed for its gradient.
     """
 
     groups: tuple[GroupSegments, ...]
 
     def encode(self) -> torch.Tensor:
-        """For each group: how many outputs, tokens of the prompt, tokens of each output.  # [1, 1, 1, k] int64."""
+        """Return per group: number of outputs, tokens of the prompt, tokens of each output.  # [1, 1, 1, k] int64."""
         numbers = [number for one in self.groups for number in (len(one.outputs), one.prompt, *one.outputs)]
         return torch.tensor(numbers, dtype=torch.int64).view(1, 1, 1, -1)
 
     @staticmethod
     def decode(mask: torch.Tensor) -> "Layout":
-        """The layout that `encode` made a tensor of; the same object for each layer of a model."""
+        """Return the layout that `encode` made a tensor of; the same object for each layer of a model."""
         return _layout(tuple(mask.flatten().tolist()))
 
     @property
@@ -81,7 +81,7 @@ class Layout:
 
     @cached_property
     def is_padding(self) -> torch.Tensor:
-        """Where `padded_outputs` repeats.  # [outputs, longest] bool."""
+        """The repeated places of `padded_outputs`.  # [outputs, longest] bool."""
         lengths = torch.tensor([length for one in self.groups for length in one.outputs])
         return torch.arange(int(lengths.max())) >= lengths[:, None]
 
@@ -98,13 +98,13 @@ def _layout(encoded: tuple[int, ...]) -> Layout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row for the model, and where each text stands in it.
+    """One row for the model, with the places of each text in it.
 
     Attributes:
         token_ids: [1, t] int64
         position_ids: [1, t] int64
         layout: for the attention.
-        places: for each output, the places of its prompt's tokens and then of its own.  # [text tokens] int64, each
+        places: per output, the places of its prompt's tokens and then of its own.  # [text tokens] int64 each
     """
 
     token_ids: torch.Tensor
@@ -138,14 +138,14 @@ def pack(requests: Sequence[Request]) -> PackedRow:
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """What one forward pass has room for, where each output's tokens are predicted.
+    """The tokens that fit into one forward pass that predicts each output's tokens.
 
-    An output's last token predicts nothing that is wanted, so that a packed row goes without it.
+    An output's last token predicts nothing that is wanted, so packed rows leave it out.
 
     Attributes:
-        max_tokens: the most tokens of a pass, padding included; but a pass takes at least one output.
-        packed: whether rows are packed, or each output is a padded row of its own, behind a copy of the prompt.
-        window: the longest text (prompt and output) that can be packed; None: any.
+        max_tokens: the largest number of tokens per pass, padding included, but at least one output.
+        packed: whether rows are packed; otherwise each output is a padded row of its own, after a copy of the prompt.
+        window: the longest text (prompt and output) that can be packed; None for any.
     """
 
     max_tokens: int
@@ -153,18 +153,18 @@ class TokenBudget:
     window: int | None = None
 
     def packs(self, prompt_length: int, output_lengths: Sequence[int]) -> bool:
-        """Whether a group goes into a packed row, which others may share."""
+        """Return whether a group goes into a packed row, which others may share."""
         longest = prompt_length + max(output_lengths, default=0)
         return self.packed and (self.window is None or longest <= self.window)
 
     def tokens(self, prompt_length: int, output_lengths: Sequence[int]) -> int:
-        """Tokens that go through the model for a group's outputs of these lengths."""
+        """Return the tokens that pass through the model for a group's outputs of these lengths."""
         if self.packs(prompt_length, output_lengths):
             return prompt_length + sum(max(0, length - 1) for length in output_lengths)
         return len(output_lengths) * (prompt_length + max(output_lengths, default=0))
 
     def parts(self, prompt_length: int, output_lengths: Sequence[int]) -> Iterator[slice]:
-        """Split a group's outputs into parts that one pass each has room for.
+        """Split a group's outputs into parts that fit into one pass each.
 
         Yields:
             Slices that cover all outputs in their order; they depend on the arguments alone.

@@ -1,8 +1,8 @@
-"""Stock transformers models over packed rows.
+"""Stock transformers models on packed rows.
 
-A model takes part by its attention alone, where the row's layout stands in for the attention mask
-(common/nn/prefix/packing.py): models on transformers' attention interface by an attention function registered there,
-GPT-J, which has an attention of its own, by a subclass of it. Without a layout both do what they always did.
+Only a model's attention changes: the row's layout takes the place of the attention mask (common/nn/prefix/packing.py).
+Models on transformers' attention interface use an attention function that is registered there; GPT-J, which has an
+attention of its own, uses a subclass of it. Without a layout both compute what they always did.
 """
 
 from typing import Any, TypeGuard
@@ -19,16 +19,16 @@ from brain_align.common.nn.prefix.attention import prefix_attention, unsupported
 from brain_align.common.nn.prefix.packing import Layout
 
 NAME = "brain_shared_prefix"
-"""What the attention function is called in transformers' attention interface."""
+"""The name of the attention function in transformers' attention interface."""
 
 _CHANGES_SCORES = ("attn_logit_softcapping", "alibi")
 
 
 def enable_packed_rows(model: PreTrainedModel) -> str | None:
-    """Let a model read packed rows; in place, and harmless to repeat.
+    """Enable a model, in place, to read packed rows; harmless to repeat.
 
     Returns:
-        None; or, where it cannot, the reason, and the model is as it was.
+        None; or the reason why it cannot, with the model unchanged.
     """
     config = model.config
     if reason := _unsuitable(config) or unsupported(model.device, model.dtype, _head_dim(config)):
@@ -40,9 +40,9 @@ def enable_packed_rows(model: PreTrainedModel) -> str | None:
             module.__class__ = _GPTJPrefixAttention
         _fuse_activations(model)
         return None
-    # What a fused kernel cannot compute (attention sinks, say) the one registered here cannot either.
+    # The function registered here cannot compute what a fused kernel cannot (attention sinks, say).
     if not (model._supports_sdpa and model._can_set_attn_implementation()):
-        return "it has no plain attention on transformers' attention interface"
+        return "its attention is not a plain one on transformers' attention interface"
     AttentionInterface.register(NAME, _interface_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # for padded rows: sliding windows need their masks
     model.set_attn_implementation(NAME)
@@ -51,13 +51,13 @@ def enable_packed_rows(model: PreTrainedModel) -> str | None:
 
 
 def longest_packed(config: PreTrainedConfig) -> int | None:
-    """The most tokens (prompt and output) for which a packed row is exact: a sliding window's; None: any."""
+    """Return the most tokens (prompt and output) for which packed rows are exact: the sliding window; None for any."""
     windows = [value for name in ("sliding_window", "attention_window_size") if (value := config.to_dict().get(name))]
     return min(windows) if windows else None
 
 
 class _GPTJPrefixAttention(GPTJAttention):
-    """GPT-J's attention; stock instances are turned into it, their parameters and names stay."""
+    """GPT-J's attention; stock instances change their class to it and keep their parameters and names."""
 
     def _attn(
         self,
@@ -81,7 +81,7 @@ def _interface_attention(
     scaling: float | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: query [b, heads, t, d] to result [b, t, heads, d]."""
+    """Compute attention for transformers: query [b, heads, t, d] to result [b, t, heads, d]."""
     if not is_layout(attention_mask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -89,7 +89,7 @@ def _interface_attention(
 
 
 def _fuse_activations(model: nn.Module) -> None:
-    """GELU's tanh form as one kernel: GPT-J's own is written out in nine, a quarter of a step on CPUs."""
+    """Compute GELU's tanh form with one kernel: GPT-J's own takes nine, a quarter of a step on CPUs."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -97,14 +97,14 @@ def _fuse_activations(model: nn.Module) -> None:
 
 
 def is_layout(mask: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
-    """Whether what stands where the attention mask would is a packed row's layout."""
+    """Return whether an attention mask is a packed row's layout."""
     return mask is not None and mask.dtype == torch.int64
 
 
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """[1, heads, t, d] to [1, t, heads, d]."""
+    """Compute prefix attention: [1, heads, t, d] to [1, t, heads, d]."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))

@@ -141,31 +141,23 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     wanted = {name for request in requests for name in request.group_ids}
     await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
     pipeline = GroupPipeline(recipe, run_plan, tracker, services)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            pipeline.start(tasks)
-            await pipeline.carry_on(0)
-            stored = await pipeline.training.call(lambda: set(store.index()["group_id"].to_pylist()))
-            pipeline.enqueue(request for request in requests if not stored.issuperset(request.group_ids))
-            await pipeline.evaluate(evaluation.requests_after, 0)
-            await pipeline.until(
-                lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None,
-                f"the groups of seed {recipe.seed}",
-            )
-            await pipeline.until(
-                lambda: {("validation", 0), ("test", 0)} <= pipeline.evaluated or None,
-                f"the prior's evaluation with seed {recipe.seed}",
-            )
-            pipeline.stop()
-    finally:
-        await pipeline.close()
+    async with pipeline.running():
+        await pipeline.take_up(0)
+        there = await pipeline.training.queue.call(lambda: set(store.index()["group_id"].to_pylist()))
+        pipeline.enqueue(request for request in requests if not there.issuperset(request.group_ids))
+        await pipeline.evaluate(0)
+        await pipeline.until(
+            lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
+        )
+        await pipeline.until_evaluated("validation", [0])
+        await pipeline.until_evaluated("test", [0])
     return evaluation
 
 
 async def publish_prior(recipe: Recipe, services: Services) -> None:
     """Publish version 0, a policy that equals the prior, with a learner of the seed's own."""
     try:
-        step = await services.learner.start(recipe.timeouts.start)
-        await services.learner.call("publish", 0, step, timeout=recipe.timeouts.step)
+        step = await services.learner.start()
+        await services.learner.publish(0, step)
     finally:
         services.learner.kill()

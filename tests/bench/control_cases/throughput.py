@@ -112,16 +112,17 @@ def measure(root: Path) -> dict[str, Any]:
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     trained = simulation.trained()
     assert len(trained) == len(set(trained)) == ROUNDS * PROMPTS_PER_ROUND
-    production = simulation.conductor.production
+    pipeline = simulation.conductor.groups
+    queue = pipeline.training.queue
     return {
         "simulated_samplers": SAMPLERS,
         "groups": len(trained),
         "control_plane_groups_per_second": len(trained) / wall,
         "leases_per_second": len(trained) / LEASE_PROMPTS / wall,
-        "commits_per_second": production.training.commits / wall,
-        "groups_a_commit": 3 * len(trained) / production.training.commits,  # groups, and two scorers' values
+        "commits_per_second": queue.commits / wall,
+        "groups_a_commit": 3 * len(trained) / queue.commits,  # groups, and two scorers' values
         "control_plane_cpu_share": cpu / wall,  # of one core
-        "longest_queue": max(production.training.longest, production.scoring.longest_queue),
+        "longest_queue": max(queue.longest, pipeline.scoring.longest_queue),
     }
 
 

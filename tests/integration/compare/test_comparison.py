@@ -31,37 +31,31 @@ from brain_align.deploy.compare.train.services import SharedServices, comparison
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.resolve import with_world
-from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
-from tests.stand_ins import LocalActor, LocalSampler, LocalScorer
+from tests.stand_ins import LocalActor, LocalLearner, LocalSampler, LocalScorer
 from tests.unit.factories import groups, recipe_settings, scores
 
 ROUNDS, UPDATES = 2, 2
 RATES = (1e-4, 1e-3)
 
 
-class StandInLearner:
+class StandInLearner(LocalLearner):
     """Publishes an empty file a version; breaks at the learning rates that it is told."""
 
-    busy_seconds = 0.0
-
     def __init__(self, recipe: Recipe, directory: RunDirectory, broken: set[float]) -> None:
+        super().__init__()
         self.rate, self.broken = recipe.learner.learning_rate, broken
         self.registry = PolicyRegistry(directory.policies)
         self.killed = False
 
-    async def start(self, _timeout: float) -> int:
-        return 0
-
-    async def call(self, method: str, *arguments: Any, timeout: float) -> Any:
-        await asyncio.sleep(0)
-        if method == "train_step" and self.rate in self.broken:
+    async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
+        if self.rate in self.broken:
             raise PipelineError(f"the loss at {self.rate} is not finite")
-        if method == "publish":
-            version, step = arguments
-            self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"))
-        return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[]) if method == "train_step" else None
+        return await super().train_step(step, batch)
+
+    async def publish(self, version: int, step: int) -> None:
+        self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"))
 
     def kill(self) -> None:
         self.killed = True
@@ -94,7 +88,7 @@ class StandInServices:
 
     def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
         self.learners.append(StandInLearner(recipe, directory, self.broken))
-        return Services(self.samplers, self.scorers, cast(LearnerGroup, self.learners[-1]))
+        return Services(self.samplers, self.scorers, self.learners[-1])
 
     def raise_failure(self) -> None:
         for pool in (self.examiner, self.samplers, *self.scorers.values()):

@@ -7,7 +7,7 @@ which order it commits, and what a second start makes of an interruption.
 import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -29,10 +29,9 @@ from brain_align.deploy.schedule.quarantine import Quarantine
 from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
-from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
-from tests.stand_ins import LocalSampler, LocalScorer
+from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer
 from tests.unit.factories import recipe_settings
 
 TRAIN = [Prompt(f"p{number}", "text", (1,), "gold") for number in range(24)]
@@ -54,6 +53,7 @@ class World:
         self.evaluated = evaluated
         self.last_step = last_step
         self.crash_at = crash_at
+        self.power_lasts_until: int | None = None  # the last step before a crash
         self.saved = 0
         self.published: list[int] = []
 
@@ -99,31 +99,36 @@ def scorer_of(world: World, name: str) -> Spawn:
     return lambda _name, _log: StandInScorer(world, name)
 
 
-class StandInLearner:
+class StandInLearner(LocalLearner):
     def __init__(self, world: World) -> None:
+        super().__init__()
         self.world, self.step = world, world.saved
 
-    async def start(self, _timeout: float) -> int:
+    async def start(self) -> int:
         return self.world.saved
 
-    async def call(self, method: str, *arguments: Any, timeout: float) -> Any:
+    async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         await asyncio.sleep(0)
         self.world.call()
-        if method == "train_step":
-            assert arguments[0] == self.step + 1
-            self.step += 1
-            return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
-        if method == "save":
-            _step, kept = arguments
-            assert bool(kept) == self.world.evaluated
-            assert all(step % STEPS_A_ROUND == 0 and step <= self.step for step in kept)
-            self.world.saved = self.step
-        else:
-            version, step = arguments
-            ends = min(version * STEPS_A_ROUND, self.world.last_step)
-            assert step == self.world.saved == ends, "published without its checkpoint"
-            self.world.published.append(version)
-        return None
+        if self.step == self.world.power_lasts_until:
+            raise PowerCut
+        assert step == self.step + 1
+        self.step += 1
+        return await super().train_step(step, batch)
+
+    async def save(self, step: int, *, keep: Sequence[int]) -> None:
+        await asyncio.sleep(0)
+        self.world.call()
+        assert bool(keep) == self.world.evaluated
+        assert step == self.step and all(kept % STEPS_A_ROUND == 0 and kept <= step for kept in keep)
+        self.world.saved = step
+
+    async def publish(self, version: int, step: int) -> None:
+        await asyncio.sleep(0)
+        self.world.call()
+        ends = min(version * STEPS_A_ROUND, self.world.last_step)
+        assert step == self.world.saved == ends, "published without its checkpoint"
+        self.world.published.append(version)
 
 
 def start(root: Path, world: World, staleness: int) -> SampleStore:
@@ -142,7 +147,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     held_back = SampleStore(root / "evaluation", "run")
     evaluation = Evaluation(recipe, held_back, plan, {"validation": HELD_BACK, "test": HELD_BACK}, [PRIOR, "reward"])
     pools = stand_in_pools(world, RunDirectory(root), (PRIOR, "reward"))
-    services = Services(pools.pop(""), pools, cast(LearnerGroup, StandInLearner(world)))
+    services = Services(pools.pop(""), pools, StandInLearner(world))
     tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(store)
     round_prompts = DrawnPrompts(recipe.algorithm, TRAIN, 0)
@@ -173,6 +178,7 @@ def trained(store: SampleStore) -> list[list[str]]:
     return [row["group_ids"] for row in store.steps()]
 
 
+@pytest.mark.usefixtures("no_full_collections")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_crash_at_any_call_loses_nothing_and_trains_nothing_twice(tmp_path: Path, staleness: int) -> None:
@@ -199,19 +205,10 @@ def test_a_crash_at_any_call_loses_nothing_and_trains_nothing_twice(tmp_path: Pa
 def crash_after_step(root: Path, step: int) -> World:
     """A run that ended without warning in mid-round, behind a checkpoint."""
     world = World()
-    learner_call = StandInLearner.call
-
-    async def call(self: StandInLearner, method: str, *arguments: Any, timeout: float) -> Any:
-        if method == "train_step" and arguments[0] == step + 1:
-            raise PowerCut
-        return await learner_call(self, method, *arguments, timeout=timeout)
-
-    StandInLearner.call = call  # type: ignore[method-assign]
-    try:
-        with pytest.raises(PowerCut):
-            start(root, world, 0)
-    finally:
-        StandInLearner.call = learner_call  # type: ignore[method-assign]
+    world.power_lasts_until = step
+    with pytest.raises(PowerCut):
+        start(root, world, 0)
+    world.power_lasts_until = None
     return world
 
 

@@ -1,5 +1,6 @@
 """The whole pipeline with the real engines: vLLM, Ray, DeepSpeed, PEFT and Arrow."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import load_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
 from brain_align.common.policies import PolicyRegistry
-from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.common.schemas import PRIOR
 from tests.integration.deploy.pipeline_runs import (
     FinishedRun,
     command,
@@ -136,51 +137,28 @@ def test_a_run_directory_of_another_configuration_is_refused(uninterrupted: Fini
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize("moment", ["sampling", "training"])
-def test_killed_and_resumed_ends_with_the_same_bytes(uninterrupted: FinishedRun, tmp_path: Path, moment: str) -> None:
-    """SIGKILL of the whole process tree in mid-run, then the same command again."""
-    directory, log = tmp_path / "run", tmp_path / "log"
-    with started(command(directory), log) as process:
-        # In the first round's sampling, or behind a checkpoint in mid-round, so that a step has to be repeated.
-        reached = (
-            (lambda: parts(directory, "groups") >= 1)
-            if moment == "sampling"
-            else (lambda: parts(directory, "steps") >= 7)
-        )
-        wait_for(reached, process, log)
-        kill_tree(process.pid)
-    acknowledged = set(FinishedRun(directory, "").store().group_ids)
-    assert acknowledged
+def test_killed_twice_and_resumed_ends_with_the_same_bytes(uninterrupted: FinishedRun, tmp_path: Path) -> None:
+    """SIGKILL of the whole process tree in the first round's sampling, then behind a checkpoint in mid-round.
+
+    So groups in flight are sampled again, and then a step is trained again.
+    """
+    directory = tmp_path / "run"
+    acknowledged = killed_when(lambda: parts(directory, "groups") >= 1, directory, tmp_path / "first.log")
+    assert acknowledged and not trained_groups(FinishedRun(directory, ""))
+    later = killed_when(lambda: parts(directory, "steps") >= 7, directory, tmp_path / "second.log")
+    assert acknowledged <= later
     assert not (directory / "summary.json").exists()
     resumed = run(directory)
-    assert set(resumed.store().group_ids) == set(uninterrupted.store().group_ids) >= acknowledged
+    assert set(resumed.store().group_ids) == set(uninterrupted.store().group_ids) >= later
     assert trained_groups(resumed) == trained_groups(uninterrupted)  # none lost, none twice, in the same order
     assert resumed.adapter_bytes() == uninterrupted.adapter_bytes()
     last = PolicyRegistry(directory / "policies").verify(2).digest
     assert last == PolicyRegistry(uninterrupted.directory / "policies").verify(2).digest
 
 
-def test_overlapped_mode_keeps_the_staleness_bound(tmp_path: Path) -> None:
-    overlapped = run(tmp_path / "run", "algorithm.max_staleness=1", "algorithm.rounds=3")
-    store = overlapped.store()
-    rows = store.groups(list(store.group_ids)).to_pylist()
-    staleness = {row["round"] - row["proposal_version"] for row in rows}
-    assert staleness <= {0, 1} and 1 in staleness
-    assert sorted(trained_groups(overlapped)) == sorted(store.group_ids)
-    assert len(rows) == 48
-
-
-@pytest.mark.timeout(400)
-def test_recomputed_proposals_are_the_sampler_s_to_rounding(tmp_path: Path) -> None:
-    short = ["algorithm.rounds=2", "algorithm.prompts_per_round=8", "algorithm.updates_per_round=2"]
-    finished = run(tmp_path / "run", "logprobs.proposal=recomputed", *short)
-    store = finished.store()
-    ids = list(store.group_ids)
-    recomputed = store.scores(ids, PROPOSAL)["values"].to_pylist()
-    for row, values in zip(store.groups(ids).to_pylist(), recomputed, strict=True):
-        sampled = [sum(output["token_logprobs"]) for output in row["outputs"]]
-        assert values == pytest.approx(sampled, abs=2e-3)
-    assert {row["proposal_version"] for row in store.groups(ids).to_pylist()} == {0, 1}
-    steps = [row["metrics"] for row in store.steps()]
-    assert len(steps) == 4
-    assert all(0 < metrics["sampler_gap_max"] < 1e-4 for metrics in steps)
+def killed_when(reached: Callable[[], bool], directory: Path, log: Path) -> set[str]:
+    """Start the run, kill it at a moment, and return the groups that its store holds then."""
+    with started(command(directory), log) as process:
+        wait_for(reached, process, log)
+        kill_tree(process.pid)
+    return set(FinishedRun(directory, "").store().group_ids)

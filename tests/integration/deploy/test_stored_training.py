@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -17,7 +18,6 @@ from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
-from brain_align.deploy.services.learner_group import LearnerGroup
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
 from tests.integration.deploy.test_conductor import PowerCut, StandInLearner, World, stand_in_pools, trained
@@ -62,7 +62,7 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     work = read_stored_inputs(settings, directory).work(settings, "run", directory)
     pools = stand_in_pools(world, directory, work.started_scorers)
     samplers = Pool("sampler", 0, stranger, directory.log, PoolSettings(start=5))
-    services = Services(samplers, {name: pools[name] for name in work.started_scorers}, learner_of(world))
+    services = Services(samplers, {name: pools[name] for name in work.started_scorers}, StandInLearner(world))
     tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
     tracker.recovered(work.store)
     try:
@@ -78,15 +78,12 @@ def stranger(_name: str, _log: str) -> LocalSampler:
     raise AssertionError("a run without samplers starts none")
 
 
-def learner_of(world: World) -> LearnerGroup:
-    return cast(LearnerGroup, StandInLearner(world))
-
-
 def contents(directory: Path) -> dict[str, str]:
     files = [file for file in directory.rglob("*") if file.is_file()]
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.usefixtures("no_full_collections")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("replay", [False, True])
 def test_a_crash_at_any_call_trains_nothing_twice_and_leaves_the_source_alone(tmp_path: Path, replay: bool) -> None:
@@ -148,17 +145,15 @@ def test_the_values_of_two_scorers_of_one_name_are_not_mixed(tmp_path: Path) -> 
 def test_a_policy_that_is_not_the_store_s_prior_is_refused_and_nothing_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner_call = StandInLearner.call
+    train_step = StandInLearner.train_step
 
-    async def call(self: StandInLearner, method: str, *arguments: Any, timeout: float) -> Any:
-        answer = await learner_call(self, method, *arguments, timeout=timeout)
-        if method == "train_step":
-            return StepReport({**answer.metrics, "kl_policy_prior": -31.5}, notes=[])
-        return answer
+    async def another_policy_s(self: StandInLearner, step: int, batch: pa.RecordBatch) -> StepReport:
+        report = await train_step(self, step, batch)
+        return StepReport({**report.metrics, "kl_policy_prior": -31.5}, notes=[])
 
-    monkeypatch.setattr(StandInLearner, "call", call)
+    monkeypatch.setattr(StandInLearner, "train_step", another_policy_s)
     settings = recipe(source_store(tmp_path))
-    with pytest.raises(UserError, match=r"are 31\.5 nats an output apart; set policy\.model"):
+    with pytest.raises(UserError, match=r"differ by 31\.5 nats per output; set policy\.model"):
         start(tmp_path, World(evaluated=False), settings)
     assert SampleStore(tmp_path / "run/store", "run").steps() == []
 

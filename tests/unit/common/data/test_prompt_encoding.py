@@ -73,7 +73,7 @@ def test_templates_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("template", "reason"),
-    [("{{ raise_exception('no system turn') }}", "no system turn"), ("{% for %}", "says: ")],
+    [("{{ raise_exception('no system turn') }}", "no system turn"), ("{% for %}", "rejects it: ")],
 )
 def test_what_a_template_refuses_is_named_by_its_place(tmp_path: Path, template: str, reason: str) -> None:
     file = tmp_path / "chat.jinja"

@@ -19,7 +19,7 @@ from tests.unit.factories import recipe_settings
         (["run", "RECIPE", "sampling.topp=1"], "did you mean sampling.top_p?"),
         (["run", "RECIPE", "learner=3"], "learner=3 is refused: it is a section; write learner.setting=value."),
         (["run", "RECIPE", "scorers.reward=x"], "it is a section; write scorers.reward.setting=value."),
-        (["status", "RECIPE"], "recipe.yaml has no status: it is no run directory"),
+        (["status", "RECIPE"], "recipe.yaml has no status: it is not a run directory"),
         (["score", "RECIPE", "--input", "none.jsonl", "--output", "o.jsonl"], "There is no file none.jsonl"),
         (["score", "RECIPE", "--input", "none", "--output", "RECIPE/o"], "name another --output"),
         (["store", "import-pairs", "RECIPE", "--input", "none.jsonl", "--output", "o"], "There is no file none.jsonl"),

@@ -61,7 +61,7 @@ def test_a_directory_without_a_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     assert main([command[0], str(tmp_path), *command[1:]]) == 2
-    assert "it is no run directory" in capsys.readouterr().err
+    assert "it is not a run directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", ["samplers", "samplers=", "samplers=many", "samplers=-1", "scorers.reward=1.5"])
@@ -130,8 +130,8 @@ class Sized:
     [
         ({"samplers": 0}, "samplers=0 is out of bounds; it must be from 1 to"),
         ({"samplers": 10**9}, "out of bounds"),
-        ({"scorers.nobody": 2}, "no scorers.nobody that could be scaled; it has samplers, scorers.reward"),
-        ({"scorers.reward": None}, "is for samplers only"),
+        ({"scorers.nobody": 2}, "no scorers.nobody to scale; it has samplers, scorers.reward"),
+        ({"scorers.reward": None}, "works for samplers only"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_else_done(asked: dict[str, int | None], refusal: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from brain_align.deploy.conductor.gc_frozen import gc_frozen
+from brain_align.deploy.conductor.group_pipeline import gc_frozen
 
 
 class Node:

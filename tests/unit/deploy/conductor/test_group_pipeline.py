@@ -15,6 +15,7 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, PoolSettings
 from brain_align.deploy.conductor.sampling import FATAL_LOSSES
 from brain_align.deploy.monitor.status import read_status
+from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalLearner, LocalSampler, LocalScorer, Simulation, reward_and_prior
 
 ROUNDS, PROMPTS, STEPS = 3, 12, 6
@@ -53,12 +54,11 @@ class Ending(LocalLearner):
         super().__init__()
         self._left = steps
 
-    async def call(self, method: str, *args: Any, timeout: float) -> Any:
-        if method == "train_step":
-            if not self._left:
-                raise Interrupted
-            self._left -= 1
-        return await super().call(method, *args, timeout=timeout)
+    async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
+        if not self._left:
+            raise Interrupted
+        self._left -= 1
+        return await super().train_step(step, batch)
 
 
 def start(root: Path, staleness: int, sampler: type[LocalSampler] = Poisoned, **changes: Any) -> Simulation:
@@ -240,7 +240,7 @@ def test_the_learner_s_wait_is_seen_before_it_ends(tmp_path: Path) -> None:
     class Slow(LocalSampler):
         async def sample(self, prompt: Prompt) -> None:
             await asyncio.sleep(0.01)
-            seen.append(subject.conductor.production.waited_seconds)
+            seen.append(subject.conductor.groups.waited_seconds)
 
     subject = Simulation(
         tmp_path,
@@ -250,7 +250,7 @@ def test_the_learner_s_wait_is_seen_before_it_ends(tmp_path: Path) -> None:
         evaluated=8,
     )
     subject.run_here()
-    waited = subject.conductor.production.waited_seconds
+    waited = subject.conductor.groups.waited_seconds
     assert 0 < seen[6] < waited
     assert seen[-1] == waited
 

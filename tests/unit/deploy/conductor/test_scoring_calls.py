@@ -10,7 +10,7 @@ import pytest
 
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.actors.pool import Pool, PoolSettings
-from brain_align.deploy.conductor.scoring import Events, Samples, Scoring
+from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
 from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalScorer
 from tests.unit.factories import groups
@@ -35,20 +35,24 @@ class Recording(LocalScorer):
         return await super().score(batch)
 
 
-class Heard(Events):
+class Heard(Lane):
     """Waits until so many groups are complete; is the store of the scores, too."""
+
+    scorers = ("reward",)
 
     def __init__(self, expected: int) -> None:
         self.complete_groups: list[str] = []
         self.all = asyncio.Event()
         self._expected = expected
 
-    def complete(self, samples: Samples, groups: object) -> None:
+    def complete(self, samples: Samples) -> None:
         self.complete_groups += samples.ids
         if len(self.complete_groups) == self._expected:
             self.all.set()
 
-    async def append_scores(self, batch: pa.RecordBatch) -> None: ...
+    async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None: ...
+
+    def failed(self, scorer: str, sample: Samples, error: PipelineError) -> None: ...
 
 
 def scorer_of(folder: Path, commits: Sequence[tuple[Sequence[str], Sequence[int]]]) -> Recording:
@@ -58,14 +62,14 @@ def scorer_of(folder: Path, commits: Sequence[tuple[Sequence[str], Sequence[int]
     async def score() -> None:
         pool = Pool("scorer", 1, lambda _name, _log: scorer, RunDirectory(folder).log, PoolSettings(start=5))
         heard = Heard(1 + sum(len(names) for names, _ in commits))
-        subject = Scoring({"reward": pool}, {"reward": MOST}, 5, heard)
+        subject = Scoring({"reward": pool}, {"reward": MOST}, 5, [heard])
         await pool.start()
         tasks: set[asyncio.Task[None]] = set()
-        subject.start(lambda work: tasks.add(asyncio.create_task(work)), heard, heard)
-        subject.put(Samples(True, groups("first")), ["reward"])
+        subject.start(lambda work: tasks.add(asyncio.create_task(work)))
+        subject.put(Samples(heard, groups("first")))
         await asyncio.sleep(0.01)
         for names, together in commits:
-            subject.put(Samples(True, groups(*names)), ["reward"], together)
+            subject.put(Samples(heard, groups(*names)), together)
         await heard.all.wait()
         assert sorted(heard.complete_groups) == sorted(["first", *(name for names, _ in commits for name in names)])
         for task in tasks:

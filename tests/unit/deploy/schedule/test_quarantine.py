@@ -41,5 +41,5 @@ def test_a_file_that_is_no_list_of_items_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.json"
     for content in ("{", '[{"prompt": 1}]'):
         path.write_text(content)
-        with pytest.raises(UserError, match="no list of quarantined items"):
+        with pytest.raises(UserError, match="is not a list of quarantined items"):
             Quarantine(path)

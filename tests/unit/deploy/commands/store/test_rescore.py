@@ -106,7 +106,7 @@ def test_where_too_many_groups_fail_nothing_is_said_of_them(tmp_path):
     store = SampleStore(tmp_path, "run")
     store.append_groups(groups(*"abcdefghij"))
     one_a_call = Recipe.model_validate(recipe_settings(sampler={"lease_prompts": 1}))
-    with pytest.raises(PipelineError, match="groups failed in the scorer 'reward', so that the cause is hardly"):
+    with pytest.raises(PipelineError, match="groups failed in the scorer 'reward', so the cause is hardly"):
         rescore(store, Scorer(bad="bcdefg"), one_a_call)
     assert set("bcdefg") <= set(store.unscored("reward"))
 

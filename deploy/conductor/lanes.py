@@ -1,0 +1,298 @@
+"""The two lanes of a run's groups: those of training, and those of the evaluation of published versions."""
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from typing_extensions import override
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import PipelineError
+from brain_align.common.requests import Purpose, SampleRequest
+from brain_align.common.store.commit_queue import CommitQueue
+from brain_align.common.store.overlay import Store
+from brain_align.deploy.conductor.background import Begin
+from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
+from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.schedule.evaluation import Evaluation, Split
+from brain_align.deploy.schedule.quarantine import SAMPLER, Item
+from brain_align.deploy.schedule.request_plan import RequestPlan
+from brain_align.deploy.schedule.round_prompts import without_prompts
+
+T = TypeVar("T")
+
+
+class Pending:
+    """The groups that are being sampled or scored, or will be; others wait here for what comes of them."""
+
+    def __init__(self) -> None:
+        self._groups: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def add(self, groups: Iterable[str]) -> None:
+        """Expect groups."""
+        self._groups.update(groups)
+
+    def remove(self, groups: Iterable[str] = ()) -> None:
+        """Expect groups no longer: they are complete, or given up. Wakes everyone who waits."""
+        self._groups.difference_update(groups)
+        self._changed.set()
+
+    async def until(self, found: Callable[[], T | None], lost: str) -> T:
+        """Wait until `found()` returns something. This ends, as each call of a service has its time limit.
+
+        Raises:
+            PipelineError: nobody is at work on it; with `lost` as its message.
+        """
+        while (value := found()) is None:
+            if not self._groups:
+                raise PipelineError(lost)
+            self._changed.clear()
+            await self._changed.wait()
+        return value
+
+
+class StoreLane(Lane):
+    """A lane whose groups lie in a sample store: requests in, groups that are stored and scored out.
+
+    Attributes:
+        name: of its store's thread.
+        requests: those that no sampler has yet.
+        queue: makes all calls of the store, and of what reads it; there is one while the lane is open.
+    """
+
+    name: str
+    queue: CommitQueue
+
+    def __init__(
+        self, store: Store, scorers: Sequence[str], recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending
+    ) -> None:
+        self.scorers = scorers
+        self.requests: deque[SampleRequest] = deque()
+        self._store = store
+        self._recipe = recipe
+        self._quarantine = plan.quarantine
+        self._tracker = tracker
+        self._pending = pending
+        self._begin: Begin
+        self._scoring: Scoring
+
+    def open(self, begin: Begin, scoring: Scoring) -> None:
+        """Start the store's thread; what is committed from now on goes to `scoring`."""
+        self._begin, self._scoring = begin, scoring
+        self.queue = CommitQueue(self._store, self.name, self._committed)
+
+    async def close(self) -> None:
+        """End the store's thread, once it has written what it was given."""
+        await asyncio.to_thread(self.queue.close)
+
+    def next_request(self) -> SampleRequest:
+        """Take the request that waits longest; its prompts may all have been given up meanwhile."""
+        return self.requests.popleft()
+
+    @override
+    async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        await self.queue.append_scores(scores)
+        self._tracker.scored(scorer, samples.groups, scores)
+
+    @override
+    def failed(self, scorer: str, sample: Samples, error: PipelineError) -> None:
+        row = sample.groups.select(["lease_id", "round", "prompt_id", "group_id"]).to_pylist()[0]
+        purpose = self._purpose_of(row["lease_id"])
+        self.give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
+
+    def give_up(self, item: Item) -> None:
+        """Go on without a prompt or a group, once that is on record.
+
+        Raises:
+            PipelineError: see `Quarantine.add`.
+        """
+        self._quarantine.add(item, self._size(item))
+        self._tracker.quarantined(item)
+        self.leave_out(item)
+
+    @abstractmethod
+    def leave_out(self, item: Item) -> None:
+        """Do not wait for a prompt or group that is on record as given up."""
+
+    @abstractmethod
+    def _purpose_of(self, lease_id: str) -> Purpose: ...
+
+    def _size(self, item: Item) -> int:
+        """Return the number of groups of the item's round or evaluation."""
+        recipe = self._recipe
+        sizes = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
+        return sizes.get(item.purpose, recipe.algorithm.prompts_per_round)
+
+    def _committed(self, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
+        """Have groups of one commit scored: they are of several requests or parts of one, `rows` of each."""
+        self._tracker.sampled(groups)
+        self._scoring.put(Samples(self, groups), rows)
+
+    async def _take_up(self) -> tuple[pa.Table, pa.Table]:
+        """Have stored groups scored that lack values.
+
+        Returns:
+            The summary rows of all stored groups, and of those that have all values.
+        """
+        quarantined = self._quarantine.groups
+
+        def look() -> tuple[pa.Table, dict[str, set[str]]]:
+            return self._store.index(), {name: set(self._store.unscored(name)) - quarantined for name in self.scorers}
+
+        index, unscored = await self.queue.call(look)
+        unusable = pa.array(list(quarantined.union(*unscored.values())), pa.string())
+        is_unusable = pc.is_in(index["group_id"], value_set=unusable)
+        lacking = [one for one in index["group_id"].filter(is_unusable).to_pylist() if one not in quarantined]
+        if lacking:
+            self._pending.add(lacking)
+            self._begin(self._score_stored(lacking, unscored))
+        return index, index.filter(pc.invert(is_unusable))
+
+    async def _score_stored(self, groups: list[str], unscored: dict[str, set[str]]) -> None:
+        """Read groups that lack scores, only as fast as they are scored."""
+        batches = self._store.batches(group_ids=groups)
+        rows = self._recipe.sampler.lease_prompts
+        while (batch := await self.queue.call(next, batches, None)) is not None:
+            for start in range(0, batch.num_rows, rows):
+                await self._scoring.room()
+                self._scoring.put_stored(Samples(self, batch.slice(start, rows)), unscored)
+
+
+class TrainingLane(StoreLane):
+    """The groups that the learner trains on; the schedule is told which of them are ready.
+
+    Attributes:
+        newest: the version that was published last.
+    """
+
+    name = "store"
+
+    def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending) -> None:
+        super().__init__(plan.store, plan.training_scorers, recipe, plan, tracker, pending)
+        self.newest = 0
+        self._schedule = plan.schedule
+        self._plan = plan.requests
+        self._admitted = 0  # rounds whose requests have been made
+        self._sampled_before: dict[int, set[str]] = {}  # by round, ids of prompts that had a group at this start
+
+    async def take_up(self, round_: int) -> None:
+        """Have stored groups scored that lack values; those that have all are ready at once.
+
+        Args:
+            round_: the round in progress, which decides which groups may still be trained.
+        """
+        for item in self._quarantine:
+            if item.purpose == "train":
+                self.leave_out(item)
+        index, complete = await self._take_up()
+        trainable = pc.greater_equal(complete["round"], self._schedule.earliest_round(round_))
+        self._make_ready(complete.filter(trainable))
+        self._tracker.ready(complete.num_rows)
+        for row in index.filter(pc.greater_equal(index["round"], round_)).select(["round", "prompt_id"]).to_pylist():
+            self._sampled_before.setdefault(row["round"], set()).add(row["prompt_id"])
+
+    def admit(self, version: int) -> list[SampleRequest]:
+        """Return the requests that may be sampled now that `version` is the newest, and could not before."""
+        self.newest = version
+        requests: list[SampleRequest] = []
+        if self._plan is None:
+            return requests
+        for round_ in self._plan.admitted(version):
+            if round_ >= self._admitted:
+                self._admitted = round_ + 1
+                given_up = self._quarantine.prompts("train", round_)
+                requests += self._plan.of_round(round_, version, self._sampled_before.get(round_, set()), given_up)
+        return requests
+
+    @override
+    def next_request(self) -> SampleRequest:
+        """Take a request: from the newest version, and without prompts that were found deadly while it waited."""
+        request = super().next_request()
+        if self._plan is None:
+            return request
+        new = self._plan.up_to_date(request, self.newest)
+        new = without_prompts(new, self._quarantine.prompts("train", request.round))  # the schedule knows of these
+        if new.group_ids != request.group_ids:
+            self._pending.add(new.group_ids)
+            self._pending.remove(set(request.group_ids).difference(new.group_ids))
+        return new
+
+    @override
+    def complete(self, samples: Samples) -> None:
+        self._make_ready(samples.groups)
+        self._tracker.ready(len(samples.ids))
+        self._pending.remove(samples.ids)
+
+    @override
+    def leave_out(self, item: Item) -> None:
+        """Train its round without it; a prompt that has brought down samplers is in no later round either."""
+        last = self._recipe.algorithm.rounds if item.service == SAMPLER else item.round + 1
+        for round_ in range(item.round, last):
+            self._schedule.leave_out(round_, item.prompt_id, item.group_id)
+        self._pending.remove([item.group_id])
+
+    @override
+    def _purpose_of(self, lease_id: str) -> Purpose:
+        return "train"  # a request of another run may have any name
+
+    @override
+    def _committed(self, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
+        self._tracker.stored(groups.num_rows)
+        super()._committed(groups, rows)
+
+    def _make_ready(self, groups: pa.RecordBatch | pa.Table) -> None:
+        columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
+        for round_, prompt_id, group in zip(*columns, strict=True):
+            self._schedule.add(round_, prompt_id, group)
+
+
+class EvaluationLane(StoreLane):
+    """The groups of held-back prompts. All methods of its `Evaluation` are called on the store's thread.
+
+    Attributes:
+        evaluated: the splits and versions whose results are known.
+    """
+
+    name = "evaluation"
+
+    def __init__(
+        self, evaluation: Evaluation, recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending
+    ) -> None:
+        super().__init__(evaluation.store, evaluation.scorers, recipe, plan, tracker, pending)
+        self.evaluation = evaluation
+        self.evaluated: set[tuple[Split, int]] = set()
+
+    async def take_up(self) -> None:
+        """Have stored groups scored that lack values."""
+        await self.queue.call(self.evaluation.leave_out, list(self._quarantine))
+        await self._take_up()
+
+    async def report(self) -> None:
+        """Note and show the evaluations that have become complete."""
+        for split, version, result in await self.queue.call(lambda: list(self.evaluation.newly_complete())):
+            self.evaluated.add((split, version))
+            self._tracker.evaluated(split, version, result)
+        self._pending.remove()
+
+    @override
+    def complete(self, samples: Samples) -> None:
+        self._begin(self._then_report(samples.ids, self.evaluation.scored, samples.ids))
+
+    @override
+    def leave_out(self, item: Item) -> None:
+        self._begin(self._then_report([item.group_id], self.evaluation.leave_out, [item]))
+
+    @override
+    def _purpose_of(self, lease_id: str) -> Purpose:
+        return RequestPlan.purpose_of(lease_id)
+
+    async def _then_report(self, groups: Sequence[str], function: Callable[..., None], *args: Any) -> None:
+        await self.queue.call(function, *args)
+        await self.report()
+        self._pending.remove(groups)
