@@ -1,31 +1,28 @@
-"""The table of scorer kinds, and scorers made from the settings of a recipe."""
+"""The kind of each scorer, and scorers made from the settings of a recipe."""
 
+import importlib
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.config.training import PriorSection
-from brain_align.common.entries import entries_of
 from brain_align.common.schemas import PRIOR
 from brain_align.scorer import kinds
-from brain_align.scorer.kinds.prior import load_prior
-from brain_align.scorer.kinds.proposal import ProposalScorer
 from brain_align.scorer.scorer import Kind, Resources, Scorer
-
-KINDS: dict[type[ScorerPool], Kind[Any]] = {kind.section: kind for kind in entries_of(kinds, "KIND")}
-"""All kinds of scorers by their section: a new kind is a section class, and a file of scorer/kinds with a `KIND`."""
 
 MAX_TOKENS = 16384
 """Tokens per forward pass, padding included: as many as a 6B model and a common GPU have room for."""
 
 
 def kind_of(section: ScorerPool) -> Kind[Any]:
-    """Return the kind of a scorer; a KeyError if none has its section."""
-    return KINDS[type(section)]
+    """Return the kind of a scorer: the `KIND` of the file that its section names.
+
+    A new kind is a section class (common/config/scorers.py) and a file of scorer/kinds. Only the kinds that a recipe
+    has are imported: a function needs no torch.
+    """
+    return importlib.import_module(f"{kinds.__name__}.{section.FILE}").KIND
 
 
 def check_scorer(name: str, section: ScorerPool) -> None:
@@ -56,12 +53,20 @@ def build_scorer(
     if isinstance(section, ScorerPool):
         return kind_of(section).load(name, section, resources)
     if name == PRIOR:
+        from brain_align.scorer.kinds.prior import load_prior
+
         return load_prior(policy, resources.devices[0], MAX_TOKENS)
+    from brain_align.scorer.kinds.proposal import ProposalScorer
+
     return ProposalScorer(policy, policies, resources.devices[0], MAX_TOKENS)
 
 
 def _devices(gpus: float) -> list[str]:
     # Ray leaves all GPUs visible to an actor that asked for none: only one that asked may use any.
-    if not gpus or not torch.cuda.is_available():
+    if not gpus:
+        return ["cpu"]
+    import torch
+
+    if not torch.cuda.is_available():
         return ["cpu"]
     return [f"cuda:{index}" for index in range(ceil(gpus))]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -16,6 +16,9 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 class ScorerPool(Section):
     """A scorer: its values per output are stored under its name. These settings belong to every kind."""
+
+    FILE: ClassVar[str]
+    """The file of scorer/kinds that computes the values: each kind names its own."""
 
     kind: str = Field(description="what computes the values (docs/scorers.md)")
     use: Literal["training", "evaluation"] = Field(
@@ -46,6 +49,7 @@ class GPTJRewardSection(ScorerPool):
         scorers: {reward: {kind: hh, path: "Dahoas/gptj-rm-static", gpus: 1}}
     """
 
+    FILE = "gptj"
     kind: Literal["tldr", "hh"]
     path: str = Field(
         description="directory or hub id of the checkpoint, followed by `@revision` unless the newest is meant"
@@ -60,6 +64,7 @@ class ClassifierSection(ScorerPool):
         scorers: {reward: {kind: classifier, path: org/reward-model, gpus: 1, chat_template: true}}
     """
 
+    FILE = "classifier"
     kind: Literal["classifier"]
     path: str = Field(description="directory or hub id of model and tokenizer")
     gpus: float = Field(0, ge=0, le=1, description="GPUs per replica, at most one")
@@ -78,6 +83,7 @@ class FunctionSection(ScorerPool):
         scorers: {reward: {kind: function, function: "my_rewards:score", timeout: 10}}
     """
 
+    FILE = "function"
     kind: Literal["function"]
     function: str = Field(description="import path, module:function; the current directory is searched, too")
     timeout: float = Field(60, gt=0, description="seconds per call, which has the outputs of one group")
@@ -108,6 +114,7 @@ class EndpointSection(RemotePool):
         scorers: {reward: {kind: http, url: "http://localhost:8000/score"}}
     """
 
+    FILE = "endpoint"
     kind: Literal["http"]
     batch_size: int = Field(32, ge=1, description="outputs per request, all of one prompt")
 
@@ -124,6 +131,7 @@ class JudgeSection(RemotePool):
             instructions: "Rate this answer from 1 to 10, as [[7]]. Question: {prompt} Answer: {output}"
     """
 
+    FILE = "judge"
     kind: Literal["judge"]
     url: Url = Field(description="address of the API, up to and including /v1")
     model: str = Field(description="the model's name at the endpoint")

@@ -1,4 +1,4 @@
-"""All calls of one store, made on one thread, with one append for everything that waits."""
+"""A queue of calls to one store: one thread makes them all, with one append for all rows that wait."""
 
 import asyncio
 import itertools
@@ -17,19 +17,19 @@ from brain_align.common.store.overlay import Store
 T = TypeVar("T")
 
 MOST_WAITING = 4096
-"""Calls that may wait; who has one more waits until there is room."""
+"""Maximum number of waiting calls; further callers wait until there is room."""
 
-_MOST_ROWS = 4096  # of one append
+_MOST_ROWS = 4096  # per append
 
 Committed = Callable[[pa.RecordBatch, Sequence[int]], None]
-"""Is told of groups that were committed together; the numbers say how many of them, in their order, each call had."""
+"""Called with groups that were committed together, and how many of them, in order, each call had brought."""
 
 Kind = Literal["groups", "scores", "other"]
 
 
 @dataclass
 class _Call:
-    """Something to do, and who waits for it."""
+    """A call to the store, and the future of its caller."""
 
     work: Any  # a record batch, or a function
     result: asyncio.Future[Any]
@@ -37,7 +37,7 @@ class _Call:
     error: BaseException | None = None
 
     def settle(self) -> None:
-        if self.result.done():  # nobody waits any more
+        if self.result.done():  # nobody waits for it any longer
             return
         if self.error is None:
             self.result.set_result(self.outcome)
@@ -46,22 +46,21 @@ class _Call:
 
 
 class CommitQueue:
-    """A store for an asyncio program: no call blocks the loop, and none runs beside another.
+    """A store for an asyncio program: no call blocks the loop, and no two calls run at the same time.
 
-    Groups that wait are committed together, and so are scores: one part, one sync to the disk. Who waits goes on only
-    when its rows are durable. Other calls come before the next append, so that they wait for one at most.
+    Groups that wait are committed together, and so are scores: one part, one sync to the disk. A caller continues only
+    when its rows are durable. Other calls go before the next append, so they wait for at most one append.
 
     Args:
-        store: used by this thread alone from now on.
+        store: used only by this thread from now on.
         name: of the thread.
-        committed: is told, in the event loop, what was committed, once for all groups of a commit: those who wait for
-            them go on after it.
+        committed: called in the event loop once per commit of groups, before their callers continue.
     """
 
     def __init__(self, store: Store, name: str, committed: Committed) -> None:
         self.store = store
         self.commits = 0
-        self.longest = 0  # most calls that ever waited
+        self.longest = 0  # largest number of calls that ever waited
         self._committed = committed
         self._calls: queue.SimpleQueue[tuple[Kind, _Call] | None] = queue.SimpleQueue()
         self._waiting: dict[Kind, deque[_Call]] = {"groups": deque(), "scores": deque(), "other": deque()}
@@ -70,7 +69,7 @@ class CommitQueue:
         self._thread.start()
 
     async def append_groups(self, batch: pa.RecordBatch) -> None:
-        """Commit groups; `committed` is told of them as the store has them, where another writer was first with some.
+        """Commit groups; `committed` gets them as the store has them, even those that another writer committed first.
 
         Raises:
             UserError: see `SampleStore.append_groups`.
@@ -86,11 +85,11 @@ class CommitQueue:
         await self._submit("scores", batch)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that uses the store."""
+        """Call a function that uses the store, on its thread."""
         return await self._submit("other", partial(function, *args))
 
     def close(self) -> None:
-        """End the thread, after what it has been given."""
+        """End the thread once it has made all calls."""
         self._calls.put(None)
         self._thread.join()
 
@@ -108,10 +107,11 @@ class CommitQueue:
         while not is_last or any(self._waiting.values()):
             is_last = is_last or self._receive()
             self._do_others()
-            self._append(next(appends))
+            if calls := self._next_rows(kind := next(appends)):
+                self._commit(kind, calls)
 
     def _receive(self) -> bool:
-        """Take what has come by now, or comes next if there is nothing to do; whether it is the last."""
+        """Take all calls that have arrived, or wait for one if there is no work; return whether it is the end."""
         may_wait = not any(self._waiting.values())
         while True:
             try:
@@ -132,28 +132,25 @@ class CommitQueue:
         for call in calls:
             try:
                 call.outcome = call.work()
-            except BaseException as error:  # noqa: BLE001 - it is for who waits, and the thread goes on
+            except BaseException as error:  # noqa: BLE001 - it goes to the caller, and the thread continues
                 call.error = error
         _settle_in_loop(calls)
-
-    def _append(self, kind: Kind) -> None:
-        """Commit rows that wait."""
-        if calls := self._next_rows(kind):
-            self._commit(kind, calls)
 
     def _commit(self, kind: Kind, calls: Sequence[_Call]) -> None:
         before: Callable[[], None] | None = None
         try:
-            rows = _together([call.work for call in calls])
+            rows = pa.concat_batches([call.work for call in calls]) if len(calls) > 1 else calls[0].work
             if kind == "groups":
                 before = self._commit_groups(calls, rows)
             else:
                 self.store.append_scores(rows)
-        except BaseException as error:  # noqa: BLE001 - it is for those who wait, and the thread goes on
+        except BaseException as error:  # noqa: BLE001 - it goes to the callers, and the thread continues
             if len(calls) == 1 or not isinstance(error, pa.ArrowException):
-                _fail(calls, error)
+                for call in calls:
+                    call.error = error
+                _settle_in_loop(calls)
                 return
-            for call in calls:  # the rows of one are at fault: those of the others are committed
+            for call in calls:  # one call has invalid rows: those of the others are committed
                 self._commit(kind, [call])
         else:
             _settle_in_loop(calls, before)
@@ -164,7 +161,7 @@ class CommitQueue:
         return partial(self._committed, groups, [call.work.num_rows for call in calls])
 
     def _next_rows(self, kind: Kind) -> list[_Call]:
-        """The calls of the next append, up to a size."""
+        """Take the calls of the next append, up to a number of rows."""
         waiting = self._waiting[kind]
         calls, rows = [], 0
         while waiting and rows < _MOST_ROWS:
@@ -174,23 +171,13 @@ class CommitQueue:
         return calls
 
 
-def _together(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
 def _raisable(error: BaseException) -> Exception:
-    """The error, or one from it where a future takes no such error or the event loop would end by it."""
+    """Return the error, or a RuntimeError from it if a future or the event loop could not take it."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     raisable = RuntimeError(f"{type(error).__name__} in a call of the store: {error}")
     raisable.__cause__ = error
     return raisable
-
-
-def _fail(calls: Sequence[_Call], error: BaseException) -> None:
-    for call in calls:
-        call.error = error
-    _settle_in_loop(calls)
 
 
 def _settle_in_loop(calls: Sequence[_Call], before: Callable[[], None] | None = None) -> None:
@@ -202,7 +189,7 @@ def _settle(calls: Sequence[_Call], before: Callable[[], None] | None) -> None:
     try:
         if before is not None:
             before()
-    except Exception as error:  # noqa: BLE001 - it is for those who wait
+    except Exception as error:  # noqa: BLE001 - it goes to the callers
         for call in calls:
             call.error = error
     for call in calls:

@@ -1,4 +1,4 @@
-"""One opening of a store: who opened it, what it knows, and how it writes."""
+"""One opening of a store: its files, the rows that it knows, and how it appends to them."""
 
 import logging
 import os
@@ -11,20 +11,19 @@ import pyarrow as pa
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS
 from brain_align.common.store.files.backends import LocalBackend, open_backend
-from brain_align.common.store.format.checksums import checksum
-from brain_align.common.store.format.names import commit_name, plain_file
+from brain_align.common.store.format.names import checksum, commit_name, plain_file
 from brain_align.common.store.format.part_files import encode_part
 from brain_align.common.store.manifest import open_manifest
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import SMALL, Author, compact, remove_superseded
-from brain_align.common.store.training_lock import DIRECTORY as CLAIMS
+from brain_align.common.store.training_lock import DIRECTORY as LOCKS
 
 _LOG = logging.getLogger(__name__)
-_UNFINISHED_SECONDS = 3600.0  # after which an unfinished file is taken for an interrupted writer's
+_UNFINISHED_SECONDS = 3600.0  # age at which an unfinished file is considered abandoned
 IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")
-"""In this order the kinds are listed, so that whatever a listed row refers to is listed too."""
-FOLDERS = (*KINDS, "index", CLAIMS, "removed", "damaged")
-"""All that a store has below it, besides store.json."""
+"""The order in which the kinds are listed, so that all that a listed row refers to is listed as well."""
+FOLDERS = (*KINDS, "index", LOCKS, "removed", "damaged")
+"""The folders of a store, which lie beside store.json."""
 
 
 class OpenedStore:
@@ -32,30 +31,23 @@ class OpenedStore:
 
     Attributes:
         backend: holds the files.
-        run_id: the run that it belongs to.
-        author: who writes.
+        run_id: the run that the store belongs to.
+        author: the writer's identity.
         damaged: a sentence for each file that was found damaged.
-        kinds: what is known of each kind of rows.
+        kinds: the catalogue of each kind of rows.
     """
 
-    def __init__(
-        self,
-        uri: str | Path,
-        run_id: str | None,
-        *,
-        read_only: bool,
-        use_index: bool = True,
-    ) -> None:
-        """Open a store, or begin one.
+    def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool, use_index: bool = True) -> None:
+        """Open a store, or create one.
 
         Args:
             uri: a directory, or a URI of a file system that pyarrow knows.
-            run_id: the run that it must belong to; None: whichever it belongs to.
+            run_id: the run that it must belong to; None accepts any, if the store exists.
             read_only: change nothing.
             use_index: False reads and checks every part.
 
         Raises:
-            UserError: it is not there, of another run, of a newer version, or cannot be read.
+            UserError: it does not exist, belongs to another run, has another version, or cannot be read.
         """
         self.backend = open_backend(uri)
         self._read_only = read_only
@@ -80,7 +72,7 @@ class OpenedStore:
         """Commit rows with new keys; when this returns, they survive a power cut.
 
         Raises:
-            UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
+            UserError: the disk is full, read-only or gone; no row of the batch was committed.
         """
         if self._read_only:
             raise ValueError(f"the sample store {self.backend.uri} was opened read-only")
@@ -98,9 +90,9 @@ class OpenedStore:
         self._keep_in_order(kind)
 
     def _keep_in_order(self, kind: str) -> None:
-        """Bring the index up to date; now and then, make one part of many small ones: a step has a few hundred bytes.
+        """Bring the index up to date; from time to time, compact small parts (a step has a few hundred bytes).
 
-        The batch is committed, so what fails here is logged, and done by a later append or the next opening.
+        The batch is committed already, so failures here are logged; a later append or opening does the work.
         """
         catalogue = self.kinds[kind]
         self._parts_since[kind] += 1
@@ -111,15 +103,13 @@ class OpenedStore:
                 compact(self.backend, catalogue, self.author, SMALL)
                 remove_superseded(self.backend, catalogue)
         except (OSError, UserError) as error:
-            _LOG.warning("The %s of %s are written, but not put in order: %s", kind, self.backend.uri, error)
+            _LOG.warning("The %s of %s were written, but index or compaction failed: %s", kind, self.backend.uri, error)
 
     def _found_damaged(self, kind: str, file: str, reason: str) -> str:
         if not self._read_only:
             target = f"damaged/{kind}-{file}"
             self.backend.move(f"{kind}/{file}", target)
-            reason = (
-                f"{reason} It was moved to {self.backend.uri}/{target}; what it held is made again at the next start."
-            )
+            reason = f"{reason} It was moved to {self.backend.uri}/{target}; restart the run to produce its rows again."
             _LOG.warning(reason)
         if reason not in self.damaged:
             self.damaged.append(reason)
@@ -127,7 +117,7 @@ class OpenedStore:
 
     def _remove_unfinished(self) -> None:
         if isinstance(self.backend, LocalBackend):
-            for directory in ("", "index", CLAIMS, *KINDS):
+            for directory in ("", "index", LOCKS, *KINDS):
                 self.backend.remove_unfinished(directory, _UNFINISHED_SECONDS)
 
 

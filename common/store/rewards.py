@@ -1,7 +1,6 @@
-"""Rewards as they are read from the store: one scorer's values, or several scorers' made into one.
+"""Rewards as read from the store: the values of one scorer, or a combination of several scorers.
 
-Values that are stored never change. How they are combined is decided when they are read, so that another combination
-needs no new scores.
+Stored values never change. They are combined when they are read, so another combination needs no new scores.
 """
 
 import numpy as np
@@ -17,19 +16,19 @@ _COLUMNS = ("values", "gold_value")
 Values = npt.NDArray[np.float64]
 
 _EDGE = 1e-6
-"""How far below a bin's lower edge a value may be, relative to it: stored in float32, 0.7 is 6.9999998 bins of 0.1."""
+"""Relative tolerance below a bin's lower edge: as float32, 0.7 is 6.9999998 bins of width 0.1."""
 
 
 def stored_rewards(store: Store, group_ids: list[str], reward: str | CombinationSection) -> pa.Table:
-    """The rewards of groups.
+    """Return the rewards of groups.
 
     Args:
         store: holds the scores of all scorers that the reward needs.
-        group_ids: one row each.
+        group_ids: of the rows, in order.
         reward: a scorer's name, or a combination of several.
 
     Returns:
-        `values`, list<float32>, one per output, and `gold_value`, float32; null where a value that is needed is null.
+        `values`, list<float32>, one per output, and `gold_value`, float32; null where a required value is null.
 
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
@@ -39,7 +38,7 @@ def stored_rewards(store: Store, group_ids: list[str], reward: str | Combination
     tables = [store.scores(group_ids, name, _COLUMNS).to_pylist() for name in reward.weights]
     rows = []
     for group in zip(*tables, strict=True):
-        # Gold is one more text of its group: where only the order counts, it has its place in it.
+        # The reference is one more text of its group: where only the order counts, it is ranked with the outputs.
         values = np.array([[*row["values"], row["gold_value"]] for row in group], dtype=np.float64)
         rows.append([None if np.isnan(value) else value for value in combine(values, reward)])
     return pa.table(
@@ -54,11 +53,11 @@ def combine(values: Values, combination: CombinationSection) -> Values:
     """Combine the values of one group.
 
     Args:
-        values: of each scorer, in the order of `combination.weights`; NaN where there is none.  # [scorers, texts]
-        combination: how.
+        values: of each scorer, in the order of `combination.weights`; NaN if missing.  # [scorers, texts]
+        combination: the weights and the kind of combination.
 
     Returns:
-        [texts]; NaN where one of a text's values is.
+        [texts]; NaN where any of a text's values is NaN.
     """
     weighted = values * np.array(list(combination.weights.values()))[:, None]
     if combination.kind == "weighted-sum":
@@ -74,10 +73,10 @@ def _bins(values: Values, width: float) -> Values:
 
 
 def _worse_texts(values: Values) -> Values:
-    """For each text, how many different tuples of values are below its own, compared from the first value on."""
+    """Return for each text how many distinct tuples of values are below its own, in lexicographic order."""
     known = ~np.isnan(values).any(axis=0)
     ranks = np.full(values.shape[1], np.nan)
     if known.any():
-        # Rows that are unique come sorted, from their first column on.
+        # np.unique sorts rows lexicographically.
         ranks[known] = np.unique(values[:, known].T, axis=0, return_inverse=True)[1].reshape(-1)
     return ranks

@@ -1,14 +1,14 @@
 """The sample store: append-only Arrow parts that are the source of truth of a run (docs/store.md).
 
-    <store>/store.json            the run that it belongs to, schema version
-    <store>/groups/*.arrow        GROUPS: what was sampled
-    <store>/scores/*.arrow        SCORES: what the scorers said of it
-    <store>/steps/*.arrow         STEPS:  which groups trained which step
-    <store>/index/*.arrow         what makes opening quick; made again from the parts when it is missing
-    <store>/damaged/              what was set aside because it could not be read
+    <store>/store.json            the manifest: the run that the store belongs to, and its format version
+    <store>/groups/*.arrow        GROUPS: sampled outputs
+    <store>/scores/*.arrow        SCORES: the scorers' values for them
+    <store>/steps/*.arrow         STEPS:  the groups that trained each step
+    <store>/index/*.arrow         makes opening fast; rebuilt from the parts if it is missing
+    <store>/damaged/              files that were set aside because they could not be read
 
-Rows are keyed (groups by id; scores by group and scorer; steps by number). Appending a row whose key is there already
-is harmless: the first one stays, the second is dropped before it is written.
+Rows have keys (groups: id; scores: group and scorer; steps: number). Appending a row whose key the store has already is
+harmless: the first row stays, and the second is dropped before it is written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from brain_align.common.errors import DamagedPartError, UserError
+from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
 from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, OpenedStore
 from brain_align.common.store.table.keys import Rows
@@ -34,73 +34,75 @@ Found = npt.NDArray[np.bool_]
 class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
-    Any number of processes may read and write at once. What an opening sees is what was there when it was opened, what
-    it has appended itself, and what `refresh` has brought; scores are refreshed before the first that it appends of a
-    scorer. No row is given out before its part's checksum has been
-    verified, once in an opening; the light rows of `index` come from index files with a checksum of their own.
+    Any number of processes may read and write at the same time. An opening sees the rows that existed when it was
+    opened, those that it appended, and those that `refresh` has added; scores are refreshed before the first append of
+    a scorer's values. The checksum of a part is verified before any of its rows is returned, once per opening. The
+    summary rows of `index` come from index files, which have checksums of their own.
 
-    Opening a store for writing sets damaged parts aside with a message; it costs nothing but their own rows. A reader
-    leaves all as it is.
+    Opening a store for writing sets damaged parts aside and reports them; only their own rows are lost. A read-only
+    opening changes nothing.
     """
 
     def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool = False) -> None:
-        """Open a store, or begin one.
+        """Open a store, or create one.
 
         Args:
             uri: a directory, or a URI of a file system that pyarrow knows (s3://bucket/path).
-            run_id: the run that the store must belong to; None: whichever it belongs to, and it must be there.
+            run_id: the run that the store must belong to; None accepts any, and then the store must exist.
             read_only: change nothing.
 
         Raises:
-            UserError: no store there (readers, and where no run is named), a store of another run or of a newer
-                version, or an unreadable one.
+            UserError: the store belongs to another run, has another version or cannot be read; or it does not exist,
+                and is read-only or no run is given.
         """
         self._opening = OpenedStore(uri, run_id, read_only=read_only)
         self._kinds = self._opening.kinds
         self.root = self._opening.backend.uri
         self.run_id = self._opening.run_id
         self._lock: TrainingLock | None = None
-        self._digests: dict[str, set[str]] | None = None  # of the scorers by name, once somebody has asked
-        self._appended: set[str] = set()  # scorers whose values this opening has appended
+        self._digests: dict[str, set[str]] | None = None  # by scorer name, once they were needed
+        self._appended: set[str] = set()  # names of scorers whose values this opening has appended
 
     @property
     def damaged(self) -> list[str]:
-        """A sentence for each part that was found damaged, and where it is now."""
+        """A sentence for each part that was found damaged, with its present path."""
         return self._opening.damaged
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Be the one that records steps; others may append groups and scores meanwhile.
+        """Hold the training lock, which `append_step` needs; others may append groups and scores meanwhile.
 
         Raises:
-            UserError: another process is, or the store cannot be written.
+            UserError: another process holds it, or the store cannot be written.
         """
         with hold_training_lock(self._opening.backend) as self._lock:
             try:
-                self.refresh()  # what the one before has recorded
+                self.refresh()  # its previous holder may have recorded steps
                 yield
             finally:
                 self._lock = None
 
     def append_groups(self, batch: pa.RecordBatch) -> int:
-        """Commit groups; returns how many were new.
+        """Commit groups; return how many were new.
 
         Raises:
-            UserError: the disk is full, read-only or away; nothing of the batch was acknowledged.
-            ValueError: these are not the columns of GROUPS.
+            UserError: the disk is full, read-only or gone; no row of the batch was committed.
+            ValueError: the batch does not have the columns of GROUPS.
         """
         return self._append("groups", batch)
 
     def append_scores(self, batch: pa.RecordBatch) -> int:
-        """Commit scores; returns how many were new.
+        """Commit scores; return how many were new.
 
         Raises:
             UserError: as for `append_groups` and `refuse_another_scorer`.
         """
         scorers = _scorers_of(batch)
-        if not self._appended.issuperset(name for name, _ in scorers):  # others may have been at it since we looked
+        if not self._appended.issuperset(
+            name for name, _ in scorers
+        ):  # others may have appended some since the last look
             self._refresh("scores")
         self.refuse_another_scorer(batch)
         appended = self._append("scores", batch)
@@ -110,80 +112,77 @@ class SampleStore:
         return appended
 
     def refuse_another_scorer(self, batch: pa.RecordBatch) -> None:
-        """Make sure that values of two scorers do not stand under one name.
+        """Make sure that two different scorers do not share a name.
 
         Raises:
-            UserError: the store has other values under the name of a scorer of these SCORES rows.
+            UserError: the store has values of another scorer under the name of one in these SCORES rows.
         """
         for name, digest in _scorers_of(batch):
             known = self._digests_of(name)
             if known and digest not in known:
-                # A scorer's name belongs to its run, and those of log-probabilities are always the same.
-                other = (
-                    ""
-                    if name in (PRIOR, PROPOSAL)
-                    else ", or score the groups under another name (brain store rescore --scorer NEW scorers.NEW.…)"
-                )
+                # The names of log-probability scorers are fixed, so another name is not an option for them.
+                other_name = ", or score the groups under another name (brain store rescore --scorer NEW scorers.NEW.…)"
                 raise UserError(
                     f"The sample store {self.root} has values of another scorer under the name {name!r} (digest "
-                    f"{', '.join(sorted(known))}; this one's is {digest}), and a group has one value a name; bring "
-                    f"back the files and settings that those were made with, or start another run{other}."
+                    f"{', '.join(sorted(known))}; this one's is {digest}), and a name has one scorer; restore the "
+                    f"files and settings of the former one, or start another run"
+                    f"{'' if name in (PRIOR, PROPOSAL) else other_name}."
                 )
 
     def append_step(self, row: Mapping[str, Any]) -> int:
-        """Commit one STEPS row; returns 1, or 0 where the step was recorded before (a replay after a crash).
+        """Commit one STEPS row; return 1, or 0 if the step was recorded before (a replay after a crash).
 
         Raises:
-            UserError: as for `append_groups`; or this process was silent for so long that another trains here now.
+            UserError: as for `append_groups`; or another process has taken over the training lock.
             ValueError: outside of `training`.
         """
         if self._lock is None:
-            raise ValueError(f"a step of {self.root} is recorded within `training` only")
+            raise ValueError(f"steps of {self.root} can only be recorded within `training`")
         self._lock.check()
         metrics = list(row["metrics"].items())
         return self._append("steps", batch_from_rows(KINDS["steps"], [{**row, "metrics": metrics}]))
 
-    # -- reading: what is there --------------------------------------------------------------------------------------
+    # -- reading: keys and counts ------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Take in what other writers have committed since.
+        """Make visible what other writers have committed since the opening or the last refresh.
 
         Raises:
-            UserError: the place cannot be read.
+            UserError: the store cannot be read.
         """
         for kind in IN_ORDER_OF_DEPENDENCE:
             self._refresh(kind)
 
     def counts(self) -> dict[str, int]:
-        """How many groups, scores and steps are committed."""
+        """Return the number of committed groups, scores and steps."""
         return {kind: len(self._kinds[kind].rows) for kind in KINDS}
 
     @property
     def group_ids(self) -> Iterable[str]:
-        """Ids of all committed groups, in the order of commitment."""
+        """The ids of all committed groups, in the order of commitment."""
         return self._kinds["groups"].rows.listed()["group_id"].to_pylist()
 
     def has_groups(self, group_ids: Sequence[str]) -> Found:
-        """[wanted] whether each of these groups is committed; reads no part."""
+        """Return for each of these groups whether it is committed; read no part."""
         return self._kinds["groups"].find(group_ids) >= 0
 
     def has_scores(self, group_ids: Sequence[str], scorer: str) -> Found:
-        """[wanted] whether a scorer's values for each of these groups are committed; reads no part."""
+        """Return for each of these groups whether a scorer's values for it are committed; read no part."""
         return self._kinds["scores"].find(group_ids, [scorer] * len(group_ids)) >= 0
 
     def has_group(self, group_id: str) -> bool:
-        """Whether a group is committed."""
+        """Return whether a group is committed."""
         return bool(self.has_groups([group_id])[0])
 
     def has_score(self, group_id: str, scorer: str) -> bool:
-        """Whether a scorer's values for a group are committed."""
+        """Return whether a scorer's values for a group are committed."""
         return bool(self.has_scores([group_id], scorer)[0])
 
     def part_files(self, kind: str) -> list[str]:
-        """The parts that hold the rows of a kind, in the order of commitment: for tools that open Arrow files.
+        """Return the parts that hold the rows of a kind, in the order of commitment, for tools that open Arrow files.
 
-        It refreshes first, so that the files are there, and hold the rows that this opening sees and no others. Parts
-        that compaction has replaced, and that are still there for a while, are not among them.
+        This refreshes the opening first, so the files exist and hold exactly the rows that it sees. Parts that a
+        compaction has replaced but not deleted yet are not among them.
 
         Args:
             kind: groups, scores or steps.
@@ -192,15 +191,15 @@ class SampleStore:
         return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].part_map.read_files()]
 
     def index(self) -> pa.Table:
-        """One light row a group, in the order of commitment; reads no part.
+        """Return one summary row per group, in the order of commitment; read no part.
 
-        Columns: group_id, prompt_id, round, proposal_version, outputs (how many), tokens (of the prompt and all
-        outputs), started_at, finished_at (seconds since the epoch).
+        Columns: group_id, prompt_id, round, proposal_version, outputs (number), tokens (of the prompt and all outputs),
+        started_at, finished_at (seconds since the epoch).
         """
         return self._kinds["groups"].rows.listed().select(SUMMARY_SCHEMAS["groups"].names)
 
     def unscored(self, scorer: str) -> list[str]:
-        """Ids of the groups without a scorer's values, in the order of commitment; reads no part."""
+        """Return the ids of the groups that lack a scorer's values, in the order of commitment; read no part."""
         rows = self._kinds["scores"].rows.listed()
         wanted = pc.equal(rows["scorer"].cast(pa.string()), scorer)
         scored = rows["group_id"].filter(wanted).combine_chunks()
@@ -208,7 +207,7 @@ class SampleStore:
         return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
 
     def scorers(self) -> list[ScorerSummary]:
-        """The scorers whose values are in the store, by name and digest; reads no part."""
+        """Return the scorers whose values are in the store, by name and digest; read no part."""
         return scorer_summaries(self._kinds["scores"].rows.listed())
 
     # -- reading: the rows -------------------------------------------------------------------------------------------
@@ -221,46 +220,44 @@ class SampleStore:
         group_ids: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """GROUPS rows in the order of commitment, one batch for each commit that has any that are wanted.
+        """Yield GROUPS rows in the order of commitment, one batch per commit that has any of the wanted rows.
 
         The order and the batches are the same for every reader of the same commits, compacted or not.
 
         Args:
             round_: only groups of this round.
             version: only groups of this proposal version.
-            group_ids: only these groups; unknown ones are left out.
+            group_ids: only these groups; unknown ids are ignored.
             columns: only these columns.
 
         Raises:
             DamagedPartError: a part is damaged.
         """
         catalogue = self._kinds["groups"]
-        light = catalogue.rows.listed()
+        rows = catalogue.rows.listed()
         if round_ is not None:
-            light = light.filter(pc.equal(light["round"], round_))
+            rows = rows.filter(pc.equal(rows["round"], round_))
         if version is not None:
-            light = light.filter(pc.equal(light["proposal_version"], version))
+            rows = rows.filter(pc.equal(rows["proposal_version"], version))
         if group_ids is not None:
-            light = light.filter(pc.is_in(light["group_id"], value_set=pa.array(group_ids, type=pa.string())))
-        for commit, rows in catalogue.commits(light):
-            batch = catalogue.read(commit)
-            batch = batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
+            rows = rows.filter(pc.is_in(rows["group_id"], value_set=pa.array(group_ids, type=pa.string())))
+        for batch in catalogue.batches(rows):
             yield batch if columns is None else batch.select(list(columns))
 
     def score_batches(self) -> Iterator[pa.RecordBatch]:
-        """All SCORES rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
-        return self._readable_batches("scores")
+        """Yield all SCORES rows in the order of commitment except those of damaged parts, which `damaged` names."""
+        return self._kinds["scores"].batches(skip_damaged=True)
 
     def step_batches(self) -> Iterator[pa.RecordBatch]:
-        """All STEPS rows in the order of commitment, without those of damaged parts, which `damaged` names then."""
-        return self._readable_batches("steps")
+        """Yield all STEPS rows in the order of commitment except those of damaged parts, which `damaged` names."""
+        return self._kinds["steps"].batches(skip_damaged=True)
 
     def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
-        """The GROUPS rows of the given ids, in the given order.
+        """Return the GROUPS rows of the given ids, in the given order.
 
         Args:
             group_ids: one row each.
-            columns: only these columns, which costs less.
+            columns: only these columns, which is faster.
 
         Raises:
             KeyError: a group is not in the store.
@@ -269,12 +266,12 @@ class SampleStore:
         return self._take("groups", [group_ids], columns)
 
     def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The SCORES rows of one scorer for the given groups, in the given order.
+        """Return the SCORES rows of one scorer for the given groups, in the given order.
 
         Args:
             group_ids: one row each.
             scorer: its name.
-            columns: only these columns, which costs less.
+            columns: only these columns, which is faster.
 
         Raises:
             KeyError: the scorer's values for a group are not in the store.
@@ -283,18 +280,16 @@ class SampleStore:
         return self._take("scores", [group_ids, [scorer] * len(group_ids)], columns)
 
     def steps(self) -> list[dict[str, Any]]:
-        """All STEPS rows, by step.
+        """Return all STEPS rows as dicts, by step.
 
         Raises:
             DamagedPartError: a part is damaged.
         """
-        catalogue = self._kinds["steps"]
-        tables = [catalogue.read(commit).take(pa.array(rows)) for commit, rows in catalogue.commits()]
-        rows = pa.Table.from_batches(tables, schema=KINDS["steps"]).to_pylist()
+        rows = pa.Table.from_batches(self._kinds["steps"].batches(), schema=KINDS["steps"]).to_pylist()
         return [{**row, "metrics": dict(row["metrics"])} for row in sorted(rows, key=lambda row: row["step"])]
 
     def step_groups(self, step: int) -> list[str] | None:
-        """The groups that trained a step, or None if that step is not recorded.
+        """Return the groups that trained a step, or None if that step is not recorded.
 
         Raises:
             DamagedPartError: its part is damaged.
@@ -304,7 +299,7 @@ class SampleStore:
         return None if found[0] < 0 else catalogue.take(found, ["group_ids"])["group_ids"][0].as_py()
 
     def recorded_after(self, step: int) -> dict[int, list[str]]:
-        """The groups that trained each recorded step after this one, by step.
+        """Return the groups that trained each recorded step after this one, by step.
 
         Raises:
             DamagedPartError: a part is damaged.
@@ -340,15 +335,6 @@ class SampleStore:
             self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
 
-    def _readable_batches(self, kind: str) -> Iterator[pa.RecordBatch]:
-        catalogue = self._kinds[kind]
-        for commit, rows in catalogue.commits():
-            try:
-                batch = catalogue.read(commit)
-            except DamagedPartError:
-                continue
-            yield batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
-
     def _take(self, kind: str, keys: Sequence[Sequence[str]], columns: Sequence[str] | None) -> pa.Table:
         catalogue = self._kinds[kind]
         numbers: Rows = catalogue.find(*keys)
@@ -358,12 +344,12 @@ class SampleStore:
 
 
 def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
-    """(name, digest) of the scorers of some SCORES rows."""
+    """Return (name, digest) of the scorers of some SCORES rows."""
     return set(zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True))
 
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
-    """Which rows have keys that are neither in the store nor earlier in the batch."""
+    """Return the rows whose keys are neither in the store nor earlier in the batch."""
     if (found < 0).all() and len(set(keys)) == len(keys):
         return list(range(len(keys)))
     seen: set[Any] = set()

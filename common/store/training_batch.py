@@ -1,4 +1,4 @@
-"""GROUPS joined with their SCORES: the batch that one optimiser step trains on."""
+"""Training batches: GROUPS joined with their SCORES, as one optimiser step trains on them."""
 
 from collections.abc import Callable
 
@@ -26,11 +26,11 @@ def training_batch(
 
     Args:
         store: holds the groups and the scorers' values for them.
-        group_ids: one row each.
-        reward: name of the scorer whose values are the rewards, or how those of several make one.
+        group_ids: of the rows, in order.
+        reward: name of the scorer whose values are the rewards, or a combination of several scorers.
         prior: name of the scorer whose values are log p(y|x).
         proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
-        gold: a gold output's text to its token ids, where the objective needs them.
+        gold: maps a reference output's text to its token ids, if the objective needs them.
 
     Raises:
         KeyError: a group, or a scorer's values for it, is not in the store.
@@ -63,21 +63,21 @@ def _gold_token_ids(texts: pa.ChunkedArray, encode: Callable[[str], list[int]] |
 
 
 def of_another_run(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, with versions that no version of this run is taken for: its proposals were another run's."""
+    """Return the batch with version -1 throughout: its proposals are another run's, not versions of this one."""
     index = batch.schema.get_field_index("proposal_version")
     versions = pa.array(np.full(batch.num_rows, -1, dtype=np.int32))
     return batch.set_column(index, batch.schema.field(index), versions)
 
 
 def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.ListArray:
-    """The lists of `outer` over other values, one for each of its own."""
+    """Return lists with the lengths of `outer` over other values."""
     lengths = outer.value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values).cast(type_)
 
 
 def list_sums(lists: pa.ListArray) -> pa.Array:
-    """The sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
+    """Return the sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
     sums = np.concatenate([[0.0], np.cumsum(values)])

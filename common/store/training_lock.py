@@ -1,13 +1,13 @@
-"""Who trains on a store: one conductor at a time, wherever its run directory lies and without a lock server.
+"""The training lock: one process at a time trains on a store, wherever its run directory lies, without a lock server.
 
-    claims/asks-<token>.json     somebody looks whether the store is free
-    claims/holds-<token>.json    who trains on it, renewed every few seconds
+    claims/asks-<token>.json     a process that requests the lock
+    claims/holds-<token>.json    the process that holds the lock, renewed every few seconds
 
-Whoever asks writes that down first and looks for others then, so that of two at the same moment at least one sees the
-other: at the latest at its second look, as what the first may miss is a question that just turns into a claim. A claim
-ends when it is given back; when its process is gone, if that can be seen from here; and otherwise when it has not been
-renewed for a minute. So a process of this machine that is stopped keeps its claim: it might go on at any moment. Ages
-are differences between two files' times, both by the clock of the place where they lie.
+A process first writes its request and then looks for others, so of two simultaneous ones at least one sees the other:
+at its second look at the latest, since the first can only miss a request that just turns into a lock. A lock ends when
+it is released; when its process is gone, if that is visible from here; and otherwise when it was not renewed for a
+minute. A stopped process of this machine therefore keeps its lock: it might continue at any moment. An age is the
+difference between the times of two files, both by the clock of the storage backend.
 """
 
 import json
@@ -29,20 +29,20 @@ from brain_align.common.store.files.backends import StorageBackend
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without renewal
-_DEAD = frozenset("ZXx")  # states of a process that has ended, and that its parent has not asked after yet
-_NONE, _HIDDEN = -1, -2  # instead of the time when a process started
+_DEAD = frozenset("ZXx")  # states of an ended process that its parent has not waited for yet
+_NONE, _HIDDEN = -1, -2  # in place of a start time
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that can be told from all others.
+    """The identity of a process among all processes.
 
     Attributes:
-        host: its name, for people.
-        machine: differs between machines, their boots, and containers that do not see each other's processes.
-        pid: on that machine.
-        started: in clock ticks since the machine's boot: another process may get the same pid later.
+        host: host name, for messages.
+        machine: differs between machines, boots, and containers that do not see each other's processes.
+        pid: process id on that machine.
+        started: clock ticks since the machine's boot, as another process may get the same pid later.
     """
 
     host: str
@@ -51,13 +51,13 @@ class Process:
     started: int
 
     def is_gone(self, here: "Process") -> bool | None:
-        """Whether it has ended, as far as the process `here` can see; None: it runs where `here` cannot look."""
+        """Return whether it has ended, or None if it runs where the process `here` cannot see it."""
         started = _started(self.pid) if self.machine == here.machine else _HIDDEN
         return None if started == _HIDDEN else started != self.started
 
 
 def this_process() -> Process:
-    """The process that runs this."""
+    """Return the identity of the current process."""
     pid = os.getpid()
     return Process(socket.gethostname(), f"{_BOOT} {os.readlink('/proc/self/ns/pid')}", pid, _started(pid))
 
@@ -66,16 +66,16 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except FileNotFoundError:
-        return uuid.uuid4().hex  # a sandbox: nothing that another process has, so that ages alone decide
+        return uuid.uuid4().hex  # a sandbox: matches no other process, so that only ages decide
 
 
 def _started(pid: int) -> int:
-    """When a process started; `_NONE`: there is none; `_HIDDEN`: there is one that this one may not look at."""
+    """Return when a process started, `_NONE` if it does not exist, or `_HIDDEN` if it cannot be inspected."""
     try:
-        facts = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
-    state, *numbers = facts.rpartition(")")[2].split()  # a program's name may hold anything, parentheses too
+    state, *numbers = status.rpartition(")")[2].split()  # a program's name may hold any character, even parentheses
     return _NONE if state in _DEAD else int(numbers[18])
 
 
@@ -93,13 +93,13 @@ _BOOT = _boot()
 
 
 class TrainingLock:
-    """The right to record steps, while it lasts.
+    """The right to record steps on a store.
 
     Args:
         backend: holds the files.
-        name: of the claim's file.
-        ended: the files of claims that this one took the place of. One of them may appear once more, when the renewal
-            of a process that stood still arrives late; it is that process which has lost the store then.
+        name: of the lock's file.
+        ended: files of the expired locks that this one replaced. One of them may reappear when a stalled process renews
+            it late; that process has then lost the store.
     """
 
     def __init__(self, backend: StorageBackend, name: str, ended: frozenset[str]) -> None:
@@ -107,15 +107,15 @@ class TrainingLock:
         self._name = name
         self._expected = ended | {name}
         self._ended = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="store claim", daemon=True)
+        self._renewing = threading.Thread(target=self._renew, name="training lock", daemon=True)
         self._renewing.start()
 
     def check(self) -> None:
-        """Make sure that the claim stands.
+        """Make sure that this process still holds the lock.
 
         Raises:
-            UserError: this process was silent for so long that another has taken the store over; or nobody can say, as
-                the place cannot be read.
+            UserError: this process was silent for so long that another has taken over the store; or the backend cannot
+                be read.
         """
         try:
             holders = self._holders()
@@ -128,7 +128,7 @@ class TrainingLock:
             )
 
     def end(self) -> None:
-        """Give the store back; where that fails it is logged, and the claim ends with this process."""
+        """Release the lock; a failure is logged, and the lock then ends with this process."""
         self._ended.set()
         self._renewing.join()
         _remove(self._backend, self._name)
@@ -141,36 +141,36 @@ class TrainingLock:
             try:
                 if self._name in self._holders():
                     _write(self._backend, self._name)
-                    if self._holders() - self._expected:  # another took the store over while this was on its way
+                    if self._holders() - self._expected:  # another process took over during the renewal
                         self._backend.remove(f"{DIRECTORY}/{self._name}")
             except (OSError, UserError) as error:
-                _LOG.warning("The claim on %s was not renewed: %s", self._backend.uri, error)
+                _LOG.warning("The training lock of %s was not renewed: %s", self._backend.uri, error)
 
 
 @contextmanager
 def hold_training_lock(backend: StorageBackend) -> Iterator[TrainingLock]:
-    """Hold a store for training.
+    """Hold the training lock of a store.
 
     Raises:
         UserError: another process holds it.
     """
     try:
-        claim = _claim(backend)
+        lock = _acquire(backend)
     except OSError as error:
         raise _unusable(backend, "written", error) from error
     try:
-        yield claim
+        yield lock
     finally:
-        claim.end()
+        lock.end()
 
 
-def _claim(backend: StorageBackend) -> TrainingLock:
+def _acquire(backend: StorageBackend) -> TrainingLock:
     token = uuid.uuid4().hex[:8]
     asking, holding = f"asks-{token}.json", f"holds-{token}.json"
     try:
         _write(backend, asking)
         ended = _refuse_others(backend, asking)
-        _write(backend, holding)  # before the other goes, so that who looks in between sees one of the two
+        _write(backend, holding)  # before the request goes, so that others always see one of the two
     finally:
         _remove(backend, asking)
     return TrainingLock(backend, holding, ended)
@@ -181,7 +181,7 @@ def _write(backend: StorageBackend, name: str) -> None:
 
 
 def _remove(backend: StorageBackend, name: str) -> None:
-    """Remove a file of this process; what is left of it where that fails is taken for ended later."""
+    """Remove a file of this process; if that fails, others will find that its process has ended."""
     try:
         backend.remove(f"{DIRECTORY}/{name}")
     except (OSError, UserError) as error:
@@ -189,13 +189,13 @@ def _remove(backend: StorageBackend, name: str) -> None:
 
 
 def _refuse_others(backend: StorageBackend, asking: str) -> frozenset[str]:
-    """Remove what is left of processes that have ended; refuse to go on if any other is alive.
+    """Remove the files of processes that have ended, and raise if any other process is alive.
 
     Returns:
-        The files that those which have ended would hold the store by.
+        The files by which the ended processes held the lock, or would have.
     """
-    # While a directory is gone through, `asks-B` may go and `holds-B` come, and neither be seen. By then B holds the
-    # store, so that a second look sees it; and whoever asks later than the first look sees this process, and gives way.
+    # While a directory is being listed, `asks-B` may disappear and `holds-B` appear, and the listing may have neither.
+    # By then B holds the lock, so a second look sees it. A process that asks after the first look sees this one.
     return _refuse_others_in_sight(backend, asking, "") | _refuse_others_in_sight(backend, asking, "holds-")
 
 
@@ -203,14 +203,14 @@ def _refuse_others_in_sight(backend: StorageBackend, asking: str, sort: str) -> 
     here, entries, ended = this_process(), backend.list(DIRECTORY), set()
     now = next((entry.modified for entry in entries if entry.name == asking), None)
     if now is None:
-        raise UserError(f"{backend.uri}/{DIRECTORY}/{asking} was removed by another process just now; start again.")
+        raise UserError(f"{backend.uri}/{DIRECTORY}/{asking} was just removed by another process; start again.")
     for entry in entries:
         path = f"{DIRECTORY}/{entry.name}"
         if entry.name != asking and entry.name.startswith(sort):
             try:
                 other = _decoded(backend.read(path))
             except FileNotFoundError:
-                continue  # it has just ended, or become a claim
+                continue  # it has just ended, or acquired the lock
             gone, silent = other.is_gone(here), now - entry.modified
             if not gone and (gone is False or silent <= STALE_AFTER):
                 raise _held(backend, other, silent, on_this_machine=gone is False)
@@ -220,7 +220,7 @@ def _refuse_others_in_sight(backend: StorageBackend, asking: str, sort: str) -> 
 
 
 def _decoded(content: pa.Buffer) -> Process:
-    """Whose claim it is; of one that cannot be read, its age alone says whether it stands."""
+    """Return the process that wrote a file; for an unreadable one, only the age decides whether it has ended."""
     try:
         return Process(**json.loads(content.to_pybytes()))
     except (ValueError, TypeError):
@@ -231,10 +231,10 @@ def _held(backend: StorageBackend, holder: Process, silent: float, *, on_this_ma
     process = f"process {holder.pid} on {holder.host}"
     if on_this_machine and silent > STALE_AFTER:
         return UserError(
-            f"The sample store {backend.uri} is held for training by {process}, which has given no sign of life for "
-            f"{silent:.0f} s and is stopped, not dead; end it (kill -9 {holder.pid}), or name another store.uri."
+            f"The sample store {backend.uri} is held for training by {process}, which has been silent for "
+            f"{silent:.0f} s but is stopped, not dead; end it (kill -9 {holder.pid}), or set another store.uri."
         )
-    dead = "" if on_this_machine else f" (if it is dead, the store is free in {STALE_AFTER - silent:.0f} s)"
+    dead = "" if on_this_machine else f" (if it is dead, the lock expires in {STALE_AFTER - silent:.0f} s)"
     return UserError(
         f"The sample store {backend.uri} is being trained on by {process}{dead}, and only one run at a time can; "
         f"wait for it, stop it, or set another store.uri."

@@ -1,7 +1,7 @@
-"""Where a store's files lie, behind six operations: a local directory, or any file system that pyarrow opens.
+"""Storage backends: six operations on the files of a store, in a local directory or any file system of pyarrow.
 
-Whatever the place, `put` is atomic and durable: a reader sees the whole file or none, and when `put` has returned the
-file survives a power cut. Files are never changed after that.
+For every backend `put` is atomic and durable: a reader sees the whole file or nothing, and once `put` has returned the
+file survives a power cut. A file's content never changes afterwards.
 """
 
 import contextlib
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+from typing_extensions import override
 
 from brain_align.common.durable import fsync_path, is_temporary, make_directories, write_file
-from brain_align.common.store.format.checksums import matches
+from brain_align.common.store.format.names import checksum
 
-_LARGE = 8 << 20  # bytes: files that are not kept in memory for having been checked
+_LARGE = 8 << 20  # bytes; larger files do not stay in memory just because they were checked
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Entry:
     Attributes:
         name: without the directory.
         size: bytes.
-        modified: seconds since the epoch, by the place's own clock.
+        modified: seconds since the epoch, by the backend's own clock.
     """
 
     name: str
@@ -40,37 +41,37 @@ class StorageBackend(Protocol):
     """A tree of files, one level deep: paths are `directory/name`, or a bare name at the top."""
 
     uri: str
-    """How messages name the place: without the keys that its URI may hold."""
+    """The backend's name in messages: without the keys that its URI may hold."""
     fetches: bool
-    """Whether reading a file again brings its bytes anew, over a network: then they are checked anew."""
+    """Whether every read transfers the bytes again, over a network, so that they have to be checked again."""
 
     def prepare(self) -> None:
-        """Make the place writable, as far as that needs doing."""
+        """Make the backend writable, as far as that is necessary."""
 
     def list(self, directory: str) -> list[Entry]:
-        """The finished files of a directory in no particular order; none where there is no such directory."""
+        """Return the finished files of a directory in no particular order; none if the directory does not exist."""
 
     def read(self, path: str) -> pa.Buffer:
-        """A file's content, memory-mapped where that is possible.
+        """Return a file's content, memory-mapped where that is possible.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
 
-    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """As `read`; None where the content does not have this checksum."""
+    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
+        """Return a file's content as `read` does, or None if its checksum is not the wanted one."""
 
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Write a new file, or replace one, atomically and durably."""
 
     def move(self, path: str, target: str) -> None:
-        """Give a file another path; nothing happens where it is gone already."""
+        """Rename a file; do nothing if it is gone already."""
 
     def remove(self, path: str) -> None:
-        """Delete a file; nothing happens where it is gone already."""
+        """Delete a file; do nothing if it is gone already."""
 
 
-class LocalBackend:
+class LocalBackend(StorageBackend):
     """A directory of this machine, or of a file system mounted on it."""
 
     fetches = False
@@ -79,12 +80,12 @@ class LocalBackend:
         self.root = root
         self.uri = str(root)
 
+    @override
     def prepare(self) -> None:
-        """Make the directory."""
         make_directories(self.root)
 
+    @override
     def list(self, directory: str) -> list[Entry]:
-        """See `StorageBackend.list`."""
         try:
             found = os.scandir(self.root / directory)
         except FileNotFoundError:
@@ -92,38 +93,31 @@ class LocalBackend:
         entries = []
         with found:
             for entry in found:
-                with contextlib.suppress(FileNotFoundError):  # removed by another process since
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it since
                     if entry.is_file() and not is_temporary(entry):
-                        facts = entry.stat()
-                        entries.append(Entry(entry.name, facts.st_size, facts.st_mtime))
+                        status = entry.stat()
+                        entries.append(Entry(entry.name, status.st_size, status.st_mtime))
         return entries
 
+    @override
     def read(self, path: str) -> pa.Buffer:
-        """Map a file; the mapping outlives the file's removal."""
-        return pa.py_buffer(self._mapped(path))
+        return pa.py_buffer(self._mapped(path))  # the mapping outlives the file's removal
 
-    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """Map a file and hash it there: what is read for that is what will be used, and is not read again."""
-        mapped = self._mapped(path)
-        if not matches(memoryview(mapped), checksum):
+    @override
+    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
+        mapped = self._mapped(path)  # the bytes that are hashed are those that will be used: they are read once
+        if checksum(memoryview(mapped)) != wanted:
             return None
         if isinstance(mapped, mmap.mmap) and len(mapped) > _LARGE:
             mapped.madvise(mmap.MADV_DONTNEED)  # only what is used of it comes back into this process's memory
         return pa.py_buffer(mapped)
 
+    @override
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:
-        """Write tmp + fsync + rename + directory fsync."""
-        write_file(self.root / directory / name, content)
+        write_file(self.root / directory / name, content)  # tmp + fsync + rename + directory fsync
 
-    def _mapped(self, path: str) -> mmap.mmap | bytes:
-        handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
-        finally:
-            os.close(handle)
-
+    @override
     def move(self, path: str, target: str) -> None:
-        """Rename, durably."""
         make_directories((self.root / target).parent)
         try:
             os.replace(self.root / path, self.root / target)
@@ -132,15 +126,15 @@ class LocalBackend:
         fsync_path((self.root / target).parent)
         fsync_path((self.root / path).parent)
 
+    @override
     def remove(self, path: str) -> None:
-        """Unlink."""
         (self.root / path).unlink(missing_ok=True)
 
     def remove_unfinished(self, directory: str, older_than: float) -> None:
-        """Delete what interrupted writers left; the age spares a writer who is at work just now.
+        """Delete what interrupted writers left; the age spares writers that are still at work.
 
         Args:
-            directory: where to look.
+            directory: the directory to clean.
             older_than: seconds.
         """
         folder = self.root / directory
@@ -149,33 +143,38 @@ class LocalBackend:
                 if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
                     path.unlink()
 
+    def _mapped(self, path: str) -> mmap.mmap | bytes:
+        handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
+        finally:
+            os.close(handle)
+
 
 def shown(uri: str) -> str:
-    """A URI as messages may show it: without its user part and its query, either of which may hold keys."""
+    """Return a URI as messages may show it: without its user part and its query, which may hold keys."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return uri
     authority = re.split("[/?]", rest, maxsplit=1)[0]
     if "@" in authority:
         rest = rest[authority.rindex("@") + 1 :]
-    elif ":" in authority:  # perhaps a key that is not escaped, and holds any character
+    elif ":" in authority:  # perhaps a key that is not escaped and holds arbitrary characters
         rest = rest.rpartition("@")[2]
     return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 def open_backend(uri: str | Path) -> StorageBackend:
-    """The place that a path or URI names.
+    """Return the storage backend that a path or URI names.
 
     Raises:
-        UserError: a URI that no file system of pyarrow understands.
+        UserError: no file system of pyarrow understands the URI.
     """
     text = str(uri)
     if "://" not in text:
         return LocalBackend(Path(text).expanduser().absolute())
     if text.startswith("file://"):
         return LocalBackend(Path(text.removeprefix("file://")))
-    from brain_align.common.store.files.object_store import (
-        open_object_store,  # loads the cloud libraries: only where they are used
-    )
+    from brain_align.common.store.files.object_store import open_object_store  # loads the cloud libraries
 
     return open_object_store(text)

@@ -1,10 +1,11 @@
-"""A store on a file system of pyarrow: S3 and what speaks its protocol, GCS, HDFS.
+"""A storage backend on a file system of pyarrow: S3 and compatible services, GCS, HDFS.
 
 There a file appears when its upload is complete, so `put` is atomic and durable without a temporary name. Requests that
-fail for a passing reason are repeated, ever more slowly: for some minutes where the place has answered before, so that
-its trouble does not end a run, and for seconds where it has not, so that a wrong address is named soon.
+fail for a transient reason are retried with growing pauses: for minutes if the service has answered before, so that its
+outage does not end a run, and for seconds if it has not, so that a wrong address is reported soon.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -12,20 +13,21 @@ from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
+from typing_extensions import override
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import Entry, shown
-from brain_align.common.store.format.checksums import matches
+from brain_align.common.store.files.backends import Entry, StorageBackend, shown
+from brain_align.common.store.format.names import checksum
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE = 300.0  # seconds of pauses, where the place has answered before
-_FIRST_PATIENCE = 3.0  # where it has not
+_PATIENCE = 300.0  # seconds of pauses in total, if the service has answered before
+_FIRST_PATIENCE = 3.0  # if it has not
 _FIRST_PAUSE = 0.2  # seconds; doubled from attempt to attempt
 _LONGEST_PAUSE = 15.0
 _LASTING = (FileNotFoundError, PermissionError)
 _ADVICE = {
-    "NO_SUCH_BUCKET": "there is no such bucket; make it, or correct the URI",
-    "ACCESS_DENIED": "access is denied; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights of their owner",
+    "NO_SUCH_BUCKET": "the bucket does not exist; create it, or correct the URI",
+    "ACCESS_DENIED": "access is denied; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or grant the rights",
     "INVALID_ACCESS_KEY_ID": "the key is unknown; correct AWS_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY",
     "Unable to locate credentials": "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 
 def open_object_store(uri: str) -> "ObjectStore":
-    """The place that a URI names.
+    """Return the object store that a URI names.
 
     Raises:
         UserError: no file system of pyarrow understands it.
@@ -43,11 +45,12 @@ def open_object_store(uri: str) -> "ObjectStore":
     try:
         file_system, root = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{shown(uri)} is no place for a sample store: {str(error).replace(uri, shown(uri))}") from None
+        reason = str(error).replace(uri, shown(uri))
+        raise UserError(f"{shown(uri)} cannot hold a sample store: {reason}") from None
     return ObjectStore(uri, file_system, root.rstrip("/"))
 
 
-class ObjectStore:
+class ObjectStore(StorageBackend):
     """Objects below a prefix."""
 
     fetches = True
@@ -58,52 +61,49 @@ class ObjectStore:
         self._root = root
         self._patience = _FIRST_PATIENCE
 
+    @override
     def prepare(self) -> None:
-        """Nothing: a prefix needs no making, and a bucket is not made by the way."""
+        pass  # a prefix need not be created, and a bucket must not be created unasked
 
+    @override
     def list(self, directory: str) -> list[Entry]:
-        """See `StorageBackend.list`."""
         selector = fs.FileSelector(self._path(directory), allow_not_found=True)
         found = self._tried(lambda: self._files.get_file_info(selector))
         return [Entry(info.base_name, info.size, info.mtime_ns / 1e9) for info in found if info.is_file]
 
+    @override
     def read(self, path: str) -> pa.Buffer:
-        """Fetch an object."""
-
         def fetch() -> pa.Buffer:
             with self._files.open_input_file(self._path(path)) as file:
                 return file.read_buffer()
 
         return self._tried(fetch)
 
-    def read_checked(self, path: str, checksum: str) -> pa.Buffer | None:
-        """See `StorageBackend.read_checked`."""
+    @override
+    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
         content = self.read(path)
-        return content if matches(content, checksum) else None
+        return content if checksum(content) == wanted else None
 
+    @override
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:
-        """Upload an object; it is there when the upload is complete, and not before."""
-
         def upload() -> None:
             with self._files.open_output_stream(self._path(f"{directory}/{name}")) as file:
                 file.write(content)
 
         self._tried(upload)
 
+    @override
     def move(self, path: str, target: str) -> None:
-        """Copy, then delete."""
         try:
             self._tried(lambda: self._files.copy_file(self._path(path), self._path(target)))
         except FileNotFoundError:
             return
         self.remove(path)
 
+    @override
     def remove(self, path: str) -> None:
-        """Delete an object."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self._tried(lambda: self._files.delete_file(self._path(path)))
-        except FileNotFoundError:
-            return
 
     def _path(self, path: str) -> str:
         return f"{self._root}/{path}".replace("//", "/").rstrip("/")
@@ -121,10 +121,10 @@ class ObjectStore:
                 if advice is not None:
                     raise UserError(f"The sample store {self.uri} cannot be used: {advice}.") from error
                 if waited >= self._patience:
-                    self._patience = _FIRST_PATIENCE  # it is away: what is left to do does not wait that long again
+                    self._patience = _FIRST_PATIENCE  # it is down: later requests do not wait that long again
                     raise
                 left = self._patience - waited
-                _LOG.warning("%s: %s; tried again in %.1f s, for %.0f s more", self.uri, error, pause, left)
+                _LOG.warning("%s: %s; retrying in %.1f s, for %.0f s more", self.uri, error, pause, left)
             else:
                 self._patience = _PATIENCE
                 return result

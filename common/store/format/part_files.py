@@ -1,6 +1,6 @@
-"""The content of a part: an Arrow IPC file of one kind of rows that says of itself what it is.
+"""The content of a part: an Arrow IPC file of one kind of rows, described by its own metadata.
 
-Whoever reads a part checks the whole file against the checksum in its name before using any of it.
+Readers check the whole file against the checksum in its name before they use any of it.
 """
 
 import json
@@ -22,35 +22,35 @@ _COMMITS_KEY = b"brain.commits"
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was checked.
+    """A verified part.
 
     Attributes:
         batch: all its rows, without metadata.
-        commits: which commits it holds, in the order of their rows, and how many rows each has.
-        run_id: of the run that wrote it; None in format 1.
+        commits: the commits that it holds, in the order of their rows, with the number of rows of each.
+        run_id: the run that wrote it.
     """
 
     batch: pa.RecordBatch
     commits: Commits
-    run_id: str | None
+    run_id: str
 
 
 def encode_part(
     kind: str, batch: pa.RecordBatch, writer: str, run_id: str, commits: Commits | None = None
 ) -> pa.Buffer:
-    """The bytes of a part.
+    """Return the bytes of a part.
 
     Args:
-        kind: of the rows.
+        kind: groups, scores or steps.
         batch: the rows.
-        writer: host and process, for people who look for the origin of a part.
+        writer: host and process, for people who trace the origin of a part.
         run_id: the store's run.
-        commits: for a compacted part, what it holds.
+        commits: for a compacted part, the commits that it holds.
 
     Raises:
-        ValueError: the rows have not the columns of their kind.
+        ValueError: the rows do not have the columns of their kind.
     """
-    if not batch.schema.equals(KINDS[kind]):  # whoever reads it would take it for damaged
+    if not batch.schema.equals(KINDS[kind]):  # readers would take the part for damaged
         raise ValueError(f"{kind} rows have columns {batch.schema}, not those of the store: {KINDS[kind]}")
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION), _KIND_KEY: kind, _WRITER_KEY: writer, _RUN_KEY: run_id}
     if commits is not None:
@@ -59,7 +59,7 @@ def encode_part(
 
 
 def encode_table(batch: pa.RecordBatch, metadata: dict[bytes, str]) -> pa.Buffer:
-    """One batch as an Arrow IPC file with metadata in its schema."""
+    """Return one batch as an Arrow IPC file with metadata in its schema."""
     sink = pa.BufferOutputStream()
     tagged = batch.replace_schema_metadata(metadata)
     with pa.ipc.new_file(sink, tagged.schema) as file:
@@ -68,16 +68,16 @@ def encode_table(batch: pa.RecordBatch, metadata: dict[bytes, str]) -> pa.Buffer
 
 
 def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
-    """Open a part whose checksum has been verified, without copying.
+    """Decode a part whose checksum has been verified, without copying.
 
     Args:
         path: of the part, for messages; its last component is the file's name.
-        content: all of it.
-        kind: what it must hold.
+        content: the whole file.
+        kind: the kind of rows that it must hold.
 
     Raises:
-        DamagedPartError: it is no part of this kind.
-        UserError: a newer version of the format.
+        DamagedPartError: it is not a part of this kind.
+        UserError: it has another version of the format.
     """
     file = path.rpartition("/")[2]
     try:
@@ -86,25 +86,37 @@ def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
             raise DamagedPartError(f"{path} has {reader.num_record_batches} record batches, and a part has one.")
         tagged = reader.get_batch(0)
     except pa.ArrowInvalid as error:
-        raise DamagedPartError(f"{path} is no Arrow file: {error}.") from None
+        raise DamagedPartError(f"{path} is not an Arrow file: {error}.") from None
     metadata = tagged.schema.metadata or {}
     _check(path, tagged.schema, metadata, kind)
     batch = tagged.replace_schema_metadata(None)
-    run_id = metadata[_RUN_KEY].decode() if _RUN_KEY in metadata else None
-    return Part(batch, _commits(path, file, metadata, batch.num_rows), run_id)
+    return Part(batch, _commits(path, file, metadata, batch.num_rows), metadata.get(_RUN_KEY, b"").decode())
 
 
 def _check(path: str, found: pa.Schema, metadata: dict[bytes, bytes], kind: str) -> None:
     if metadata.get(_KIND_KEY, b"").decode() != kind:
         raise DamagedPartError(f"{path} does not hold {kind} rows of a sample store; move it out of the store.")
-    version = int(metadata.get(_VERSION_KEY, b"0"))
-    if version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} was written by a newer brain-align (schema {version}, this one reads up to {SCHEMA_VERSION}); "
-            f"upgrade brain-align to read it."
-        )
+    check_version(path, int(metadata.get(_VERSION_KEY, b"0")))
     if not found.equals(KINDS[kind]):
         raise DamagedPartError(f"{path} has columns {found.names}, expected the {kind} columns {KINDS[kind].names}.")
+
+
+def check_version(what: str, version: int) -> None:
+    """Make sure that a file has the version of the format that this code reads and writes.
+
+    Raises:
+        UserError: it has another one.
+    """
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{what} has format version {version}, and this brain-align reads version {SCHEMA_VERSION}; upgrade "
+            f"brain-align to read it."
+        )
+    if version < SCHEMA_VERSION:
+        raise UserError(
+            f"{what} has format version {version}, which is not supported any more (only version {SCHEMA_VERSION} is); "
+            f"start a new store by choosing another run directory or store.uri."
+        )
 
 
 def _commits(path: str, file: str, metadata: dict[bytes, bytes], rows: int) -> Commits:
@@ -113,7 +125,7 @@ def _commits(path: str, file: str, metadata: dict[bytes, bytes], rows: int) -> C
     try:
         commits = [(str(commit), int(count)) for commit, count in json.loads(metadata[_COMMITS_KEY])]
     except (KeyError, ValueError, TypeError):
-        raise DamagedPartError(f"{path} does not say which commits it holds.") from None
+        raise DamagedPartError(f"{path} does not state which commits it holds.") from None
     if sum(count for _, count in commits) != rows or not all(is_part(plain_file(commit)) for commit, _ in commits):
-        raise DamagedPartError(f"{path} holds {rows} rows, not those of the commits that it names.")
+        raise DamagedPartError(f"{path} holds {rows} rows, not the number that its list of commits states.")
     return commits

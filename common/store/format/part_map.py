@@ -1,4 +1,4 @@
-"""Which file holds which commit. Compaction makes that a question: a commit may stand in several files at once."""
+"""The map from commits to the parts that hold them. After a compaction, several parts may hold the same commit."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -10,7 +10,7 @@ Commits = list[tuple[str, int]]
 
 
 class Extent(NamedTuple):
-    """Where a commit's rows stand: `rows` rows of a file from `first` on, or all of them where `rows` is None."""
+    """The rows of a commit: `rows` rows of a file from row `first` on, or all rows of the file where `rows` is None."""
 
     file: str
     first: int
@@ -20,24 +20,24 @@ class Extent(NamedTuple):
 class PartMap:
     """The parts of one kind, and for each commit the part to read it from.
 
-    Of several parts with the same commit the one with the most commits is read, then the one whose name comes first:
-    all readers of the same files agree, so that a file which nobody reads can be removed.
+    Of several parts that hold the same commit, the one with the most commits is read; ties go to the name that sorts
+    first. All readers of the same files therefore agree, and a file that nobody reads can be removed.
     """
 
     def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}  # of every part, in bytes
-        self.compacted: dict[str, Commits] = {}  # what the compacted ones among them hold
-        self._extents: dict[str, Extent] = {}  # of commits that a compacted part holds
+        self.sizes: dict[str, int] = {}  # bytes of every part
+        self.compacted: dict[str, Commits] = {}  # the commits of the compacted ones among them
+        self._extents: dict[str, Extent] = {}  # by commit, for commits in compacted parts
 
     def add(self, sizes: Mapping[str, int], compacted: Mapping[str, Commits]) -> None:
-        """Parts have appeared, some of them compacted ones."""
+        """Add parts, and the commits of the compacted ones among them."""
         self.sizes.update(sizes)
         if compacted:
             self.compacted.update(compacted)
             self._choose()
 
     def discard(self, files: Iterable[str]) -> None:
-        """Parts are gone, or are not to be read any more."""
+        """Remove parts that are gone or must not be read any more."""
         compacted = False
         for file in files:
             self.sizes.pop(file, None)
@@ -46,18 +46,18 @@ class PartMap:
             self._choose()
 
     def extent(self, commit: str) -> Extent | None:
-        """Where to read a commit; None if no part holds it."""
+        """Return where to read a commit, or None if no part holds it."""
         if commit in self._extents:
             return self._extents[commit]
         file = plain_file(commit)
         return Extent(file, 0, None) if file in self.sizes else None
 
     def commits(self, file: str) -> list[str]:
-        """What a part holds."""
+        """Return the commits that a part holds."""
         return [commit for commit, _ in self.compacted[file]] if is_compacted(file) else [commit_of(file)]
 
     def superseded(self) -> dict[str, set[str]]:
-        """Parts that nobody reads, each with the parts that are read in its place."""
+        """Return the parts that nobody reads, each with the parts that are read in its place."""
         read = {extent.file for extent in self._extents.values()}
         return {
             file: {self._extents[commit].file for commit in self.commits(file)}
@@ -66,7 +66,7 @@ class PartMap:
         }
 
     def read_files(self) -> list[str]:
-        """The parts that are read, in the order of their first commits."""
+        """Return the parts that are read, in the order of their first commits."""
         return sorted(self.sizes.keys() - self.superseded().keys(), key=lambda file: self.commits(file)[0])
 
     def _choose(self) -> None:

@@ -1,4 +1,4 @@
-"""Bringing a damaged store back to use: nothing is deleted, and nothing that can be read is lost."""
+"""Repair of a damaged store: nothing is deleted, and nothing readable is lost."""
 
 import contextlib
 from collections import Counter
@@ -14,13 +14,13 @@ from brain_align.common.store.table.part_reader import PartReader
 
 
 def repair(uri: str | Path) -> list[str]:
-    """Read every part, set aside what is damaged or foreign, and make store.json and the index files anew.
+    """Read every part, set aside damaged and foreign ones, and rebuild the index files, and store.json if necessary.
 
     Returns:
-        A sentence for each thing that was found and done.
+        A sentence per finding and action.
 
     Raises:
-        UserError: there is no store, it is of a newer version, or nothing says which run it belongs to.
+        UserError: there is no store, it has another version, or no file states which run it belongs to.
     """
     backend = open_backend(uri)
     done = []
@@ -41,17 +41,17 @@ def repair(uri: str | Path) -> list[str]:
 
 
 def _run_id_of_parts(backend: StorageBackend) -> str:
-    """The run that most parts name: a few may have been put there by mistake."""
+    """Return the run that most parts name: a few parts may be there by mistake."""
     named: Counter[str] = Counter()
     for kind in KINDS:
         reader = PartReader(backend, kind, run_id=None)
         for entry in backend.list(kind):
             if is_part(entry.name):
                 with contextlib.suppress(DamagedPartError, FileNotFoundError):
-                    named.update(filter(None, [reader.part(entry.name).run_id]))
+                    named[reader.part(entry.name).run_id] += 1
     if not named:
         raise UserError(
-            f"{backend.uri}/{FILE} is missing or damaged, and no part says which run the store belongs to; restore it "
-            f"from a copy."
+            f"{backend.uri}/{FILE} is missing or damaged, and no part states which run the store belongs to; restore "
+            f"it from a copy."
         )
     return named.most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""Checking a whole store: every byte of every part, and whether the rows belong together."""
+"""Verification of a whole store: every byte of every part, and the consistency of the rows."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS
 
-_NAMED = 5  # rows of each problem that are named one by one
+_NAMED = 5  # rows per problem that are listed individually
 
 
 @dataclass
 class Findings:
-    """What a verification found.
+    """The result of a verification.
 
     Attributes:
-        uri: of the store, as messages name it.
-        problems: what is damaged or does not fit together, a sentence each.
-        notes: what is worth knowing, and no damage.
-        counts: rows of each kind.
-        parts, size: parts that were read, and their bytes.
+        uri: of the store, for messages.
+        problems: a sentence for everything that is damaged or inconsistent.
+        notes: a sentence for everything notable that is not damage.
+        counts: number of rows of each kind.
+        parts, size: number of parts that were read, and their bytes.
     """
 
     uri: str
@@ -37,14 +37,14 @@ class Findings:
 
 
 def verify(uri: str | Path) -> Findings:
-    """Read every part of a store, and check it; changes nothing.
+    """Read and check every part of a store; change nothing.
 
-    Checked are, for each part, checksum, kind, schema and version; the index files against the parts; that every score
-    has its group and as many values as that has outputs, none of them NaN or infinite; that every step's groups are
-    there; and which rows stand in the store twice.
+    The checks are: checksum, kind, schema and version of each part; the index files against the parts; every score has
+    its group, and as many values as the group has outputs, none of them NaN or infinite; every step has its groups;
+    rows that the store has twice.
 
     Raises:
-        UserError: there is no store, or its store.json is damaged, or it is of a newer version.
+        UserError: there is no store, its store.json is damaged, or it has another version.
     """
     store = OpenedStore(uri, None, read_only=True, use_index=False)
     found = Findings(store.backend.uri, problems=list(store.damaged))
@@ -60,7 +60,7 @@ def verify(uri: str | Path) -> Findings:
 
 
 def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
-    """Rows with a key that an earlier commit has: harmless, unless they say something else."""
+    """Count the rows whose key an earlier commit has: harmless, unless their content differs."""
     hidden = catalogue.rows.hidden_numbers()
     if not len(hidden):
         return
@@ -74,7 +74,7 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
     others, kept = catalogue.take(hidden).select(columns), catalogue.take(first).select(columns)
     differing = sum(not others.slice(row, 1).equals(kept.slice(row, 1)) for row in range(len(hidden)))
     found.notes.append(
-        f"{catalogue.kind}: {len(hidden)} rows have keys that an earlier commit has, {differing} of them with another "
+        f"{catalogue.kind}: {len(hidden)} rows repeat the key of an earlier one, {differing} of them with other "
         f"content; the earlier row counts."
     )
 
@@ -83,27 +83,27 @@ def _check_index(store: OpenedStore, uri: str | Path, found: Findings) -> None:
     indexed = OpenedStore(uri, None, read_only=True)
     for kind, catalogue in store.kinds.items():
         openings = (catalogue, indexed.kinds[kind])
-        known = set.intersection(*map(_commits, openings))  # others may append, compact and remove meanwhile
+        known = set.intersection(*map(_commits, openings))  # other processes may append, compact and remove meanwhile
         ours, theirs = (_comparable(_rows_of(one, known), kind) for one in openings)
         if not ours.equals(theirs):
             found.problems.append(
-                f"{store.backend.uri}/index: the index files of the {kind} do not agree with the parts; `brain store "
-                f"repair` makes them again."
+                f"{store.backend.uri}/index: the index files of the {kind} do not match the parts; `brain store "
+                f"repair` rebuilds them."
             )
 
 
 def _commits(catalogue: Catalogue) -> set[str]:
-    """What the files of one opening hold."""
+    """Return the commits that the files of one opening hold."""
     part_map = catalogue.part_map
     return set(itertools.chain.from_iterable(map(part_map.commits, part_map.sizes)))
 
 
 def _rows_of(catalogue: Catalogue, commits: set[str]) -> pa.Table:
-    """All light rows of these commits, those that do not count too, in the order of commitment."""
-    order = {commit: place for place, commit in enumerate(sorted(commits))}
-    places = np.array([order.get(commit, -1) for commit in catalogue.rows.commits], dtype=np.int64)
+    """Return all summary rows of these commits, even those that do not count, in the order of commitment."""
+    order = {commit: position for position, commit in enumerate(sorted(commits))}
+    positions = np.array([order.get(commit, -1) for commit in catalogue.rows.commits], dtype=np.int64)
     table = catalogue.rows.table()
-    of = places[table["commit"].to_numpy()] if len(places) else np.zeros(0, dtype=np.int64)
+    of = positions[table["commit"].to_numpy()] if len(positions) else np.zeros(0, dtype=np.int64)
     sorted_rows = np.lexsort((table["row"].to_numpy(), of))
     return table.take(pa.array(sorted_rows[of[sorted_rows] >= 0]))
 
@@ -114,7 +114,7 @@ def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None
     known = np.flatnonzero(numbers >= 0)
     outputs = groups.rows.table()["outputs"].take(pa.array(numbers[known])).to_numpy()
     values = pc.add(rows["values"], rows["nulls"]).to_numpy()[known]
-    _name(found, "scores have not one value for each output of their group", rows, known[values != outputs])
+    _name(found, "scores do not have one value per output of their group", rows, known[values != outputs])
     wrong = ~np.isfinite(rows["sum"].to_numpy())
     _name(found, "scores have values that are NaN or infinite, where null belongs", rows, np.flatnonzero(wrong))
 
@@ -125,10 +125,8 @@ def _check_references(store: OpenedStore, found: Findings) -> None:
     found.problems.extend(problems)
     scored = pc.unique(store.kinds["scores"].rows.listed()["group_id"]).to_pylist()
     trained: set[str] = set()
-    steps = store.kinds["steps"]
-    for commit, rows in steps.commits():
-        lists = steps.read(commit)["group_ids"].take(pa.array(rows)).to_pylist()
-        trained.update(itertools.chain.from_iterable(lists))
+    for batch in store.kinds["steps"].batches():
+        trained.update(itertools.chain.from_iterable(batch["group_ids"].to_pylist()))
     for what, names in (("scores", scored), ("steps", sorted(trained))):
         lost = [name for name, number in zip(names, groups.find(names), strict=True) if number < 0]
         unexplained = [name for name in lost if name not in removed]
@@ -150,7 +148,7 @@ def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArr
 
 
 def _comparable(rows: pa.Table, kind: str) -> pa.Table:
-    """Light rows without what makes equal ones differ: dictionaries, and NaN, which equals nothing."""
+    """Return summary rows in comparable form: without dictionaries and NaN, which equals nothing."""
     columns = []
     for column_field in SUMMARY_SCHEMAS[kind]:
         column = rows[column_field.name]

@@ -1,4 +1,4 @@
-"""One kind of rows of a store: which files there are, which commits and rows they hold, and how to read them."""
+"""The catalogue of one kind of rows: its files, the commits and rows that they hold, and how to read them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -20,14 +20,14 @@ from brain_align.common.store.table.row_index import CommittedRows, RowIndex, lo
 from brain_align.common.store.table.summary_rows import KEYS
 
 INDEX_EVERY = 128
-"""Commits that may be outside of the index files: opening a store reads these parts themselves."""
+"""Maximum number of commits outside of the index files: opening a store reads the parts of these."""
 
 OnDamage = Callable[[str, str, str], str]
-"""(kind, file, reason) -> the sentence for the user; sets the file aside where that is allowed"""
+"""(kind, file, reason) -> the message for the user; sets the file aside if the store is open for writing."""
 
 
-class _OnDisk(NamedTuple):
-    """An index file: it holds the rows from `first` to `end`, and what these compacted parts hold."""
+class _Indexed(NamedTuple):
+    """The content of an index file: rows `first` to `end`, and the commits of these compacted parts."""
 
     file: str
     first: int
@@ -36,7 +36,7 @@ class _OnDisk(NamedTuple):
 
 
 class Catalogue:
-    """Everything of one kind that one opening of a store knows."""
+    """All that one opening of a store knows about one kind of rows."""
 
     def __init__(
         self, kind: str, backend: StorageBackend, run_id: str, on_damage: OnDamage, *, use_index: bool = True
@@ -47,37 +47,37 @@ class Catalogue:
         self._backend = backend
         self._on_damage = on_damage
         self._reader = PartReader(backend, kind, run_id)
-        self._numbers: dict[str, int] = {}  # of each commit in `rows.commits`
-        self._index_files: list[_OnDisk] = []  # by their rows
-        self._unusable: list[str] = []  # index files that were written by another version, or are damaged
-        self._postponed: set[str] = set()  # compacted parts that are read, but whose new rows are not taken in yet
+        self._numbers: dict[str, int] = {}  # of each commit, in `rows.commits`
+        self._index_files: list[_Indexed] = []  # in the order of their rows
+        self._unusable: list[str] = []  # index files that have another version or are damaged
+        self._postponed: set[str] = set()  # compacted parts that are read but whose new rows are not visible yet
         self._unindexed = 0  # commits
-        self.next_sequence = 0  # of the next commit: one more than any that was seen
+        self.next_sequence = 0  # of the next commit: one more than any seen so far
         self._load(read_index_files(backend, kind) if use_index else {})
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
     def find(self, *keys: Sequence[Any] | pa.Array) -> Rows:
-        """[wanted] numbers of the rows with these keys, -1 where there is none."""
+        """Return the numbers [wanted] of the rows with these keys, -1 for keys that no row has."""
         fields = [KINDS[self.kind].field(name) for name in KEYS[self.kind]]
         columns = zip(keys, fields, strict=True)
         return self.rows.find([_array(column, field.type) for column, field in columns])
 
     def commit_of(self, number: int) -> str:
-        """The commit with a number of the light rows' `commit` column."""
+        """Return the commit for a number of the summary rows' `commit` column."""
         return self.rows.commits[number]
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def take(self, numbers: Rows, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows with these numbers, in this order, from verified parts.
+        """Return the rows with these numbers, in this order, from verified parts.
 
         Args:
             numbers: of the rows.
             columns: only these columns.
 
         Raises:
-            DamagedPartError: a part that is needed is damaged, or gone.
+            DamagedPartError: a required part is damaged or gone.
         """
         names = KINDS[self.kind].names if columns is None else list(columns)
         if not len(numbers):
@@ -95,13 +95,13 @@ class Catalogue:
         return table if np.all(back[1:] > back[:-1]) else table.combine_chunks().take(pa.array(back))
 
     def read(self, commit: str) -> pa.RecordBatch:
-        """All rows of one commit, from a verified part; the same rows whichever file holds them.
+        """Return all rows of one commit, from a verified part; they are the same whichever file holds them.
 
         Raises:
-            DamagedPartError: every part that held it is damaged or gone. It was set aside and named.
-            UserError: it cannot be read, for a reason that is not damage.
+            DamagedPartError: every part that held it is damaged or gone. Damaged parts were set aside and reported.
+            UserError: it cannot be read, for another reason than damage.
         """
-        reason = f"{self._backend.uri}/{self.kind}: no part holds the rows of commit {commit} any more."
+        reason = f"{self._backend.uri}/{self.kind}: no part holds the rows of commit {commit} any longer."
         while True:
             extent = self.part_map.extent(commit)
             if extent is None:
@@ -109,7 +109,7 @@ class Catalogue:
             try:
                 batch = self._reader.batch(extent.file)
                 return batch if extent.rows is None else batch.slice(extent.first, extent.rows)
-            except FileNotFoundError:  # compacted since we looked
+            except FileNotFoundError:  # compacted since the last look
                 self._look_again(with_rows=False)
                 if self.part_map.extent(commit) == extent:
                     self._lose(extent.file)
@@ -118,48 +118,58 @@ class Catalogue:
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
     def read_again(self, commits: Sequence[str]) -> list[pa.RecordBatch]:
-        """As `read` for each commit, from parts that are checked now, whatever was checked before.
+        """Return the rows of each commit from parts that are verified again now.
 
-        For who writes the rows anew: what had changed on the disk since would get a valid checksum.
+        Rewriting rows needs this: bytes that changed on disk after the last check would get a valid checksum.
         """
         extents = [self.part_map.extent(commit) for commit in commits]
         self._reader.check_again({extent.file for extent in extents if extent is not None})
         return [self.read(commit) for commit in commits]
 
-    def commits(self, listed: pa.Table | None = None) -> Iterator[tuple[str, Rows]]:
-        """Each commit with the rows of it that count, in the order of commitment.
+    def batches(self, listed: pa.Table | None = None, *, skip_damaged: bool = False) -> Iterator[pa.RecordBatch]:
+        """Yield the rows that count, one batch per commit, in the order of commitment.
 
         Args:
-            listed: light rows to go through (see `RowIndex.listed`); default: all.
+            listed: summary rows to go through (see `RowIndex.listed`); default: all.
+            skip_damaged: leave out the rows of damaged parts, which the callback for damage is told of, and go on.
+
+        Raises:
+            DamagedPartError, UserError: as for `read`.
         """
-        light = self.rows.listed() if listed is None else listed
-        numbers, rows = (light[name].to_numpy() for name in ("commit", "row"))
+        wanted = self.rows.listed() if listed is None else listed
+        numbers, rows = (wanted[name].to_numpy() for name in ("commit", "row"))
         bounds = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)) if len(numbers) else [0]
         for first, last in pairwise(bounds):
-            yield self.commit_of(numbers[first]), rows[first:last]
+            try:
+                batch = self.read(self.commit_of(numbers[first]))
+            except DamagedPartError:
+                if not skip_damaged:
+                    raise
+                continue
+            yield batch if last - first == batch.num_rows else batch.take(pa.array(rows[first:last]))
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
     def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch) -> None:
-        """A part was written by this opening, with these rows; their keys are new."""
+        """Add a part that this opening has written, with these rows; their keys are new."""
         self.part_map.add({plain_file(commit): content.size}, {})
         self._reader.keep_written(plain_file(commit), content)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
         self._unindexed += 1
 
     def refresh(self) -> None:
-        """Take in what other writers have done since."""
+        """Take in the changes of other writers."""
         self._look_again(with_rows=True)
 
     def files_there(self) -> list[str]:
-        """The parts that this opening reads its rows from and that are there now, in the order of their commits."""
+        """Return the parts that this opening reads and that exist now, in the order of their commits."""
         self._look_again(with_rows=False)
         return [file for file in self.part_map.read_files() if file not in self._postponed]
 
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
-        """Bring the index files up to date, if that many commits and compacted parts are missing in them.
+        """Bring the index files up to date if they lack at least this many commits and compacted parts.
 
-        A new index_file takes in those before it that are not at least twice as large, so they stay few.
+        A new index file absorbs those before it that are not at least twice as large, so they stay few.
         """
         recorded = {file for before in self._index_files for file in before.compacted}
         if self._unindexed + len(self.part_map.compacted.keys() - recorded - self._postponed) < at_least:
@@ -175,7 +185,7 @@ class Catalogue:
             if file != name:
                 self._backend.remove(f"{DIRECTORY}/{file}")
         self._unusable = []
-        self._index_files = [*kept, _OnDisk(name, first, self.rows.rows, frozenset(index_file.compacted))]
+        self._index_files = [*kept, _Indexed(name, first, self.rows.rows, frozenset(index_file.compacted))]
         self._unindexed = 0
 
     def drop_index(self) -> None:
@@ -196,19 +206,19 @@ class Catalogue:
         for _, index_file in index_files:
             known = dict(zip(map(plain_file, index_file.commits), index_file.sizes, strict=True))
             compacted = {file: size for file, (size, _) in index_file.compacted.items()}
-            claimed = {file: size for file, size in {**known, **compacted}.items() if size is not None}
-            sizes = {file: size for file, size in claimed.items() if file in entries and entries[file].size == size}
+            recorded = {file: size for file, size in {**known, **compacted}.items() if size is not None}
+            sizes = {file: size for file, size in recorded.items() if file in entries and entries[file].size == size}
             self.part_map.add(sizes, {file: index_file.compacted[file][1] for file in compacted.keys() & sizes.keys()})
         tables, first = [], 0
         for file, index_file in index_files:
             tables.append(self._rows_of_index_file(index_file))
             end = first + tables[-1].num_rows
-            self._index_files.append(_OnDisk(file, first, end, frozenset(index_file.compacted)))
+            self._index_files.append(_Indexed(file, first, end, frozenset(index_file.compacted)))
             first = end
         self._take_in([entry for name, entry in entries.items() if name not in self.part_map.sizes], tables, ())
 
     def _look_again(self, *, with_rows: bool) -> None:
-        """Find the files that are there now; without their new rows, what this opening sees stays what it was."""
+        """List the files again; without the new rows, this opening goes on seeing the rows that it saw."""
         entries = {entry.name: entry for entry in self._backend.list(self.kind)}
         gone = self.part_map.sizes.keys() - entries.keys()
         known = self.part_map.sizes.keys() - (self._postponed if with_rows else set())
@@ -219,7 +229,7 @@ class Catalogue:
         self._take_in(new, [], gone, with_rows=with_rows)
 
     def _take_in(self, new: list[Entry], tables: list[pa.Table], gone: Any, *, with_rows: bool = True) -> None:
-        """Add the rows of new files, and those of index index_files; hide rows that no file holds any more."""
+        """Add the rows of new files and of index files; hide the rows that no file holds any longer."""
         sizes: dict[str, int] = {}
         compacted: dict[str, Commits] = {}
 
@@ -242,19 +252,19 @@ class Catalogue:
         self._hide_lost([*tables, *new_tables])
 
     def _lose(self, file: str) -> None:
-        """A part turned out to be damaged or gone: what no other part holds is not claimed any more."""
+        """Forget a part that is damaged or gone; hide the rows that no other part holds."""
         self.part_map.discard([file])
         self._hide_lost([])
 
     def _hide_lost(self, tables: list[pa.Table]) -> None:
-        """Hide the rows that no part holds; take in the rows of `tables`."""
+        """Hide the rows that no part holds; add the rows of `tables`."""
         lost = [number for number, commit in enumerate(self.rows.commits) if self.part_map.extent(commit) is None]
         self.rows.add_any(tables, lost)
 
     def _examine(self, entry: Entry) -> Part | None:
-        """Read and check a part that no index knows."""
+        """Read and verify a part that no index file knows."""
         if not is_part(entry.name):
-            reason = f"{self._backend.uri}/{self.kind}/{entry.name} is no part of a sample store."
+            reason = f"{self._backend.uri}/{self.kind}/{entry.name} is not a part of a sample store."
             self._on_damage(self.kind, entry.name, reason)
             return None
         try:
@@ -266,7 +276,7 @@ class Catalogue:
             return None
 
     def _new_rows(self, part: Part) -> Iterator[CommittedRows]:
-        """The rows of a part's commits that are not known."""
+        """Yield the rows of a part's commits that are not known yet."""
         first = 0
         for commit, rows in part.commits:
             if commit not in self._numbers:
@@ -286,7 +296,7 @@ class Catalogue:
         return rows if all(fresh) else rows.filter(pa.array(commit >= 0))
 
     def _index_file(self, first: int, recorded: set[str]) -> IndexFile:
-        """The rows from `first` on, and the compacted parts that no other index_file has recorded."""
+        """Return the rows from `first` on, and the compacted parts that no other index file records."""
         rows = self.rows.table().slice(first)
         numbers, local = np.unique(rows["commit"].to_numpy(), return_inverse=True)
         commits = [self.commit_of(number) for number in numbers]
@@ -294,7 +304,7 @@ class Catalogue:
         compacted = {
             file: (sizes[file], held)
             for file, held in self.part_map.compacted.items()
-            if file not in recorded and file not in self._postponed  # the index has not all of their rows
+            if file not in recorded and file not in self._postponed  # the index lacks some of their rows
         }
         rows = _with_commits(rows, local)
         return IndexFile(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)

@@ -1,8 +1,8 @@
-"""Compaction: many small parts become a large one, while others read and write.
+"""Compaction: merge many small parts into a large one, while others read and write.
 
-A compacted part holds the same commits, in their order, so nothing that a reader sees changes: neither which rows there
-are, nor their order, nor which of two rows with one key counts. The small parts stay where they are until a grace time
-has passed; a reader who meets a part that is gone finds its commits in the larger one.
+A compacted part holds the same commits in the same order, so nothing that a reader sees changes: neither the rows, nor
+their order, nor which of two rows with the same key counts. The small parts stay for a grace period; a reader that
+finds a part gone finds its commits in the larger one.
 """
 
 import time
@@ -11,19 +11,18 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.checksums import checksum, checksum_of
-from brain_align.common.store.format.names import compacted_file, sequence_of
+from brain_align.common.store.format.names import checksum, checksum_of, compacted_file, sequence_of
 from brain_align.common.store.format.part_files import encode_part
 from brain_align.common.store.format.part_map import Commits
 from brain_align.common.store.table.catalogue import Catalogue
 
 GRACE_SECONDS = 3600.0
-"""How long a part that was compacted away stays: longer than anybody takes from listing a folder to reading a part."""
+"""How long a replaced part stays: longer than any reader takes from listing a folder to reading a part."""
 
 
 @dataclass(frozen=True)
 class Author:
-    """Who writes: the writer's name in part names, where it runs, and the store's run."""
+    """The writer of parts: its name in file names, its host and process, and the store's run."""
 
     writer: str
     origin: str
@@ -32,12 +31,12 @@ class Author:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Which parts are compacted.
+    """The parts that a compaction takes.
 
     Attributes:
         largest: bytes; larger parts are left alone.
-        target: bytes of a compacted part, at most.
-        fewest: how many parts are worth it.
+        target: maximum bytes of a compacted part.
+        fewest: minimum number of parts that are merged into one.
     """
 
     largest: int
@@ -47,7 +46,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class _Compacted:
-    """A compacted part before it is written: its name, its bytes, and what it holds."""
+    """A compacted part before it is written: its name, its bytes and its commits."""
 
     file: str
     content: pa.Buffer
@@ -55,34 +54,34 @@ class _Compacted:
 
 
 SMALL = Sizes(largest=64 << 10, target=8 << 20, fewest=256)
-"""What a writer compacts while it goes: scores and steps, a few KiB each, of which there are hundreds of thousands."""
+"""Compaction by writers as they append: scores and steps, a few KiB each, of which there are hundreds of thousands."""
 LARGE = Sizes(largest=32 << 20, target=64 << 20, fewest=2)
-"""What `brain store compact` does."""
+"""Compaction by `brain store compact`."""
 
 
 def compact(backend: StorageBackend, catalogue: Catalogue, author: Author, sizes: Sizes) -> int:
-    """Write the compacted parts that are worth it; returns how many parts they replace.
+    """Write compacted parts for all sufficiently long runs of small parts; return how many parts they replace.
 
-    Parts that another has removed meanwhile are left out, so that what `brain store gc` has taken stays away.
+    Parts that another process removed meanwhile are skipped, so that rows deleted by `brain store gc` do not return.
 
     Raises:
         DamagedPartError: a part to be compacted is damaged; nothing was written for it.
-        OSError: the place cannot be written.
+        OSError: the backend cannot be written.
     """
     replaced = 0
     for files in _worth_it(catalogue, sizes):
         commits = {commit for file in files for commit in catalogue.part_map.commits(file)}
         compacted = _encoded(catalogue, author, sorted(commits))
-        if set(files).issubset(catalogue.files_there()):  # what was read may have been in memory for long
+        if set(files).issubset(catalogue.files_there()):  # what was read may have been in memory for a long time
             _put(backend, catalogue, compacted)
             replaced += len(files)
     return replaced
 
 
 def remove_superseded(backend: StorageBackend, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
-    """Delete parts whose commits are all read from other parts for at least the grace time; returns their names.
+    """Delete parts whose commits have been read from other parts for at least the grace period; return their names.
 
-    The parts that are read in their place are verified on the disk first. A clock set back keeps parts longer.
+    The parts that are read instead are first verified on disk. A clock that was set back keeps parts longer.
     """
     superseded = catalogue.part_map.superseded()
     if not superseded:
@@ -108,7 +107,7 @@ def _is_good(backend: StorageBackend, kind: str, file: str) -> bool:
 
 
 def rewrite_without(backend: StorageBackend, catalogue: Catalogue, author: Author, commits: set[str]) -> int:
-    """Delete all parts with some of these commits; what else is in them is written anew before. Returns how many."""
+    """Delete all parts that hold any of these commits, after rewriting their other commits; return how many."""
     files = [file for file in catalogue.part_map.sizes if commits.intersection(catalogue.part_map.commits(file))]
     for file in files:
         staying = [commit for commit in catalogue.part_map.commits(file) if commit not in commits]
@@ -119,7 +118,7 @@ def rewrite_without(backend: StorageBackend, catalogue: Catalogue, author: Autho
 
 
 def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
-    """Runs of small parts, in the order of their commits, that make a part of about the target size."""
+    """Return runs of small parts, in the order of their commits, each to be merged into a part of the target size."""
     runs: list[list[str]] = []
     run: list[str] = []
     size = 0

@@ -1,10 +1,10 @@
-"""Index files: light rows on disk, so that opening a store need not read its parts.
+"""Index files: summary rows on disk, so that opening a store need not read its parts.
 
     index/groups-<checksum>.arrow
 
-A index_file holds the light rows of some commits, the sizes of these commits' own files, and what some compacted parts
-hold. It is made from parts that were checked, and carries its own checksum; what it says of files that are not there,
-or not of that size, is not used. Deleting all index_files loses nothing but the time to make them again.
+An index file holds the summary rows of some commits, the sizes of these commits' own files, and the commits of some
+compacted parts. It is built from verified parts and has a checksum of its own. What it states about files that are gone
+or have another size is ignored. Deleting all index files costs nothing but the time to rebuild them.
 """
 
 import json
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.checksums import checksum, checksum_of
+from brain_align.common.store.format.names import checksum, checksum_of
 from brain_align.common.store.format.part_files import encode_table
 from brain_align.common.store.format.part_map import Commits
 from brain_align.common.store.table.row_index import LOCATED
 
 _LOG = logging.getLogger(__name__)
 DIRECTORY = "index"
-_VERSION = 2  # of index files alone
+_VERSION = 2  # of index files only
 _VERSION_KEY = b"brain.index_version"
 _COMMITS_KEY = b"brain.commits"
 _SIZES_KEY = b"brain.sizes"
@@ -31,13 +31,13 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A part of the index.
+    """The content of one index file.
 
     Attributes:
-        rows: light rows with their places; their `commit` numbers count `commits`.
-        commits: which commits the rows are of.
-        sizes: [commits] bytes of the commit's own part; None where that was gone already.
-        compacted: some compacted parts: size and what they hold.
+        rows: summary rows with their locations; their `commit` numbers index `commits`.
+        commits: the commits that the rows belong to.
+        sizes: [commits] bytes of the commit's own part; None if that was gone already.
+        compacted: size and commits of some compacted parts.
     """
 
     rows: pa.Table
@@ -47,7 +47,7 @@ class IndexFile:
 
 
 def write_index_file(backend: StorageBackend, kind: str, index_file: IndexFile) -> str:
-    """Write a index_file; returns its file name."""
+    """Write an index file; return its name."""
     metadata = {
         _VERSION_KEY: str(_VERSION),
         _COMMITS_KEY: json.dumps(index_file.commits),
@@ -62,7 +62,7 @@ def write_index_file(backend: StorageBackend, kind: str, index_file: IndexFile) 
 
 
 def read_index_files(backend: StorageBackend, kind: str) -> dict[str, IndexFile | None]:
-    """The index_files of a kind by file name; None for unusable ones, with a warning in the log."""
+    """Return the index files of a kind by name; None for unusable ones, which are logged."""
     for _attempt in range(_ATTEMPTS):
         index_files: dict[str, IndexFile | None] = {}
         try:
@@ -70,7 +70,7 @@ def read_index_files(backend: StorageBackend, kind: str) -> dict[str, IndexFile 
                 if entry.name.startswith(f"{kind}-"):
                     index_files[entry.name] = _read(backend, kind, entry.name)
         except FileNotFoundError:
-            continue  # a writer has just replaced it by a larger one
+            continue  # a writer has just replaced one by a larger one
         return index_files
     return {}  # then the parts themselves are read
 
@@ -89,6 +89,6 @@ def _decoded(kind: str, content: pa.Buffer | None) -> IndexFile:
     table = pa.ipc.open_file(content).read_all()
     metadata = table.schema.metadata
     if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[kind]):
-        raise ValueError("it is of another version")
+        raise ValueError("it has another version")
     commits, sizes = json.loads(metadata[_COMMITS_KEY]), json.loads(metadata[_SIZES_KEY])
     return IndexFile(table.replace_schema_metadata(None), commits, sizes, json.loads(metadata[_COMPACTED_KEY]))

@@ -1,6 +1,6 @@
-"""Finding one of millions of rows by its key, without a Python object per row.
+"""Look-up of one of millions of rows by its key, without a Python object per row.
 
-A key is one or more columns. Its 64-bit hash is looked up in a sorted array; whoever asks compares the key itself, so a
+A key is one or more columns. Its 64-bit hash is looked up in a sorted array. The caller compares the key itself, so a
 collision costs time and is never an error.
 """
 
@@ -17,7 +17,7 @@ _WORD = 8
 
 
 def hash_keys(columns: Sequence[pa.Array]) -> Hashes:
-    """[rows] hashes of the keys that stand in `columns`, side by side; the same on every machine.
+    """Return the hashes [rows] of the keys in parallel columns; they are the same on every machine.
 
     Args:
         columns: string, dictionary-of-string or int64 arrays of one length, without nulls.
@@ -43,14 +43,14 @@ def _hash_strings(column: pa.StringArray) -> Hashes:
 
 
 def _words(column: pa.StringArray) -> tuple[Hashes, npt.NDArray[np.int32]]:
-    """[rows, width / 8] the strings' bytes, padded with zeros to a common width; [rows] their lengths."""
+    """Return the strings' bytes, zero-padded to a common width, [rows, width / 8], and their lengths [rows]."""
     if not len(column):
         return np.zeros((0, 1), dtype=np.uint64), np.zeros(0, dtype=np.int32)
     _, offset_buffer, data = column.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
     lengths = np.diff(offsets)
     width = max(_WORD, -(-int(lengths.max()) // _WORD) * _WORD)
-    if int(lengths.min()) == width:  # digests: all of one width
+    if int(lengths.min()) == width:  # digests have equal widths
         content = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
         return content.reshape(-1, width).view(np.uint64), lengths
     padded = np.array([value.encode() for value in column.to_pylist()], dtype=f"S{width}")
@@ -72,7 +72,7 @@ _FACTORS = _factors(64)
 
 
 class HashTable:
-    """Rows by hash: a sorted array, built at once."""
+    """Rows by hash, as a sorted array that is built at once."""
 
     def __init__(self, hashes: Hashes) -> None:
         order = np.argsort(hashes)
@@ -80,7 +80,7 @@ class HashTable:
         self._rows: Rows = order
 
     def candidates(self, wanted: Hashes) -> tuple[Rows, Rows]:
-        """(index into `wanted`, row) of every row with one of the wanted hashes."""
+        """Return (index into `wanted`, row) for every row with one of the wanted hashes."""
         first = np.searchsorted(self._hashes, wanted, side="left")
         counts = np.searchsorted(self._hashes, wanted, side="right") - first
         asked = np.repeat(np.arange(len(wanted)), counts)
@@ -88,9 +88,10 @@ class HashTable:
         return asked, self._rows[first[asked] + within]
 
     def repeated(self) -> Rows:
-        """All rows whose hash another row has too."""
+        """Return all rows that share their hash with another row."""
         same = self._hashes[1:] == self._hashes[:-1]
-        return self._rows[np.concatenate([same, [False]]) | np.concatenate([[False], same])] if len(same) else _NONE
-
-
-_NONE: Rows = np.empty(0, dtype=np.int64)
+        return (
+            self._rows[np.concatenate([same, [False]]) | np.concatenate([[False], same])]
+            if len(same)
+            else self._rows[:0]
+        )

@@ -1,4 +1,4 @@
-"""Reading parts: each is checked before its first row, and only as many stay in memory as a process may have."""
+"""Reading parts: each is verified before its first row is used, and a bounded number of them stays in memory."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ import pyarrow as pa
 
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.checksums import checksum_of
+from brain_align.common.store.format.names import checksum_of
 from brain_align.common.store.format.part_files import Part, decode_part
 
 _KEPT_FILES = 1024
 _KEPT_BYTES = 256 << 20
-_SMALL = 64 << 10  # bytes of a part that is kept when it is written
+_SMALL = 64 << 10  # bytes; parts up to this size are kept when they are written
 
 
 class PartReader:
-    """The parts of one kind, verified before their first row is given out."""
+    """The parts of one kind, verified before their first row is returned."""
 
     def __init__(self, backend: StorageBackend, kind: str, run_id: str | None) -> None:
-        """Read parts of `run_id`, and refuse those of other runs; None: of any run."""
+        """Read parts of one run, and refuse those of other runs; None accepts any run."""
         self._backend = backend
         self._kind = kind
         self._run_id = run_id
@@ -28,7 +28,7 @@ class PartReader:
         self._kept_bytes = 0
 
     def batch(self, file: str) -> pa.RecordBatch:
-        """All rows of a part.
+        """Return all rows of a part.
 
         Raises:
             FileNotFoundError: it is gone.
@@ -40,7 +40,7 @@ class PartReader:
         return self.part(file).batch
 
     def part(self, file: str) -> Part:
-        """A part with what its metadata says.
+        """Return a part with its metadata.
 
         Raises:
             FileNotFoundError, DamagedPartError, UserError: as for `batch`.
@@ -48,17 +48,17 @@ class PartReader:
         path = f"{self._backend.uri}/{self._kind}/{file}"
         content = self._content(path, file)
         part = decode_part(path, content, self._kind)
-        if part.run_id is not None and self._run_id not in (None, part.run_id):
-            raise DamagedPartError(f"{path} is of another run: of {part.run_id}, and the store of {self._run_id}.")
+        if self._run_id not in (None, part.run_id):
+            raise DamagedPartError(f"{path} belongs to run {part.run_id}, and the store to run {self._run_id}.")
         self._verified.add(file)
         if file not in self._kept:
             self._keep(file, part.batch, content.size)
         return part
 
     def check_again(self, files: Iterable[str]) -> None:
-        """Check these parts anew before their next rows are given out.
+        """Verify these parts again before their next rows are returned.
 
-        What stands on a disk may have changed since it was checked; what was fetched stays in memory as it was.
+        Files on a disk may have changed since they were verified; what was fetched stays in memory unchanged.
         """
         if not self._backend.fetches:
             for file in files:
@@ -67,11 +67,10 @@ class PartReader:
                 self._kept_bytes -= size
 
     def keep_written(self, file: str, content: pa.Buffer) -> None:
-        """Keep a small part that was just written, where it would have to be fetched to be read or compacted."""
+        """Keep a small part that was just written in memory if reading or compacting it would need a transfer."""
         if self._backend.fetches and content.size <= _SMALL:
-            self._keep(
-                file, decode_part(f"{self._backend.uri}/{self._kind}/{file}", content, self._kind).batch, content.size
-            )
+            batch = decode_part(f"{self._backend.uri}/{self._kind}/{file}", content, self._kind).batch
+            self._keep(file, batch, content.size)
 
     def _content(self, path: str, file: str) -> pa.Buffer:
         try:
@@ -81,7 +80,7 @@ class PartReader:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}; nothing was changed.") from None
+            raise UserError(f"{path} cannot be read: {error}. Nothing was changed.") from None
         if content is None:
             raise DamagedPartError(
                 f"{path} is damaged: its bytes do not match the checksum in its name (truncated or altered)."

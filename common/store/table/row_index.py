@@ -1,4 +1,4 @@
-"""The light rows of one kind in memory: found by key, listed in the order of commitment, each key once."""
+"""The summary rows of one kind in memory: found by key, listed in the order of commitment, each key once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from brain_align.common.store.table.keys import Hashes, HashTable, Rows, hash_keys
 from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, summary_rows
 
-_RECENT_ROWS = 1024  # rows that are kept in a dict at least, before they are sorted in
-_ROWS_AT_ONCE = 1024  # rows that light rows are made of together
-_WAITING_BYTES = 16 << 20  # of rows that are kept whole until light rows are made of them
+_RECENT_ROWS = 1024  # minimum number of rows that a dict holds before they are sorted in
+_ROWS_AT_ONCE = 1024  # rows that are summarised together
+_WAITING_BYTES = 16 << 20  # of rows that are kept whole until they are summarised
 
 LOCATED = {
     kind: pa.schema(
@@ -20,18 +20,18 @@ LOCATED = {
     )
     for kind, schema in SUMMARY_SCHEMAS.items()
 }
-"""Light rows with the place of each: which commit (a number), which of its rows; and the hash of its key."""
+"""Summary rows with the location of each, its commit (a number) and its row there, and the hash of its key."""
 
 
 class CommittedRows(NamedTuple):
-    """Rows of a part: what they are, and of which commit (its number) they are all the rows."""
+    """All rows of one commit, with the number of the commit."""
 
     batch: pa.RecordBatch
     commit: int
 
 
 def located(kind: str, committed: Iterable[CommittedRows]) -> Iterator[pa.Table]:
-    """The light rows of some commits, with their places, in a few tables of one chunk each."""
+    """Yield the summary rows of some commits with their locations, in a few tables of one chunk each."""
     piece: list[CommittedRows] = []
     count = 0
     for rows in committed:
@@ -45,19 +45,19 @@ def located(kind: str, committed: Iterable[CommittedRows]) -> Iterator[pa.Table]
 
 
 def _located(kind: str, committed: Sequence[CommittedRows]) -> pa.Table:
-    light = summary_rows(kind, [rows.batch for rows in committed])
+    summary = summary_rows(kind, [rows.batch for rows in committed])
     counts = [rows.batch.num_rows for rows in committed]
     commit = np.repeat(np.array([rows.commit for rows in committed], dtype=np.int32), counts)
     row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-    hashes = hash_keys([light[name].chunk(0) for name in KEYS[kind]])
-    return pa.table([*light.columns, *map(pa.array, (commit, row, hashes))], schema=LOCATED[kind])
+    hashes = hash_keys([summary[name].chunk(0) for name in KEYS[kind]])
+    return pa.table([*summary.columns, *map(pa.array, (commit, row, hashes))], schema=LOCATED[kind])
 
 
 class RowIndex:
-    """All light rows of one kind.
+    """All summary rows of one kind.
 
-    Rows are numbered as they arrive. Where two have one key, that of the earlier commit counts; the other stays in the
-    numbering, and is neither found nor listed.
+    Rows are numbered as they arrive. Of two rows with the same key, that of the earlier commit counts; the other keeps
+    its number and is neither found nor listed.
     """
 
     def __init__(self, kind: str) -> None:
@@ -67,14 +67,14 @@ class RowIndex:
         self._starts: Rows | None = None  # [chunks] number of the first row of each
         self._recent: dict[Any, int] = {}  # key -> row number, of rows that are not in the hash table yet
         self._settled = 0  # rows that are
-        self._hidden = np.zeros(0, dtype=bool)  # [settled] rows that lost to another, or whose file is gone
+        self._hidden = np.zeros(0, dtype=bool)  # [settled] rows that lost to another row, or whose file is gone
         self._rows = 0
-        self._waiting: list[CommittedRows] = []  # the newest rows, in no chunk yet: light rows are made of many at once
+        self._waiting: list[CommittedRows] = []  # the newest rows, not in a chunk yet: many are summarised at once
         self._waiting_bytes = 0
         self._hidden_rows = 0
         self._table: pa.Table | None = None
         self._listed: pa.Table | None = None
-        self._gone = np.zeros(0, dtype=np.int32)  # commits that no file holds any more
+        self._gone = np.zeros(0, dtype=np.int32)  # commits that no file holds any longer
         self._settle()
 
     def __len__(self) -> int:
@@ -82,11 +82,11 @@ class RowIndex:
 
     @property
     def rows(self) -> int:
-        """How many rows have arrived, those that do not count included."""
+        """The number of rows that have arrived, including those that do not count."""
         return self._rows
 
     def hidden_numbers(self) -> Rows:
-        """The rows that do not count, by number."""
+        """Return the numbers of the rows that do not count."""
         return np.flatnonzero(self._hidden)
 
     def add_fresh(self, rows: CommittedRows) -> None:
@@ -98,13 +98,13 @@ class RowIndex:
         self._rows += rows.batch.num_rows
         self._listed = None
         if self._waiting_bytes > _WAITING_BYTES:
-            self._make_light()
+            self._summarise()
         if self._rows - self._settled > max(_RECENT_ROWS, self._settled // 16):
             self._settle()
 
     def add_any(self, tables: Sequence[pa.Table], gone: Sequence[int] = ()) -> None:
-        """Add rows of which some may have keys that are there already; from now on these commits are gone."""
-        self._make_light()
+        """Add rows that may repeat known keys; from now on the commits in `gone` are hidden."""
+        self._summarise()
         for table in tables:
             self._append(table)
             self._rows += table.num_rows
@@ -112,10 +112,10 @@ class RowIndex:
         self._settle()
 
     def find(self, keys: Sequence[pa.Array]) -> Rows:
-        """[wanted] number of the row with each key, -1 where there is none.
+        """Return the number [wanted] of the row with each key, -1 for keys that no row has.
 
         Args:
-            keys: the key's columns, side by side.
+            keys: the key's columns, parallel to each other.
         """
         found = np.full(len(keys[0]), -1, dtype=np.int64)
         asked, rows = self._hash_table.candidates(hash_keys(keys)) if self._settled else (found[:0], found[:0])
@@ -132,7 +132,7 @@ class RowIndex:
         return found
 
     def locate(self, numbers: Rows) -> tuple[Rows, Rows]:
-        """The commit (its number) and the row in that commit of each of these rows."""
+        """Return the commit (its number) of each of these rows, and the row within the commit."""
         commits, rows = np.empty_like(numbers), np.empty_like(numbers)
         for chunk, which, local in self._by_chunk(numbers):
             commits[which] = chunk["commit"].chunk(0).to_numpy()[local]
@@ -140,14 +140,14 @@ class RowIndex:
         return commits, rows
 
     def table(self) -> pa.Table:
-        """All rows by number, hidden ones included."""
-        self._make_light()
+        """Return all rows by number, including hidden ones."""
+        self._summarise()
         if self._table is None:
             self._table = pa.concat_tables(self._chunks) if self._chunks else LOCATED[self._kind].empty_table()
         return self._table
 
     def listed(self) -> pa.Table:
-        """The rows that count, in the order of commitment."""
+        """Return the rows that count, in the order of commitment."""
         if self._listed is None:
             table, order = self.table(), self._positions()
             if self._hidden_rows:
@@ -164,19 +164,19 @@ class RowIndex:
         self._chunks.extend(pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
         self._table = self._listed = self._starts = None
 
-    def _make_light(self) -> None:
-        """Make light rows of those that wait for it."""
+    def _summarise(self) -> None:
+        """Summarise the rows that wait for it."""
         if self._waiting:
             for table in located(self._kind, self._waiting):
                 self._append(table)
             self._waiting, self._waiting_bytes = [], 0
 
     def _by_chunk(self, numbers: Rows) -> Iterator[tuple[pa.Table, Rows, Rows]]:
-        """(chunk, which of the numbers are of it, which of its rows these are); a chunk is contiguous."""
+        """Yield (chunk, indices into `numbers` of its rows, those rows within the chunk)."""
         if not len(numbers):
             return
         if self._waiting and numbers.max() >= self._rows - sum(rows.batch.num_rows for rows in self._waiting):
-            self._make_light()
+            self._summarise()
         if self._starts is None:
             lengths = [chunk.num_rows for chunk in self._chunks]
             self._starts = np.cumsum([0, *lengths[:-1]])
@@ -186,8 +186,8 @@ class RowIndex:
             yield self._chunks[chunk], which, numbers[which] - self._starts[chunk]
 
     def _tidy(self) -> None:
-        """Keep the chunks few, and copy each row only so often as their number doubles."""
-        self._make_light()
+        """Merge chunks so that they stay few, and a row is copied only when the number of rows has doubled."""
+        self._summarise()
         chunks = self._chunks
         while len(chunks) > 1 and chunks[-2].num_rows < 2 * chunks[-1].num_rows:
             last = 2
@@ -197,7 +197,7 @@ class RowIndex:
         self._table = self._starts = None
 
     def _settle(self) -> None:
-        """Sort all rows into the hash table; decide which of those with the same key counts."""
+        """Sort all rows into the hash table; decide which of several rows with the same key counts."""
         self._tidy()
         hashes: Hashes = self._column("hash")
         self._hash_table = HashTable(hashes)
@@ -224,7 +224,7 @@ class RowIndex:
             first.add(key)
 
     def _positions(self) -> Rows:
-        """[rows] numbers that ascend in the order of commitment."""
+        """Return numbers [rows] that ascend in the order of commitment."""
         by_commit = np.argsort(
             np.asarray(sorted(range(len(self.commits)), key=self.commits.__getitem__), dtype=np.int64)
         )

@@ -1,6 +1,6 @@
-"""The light side of a row: what is asked of every row of a store without reading its tokens.
+"""Summary rows: the properties of each row that can be asked for without reading its tokens.
 
-One light row for each row of a part. Light rows are what the index files keep and what is held in memory.
+There is one summary row per row of a part. Index files keep them on disk, and every opening of a store in memory.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ SUMMARY_SCHEMAS = {
             pa.field("values", pa.int32(), nullable=False),  # number of values that are not null
             pa.field("nulls", pa.int32(), nullable=False),
             pa.field("sum", pa.float64(), nullable=False),
-            pa.field("min", pa.float32()),  # null where all values are
+            pa.field("min", pa.float32()),  # null if all values are
             pa.field("max", pa.float32()),
         ]
     ),
@@ -50,7 +50,7 @@ SUMMARY_SCHEMAS = {
 }
 
 KEYS = {"groups": ("group_id",), "scores": ("group_id", "scorer"), "steps": ("step",)}
-"""Which columns name a row: of two rows with the same key, the one committed first counts."""
+"""The key columns: of several rows with the same key, the one committed first counts."""
 
 
 _TOTALS = [
@@ -65,12 +65,12 @@ _TOTALS = [
 
 @dataclass(frozen=True)
 class ScorerSummary:
-    """What a store holds of one scorer.
+    """A scorer's values in a store.
 
     Attributes:
-        name, digest: of the scorer; one name may stand there with several digests.
-        groups: how many groups it has scored.
-        nulls: how many outputs it could not score.
+        name, digest: of the scorer; a store may hold several digests under one name.
+        groups: number of groups that it has scored.
+        nulls: number of outputs that it could not score.
         mean, min, max: over the values that are not null; None if all are.
     """
 
@@ -84,9 +84,9 @@ class ScorerSummary:
 
 
 def summary_rows(kind: str, batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """The light rows of one or more batches of parts, in one piece.
+    """Return the summary rows of one or more batches of parts as a table with one chunk.
 
-    It costs about the same for one small batch as for many: a few dozen calls into numpy and Arrow.
+    The cost is about the same for one small batch as for many: a few dozen calls into numpy and Arrow.
     """
     rows = pa.Table.from_batches(batches, schema=KINDS[kind])
     columns = {"groups": _of_groups, "scores": _of_scores, "steps": _of_steps}[kind](rows)
@@ -159,7 +159,7 @@ def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def _run_sums(values: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """The sums of consecutive runs of `values`, which may be empty."""
+    """Return the sums of consecutive runs of `values`; runs may be empty."""
     if not len(values):
         return np.zeros(len(lengths), dtype=values.dtype)
     starts = np.cumsum(lengths) - lengths

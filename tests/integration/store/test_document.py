@@ -1,4 +1,4 @@
-"""The examples of docs/store.md, run as they stand there."""
+"""The examples of docs/store.md, run as printed."""
 
 import re
 import subprocess
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table.compaction import LARGE, compact
 from tests.locations import ROOT
 from tests.unit.factories import groups, scores
 
@@ -18,13 +20,16 @@ _CUT = "the example begins here"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the store that the document speaks of."""
+    """A working directory with the document's store, compacted: the replaced parts are there as well."""
     root: Path = tmp_path_factory.mktemp("document")
     store = SampleStore(root / "runs/demo/store", "run")
     for round_ in range(2):
         names = [f"{round_}-{number}" for number in range(3)]
         store.append_groups(groups(*names, round=round_))
         store.append_scores(scores("reward", {name: [float(round_), None] for name in names}))
+    opened = OpenedStore(root / "runs/demo/store", None, read_only=False)
+    for catalogue in opened.kinds.values():
+        compact(opened.backend, catalogue, opened.author, LARGE)
     return root
 
 
@@ -32,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("number", "shown"),
     [
-        pytest.param(0, "{'groups': 6, 'scores': 6, 'steps': 0} 2", id="brain-align"),
+        pytest.param(0, "{'groups': 6, 'scores': 6, 'steps': 0} 1", id="brain-align"),
         pytest.param(1, "3", id="pyarrow"),
         pytest.param(2, "reward", id="pandas"),
         pytest.param(3, "shape: (6, 2)", id="polars"),

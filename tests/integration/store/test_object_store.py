@@ -139,9 +139,9 @@ def test_what_was_dropped_from_memory_is_fetched_and_checked_again(uri: str, mon
 
 @pytest.mark.timeout(60)
 def test_a_missing_bucket_and_an_unknown_file_system_are_one_clear_sentence(uri: str) -> None:
-    with pytest.raises(UserError, match="there is no such bucket; make it, or correct the URI"):
+    with pytest.raises(UserError, match="the bucket does not exist; create it, or correct the URI"):
         SampleStore(uri.replace(f"//{BUCKET}/", "//no-such-bucket/"), "run")
-    with pytest.raises(UserError, match="no place for a sample store"):
+    with pytest.raises(UserError, match="cannot hold a sample store"):
         SampleStore("s3x://bucket/store", "run")
     with pytest.raises(UserError, match="There is no sample store at"):
         SampleStore(uri, None, read_only=True)
@@ -184,7 +184,7 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(
         pauses.clear()
         passing.fail(20)  # it has answered, so minutes of trouble are waited for
         assert len(backend.list("groups")) == 3 and passing.failed == 20
-        assert max(pauses) == 15.0 and 120 < sum(pauses) < 300 and "tried again in 15.0 s" in caplog.text
+        assert max(pauses) == 15.0 and 120 < sum(pauses) < 300 and "retrying in 15.0 s" in caplog.text
         for has_answered in (False, True):
             lasting = Failing(uri, 0, OSError("AWS Error SLOW_DOWN"))
             backend = ObjectStore(uri, lasting, lasting.root)

@@ -1,11 +1,13 @@
 """The claim that a new kind of scorer takes two files, its settings and itself, and cannot pass unchecked."""
 
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
 
 from brain_align.common.config.scorers import ScorerPool, ScorerSection
-from brain_align.scorer.catalogue import KINDS, check_scorer
+from brain_align.scorer.catalogue import check_scorer, kind_of
 from tests.locations import ROOT
 from tests.unit.planted import run_planted
 
@@ -13,6 +15,7 @@ SETTINGS = '''
 class PlantedSection(ScorerPool):
     """A planted kind of scorer."""
 
+    FILE = "planted"
     kind: Literal["planted"]
     shift: float = Field(1.0, description="a planted setting")
 
@@ -80,10 +83,33 @@ def test_a_new_kind_is_a_section_and_a_file(tmp_path):
     assert printed.splitlines() == ["refused: a negative shift", "[[3.0, 3.0]]", "planted, shift 3.0, for training"]
 
 
-def test_every_kind_of_the_settings_is_in_the_table_and_no_other():
-    assert set(KINDS) == set(get_args(get_args(ScorerSection)[0]))
+@pytest.mark.parametrize("section", get_args(get_args(ScorerSection)[0]))
+def test_every_kind_of_the_settings_names_its_file(section):
+    assert kind_of(section.model_construct()).section is section
 
 
-def test_a_kind_that_the_table_lacks_is_an_error_and_not_unchecked():
-    with pytest.raises(KeyError):
+def test_every_file_of_a_kind_is_named():
+    files = {path.stem for path in (ROOT / "scorer/kinds").glob("*.py") if "KIND = Kind(" in path.read_text()}
+    assert files == {section.FILE for section in get_args(get_args(ScorerSection)[0])}
+
+
+def test_a_kind_that_names_no_file_is_an_error_and_not_unchecked():
+    with pytest.raises(AttributeError, match="FILE"):
         check_scorer("reward", ScorerPool(kind="unheard of"))
+
+
+def test_a_function_is_loaded_without_torch():
+    """An actor of a scorer imports what its own kind needs, which decides how fast it starts."""
+    code = """
+import sys
+from pathlib import Path
+from brain_align.common.config.inputs import PolicySection
+from brain_align.common.config.scorers import FunctionSection
+from brain_align.scorer.catalogue import build_scorer
+
+section = FunctionSection(kind="function", function="brain_align.deploy.demo.truth:quality")
+build_scorer(section, "truth", PolicySection(model="m"), Path("policies"))
+print(sorted({"torch", "transformers", "peft"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -68,7 +68,7 @@ def test_gc_gives_no_valid_checksum_to_rows_that_went_bad_since_they_were_read(r
     catalogue = store.kinds["scores"]
     remove_superseded(store.backend, catalogue, grace=0.0)
     (bad,) = (root / "scores").iterdir()
-    first, *_ = (commit for commit, _ in catalogue.commits())
+    first = catalogue.rows.commits[0]
     catalogue.read(first)
     with_one_bit_flipped(bad)
     with pytest.raises(DamagedPartError, match=rf"{bad.name} is damaged"):
@@ -121,7 +121,7 @@ def test_verify_names_a_foreign_file_among_the_lists_of_removed_groups_and_goes_
         (root / "removed" / name).write_text("")
     found = verify(root)
     assert found.problems == [
-        f"{root}/removed/{name} is no file of a sample store; move it out of it."
+        f"{root}/removed/{name} is not a file of a sample store; move it elsewhere."
         for name in ("groups-.arrow", "notes.txt")
     ]
     assert found.counts["groups"] == 3

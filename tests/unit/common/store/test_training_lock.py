@@ -91,7 +91,7 @@ def test_a_trainer_that_is_stopped_is_not_dead_and_the_message_says_so(root: Pat
         process.send_signal(signal.SIGSTOP)
         (held,) = (root / "claims").iterdir()
         os.utime(held, (time.time() - 70, time.time() - 70))
-        refused = rf"no sign of life for (69|7.) s and is stopped, not dead; end it \(kill -9 {process.pid}\)"
+        refused = rf"silent for (69|7.) s but is stopped, not dead; end it \(kill -9 {process.pid}\)"
         with pytest.raises(UserError, match=refused), SampleStore(root, "run").training():
             pass
     finally:
@@ -117,7 +117,7 @@ def test_a_trainer_on_another_machine_is_believed_for_a_minute(root: Path, conte
     theirs = root / "claims" / "holds-0000abcd.json"
     theirs.parent.mkdir()
     theirs.write_text(content)
-    with pytest.raises(UserError, match=r"if it is dead, the store is free in (59|60) s"), store.training():
+    with pytest.raises(UserError, match=r"if it is dead, the lock expires in (59|60) s"), store.training():
         pass
     assert claim_files(root) == [theirs.name]
     os.utime(theirs, (time.time() - 61, time.time() - 61))
@@ -193,7 +193,7 @@ def test_of_many_at_the_same_moment_at_most_one_gets_it(root: Path) -> None:
 
 @pytest.mark.parametrize("missed", ["not listed", "gone when it is read"])
 def test_a_question_that_turns_into_a_claim_while_another_looks_is_seen(root: Path, missed: str) -> None:
-    """The first look finds neither the question, which has just gone, nor the claim, which came after."""
+    """The first look finds neither the request, which has just gone, nor the lock, which came after it."""
     looks: list[list[Entry]] = []
     look = LocalBackend.list
 
@@ -283,7 +283,7 @@ def test_a_question_that_another_removed_is_a_clear_error(root: Path) -> None:
     store = SampleStore(root, "run")
     with (
         mock.patch.object(LocalBackend, "list", return_value=[]),
-        pytest.raises(UserError, match="was removed by another process just now; start again"),
+        pytest.raises(UserError, match="was just removed by another process; start again"),
         store.training(),
     ):
         pass
