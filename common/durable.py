@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and survive a power cut once they have appeared."""
+"""Files and directories that appear complete or not at all, and survive a power cut once they have appeared."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def fsync_path(path: Path) -> None:
 
 
 def make_directories(path: Path) -> None:
-    """Make a directory and those above it that are missing, so that they survive a power cut too."""
+    """Make a directory and its missing parents, so that they survive a power cut."""
     missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for directory in missing:
@@ -29,12 +29,12 @@ def make_directories(path: Path) -> None:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """A name beside `path` that no reader takes for the finished thing."""
+    """Return a name beside `path` that readers ignore."""
     return path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def is_temporary(path: Path | os.DirEntry[str]) -> bool:
-    """Whether `path` is something that a writer had not finished."""
+    """Return whether `path` is an unfinished file or directory of a writer."""
     return path.name.startswith(_TEMPORARY)
 
 
@@ -62,7 +62,7 @@ def _created(path: Path) -> BinaryIO:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `path`, complete and durable, when the block ends without an error.
+    """Yield a temporary directory that becomes `path`, durably, when the block ends without an error.
 
     Raises:
         FileExistsError: `path` exists already.
@@ -84,7 +84,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what interrupted writers left in `directory`; only the one owner of the directory may call this."""
+    """Delete the remains of interrupted writers in `directory`; only its one owner may call this."""
     leftovers = list(directory.glob(f"{_TEMPORARY}*")) if directory.exists() else []
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

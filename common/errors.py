@@ -1,27 +1,27 @@
-"""The errors that a user meets: one clear sentence each, and never a traceback."""
+"""The errors that users see: one clear sentence each, without a traceback."""
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without the pages that some add to it."""
+    """Return the first line of a library's error message, without the pages that some libraries append."""
     return str(error).strip().split("\n")[0]
 
 
 class UserError(Exception):
-    """Something that the user can put right.
+    """A mistake that the user can fix.
 
-    The message is one sentence (or a short list) that says what is wrong, where, and what to do. The command line
-    prints it alone and exits with status 2.
+    The message is one sentence (or a short list) that states the mistake, its place and the remedy. The command line
+    prints only the message and exits with status 2.
     """
 
 
 class DamagedPartError(UserError):
-    """A file of the sample store is torn, truncated, altered or foreign."""
+    """A file of the sample store is truncated, altered or foreign."""
 
 
 class PipelineError(Exception):
-    """A part of the running pipeline failed: names the part, what it did, and the log file to read.
+    """A part of the running pipeline failed; the message names the part, its task and the log file to read.
 
-    The command line prints it and exits with status 1; a run can be resumed.
+    The command line prints it and exits with status 1; the run can be resumed.
     """
 
 
@@ -33,7 +33,7 @@ class LearnerOutOfMemoryError(PipelineError):
     """
 
     def __init__(self, message: str, smaller: int) -> None:
-        super().__init__(message, smaller)  # both, so that it survives its way through Ray
+        super().__init__(message, smaller)  # both, so that Ray can pickle it
         self.smaller = smaller
 
     def __str__(self) -> str:
@@ -41,18 +41,18 @@ class LearnerOutOfMemoryError(PipelineError):
 
 
 class EngineLostError(PipelineError):
-    """The engine below a service has died; the service cannot go on and must be started again."""
+    """A service's engine has died; the service cannot continue and must be restarted."""
 
 
 class DeliveryError(PipelineError):
     """A version did not get into an engine, for a reason that may pass: memory, a device, a file system, time.
 
-    The service must be started again; what it was asked for is not to blame.
+    The service must be restarted; its request is not to blame.
     """
 
 
 def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
-    """The first single exception in a group of groups: what failed before the rest was cancelled."""
+    """Return the first single exception in nested groups, which failed before the others were cancelled."""
     failure: Exception = failures
     while isinstance(failure, ExceptionGroup):
         failure = failure.exceptions[0]

@@ -1,4 +1,4 @@
-"""Digests: the names of things that must be the same on every machine and after every restart."""
+"""Digests and seeds, which are the same on every machine and after every restart."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ _CHUNK = 1 << 20
 
 
 def digest(*parts: Any) -> str:
-    """A 128-bit hex digest of JSON-serialisable parts; equal parts give equal digests everywhere."""
+    """Return a 128-bit hex digest of JSON-serialisable parts; equal parts give equal digests everywhere."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def digest_of_many(parts: Iterable[Any]) -> str:
-    """The digest of any number of JSON-serialisable parts, of which one is held at a time."""
+    """Return the digest of any number of JSON-serialisable parts, holding one at a time."""
     hasher = hashlib.blake2b(digest_size=16)
     for part in parts:
         hasher.update(digest(part).encode())
@@ -24,17 +24,17 @@ def digest_of_many(parts: Iterable[Any]) -> str:
 
 
 def seed_from(*parts: Any) -> int:
-    """A non-negative 63-bit random seed that depends on all parts and on nothing else."""
+    """Return a non-negative 63-bit random seed that depends only on the parts."""
     return int(digest(*parts)[:16], 16) >> 1
 
 
 def digest_files(root: Path, names: list[str]) -> str:
-    """The digest of the named files below `root`, of their names and contents, in the order of the names."""
+    """Return the digest of the names and contents of files below `root`, in the order of the names."""
     return digest_contents({name: root / name for name in names})
 
 
 def digest_contents(places: Mapping[str, Path]) -> str:
-    """As `digest_files`, for files that need not lie under the names that they have in the digest."""
+    """Return `digest_files` of files whose paths differ from their names in the digest."""
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(places):
         hasher.update(name.encode() + b"\0")
@@ -46,5 +46,5 @@ def digest_contents(places: Mapping[str, Path]) -> str:
 
 
 def group_id(run_id: str, prompt_id: str, round_: int, proposal_version: int) -> str:
-    """The deterministic name of a group: committing it twice is harmless (docs/architecture.md, "Rows")."""
+    """Return the deterministic name of a group: committing it twice is harmless (docs/architecture.md, "Rows")."""
     return digest("group", run_id, prompt_id, round_, proposal_version)

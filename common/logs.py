@@ -1,4 +1,4 @@
-"""Where the chatter of a service goes: its own log file, not the user's terminal."""
+"""The log file of a service, which receives its output in place of the user's terminal."""
 
 import os
 import sys
@@ -8,9 +8,8 @@ from pathlib import Path
 def redirect_output(path: Path) -> None:
     """Append everything that this process writes to stdout and stderr from now on to a file.
 
-    Works on the file descriptors, so that C++ libraries and child processes are caught too, and replaces
-    `sys.stdout` and `sys.stderr`, which a Ray worker has replaced by objects of its own. Loggers made earlier
-    keep the stream that they were given.
+    It redirects the file descriptors, so that C++ libraries and child processes are covered, and replaces `sys.stdout`
+    and `sys.stderr`, for which a Ray worker has objects of its own. Existing loggers keep their streams.
 
     Args:
         path: the log file; its directory is created. Later calls may name another one.
@@ -23,6 +22,6 @@ def redirect_output(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    # Line-buffered: what a process wrote before it was killed is in the file.
+    # Line-buffered, so that lines written before the process was killed are in the file.
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)

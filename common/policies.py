@@ -1,8 +1,10 @@
-"""The registry of proposal versions: what the learner publishes and the samplers load.
+"""The registry of proposal versions, which the learner publishes and the samplers load.
 
-`policies/v000007/` holds one version, complete: an adapter (PEFT format) or a whole model (HF format), and
-`version.json` with the digest of the files, the step that it came from, the probe that shows a sampler whether it
-loaded the same, and where the files are served. A version appears whole or not at all and is never changed.
+`policies/v000007/` holds one version: an adapter (PEFT format) or a whole model (HF format), and `version.json` with
+the digest of the files, the step that it came from, a probe with which a sampler checks that it loaded the same
+weights, and the address that serves the files. A version appears complete or not at all and is never changed.
+
+    brain_align.learner.publishing -> PolicyRegistry -> brain_align.sampler.weights
 """
 
 import json
@@ -19,10 +21,10 @@ _MARKER = "version.json"
 
 @dataclass(frozen=True)
 class ProposalModel:
-    """What the versions are versions of.
+    """The model that a run's versions belong to.
 
     Attributes:
-        source: directory or hub id of the model that adapters belong to, or whose weights the versions replace.
+        source: directory or hub id of the model that adapters attach to, or whose weights the versions replace.
         adapter_rank: the largest rank in the adapters; None where the versions are whole models.
     """
 
@@ -32,7 +34,7 @@ class ProposalModel:
 
 @dataclass(frozen=True)
 class Probe:
-    """A short text with the log-probabilities that the learner's policy gives it: what a sampler must find as well.
+    """A short text with the log-probabilities that the learner's policy gives it, which samplers must reproduce.
 
     Attributes:
         prompt: token ids.
@@ -55,9 +57,9 @@ class ProposalVersion:
         step: the optimiser step that it came from.
         path: its directory.
         files: the names of its files below `path`.
-        probe: None where it was published without one, as in older registries.
-        server: "host:port" of the process that served its files when it was published; a hint, for that process may
-            have ended since. None where there was none.
+        probe: None where it was published without one.
+        server: "host:port" of the process that served its files when it was published, which may have ended since;
+            None without one.
     """
 
     version: int
@@ -80,11 +82,11 @@ class PolicyRegistry:
         self.root = Path(root)
 
     def path(self, version: int) -> Path:
-        """The directory of a version, published or not."""
+        """Return the directory of a version, published or not."""
         return self.root / f"v{version:06d}"
 
     def is_published(self, version: int) -> bool:
-        """Whether a version is there."""
+        """Return whether a version exists."""
         return self.path(version).exists()
 
     def publish(
@@ -95,10 +97,10 @@ class PolicyRegistry:
         probe: Probe | None = None,
         server: str | None = None,
     ) -> ProposalVersion:
-        """Publish a version whose files `write(directory)` creates; a version that exists already is kept as it is.
+        """Publish a version whose files `write(directory)` creates; keep an existing one as it is.
 
-        The learner publishes right after a checkpoint, so a resumed learner that publishes a version again writes the
-        same weights; what samplers have already used must not change under them in any case.
+        The learner publishes right after a checkpoint, so a resumed learner would write the same weights again; in any
+        case, files that samplers have used must not change.
         """
         target = self.path(version)
         if not self.is_published(version):
@@ -152,17 +154,17 @@ class PolicyRegistry:
             ) from error
         if actual != found.digest:
             raise UserError(
-                f"Proposal version {version} in {found.path} is damaged: its digest is {actual}, published was "
-                f"{found.digest}; restore the directory from a copy, or start a new run."
+                f"Proposal version {version} in {found.path} is damaged: its digest is {actual}, but "
+                f"{found.digest} was published; restore the directory from a copy, or start a new run."
             )
         return found
 
     def versions(self) -> list[int]:
-        """All published versions, oldest first."""
+        """Return the numbers of all published versions, oldest first."""
         names = (entry.name for entry in self.root.glob("v*")) if self.root.exists() else ()
         return sorted(int(name[1:]) for name in names if name[1:].isdigit())
 
     def newest(self) -> ProposalVersion | None:
-        """The newest published version, or None before the first."""
+        """Return the newest published version, or None before the first."""
         versions = self.versions()
         return self.get(versions[-1]) if versions else None

@@ -16,13 +16,13 @@ SCHEMA_VERSION = 3
 """Of the store's files (docs/store.md): 3 has XXH3 checksums, 2 compacted parts and the writer in names."""
 
 PRIOR = "prior"
-"""The scorer name under which log p(y|x) stands in SCORES."""
+"""The scorer name of log p(y|x) in SCORES."""
 
 PROPOSAL = "proposal"
-"""The scorer name under which log q'(y|x) stands in SCORES where the learner's numerics compute it again."""
+"""The scorer name of log q'(y|x) in SCORES where it is computed again with the learner's numerics."""
 
 HUMAN = "human"
-"""The scorer name under which people's choices stand in SCORES: 1 for the output that was chosen, 0 for the other."""
+"""The scorer name of human preferences in SCORES: 1 for the chosen output, 0 for the other."""
 
 TOKEN_IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())

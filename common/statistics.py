@@ -1,4 +1,4 @@
-"""The statistics that results are reported with."""
+"""The statistics of reported results."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class WinRate:
         rate: wins / prompts, in percent.
         ci95: half-width of the 95 % normal interval, in percent.
         ties: share of exact ties, in percent.
-        prompts: how many were compared.
+        prompts: number of compared prompts.
     """
 
     rate: float
@@ -25,10 +25,12 @@ class WinRate:
 
 
 def win_rate(rewards: Sequence[float], gold_rewards: Sequence[float]) -> WinRate:
-    """Train-RM win rate: r(output) strictly greater than r(gold), with `1.96 * sqrt(p (1 - p) / N)` (paper, Table 1).
+    """Compute the win rate by training reward, as in the paper's Table 1.
+
+    A win is r(output) strictly greater than r(gold); the interval is `1.96 * sqrt(p (1 - p) / N)`.
 
     Raises:
-        ValueError: nothing to compare, or lengths that differ.
+        ValueError: there is nothing to compare, or the lengths differ.
     """
     pairs = list(zip(rewards, gold_rewards, strict=True))
     if not pairs:
@@ -42,13 +44,13 @@ def win_rate(rewards: Sequence[float], gold_rewards: Sequence[float]) -> WinRate
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and spread of numbers that come in batches; merging batches loses no precision (Chan et al. 1979).
+    """Count, mean and spread of numbers in batches, which merge without loss of precision (Chan et al. 1979).
 
     Attributes:
-        count: how many numbers.
-        mean: 0 where there are none.
+        count: of the numbers.
+        mean: 0 without numbers.
         squares: sum of squared deviations from the mean.
-        least, greatest: infinite where there are none.
+        least, greatest: infinite without numbers.
     """
 
     count: int = 0
@@ -59,7 +61,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Moments":
-        """The moments of numbers, none of them NaN."""
+        """Compute the moments of numbers, none of them NaN."""
         if not len(values):
             return cls()
         mean = float(np.mean(values, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Generation of one lease: from prompts to GROUPS rows that are ready to be committed."""
+"""Generation of one request: from prompts to GROUPS rows that are ready to be committed."""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -21,7 +21,7 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class Generation:
-    """A sampler's settings, which are the same for all leases.
+    """A sampler's settings, which are the same for all requests.
 
     Attributes:
         sampling: the distribution, and the length.
@@ -39,38 +39,38 @@ class Generation:
 
 
 async def generate_groups(
-    engine: Engine, lease: SampleRequest, used: Use, how: Generation
+    engine: Engine, request: SampleRequest, used: Use, how: Generation
 ) -> AsyncGenerator[pa.RecordBatch]:
-    """Sample a lease; yield one GROUPS row per prompt, in the order in which they finish.
+    """Sample a request; yield one GROUPS row per prompt, in the order in which they finish.
 
     Raises:
         PipelineError: the engine broke its contract, or died.
     """
     started = time.time()
     finished = engine.sample(
-        [prompt.token_ids for prompt in lease.prompts],
+        [prompt.token_ids for prompt in request.prompts],
         how.sampling,
-        n=lease.n,
+        n=request.n,
         eos_token_id=how.eos_token_id,
         adapter=used.adapter,
-        seed=lease.seed if lease.alone else None,
+        seed=request.seed if request.alone else None,
     )
     shared = {
-        "round": lease.round,
+        "round": request.round,
         "proposal_version": used.proposal.version,
         "proposal_digest": used.proposal.digest,
         "temperature": how.sampling.temperature,
         "max_tokens": how.sampling.max_tokens,
-        "lease_id": lease.lease_id,
-        "seed": lease.seed,
+        "lease_id": request.lease_id,
+        "seed": request.seed,
         "sampler_id": how.sampler_id,
         "started_at": started,
     }
     async with aclosing(finished):
         async for index, completions in finished:
             row = {
-                "group_id": lease.group_ids[index],
-                **_prompt_columns(lease.prompts[index]),
+                "group_id": request.group_ids[index],
+                **_prompt_columns(request.prompts[index]),
                 "outputs": [_output(one, how) for one in completions],
                 **shared,
                 "finished_at": time.time(),
@@ -78,19 +78,19 @@ async def generate_groups(
             yield batch_from_rows(GROUPS, [row])
 
 
-def check_prompts(lease: SampleRequest, *, vocabulary: int, max_prompt_tokens: int) -> None:
-    """Refuse prompts that the model cannot read, before anything of the lease is sampled.
+def check_prompts(request: SampleRequest, *, vocabulary: int, max_prompt_tokens: int) -> None:
+    """Refuse prompts that the model cannot read, before anything of the request is sampled.
 
     Args:
-        lease: the request.
+        request: the prompts to sample for.
         vocabulary: token ids are below it.
         max_prompt_tokens: leaves room for the output in the engine's window.
 
     Raises:
         UserError: a prompt is empty or too long, or has ids outside the model's vocabulary.
     """
-    for prompt in lease.prompts:
-        where = f"Prompt {prompt.prompt_id} of lease {lease.lease_id}"
+    for prompt in request.prompts:
+        where = f"Prompt {prompt.prompt_id} of request {request.lease_id}"
         if not prompt.token_ids:
             raise UserError(f"{where} is empty; remove it from the data.")
         if len(prompt.token_ids) > max_prompt_tokens:

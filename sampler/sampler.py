@@ -1,4 +1,4 @@
-"""A sampler: an engine, the versions that it holds, and the leases that it samples."""
+"""A sampler: an engine, the versions that it holds, and the requests that it samples."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -22,7 +22,7 @@ _PROBE_ROOM = 32  # tokens; more than a probe has
 
 
 class Sampler:
-    """Samples several leases at a time, each from the published version that it names.
+    """Samples several requests at a time, each from the published version that it names.
 
     Args:
         name: of the replica.
@@ -58,28 +58,28 @@ class Sampler:
         self._outputs = 0
         self._tokens = 0
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        """Sample a lease; yield GROUPS rows, one per prompt, as they finish.
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+        """Sample a request; yield GROUPS rows, one per prompt, as they finish.
 
         Raises:
-            UserError: the model cannot read a prompt, or the lease's version is missing, damaged or another model's.
+            UserError: the model cannot read a prompt, or the request's version is missing, damaged or another model's.
             PipelineError: the engine broke its contract, died, or took too long to load the version.
         """
         room = self._engine.max_model_tokens - self._how.sampling.max_tokens
-        check_prompts(lease, vocabulary=self._engine.vocabulary, max_prompt_tokens=room)
-        open_ = lease.n * len(lease.prompts)
+        check_prompts(request, vocabulary=self._engine.vocabulary, max_prompt_tokens=room)
+        open_ = request.n * len(request.prompts)
         if not self._in_flight:
             self._at_work_since = time.monotonic()
         self._in_flight += open_
         try:
             async with (
-                self._versions.use(lease.policies, lease.version, alone=lease.alone) as used,
-                aclosing(generate_groups(self._engine, lease, used, self._how)) as groups,
+                self._versions.use(request.policies, request.version, alone=request.alone) as used,
+                aclosing(generate_groups(self._engine, request, used, self._how)) as groups,
             ):
                 self._at_work_since = time.monotonic()
                 async for group in groups:
-                    open_ -= lease.n
-                    self._count(group, lease.n)
+                    open_ -= request.n
+                    self._count(group, request.n)
                     yield group
         finally:
             self._in_flight -= open_

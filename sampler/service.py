@@ -1,4 +1,4 @@
-"""The sampling service: actors that receive leases and stream groups back."""
+"""The sampling service: actors that receive requests and stream groups back."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SamplerActor:
-    """One sampler as an asynchronous actor: any number of leases at a time, and an answer to health checks meanwhile.
+    """One sampler as an asynchronous actor: any number of requests at a time, and an answer to health checks meanwhile.
 
     An actor whose engine has died ends itself, so that it is noticed and restarted.
     """
@@ -54,10 +54,10 @@ class SamplerActor:
         self._sampler = await asyncio.to_thread(Sampler, self._name, self._recipe, self._model)
         return self._name
 
-    async def generate(self, lease: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
-        """Sample a lease: `Sampler.generate`."""
+    async def generate(self, request: SampleRequest) -> AsyncGenerator[pa.RecordBatch]:
+        """Sample a request: `Sampler.generate`."""
         try:
-            async for group in self._sampler.generate(lease):
+            async for group in self._sampler.generate(request):
                 yield group
         except EngineLostError as error:
             self._end(error)

@@ -1,7 +1,7 @@
-"""Conversations as texts: what scorers, reward functions and people see of a prompt of several turns.
+"""Conversations as texts: the form in which scorers, reward functions and people see a prompt of several turns.
 
-GROUPS has one text a prompt. That of a single turn of the user is what the user says; that of any other conversation is
-the JSON of its messages, from which whoever needs the turns gets them back (`turns_of`).
+GROUPS has one text per prompt. The text of a single user turn is its content; the text of any other conversation is the
+JSON of its messages, from which `turns_of` restores the turns.
 """
 
 import json
@@ -20,24 +20,24 @@ class Message(TypedDict):
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """The text of a conversation; `turns_of` is the way back."""
+    """Return the text of a conversation; `turns_of` is the inverse."""
     if len(messages) == 1 and messages[0]["role"] == USER and _parsed(messages[0]["content"]) is None:
         return messages[0]["content"]
     return json.dumps(list(messages), ensure_ascii=False)
 
 
 def turns_of(text: str) -> list[Message]:
-    """The turns of a prompt's text; one that is no conversation is a single turn of the user."""
+    """Return the turns of a prompt's text; a text that is not a conversation is a single user turn."""
     return _parsed(text) or [Message(role=USER, content=text)]
 
 
 def is_conversation(text: str) -> bool:
-    """Whether a prompt's text stands for other turns than a single one of the user."""
+    """Return whether a prompt's text is a conversation other than a single user turn."""
     return _parsed(text) is not None
 
 
 def messages_of(value: Any) -> list[Message] | None:
-    """A value that was read from somewhere as messages; None where it is no list of `{"role", "content"}` texts."""
+    """Return a value from a file as messages; None where it is not a list of `{"role", "content"}` texts."""
     if not isinstance(value, list) or not value:
         return None
     for turn in value:
@@ -47,10 +47,10 @@ def messages_of(value: Any) -> list[Message] | None:
 
 
 def reply_to(prompt: Sequence[Message], messages: Sequence[Message]) -> str | None:
-    """What the assistant says: in a reply alone, or in the whole conversation, which begins with the prompt.
+    """Return the assistant's reply, given alone or as the end of the whole conversation, which begins with the prompt.
 
     Returns:
-        The text; None where anything but one turn of the assistant follows the prompt.
+        The text; None where anything but one assistant turn follows the prompt.
     """
     start = len(prompt) if list(messages[: len(prompt)]) == list(prompt) else 0
     rest = messages[start:]

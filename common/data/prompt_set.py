@@ -1,4 +1,4 @@
-"""The prompts of a run, held compactly: a million of them take what their texts and token ids take."""
+"""The prompts of a run, held compactly: a million prompts take only the memory of their texts and token ids."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _COLUMNS = pa.schema(
 
 @dataclass
 class Skipped:
-    """Rows that hold no usable prompt, for one reason."""
+    """Rows without a usable prompt, for one reason."""
 
     count: int = 0
     first: int | None = None
@@ -38,12 +38,12 @@ class Skipped:
 
 
 class PromptSet(Sequence[Prompt]):
-    """The usable prompts of a source, in its order, in Arrow's columns; a `Prompt` is made when one is asked for.
+    """The usable prompts of a source, in its order, as Arrow columns; a `Prompt` is made on access.
 
     Attributes:
         too_long: rows whose prompt has too many tokens.
-        empty: rows whose prompt is null or nothing but space.
-        conversations: how many prompts' texts stand for other turns than a single one of the user.
+        empty: rows whose prompt is null or only whitespace.
+        conversations: number of prompts that are conversations other than a single user turn.
     """
 
     def __init__(self) -> None:
@@ -75,17 +75,17 @@ class PromptSet(Sequence[Prompt]):
 
     @property
     def nbytes(self) -> int:
-        """Memory that the prompts take."""
+        """The memory that the prompts take, in bytes."""
         return sum(part.nbytes for part in self._parts)
 
     def identities(self) -> Iterator[tuple[str, str | None]]:
-        """Of each prompt its id, which holds place and text, and its gold output."""
+        """Yield each prompt's id, which is a digest of row and text, and its gold output."""
         for part in self._parts:
             for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
                 yield _prompt_id(row, text), gold
 
     def add(self, rows: Sequence[tuple[int, str, list[int], str | None]]) -> None:
-        """Take in prompts: row (1-based), text, token ids, gold output."""
+        """Add prompts: row (1-based), text, token ids, gold output."""
         if rows:
             columns = [
                 pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), _COLUMNS, strict=True)

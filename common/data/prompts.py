@@ -1,4 +1,4 @@
-"""Prompts: taken from rows, left out where they do not fit, and drawn in a deterministic order."""
+"""Prompts: read from rows, skipped where they do not fit, and drawn in a deterministic order."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _Texts = tuple[int, str, str | None]
 """A row's number (1-based), its prompt and its gold output."""
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
-"""Texts of prompts -> the token ids that the model reads for each."""
+"""Converts texts of prompts to the model's token ids of each."""
 
 
 class RefusedPromptError(Exception):
     """A prompt cannot be encoded.
 
     Attributes:
-        index: its place among those that were to be encoded.
+        index: its index among the texts to encode.
     """
 
     def __init__(self, index: int, reason: str) -> None:
@@ -34,7 +34,7 @@ class RefusedPromptError(Exception):
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """Which columns hold what, and what prompts may be.
+    """The columns of a source, and the form of its prompts.
 
     Attributes:
         prompt: column of prompts.
@@ -47,25 +47,25 @@ class PromptColumns:
     conversations: bool = False
 
     def names(self) -> tuple[str, ...]:
-        """The columns to read."""
+        """Return the columns to read."""
         return (self.prompt,) if self.gold is None else (self.prompt, self.gold)
 
 
 def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, max_tokens: int, where: str) -> PromptSet:
-    """Take prompts from rows and tokenise them; empty ones and those over `max_tokens` are skipped and counted.
+    """Read prompts from rows and tokenise them; skip and count empty ones and those over `max_tokens`.
 
-    Two rows of one prompt are two prompts: a prompt's id is made of its row and its text.
+    Two rows with the same prompt are two prompts: a prompt's id is made from its row and its text.
 
     Args:
         rows: of a file or data set.
-        columns: what they hold.
-        encode: texts to token ids.
+        columns: their meaning.
+        encode: converts texts to token ids.
         max_tokens: of a prompt.
-        where: what to call the source in errors.
+        where: the source's name in errors.
 
     Raises:
-        UserError: a row lacks a column, holds something else than text or messages, or cannot be encoded (named); or
-            there is no usable prompt.
+        UserError: a row lacks a column, holds neither text nor messages, or cannot be encoded (the row is named); or
+            no prompt is usable.
     """
     found = PromptSet()
     numbered = enumerate(rows, start=1)
@@ -81,7 +81,7 @@ def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, ma
 
 
 def _take(found: PromptSet, texts: Sequence[_Texts], encode: Encode, max_tokens: int, where: str) -> None:
-    """Tokenise some rows, and take in what can be used."""
+    """Tokenise some rows, and add the usable prompts."""
     written = [one for one in texts if one[1].strip()]
     token_ids = dict(zip((number for number, _, _ in written), _encoded(written, encode, where), strict=True))
     usable = []
@@ -103,13 +103,13 @@ def _encoded(rows: Sequence[_Texts], encode: Encode, where: str) -> list[list[in
         return encode([text for _, text, _ in rows])
     except RefusedPromptError as error:
         raise UserError(
-            f"{where}, row {rows[error.index][0]}, cannot be encoded ({error}); mend or remove the row, or set "
+            f"{where}, row {rows[error.index][0]}, cannot be encoded ({error}); fix or remove the row, or set "
             f"data.chat_template."
         ) from None
 
 
 def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[str, str | None]:
-    """The texts of a row's prompt and gold output; that of a prompt that is null is empty."""
+    """Return the texts of a row's prompt (empty for null) and gold output."""
     prompt = _text(row, number, columns.prompt, columns, where)
     if prompt is None or columns.gold is None:
         return prompt or "", None
@@ -118,8 +118,8 @@ def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[st
         reply = reply_to(turns_of(prompt), messages)
         if reply is None:
             raise UserError(
-                f"{where}, row {number}, column {columns.gold!r}: what follows the prompt is not one reply of the "
-                f"assistant; mend or remove the row."
+                f"{where}, row {number}, column {columns.gold!r}: the prompt is not followed by exactly one assistant "
+                f"turn; fix or remove the row."
             )
         return prompt, reply
     if not isinstance(gold, str):
@@ -129,7 +129,7 @@ def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[st
 
 def _text(row: Row, number: int, column: str, columns: PromptColumns, where: str) -> str | None:
     value = row.get(column)
-    if isinstance(value, str):  # one that looks like messages is a text, all the same
+    if isinstance(value, str):  # a text, even if it looks like messages
         return as_text([Message(role=USER, content=value)]) if columns.conversations else value
     if value is None and column in row:
         return None
@@ -138,8 +138,8 @@ def _text(row: Row, number: int, column: str, columns: PromptColumns, where: str
         raise _no_text(row, number, column, where)
     if not columns.conversations:
         raise UserError(
-            f"{where}, row {number}, has a list of messages in column {column!r}; set data.chat_template=model, or to "
-            f"the file of a template."
+            f"{where}, row {number}, has a list of messages in column {column!r}; set data.chat_template to model or "
+            f"to a template file."
         )
     return as_text(messages)
 
@@ -152,20 +152,20 @@ def _no_text(row: Row, number: int, column: str, where: str) -> UserError:
 
 
 class PromptOrder:
-    """Which prompts each round of Algorithm 1 draws: a seeded shuffle of each epoch, no prompt twice in a round."""
+    """The prompts that each round of Algorithm 1 draws: a seeded shuffle per epoch, no prompt twice in a round."""
 
     def __init__(self, prompts: int, per_round: int, seed: int) -> None:
         if per_round > prompts:
             raise UserError(
                 f"algorithm.prompts_per_round={per_round} is more than the {prompts} usable training prompts; lower it,"
-                f" or bring more prompts."
+                f" or provide more prompts."
             )
         self._prompts = prompts
         self._per_round = per_round
         self._seed = seed
 
     def indices(self, round_: int) -> list[int]:
-        """Indices of the prompts of a round (0-based); the few that an epoch's last full round leaves out vary."""
+        """Return the indices of the prompts of a round (0-based); the few that an epoch cannot place vary."""
         epoch, slot = divmod(round_, self._prompts // self._per_round)
         generator = np.random.RandomState(seed_from("prompt order", self._seed, epoch) % 2**32)  # a frozen algorithm
         order = generator.permutation(self._prompts)

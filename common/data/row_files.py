@@ -1,4 +1,4 @@
-"""Rows of files, one by one, however large the file: JSON lines, parquet and Arrow IPC."""
+"""Rows of files of any size, read one by one: JSON lines, parquet and Arrow IPC."""
 
 import gzip
 import json
@@ -16,21 +16,21 @@ Row = dict[str, Any]
 _JSON = (".jsonl", ".jsonl.gz")
 _ARROW = (".arrow", ".feather", ".ipc")
 SUFFIXES = (*_JSON, ".parquet", *_ARROW)
-"""How the names of files end that can be read."""
+"""Suffixes of readable files."""
 
 _ROWS = 1024
-_ARROW_FILE = b"ARROW1"  # what Arrow's file format (feather is one) begins with; its stream format begins otherwise
+_ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of a file, whose name says which kind it is.
+    """Yield the rows of a file, whose suffix tells its kind.
 
     Args:
         path: of the file.
-        columns: those that are wanted; others need not be there, and where one of these is missing, all are.
+        columns: those that are needed; all columns are read where one of them is missing.
 
     Raises:
-        UserError: the file is missing, of another kind, or damaged (with the line).
+        UserError: the file is missing, of another kind, or damaged (the line is named).
     """
     require_file(path)
     try:
@@ -41,21 +41,22 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         elif path.suffix in _ARROW:
             yield from rows_of(_arrow_batches(path), columns)
         else:
-            raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert it to one of these.")
+            raise UserError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; convert it to one of these.")
     except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise UserError(
-            f"{path} is damaged or not what its name says: {str(error).rstrip('.')}; restore or convert it."
+            f"{path} is damaged or of another kind than its suffix tells: {str(error).rstrip('.')}; restore or convert "
+            f"it."
         ) from None
 
 
 def require_file(path: Path) -> None:
-    """Refuse a path that is no file's; for whoever has much to do before reading it."""
+    """Refuse a path that is not a file's, before work that would be lost without it."""
     if not path.is_file():
         raise UserError(f"There is no file {path}; check its path.")
 
 
 def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of Arrow data as Python values; of the wanted columns, unless one of them is missing."""
+    """Yield the rows of Arrow data as Python values: the needed columns, or all where one of them is missing."""
     for batch in batches:
         kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
         for start in range(0, kept.num_rows, _ROWS):
@@ -91,10 +92,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 what = f"{error.msg} at character {error.pos + 1}"
-                raise UserError(f"{path}, line {number}, is not JSON ({what}); mend or remove the line.") from None
-            except (ValueError, RecursionError) as error:  # JSON, but too many digits of an integer, or nested too deep
+                raise UserError(f"{path}, line {number}, is not JSON ({what}); fix or remove the line.") from None
+            except (ValueError, RecursionError) as error:  # JSON, but an integer with too many digits, or too deep
                 what = str(error).partition(";")[0]
-                raise UserError(f"{path}, line {number}, cannot be read ({what}); mend or remove the line.") from None
+                raise UserError(f"{path}, line {number}, cannot be read ({what}); fix or remove the line.") from None
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}, is not a JSON object; mend or remove the line.")
+                raise UserError(f"{path}, line {number}, is not a JSON object; fix or remove the line.")
             yield row

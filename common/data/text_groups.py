@@ -1,10 +1,10 @@
-"""GROUPS rows for texts that no sampler of a run made: files to score, texts to test scorers with."""
+"""GROUPS rows for texts that were not sampled in a run: files to score, texts to test scorers with."""
 
 from collections.abc import Sequence
 from typing import Any
 
 NOBODY = ""
-"""Stands where a group of a run names what sampled it."""
+"""The value of columns that name the sampler in groups of a run."""
 
 
 def text_group(
@@ -15,14 +15,14 @@ def text_group(
     prompt_token_ids: Sequence[int] = (),
     output_token_ids: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """A GROUPS row of texts, without a gold output; what tells of sampling is empty.
+    """Make a GROUPS row of texts, without a gold output and with empty sampling columns.
 
     Args:
         group_id: names the row.
         prompt: its text.
         outputs: their texts.
         prompt_token_ids: for scorers of token ids.
-        output_token_ids: one list an output, for the same.
+        output_token_ids: one list per output, for scorers of token ids.
     """
     tokens = output_token_ids or [()] * len(outputs)
     return {

@@ -184,9 +184,9 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
     for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")
         if not isinstance(prompt, str):
-            raise UserError(f"{source}, row {number}, has no text under `prompt`; mend or remove the row.")
+            raise UserError(f"{source}, row {number}, has no text under `prompt`; fix or remove the row.")
         if not isinstance(outputs, list) or not outputs or not all(isinstance(output, str) for output in outputs):
-            raise UserError(f"{source}, row {number}, has no list of texts under `outputs`; mend or remove the row.")
+            raise UserError(f"{source}, row {number}, has no list of texts under `outputs`; fix or remove the row.")
         yield prompt, outputs
         empty = False
     if empty:

@@ -27,9 +27,8 @@ room.
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
 
 import pyarrow as pa
 
@@ -45,8 +44,6 @@ from brain_align.deploy.schedule.evaluation import Split
 from brain_align.deploy.schedule.quarantine import Item
 from brain_align.deploy.services.services import Services
 
-T = TypeVar("T")
-
 
 class GroupPipeline:
     """Keeps samplers and scorers at work, and lets the conductor wait for what they make.
@@ -60,18 +57,19 @@ class GroupPipeline:
     Attributes:
         training: the groups that the learner trains on.
         evaluation: the groups of held-back prompts; None where nothing is evaluated.
+        pending: the groups of both that are not complete yet.
     """
 
     def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, services: Services) -> None:
         self._recipe = recipe
         self._plan = plan
         self._samplers = services.samplers
-        self._pending = Pending()
-        self.training = TrainingLane(recipe, plan, tracker, self._pending)
+        self.pending = Pending(str(plan.store.root))
+        self.training = TrainingLane(recipe, plan, tracker, self.pending)
         self.evaluation: EvaluationLane | None = None
         self._lanes: list[StoreLane] = [self.training]
         if plan.evaluation is not None:
-            self.evaluation = EvaluationLane(plan.evaluation, recipe, plan, tracker, self._pending)
+            self.evaluation = EvaluationLane(plan.evaluation, recipe, plan, tracker, self.pending)
             self._lanes.append(self.evaluation)
         timeout = recipe.timeouts.lease
         self._sampling = Sampling(
@@ -133,7 +131,7 @@ class GroupPipeline:
         """Have requests sampled and scored."""
         for request in requests:
             self._lane(request.purpose).requests.append(request)
-            self._pending.add(request.group_ids)
+            self.pending.add(request.group_ids)
             self._some_requests.set()
 
     async def ready_for(self, step: int) -> list[str]:
@@ -149,24 +147,12 @@ class GroupPipeline:
         self._waits_since = time.monotonic()
         try:
             if recorded is None:
-                return await self.until(schedule.next_batch, f"groups for step {step}")
-            return await self.until(
+                return await self.pending.until(schedule.next_batch, f"groups for step {step}")
+            return await self.pending.until(
                 lambda: recorded if schedule.are_ready(recorded) else None, f"the recorded groups of step {step}"
             )
         finally:
             self._waited, self._waits_since = self.waited_seconds, None
-
-    async def until(self, found: Callable[[], T | None], what: str) -> T:
-        """Wait until `found()` returns something; asked whenever a group is complete or given up.
-
-        Raises:
-            PipelineError: nobody is making `what` is waited for.
-        """
-        lost = (
-            f"The run waits for {what}, which nobody is making: the sample store {self._plan.store.root} has lost what "
-            f"it once held; put back what is in its `damaged` folder, or set another run.dir."
-        )
-        return await self._pending.until(found, lost)
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -191,7 +177,7 @@ class GroupPipeline:
         assert self.evaluation is not None, "only what is evaluated is waited for"
         wanted, evaluated = {(split, version) for version in versions}, self.evaluation.evaluated
         what = f"the evaluation of versions {sorted(versions)} on {split} prompts"
-        await self.until(lambda: wanted <= evaluated or None, what)
+        await self.pending.until(lambda: wanted <= evaluated or None, what)
 
     async def checkpoints_to_keep(self, version: int) -> list[int]:
         """Return the steps of the versions, up to the newest one, that may turn out to be the best."""

@@ -28,9 +28,14 @@ T = TypeVar("T")
 
 
 class Pending:
-    """The groups that are being sampled or scored, or will be; others wait here for what comes of them."""
+    """The groups that are being sampled or scored, or will be; others wait here for what comes of them.
 
-    def __init__(self) -> None:
+    Args:
+        store: where they lie, for messages.
+    """
+
+    def __init__(self, store: str) -> None:
+        self._store = store
         self._groups: set[str] = set()
         self._changed = asyncio.Event()
 
@@ -43,15 +48,20 @@ class Pending:
         self._groups.difference_update(groups)
         self._changed.set()
 
-    async def until(self, found: Callable[[], T | None], lost: str) -> T:
-        """Wait until `found()` returns something. This ends, as each call of a service has its time limit.
+    async def until(self, found: Callable[[], T | None], what: str) -> T:
+        """Wait for `what`: until `found()`, asked at each change, returns it.
+
+        This ends, as each call of a service has its time limit.
 
         Raises:
-            PipelineError: nobody is at work on it; with `lost` as its message.
+            PipelineError: nobody is making it.
         """
         while (value := found()) is None:
             if not self._groups:
-                raise PipelineError(lost)
+                raise PipelineError(
+                    f"The run waits for {what}, which nobody is making: the sample store {self._store} has lost what "
+                    f"it once held; put back what is in its `damaged` folder, or set another run.dir."
+                )
             self._changed.clear()
             await self._changed.wait()
         return value
@@ -62,11 +72,13 @@ class StoreLane(Lane):
 
     Attributes:
         name: of its store's thread.
+        purpose: of all its groups; None where their requests tell.
         requests: those that no sampler has yet.
         queue: makes all calls of the store, and of what reads it; there is one while the lane is open.
     """
 
     name: str
+    purpose: Purpose | None = None
     queue: CommitQueue
 
     def __init__(
@@ -103,7 +115,7 @@ class StoreLane(Lane):
     @override
     def failed(self, scorer: str, sample: Samples, error: PipelineError) -> None:
         row = sample.groups.select(["lease_id", "round", "prompt_id", "group_id"]).to_pylist()[0]
-        purpose = self._purpose_of(row["lease_id"])
+        purpose = self.purpose or RequestPlan.purpose_of(row["lease_id"])
         self.give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
 
     def give_up(self, item: Item) -> None:
@@ -119,9 +131,6 @@ class StoreLane(Lane):
     @abstractmethod
     def leave_out(self, item: Item) -> None:
         """Do not wait for a prompt or group that is on record as given up."""
-
-    @abstractmethod
-    def _purpose_of(self, lease_id: str) -> Purpose: ...
 
     def _size(self, item: Item) -> int:
         """Return the number of groups of the item's round or evaluation."""
@@ -165,17 +174,14 @@ class StoreLane(Lane):
 
 
 class TrainingLane(StoreLane):
-    """The groups that the learner trains on; the schedule is told which of them are ready.
-
-    Attributes:
-        newest: the version that was published last.
-    """
+    """The groups that the learner trains on; the schedule is told which of them are ready."""
 
     name = "store"
+    purpose = "train"
 
     def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending) -> None:
         super().__init__(plan.store, plan.training_scorers, recipe, plan, tracker, pending)
-        self.newest = 0
+        self._newest = 0
         self._schedule = plan.schedule
         self._plan = plan.requests
         self._admitted = 0  # rounds whose requests have been made
@@ -199,7 +205,7 @@ class TrainingLane(StoreLane):
 
     def admit(self, version: int) -> list[SampleRequest]:
         """Return the requests that may be sampled now that `version` is the newest, and could not before."""
-        self.newest = version
+        self._newest = version
         requests: list[SampleRequest] = []
         if self._plan is None:
             return requests
@@ -216,7 +222,7 @@ class TrainingLane(StoreLane):
         request = super().next_request()
         if self._plan is None:
             return request
-        new = self._plan.up_to_date(request, self.newest)
+        new = self._plan.up_to_date(request, self._newest)
         new = without_prompts(new, self._quarantine.prompts("train", request.round))  # the schedule knows of these
         if new.group_ids != request.group_ids:
             self._pending.add(new.group_ids)
@@ -236,10 +242,6 @@ class TrainingLane(StoreLane):
         for round_ in range(item.round, last):
             self._schedule.leave_out(round_, item.prompt_id, item.group_id)
         self._pending.remove([item.group_id])
-
-    @override
-    def _purpose_of(self, lease_id: str) -> Purpose:
-        return "train"  # a request of another run may have any name
 
     @override
     def _committed(self, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
@@ -287,10 +289,6 @@ class EvaluationLane(StoreLane):
     @override
     def leave_out(self, item: Item) -> None:
         self._begin(self._then_report([item.group_id], self.evaluation.leave_out, [item]))
-
-    @override
-    def _purpose_of(self, lease_id: str) -> Purpose:
-        return RequestPlan.purpose_of(lease_id)
 
     async def _then_report(self, groups: Sequence[str], function: Callable[..., None], *args: Any) -> None:
         await self.queue.call(function, *args)

@@ -1,6 +1,7 @@
 """The progress of a run, which its status and its live line show."""
 
 from pydantic import BaseModel, ConfigDict
+from rich.table import Table
 
 
 class StatusPart(BaseModel):
@@ -37,3 +38,36 @@ class Progress(StatusPart):
     reward: float | None
     kl: float | None
     ess: float | None
+
+    def figures(self) -> list[tuple[str, str]]:
+        """Return names and values, as they are shown."""
+        rates = (self.sampled_rate, self.scored_rate, self.trained_rate)
+        return [
+            ("round", f"{self.round}/{self.rounds}"),
+            ("version", str(self.version)),
+            ("step", f"{self.step}/{self.steps}"),
+            ("staleness", "-" if self.staleness is None else str(self.staleness)),
+            ("groups sampled/scored/trained", f"{self.sampled}/{self.scored}/{self.trained}"),
+            ("tokens/s", "/".join(f"{rate:.0f}" for rate in rates)),
+            *((name, _short(value)) for name, value in (("reward", self.reward), ("KL", self.kl), ("ESS", self.ess))),
+            ("left", _time(self.left_seconds)),
+        ]
+
+
+def as_table(figures: list[tuple[str, str]]) -> Table:
+    """Return one row of figures below their names."""
+    table = Table(box=None, padding=(0, 1))
+    for name, _ in figures:
+        table.add_column(name, justify="right", header_style="dim")
+    table.add_row(*(value for _, value in figures))
+    return table
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
 from brain_align.common.store.overlay import Store
-from brain_align.deploy.conductor.progress import Progress
+from brain_align.deploy.conductor.progress import Progress, as_table
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import Item
 
@@ -94,7 +94,9 @@ class Tracker:
         if step:
             self.say(f"resumed at step {step}")
         if self._console.is_terminal:
-            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=2)
+            self._live = Live(
+                console=self._console, get_renderable=lambda: as_table(self.progress().figures()), refresh_per_second=2
+            )
             self._live.start()
 
     def sampled(self, groups: pa.RecordBatch) -> None:
@@ -129,7 +131,7 @@ class Tracker:
         """Note a new proposal version."""
         self._version = version
         if not self._console.is_terminal and self._last:
-            self.say(self._line())
+            self.say("  ".join(f"{name} {value}" for name, value in self.progress().figures()))
 
     def evaluated(self, split: Split, version: int, result: Result) -> None:
         """Record a version's result on a split."""
@@ -193,46 +195,12 @@ class Tracker:
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{name}", value, number)
 
-    def _figures(self) -> list[tuple[str, str]]:
-        algorithm, last = self._algorithm, self._last
-        total = algorithm.rounds * algorithm.updates_per_round
-        counts, rates = self._counts, self._rates
-        return [
-            ("round", f"{min(self._round + 1, algorithm.rounds)}/{algorithm.rounds}"),
-            ("version", str(self._version)),
-            ("step", f"{self._step}/{total}"),
-            ("groups sampled/scored/trained", f"{counts['sampled']}/{counts['scored']}/{counts['trained']}"),
-            ("tokens/s", "/".join(f"{rate.per_second():.0f}" for rate in rates.values())),
-            ("reward", _short(last.get("reward_mean"))),
-            ("KL", _short(last.get("kl_policy_prior"))),
-            ("ESS", _short(last.get("ess_alpha"))),
-            ("left", self._time_left(total)),
-        ]
-
-    def _line(self) -> str:
-        return "  ".join(f"{name} {value}" for name, value in self._figures())
-
     def _table(self) -> Table:
-        table = Table(box=None, padding=(0, 1))
-        figures = self._figures()
-        for name, _ in figures:
-            table.add_column(name, justify="right", header_style="dim")
-        table.add_row(*(value for _, value in figures))
-        return table
+        return as_table(self.progress().figures())
 
     def _left(self, total: int) -> float | None:
         done = self._step - self._step_at_start
         return (time.monotonic() - self._began) / done * (total - self._step) if done else None
-
-    def _time_left(self, total: int) -> str:
-        left = self._left(total)
-        if left is None:
-            return "?"
-        return f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _tokens(groups: pa.RecordBatch) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import asdict
 from types import TracebackType
 from typing import Literal, Self
 
@@ -21,7 +22,6 @@ from brain_align.deploy.monitor.scaling import Scaler
 from brain_align.deploy.monitor.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.quarantine import Item
 from brain_align.deploy.services.services import Services
 
 _EVERY = 1.0  # seconds
@@ -129,26 +129,11 @@ class RunMonitor:
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
-            quarantined=[_left_out(item) for item in self._plan.quarantine][-_SHOWN:],
+            quarantined=[LeftOut(**asdict(item)) for item in self._plan.quarantine][-_SHOWN:],
         )
 
 
 def _pool_status(pool: Pool) -> PoolStatus:
     first = sorted(pool.replicas.values(), key=lambda replica: replica.state == "ready")  # stable: trouble first
-    replicas = [
-        ReplicaStatus(
-            name=replica.name,
-            state=replica.state.value,
-            calls=replica.calls,
-            losses=replica.losses,
-            trouble=replica.trouble,
-        )
-        for replica in first[:_SHOWN]
-    ]
+    replicas = [ReplicaStatus.model_validate(replica, from_attributes=True) for replica in first[:_SHOWN]]
     return PoolStatus(target=pool.target, ready=pool.ready, replicas=replicas)
-
-
-def _left_out(item: Item) -> LeftOut:
-    return LeftOut(
-        purpose=item.purpose, round=item.round, prompt_id=item.prompt_id, service=item.service, error=item.error
-    )

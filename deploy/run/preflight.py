@@ -122,7 +122,7 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     if recipe.algorithm.prompts_per_round > len(train):
         raise UserError(
             f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
-            f"prompts of {named(recipe.data.train)}; lower it, or bring more prompts."
+            f"prompts of {named(recipe.data.train)}; lower it, or provide more prompts."
         )
     read: dict[Split, PromptSet] = {
         "validation": _read(recipe, "validation", data.validation, encode, notes),

@@ -75,26 +75,11 @@ def _check_reachable(address: str | None) -> None:
         ) from None
 
 
-def required_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
-    """Return the CPUs and GPUs that a recipe's samplers, its learner and the named scorers reserve together."""
-    others: list[tuple[int, Service]] = [
-        (recipe.sampler.replicas, recipe.sampler),
-        (recipe.learner.ranks, recipe.learner),
-    ]
-    return _sums([*others, *_replicas(recipe, scorers)])
-
-
-def scoring_resources(recipe: Recipe, scorers: Sequence[str]) -> dict[str, float]:
-    """Return the CPUs and GPUs that the named scorers reserve together."""
-    return _sums(_replicas(recipe, scorers))
-
-
-def _replicas(recipe: Recipe, scorers: Sequence[str]) -> list[tuple[int, Service]]:
-    sections = [recipe.scorer(name) for name in scorers]
-    return [(section.replicas, section) for section in sections]
-
-
-def _sums(services: Sequence[tuple[int, Service]]) -> dict[str, float]:
+def required_resources(recipe: Recipe, scorers: Sequence[str], *, scoring_only: bool = False) -> dict[str, float]:
+    """Return the CPUs and GPUs that the named scorers and, by default, samplers and learner reserve together."""
+    services: list[tuple[int, Service]] = [(section.replicas, section) for section in map(recipe.scorer, scorers)]
+    if not scoring_only:
+        services += [(recipe.sampler.replicas, recipe.sampler), (recipe.learner.ranks, recipe.learner)]
     return {
         "CPU": round(sum(count * service.cpus for count, service in services), 3),
         "GPU": round(sum(count * service.gpus for count, service in services), 3),

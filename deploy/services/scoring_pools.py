@@ -23,11 +23,10 @@ def scoring_pools(
     Raises:
         UserError: the cluster cannot be reached, or is too small.
     """
-    from brain_align.deploy.services.cluster import ray_cluster, required_resources, scoring_resources
+    from brain_align.deploy.services.cluster import ray_cluster, required_resources
     from brain_align.deploy.services.make_services import scorer_pool  # Ray: not for what is refused before
 
-    needs = (required_resources if room_for_run else scoring_resources)(recipe, names)
-    with ray_cluster(recipe.ray, needs):
+    with ray_cluster(recipe.ray, required_resources(recipe, names, scoring_only=not room_for_run)):
         pools = {name: scorer_pool(name, recipe, logs) for name in names}
         try:
             yield pools

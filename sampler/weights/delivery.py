@@ -119,7 +119,7 @@ class WeightsByTransfer(WeightsByFile):
 
     @override
     async def fetch(self, version: ProposalVersion) -> bool:
-        if self._received == version.digest:  # for a lease that was cancelled then
+        if self._received == version.digest:  # for a request that was cancelled then
             return True
         self._received = None
         try:

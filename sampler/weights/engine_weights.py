@@ -80,7 +80,7 @@ class EngineWeights:
                         raise NotReceivedError(f"it took longer than {source.time_limit:g} s")
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_POLL)
-            except BaseException:  # also when the lease is cancelled
+            except BaseException:  # also when the request is cancelled
                 await self._llm.shutdown_weight_transfer_engine()
                 raise
 
@@ -117,6 +117,6 @@ class EngineWeights:
                     raise not_loaded(what, error) from error
                 if not await self._llm.reset_prefix_cache():
                     raise PipelineError("vLLM did not empty its prefix cache, which belongs to the former weights.")
-        except BaseException:  # also when the lease is cancelled
+        except BaseException:  # also when the request is cancelled
             self._engine.torn = True
             raise

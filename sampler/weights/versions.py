@@ -1,6 +1,6 @@
 """The proposal versions that the engine holds: verified, loaded and probed before use, and dropped to make room.
 
-    use -> _verify -> _bring: fetch, make room, put, probe -> leases sample -> dropped when room is needed
+    use -> _verify -> _bring: fetch, make room, put, probe -> requests sample -> dropped when room is needed
 
 delivery.py holds the ways into the engine, engine_weights.py vLLM's calls. For weights that are sent, receiving.py runs
 in vLLM's workers, and transfer.py connects it to vLLM. The learner's side is `brain_align.learner.publishing`.
@@ -57,7 +57,7 @@ class Loaded:
 
 @dataclass
 class _Held:
-    """A version in the engine; `users` counts the leases that sample from it."""
+    """A version in the engine; `users` counts the requests that sample from it."""
 
     loaded: Loaded
     adapter: Adapter | None
@@ -66,7 +66,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class Use:
-    """The version that one lease samples from, valid until the lease is done.
+    """The version that one request samples from, valid until the request is done.
 
     Attributes:
         proposal: the version, as its own run published it.
@@ -83,7 +83,7 @@ class Versions:
     """Brings versions into the engine on demand: verified, loaded and probed, each with a time limit.
 
     Versions are identified by the digest of their files, so that several runs may share a sampler. To make room, the
-    least recently used version that no lease uses is dropped.
+    least recently used version that no request uses is dropped.
 
     Args:
         sampler: its name, for messages.
@@ -110,7 +110,7 @@ class Versions:
 
     @asynccontextmanager
     async def use(self, policies: str, version: int, *, alone: bool) -> AsyncIterator[Use]:
-        """Hold a version in the engine for one lease; with `alone`, no other lease uses the engine meanwhile.
+        """Hold a version in the engine for one request; with `alone`, no other request uses the engine meanwhile.
 
         Raises:
             UserError: the version is missing, damaged, made for another model, or not what the learner has. Versions
@@ -176,7 +176,7 @@ class Versions:
         """Return the probe's gap; drop the version if the probe fails for any reason."""
         try:
             return await self._phase("probe", proposal.version, self._compare(proposal, adapter))
-        except BaseException:  # also when the lease is cancelled
+        except BaseException:  # also when the request is cancelled
             with contextlib.suppress(PipelineError):  # the first error is the one that counts
                 await self._phase("drop", proposal.version, self._delivery.drop(adapter))
             raise
@@ -229,7 +229,7 @@ class Versions:
             self.phases -= 1
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait until leases have ended and the condition holds; the caller must hold the entrance."""
+        """Wait until requests have ended and the condition holds; the caller must hold the entrance."""
         while not holds():
             self._left.clear()
             await self._left.wait()

@@ -147,7 +147,7 @@ def _prompt_ids(path: Path, number: int, prompt: str, encode: Encode) -> list[in
         return encode([prompt])[0]
     except RefusedPromptError as error:
         raise UserError(
-            f"{path}, row {number + 1}, cannot be encoded ({error}); mend or remove the row, or set data.chat_template."
+            f"{path}, row {number + 1}, cannot be encoded ({error}); fix or remove the row, or set data.chat_template."
         ) from None
 
 

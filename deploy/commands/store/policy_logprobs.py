@@ -1,19 +1,19 @@
 """A published version's log-probabilities of a stored group, which the store itself does not hold."""
 
 import numpy as np
-import pyarrow as pa
 
 from brain_align.common.errors import UserError
+from brain_align.common.nn.policy_versions import PolicyVersions
 from brain_align.common.policies import PolicyRegistry
 from brain_align.deploy.run.directory import saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Source
 from brain_align.scorer.catalogue import MAX_TOKENS
-from brain_align.scorer.kinds.proposal import ProposalScorer
+from brain_align.scorer.kinds.prior import annotate_logprobs
 
 
 def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    """The log q_θ(y|x) of a group's outputs under a published version of its run; NaN where it has none.
+    """Return log q_θ(y|x) of a group's outputs under a published version of its run, nats; NaN if unknown.
 
     Returns:
         [n] float64
@@ -28,9 +28,6 @@ def policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
         raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
     policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    rows = source.store.groups([group])
-    place = rows.column_names.index("proposal_version")
-    asked = rows.set_column(place, rows.schema.field(place), pa.array([version], pa.int32()))
-    scorer = ProposalScorer(policy, source.directory.policies, "cpu", MAX_TOKENS)
-    values = scorer.score(asked.combine_chunks().to_batches()[0])["values"][0]
-    return np.array(values.as_py(), dtype=np.float64)  # null -> NaN
+    logprobs = PolicyVersions(policy, "cpu").load(source.directory.policies, version)
+    (row,) = source.store.groups([group]).to_pylist()
+    return np.array(annotate_logprobs(logprobs, row, MAX_TOKENS).values, dtype=np.float64)  # None -> NaN

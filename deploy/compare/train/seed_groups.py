@@ -146,7 +146,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
         there = await pipeline.training.queue.call(lambda: set(store.index()["group_id"].to_pylist()))
         pipeline.enqueue(request for request in requests if not there.issuperset(request.group_ids))
         await pipeline.evaluate(0)
-        await pipeline.until(
+        await pipeline.pending.until(
             lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
         )
         await pipeline.until_evaluated("validation", [0])

@@ -5,7 +5,7 @@ import pytest
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR
-from brain_align.deploy.services.cluster import ray_cluster, required_resources, scoring_resources
+from brain_align.deploy.services.cluster import ray_cluster, required_resources
 from tests.unit.factories import recipe_settings
 
 
@@ -25,4 +25,4 @@ def test_what_the_services_reserve_is_summed_over_replicas() -> None:
     everyone = required_resources(recipe, [PRIOR, "reward"])
     assert everyone == {"CPU": 3 * 2 + 1 + 2 * 0.5 + 1, "GPU": 3 + 2}
     assert required_resources(recipe, []) == {"CPU": 3 * 2 + 2 * 0.5, "GPU": 3 + 2}
-    assert scoring_resources(recipe, list(recipe.scorers)) == {"CPU": 1, "GPU": 0}
+    assert required_resources(recipe, list(recipe.scorers), scoring_only=True) == {"CPU": 1, "GPU": 0}

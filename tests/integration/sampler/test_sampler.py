@@ -162,8 +162,8 @@ def refuse(loop: asyncio.Runner, sampler: Sampler, policies: Policies, version: 
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        ([], "Prompt p1 of lease lease is empty"),
-        ([5] * 33, "Prompt p1 of lease lease has 33 tokens.* room for 32"),
+        ([], "Prompt p1 of request lease is empty"),
+        ([5] * 33, "Prompt p1 of request lease has 33 tokens.* room for 32"),
         ([5, VOCABULARY], f"token id {VOCABULARY}, but the model's vocabulary ends at {EOS_ID}"),
         ([-1], "token id -1"),
     ],

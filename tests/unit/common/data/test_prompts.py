@@ -125,7 +125,7 @@ def test_conversations_are_read_and_counted_and_their_gold_is_the_reply() -> Non
 
 @pytest.mark.parametrize("label", [[USER], [ANSWER, ANSWER], [SYSTEM, USER]])
 def test_a_gold_conversation_that_is_no_reply_is_refused(label: Any) -> None:
-    with pytest.raises(UserError, match="row 1, column 'label': what follows the prompt is not one reply"):
+    with pytest.raises(UserError, match="row 1, column 'label': the prompt is not followed by exactly one"):
         load([{"prompt": [USER], "label": label}], CHAT)
 
 

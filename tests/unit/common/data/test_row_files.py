@@ -59,7 +59,7 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no file"):
         list(read_rows(tmp_path / "none.jsonl", WANTED))
     (tmp_path / "p.csv").write_text("prompt\n")
-    with pytest.raises(UserError, match=r"p\.csv is none of \.jsonl, "):
+    with pytest.raises(UserError, match=r"p\.csv has none of the suffixes \.jsonl, "):
         list(read_rows(tmp_path / "p.csv", WANTED))
     (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n[1]')
     with pytest.raises(UserError, match=r"torn\.jsonl, line 2, is not a JSON object"):
@@ -71,5 +71,5 @@ def test_what_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
 )
 def test_json_that_python_cannot_hold_is_named_with_its_line(tmp_path: Path, value: str, what: str) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "p"}}\n{{"prompt": {value}}}\n')
-    with pytest.raises(UserError, match=rf"a\.jsonl, line 2, cannot be read \({what}.*\); mend or remove the line\.$"):
+    with pytest.raises(UserError, match=rf"a\.jsonl, line 2, cannot be read \({what}.*\); fix or remove the line\.$"):
         list(read_rows(tmp_path / "a.jsonl", WANTED))

@@ -137,7 +137,7 @@ def test_a_scorer_that_fails_at_everything_ends_it(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "p"', "line 1, is not JSON (Expecting ',' delimiter at character 16); mend or remove the line"),
+        ('{"prompt": "p"', "line 1, is not JSON (Expecting ',' delimiter at character 16); fix or remove the line"),
         ('{"outputs": ["a"]}', "row 1, has no text under `prompt`"),
         ('{"prompt": "p", "outputs": "a"}', "row 1, has no list of texts under `outputs`"),
         ('{"prompt": "p", "outputs": []}', "row 1, has no list of texts under `outputs`"),
