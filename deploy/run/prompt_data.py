@@ -60,7 +60,7 @@ def _saved(source: PromptSource) -> "Dataset":
         found = load_from_disk(source.path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{source.path} is no data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
+            f"{source.path} is not a data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
         ) from None
     if not isinstance(found, DatasetDict):
         if source.split:

@@ -1,4 +1,11 @@
-"""`brain store show`: one group, to be read by a human."""
+"""Show one group: its prompt, outputs, rewards and weights.
+
+Shows one group with its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).
+
+Examples:
+  brain store show runs/demo 3f2a
+  brain store show runs/demo 3f2a --policy 4 --full
+"""
 
 import argparse
 import time
@@ -9,33 +16,35 @@ from rich.table import Table
 from rich.text import Text
 
 from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
+from brain_align.common.errors import UserError
+from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PRIOR, PROPOSAL
-from brain_align.deploy.commands.store.group_view import GroupView, find_group, group_view
-from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
+from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.run.directory import saved_recipe
+from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Ranking, Source, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
 
 
-def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "show",
-        help="one group: prompt, outputs, rewards, weights and log-probabilities",
-        description="One group, its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).",
-    )
-    parser.add_argument("place", metavar="STORE", help=PLACE)
-    parser.add_argument("group", metavar="GROUP", help="a group's id, or as much of its beginning as is unique")
-    parser.add_argument("--scorer", metavar="NAME", help="whose values are the rewards; default: the run's objective's")
+GROUP = "Inspect"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
+    parser.add_argument("group", metavar="GROUP", help="a group's id, or a unique beginning of it")
+    parser.add_argument("--scorer", metavar="NAME", help="the scorer whose values are the rewards; default: the run's")
     parser.add_argument(
         "--policy", type=int, metavar="N", help="compute log q_θ and β under version N of the run's policy"
     )
-    parser.add_argument("--full", action="store_true", help="whole texts")
-    parser.set_defaults(command=_show)
+    parser.add_argument("--full", action="store_true", help="show whole texts")
 
 
-def _show(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
@@ -58,11 +67,28 @@ def _goodness(source: Source) -> GoodnessSection:
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    from brain_align.deploy.commands.store.policy_logprobs import (
-        policy_logprobs,  # torch and transformers: only where asked for
-    )
+    """Compute log q_θ(y|x), in nats, of a group's outputs under a published version of its run; NaN if unknown.
 
-    return policy_logprobs(source, group, version)
+    Returns:
+        [n] float64
+
+    Raises:
+        UserError: only a store was named, or its run has not published this version.
+    """
+    from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers: only where asked for
+    from brain_align.scorer.catalogue import MAX_TOKENS
+    from brain_align.scorer.kinds.prior import annotate_logprobs
+
+    if source.directory is None:
+        raise UserError("--policy needs the versions that a run has published; name the run's directory.")
+    versions = PolicyRegistry(source.directory.policies).versions()
+    if version not in versions:
+        there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
+        raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
+    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
+    logprobs = PolicyVersions(policy, "cpu").load(source.directory.policies, version)
+    (row,) = source.store.groups([group]).to_pylist()
+    return np.array(annotate_logprobs(logprobs, row, MAX_TOKENS).values, dtype=np.float64)  # None -> NaN
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:

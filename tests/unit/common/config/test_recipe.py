@@ -194,7 +194,7 @@ def test_overrides_replace_and_create(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe_settings()))
     recipe = load_recipe(path, ["learner.learning_rate=3e-4", "sampling.n=4", "data.path=../here:there"])
     assert (recipe.learner.learning_rate, recipe.sampling.n, recipe.data.path) == (3e-4, 4, "../here:there")
-    with pytest.raises(UserError, match="is no override"):
+    with pytest.raises(UserError, match="is not a valid override"):
         load_recipe(path, ["sampling.n"])
     with pytest.raises(UserError, match="name is a value, not a section"):
         load_recipe(path, ["name.x=1"])
@@ -207,9 +207,9 @@ def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_text_in_an_overr
     problems = {
         "2024-13-45": r"month must be in 1\.\.12",
         "9" * 5000: r"Exceeds the limit \(4300",
-        "!!bool maybe": "'maybe' is no bool",
-        "!!timestamp soon": "'soon' is no timestamp",
-        "!!int ''": "'' is no int",
+        "!!bool maybe": "'maybe' is not a valid bool",
+        "!!timestamp soon": "'soon' is not a valid timestamp",
+        "!!int ''": "'' is not a valid int",
     }
     for value, problem in problems.items():
         path.write_text(f"name: a\ndata:\n  path: {value}\n")
@@ -221,7 +221,7 @@ def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shipped recipes are .*demo.yaml"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(UserError, match="is no recipe"):
+    with pytest.raises(UserError, match="is not a recipe"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("a: [1\n")
     with pytest.raises(

@@ -37,10 +37,10 @@ def test_all_that_is_wrong_is_said(tmp_path: Path, tmp_path_factory: pytest.Temp
     failed, text = examined(recipe, {PRIOR: None, "reward": "it has drifted"})
     assert failed == 2
     assert "FAILED  prompts, policy, and files of scorers: " in text
-    assert "ok      scorer prior loads and gives golden texts values" in text
+    assert "ok      scorer prior loads and scores the self-test texts" in text
     assert "FAILED  scorer reward: it has drifted" in text
     assert "ok      the cluster has room" in text
-    assert "gives golden texts values: log-probabilities of ./none" in text
+    assert "scores the self-test texts: log-probabilities of ./none" in text
     failed, text = examined(recipe, UserError("The Ray cluster is too small"))
     assert failed == 2
     assert "FAILED  the cluster has room for all services: The Ray cluster is too small" in text
@@ -96,8 +96,8 @@ def test_each_scorer_is_described(tmp_path: Path, monkeypatch) -> None:
     settings = recipe_settings(policy={"model": "./none"}, scorers=scorers, rewards={"both": both})
     _, text = examined(Recipe.model_validate(settings), dict.fromkeys([PRIOR, *scorers]))
     for described in (
-        "reward loads and gives golden texts values: hh, ./none, for training, part of both",
-        "short loads and gives golden texts values: function, my.rewards:short, for training, part of both",
-        "judge loads and gives golden texts values: judge, http://here/v1, for evaluation",
+        "reward loads and scores the self-test texts: hh, ./none, for training, part of both",
+        "short loads and scores the self-test texts: function, my.rewards:short, for training, part of both",
+        "judge loads and scores the self-test texts: judge, http://here/v1, for evaluation",
     ):
         assert f"ok      scorer {described}\n" in text

@@ -80,7 +80,7 @@ def test_a_data_set_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_neither_file_nor_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no data set that `save_to_disk` wrote"):
+    with pytest.raises(UserError, match="is not a data set that `save_to_disk` wrote"):
         read(str(tmp_path))
     with pytest.raises(UserError, match=r"There is no file some/prompts\.jsonl"):
         read("some/prompts.jsonl")

@@ -9,7 +9,7 @@ import pytest
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.store.flat_rows import FlatRows
-from brain_align.deploy.commands.store.pairs import PAIRINGS
+from brain_align.deploy.commands.store.parts.pairs import PAIRINGS
 from tests.unit.stored_runs import REWARDS, N, stored_run
 
 
