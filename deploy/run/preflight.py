@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from brain_align.common.config.data import PromptSource
+from brain_align.common.config.inputs import PromptSource
 from brain_align.common.config.objective_sections import RsoSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.prompt_set import PromptSet
