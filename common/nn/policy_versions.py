@@ -5,7 +5,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.models.adapters import load_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm

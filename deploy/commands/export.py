@@ -12,7 +12,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry, ProposalVersion

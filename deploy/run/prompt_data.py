@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_align.common.config.data import DataSection, PromptSource
+from brain_align.common.config.inputs import DataSection, PromptSource
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode, PromptColumns, load_prompts
 from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, rows_of

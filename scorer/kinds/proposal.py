@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from typing_extensions import override
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.nn.policy_versions import PolicyVersions
 from brain_align.common.schemas import PROPOSAL
 from brain_align.scorer.kinds.prior import annotate_logprobs, logprobs_digest

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from brain_align.common.config.data import DataSection
+from brain_align.common.config.inputs import DataSection
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.prompt_data import read_prompts
