@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint format clean
+.PHONY: help setup demo test test-unit lint docs format clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error The project's path contains a space, which make cannot handle: $(CURDIR))
@@ -48,6 +48,9 @@ lint: setup ## ruff (rules and format) and mypy.
 	$(VENV) ruff format --check || status=1; \
 	$(VENV) mypy || status=1; \
 	exit $$status
+
+docs: setup ## Write docs/recipe.md and docs/recipe.schema.json again, from the section classes in common/config.
+	@$(VENV) brain settings --markdown > docs/recipe.md; $(VENV) brain settings --schema > docs/recipe.schema.json
 
 format: setup ## Format, and fix what ruff can fix.
 	@$(VENV) ruff check --fix --exit-zero --quiet; $(VENV) ruff format

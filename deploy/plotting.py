@@ -1,4 +1,4 @@
-"""What all plots have in common: their looks, and how they become files. The same figure gives the same bytes."""
+"""Style and file formats of all plots. The same figure gives the same bytes."""
 
 import io
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Of text and axes: a colour that nothing else has, so that a page can make it the reader's own."""
+"""The colour of text and axes; nothing else has it, so that a page can replace it with the reader's text colour."""
 
 _STYLE: Any = {
     "font.size": 10,
@@ -28,22 +28,22 @@ _STYLE: Any = {
 
 
 def plot_style() -> AbstractContextManager[None]:
-    """Within it, figures are drawn in our style."""
+    """Return a context in which figures are drawn in the common style."""
     return mpl.rc_context(_STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; not one of pyplot's, so that it needs no display."""
+    """Return an empty figure, size in inches; without pyplot, so that it needs no display."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def as_svg(figure: Figure, *, transparent: bool = False) -> bytes:
-    """An SVG document."""
+    """Return a figure as an SVG document."""
     return _as_file(figure, format="svg", transparent=transparent, metadata={"Date": None})
 
 
 def as_png(figure: Figure) -> bytes:
-    """A PNG at 150 dots an inch."""
+    """Return a figure as a PNG with 150 dots per inch."""
     return _as_file(figure, format="png", dpi=150)
 
 

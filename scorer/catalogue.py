@@ -5,7 +5,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.config.training import PriorSection
 from brain_align.common.schemas import PRIOR

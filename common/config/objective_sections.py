@@ -60,7 +60,7 @@ class ObjectiveBase(Section):
 
     ORIGIN: ClassVar[Origin] = Origin.OPEN
 
-    name: str = Field(description="which objective (docs/objectives.md)")
+    name: str = Field("brain", description="which objective (docs/objectives.md)")
     reward: str = Field("reward", description="the reward: a name under `scorers` or under `rewards`")
     reward_transform: Literal["none", "win-rate"] = Field(
         "none", description="win-rate (SPO): r_i becomes the mean over the group's other outputs of σ(r_i − r_j)"

@@ -1,18 +1,17 @@
-"""The recipe: everything that a run is told, with bounds and defaults.
+"""The recipe: all settings of a run, with bounds and defaults.
 
-Defaults are those of the paper where it gives them (n = 32, T = 1, goodness temperature 1); the paper's text lost the
-others, and the rest are ours. Paths are strings in which `{world}` stands for the directory that `prepare` made.
+Defaults are those of the paper if it gives them (n = 32, T = 1, goodness temperature 1); the others are ours. In paths,
+`{world}` stands for the directory that `prepare` built.
 """
 
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Iterable, Iterator
 
-from pydantic import Field, model_validator
+from pydantic import Field
+from typing_extensions import override
 
-from brain_align.common.config.data import DataSection
+from brain_align.common.config.inputs import DataSection, PolicySection
 from brain_align.common.config.objective_sections import BrainSection, RsoSection
 from brain_align.common.config.objectives import ObjectiveSection
-from brain_align.common.config.policy import PolicySection
 from brain_align.common.config.run import (
     EvaluationSection,
     PrepareSection,
@@ -22,17 +21,22 @@ from brain_align.common.config.run import (
     TimeoutsSection,
 )
 from brain_align.common.config.sampling import SamplerSection, SamplingSection
-from brain_align.common.config.scorers import CombinationSection, FunctionSection, ScorerPool, ScorerSection
+from brain_align.common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from brain_align.common.config.section import Name, Section
 from brain_align.common.config.training import AlgorithmSection, LearnerSection, LogprobsSection, PriorSection
 from brain_align.common.schemas import HUMAN, PRIOR, PROPOSAL
 
 
 class Recipe(Section):
-    """A complete run."""
+    """A complete run.
 
-    name: Name
-    seed: int = Field(0, ge=0)
+    Example:
+        name: mine
+        seed: 1
+    """
+
+    name: Name = Field(description="name of the run, in `runs/{name}` and in reports")
+    seed: int = Field(0, ge=0, description="seed of all random draws")
     run: RunSection = RunSection()
     store: StoreSection = StoreSection()
     prepare: PrepareSection | None = None
@@ -41,7 +45,7 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     sampler: SamplerSection = SamplerSection()
     scorers: dict[Name, ScorerSection] = Field(min_length=1)
-    rewards: dict[Name, CombinationSection] = Field({}, description="rewards that are made of several scorers' values")
+    rewards: dict[Name, CombinationSection] = Field({})
     prior: PriorSection = PriorSection()
     logprobs: LogprobsSection = LogprobsSection()
     objective: ObjectiveSection = BrainSection()
@@ -52,175 +56,165 @@ class Recipe(Section):
     ray: RaySection = RaySection()
 
     def logprob_scorers(self) -> list[str]:
-        """The names of the scorers that compute log-probabilities, on the prior's replicas."""
+        """Return the names of the scorers that compute log-probabilities, on the prior's replicas."""
         return [PRIOR, PROPOSAL] if self.logprobs.proposal == "recomputed" else [PRIOR]
 
-    @model_validator(mode="after")
-    def _names_agree(self) -> Self:
-        for name, meaning in _TAKEN.items():
-            if name in self.scorers:
-                raise ValueError(f"scorers.{name}: `{name}` is the name of {meaning}; choose another")
-        truth = self.evaluation.truth
-        if truth is not None:
-            self._require_scorers([truth], "evaluation.truth", self.scorers)
-        return self
-
     def scorer(self, name: str) -> ScorerPool | PriorSection:
-        """The section of a scorer; log-probabilities of prior and proposals are some like the others."""
+        """Return the section of a scorer, `prior` and `proposal` included."""
         return self.prior if name in self.logprob_scorers() else self.scorers[name]
 
-    def groups_a_call(self, name: str) -> int:
-        """How many groups a call of a scorer has at most: those of a lease, or fewer, for which there is time."""
+    def groups_per_call(self, name: str) -> int:
+        """Return the most groups per call of a scorer: those of a lease, or fewer, for which there is time."""
         scorer, leased = self.scorer(name), self.sampler.lease_prompts
-        if not isinstance(scorer, FunctionSection):
-            return leased
-        return min(leased, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / scorer.seconds_a_group))
-
-    @model_validator(mode="after")
-    def _functions_have_time(self) -> Self:
-        for name, scorer in self.scorers.items():
-            if isinstance(scorer, FunctionSection) and not self.groups_a_call(name):
-                raise ValueError(
-                    f"scorers.{name}.timeout={scorer.timeout:g} is for a group's outputs and again for its gold output,"
-                    f" and a call of a scorer may take timeouts.lease={self.timeouts.lease:g} s; set the timeout to "
-                    f"{_TIME_FOR_FUNCTIONS * self.timeouts.lease / 2:g} at most, or raise timeouts.lease"
-                )
-        return self
+        seconds = scorer.seconds_per_group if isinstance(scorer, ScorerPool) else None
+        return leased if seconds is None else min(leased, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
 
     @property
     def reward(self) -> str | CombinationSection:
         """What `objective.reward` names: a scorer, or a combination of several."""
         return self.rewards.get(self.objective.reward, self.objective.reward)
 
-    @model_validator(mode="after")
-    def _rewards_are_made_of_scorers(self) -> Self:
-        both = sorted(self.rewards.keys() & self.scorers.keys())
-        if both:
-            raise ValueError(f"rewards.{both[0]} has the name of a scorer; choose another")
-        for name, combination in self.rewards.items():
-            self._require_scorers(combination.weights, f"rewards.{name}.weights", self.scorers)
-        reward = self.objective.reward
-        if reward not in self.rewards and reward != HUMAN:
-            self._require_scorers([reward], "objective.reward", [*self.scorers, *self.rewards])
-        for name in self.reward_scorers():
-            if self.scorers[name].use != "training":
-                raise ValueError(f"scorers.{name}.use must be `training`: the objective's reward needs it")
-        return self
-
     def reward_scorers(self) -> list[str]:
-        """The scorers whose values make the objective's reward; none where people's choices do."""
+        """Return the scorers whose values make the objective's reward; none if human choices do."""
         if self.objective.reward == HUMAN:
             return []
         return [self.reward] if isinstance(self.reward, str) else list(self.reward.weights)
 
     @property
     def has_fixed_proposal(self) -> bool:
-        """Whether every round is sampled from version 0, the prior."""
+        """Every round is sampled from version 0, the prior."""
         if self.algorithm.proposal is not None:
             return self.algorithm.proposal == "fixed"
         return self.objective.ORIGIN.is_fixed
 
-    @model_validator(mode="after")
-    def _the_objective_has_what_it_needs(self) -> Self:
-        name = self.objective.name
-        if self.objective.ORIGIN.is_prior and self.algorithm.proposal == "updated":
-            raise ValueError(
-                f"objective.name={name} is defined on outputs of the prior, and algorithm.proposal=updated samples "
-                f"from newer versions; remove that setting, or choose another objective"
-            )
-        if self.objective.needs_gold and self.sampler.replicas and self.data.gold_column is None:
-            raise ValueError(
-                f"objective.name={name} with sft_on=gold trains on gold texts, and data.gold_column names no column of "
-                f"the prompt files; name it, or set objective.sft_on=best (chosen for dpo+nll)"
-            )
-        refused = self.objective.refusal_of_texts(f"pairs that people chose between (objective.reward={HUMAN})")
-        if self.objective.reward == HUMAN and refused is not None:
-            raise ValueError(refused)
-        if self.objective.reward == HUMAN and self.sampler.replicas:
-            raise ValueError(
-                f"objective.name={name} with reward={HUMAN} trains on pairs that people chose between, which nobody "
-                f"can sample; import a file with the columns prompt, chosen and rejected (brain store import-pairs), "
-                f"and set sampler.replicas=0 and store.uri to the result; or choose dpo-sft, whose pairs the reward "
-                f"ranks"
-            )
-        if isinstance(self.objective, RsoSection) and self.sampler.replicas:
-            refusal = self.objective.refusal(self.sampling.n)
-            if refusal is not None:
-                raise ValueError(refusal)
-        return self
+    @override
+    def problems(self) -> Iterator[str]:
+        yield from self._problems_of_scorers()
+        yield from self._problems_of_rewards()
+        yield from self._problems_of_the_objective()
+        yield from self._problems_of_human_pairs()
+        yield from self._problems_of_full_training()
+        yield from self._problems_of_the_proposal()
+        yield from self._problems_of_batches()
 
-    def _require_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> None:
+    def _problems_of_scorers(self) -> Iterator[str]:
+        for name, meaning in _TAKEN.items():
+            if name in self.scorers:
+                yield f"scorers.{name}: `{name}` is the name of {meaning}; choose another"
+        for name, scorer in self.scorers.items():
+            if scorer.seconds_per_group and not self.groups_per_call(name):
+                yield (
+                    f"scorers.{name}.timeout={scorer.seconds_per_group / 2:g} is for a group's outputs and again for "
+                    f"its gold output, and a call of a scorer may take timeouts.lease={self.timeouts.lease:g} s; set "
+                    f"the timeout to {_TIME_FOR_FUNCTIONS * self.timeouts.lease / 2:g} at most, or raise timeouts.lease"
+                )
+        if self.evaluation.truth is not None:
+            yield from self._unless_scorers([self.evaluation.truth], "evaluation.truth", self.scorers)
+
+    def _problems_of_rewards(self) -> Iterator[str]:
+        for name in sorted(self.rewards.keys() & self.scorers.keys()):
+            yield f"rewards.{name} has the name of a scorer; choose another"
+        for name, combination in self.rewards.items():
+            yield from self._unless_scorers(combination.weights, f"rewards.{name}.weights", self.scorers)
+        reward = self.objective.reward
+        if reward not in self.rewards and reward != HUMAN:
+            yield from self._unless_scorers([reward], "objective.reward", [*self.scorers, *self.rewards])
+        for name in self.reward_scorers():
+            if name in self.scorers and self.scorers[name].use != "training":
+                yield f"scorers.{name}.use must be `training`: the objective's reward needs it"
+
+    def _unless_scorers(self, names: Iterable[str], where: str, choice: Iterable[str]) -> Iterator[str]:
+        available = list(choice)
+        is_one = len(available) == 1 and not where.endswith(".weights")
+        remedy = f"set {where}: {available[0]}" if is_one else "name one of these"
         for name in names:
             if name not in self.scorers:
-                raise ValueError(f"{where}={name!r} is no scorer of this recipe; there are {', '.join(choice)}")
+                yield f"{where}={name!r} does not name a scorer (available: {', '.join(available)}); {remedy}"
 
-    @model_validator(mode="after")
-    def _the_learner_can_hold_the_policy(self) -> Self:
+    def _problems_of_the_objective(self) -> Iterator[str]:
+        objective = self.objective
+        if objective.ORIGIN.is_prior and self.algorithm.proposal == "updated":
+            yield (
+                f"objective.name={objective.name} is defined on outputs of the prior, and algorithm.proposal=updated "
+                f"samples from newer versions; remove that setting, or choose another objective"
+            )
+        if not self.sampler.replicas:
+            return
+        if objective.needs_gold and self.data.gold_column is None:
+            yield (
+                f"objective.name={objective.name} with sft_on=gold trains on gold texts, and data.gold_column is not "
+                f"set; set it, or set objective.sft_on=best (chosen for dpo+nll)"
+            )
+        if isinstance(objective, RsoSection) and (refusal := objective.refusal(self.sampling.n)):
+            yield refusal
+
+    def _problems_of_human_pairs(self) -> Iterator[str]:
+        if self.objective.reward != HUMAN:
+            return
+        if refusal := self.objective.refusal_of_texts(f"human preference pairs (objective.reward={HUMAN})"):
+            yield refusal
+        elif self.sampler.replicas:
+            yield (
+                f"objective.name={self.objective.name} with reward={HUMAN} trains on human preference pairs, which "
+                f"cannot be sampled; import a file with the columns prompt, chosen and rejected (brain store "
+                f"import-pairs), and set sampler.replicas=0 and store.uri to the result; or choose dpo-sft, whose "
+                f"pairs the reward ranks"
+            )
+
+    def _problems_of_full_training(self) -> Iterator[str]:
         policy, stage = self.policy, self.learner.zero_stage
         if policy.quantization is not None and stage == 3:
-            raise ValueError(
+            yield (
                 f"policy.quantization={policy.quantization} and learner.zero_stage=3 do not go together: DeepSpeed "
                 f"cannot partition 4-bit weights; set zero_stage=2"
             )
-        if policy.method == "full" and policy.dtype == "bfloat16" and stage == 0:
-            raise ValueError(
-                "policy.method=full in bfloat16 needs a float32 copy of the weights, which ZeRO keeps: set "
+        in_16_bits = policy.method == "full" and policy.dtype == "bfloat16"
+        if in_16_bits and stage == 0:
+            yield (
+                "policy.method=full in bfloat16 needs a float32 copy of the weights, which ZeRO keeps; set "
                 "learner.zero_stage=1 or more (one rank is enough), or policy.dtype=float32"
             )
-        if policy.method == "full" and policy.dtype == "bfloat16" and self.learner.offload_optimizer and stage < 3:
-            raise ValueError(
+        elif in_16_bits and self.learner.offload_optimizer and stage < 3:
+            yield (
                 "learner.offload_optimizer=true with policy.method=full in bfloat16 needs learner.zero_stage=3 (one "
-                "rank is enough): DeepSpeed's stages 1 and 2 do not recover there from a gradient that is not finite"
+                "rank is enough): with it, DeepSpeed's stages 1 and 2 do not recover from a gradient that is not finite"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _sends_whole_models(self) -> Self:
-        if self.sampler.delivery == "transfer" and self.policy.method != "full":
-            raise ValueError(
-                f"sampler.delivery=transfer sends the weights of whole models, and policy.method={self.policy.method} "
-                f"publishes adapters, which are small and swapped in from their files; set sampler.delivery=files"
+        if self.sampler.delivery == "transfer" and policy.method != "full":
+            yield (
+                f"sampler.delivery=transfer sends the weights of whole models, and policy.method={policy.method} "
+                f"publishes adapters, which are small and loaded from their files; set sampler.delivery=files"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _recomputes_what_was_sampled_from(self) -> Self:
+    def _problems_of_the_proposal(self) -> Iterator[str]:
         if self.logprobs.proposal == "recomputed" and not self.sampling.tokens_are_the_policy_s:
             others = [*self.sampling.truncating(), *(["temperature"] if self.sampling.temperature != 1 else [])]
-            raise ValueError(
+            yield (
                 f"logprobs.proposal=recomputed computes the model's own distribution, but sampling."
                 f"{', sampling.'.join(name for name in others if name != 'stop')} samples from another; remove it, or "
                 f"set logprobs.proposal=sampler"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _has_groups_to_train_on(self) -> Self:
+    def _problems_of_batches(self) -> Iterator[str]:
         if self.sampler.replicas == 0 and self.store.uri is None:
-            raise ValueError(
+            yield (
                 "sampler.replicas=0 samples nothing, so that training needs the groups of an existing store; set "
                 "store.uri to it, or to the directory of its run"
             )
         if self.store.replay and self.sampler.replicas:
-            raise ValueError("store.replay trains what a store records; set sampler.replicas=0")
-        return self
-
-    @model_validator(mode="after")
-    def _one_round_fills_a_batch(self) -> Self:
+            yield "store.replay trains the recorded steps of a store; set sampler.replicas=0"
         algorithm = self.algorithm
         if algorithm.batch_prompts > algorithm.prompts_per_round:
-            raise ValueError(
+            yield (
                 f"algorithm.batch_prompts={algorithm.batch_prompts} is more than "
                 f"algorithm.prompts_per_round={algorithm.prompts_per_round}; a step cannot use a group twice"
             )
-        return self
 
 
 _TAKEN = {
     PRIOR: "the prior's log-probabilities",
     PROPOSAL: "the proposal's log-probabilities",
-    HUMAN: "people's choices between two outputs",
+    HUMAN: "human choices between two outputs",
 }
 
 _TIME_FOR_FUNCTIONS = 0.9
-"""Of a call's: what is left is for the way there and back."""
+"""Share of a call's time limit; the rest is for the transfer of groups and scores."""

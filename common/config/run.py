@@ -1,4 +1,4 @@
-"""Around the algorithm: where a run lives, what it builds first, how it is judged, and how long it waits."""
+"""The surroundings of the algorithm: where a run is stored, what it builds first, how it is judged, its time limits."""
 
 from typing import Literal
 
@@ -8,56 +8,84 @@ from brain_align.common.config.section import Section
 
 
 class RunSection(Section):
-    """Where a run lives."""
+    """The directory of the run.
 
-    dir: str = Field("runs/{name}", description="the run directory; running again on it resumes")
+    Example:
+        run: {dir: runs/mine}
+    """
+
+    dir: str = Field("runs/{name}", description="the run directory; running again with the same one resumes the run")
 
 
 class StoreSection(Section):
-    """Where the sample store lives; or, for a run without samplers, the store that it trains from."""
+    """The sample store; or, for a run without samplers, the store that it trains from.
+
+    Example:
+        store: {uri: "s3://bucket/store?region=eu-west-1"}
+    """
 
     uri: str | None = Field(
         None,
         description="directory, or URI of a file system that pyarrow knows (s3://…); default: <run.dir>/store. With "
-        "sampler.replicas=0: the store to train from, or the directory of its run, which is only read",
+        "sampler.replicas=0: the store to train from, or its run's directory, which is only read",
     )
-    replay: bool = Field(False, description="train the steps that store.uri records again, in their order")
+    replay: bool = Field(False, description="train the steps that store.uri records again, in the same order")
 
 
 class PrepareSection(Section):
-    """A world to build first, where the models and data are not given: see deploy/worlds."""
+    """A toy task or benchmark to build first, for recipes without models and data of their own.
 
-    kind: Literal["demo", "hh", "tldr"] = Field(description="which world to build")
-    cache: str = Field("build/worlds", description="directory that keeps built worlds")
-    seed: int = Field(0, ge=0)
+    Example:
+        prepare: {kind: demo}
+    """
+
+    kind: Literal["demo", "hh", "tldr"] = Field(description="what to build; `{world}` in paths is its directory")
+    cache: str = Field("build/worlds", description="directory that keeps what was built")
+    seed: int = Field(0, ge=0, description="seed of what is built")
 
 
 class EvaluationSection(Section):
-    """Held-back prompts: validation chooses the version, test is reported."""
+    """Evaluation on held-out prompts: validation chooses the version, test is reported.
 
-    every_rounds: int = Field(1, ge=1)
-    validation_prompts: int = Field(200, ge=1)
-    test_prompts: int = Field(400, ge=1)
+    Example:
+        evaluation: {every_rounds: 2, validation_prompts: 100, test_prompts: 256}
+    """
+
+    every_rounds: int = Field(1, ge=1, description="rounds between evaluations on the validation prompts")
+    validation_prompts: int = Field(200, ge=1, description="how many validation prompts are used")
+    test_prompts: int = Field(400, ge=1, description="how many test prompts are used")
     examples: int = Field(5, ge=0, description="outputs shown side by side at the end")
-    truth: str | None = Field(None, description="the scorer that knows the ground truth, where there is one")
+    truth: str | None = Field(None, description="name of the scorer that knows the ground truth, if there is one")
 
 
 class TimeoutsSection(Section):
-    """How long anything is waited for, in seconds; the error names who was waited for."""
+    """Time limits, in seconds; the error names the part that exceeded one.
 
-    start: float = Field(900, gt=0, description="an actor's start, model loading included")
+    Example:
+        timeouts: {start: 3600}
+    """
+
+    start: float = Field(900, gt=0, description="the start of an actor, including loading its model")
     load: float = Field(
-        600, gt=0, description="each phase of bringing a version to a sampler: verify, fetch, load, probe"
+        600, gt=0, description="each phase of delivering a version to a sampler: verify, fetch, load, probe"
     )
-    lease: float = Field(1800, gt=0, description="one lease of sampling, or one call of a scorer")
+    lease: float = Field(1800, gt=0, description="one request to a sampler, or one call of a scorer")
     silence: float = Field(
-        300, gt=0, description="a sampler that does not answer, or makes no progress, is taken for hung and restarted"
+        300, gt=0, description="a sampler that does not answer, or makes no progress, for this long is restarted"
     )
     step: float = Field(1800, gt=0, description="one optimiser step, checkpoint or publication")
 
 
 class RaySection(Section):
-    """The Ray cluster. Inside a Ray job, that job's own cluster is used."""
+    """The Ray cluster. Inside a Ray job, the job's own cluster is used.
 
-    address: str | None = Field(None, description="an existing cluster; default: start one on this machine")
-    num_cpus: int | None = Field(None, ge=1, description="cores that a cluster of our own offers to actors")
+    Example:
+        ray: {address: "auto"}
+    """
+
+    address: str | None = Field(None, description="address of an existing cluster; default: start one on this machine")
+    num_cpus: int | None = Field(
+        None,
+        ge=1,
+        description="CPU cores that a cluster started here offers; default: what the services need, plus the machine's",
+    )

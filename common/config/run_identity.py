@@ -1,4 +1,4 @@
-"""Which settings decide what a run learns: they name the run, and a resumed run must have the same."""
+"""The settings that decide what a run learns: they name the run, and must not change when it is resumed."""
 
 import fnmatch
 from collections.abc import Mapping

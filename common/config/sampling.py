@@ -1,55 +1,60 @@
-"""Sampling: the proposal's distribution, and the service that draws from it."""
+"""Sampling: the proposal's distribution, and the service that samples from it."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
+from typing_extensions import override
 
 from brain_align.common.config.section import Section
 
 
 class SamplingSection(Section):
-    """The proposal's distribution. Anything that truncates it breaks BRAIn's support condition."""
+    """The proposal's distribution. Settings that truncate it break BRAIn's support condition, and must be allowed.
 
-    n: int = Field(32, ge=2, description="outputs a prompt; BRAIn needs at least 2")
-    max_tokens: int = Field(50, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 means no top-k")
-    min_p: float = Field(0.0, ge=0, lt=1)
-    repetition_penalty: float = Field(1.0, gt=0)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    Example:
+        sampling: {n: 16, max_tokens: 128}
+    """
+
+    n: int = Field(32, ge=2, description="outputs per prompt; BRAIn needs at least 2")
+    max_tokens: int = Field(50, ge=1, description="most tokens per output, the end of text included")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; others than 1 need allow_tempered")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: the most likely tokens up to this probability")
+    top_k: int = Field(0, ge=0, description="only the k most likely tokens; 0: all")
+    min_p: float = Field(0.0, ge=0, lt=1, description="only tokens at least this likely, relative to the likeliest")
+    repetition_penalty: float = Field(1.0, gt=0, description="divides the logits of tokens that occurred; 1: none")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="subtracted from the logits of tokens in the output")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, times their number of occurrences")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="strings that end an output; it ends with the token that completes one"
+        [], description="strings that end an output, after the token that completes one"
     )
     allow_tempered: bool = Field(
         False,
-        description="sample at temperature != 1: q' is then not the policy, but its own tempered distribution",
+        description="allow a temperature other than 1: q' is then not the policy, but a tempered distribution",
     )
     allow_truncated_support: bool = Field(
         False,
-        description="sample with top_p, top_k, min_p, penalties or stop: the weights are then those of a posterior "
-        "that is cut down to what can be sampled so",
+        description="allow top_p, top_k, min_p, penalties and stop: the weights are then those of a posterior "
+        "restricted to the outputs that can be sampled",
     )
 
-    @model_validator(mode="after")
-    def _keeps_the_proposal_contract(self) -> Self:
+    @override
+    def problems(self) -> Iterator[str]:
         truncating = self.truncating()
         if truncating and not self.allow_truncated_support:
-            raise ValueError(
-                f"{', '.join(truncating)} cuts outputs off from the proposal q', so that no importance weight can make "
-                f"up for them (support(posterior) must lie in support(q')); remove it, or set "
+            yield (
+                f"{', '.join(truncating)} cuts outputs off from the proposal q', and no importance weight can make up "
+                f"for them (support(posterior) must lie in support(q')); remove it, or set "
                 f"allow_truncated_support=true if you mean it"
             )
         if self.temperature != 1 and not self.allow_tempered:
-            raise ValueError(
-                f"temperature={self.temperature} makes the proposal q' another distribution than the policy; the "
+            yield (
+                f"temperature={self.temperature} makes the proposal q' a different distribution from the policy; the "
                 f"weights stay exact, but vary more; set temperature=1, or allow_tempered=true if you mean it"
             )
-        return self
 
     def truncating(self) -> list[str]:
-        """The settings that are set and make q' another distribution than the tempered policy."""
+        """Return the settings that make q' a different distribution from the tempered policy."""
         neutral = {
             "top_p": 1,
             "top_k": 0,
@@ -63,7 +68,7 @@ class SamplingSection(Section):
 
     @property
     def tokens_are_the_policy_s(self) -> bool:
-        """Whether each token is drawn from the policy's own distribution; stop strings change only where it ends."""
+        """Each token is drawn from the policy's own distribution; stop strings change only where an output ends."""
         return self.temperature == 1 and set(self.truncating()) <= {"stop"}
 
 
@@ -93,70 +98,75 @@ _ENGINE_S_OWN = {
     "max_num_queued_reqs",
     "max_num_queued_tokens",
 }
-"""vLLM arguments that decide which distribution is sampled from, that the sampler's own work depends on, or that the
-recipe says elsewhere."""
+"""vLLM arguments that determine the sampled distribution, that the sampler relies on, or that other settings decide."""
 
 
 class AutoscaleSection(Section):
-    """How many samplers there are: more when the learner waits for them, fewer when they run ahead of it."""
+    """The number of samplers: more while the learner waits for groups, fewer while samplers run ahead of it.
+
+    Example:
+        sampler: {replicas: 2, autoscale: {min: 1, max: 8}}
+    """
 
     min: int = Field(1, ge=1, description="fewest replicas")
-    max: int = Field(ge=1, description="most replicas; Ray's own autoscaler brings the nodes")
-    window: float = Field(60, gt=0, description="seconds that are looked at for a decision")
+    max: int = Field(ge=1, description="most replicas; Ray's own autoscaler adds the nodes")
+    window: float = Field(60, gt=0, description="seconds of history that a decision is based on")
     up_when_waiting: float = Field(
-        0.2, gt=0, le=1, description="share of the window that the learner waited for groups: from here on, one more"
+        0.2, gt=0, le=1, description="add a replica if the learner waited for groups for this share of the window"
     )
     down_when_ahead: float = Field(
-        2.0, gt=0, description="ready groups for so many windows of training: from here on, one fewer"
+        2.0, gt=0, description="remove a replica if ready groups last for this many windows of training"
     )
-    settle: float = Field(120, ge=0, description="seconds without a decision after a change, once all replicas are up")
+    settle: float = Field(
+        120, ge=0, description="seconds without decisions after a change, counted once all replicas are up"
+    )
 
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
+    @override
+    def problems(self) -> Iterator[str]:
         if self.min > self.max:
-            raise ValueError(f"min={self.min} is more than max={self.max}")
-        return self
+            yield f"min={self.min} is more than max={self.max}"
 
 
 class SamplerSection(Section):
-    """The sampling service."""
+    """The sampling service (vLLM); docs/sampler.md.
 
-    replicas: int = Field(1, ge=0, description="0: nothing is sampled, and training is on the groups of store.uri")
-    gpus: float = Field(0, ge=0, description="GPUs a replica")
-    cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves for a replica")
-    threads: int = Field(1, ge=1, description="CPU threads that a replica computes with")
-    lease_prompts: int = Field(16, ge=1, description="prompts a lease: what one replica generates in one go")
+    Example:
+        sampler: {replicas: 2, gpus: 1, vllm: {gpu_memory_utilization: 0.85}}
+    """
+
+    replicas: int = Field(
+        1, ge=0, description="number of samplers; 0: nothing is sampled, training uses the groups of store.uri"
+    )
+    gpus: float = Field(0, ge=0, description="GPUs per replica")
+    cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves per replica")
+    threads: int = Field(1, ge=1, description="CPU threads per replica")
+    lease_prompts: int = Field(16, ge=1, description="prompts per request to a replica (lease)")
     leases_in_flight: int = Field(
-        2, ge=1, description="leases that a replica works on at once, to keep its batches full; 1 with max_staleness 0"
+        2,
+        ge=1,
+        description="requests that a replica works on at once, to keep its batches full; 1 with max_staleness 0",
     )
     autoscale: AutoscaleSection | None = Field(
-        None, description="add and remove replicas while the run goes on; default: as many as `replicas` says"
+        None, description="add and remove replicas during the run; default: their number is `replicas`"
     )
     delivery: Literal["files", "transfer"] = Field(
         "files",
-        description="how the weights of whole models come: read from their files, or sent by the learner, and read "
-        "where that does not work",
+        description="delivery of whole models' weights. files: samplers read them; transfer: the learner sends them, "
+        "and samplers read the files if that fails",
     )
-    kv_cache_gib: int = Field(1, ge=1, description="CPU only: memory for keys and values")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs of a replica that share each layer")
+    kv_cache_gib: int = Field(1, ge=1, description="CPU only: GiB of memory for keys and values")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs per replica that share each layer")
     vllm: dict[str, bool | int | float | str] = Field(
-        {}, description="further arguments of vLLM's engine, passed on as they are"
+        {}, description="further arguments of vLLM's engine, passed on unchanged"
     )
 
-    @model_validator(mode="after")
-    def _keeps_the_engine_s_own(self) -> Self:
+    @override
+    def problems(self) -> Iterator[str]:
         taken = sorted(self.vllm.keys() & _ENGINE_S_OWN)
         if taken:
-            raise ValueError(
-                f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_gpu_for_each_part(self) -> Self:
+            yield f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
         if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
-            raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} shares each layer among as many GPUs of a replica, but gpus="
-                f"{self.gpus:g}; set gpus={self.tensor_parallel}"
+            yield (
+                f"tensor_parallel={self.tensor_parallel} needs as many GPUs per replica, but gpus={self.gpus:g}; "
+                f"set gpus={self.tensor_parallel}"
             )
-        return self

@@ -1,159 +1,196 @@
-"""The recipe's scorers, one section class a kind, and how the rewards of several make one."""
+"""The recipe's scorers, one section class per kind, and combinations of several scorers into one reward."""
 
 import re
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
+from typing_extensions import override
 
 from brain_align.common.config.section import Name, Section
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class ScorerPool(Section):
-    """What every scorer has: what it is for, and what its replicas get."""
+    """A scorer: its values per output are stored under its name. These settings belong to every kind."""
 
     FILE: ClassVar[str]
     """The file of scorer/kinds that computes the values: each kind names its own."""
 
     kind: str = Field(description="what computes the values (docs/scorers.md)")
-    use: Literal["training", "evaluation"] = Field("training", description="evaluation: only reported")
-    replicas: int = Field(1, ge=1)
-    gpus: float = Field(
-        0, ge=0, description="GPUs a replica; over several, the layers of a tldr or hh reward model are spread"
+    use: Literal["training", "evaluation"] = Field(
+        "training", description="training: values may be the reward; evaluation: values are only reported"
     )
-    cpus: float = Field(1, gt=0)
-    threads: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="number of replicas, each a process of its own")
+    gpus: float = Field(
+        0, ge=0, description="GPUs per replica; the layers of a tldr or hh model are spread over several"
+    )
+    cpus: float = Field(1, gt=0, description="CPU cores that Ray reserves per replica")
+    threads: int = Field(1, ge=1, description="CPU threads per replica")
 
-    @field_validator("gpus")
-    @classmethod
-    def _several_gpus_are_whole_ones(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus={gpus:g} is more than one GPU, and no whole number of them")
-        return gpus
+    @property
+    def seconds_per_group(self) -> float | None:
+        """The most time that one group may take, if the kind has a limit per group."""
+        return None
+
+    @override
+    def problems(self) -> Iterator[str]:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            yield f"gpus={self.gpus:g} is more than one GPU, but not a whole number of them"
 
 
 class GPTJRewardSection(ScorerPool):
-    """A GPT-J reward model in CarperAI's (tldr) or Dahoas' (hh) format."""
+    """A GPT-J reward model in CarperAI's (tldr) or Dahoas' (hh) format.
+
+    Example:
+        scorers: {reward: {kind: hh, path: "Dahoas/gptj-rm-static", gpus: 1}}
+    """
 
     FILE = "gptj"
     kind: Literal["tldr", "hh"]
-    path: str = Field(description="checkpoint directory or hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    path: str = Field(
+        description="directory or hub id of the checkpoint, followed by `@revision` unless the newest is meant"
+    )
+    dtype: Dtype = Field("bfloat16", description="type of the model's weights")
 
 
 class ClassifierSection(ScorerPool):
-    """A reward model that transformers loads as a sequence classifier with one label."""
+    """A reward model that transformers loads as a sequence classifier with a single label.
+
+    Example:
+        scorers: {reward: {kind: classifier, path: org/reward-model, gpus: 1, chat_template: true}}
+    """
 
     FILE = "classifier"
     kind: Literal["classifier"]
-    path: str = Field(description="HF directory or hub id, of model and tokenizer")
-    gpus: float = Field(0, ge=0, le=1, description="GPUs a replica, one at most")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    path: str = Field(description="directory or hub id of model and tokenizer")
+    gpus: float = Field(0, ge=0, le=1, description="GPUs per replica, at most one")
+    dtype: Dtype = Field("bfloat16", description="type of the model's weights")
     chat_template: bool = Field(
-        False, description="prompt and output become a user's and an assistant's turn in the tokenizer's chat template"
+        False, description="prompt and output become turns of user and assistant in the tokenizer's chat template"
     )
-    max_tokens: int = Field(2048, ge=1, description="longer texts are truncated")
-    truncation: Literal["left", "right"] = Field("left", description="the side that loses tokens; left keeps outputs")
+    max_tokens: int = Field(2048, ge=1, description="texts are truncated to this many tokens")
+    truncation: Literal["left", "right"] = Field("left", description="the side that is cut off; left keeps outputs")
 
 
 class FunctionSection(ScorerPool):
-    """A Python function of prompts and outputs."""
+    """A Python function f(prompts, outputs) that returns a list of numbers.
+
+    Example:
+        scorers: {reward: {kind: function, function: "my_rewards:score", timeout: 10}}
+    """
 
     FILE = "function"
     kind: Literal["function"]
-    function: str = Field(description="import path module:function")
-    timeout: float = Field(60, gt=0, description="seconds that a call may take, which is for the outputs of one group")
+    function: str = Field(description="import path, module:function; the current directory is searched, too")
+    timeout: float = Field(60, gt=0, description="seconds per call, which has the outputs of one group")
 
     @property
-    def seconds_a_group(self) -> float:
-        """That a group may take: its outputs are one call, and its gold output is another."""
-        return 2 * self.timeout
+    @override
+    def seconds_per_group(self) -> float:
+        return 2 * self.timeout  # its outputs are one call, and its gold output is another
 
 
 class RemotePool(ScorerPool):
-    """What scorers behind HTTP have in common."""
+    """Scorers behind HTTP."""
 
-    url: Url
+    url: Url = Field(description="where requests are posted to")
     token_variable: Variable | None = Field(
-        None, description="environment variable that holds the bearer token; a recipe never holds the token itself"
+        None, description="environment variable with the bearer token; recipes never contain the token itself"
     )
-    timeout: float = Field(60, gt=0, description="seconds that one request may take")
-    attempts: int = Field(4, ge=1, description="tries of a request, before its values are null with the error")
-    backoff: float = Field(1, ge=0, description="seconds before the second try; doubled before each further one")
-    concurrency: int = Field(8, ge=1, description="requests of a replica under way at a time")
+    timeout: float = Field(60, gt=0, description="seconds per request")
+    attempts: int = Field(4, ge=1, description="attempts per request, before its values are null")
+    backoff: float = Field(1, ge=0, description="seconds before the second attempt; doubled before each further one")
+    concurrency: int = Field(8, ge=1, description="concurrent requests per replica")
 
 
 class EndpointSection(RemotePool):
-    """An HTTP endpoint: POST {"prompts": […], "outputs": […]}, answered by {"scores": […]}."""
+    """An HTTP endpoint: POST {"prompts": […], "outputs": […]}, answered by {"scores": […]}.
+
+    Example:
+        scorers: {reward: {kind: http, url: "http://localhost:8000/score"}}
+    """
 
     FILE = "endpoint"
     kind: Literal["http"]
-    batch_size: int = Field(32, ge=1, description="outputs a request; those of one request are of one prompt")
+    batch_size: int = Field(32, ge=1, description="outputs per request, all of one prompt")
 
 
 class JudgeSection(RemotePool):
-    """A language model behind an OpenAI-compatible endpoint (such as vLLM's) that rates outputs."""
+    """A language model behind an OpenAI-compatible endpoint (such as vLLM's) that rates outputs.
+
+    Example:
+        scorers:
+          reward:
+            kind: judge
+            url: http://localhost:8000/v1
+            model: org/judge
+            instructions: "Rate this answer from 1 to 10, as [[7]]. Question: {prompt} Answer: {output}"
+    """
 
     FILE = "judge"
     kind: Literal["judge"]
-    url: Url = Field(description="up to and with /v1")
-    model: str = Field(description="name under which the endpoint serves it")
-    instructions: str = Field(description="what the judge is asked, with {prompt} and {output} in it")
+    url: Url = Field(description="address of the API, up to and including /v1")
+    model: str = Field(description="the model's name at the endpoint")
+    instructions: str = Field(description="the judge's message, with {prompt} and {output} in it")
     pattern: str = Field(
-        r"\[\[(-?\d+(?:\.\d+)?)\]\]", description="regular expression; group 1 of its last match is the rating"
+        r"\[\[(-?\d+(?:\.\d+)?)\]\]",
+        description="regular expression; group 1 of its last match in an answer is the rating",
     )
-    lowest: float = Field(1, description="a rating below it is no valid answer")
-    highest: float = Field(10, description="a rating above it is no valid answer")
-    max_tokens: int = Field(512, ge=1, description="of an answer")
+    lowest: float = Field(1, description="lowest valid rating")
+    highest: float = Field(10, description="highest valid rating")
+    max_tokens: int = Field(512, ge=1, description="most tokens per answer")
 
-    @model_validator(mode="after")
-    def _can_be_asked_and_understood(self) -> Self:
+    @override
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         missing = [name for name in ("{prompt}", "{output}") if name not in self.instructions]
         if missing:
-            raise ValueError(f"instructions lack {' and '.join(missing)}: the judge would not see what it rates")
+            yield f"instructions lack {' and '.join(missing)}: the judge would not see what it rates"
         try:
-            groups = re.compile(self.pattern).groups
+            if re.compile(self.pattern).groups < 1:
+                yield f"pattern={self.pattern!r} has no group; put the rating in parentheses"
         except re.error as error:
-            raise ValueError(f"pattern={self.pattern!r} is no regular expression ({error})") from None
-        if groups < 1:
-            raise ValueError(f"pattern={self.pattern!r} has no group; put the rating in parentheses")
+            yield f"pattern={self.pattern!r} is not a regular expression ({error})"
         if self.lowest >= self.highest:
-            raise ValueError(f"lowest={self.lowest:g} must be less than highest={self.highest:g}")
-        return self
+            yield f"lowest={self.lowest:g} must be less than highest={self.highest:g}"
 
 
 ScorerSection = Annotated[
     GPTJRewardSection | ClassifierSection | FunctionSection | EndpointSection | JudgeSection,
     Field(discriminator="kind"),
 ]
-"""One scorer."""
+"""One scorer. `scorer/kinds` has a file for each of these kinds."""
 
 
 class CombinationSection(Section):
     """One reward from the stored values of several scorers.
 
-    It is applied when values are read: another combination needs no new scores. Where one of the values that it needs
-    is null, so is the reward.
+    It is applied when values are read, so that another combination needs no new scores. The reward is null if one of
+    its values is.
+
+    Example:
+        rewards: {both: {kind: weighted-sum, weights: {helpful: 1, length: -0.1}}}
     """
 
     kind: Literal["weighted-sum", "min", "lexicographic"] = Field(
-        description="weighted-sum, min: of weight × value. lexicographic: how many different outputs of the group are "
-        "worse, where the first scorer decides, and each further one only between outputs that tie so far"
+        description="weighted-sum, min: of weight × value. lexicographic: the number of different outputs of the group "
+        "that are worse; the first scorer decides, and each further one only between outputs that tie so far"
     )
     weights: dict[Name, float] = Field(
-        min_length=2, description="a weight for each scorer, in order of priority; negative: less is better"
+        min_length=2, description="a weight per scorer, in order of priority; negative: less is better"
     )
     step: float = Field(
-        0, ge=0, description="lexicographic: weight × value is compared in bins of this width; 0: as is"
+        0, ge=0, description="lexicographic: weight × value is compared in bins of this width; 0: exactly"
     )
 
-    @model_validator(mode="after")
-    def _uses_what_it_names(self) -> Self:
-        unused = [name for name, weight in self.weights.items() if weight == 0]
-        if unused:
-            raise ValueError(f"weights.{unused[0]}=0 has no effect; remove it, or give it a weight")
+    @override
+    def problems(self) -> Iterator[str]:
+        for name, weight in self.weights.items():
+            if weight == 0:
+                yield f"weights.{name}=0 has no effect; remove it, or give it a weight"
         if self.step and self.kind != "lexicographic":
-            raise ValueError(f"step is for kind lexicographic, not for {self.kind}; remove it")
-        return self
+            yield f"step is for kind lexicographic, not for {self.kind}; remove it"

@@ -1,8 +1,10 @@
-"""From raw settings to a `Recipe`, or to one clear sentence for each thing that is wrong with them."""
+"""From raw settings to a `Recipe`, or to one clear sentence for each mistake in them."""
 
+import copy
 import difflib
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +15,55 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 
 _NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
-"""pydantic's names for a value that stands in the place of a section."""
+"""pydantic's names for a value in place of a section."""
+
+_ELSEWHERE = {
+    "lr": "learner.learning_rate",
+    "lr_scheduler_type": "learner.schedule",
+    "gradient_checkpointing": "learner.activation_checkpointing",
+    "num_processes": "learner.ranks",
+    "save_steps": "learner.checkpoint_steps",
+    "batch_size": "algorithm.batch_prompts",
+    "train_batch_size": "algorithm.batch_prompts",
+    "per_device_train_batch_size": "algorithm.batch_prompts",
+    "epochs": "algorithm.rounds",
+    "num_train_epochs": "algorithm.rounds",
+    "max_steps": "algorithm.updates_per_round",
+    "beta": "objective.temperature",
+    "kl_coef": "objective.temperature",
+    "init_kl_coef": "objective.temperature",
+    "loss_type": "objective.name",
+    "num_generations": "sampling.n",
+    "max_new_tokens": "sampling.max_tokens",
+    "max_completion_length": "sampling.max_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "dataset": "data.train",
+    "train_file": "data.train",
+    "tensor_parallel_size": "sampler.tensor_parallel",
+    "model_name_or_path": "policy.model",
+    "lora_r": "policy.adapter.r",
+    "lora_alpha": "policy.adapter.alpha",
+    "load_in_4bit": "policy.quantization",
+    "torch_dtype": "policy.dtype",
+    "reward_model": "scorers.NAME.path",
+    "reward_funcs": "scorers.NAME.function",
+    "eval_steps": "evaluation.every_rounds",
+    "output_dir": "run.dir",
+}
+"""Settings of other libraries (TRL, OpenRLHF, verl, transformers), and those that they correspond to here."""
+
+_POLICY_GRADIENTS = ("ppo", "grpo", "dr-grpo", "dapo", "gspo", "rloo", "reinforce", "reinforce++")
+_NOT_IMPLEMENTED = {
+    **dict.fromkeys(
+        _POLICY_GRADIENTS,
+        "the closest is brain, which also trains on groups of the policy's own samples; its optimum is RLHF's, with "
+        "objective.temperature as the KL coefficient",
+    ),
+    "online-dpo": "it is cdpo with objective.epsilon=0 and algorithm.proposal=updated",
+    "orpo": "the closest is simpo, which needs no reference model either",
+    "kto": "the closest is dpo, if there are pairs",
+}
+"""Well-known objectives that do not exist here, and the closest that do."""
 
 
 def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
@@ -21,56 +71,109 @@ def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
 
     Args:
         settings: nested settings, as read from YAML.
-        source: what to call them in messages, e.g. the file's name.
+        source: their name in messages, e.g. that of the file.
 
     Raises:
-        UserError: unknown or out-of-range settings: every one with its field, the reason and the nearest valid name.
+        UserError: settings are unknown, out of range or contradictory; one line for each, with the setting, the reason
+            and the closest valid name.
     """
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        problems = [_sentence(dict(problem)) for problem in error.errors()]
+        problems = [*_sentences(error), *_further_contradictions(settings, error)]
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems)) from None
 
 
-def _sentence(problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "value_error":
+            field = ".".join(_without_tags(location))
+            for sentence in problem["msg"].removeprefix("Value error, ").splitlines():
+                yield f"{field}: {sentence}." if field else f"{sentence}."
+        else:
+            yield _sentence(dict(problem), location)
+
+
+def _further_contradictions(settings: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
+    """Yield the contradictions between settings that pydantic does not reach because single settings are refused.
+
+    They are those of the recipe without the refused settings, except where one of these is mentioned.
+    """
+    left, refused = copy.deepcopy(dict(settings)), set()
+    while True:
+        for problem in error.errors():
+            path = _without_tags([str(part) for part in problem["loc"]])
+            if not path or not _remove(left, path):
+                return
+            refused.add(path[-1])
+        try:
+            Recipe.model_validate(left)
+            return
+        except ValidationError as further:
+            if any(problem["type"] != "value_error" for problem in further.errors()):
+                return  # what was removed is required
+            yield from (line for line in _sentences(further) if not refused & set(re.findall(r"\w+", line)))
+            error = further
+
+
+def _remove(settings: Any, path: list[str]) -> bool:
+    """Remove a setting; return whether it was there."""
+    for section in path[:-1]:
+        settings = settings.get(section) if isinstance(settings, dict) else None
+    return isinstance(settings, dict) and settings.pop(path[-1], settings) is not settings
+
+
+def _sentence(problem: dict[str, Any], location: list[str]) -> str:
     field = ".".join(_without_tags(location))
     if problem["type"] == "extra_forbidden":
-        names = valid_names(location[:-1])
-        near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.4)
-        whole = ".".join(_without_tags(location[:-1]) + near)
-        hint = f"did you mean {whole}?" if near else f"valid: {', '.join(names)}."
-        return f"unknown setting {field}; {hint}"
+        return f"unknown setting {field}; {_hint(location)}"
     if problem["type"] == "missing":
         return f"setting {field} is required and missing."
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         if location == ["objective"]:
             return _unknown_objective(problem["input"])
         return f"{field}.kind must be one of {', '.join(_kinds(location))}."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"]
     if problem["type"] in _NO_SECTION:
         message = f"it is a section; write {field}.setting=value"
-    message = message[0].lower() + message[1:]
-    if problem["type"] == "value_error":
-        return f"{field}: {message}." if field else f"{message}."
-    return f"{field}={problem['input']!r} is refused: {message}."
+    return f"{field}={problem['input']!r} is refused: {message[0].lower()}{message[1:]}."
+
+
+def _hint(location: list[str]) -> str:
+    """Return the setting that an unknown one may stand for, or those that are valid in its place."""
+    names = valid_names(location[:-1])
+    near = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.6)
+    elsewhere = setting_elsewhere(location[-1])
+    if not near and elsewhere:
+        return f"did you mean {elsewhere}?"
+    near = near or difflib.get_close_matches(location[-1], names, n=1, cutoff=0.4)
+    if near:
+        return f"did you mean {'.'.join(_without_tags(location[:-1]) + near)}?"
+    return f"valid: {', '.join(names)}."
 
 
 def _unknown_objective(settings: Any) -> str:
-    name = settings.get("name") if isinstance(settings, Mapping) else settings
-    near = difflib.get_close_matches(str(name), OBJECTIVE_NAMES, n=1, cutoff=0.4)
+    name = str(settings.get("name") if isinstance(settings, Mapping) else settings)
+    if closest := _NOT_IMPLEMENTED.get(name.lower().replace("_", "-")):
+        return f"objective.name={name!r} is not implemented; {closest}."
+    near = difflib.get_close_matches(name, OBJECTIVE_NAMES, n=1, cutoff=0.4)
     meant = f"did you mean {near[0]}? " if near else ""
     return (
-        f"objective.name={name!r} is no objective; {meant}There are {', '.join(OBJECTIVE_NAMES)}, or your own as "
+        f"objective.name={name!r} is not an objective; {meant}Available: {', '.join(OBJECTIVE_NAMES)}, or your own as "
         f"module:function."
     )
 
 
-def valid_names(location: list[str]) -> list[str]:
-    """The setting names that are valid below a dotted location, given as its parts.
+def setting_elsewhere(name: str) -> str | None:
+    """Return the dotted name of the setting that corresponds to one of another library, or None."""
+    return _ELSEWHERE.get(name)
 
-    Of a section that has several kinds, the part that follows says which it is (as in pydantic's errors): its tag.
+
+def valid_names(location: list[str]) -> list[str]:
+    """Return the names of the settings below a dotted location, given as its parts.
+
+    If a section has several kinds, the next part selects one by its tag, as in pydantic's errors.
     """
     sections = _walk(location)[1]
     return list(dict.fromkeys(name for section in sections for name in section.model_fields))
@@ -81,7 +184,7 @@ def _kinds(location: list[str]) -> list[str]:
 
 
 def _without_tags(location: list[str]) -> list[str]:
-    """A location as users write it: pydantic's errors name the kind of a section among its parts."""
+    """Return a location as users write it, without the tags that pydantic's errors add for kinds of sections."""
     return _walk(location)[0]
 
 
@@ -89,8 +192,8 @@ def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
     """Follow a location down from the recipe.
 
     Returns:
-        Its parts without tags, and the sections that may stand there: several where the kind is open, none where the
-        location is no section's.
+        Its parts without tags, and the sections that may be there: several if the kind is open, none if the location
+        is not that of a section.
     """
     sections: list[type[BaseModel]] = [Recipe]
     parts: list[str] = []
@@ -107,7 +210,7 @@ def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
                 section.model_fields[part].annotation for section in sections if part in section.model_fields
             ]
             is_named = any(typing.get_origin(annotation) is dict for annotation in annotations)
-            sections = [section for annotation in annotations for section in _sections_of(annotation)]
+            sections = [section for annotation in annotations for section in sections_of(annotation)]
         parts.append(part)
     return parts, sections
 
@@ -119,8 +222,8 @@ def _tags(section: type[BaseModel]) -> tuple[str, ...]:
     return typing.get_args(field.annotation) if field else ()
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The section classes inside an annotation such as `Section | None` or `dict[str, Section]`."""
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the section classes inside an annotation such as `Section | None` or `dict[str, Section]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for inner in typing.get_args(annotation) for section in _sections_of(inner)]
+    return [section for inner in typing.get_args(annotation) for section in sections_of(inner)]

@@ -1,4 +1,14 @@
-"""`brain compare`: options and request."""
+"""Train several objectives on the same stored groups.
+
+Trains every objective at every learning rate on the first seed, and at its best rate on the other seeds, all on the
+same groups of one store and at the same budget; then writes tables, plots and paired tests (docs/compare.md). Running
+it again on the same --out trains what is missing; more objectives, seeds, rates or group sizes are added to what was
+asked for before, for all its methods alike.
+
+Examples:
+  brain compare compare-demo.yaml
+  brain compare my.yaml --objectives brain,dpo-sft --seeds 0,1 --out runs/mine
+"""
 
 import argparse
 from pathlib import Path
@@ -12,18 +22,12 @@ from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, p
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import output_path
 
+GROUP = "Research"
 
-def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "compare",
-        help="train several objectives on the same stored groups",
-        description="Train every objective at every learning rate on the first seed and at its best rate on the other "
-        "seeds, all on the same stored groups and with the same budget; then write tables, plots and paired tests. "
-        "Running it again with the same --out trains what is missing; additional objectives, seeds, rates or group "
-        "sizes extend the earlier request for all its methods.",
-    )
-    add_recipe(parser, "a YAML recipe, e.g. deploy/recipes/compare-demo.yaml")
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser)
     parser.add_argument(
         "--objectives", metavar="A,B,…", help=f"NAME or NAME:setting=value; default: {','.join(DEFAULT_OBJECTIVES)}"
     )
@@ -45,10 +49,11 @@ def add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--out", type=Path, metavar="DIR", help="default: runs/comparisons/NAME, with the recipe's name"
     )
     add_overrides(parser)
-    parser.set_defaults(command=_compare, resumes=True)
+    parser.set_defaults(resumes=True)
 
 
-def _compare(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
+    """Train what is missing, and report."""
     if options.parallel is not None and options.parallel < 1:
         raise UserError(f"--parallel {options.parallel}: at least one training run must run at a time; give 1 or more.")
     recipe = load_recipe(options.recipe, options.overrides)
@@ -66,4 +71,3 @@ def _compare(options: argparse.Namespace) -> int:
     from brain_align.deploy.compare.compare import compare  # Ray and torch take seconds
 
     compare(recipe, request, directory, options.parallel, Console())
-    return 0

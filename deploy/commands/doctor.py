@@ -1,8 +1,14 @@
-"""`brain doctor`: what would not work in a run, found before it begins.
+"""Check a recipe before running it.
 
-The scorers are really loaded, in actors as in a run, and pass their golden self-test; samplers and learner are not.
+Checks prompts, policy, the files of scorers and the cluster's size, and loads every scorer as a run does; samplers and
+learner are not started. Reports all that is wrong; the exit status is 2 if anything is.
+
+Examples:
+  brain doctor my.yaml
+  brain doctor my.yaml scorers.reward.path=models/reward
 """
 
+import argparse
 import asyncio
 import shutil
 import tempfile
@@ -16,14 +22,29 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.training import PriorSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import PRIOR
-from brain_align.deploy.commands.score import take_over_golden
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.commands.scoring import take_over_golden
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
+GROUP = "Train"
+
 Problems = Mapping[str, str | None]
-"""By scorer, what is wrong with it; None: nothing."""
+"""What is wrong with each scorer; None: nothing."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser)
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check a recipe."""
+    return 2 if examine(load_recipe(options.recipe, options.overrides), Console()) else 0
 
 
 class Findings:
@@ -34,14 +55,15 @@ class Findings:
         self._console = console
 
     def say(self, subject: str, problem: str | None, note: str = "") -> None:
-        """One line: a subject is in order, or what is wrong with it."""
-        self.failed += problem is not None
-        text = f"FAILED  {subject}: {problem}" if problem else f"ok      {subject}{note}"
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """Print that a subject is in order, or each thing that is wrong with it, a line each."""
+        problems = [] if problem is None else problem.splitlines()
+        self.failed += len(problems)
+        for text in [f"FAILED  {subject}: {one}" for one in problems] or [f"ok      {subject}{note}"]:
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def check(self, subject: str) -> Iterator[None]:
-        """The block's errors are what is wrong with a subject."""
+        """Take the block's errors for what is wrong with a subject."""
         try:
             yield
         except (UserError, PipelineError) as error:
@@ -53,18 +75,18 @@ class Findings:
 def examine(
     recipe: Recipe, console: Console, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
 ) -> int:
-    """Check a recipe: inputs, the cluster's size, and every scorer; says all that is wrong, not only the first.
+    """Check a recipe's inputs, the cluster's size, and every scorer; report all that is wrong, not only the first.
 
     Args:
-        recipe: as the user gave it.
-        console: gets a line a subject.
-        try_scorers: loads the scorers of a recipe and says what is wrong with each; default: on the cluster.
+        recipe: as it was read.
+        console: gets one line per subject, or per problem.
+        try_scorers: loads the scorers of a recipe and returns what is wrong with each; default: on the cluster.
 
     Returns:
-        How many checks failed.
+        The number of problems.
 
     Raises:
-        UserError: the recipe's world cannot be built, without which there is nothing to check.
+        UserError: the recipe's data cannot be prepared, without which there is nothing to check.
     """
     from brain_align.deploy.run.preflight import (
         check_inputs,  # torch and transformers: not for a recipe that is refused
@@ -82,7 +104,7 @@ def examine(
         compared = take_over_golden(recipe, names, scratch)
         problems = (try_scorers or _try_on_cluster)(resolved, scratch)
         for name in names:
-            golden = "agrees with the run's golden values" if name in compared else "gives golden texts values"
+            golden = "agrees with the run's golden values" if name in compared else "scores the self-test texts"
             findings.say(f"scorer {name}", problems[name], f" loads and {golden}: {_described(resolved, name)}")
     if not findings.failed or not scratch.logs.exists():
         shutil.rmtree(scratch.root)  # else its logs say more
@@ -90,7 +112,7 @@ def examine(
 
 
 def _described(recipe: Recipe, name: str) -> str:
-    """Return what a scorer is, and what its values are for."""
+    """Describe a scorer, and what its values are for."""
     from brain_align.scorer.catalogue import kind_of  # torch and transformers
 
     scorer = recipe.scorer(name)

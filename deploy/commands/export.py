@@ -1,23 +1,42 @@
-"""`brain export`: a run's policy as a directory that PEFT or transformers open without this project."""
+"""Write a run's policy for use elsewhere.
 
+Writes one version of the policy as an adapter (PEFT), or as a whole model (transformers).
+
+Examples:
+  brain export runs/demo --output my-adapter
+  brain export runs/demo --output my-model --merge --version newest
+"""
+
+import argparse
 import contextlib
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig
-
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
-from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, load_adapter
-from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
-from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
+from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.summary import read_summary
 
+GROUP = "Train"
+
 _MARKER = "version.json"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_run(parser)
+    parser.add_argument("--version", default="best", help="best (on validation prompts; the default), newest, or N")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("--merge", action="store_true", help="merge an adapter into its model, and write the whole")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export a version."""
+    print(export(options.run, options.version, options.output, merge=options.merge))
 
 
 def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
@@ -30,16 +49,18 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
         merge: write a whole model where the version is an adapter.
 
     Returns:
-        What was written, and how to load it.
+        A sentence that says what was written, and how to load it.
 
     Raises:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
     """
+    from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS  # torch and peft
+
     directory = RunDirectory(run.absolute())
     policy = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
     found = _find_version(directory, version)
     if output.exists():
-        raise UserError(f"{output} exists already; name a new directory as --output.")
+        raise UserError(f"{output} exists already; name a new directory with --output.")
     with new_directory(output.absolute()) as target:
         if policy.method == "lora" and not merge:
             for name in (CONFIG, WEIGHTS):
@@ -58,13 +79,13 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
     registry = PolicyRegistry(directory.policies)
     versions = registry.versions()
     if not versions:
-        raise UserError(f"The run in {directory.root} has published nothing yet.")
+        raise UserError(f"The run in {directory.root} has not published a version yet.")
     if version == "newest":
         return registry.verify(versions[-1])
     if version == "best":
         summary = read_summary(directory)
         if summary is None:
-            raise UserError(f"The run in {directory.root} has not ended, so no version is the best; say --version.")
+            raise UserError(f"The run in {directory.root} has not ended, so no version is the best yet; set --version.")
         return registry.verify(summary["best_version"])
     if not version.isdigit() or int(version) not in versions:
         raise UserError(
@@ -75,7 +96,11 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
 
 
 def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
-    """The model with the adapter added to its weights; of a quantised model, to what its 4 bits stand for."""
+    """Write the model with the adapter added to its weights; of a quantised model, to what its 4 bits stand for."""
+    from brain_align.common.nn.models.adapters import load_adapter
+    from brain_align.common.nn.models.causal_lm import load_causal_lm
+    from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
+
     if policy.quantization is None:
         model = load_causal_lm(policy.model, policy.dtype)
     else:
@@ -84,7 +109,11 @@ def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
 
 
 def _write_companions(policy: PolicySection, target: Path) -> None:
-    """What belongs to a whole model beside its weights."""
+    """Write what belongs to a whole model beside its weights: its tokenizer, and how it generates."""
+    from transformers import GenerationConfig
+
+    from brain_align.common.nn.models.causal_lm import load_tokenizer
+
     load_tokenizer(policy.tokenizer or policy.model).save_pretrained(target)
     with contextlib.suppress(OSError):  # a model need not have one
         GenerationConfig.from_pretrained(policy.model).save_pretrained(target)

@@ -1,4 +1,11 @@
-"""`brain lab`: the objectives on toy problems whose posterior is known exactly."""
+"""Compare gradient estimates where the posterior is known.
+
+Trains brain, brain-no-baseline, dpg and gdc++ on toy problems of 64 outcomes whose posterior is known exactly, each at
+its best learning rate, and measures the variance and bias of their gradients. Writes lab.json and plots (docs/lab.md).
+
+Examples:
+  brain lab --out runs/lab
+"""
 
 import argparse
 import json
@@ -14,21 +21,18 @@ from brain_align.common.errors import UserError
 _FILE = "lab.json"
 
 
-def add_lab_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `brain lab`."""
-    parser = commands.add_parser(
-        "lab",
-        help="compare gradient estimates on toy problems whose posterior is known exactly",
-        description="Train brain, brain-no-baseline, dpg and gdc++ on toy problems with 64 outcomes, each at its best "
-        "learning rate, and measure variance and bias of their gradients. Writes lab.json and plots (docs/lab.md).",
-    )
+GROUP = "Research"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for lab.json and the plots")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first problem and of its samples (default 0)")
     parser.add_argument("--worlds", type=int, default=8, help="number of problems, with consecutive seeds (default 8)")
-    parser.set_defaults(command=_lab)
 
 
-def _lab(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
+    """Measure, write and show the figures."""
     directory: Path = options.out.expanduser()
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} is negative; give 0 or more.")
@@ -51,7 +55,6 @@ def _lab(options: argparse.Namespace) -> int:
     console = Console()
     _print(report, console)
     console.print(f"{directory / _FILE} and {len(plots)} plots", highlight=False, soft_wrap=True)
-    return 0
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

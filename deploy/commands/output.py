@@ -20,7 +20,7 @@ def check_output(path: Path, *, force: bool) -> None:
     """
     there = next(directory for directory in path.absolute().parents if directory.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        what = "may not be written to" if there.is_dir() else "is no directory"
+        what = "may not be written to" if there.is_dir() else "is not a directory"
         raise UserError(f"Cannot write {path}: {there} {what}; name another --output.")
     if not path.exists():
         return

@@ -1,10 +1,17 @@
-"""`brain score`: rewards for a file of prompts and outputs by a recipe's scorers, which run as in a run."""
+"""Score a file of prompts and outputs.
 
+Scores prompts and outputs with every scorer of a recipe, as a run does.
+
+Examples:
+  brain score my.yaml --input outputs.jsonl --output scores.jsonl
+"""
+
+import argparse
 import asyncio
 import json
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,38 +20,56 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.row_files import read_rows
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.output import check_output, new_lines, new_output
+from brain_align.deploy.commands.scoring import Advance, progress_bar, resolved_for_scoring, take_over_golden
 from brain_align.deploy.conductor.group_scorer import GroupScorer, scorers_at_work
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.resolve import resolve, run_directory
-from brain_align.deploy.run.start import reporter
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import run_directory
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
-_ROWS_A_PART = 16
+GROUP = "Inspect"
 
-
-Advance = Callable[[int], object]
-"""Is told how many rows more are done."""
+_PART_ROWS = 16
 
 Write = Callable[[str], object]
 """Gets a line of the output, without its end."""
 
 
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser)
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help='rows {"prompt", "outputs": […]}: .jsonl or .parquet'
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help='gets {"prompt", "outputs", "scores": {NAME: […]}}'
+    )
+    parser.add_argument("--force", action="store_true", help="replace an output that exists")
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the file."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    score(recipe, options.input, options.output, Console(), force=options.force)
+
+
 @dataclass
 class Outcome:
-    """What came of a file.
+    """The result of scoring a file.
 
     Attributes:
-        rows, outputs: how many were scored.
-        missing: by scorer, how many values are null.
-        errors: by scorer, the first reason.
+        rows, outputs: the numbers of those that were scored.
+        missing: the number of null values per scorer.
+        errors: the first reason for one, per scorer.
     """
 
     rows: int = 0
@@ -67,7 +92,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
         UserError: something is wrong with the file, a scorer or the cluster.
         PipelineError: a scorer failed for good, or for too many rows.
     """
-    bar = Progress(TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    bar = progress_bar("scoring", console)
     check_output(target, force=force)
     count = sum(1 for _ in read_texts(source))
     resolved = resolved_for_scoring(recipe, list(recipe.scorers), run_directory(recipe), console)
@@ -88,7 +113,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
 
 @contextmanager
 def _logs_beside(target: Path) -> Iterator[RunDirectory]:
-    """A directory for the services' logs; it goes if there are none, as when the cluster is too small."""
+    """Yield a directory for the services' logs; remove it if there are none, as when the cluster is too small."""
     logs = RunDirectory(target.absolute().with_name(f"{target.name}.scoring"))
     shutil.rmtree(logs.root, ignore_errors=True)
     try:
@@ -121,9 +146,9 @@ async def score_rows(
     Args:
         texts: prompts with their outputs.
         scorers: by name, at work.
-        write: gets a line of JSON a row.
+        write: gets one line of JSON per row.
         advance: is told of rows that are written.
-        most: parts of some rows under way, so that memory does not grow with the file.
+        most: parts of some rows under way at a time, so that memory does not grow with the file.
     """
     outcome = Outcome()
     under_way: deque[asyncio.Task[list[dict[str, Any]]]] = deque()
@@ -137,7 +162,7 @@ async def score_rows(
 
     rows = enumerate(texts)
     try:
-        while part := list(islice(rows, _ROWS_A_PART)):
+        while part := list(islice(rows, _PART_ROWS)):
             if len(under_way) == most:
                 await write_oldest()
             under_way.append(asyncio.create_task(_score_part(part, scorers)))
@@ -175,7 +200,7 @@ def _count(row: dict[str, Any], outcome: Outcome) -> None:
 
 
 def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
-    """Prompts and their outputs, row by row.
+    """Yield prompts and their outputs, row by row.
 
     Raises:
         UserError: the file or a row of it is not what it should be (named).
@@ -184,51 +209,10 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
     for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")
         if not isinstance(prompt, str):
-            raise UserError(f"{source}, row {number}, has no text under `prompt`; fix or remove the row.")
+            raise UserError(f"{source}, row {number}: `prompt` must be a string; fix or remove the row.")
         if not isinstance(outputs, list) or not outputs or not all(isinstance(output, str) for output in outputs):
-            raise UserError(f"{source}, row {number}, has no list of texts under `outputs`; fix or remove the row.")
+            raise UserError(f"{source}, row {number}: `outputs` must be a list of strings; fix or remove the row.")
         yield prompt, outputs
         empty = False
     if empty:
-        raise UserError(f"{source} has no rows.")
-
-
-def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: Console) -> Recipe:
-    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded.
-
-    Args:
-        recipe: as it was read.
-        scorers: of the recipe.
-        run: the directory of the recipe's run, which need not exist; see `resolve`.
-        console: shows how data is prepared.
-
-    Raises:
-        UserError: the data cannot be prepared, or a scorer cannot be loaded.
-    """
-    from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
-
-    resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
-    for name in scorers:
-        check_scorer(name, resolved.recipe.scorers[name])
-    return resolved.recipe
-
-
-def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory) -> list[str]:
-    """Have scorers compared with the golden values of the recipe's run.
-
-    Returns:
-        For which of them the run has any.
-
-    Raises:
-        UserError: they cannot be copied.
-    """
-    run = run_directory(recipe)
-    found = [name for name in scorers if run.golden(name).exists()]
-    try:
-        for name in found:
-            logs.golden_values.mkdir(parents=True, exist_ok=True)
-            shutil.copy(run.golden(name), logs.golden(name))
-    except OSError as error:
-        copied = f"Cannot copy {run.golden_values} to {logs.golden_values}"
-        raise UserError(f"{copied}: {error.strerror or error}; make both accessible.") from None
-    return found
+        raise UserError(f"{source} has no rows; nothing can be scored.")

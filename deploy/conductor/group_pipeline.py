@@ -79,7 +79,7 @@ class GroupPipeline:
             commit=self._commit,
             give_up=self._give_up,
         )
-        rows = {name: recipe.groups_a_call(name) for name in services.scorers}
+        rows = {name: recipe.groups_per_call(name) for name in services.scorers}
         self.scoring = Scoring(services.scorers, rows, timeout, self._lanes)
         self._turns = Turns(self._lanes)
         self._some_requests = asyncio.Event()

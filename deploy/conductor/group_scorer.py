@@ -106,5 +106,5 @@ async def scorers_at_work(pools: Mapping[str, Pool], recipe: Recipe) -> AsyncIte
     async with background_tasks() as begin:
         timeout = recipe.timeouts.lease
         yield {
-            name: GroupScorer(name, pool, recipe.groups_a_call(name), timeout, begin) for name, pool in pools.items()
+            name: GroupScorer(name, pool, recipe.groups_per_call(name), timeout, begin) for name, pool in pools.items()
         }

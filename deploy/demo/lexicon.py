@@ -1,7 +1,7 @@
 """The closed vocabulary of the demo's posts: six key facts and one side detail, each a single word.
 
-The word lists are disjoint from each other and from every other word of the templates, so that a text can be read back
-without doubt: the ground truth (truth.py) depends on it, and a test checks it.
+The word lists are disjoint from each other and from every other word of the templates, so that a text can be parsed
+unambiguously: the ground truth (truth.py) depends on it, and a test checks it.
 """
 
 KEY_FACTS: dict[str, tuple[str, ...]] = {

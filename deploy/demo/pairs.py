@@ -1,7 +1,7 @@
 """The demo's human preference pairs: `python -m brain_align.deploy.demo.pairs FILE` writes them.
 
-The pairs are drawn anew from the ground truth, two summaries each of the demo's training posts: as noisy as those that
-the reward model has learnt from.
+The pairs are drawn from the ground truth, two summaries of each training post, with the noise of those that the reward
+model was trained on, but independently of them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from brain_align.deploy.demo.world import draw_posts
 
 
 def draw_pairs(seed: int) -> Iterator[dict[str, str]]:
-    """One pair for each training post of the demo's world of that seed."""
+    """Yield one pair for each training post of the demo's task with this seed."""
     posts = draw_posts(Random(seed))["train"]
     random = Random(f"pairs {seed}")
     for post in posts:
@@ -26,11 +26,11 @@ def draw_pairs(seed: int) -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    """The command."""
+    """Write the pairs to a file."""
     parser = argparse.ArgumentParser(
         prog="python -m brain_align.deploy.demo.pairs", description="Write the demo's pairs."
     )
-    parser.add_argument("file", type=Path, help="gets a line a pair (.jsonl)")
+    parser.add_argument("file", type=Path, help="output file, one line per pair (.jsonl)")
     parser.add_argument("--seed", type=int, default=0, help="prepare.seed of the recipe (default 0)")
     options = parser.parse_args()
     with open(options.file, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Makes the posts of the demo: small texts in the form of Reddit posts, each telling one story of seven facts."""
+"""The posts of the demo: short texts in the form of Reddit posts, each telling one story of seven facts."""
 
 from random import Random
 

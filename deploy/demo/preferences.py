@@ -16,10 +16,10 @@ _ALTERED = 3
 
 
 def draw_preferences(random: Random, prompt: str, story: dict[str, str]) -> Preferences:
-    """Choices between all pairs of eight summaries of one post.
+    """Draw preferences between all pairs of eight summaries of one post.
 
-    Five are by writers of all skills; three more are of these with one fact made up, so that choices often hang on
-    faithfulness alone: the one thing that a reward model can only learn by reading the post.
+    Five are by writers of all skills; three more are copies with one fact made up, so that preferences often depend on
+    faithfulness alone, which a reward model can learn only by reading the post.
     """
     originals = [write_summary(random, story, draw_skill(random, gold=n == 0)) for n in range(_ORIGINALS)]
     outputs = tuple(dict.fromkeys([*originals, *(_make_up_a_fact(random, text) for text in originals[:_ALTERED])]))
@@ -32,7 +32,7 @@ def draw_preferences(random: Random, prompt: str, story: dict[str, str]) -> Pref
 
 
 def _probability_of_choosing(advantage: float) -> float:
-    """The Bradley–Terry model."""
+    """Return the probability of a preference under the Bradley–Terry model."""
     return 1 / (1 + math.exp(-advantage / _NOISE))
 
 

@@ -1,8 +1,8 @@
-"""Makes summaries of the demo's posts, from excellent to bad.
+"""Summaries of the demo's posts, from excellent to bad.
 
-A summary's `skill` in [0, 1] says how likely each fact is told, how often one is made up, and how much the writer
-rambles or slips. The reference summaries ("gold") are drawn from fairly skilled writers, not from perfect ones, as
-human references are: there is room above them. What the SFT model imitates is the whole range.
+A writer's `skill` in [0, 1] determines how likely each fact is told, how often one is made up, and how much the writer
+rambles or slips. The reference summaries ("gold") are by fairly skilled writers, not perfect ones, as human references
+are: a policy can be better than they are. The SFT model imitates the whole range.
 """
 
 from random import Random
@@ -34,7 +34,7 @@ JOINTS = (", ", " and ", ". ")
 
 
 def draw_skill(random: Random, *, gold: bool) -> float:
-    """Draw a writer's skill: of a reference writer, or of anyone (what the SFT model imitates)."""
+    """Draw the skill of a reference writer (`gold`), or of any writer, whom the SFT model imitates."""
     return random.betavariate(5, 2) if gold else random.betavariate(1.2, 1.5)
 
 
@@ -63,7 +63,7 @@ def _facts_told(random: Random, story: dict[str, str], skill: float) -> dict[str
 
 
 def _clause_forms(random: Random, told: dict[str, str]) -> list[str]:
-    """The templates of one summary, in the order of the telling: the event first, the question last."""
+    """Return the templates of one summary, in order: the event first, the question last."""
     event = frozenset(told) & {"who", "deed", "thing"}
     forms = [random.choice(EVENTS[event])] if event else []
     return forms + [random.choice(CLAUSES[slot]) for slot in ("excuse", "city", "feel", "ask") if slot in told]
@@ -77,7 +77,7 @@ def _join(random: Random, clauses: list[str]) -> str:
 
 
 def _slip(random: Random, text: str, skill: float) -> str:
-    """Sometimes cut the text off, or mix up two words: the less skill, the more often."""
+    """Sometimes truncate the text, or swap two words: the less skill, the more often."""
     words = text.split(" ")
     if len(words) < 4 or random.random() > 0.3 * (1 - skill):
         return text

@@ -1,7 +1,8 @@
-"""Builds the demo's world from nothing: posts, gold summaries, tokenizer, SFT policy and reward model."""
+"""Builds the demo's toy task: posts, reference summaries, tokenizer, SFT policy and reward model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -14,38 +15,37 @@ from brain_align.deploy.worlds.files import save_policy, save_prompts, save_rewa
 from brain_align.deploy.worlds.language_model import (
     Example,
     ModelSize,
-    held_out_loss,
+    mean_token_loss,
     new_gptj,
     new_llama,
-    train_language_model,
+    policy_facts,
+    train_tokenizer,
 )
 from brain_align.deploy.worlds.packing import Group
-from brain_align.deploy.worlds.recording import Recorder
-from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_accuracy, train_reward_model
-from brain_align.deploy.worlds.tokenizer import train_tokenizer
-from brain_align.deploy.worlds.training import Plan
+from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_loss, reward_facts
+from brain_align.deploy.worlds.training import OptimiserPlan, Recorder, optimise
 from brain_align.scorer.text_models.formats import START, TLDR
 
 _POSTS = {"train": 4000, "validation": 200, "test": 400}
-_SUMMARIES_A_POST = 8  # that the SFT model learns from
+_SUMMARIES_PER_POST = 8  # that the SFT model learns from
 _MAX_SUMMARY_TOKENS = 20
 _VOCABULARY = 1024
 _SIZE = ModelSize(layers=2, width=128, heads=4, context=256)
 _BATCH_TOKENS = 3000
-_SFT = Plan(steps=200, learning_rate=3e-3)
-_REWARD = Plan(steps=300, learning_rate=1.5e-3)
+_SFT = OptimiserPlan(steps=200, learning_rate=3e-3)
+_REWARD = OptimiserPlan(steps=300, learning_rate=1.5e-3)
 
 
 @dataclass(frozen=True)
 class Post:
-    """A post and the story that it tells."""
+    """A post, and the story that it tells: a word by slot."""
 
     story: dict[str, str]
     prompt: str
 
 
 def build_demo(world: Path, seed: int, _files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
-    """Build the demo's world in the directory `world`; returns the facts about it."""
+    """Build the demo's toy task in the directory `world`; return facts about it."""
     random = Random(seed)
     with recorder.stage("data"):
         posts = draw_posts(random)
@@ -53,19 +53,19 @@ def build_demo(world: Path, seed: int, _files: Sequence[Path], recorder: Recorde
             save_prompts(world, split, [_row(random, post) for post in drawn])
         tokenizer = _tokenizer(random, posts["train"])
     with recorder.stage("sft"):
-        sft_facts = _make_policy(world, posts, tokenizer, random, recorder)
+        policy = _make_policy(world, posts, tokenizer, random, recorder)
     with recorder.stage("reward"):
-        reward_facts = _make_reward_model(world, posts, tokenizer, random, recorder)
+        reward = _make_reward_model(world, posts, tokenizer, random, recorder)
     return {
         "rows": {split: len(drawn) for split, drawn in posts.items()},
         "vocabulary": len(tokenizer),
-        "policy": sft_facts,
-        "reward": reward_facts,
+        "policy": policy,
+        "reward": reward,
     }
 
 
 def draw_posts(random: Random) -> dict[str, list[Post]]:
-    """Draw the posts of all splits, no two of the same text."""
+    """Draw the posts of all splits, all with different texts."""
     posts: dict[str, Post] = {}
     while len(posts) < sum(_POSTS.values()):
         story = draw_story(random)
@@ -80,7 +80,7 @@ def _row(random: Random, post: Post) -> dict[str, str]:
 
 
 def _summaries(random: Random, post: Post) -> list[str]:
-    return [write_summary(random, post.story, draw_skill(random, gold=False)) for _ in range(_SUMMARIES_A_POST)]
+    return [write_summary(random, post.story, draw_skill(random, gold=False)) for _ in range(_SUMMARIES_PER_POST)]
 
 
 def _tokenizer(random: Random, posts: Sequence[Post]) -> PreTrainedTokenizerFast:
@@ -98,17 +98,14 @@ def _make_policy(
     model = new_llama(_SIZE, tokenizer)
     train = _sft_examples(posts["train"], tokenizer, random)
     held_out = _sft_examples(posts["validation"], tokenizer, random)
-    loss = train_language_model(model, train, _SFT, _BATCH_TOKENS, random, "demo SFT model", recorder.progress)
+    loss_of = partial(mean_token_loss, model)
+    loss = optimise(model, train, loss_of, _SFT, _BATCH_TOKENS, random, "demo SFT model", recorder.progress)
     save_policy(world, model, tokenizer)
-    return {
-        "parameters": model.num_parameters(),
-        "train_loss": round(loss, 3),
-        "held_out_loss": round(held_out_loss(model, held_out, _BATCH_TOKENS), 3),
-    }
+    return policy_facts(model, loss, held_out, _BATCH_TOKENS)
 
 
 def _sft_examples(posts: Sequence[Post], tokenizer: PreTrainedTokenizerFast, random: Random) -> list[Example]:
-    """Prompts with several summaries each; the loss counts the summaries and their end."""
+    """Return prompts with several summaries each; the loss counts the summaries and their EOS."""
     examples = []
     for post in posts:
         prompt = tokenizer(post.prompt)["input_ids"]
@@ -135,11 +132,7 @@ def _make_reward_model(
         )
         for split in ("train", "validation")
     )
-    loss = train_reward_model(model, train, _REWARD, _BATCH_TOKENS, random, "demo reward model", recorder.progress)
+    loss_of = partial(pair_loss, model)
+    loss = optimise(model, train, loss_of, _REWARD, _BATCH_TOKENS, random, "demo reward model", recorder.progress)
     save_reward_model(world, model, TLDR, tokenizer)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "train_loss": round(loss, 3),
-        "held_out_pair_accuracy": round(pair_accuracy(model, held_out, _BATCH_TOKENS), 3),
-        "held_out_pairs": sum(len(item.pairs) for item in held_out),
-    }
+    return reward_facts(model, loss, held_out, _BATCH_TOKENS)

@@ -1,4 +1,4 @@
-"""What `brain lab` measures, as one set of figures."""
+"""The figures of `brain lab`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,9 +22,9 @@ PROGRESS = (0.0, 0.25, HALFWAY, 0.75)
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure in several worlds: its mean, lowest and highest.
+    """One figure over several worlds: its mean, lowest and highest value.
 
-    KLs at the end differ by powers of ten, where a mean is the worst world's alone: theirs is the geometric mean.
+    For KLs it is the geometric mean: they differ by powers of ten, and the worst world would dominate a plain mean.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class LabFigures:
     """The laboratory's results.
 
     Attributes:
-        seeds: of the worlds; each also of what is drawn to measure gradients there.
+        seeds: of the worlds; each also seeds the samples for its gradients.
         budget: of each training.
         divergences: KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
         gradients: by progress, method and n; one for each world.
@@ -49,31 +49,31 @@ class LabFigures:
     gradients: dict[tuple[float, str, int], list[GradientFigures]]
 
     def learning_rate(self, method: str, n: int) -> float:
-        """The rate that ends nearest to the posterior, by the geometric mean over the worlds."""
+        """Return the rate that ends nearest to the posterior, by the geometric mean over the worlds."""
         return self.budget.learning_rates[self._best(method, n)]
 
     def by_round(self, method: str, n: int) -> list[Spread]:
-        """KL(posterior ‖ q_θ) in nats before the first and after each round, at the best rate."""
+        """Return KL(posterior ‖ q_θ) in nats before the first and after each round, at the best rate."""
         by_world = self.divergences[method, n][self._best(method, n)]  # [worlds, rounds + 1]
         columns = _geometric_mean(by_world), by_world.amin(dim=0), by_world.amax(dim=0)
         return [Spread(*row) for row in torch.stack(columns, dim=-1).tolist()]
 
     def at_the_end(self, method: str, n: int) -> Spread:
-        """KL(posterior ‖ q_θ) in nats after the last round, at the best rate."""
+        """Return KL(posterior ‖ q_θ) in nats after the last round, at the best rate."""
         return self.by_round(method, n)[-1]
 
     def gradient(self, field: str, progress: float, method: str, n: int) -> Spread:
-        """One of `GradientFigures`."""
+        """Return one field of `GradientFigures` over the worlds."""
         of_worlds = [vars(figures)[field] for figures in self.gradients[progress, method, n]]
         return Spread(fmean(of_worlds), min(of_worlds), max(of_worlds))
 
     def worlds_below(self, field: str, progress: float, other: str, n: int) -> int:
-        """In how many worlds one of `GradientFigures` is lower for BRAIn than for another method."""
+        """Return in how many worlds a field of `GradientFigures` is lower for BRAIn than for another method."""
         pairs = zip(self.gradients[progress, "brain", n], self.gradients[progress, other, n], strict=True)
         return sum(vars(ours)[field] < vars(theirs)[field] for ours, theirs in pairs)
 
     def as_json(self) -> dict[str, Any]:
-        """For lab.json; docs/lab.md says what each is."""
+        """Return the contents of lab.json, which docs/lab.md explains."""
         return {
             "seeds": self.seeds,
             "outcomes": OUTCOMES,
@@ -136,7 +136,7 @@ def measure(seeds: Sequence[int], budget: Budget) -> LabFigures:
 
 
 def _geometric_mean(divergences: torch.Tensor) -> torch.Tensor:
-    """Over the worlds.  # [..., worlds, rounds + 1] -> [..., rounds + 1]."""
+    """Return the geometric mean over the worlds.  # [..., worlds, rounds + 1] -> [..., rounds + 1]."""
     return divergences.log().mean(dim=-2).exp()
 
 

@@ -1,4 +1,4 @@
-"""The gradient that a method estimates from one group of n outputs: its variance, and its bias."""
+"""Variance and bias of the gradient that a method estimates from one group of n outputs."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from brain_align.deploy.lab.world import METHODS, OUTCOMES, World, draw
 from brain_align.learner.objectives.catalogue import make_objective
 
 _OUTPUTS = 1 << 16
-"""Drawn for each figure, so that groups of any n cost the same."""
+"""The number of outputs drawn per figure, so that groups of any n cost the same."""
 
 
 @dataclass(frozen=True)
 class GradientFigures:
-    """Of the estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes.
+    """Figures of estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes.
 
     Attributes:
         variance: the trace of their covariance.
-        relative_variance: that, over the squared norm of their mean. Self-normalisation shrinks both.
+        relative_variance: variance over the squared norm of their mean. Self-normalisation shrinks both.
         bias: the norm of their mean less the exact gradient, as a share of the exact gradient's norm.
-        bias_error: what `bias` would be, on average, without any: that of so many groups.
+        bias_error: the average of `bias` that sampling alone would cause with this number of groups.
     """
 
     variance: float
@@ -34,9 +34,9 @@ def gradient_figures(
     """Measure a method's estimates from groups of n outputs.
 
     Args:
-        world: says what the posterior is.
+        world: the toy problem, whose posterior is known.
         method: one of `METHODS`.
-        n: outputs a group.
+        n: outputs per group.
         log_policy: log q_θ.  # [64]
         log_proposal: log q', from which outputs are drawn.  # [64]
         generator: draws them.
@@ -57,7 +57,7 @@ def gradient_figures(
 def _estimates(
     world: World, method: str, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor
 ) -> torch.Tensor:
-    """Each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
+    """Return each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
     values = world.groups(outcomes, log_policy, log_proposal, world.log_normaliser)
     leaf = values.policy_logprobs.requires_grad_()
     losses = make_objective(METHODS[method]).losses(values)

@@ -17,7 +17,7 @@ _TRAINED_N = 8  # of the curves along training
 
 
 def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
-    """Write all plots into a directory that exists; returns the files."""
+    """Write all plots into an existing directory; return their paths."""
     with plot_style():
         drawn = {
             "kl_posterior_policy": _divergences(figures),
@@ -75,7 +75,7 @@ def _by_count(figures: LabFigures, field: str, label: str) -> Figure:
 
 
 def _curve(axes: Axes, method: str, x: Sequence[int], spreads: Sequence[Spread], marker: str = "") -> None:
-    """The mean over worlds, and a band from the lowest to the highest."""
+    """Draw the mean over worlds, and a band from the lowest to the highest."""
     colour = _COLOURS[method]
     axes.plot(x, [spread.mean for spread in spreads], marker=marker, markersize=3, label=method, color=colour)
     lows, highs = [spread.low for spread in spreads], [spread.high for spread in spreads]

@@ -1,4 +1,4 @@
-"""Algorithm 1 in enumerable worlds, with the real losses: how near the policy comes to the posterior."""
+"""Algorithm 1 on enumerable toy problems, with the real losses, measured by the exact KL to the posterior."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class Budget:
 
     Attributes:
         rounds: proposal updates, e.
-        updates: optimiser steps a round, k.
-        groups: a step's; each is of the world's one prompt.
-        learning_rates: Adam's at first, each of which is tried; they fall linearly to 0.
+        updates: optimiser steps per round, k.
+        groups: per step, all of the world's one prompt.
+        learning_rates: Adam's initial rates, all of which are tried; they fall linearly to 0.
     """
 
     rounds: int = 20
@@ -30,8 +30,8 @@ class Budget:
 def train(worlds: Sequence[World], method: str, n: int, budget: Budget, seed: int) -> torch.Tensor:
     """Train the 64 logits of policies that start as the prior, with groups of n outputs.
 
-    Each world is trained in once with each learning rate. All trainings go side by side, since one alone is mostly
-    overhead, and none affects another.
+    There is one training per world and learning rate. All run as one batch, since a single one is mostly overhead; they
+    do not affect each other.
 
     Returns:
         KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # [rates, worlds, rounds + 1]

@@ -1,4 +1,4 @@
-"""Worlds that can be enumerated: one prompt, 64 outcomes, known prior and rewards, and hence a known posterior."""
+"""Enumerable toy problems: one prompt with 64 outcomes, known prior and rewards, and hence a known posterior."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,32 +32,32 @@ class World:
 
     @property
     def log_normaliser(self) -> torch.Tensor:
-        """Log Z = log Σ_y p(y) e^r(y).  # [...]."""
+        """The normaliser log Z = log Σ_y p(y) e^r(y).  # [...]."""
         return (self.log_prior + self.rewards).logsumexp(-1)
 
     @property
     def log_posterior(self) -> torch.Tensor:
-        """Log p(y|G=1) = log p(y) + r(y) − log Z.  # [..., 64]."""
+        """The posterior log p(y|G=1) = log p(y) + r(y) − log Z.  # [..., 64]."""
         return self.log_prior + self.rewards - self.log_normaliser[..., None]
 
     def log_policy(self, progress: float) -> torch.Tensor:
-        """A policy between the prior (0) and the posterior (1): p·exp(progress · r), normalised.  # [..., 64]."""
+        """Return a policy from the prior (0) to the posterior (1): p·exp(progress · r), normalised.  # [..., 64]."""
         return (self.log_prior + progress * self.rewards).log_softmax(-1)
 
     def kl_to_posterior(self, log_policy: torch.Tensor) -> torch.Tensor:
-        """KL(posterior ‖ q_θ) in nats, exactly.  # [..., 64] -> [...]."""
+        """Return the exact KL(posterior ‖ q_θ) in nats.  # [..., 64] -> [...]."""
         ratios = self.log_posterior - log_policy
         # Σ q_θ − Σ posterior, which is 0, is added: without it, 1e-16 and less would be rounding, of either sign.
         return (self.log_posterior.exp() * (torch.expm1(-ratios) + ratios)).sum(-1)
 
     def log_importance(self, outcomes: torch.Tensor, log_proposal: torch.Tensor) -> torch.Tensor:
-        """Log P/q' of sampled outcomes [..., b, n]; the mean of its exponential estimates Z.  # [..., b·n]."""
+        """Return log P/q' of sampled outcomes [..., b, n]; the mean of its exponential estimates Z.  # [..., b·n]."""
         return (self.log_prior + self.rewards - log_proposal).gather(-1, outcomes.flatten(-2))
 
     def groups(
         self, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor, log_normaliser: torch.Tensor
     ) -> GroupValues:
-        """What an objective is given of sampled outcomes, those of all worlds one after another.
+        """Return the values that an objective computes with, for sampled outcomes of all worlds in sequence.
 
         An objective knows one log Z, and here each world has its own: the prior comes divided by it, so that P/(Z q')
         is what dpg and gdc++ make of it with their Z at 1. BRAIn's weights are the same with any.
@@ -87,21 +87,21 @@ class World:
 
 
 def make_world(seed: int) -> World:
-    """Draw a world."""
+    """Draw a world's prior logits and rewards from a standard normal."""
     generator = torch.Generator().manual_seed(seed)
     logits, rewards = torch.randn(2, OUTCOMES, generator=generator, dtype=torch.float64)
     return World(logits.log_softmax(0), rewards)
 
 
 def side_by_side(worlds: Sequence[World], copies: int) -> World:
-    """So many copies of worlds.  # each [64] -> [copies, worlds, 64]."""
+    """Stack copies of worlds.  # each [64] -> [copies, worlds, 64]."""
     log_prior = torch.stack([world.log_prior for world in worlds])
     rewards = torch.stack([world.rewards for world in worlds])
     return World(log_prior.repeat(copies, 1, 1), rewards.repeat(copies, 1, 1))
 
 
 def draw(log_proposal: torch.Tensor, groups: int, n: int, generator: torch.Generator) -> torch.Tensor:
-    """Outcomes of so many groups.  # [..., 64] -> [..., groups, n] int64."""
+    """Draw the outcomes of groups from a proposal.  # [..., 64] -> [..., groups, n] int64."""
     proposals = log_proposal.exp().view(-1, OUTCOMES)
     outcomes = torch.multinomial(proposals, groups * n, replacement=True, generator=generator)
     return outcomes.view(*log_proposal.shape[:-1], groups, n)

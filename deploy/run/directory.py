@@ -136,12 +136,12 @@ def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
     if not root.exists():
         return False
     if not root.is_dir():
-        raise UserError(f"{root} is a file, and no {what}; {advice}.")
+        raise UserError(f"{root} is a file, not a {what}; {advice}.")
     if marker.exists():
         return True
     foreign = sorted(entry.name for entry in root.iterdir() if not is_temporary(entry) and entry.name != LOCK)
     if foreign:
-        raise UserError(f"{root} is no {what} (it has {', '.join(foreign[:3])}, but no {marker.name}); {advice}.")
+        raise UserError(f"{root} is not a {what} (it has {', '.join(foreign[:3])}, but no {marker.name}); {advice}.")
     return False
 
 
@@ -170,12 +170,12 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
 
 
 def _check_readable(directory: RunDirectory, saved: Mapping[str, Any]) -> None:
-    """What is no recipe may be somebody else's, and stays as it is."""
+    """Refuse a file that is not a recipe: it may be somebody else's, and stays as it is."""
     try:
         parse_recipe(saved, str(directory.config))
     except UserError:
         raise UserError(
-            f"{directory.config} is no configuration that this version can read, and nothing was sampled here; "
+            f"{directory.config} is not a configuration that this version can read, and nothing was sampled here; "
             f"remove it, or set another run.dir."
         ) from None
 
@@ -187,7 +187,7 @@ def saved_recipe(directory: RunDirectory) -> Recipe:
         UserError: there is no run, or its configuration is not one of this version.
     """
     if not directory.config.exists():
-        raise UserError(f"{directory.root} is no run directory: it has no config.yaml; name the directory of a run.")
+        raise UserError(f"{directory.root} is not a run directory: it has no config.yaml; name the directory of a run.")
     return parse_recipe(_saved_config(directory), str(directory.config))
 
 
@@ -215,7 +215,7 @@ def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{directory.config} cannot be read: {error}.") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{directory.config} is no configuration of a run; restore it, or set another run.dir.")
+        raise UserError(f"{directory.config} is not the configuration of a run; restore it, or set another run.dir.")
     return settings
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brain_align.common.config.data import DataSection, PromptSource
+from brain_align.common.config.inputs import DataSection, PromptSource
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode, PromptColumns, load_prompts
 from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, rows_of
@@ -60,7 +60,7 @@ def _saved(source: PromptSource) -> "Dataset":
         found = load_from_disk(source.path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{source.path} is no data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
+            f"{source.path} is not a data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
         ) from None
     if not isinstance(found, DatasetDict):
         if source.split:

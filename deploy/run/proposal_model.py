@@ -1,6 +1,6 @@
 """The model that the samplers start with, before the first version is published."""
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.durable import new_directory
 from brain_align.common.nn.models.policy_model import adapter_rank
 from brain_align.common.nn.models.saving import save_dequantized

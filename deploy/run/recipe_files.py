@@ -1,5 +1,6 @@
-"""Recipes on disk: YAML, dotted overrides from the command line, and the saved configuration of a run."""
+"""Recipes on disk: YAML, shipped recipes, and dotted overrides from the command line."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,31 @@ from brain_align.common.config.validation import parse_recipe
 from brain_align.common.errors import UserError
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key.sub=value` overrides, whose values are read as YAML.
+def load_recipe(place: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.setting=value` overrides, whose values are read as YAML.
+
+    Args:
+        place: a YAML file; else the name of a shipped recipe, with or without `.yaml`; or a run directory, whose
+            config.yaml is then the recipe of a run that lies there.
+        overrides: applied in their order.
 
     Raises:
-        UserError: the file is missing or is no YAML mapping, an override has no `=`, or a setting is refused.
+        UserError: there is no such recipe, it is not a YAML mapping, or overrides or settings are refused.
     """
-    return overridden(_read_yaml(path), overrides, path.name)
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        return overridden(_read_yaml(_existing(path)), overrides, path.name)
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{path} is not a run directory (it has no config.yaml); name a recipe or a run directory.")
+    settings = _read_yaml(config)
+    if isinstance(settings.get("run"), dict):
+        settings["run"]["dir"] = str(path.absolute())  # it may have been moved
+    return overridden(settings, overrides, str(config))
 
 
 def overridden(settings: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
-    """The recipe of nested settings, which are changed by the overrides.
+    """Apply overrides to nested settings, and return the recipe that they make.
 
     Args:
         settings: of a recipe.
@@ -29,30 +44,57 @@ def overridden(settings: dict[str, Any], overrides: Sequence[str], where: str) -
         where: what to call the settings in an error.
 
     Raises:
-        UserError: an override has no `=`, or a setting is refused.
+        UserError: overrides or settings are refused; it names all of them.
     """
+    problems = []
     for override in overrides:
-        apply_override(settings, override)
-    return parse_recipe(settings, where)
+        try:
+            apply_override(settings, override)
+        except UserError as error:
+            problems.append(str(error))
+    try:
+        recipe = parse_recipe(settings, where)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return recipe
+
+
+def _existing(path: Path) -> Path:
+    """Return the file, or the shipped recipe of that name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if path.exists():
+        return path
+    shipped = {recipe.name: recipe for recipe in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+    for name in (str(path), f"{path}.yaml"):
+        if name in shipped:
+            return shipped[name]
+    beside = [str(file) for file in sorted(path.parent.glob("*.yaml"))] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), [*beside, *shipped], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"shipped recipes are {', '.join(sorted(shipped))}."
+    raise UserError(f"There is no recipe or run directory {path}; {hint}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = load_yaml(path.read_text())
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file; a recipe is YAML.") from None
+        raise UserError(f"{path} is not a text file; a recipe is YAML.") from None
     except OSError as error:
-        shipped = ", ".join(sorted(recipe.name for recipe in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
-        raise UserError(f"Cannot read the recipe {path}: {error.strerror}; shipped recipes are {shipped}.") from None
+        raise UserError(f"Cannot read the recipe {path}: {error.strerror}; make it readable.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {yaml_problem(error)}.") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path} is no recipe: it must hold `name: value` settings.")
+        raise UserError(f"{path} is not a recipe: it must hold `name: value` settings.")
     return settings
 
 
 class _Loader(yaml.SafeLoader):
-    """Says of a value that Python cannot hold, such as the date 2024-13-45, where it stands."""
+    """Names the place of a value that Python cannot hold, such as the date 2024-13-45."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -60,21 +102,21 @@ class _Loader(yaml.SafeLoader):
         except ValueError as error:
             problem = str(error).partition(";")[0]
         except (KeyError, AttributeError, IndexError):  # what PyYAML makes of a tag that its text does not suit
-            problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+            problem = f"{node.value!r} is not a valid {node.tag.rpartition(':')[2]}"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def load_yaml(text: str) -> Any:
-    """What a YAML text holds, of plain values alone.
+    """Read a YAML text that has plain values alone.
 
     Raises:
-        yaml.YAMLError: it is not valid, or a value of it is none that Python can hold.
+        yaml.YAMLError: it is not valid, or Python cannot hold one of its values.
     """
     return yaml.load(text, Loader=_Loader)
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML text, and where, on one line."""
+    """Say on one line what is wrong with a YAML text, and where."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
@@ -82,14 +124,14 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Put one `key.sub=value` into nested settings.
+    """Put one `section.setting=value` into nested settings.
 
     Raises:
         UserError: it has no `=`, or treats a value as a section.
     """
     name, separator, value = override.partition("=")
     if not separator or not name:
-        raise UserError(f"{override!r} is no override; write it as section.setting=value.")
+        raise UserError(f"{override!r} is not a valid override; write section.setting=value.")
     *sections, last = name.split(".")
     target = settings
     for section in sections:
@@ -104,5 +146,5 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:
-    """Settings as YAML, in the order of the recipe."""
+    """Write settings as YAML, in the order of the recipe."""
     return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

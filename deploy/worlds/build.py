@@ -1,4 +1,7 @@
-"""Makes a world, once: data split, SFT policy and reward model, for a recipe that asks for them under `prepare`."""
+"""Prepares the data and models of a toy task, once, for a recipe with a `prepare` section.
+
+The directory that holds them is called a world: data splits, tokenizer, SFT policy and reward model.
+"""
 
 import fcntl
 import os
@@ -18,13 +21,12 @@ from brain_align.common.identity import digest, digest_files
 from brain_align.deploy.demo.world import build_demo
 from brain_align.deploy.worlds.files import save_facts
 from brain_align.deploy.worlds.hh import build_hh
-from brain_align.deploy.worlds.recording import Recorder
 from brain_align.deploy.worlds.tldr import build_tldr
-from brain_align.deploy.worlds.training import Progress
+from brain_align.deploy.worlds.training import Progress, Recorder
 
-# Of the code that builds each kind of world: whoever changes what it makes raises its number.
+# Versions of the code that builds each kind: a change of its results must raise the number.
 _VERSIONS = {"demo": 1, "hh": 2, "tldr": 1}
-_THREADS = 4  # more only slow such small models down
+_THREADS = 4  # more threads only slow down such small models
 
 Builder = Callable[[Path, int, Sequence[Path], Recorder], dict[str, object]]
 _BUILDERS: dict[str, Builder] = {"demo": build_demo, "hh": build_hh, "tldr": build_tldr}
@@ -33,19 +35,19 @@ _BUILDERS: dict[str, Builder] = {"demo": build_demo, "hh": build_hh, "tldr": bui
 def ensure_world(
     settings: PrepareSection, cache_dir: Path, data_path: str | Sequence[str] | None, progress: Progress
 ) -> Path:
-    """Return the directory of the world that `settings` ask for; build it if the cache has none.
+    """Return the directory of the prepared data that `settings` ask for; build it if the cache lacks it.
 
-    A digest of the settings, of the raw data and of this code's version names the directory. It appears when it is
-    complete. Two processes that want the same world at the same time build it once.
+    The directory is named by a digest of the settings, the raw data and the version of this code, and appears when it
+    is complete. Two processes that need the same directory at the same time build it once.
 
     Args:
         settings: the recipe's `prepare` section.
-        cache_dir: where built worlds are kept.
-        data_path: raw data: files or directories (the demo needs none).
+        cache_dir: the parent of all prepared directories.
+        data_path: raw data, files or directories; the demo needs none.
         progress: called with one line of text now and then.
 
     Raises:
-        UserError: the raw data is missing or not of the expected form.
+        UserError: the raw data is missing or malformed.
     """
     files = _data_files(settings.kind, data_path)
     world = cache_dir / f"{settings.kind}-{_digest(settings, files)[:12]}"
@@ -66,15 +68,15 @@ def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progres
         facts = _BUILDERS[settings.kind](directory, settings.seed, files, recorder)
         seconds = {**recorder.seconds, "total": round(time.monotonic() - started, 1)}
         save_facts(directory, {"kind": settings.kind, "seed": settings.seed, **facts, "seconds": seconds})
-    progress(f"{settings.kind} world: built in {seconds['total']:.0f} s")
+    progress(f"{settings.kind} task: prepared in {seconds['total']:.0f} s")
 
 
 def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
-    """The raw files of a kind of world, in a fixed order; names are given to no digest, contents are."""
+    """Return the raw files of a kind, in a fixed order; the digest covers their contents, not their names."""
     if kind == "demo":
         return []
     if not data_path:
-        raise UserError(f"prepare.kind={kind} builds on raw data; set data.path to its directory or files.")
+        raise UserError(f"prepare.kind={kind} needs raw data; set data.path to its directory or files.")
     files: list[Path] = []
     for path in map(Path, [data_path] if isinstance(data_path, str) else data_path):
         if not path.exists():
@@ -97,19 +99,19 @@ def _digest(settings: PrepareSection, files: Sequence[Path]) -> str:
 
 @contextmanager
 def _only_one(world: Path, progress: Progress) -> Iterator[None]:
-    """Hold the right to build `world`; the system takes it back from a process that dies."""
+    """Hold the lock for building `world`; the system releases it if the process dies."""
     path = world.with_name(f".{world.name}.lock")
     with open(path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(f"{world.name}: another process is building it; waiting")
+            progress(f"{world.name}: another process is preparing it; waiting")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _remove_leftovers_of(world: Path) -> None:
-    """Delete what builders of this world left that were killed; the lock says that none is alive."""
+    """Delete what killed builders of this world left; the lock guarantees that none is alive."""
     for entry in world.parent.iterdir():
         if is_temporary(entry) and world.name in entry.name:
             shutil.rmtree(entry)
@@ -117,7 +119,7 @@ def _remove_leftovers_of(world: Path) -> None:
 
 @contextmanager
 def _quiet_and_seeded(seed: int) -> Iterator[None]:
-    """Seed torch, bound its threads and silence transformers; all of it is put back afterwards."""
+    """Seed torch, limit its threads and silence transformers; restore all of it afterwards."""
     threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
     progress_bars = transformers_logging.is_progress_bar_enabled()
     torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))

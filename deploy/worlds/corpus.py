@@ -1,4 +1,4 @@
-"""What the worlds of real data are made from: texts, gold outputs and preferences, split by prompt."""
+"""The real data of a toy task: texts, reference outputs and preferences, split by prompt."""
 
 import gzip
 import json
@@ -14,20 +14,20 @@ from brain_align.deploy.worlds.reward_model import Preferences
 
 Item = TypeVar("Item")
 SPLIT_SIZES = {"validation": 200, "test": 400}
-_SPARE = 1.2  # more are set aside, because some turn out to be too long once there is a tokenizer
+_SPARE = 1.2  # more are set aside, because some turn out to be too long for the tokenizer
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A split data set, its lengths already filtered.
+    """A split data set without the texts that are too long.
 
     Attributes:
-        prompts: rows of `prompts/SPLIT.jsonl`: prompt, label, and what else there is.
-        texts: of the train part: prompts, each with the texts that follow it, for learning the language.
-        preferences: of the train part.
+        prompts: rows of `prompts/SPLIT.jsonl`: prompt, label, and further columns.
+        texts: of the training split: prompts, each with the texts that follow it, for language modelling.
+        preferences: of the training split.
         held_out_preferences: of validation and test.
-        reward_meaning: what a reward that is learnt from the preferences measures, in one sentence.
-        facts: counts for world.json: rows read, dropped and why.
+        reward_meaning: what a reward learnt from the preferences measures, in one sentence.
+        facts: counts for world.json: rows read, and rows dropped by reason.
     """
 
     prompts: dict[str, list[dict[str, str]]]
@@ -62,12 +62,12 @@ def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[
 
 
 def split_by_prompt(items: Sequence[tuple[str, Item]], heldable: set[str], random: Random) -> dict[str, list[Item]]:
-    """Split items so that all of one prompt go the same way.
+    """Split items so that all items of a prompt are in the same split.
 
     Args:
-        items: prompts and what belongs to them.
-        heldable: prompts that may be drawn into validation and test; all others are trained on.
-        random: its draws are the split.
+        items: prompts, each with its item.
+        heldable: prompts that may be drawn into validation and test; all others go to the training split.
+        random: draws the split.
 
     Raises:
         UserError: there are too few prompts to leave any for training.

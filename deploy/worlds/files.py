@@ -1,4 +1,4 @@
-"""Writes the parts of a world in the formats of the real ones."""
+"""Writes prepared data and models in the formats of published ones."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,32 +13,32 @@ from brain_align.scorer.text_models.formats import RewardFormat
 
 
 def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, str]]) -> None:
-    """Write `prompts/SPLIT.jsonl`: at least `prompt` and `label` (the gold output) a row."""
+    """Write `prompts/SPLIT.jsonl`, rows with at least `prompt` and `label` (the reference output)."""
     path = world / "prompts" / f"{split}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def save_policy(world: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write `policy/`: an HF directory.
+    """Write `policy/`, a model directory of transformers.
 
-    The parts are written one by one, because `save_pretrained` of a model loads DeepSpeed where it is installed.
+    The parts are written one by one, because a model's `save_pretrained` imports DeepSpeed if it is installed.
     """
     directory = world / "policy"
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
     weights = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    # lm_head is left out: it is tied to the embedding.
+    # without lm_head, which is tied to the embedding
     (directory / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     tokenizer.save_pretrained(directory)
 
 
 def save_reward_model(world: Path, model: RewardModel, form: RewardFormat, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write `reward/` as the published reward models are written, and the configuration and tokenizer that they lack.
+    """Write `reward/` in the format of the published reward models, with the configuration and tokenizer they lack.
 
-    Like those, the file holds `transformer.*`, `v_head.weight`, and the causal masks that old versions of transformers
-    kept among the weights.
+    As in those, the file holds `transformer.*`, `v_head.weight`, and the causal masks that old versions of
+    transformers stored with the weights.
     """
     directory = world / "reward"
     config = model.transformer.config
@@ -54,5 +54,5 @@ def save_reward_model(world: Path, model: RewardModel, form: RewardFormat, token
 
 
 def save_facts(world: Path, facts: Mapping[str, object]) -> None:
-    """Write `world.json`: what was made of what, and how well it came out."""
+    """Write `world.json`: sources, sizes and quality of the prepared data and models."""
     (world / "world.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The world of human preferences: Anthropic's HH-RLHF pairs.
+"""The toy task of human preferences: Anthropic's HH-RLHF pairs.
 
-The files hold offensive text by nature: nothing here prints any of it.
+The files contain offensive text; nothing here prints any of it.
 """
 
 from collections import Counter
@@ -13,24 +13,24 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from brain_align.deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
+from brain_align.deploy.worlds.language_model import train_tokenizer
 from brain_align.deploy.worlds.real import build_real
-from brain_align.deploy.worlds.recording import Recorder
 from brain_align.deploy.worlds.reward_model import Preferences
-from brain_align.deploy.worlds.tokenizer import train_tokenizer
+from brain_align.deploy.worlds.training import Recorder
 from brain_align.scorer.text_models.formats import HH
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _VOCABULARY = 4096
 _PROMPT_TOKENS = 256
-_GOLD_TOKENS = 64  # gold outputs, and what the SFT model learns to say: short enough to be learnt
+_GOLD_TOKENS = 64  # of reference outputs, which the SFT model imitates: short enough to be learnt
 _PAIR_TOKENS = 128  # outputs that the reward model compares
-_CHARACTERS_A_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
+_CHARACTERS_PER_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
 _MEANING = "which of two answers to a dialogue people chose, for helpfulness or harmlessness"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two last answers to one dialogue; people preferred `chosen`."""
+    """Two last answers to one dialogue; humans preferred `chosen`."""
 
     prompt: str
     chosen: str
@@ -38,7 +38,7 @@ class Pair:
 
 
 def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
-    """Build the world of HH-RLHF in the directory `world`; returns the facts about it."""
+    """Build the toy task of HH-RLHF in the directory `world`; return facts about it."""
     random = Random(seed)
     with recorder.stage("data"):
         dropped: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) 
 
 
 def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:
-    """Read pairs of whole dialogues and split off their last answers; what cannot be used is counted by reason.
+    """Read pairs of whole dialogues and split off their last answers; count unusable rows by reason.
 
     Raises:
         UserError: a file cannot be read.
@@ -66,7 +66,7 @@ def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:
 
 
 def _pair(chosen: str, rejected: str) -> Pair | str:
-    """The pair, or the reason why there is none."""
+    """Return the pair, or the reason why it cannot be used."""
     if chosen == rejected:
         return "equal sides"
     prompt, marker, good = chosen.rpartition(_ASSISTANT)
@@ -81,12 +81,12 @@ def _pair(chosen: str, rejected: str) -> Pair | str:
 
 
 def _short_prompts(pairs: Sequence[Pair]) -> set[str]:
-    """Prompts that are likely to be within the limits."""
+    """Return the prompts that are likely to be within the limits."""
     return {
         pair.prompt
         for pair in pairs
-        if len(pair.prompt) <= _PROMPT_TOKENS * _CHARACTERS_A_TOKEN
-        and len(pair.chosen) <= _GOLD_TOKENS * _CHARACTERS_A_TOKEN
+        if len(pair.prompt) <= _PROMPT_TOKENS * _CHARACTERS_PER_TOKEN
+        and len(pair.chosen) <= _GOLD_TOKENS * _CHARACTERS_PER_TOKEN
     }
 
 

@@ -1,10 +1,11 @@
-"""Small causal language models: the policy of a world (Llama), and the body of its reward model (GPT-J)."""
+"""Tokenizer and small causal language models of a toy task: policy (Llama) and body of the reward model (GPT-J)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
     GPTJConfig,
@@ -16,12 +17,13 @@ from transformers import (
 )
 
 from brain_align.deploy.worlds.packing import Group, batches_by_length, pack
-from brain_align.deploy.worlds.training import Plan, Progress, optimise
+
+EOS = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Size of a small transformer; `context` is the longest sequence, in tokens."""
+    """The size of a small transformer; `context` is the length of the longest sequence, in tokens."""
 
     layers: int
     width: int
@@ -29,8 +31,28 @@ class ModelSize:
     context: int
 
 
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer like GPT-2's; `<|endoftext|>` is its only special token, and the padding.
+
+    Args:
+        texts: training texts.
+        vocab_size: the largest size of the vocabulary: 256 bytes, EOS, and merges.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS, bos_token=EOS)
+
+
 def new_llama(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of the given size with random weights, in float32."""
+    """Return a Llama with random weights, in float32."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -51,7 +73,7 @@ def new_llama(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
 
 
 def new_gptj(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> GPTJForCausalLM:
-    """A GPT-J of the given size with random weights, in float32, without dropout."""
+    """Return a GPT-J with random weights, in float32, without dropout."""
     return GPTJForCausalLM(
         GPTJConfig(
             vocab_size=len(tokenizer),
@@ -75,34 +97,20 @@ def new_gptj(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> GPTJForCaus
 
 @dataclass(frozen=True)
 class Example:
-    """Texts with a common prompt, and the first token of each that the loss counts (1: all that can be predicted)."""
+    """Texts with a common prompt, and the first token of each that the loss counts (1: all but the very first)."""
 
     group: Group
     loss_from: int
 
 
-def train_language_model(
-    model: PreTrainedModel,
-    examples: Sequence[Example],
-    plan: Plan,
-    batch_tokens: int,
-    random: Random,
-    label: str,
-    progress: Progress,
-) -> float:
-    """Train on next-token prediction, epoch after epoch until the plan's steps are done; returns the last mean loss."""
-
-    def losses() -> Iterator[torch.Tensor]:
-        while True:
-            for batch in batches_by_length([len(e.group) for e in examples], batch_tokens, random):
-                total, count = token_loss(model, [examples[index] for index in batch])
-                yield total / count
-
-    return optimise(model, losses(), plan, label, progress)
+def mean_token_loss(model: PreTrainedModel, examples: Sequence[Example]) -> torch.Tensor:
+    """Return the mean −log p per token that the loss counts, in nats: the loss of a batch."""
+    total, count = token_loss(model, examples)
+    return total / count
 
 
 def token_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
-    """Sum of −log p over the tokens that the loss counts, and their number.
+    """Return the sum of −log p (nats) over the tokens that the loss counts, and their number.
 
     A prompt's own tokens are counted once, and logits are computed for counted tokens only.
     """
@@ -121,7 +129,7 @@ def token_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[tor
 
 
 def _counted_tokens(example: Example) -> Iterator[tuple[int, int]]:
-    """For each counted token: where its predecessor stands in the packed row, and the token."""
+    """Yield, for each counted token, its predecessor's place in the packed row, and the token."""
     group = example.group
     for index in range(example.loss_from, group.shared):
         yield index - 1, group.rows[0][index]
@@ -132,9 +140,20 @@ def _counted_tokens(example: Example) -> Iterator[tuple[int, int]]:
 
 @torch.inference_mode()
 def held_out_loss(model: PreTrainedModel, examples: Sequence[Example], batch_tokens: int) -> float:
-    """Mean −log p a counted token, in nats."""
+    """Return the mean −log p per counted token of held-out examples, in nats."""
     total, count = 0.0, 0
     for batch in batches_by_length([len(e.group) for e in examples], batch_tokens, Random(0)):
         loss, tokens = token_loss(model, [examples[index] for index in batch])
         total, count = total + loss.item(), count + tokens
     return total / count
+
+
+def policy_facts(
+    model: PreTrainedModel, train_loss: float, held_out: Sequence[Example], batch_tokens: int
+) -> dict[str, object]:
+    """Return what world.json says of a policy: size, and losses in nats per token."""
+    return {
+        "parameters": model.num_parameters(),
+        "train_loss": round(train_loss, 3),
+        "held_out_loss": round(held_out_loss(model, held_out, batch_tokens), 3),
+    }

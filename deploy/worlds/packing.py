@@ -1,8 +1,12 @@
-"""Batches in which every prompt stands once, however many outputs follow it.
+"""Batches in which every prompt appears once, however many outputs follow it.
 
 A row is `[prompt | output_1 | … | output_n]`. Each output sees the prompt and itself, and its positions go on from the
 prompt's end, so that a causal model computes for it exactly what it would compute for `[prompt | output]` alone.
 With short outputs this saves most of the work.
+
+The learner's packer (common/nn/prefix/packing.py) makes one unpadded row for an attention of its own. This one makes a
+batch of padded rows with a dense mask for the stock attention. The two add up floats in different orders, so replacing
+this one would change the weights of every prepared task, and with them the figures of the runs that use them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,22 +15,22 @@ from random import Random
 
 import torch
 
-_BUCKET = 64  # batches' worth of groups that are sorted by length together
+_BUCKET = 64  # the number of batches whose groups are sorted by length together
 
 
 @dataclass(frozen=True)
 class Group:
-    """Token sequences that begin with the same `shared` tokens: one prompt, and what may follow it."""
+    """Token sequences that begin with the same `shared` tokens: one prompt and its outputs."""
 
     rows: tuple[tuple[int, ...], ...]
     shared: int
 
     def __len__(self) -> int:
-        """Tokens of the packed row."""
+        """Return the number of tokens of the packed row."""
         return self.shared + sum(len(row) - self.shared for row in self.rows)
 
     def place(self, row: int, index: int) -> int:
-        """Where token `index` of sequence `row` stands in the packed row."""
+        """Return the place of token `index` of sequence `row` in the packed row."""
         if index < self.shared:
             return index
         return index + sum(len(other) - self.shared for other in self.rows[:row])
@@ -48,7 +52,7 @@ class Packed:
 
 
 def group_of(rows: Sequence[Sequence[int]], keep: int) -> Group:
-    """Group sequences by their longest common beginning, of which the last `keep` tokens of each never are a part."""
+    """Group sequences by their longest common prefix, which never includes the last `keep` tokens of a sequence."""
     limit = min(len(row) for row in rows) - keep
     shared = next((i for i in range(limit) if len({row[i] for row in rows}) > 1), max(0, limit))
     return Group(tuple(tuple(row) for row in rows), shared)
@@ -74,7 +78,7 @@ def pack(groups: Sequence[Group], padding: int) -> Packed:
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor:
-    """Additive mask [b, 1, s, s] of segments [b, s]: 0 the prompt, 1… the outputs, −1 padding."""
+    """Return the additive mask [b, 1, s, s] of segments [b, s]: 0 is the prompt, 1… the outputs, −1 padding."""
     width = segments.shape[1]
     key, query = segments[:, None, :], segments[:, :, None]
     seen = ((key == 0) | (key == query)) & torch.ones(width, width, dtype=torch.bool).tril()
@@ -85,7 +89,7 @@ def _mask(segments: torch.Tensor) -> torch.Tensor:
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, random: Random) -> Iterator[list[int]]:
     """Yield one epoch of batches of indices in random order, each of at most `batch_tokens` padded tokens.
 
-    Near-equal lengths go together, so that little time goes into padding. A single longer item is a batch of its own.
+    Similar lengths go together, so that there is little padding. An item longer than that is a batch of its own.
     """
     order = list(range(len(lengths)))
     random.shuffle(order)
@@ -98,7 +102,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int, random: Random)
 
 
 def _cut(indices: list[int], lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Cut indices that are sorted by length into batches; the last one of a batch is its longest."""
+    """Cut indices sorted by length into batches; the last item of a batch is its longest."""
     batch: list[int] = []
     for index in indices:
         if batch and (len(batch) + 1) * lengths[index] > batch_tokens:

@@ -1,6 +1,6 @@
-"""A small Bradley–Terry reward model with GPT-J's architecture, as the published ones have."""
+"""A small Bradley–Terry reward model with GPT-J's architecture, like the published ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -9,13 +9,12 @@ from torch.nn.functional import logsigmoid
 from transformers import GPTJModel, PreTrainedTokenizerFast
 
 from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, pack
-from brain_align.deploy.worlds.training import Plan, Progress, optimise
 from brain_align.scorer.text_models.formats import RewardFormat
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Outputs for one prompt, and which won against which: pairs of indices (winner, loser)."""
+    """Outputs for one prompt, with preferences as pairs of indices (winner, loser)."""
 
     prompt: str
     outputs: tuple[str, ...]
@@ -24,11 +23,11 @@ class Preferences:
 
 @dataclass(frozen=True)
 class EncodedPreferences:
-    """Preferences as a reward model reads them.
+    """Preferences as token sequences.
 
     Attributes:
         group: the encoded texts.
-        places: for each output, the token of the packed row whose value is its reward.
+        places: for each output, the place in the packed row of the token whose value is its reward.
         pairs: (winner, loser).
     """
 
@@ -47,7 +46,7 @@ class RewardModel(torch.nn.Module):
         torch.nn.init.normal_(self.v_head.weight, std=transformer.config.n_embd**-0.5)
 
     def forward(self, items: Sequence[EncodedPreferences]) -> list[torch.Tensor]:
-        """The rewards of each item's outputs: one tensor [outputs] an item."""
+        """Return the rewards of each item's outputs: one tensor [outputs] per item."""
         packed = pack([item.group for item in items], self.transformer.config.eos_token_id)
         hidden = self.transformer(
             packed.input_ids,
@@ -62,7 +61,7 @@ class RewardModel(torch.nn.Module):
 def encode(
     preferences: Sequence[Preferences], form: RewardFormat, tokenizer: PreTrainedTokenizerFast, context: int
 ) -> list[EncodedPreferences]:
-    """Encode texts with the format's own code, so that training and scoring read the same tokens."""
+    """Encode texts with the scorer's code for the format, so that training and scoring read the same tokens."""
     return [_encode_one(item, form, tokenizer, context) for item in preferences]
 
 
@@ -76,28 +75,14 @@ def _encode_one(
     return EncodedPreferences(group, places, item.pairs)
 
 
-def train_reward_model(
-    model: RewardModel,
-    data: Sequence[EncodedPreferences],
-    plan: Plan,
-    batch_tokens: int,
-    random: Random,
-    label: str,
-    progress: Progress,
-) -> float:
-    """Maximise the Bradley–Terry likelihood of the choices; returns the last mean loss a pair."""
-
-    def losses() -> Iterator[torch.Tensor]:
-        while True:
-            for batch in batches_by_length([len(item.group) for item in data], batch_tokens, random):
-                yield -logsigmoid(_margins(model, [data[index] for index in batch])).mean()
-
-    return optimise(model, losses(), plan, label, progress)
+def pair_loss(model: RewardModel, items: Sequence[EncodedPreferences]) -> torch.Tensor:
+    """Return the mean −log likelihood per pair under the Bradley–Terry model, in nats: the loss of a batch."""
+    return -logsigmoid(_margins(model, items)).mean()
 
 
 @torch.inference_mode()
 def pair_accuracy(model: RewardModel, data: Sequence[EncodedPreferences], batch_tokens: int) -> float:
-    """Share of pairs whose winner has the strictly higher reward."""
+    """Return the share of pairs whose winner has the strictly higher reward."""
     right, pairs = 0, 0
     for batch in batches_by_length([len(item.group) for item in data], batch_tokens, Random(0)):
         margins = _margins(model, [data[index] for index in batch])
@@ -106,10 +91,22 @@ def pair_accuracy(model: RewardModel, data: Sequence[EncodedPreferences], batch_
 
 
 def _margins(model: RewardModel, items: Sequence[EncodedPreferences]) -> torch.Tensor:
-    """Reward of the winner minus reward of the loser, for all pairs of all items: [pairs]."""
+    """Return the winner's reward minus the loser's, for all pairs of all items.  # [pairs]."""
     rewards = model(items)
     margins = [
         values[[winner for winner, _ in item.pairs]] - values[[loser for _, loser in item.pairs]]
         for values, item in zip(rewards, items, strict=True)
     ]
     return torch.cat(margins)
+
+
+def reward_facts(
+    model: RewardModel, train_loss: float, held_out: Sequence[EncodedPreferences], batch_tokens: int
+) -> dict[str, object]:
+    """Return what world.json says of a reward model: size, loss in nats per pair, and accuracy."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_loss": round(train_loss, 3),
+        "held_out_pair_accuracy": round(pair_accuracy(model, held_out, batch_tokens), 3),
+        "held_out_pairs": sum(len(item.pairs) for item in held_out),
+    }

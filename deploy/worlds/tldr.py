@@ -1,9 +1,9 @@
-"""The world of summaries: Reddit posts and paper abstracts, with their human summaries (columns prompt, label).
+"""The toy task of summaries: Reddit posts and paper abstracts, with their human summaries (columns prompt, label).
 
-There are no human preferences in this data. The reward model is trained to tell the human summary of a text from four
-things that are none: the summary of another text, half of the summary, its words in random order, and the beginning
-of the text. Its reward says how much an output looks like a complete, well-formed summary, written by a person, of
-this very text. It is not a judgement of people, and nothing that is reported of it should be read as one.
+This data has no human preferences. The reward model is trained to tell the human summary of a text from four negatives:
+the summary of another text, half of the summary, its words in random order, and the beginning of the text. Its reward
+measures how much an output looks like a complete, well-formed, human-written summary of this text. It is not a human
+judgement, and figures of it must not be read as one.
 """
 
 import re
@@ -16,16 +16,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from brain_align.deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, split_by_prompt
+from brain_align.deploy.worlds.language_model import train_tokenizer
 from brain_align.deploy.worlds.real import build_real
-from brain_align.deploy.worlds.recording import Recorder
 from brain_align.deploy.worlds.reward_model import Preferences
-from brain_align.deploy.worlds.tokenizer import train_tokenizer
+from brain_align.deploy.worlds.training import Recorder
 from brain_align.scorer.text_models.formats import START, TLDR, normalise_tldr_prompt
 
 _VOCABULARY = 4096
 _PROMPT_TOKENS = 256
 _LABEL_TOKENS = 64
-_CHARACTERS_A_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
+_CHARACTERS_PER_TOKEN = 3.8  # a first guess at lengths, before there is a tokenizer
 _MARKER = "TL;DR:"
 _BODY = re.compile(r"(?:POST|ABSTRACT): *(.*)\n" + _MARKER, re.DOTALL)
 _MEANING = (
@@ -37,7 +37,7 @@ Row = dict[str, str]
 
 
 def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) -> dict[str, object]:
-    """Build the world of summaries in the directory `world`; returns the facts about it."""
+    """Build the toy task of summaries in the directory `world`; return facts about it."""
     random = Random(seed)
     with recorder.stage("data"):
         dropped: Counter[str] = Counter()
@@ -53,7 +53,7 @@ def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder
 
 
 def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:
-    """Read posts and their summaries; a label starts with one space. What cannot be used is counted by reason.
+    """Read posts and their summaries, which start with one space; count unusable rows by reason.
 
     Raises:
         UserError: a file cannot be read.
@@ -72,9 +72,9 @@ def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:
 
 
 def baselines(random: Random, prompt: str, label: str, other: str) -> list[str]:
-    """What is not this post's summary: another's, half of it, its words shuffled, and the post's beginning.
+    """Return negatives of a summary: another post's, half of it, its words shuffled, and the post's beginning.
 
-    The last has as many words as the summary, so that length gives nothing away. What equals the summary is left out.
+    The last has as many words as the summary, so that length reveals nothing. Texts equal to the summary are skipped.
     """
     words = label.split()
     shuffled = random.sample(words, len(words))
@@ -85,11 +85,11 @@ def baselines(random: Random, prompt: str, label: str, other: str) -> list[str]:
 
 
 def _with_short_label(rows: Sequence[Row]) -> set[str]:
-    return {row["prompt"] for row in rows if len(row["label"]) <= _LABEL_TOKENS * _CHARACTERS_A_TOKEN}
+    return {row["prompt"] for row in rows if len(row["label"]) <= _LABEL_TOKENS * _CHARACTERS_PER_TOKEN}
 
 
 def _fitting(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:
-    """Cut long posts as the published models' prompts were cut; drop what has a long summary."""
+    """Cut long posts as the published models' prompts were cut; drop posts with a long summary."""
     fitting: dict[str, Row] = {}
     for row in rows:
         if len(tokenizer(row["label"])["input_ids"]) > _LABEL_TOKENS:
@@ -114,7 +114,7 @@ def _corpus(prompts: dict[str, list[Row]], random: Random, facts: dict[str, Any]
 
 
 def _preferences(random: Random, rows: Sequence[Row]) -> list[Preferences]:
-    """The human summary wins against every baseline."""
+    """Return preferences in which the human summary wins against every negative."""
     preferences = []
     for number, row in enumerate(rows):
         other = rows[(number + random.randrange(1, len(rows))) % len(rows)]["label"]

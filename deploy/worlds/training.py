@@ -1,19 +1,45 @@
-"""The optimiser loop that all small models of a world are trained with."""
+"""The training loop of all small models of a toy task, and the record of what its preparation takes."""
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import Protocol, TypeVar
 
 import torch
+
+from brain_align.deploy.worlds.packing import Group, batches_by_length
 
 Progress = Callable[[str], None]
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
+class Recorder:
+    """Reports progress, and records the duration of each stage.
+
+    Attributes:
+        progress: called with one line of text.
+        seconds: wall-clock time by stage.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of the preparation."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast a model learns."""
+class OptimiserPlan:
+    """Number of steps and AdamW settings of one training."""
 
     steps: int
     learning_rate: float
@@ -21,25 +47,43 @@ class Plan:
     warmup: float = 0.05
 
 
+class Packable(Protocol):
+    """An item of training data that is one packed group."""
+
+    @property
+    def group(self) -> Group:
+        """Its token sequences."""
+
+
+_Item = TypeVar("_Item", bound=Packable)
+
+
 def optimise(
     model: torch.nn.Module,
-    losses: Iterable[torch.Tensor],
-    plan: Plan,
+    items: Sequence[_Item],
+    batch_loss: Callable[[list[_Item]], torch.Tensor],
+    plan: OptimiserPlan,
+    batch_tokens: int,
+    random: Random,
     label: str,
     progress: Progress,
 ) -> float:
-    """Take one AdamW step on each loss; linear warm-up, then a cosine down to a tenth.
+    """Train a model in place, epoch after epoch: linear warm-up, then a cosine decay to a tenth of the learning rate.
 
     Args:
-        model: what is trained, in place.
-        losses: yields scalar losses, each computed when it is asked for; at least `plan.steps` of them.
+        model: is left in evaluation mode.
+        items: the training data.
+        batch_loss: returns the scalar loss of a batch of items.
         plan: number of steps and learning rate.
-        label: what the progress lines call it.
+        batch_tokens: the most padded tokens of a batch.
+        random: shuffles the batches.
+        label: the model's name in progress lines.
         progress: called every few seconds with one line.
 
     Returns:
         The mean loss over the last tenth of the steps.
     """
+    lengths = [len(item.group) for item in items]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
     )
@@ -47,7 +91,8 @@ def optimise(
     model.train()
     history: list[float] = []
     reported = time.monotonic()
-    for loss in losses:
+    for batch in islice(_epochs(lengths, batch_tokens, random), plan.steps):
+        loss = batch_loss([items[index] for index in batch])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -57,13 +102,17 @@ def optimise(
         if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
             reported = time.monotonic()
             progress(f"{label}: step {len(history)}/{plan.steps}, loss {_mean_of_last(history):.3f}")
-        if len(history) == plan.steps:
-            break
     model.eval()
     return _mean_of_last(history)
 
 
-def _rate(step: int, plan: Plan) -> float:
+def _epochs(lengths: Sequence[int], batch_tokens: int, random: Random) -> Iterator[list[int]]:
+    while True:
+        yield from batches_by_length(lengths, batch_tokens, random)
+
+
+def _rate(step: int, plan: OptimiserPlan) -> float:
+    """Return the factor of the learning rate at a step (0-based)."""
     warmup = max(1, round(plan.warmup * plan.steps))
     if step < warmup:
         return (step + 1) / warmup

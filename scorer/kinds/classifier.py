@@ -16,7 +16,7 @@ from brain_align.common.errors import UserError, first_line
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.sources import is_local
-from brain_align.scorer.scorer import ROUNDING, Group, Kind, Scorer, texts_of
+from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer, texts_of
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
 from brain_align.scorer.text_models.text_values import TextValues
@@ -110,23 +110,14 @@ class ClassifierScorer(Scorer):
         return ids
 
 
-def load_classifier(
-    name: str, settings: ClassifierSection, device: str, max_tokens: int, *, together: bool = False
-) -> ClassifierScorer:
+def load_classifier(name: str, settings: ClassifierSection, resources: Resources) -> ClassifierScorer:
     """Load a classifier from a directory or the hub.
-
-    Args:
-        name: of the scorer.
-        settings: its section of the recipe.
-        device: "cpu" or "cuda".
-        max_tokens: tokens per forward pass, padding included.
-        together: see `annotate_texts`.
 
     Raises:
         UserError: it is missing or incomplete, or does not have exactly one label.
     """
-    tokenizer = load_classifier_tokenizer(settings)
-    model = _load_model(settings, device)
+    tokenizer, max_tokens = load_classifier_tokenizer(settings), resources.max_tokens
+    model = _load_model(settings, resources.devices[0])
     values: ValuesOfTexts = WholeTexts(model, max_tokens)
     padding = None
     if (decoder := _as_decoder(model, values, max_tokens)) is not None:
@@ -134,7 +125,7 @@ def load_classifier(
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
     files = digest_of_loaded(settings.path, model.config, tokenizer=True)
     identity = digest("classifier", files, read, max_tokens)
-    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, together=together)
+    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, together=resources.together)
 
 
 def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:
@@ -193,9 +184,7 @@ def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -
 
 KIND = Kind(
     section=ClassifierSection,
-    load=lambda name, settings, resources: load_classifier(
-        name, settings, resources.devices[0], resources.max_tokens, together=resources.together
-    ),
+    load=load_classifier,
     check=lambda _, settings: load_classifier_tokenizer(settings),
     tolerance=lambda settings: ROUNDING[settings.dtype],
     must_answer=False,

@@ -28,6 +28,12 @@ class EndpointScorer(Scorer):
     """
 
     def __init__(self, name: str, settings: EndpointSection) -> None:
+        """Take the settings; no request is made.
+
+        Raises:
+            UserError: the token is not in the environment.
+        """
+        bearer_token(settings)
         self.name = name
         self.digest = digest("http", settings.url)
         self._settings = settings
@@ -54,19 +60,9 @@ class EndpointScorer(Scorer):
         return numbers_or_null(answer["scores"], len(outputs), self._settings.url, "output", nulls=True)
 
 
-def load_endpoint(name: str, settings: EndpointSection) -> EndpointScorer:
-    """Make the scorer of an endpoint, without a request.
-
-    Raises:
-        UserError: its token is not in the environment.
-    """
-    bearer_token(settings)
-    return EndpointScorer(name, settings)
-
-
 KIND = Kind(
     section=EndpointSection,
-    load=lambda name, settings, _: load_endpoint(name, settings),
+    load=lambda name, settings, _: EndpointScorer(name, settings),
     check=lambda _, settings: bearer_token(settings),
     tolerance=lambda _: ROUNDING["bfloat16"],  # the service may compute in 16 bits
     must_answer=True,

@@ -1,7 +1,5 @@
 """Rewards from one of the two GPT-J reward models."""
 
-from collections.abc import Sequence
-
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
@@ -13,7 +11,7 @@ from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer
 from brain_align.scorer.text_models.checkpoints import find_checkpoint
 from brain_align.scorer.text_models.encoded_texts import annotate_texts
 from brain_align.scorer.text_models.formats import FORMATS, RewardFormat
-from brain_align.scorer.text_models.gptj_model import Dtype, load_gptj_reward
+from brain_align.scorer.text_models.gptj_model import load_gptj_reward
 from brain_align.scorer.text_models.text_values import TextValues
 
 
@@ -53,50 +51,21 @@ class RewardModelScorer(Scorer):
         return [text.read for text in encoded]
 
 
-def load_reward_model(
-    name: str,
-    source: str,
-    format: RewardFormat,
-    dtype: Dtype,
-    devices: Sequence[str],
-    max_tokens: int,
-    *,
-    together: bool = False,
-) -> RewardModelScorer:
+def load_reward_model(name: str, settings: GPTJRewardSection, resources: Resources) -> RewardModelScorer:
     """Load a reward model from a directory or the hub.
-
-    Args:
-        name: of the scorer.
-        source: directory or hub id.
-        format: TLDR or HH.
-        dtype: of the weights.
-        devices: "cpu", or GPUs over which the model's layers are spread.
-        max_tokens: tokens per forward pass, padding included.
-        together: see `annotate_texts`.
 
     Raises:
         UserError: a file is missing, or does not fit the format.
     """
-    checkpoint = find_checkpoint(source, format)
+    format, max_tokens = FORMATS[settings.kind], resources.max_tokens
+    checkpoint = find_checkpoint(settings.path, format)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     format.check_tokenizer(tokenizer, checkpoint.tokenizer)
-    model = load_gptj_reward(checkpoint, dtype, devices)
+    model = load_gptj_reward(checkpoint, settings.dtype, resources.devices)
     check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
-    identity = digest("reward model", checkpoint.digest(), dtype, max_tokens)
+    identity = digest("reward model", checkpoint.digest(), settings.dtype, max_tokens)
     values = TextValues(model.transformer, model.v_head, max_tokens)
-    return RewardModelScorer(name, identity, values, format, tokenizer, together=together)
-
-
-def _load(name: str, settings: GPTJRewardSection, resources: Resources) -> RewardModelScorer:
-    return load_reward_model(
-        name,
-        settings.path,
-        FORMATS[settings.kind],
-        settings.dtype,
-        resources.devices,
-        resources.max_tokens,
-        together=resources.together,
-    )
+    return RewardModelScorer(name, identity, values, format, tokenizer, together=resources.together)
 
 
 def _check(_name: str, settings: GPTJRewardSection) -> None:
@@ -107,7 +76,7 @@ def _check(_name: str, settings: GPTJRewardSection) -> None:
 
 KIND = Kind(
     section=GPTJRewardSection,
-    load=_load,
+    load=load_reward_model,
     check=_check,
     tolerance=lambda settings: ROUNDING[settings.dtype],
     must_answer=False,

@@ -25,6 +25,12 @@ class JudgeScorer(Scorer):
     """
 
     def __init__(self, name: str, settings: JudgeSection) -> None:
+        """Take the settings; no request is made.
+
+        Raises:
+            UserError: the token is not in the environment.
+        """
+        bearer_token(settings)
         asked = settings.model_dump(
             include={"url", "model", "instructions", "pattern", "lowest", "highest", "max_tokens"}
         )
@@ -75,19 +81,9 @@ class JudgeScorer(Scorer):
         return rating
 
 
-def load_judge(name: str, settings: JudgeSection) -> JudgeScorer:
-    """Make the scorer of a judge, without a request.
-
-    Raises:
-        UserError: its token is not in the environment.
-    """
-    bearer_token(settings)
-    return JudgeScorer(name, settings)
-
-
 KIND = Kind(
     section=JudgeSection,
-    load=lambda name, settings, _: load_judge(name, settings),
+    load=lambda name, settings, _: JudgeScorer(name, settings),
     check=lambda _, settings: bearer_token(settings),
     tolerance=lambda _: None,
     must_answer=True,

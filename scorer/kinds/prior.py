@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.identity import digest, digest_files
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, find_adapter

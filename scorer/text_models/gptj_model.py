@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,12 +17,12 @@ from torch import nn
 from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
+from brain_align.common.config.scorers import Dtype
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.prefix.stock_models import is_layout
 from brain_align.scorer.text_models.checkpoints import Checkpoint
 from brain_align.scorer.text_models.formats import RewardFormat
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 Weights = dict[str, torch.Tensor]
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 

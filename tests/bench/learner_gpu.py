@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import attach_new_adapter
 from brain_align.common.nn.models.causal_lm import Quantization, load_causal_lm

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from transformers import GPTJConfig, GPTJModel, PreTrainedTokenizerBase
 
+from brain_align.common.config.scorers import GPTJRewardSection
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.scorer.kinds.gptj import load_reward_model
+from brain_align.scorer.scorer import Resources
 from brain_align.scorer.text_models.formats import FORMATS
 from tests.reference.reward_models import ReferenceReward
 from tests.reference.texts import Group
@@ -56,7 +58,8 @@ def checkpoint(directory: Path, kind: str, tokenizer: PreTrainedTokenizerBase, p
 
 def compare(directory: Path, kind: str, tokenizer: PreTrainedTokenizerBase, groups: Iterable[Group]) -> Comparison:
     """Score groups as a run does, and each text by itself as the specification says."""
-    scorer = load_reward_model("reward", str(directory), FORMATS[kind], "float32", ["cpu"], max_tokens=16384)
+    settings = GPTJRewardSection.model_validate({"kind": kind, "path": str(directory), "dtype": "float32"})
+    scorer = load_reward_model("reward", settings, Resources(["cpu"], 16384, together=False))
     reference = ReferenceReward(directory, tokenizer)
     plain = {"tldr": reference.tldr, "hh": reference.hh}[kind]
     limit = min(FORMATS[kind].max_tokens, reference.positions)

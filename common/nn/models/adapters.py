@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.models.sources import local_directory
 

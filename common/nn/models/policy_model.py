@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.config.inputs import AdapterSection, PolicySection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
 from brain_align.common.nn.models.causal_lm import load_causal_lm

@@ -1,4 +1,11 @@
-"""`brain store export`: stored samples in the formats of other tools."""
+"""Write samples as Parquet, JSON lines, preference pairs or a dataset.
+
+Writes one row per output with all its scores, or preference pairs under the column names that TRL reads.
+
+Examples:
+  brain store export runs/demo --format parquet --output samples.parquet
+  brain store export runs/demo --format pairs --pairing best-worst --output pairs.jsonl
+"""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,13 +16,12 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from brain_align.common.errors import UserError
+from brain_align.common.store.flat_rows import FlatRows, readable
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.commands.output import new_output, writing
-from brain_align.deploy.commands.store.damage import readable
-from brain_align.deploy.commands.store.flat_rows import FlatRows
-from brain_align.deploy.commands.store.pairs import PAIRINGS, Pairs
-from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
-from brain_align.deploy.commands.store.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+from brain_align.deploy.commands.store.parts.pairs import PAIRINGS, Pairs
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.commands.store.parts.writers import import_datasets, write_dataset, write_jsonl, write_parquet
 from brain_align.deploy.run.stored_source import Ranking, ranking
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
@@ -24,14 +30,12 @@ _CHUNK = 256  # groups in memory at a time
 _WRITERS: dict[str, Write] = {"parquet": write_parquet, "jsonl": write_jsonl, "hf": write_dataset}
 
 
-def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "export",
-        help="parquet, JSON lines, preference pairs or a Hugging Face dataset",
-        description="Write stored samples to a file: one row an output with all its scores, or preference pairs.",
-    )
-    parser.add_argument("place", metavar="STORE", help=PLACE)
+GROUP = "Use"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
     parser.add_argument("--format", required=True, choices=[*_WRITERS, "pairs"])
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="pairs: .jsonl or .parquet")
     parser.add_argument("--force", action="store_true", help="replace what is there")
@@ -43,10 +47,10 @@ def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--pairing", choices=list(PAIRINGS), default="consecutive", help="which pairs (default: %(default)s, disjoint)"
     )
-    parser.set_defaults(command=_export)
 
 
-def _export(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     write = _writer(options.format, options.output)
     source = opened(options.place)
     store = source.store

@@ -1,10 +1,17 @@
-"""`brain store import-pairs`: a store of pairs that people chose between, for `dpo` to train on."""
+"""Import human preference pairs for dpo.
+
+Reads a file with the columns prompt, chosen and rejected (.jsonl, .jsonl.gz or .parquet) into a new store, with the
+prior's log-probabilities.
+
+Examples:
+  brain store import-pairs my.yaml --input pairs.jsonl --output pairs
+  brain run my.yaml sampler.replicas=0 store.uri=pairs objective.name=dpo
+"""
 
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from rich.progress import track
 
 from brain_align.common.config.recipe import Recipe
@@ -12,13 +19,10 @@ from brain_align.common.data.row_files import require_file
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
-from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
-from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
-from brain_align.common.nn.models.policy_model import load_prior_model
-from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
 from brain_align.common.schemas import PRIOR
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.commands.store.human_pairs import (
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.commands.store.parts.human_pairs import (
     Pair,
     Pairs,
     choices,
@@ -27,19 +31,30 @@ from brain_align.deploy.commands.store.human_pairs import (
     read_pairs,
     summary,
 )
-from brain_align.deploy.commands.store.terminal import terminal
+from brain_align.deploy.commands.store.parts.terminal import terminal
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import reporter
-from brain_align.scorer.catalogue import MAX_TOKENS
-from brain_align.scorer.kinds.prior import logprobs_digest
+
+GROUP = "Use"
 
 
-def import_pairs(options: argparse.Namespace) -> int:
-    """The command."""
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser, "the recipe whose policy and length limits are used")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="the pairs")
+    parser.add_argument("--output", type=Path, required=True, metavar="STORE", help="a directory that does not exist")
+    add_overrides(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Import the pairs."""
+    from brain_align.scorer.catalogue import MAX_TOKENS  # torch and transformers
+    from brain_align.scorer.kinds.prior import logprobs_digest
+
     target: Path = options.output.expanduser().absolute()
     if target.exists():
-        raise UserError(f"{target} exists already; name another --output.")
+        raise UserError(f"{target} exists already; name another with --output.")
     require_file(options.input)
     console = terminal(stderr=True)
     recipe = resolve(load_recipe(options.recipe, options.overrides), reporter(console)).recipe
@@ -54,10 +69,12 @@ def import_pairs(options: argparse.Namespace) -> int:
         store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
     for sentence in summary(pairs, groups):
         terminal().print(f"{target}: {sentence}", soft_wrap=True)
-    return 0
 
 
 def _read(path: Path, recipe: Recipe) -> Pairs:
+    from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+    from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
+
     source = recipe.policy.tokenizer or recipe.policy.model
     tokenizer = load_tokenizer(source)
     check_tokenizer(tokenizer, load_config(recipe.policy.model), source)
@@ -65,12 +82,18 @@ def _read(path: Path, recipe: Recipe) -> Pairs:
     return read_pairs(path, recipe, encode_prompts, completion_encoding(tokenizer))
 
 
-@torch.no_grad()
 def _logprobs(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[list[list[float]]]:
-    """Log p of each token of each output, with the prior's numerics."""
+    """Yield log p of each token of each output, with the prior's numerics."""
+    import torch
+
+    from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
+    from brain_align.common.nn.models.policy_model import load_prior_model
+
     device = "cuda" if recipe.prior.gpus and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(recipe.prior.threads)
     model = SequenceLogprobs(load_prior_model(recipe.policy, device))
     model.pad_unless_exact()
     for pair in pairs:
-        yield [tokens.tolist() for tokens in model.token_logprobs([request_of(pair.prompt_ids, pair.outputs)])]
+        with torch.no_grad():
+            found = model.token_logprobs([request_of(pair.prompt_ids, pair.outputs)])
+        yield [tokens.tolist() for tokens in found]

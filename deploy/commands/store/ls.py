@@ -1,4 +1,12 @@
-"""`brain store ls`: what a store holds."""
+"""List what a store holds.
+
+Shows groups by round and proposal version, how many of them are scored and trained, statistics of every scorer, sizes
+on disk, and what is damaged.
+
+Examples:
+  brain store ls runs/demo
+  brain store ls runs/demo/evaluation --json
+"""
 
 import argparse
 import json
@@ -8,24 +16,20 @@ from rich.table import Table
 
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.statistics import Moments
-from brain_align.deploy.commands.store.overview import Cell, Overview, Scored, overview
-from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
+from brain_align.deploy.commands.store.parts.overview import Cell, Overview, Scored, overview
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+
+GROUP = "Inspect"
 
 
-def add_ls(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "ls",
-        help="rounds, versions, states, sizes and reward statistics",
-        description="What a store holds: groups by round and proposal version, what of it is scored and trained, "
-        "statistics of every scorer, and what is damaged.",
-    )
-    parser.add_argument("place", metavar="STORE", help=PLACE)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.set_defaults(command=_ls)
 
 
-def _ls(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     found = overview(opened(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))

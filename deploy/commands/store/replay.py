@@ -1,4 +1,12 @@
-"""`brain store replay`: train a run's recorded steps again, as they were or with another objective or learner."""
+"""Train a run's recorded steps again.
+
+Trains on the same groups in the same order: with the run's own settings to the same weights, or with another objective
+or learner. Running it again on the same output resumes. Nothing is sampled, and the run is only read.
+
+Examples:
+  brain store replay runs/demo --output runs/replayed
+  brain store replay runs/demo --output runs/dpo objective.name=dpo-sft
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -18,22 +26,19 @@ from brain_align.deploy.run.stored_source import open_source
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
 
 
-def add_replay(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "replay",
-        help="train a run's recorded steps again",
-        description="Train the steps that a run has recorded again: the same groups in the same order, with the run's "
-        "own settings to the same weights, or with another objective or learner. Running it again on the same output "
-        "resumes. Nothing is sampled, and the run is only read.",
-    )
+GROUP = "Use"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--output", required=True, type=Path, metavar="RUNDIR", help="the new run's directory")
     add_overrides(parser, "settings of objective and learner that replace the run's")
-    parser.set_defaults(command=_replay, resumes=True)
+    parser.set_defaults(resumes=True)
 
 
-def _replay(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     recipe = replay_recipe(options.run, options.output, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 

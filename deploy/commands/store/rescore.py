@@ -1,13 +1,18 @@
-"""`brain store rescore`: another reward model over an existing store, without samplers."""
+"""Score stored groups with another scorer.
+
+Scores the groups that lack a scorer's values, and commits them to the store as they come: running it again continues
+where it stopped. The scorer is one of the recipe's; a new one gets a name of its own.
+
+Examples:
+  brain store rescore runs/demo --scorer second scorers.second.kind=hh scorers.second.path=DIR
+"""
 
 import argparse
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
@@ -15,33 +20,29 @@ from brain_align.common.store.files.backends import shown
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.commands.arguments import add_overrides
-from brain_align.deploy.commands.score import Advance, resolved_for_scoring
-from brain_align.deploy.commands.store.terminal import PLACE, terminal
+from brain_align.deploy.commands.scoring import Advance, progress_bar, resolved_for_scoring
+from brain_align.deploy.commands.store.parts.terminal import add_store, terminal
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
 from brain_align.deploy.run.recipe_files import load_recipe, overridden
 from brain_align.deploy.run.resolve import run_directory
 from brain_align.deploy.run.stored_source import Location, locate
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
+GROUP = "Use"
 
-def add_rescore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "rescore",
-        help="score stored groups with another scorer",
-        description="Score the groups that lack a scorer's values, and commit them to the store as they come: running "
-        "it again goes on where it stopped. The scorer is one of the recipe's; a new one gets a name of its own, e.g. "
-        "brain store rescore runs/demo --scorer second scorers.second.kind=hh scorers.second.path=DIR",
-    )
-    parser.add_argument("store", metavar="STORE", help=PLACE)
-    parser.add_argument("--scorer", required=True, metavar="NAME", help="whose values are wanted")
-    parser.add_argument("--recipe", type=Path, help="where the scorer stands; default: the run's own")
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
+    parser.add_argument("--scorer", required=True, metavar="NAME", help="the scorer whose values are wanted")
+    parser.add_argument("--recipe", help="the recipe that has the scorer; default: the run's own")
     add_overrides(parser)
-    parser.set_defaults(command=_rescore, resumes=True)
+    parser.set_defaults(resumes=True)
 
 
-def _rescore(options: argparse.Namespace) -> int:
-    location = locate(options.store)
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    location = locate(options.place)
     if location.recipe is not None and not location.recipe.sampler.replicas:
         source = shown(location.recipe.store.uri or "")
         raise UserError(f"{location.name} holds no groups of its own: its run trains from {source}; name that store.")
@@ -49,7 +50,8 @@ def _rescore(options: argparse.Namespace) -> int:
     name: str = options.scorer
     if name not in recipe.scorers:
         raise UserError(
-            f"{name} is no scorer of the recipe, which has {', '.join(recipe.scorers)}; see scorers.{name}."
+            f"{name} does not name a scorer of the recipe, which has {', '.join(recipe.scorers)}; add "
+            f"scorers.{name}.kind and its other settings."
         )
     console = terminal(stderr=True)
     store = SampleStore(location.uri, None)
@@ -57,20 +59,19 @@ def _rescore(options: argparse.Namespace) -> int:
     wanted = missing or list(store.group_ids)[:1]  # one again, to see that the values are this scorer's
     if wanted:
         resolved = resolved_for_scoring(recipe, [name], location.directory or run_directory(recipe), console)
-        bar = Progress(TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-        with bar:
+        with progress_bar(name, console) as bar:
             task = bar.add_task("", total=len(wanted))
             _score_with_services(store, name, wanted, resolved, location, lambda rows: bar.advance(task, rows))
     _report(store, name, len(missing))
     return 0
 
 
-def _recipe(location: Location, path: Path | None, overrides: list[str]) -> Recipe:
+def _recipe(location: Location, path: str | None, overrides: list[str]) -> Recipe:
     if path is not None:
         return load_recipe(path, overrides)
     if location.recipe is None:
         without = location.problem or f"{location.name} is a store without its run's recipe."
-        raise UserError(f"{without} Say --recipe{'' if location.problem else ', or name the run directory'}.")
+        raise UserError(f"{without} Name a recipe with --recipe{'' if location.problem else ', or the run directory'}.")
     return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.name}")
 
 

@@ -1,4 +1,11 @@
-"""`brain store show`: one group, to be read by a human."""
+"""Show one group: its prompt, outputs, rewards and weights.
+
+Shows one group with its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).
+
+Examples:
+  brain store show runs/demo 3f2a
+  brain store show runs/demo 3f2a --policy 4 --full
+"""
 
 import argparse
 import time
@@ -8,39 +15,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
+from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
-from brain_align.deploy.commands.store.group_view import GroupView, find_group, group_view
-from brain_align.deploy.commands.store.terminal import PLACE, opened, terminal
-from brain_align.deploy.run.stored_source import Ranking, Source, ranking
+from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
 
 
-def add_show(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the sub-command."""
-    parser = commands.add_parser(
-        "show",
-        help="one group: prompt, outputs, rewards, weights and log-probabilities",
-        description="One group, its outputs sorted by α, the weight that BRAIn's posterior gives them (paper, eq. 20).",
-    )
-    parser.add_argument("place", metavar="STORE", help=PLACE)
-    parser.add_argument("group", metavar="GROUP", help="a group's id, or as much of its beginning as is unique")
-    parser.add_argument("--scorer", metavar="NAME", help="whose values are the rewards; default: the run's objective's")
+GROUP = "Inspect"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_store(parser)
+    parser.add_argument("group", metavar="GROUP", help="a group's id, or a unique beginning of it")
+    parser.add_argument("--scorer", metavar="NAME", help="the scorer whose values are the rewards; default: the run's")
     parser.add_argument(
         "--policy", type=int, metavar="N", help="compute log q_θ and β under version N of the run's policy"
     )
-    parser.add_argument("--full", action="store_true", help="whole texts")
-    parser.set_defaults(command=_show)
+    parser.add_argument("--full", action="store_true", help="show whole texts")
 
 
-def _show(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
     source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking(source, options.scorer) if scored or options.scorer else None
-    objective = _goodness(source)
+    objective = goodness_of(source)
     policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
     view = group_view(source.store, group, ranked_by, objective, policy)
     show_group(view, terminal(), full=options.full)
@@ -49,20 +54,13 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _goodness(source: Source) -> GoodnessSection:
-    """The run's goodness model; where its objective has none of its own, the paper's at the run's γ."""
-    if source.recipe is None:
-        return BrainSection()
-    objective = source.recipe.objective
-    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
-
-
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    from brain_align.deploy.commands.store.policy_logprobs import (
-        policy_logprobs,  # torch and transformers: only where asked for
-    )
+    """Compute log q_θ(y|x) of a group's outputs, NaN where there is none.  # [n] float64."""
+    from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
 
-    return policy_logprobs(source, group, version)
+    (row,) = source.store.groups([group]).combine_chunks().to_batches()
+    (values,) = policy_logprobs(source, version)(row)
+    return np.array(values, dtype=np.float64)  # null -> NaN
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:

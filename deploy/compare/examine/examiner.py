@@ -1,4 +1,4 @@
-"""The service that plot_styles at a trained version's likelihoods: of stored outputs, and of next tokens."""
+"""The service that computes a trained version's likelihoods: of stored outputs, and of next tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.logs import redirect_output
-from brain_align.common.policies import PolicyRegistry
 
 if TYPE_CHECKING:
     from brain_align.common.nn.logprobs import SequenceLogprobs
+    from brain_align.common.nn.policy_versions import PolicyVersions
 
 TOP_K = 10
 """The number of most probable next tokens whose entropy and mass are computed."""
@@ -41,12 +41,13 @@ class ExaminerActor:
         redirect_output(Path(log_path))
         self._recipe = Recipe.model_validate(recipe)
         self._device = "cpu"
+        self._versions: PolicyVersions | None = None
 
     def ready(self) -> None:
         """Import what takes seconds."""
         import torch
 
-        from brain_align.common.nn import logprobs  # noqa: F401  (transformers, before the first version comes)
+        from brain_align.common.nn import policy_versions  # noqa: F401  (transformers, before the first version comes)
 
         prior = self._recipe.prior
         torch.set_num_threads(prior.threads)
@@ -58,26 +59,15 @@ class ExaminerActor:
         Raises:
             UserError: the version is missing or damaged.
         """
-        policy = self._load(PolicyRegistry(Path(policies)).verify(version).path)
+        from brain_align.common.nn.policy_versions import PolicyVersions
+
+        if self._versions is None:
+            self._versions = PolicyVersions(self._recipe.policy, self._device)
+        policy = self._versions.load(Path(policies), version)
         rows = groups.select(["prompt_token_ids", "outputs"]).to_pylist()
         logprobs = [_group_logprobs(policy, row) for row in rows]
         entropies, masses = zip(*(self._next_tokens(policy, row) for row in rows), strict=True)
         return Likelihoods(logprobs, np.array(entropies), np.array(masses))
-
-    def _load(self, version: Path) -> "SequenceLogprobs":
-        from brain_align.common.nn.logprobs import SequenceLogprobs
-        from brain_align.common.nn.models.adapters import load_adapter
-        from brain_align.common.nn.models.causal_lm import load_causal_lm
-
-        policy = self._recipe.policy
-        if policy.method == "full":
-            model: Any = load_causal_lm(str(version), policy.dtype, self._device)
-        else:
-            base = load_causal_lm(policy.model, policy.dtype, self._device, policy.quantization)
-            model = load_adapter(base, version)
-        logprobs = SequenceLogprobs(model)
-        logprobs.pad_unless_exact()  # as the prior's scorer, whose values these are compared with
-        return logprobs
 
     def _next_tokens(self, policy: "SequenceLogprobs", row: dict[str, Any]) -> tuple[float, float]:
         """Return entropy (nats) and mass of the most probable tokens, means over the positions of the first output."""

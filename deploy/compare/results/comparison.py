@@ -1,4 +1,4 @@
-"""A comparison as a whole: everything that tables, plots and compare.json show."""
+"""All figures of a comparison, as tables, plots and compare.json show them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,15 +33,15 @@ from brain_align.deploy.compare.results.series import (
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is the same for every method, so that the comparison is one.
+    """The settings that all methods share.
 
     Attributes:
         learning_rates: the grid.
         seeds: the first chooses the rates.
-        n: outputs a group.
-        sizes: of each method, by its label: n, and the smaller groups that it was to be trained with.
+        n: outputs per group.
+        sizes: the group sizes that each method is to be trained with, by its label; n is the first.
         rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
-        validation_prompts, test_prompts: that choose, and that are reported on.
+        validation_prompts, test_prompts: prompts for choices, and for the reported figures.
     """
 
     learning_rates: list[float]
@@ -56,7 +56,7 @@ class Protocol:
     test_prompts: int
 
     def planned(self) -> dict[tuple[str, int], str]:
-        """What was to be trained: each method with each of its group sizes, and how tables name the two together."""
+        """Return the names in tables of each method with each of its group sizes, by label and n."""
         return {
             (label, n): label if n == self.n else f"{label}, n = {n}"
             for label, sizes in self.sizes.items()
@@ -70,15 +70,15 @@ class Comparison:
 
     Attributes:
         name: of the recipe.
-        recipe_digest: of the recipe that is compared on.
-        protocol: what is the same for every method.
+        recipe_digest: of the base recipe.
+        protocol: the settings that all methods share.
         prior: the policy before training; None until a run is finished.
-        methods: by label, in the order in which they were asked for; those that have finished.
+        methods: by label, in the order of the request; only those with finished runs.
         tests: every pair of methods, the prior among them.
         findings: what the tests say of the paper's claims.
         grid: all learning rates of all methods.
         group_sizes: win rate against n, each n at its own learning rate.
-        size_grid: the learning rates that these were chosen among.
+        size_grid: the learning rates from which these were chosen.
         curves: reward against the distance from the prior.
         failed: why a run is missing, by its name.
     """
@@ -97,7 +97,7 @@ class Comparison:
     failed: dict[str, str]
 
     def lacking(self) -> dict[str, list[int]]:
-        """The seeds without a result, by method (and group size, where it is not the recipe's)."""
+        """Return the seeds without a result, by method (and group size, if it is not the recipe's)."""
         there = {(point.label, point.n): point.seeds for point in self.group_sizes}
         there |= {(label, self.protocol.n): figures.seeds for label, figures in self.methods.items()}
         lacking = {
@@ -107,13 +107,13 @@ class Comparison:
         return {name: seeds for name, seeds in lacking.items() if seeds}
 
     def as_dict(self) -> dict[str, Any]:
-        """What compare.json holds."""
+        """Return the contents of compare.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class _Finished:
-    """The finished runs of one method with n outputs a group."""
+    """The finished runs of one method with n outputs per group."""
 
     grid: list[FinishedRun]
     chosen: list[FinishedRun]
@@ -127,7 +127,7 @@ class _Method:
     smaller: dict[int, _Finished]
 
     def by_size(self) -> dict[int, list[FinishedRun]]:
-        """The chosen runs, from few outputs to many; empty for a method without smaller groups."""
+        """Return the chosen runs by n, in increasing order; empty for a method without smaller groups."""
         if not self.smaller:
             return {}
         by_size = {runs.chosen[0].run.n: runs.chosen for runs in (*self.smaller.values(), self.full)}
@@ -137,7 +137,7 @@ class _Method:
 def collect(
     directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: Mapping[str, str]
 ) -> Comparison:
-    """Read the finished runs of a plan and compute everything from them.
+    """Read the finished runs of a plan and compute all figures.
 
     Args:
         directory: of the comparison.
@@ -194,7 +194,7 @@ def _figures(label: str, chosen: list[FinishedRun], plan: ComparisonPlan) -> Met
 
 
 def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[FinishedRun]:
-    """The prior for every seed that any method has, as if it were a method's runs."""
+    """Return the prior's results, in the form of a method's runs, for every seed that a method has."""
     by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
     return [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
 

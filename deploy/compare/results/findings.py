@@ -1,4 +1,4 @@
-"""The paper's findings, and what a comparison says of each."""
+"""The paper's claims, and the outcome of each in a comparison."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from brain_align.deploy.compare.results.method_results import PairedTest, known
 Outcome = Literal["shown", "same sign", "not reproduced"]
 
 LADDER = ("dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain")
-"""From DPO to BRAIn, one change a rung (paper, Table 3)."""
+"""From DPO to BRAIn, one change per rung (paper, Table 3)."""
 
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """`better` has the higher train-RM win rate, says the paper."""
+    """A claim of the paper: `better` has a higher train-RM win rate than `worse`."""
 
     text: str
     source: str
@@ -35,12 +35,12 @@ CLAIMS = (
 )
 
 SAME_METHOD = (LADDER[2], "brain-fixed-proposal")
-"""With q' = p BRAIn is the rung below it: what they differ by is numerics."""
+"""With q' = p BRAIn is the rung below it: they differ only by numerics."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a comparison says of a claim.
+    """The outcome of a claim in a comparison.
 
     Attributes:
         claim: of the paper.
@@ -55,7 +55,7 @@ class Finding:
 
 
 def findings(tests: Sequence[PairedTest]) -> list[Finding]:
-    """What paired tests say of the claims whose methods were compared, in the order of the claims."""
+    """Return the outcomes of the claims whose methods were compared, in the order of the claims."""
     of_pair = {(test.ours, test.theirs): test.win_rate for test in tests}
     rung, again = ((LADDER[3], worse) for worse in SAME_METHOD)
     if of_pair.get(rung) is not None:
@@ -65,7 +65,7 @@ def findings(tests: Sequence[PairedTest]) -> list[Finding]:
 
 
 def size_findings(label: str, wins: Mapping[int, Floats]) -> list[Finding]:
-    """What a method's runs with several group sizes say of figure 2: both methods rise with n, and BRAIn saturates.
+    """Return the outcomes of figure 2 for one method: its win rate rises with n, and BRAIn's saturates.
 
     Args:
         label: of the method.

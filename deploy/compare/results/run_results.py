@@ -1,4 +1,4 @@
-"""What a finished run leaves for the comparison: the evaluation of its best version, and its examination."""
+"""The results of finished training runs: evaluation and examination of the best version."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ from brain_align.deploy.schedule.evaluation import Merit, merit
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """Figures of one finished run.
+    """The results of one finished training run.
 
     Attributes:
-        run: which.
+        run: the training run.
         best_version: chosen on validation prompts.
         test: `Result` of the best version on test prompts, by field.
         prior: the same of version 0.
         validation: the same of every evaluated version on validation prompts.
-        outcomes: one row a test prompt, see `Evaluation.outcomes`.
+        outcomes: one row per test prompt, see `Evaluation.outcomes`.
         examination: likelihoods of the best version.
         seconds: from the learner's last start to the end of the evaluation.
     """
@@ -42,12 +42,12 @@ class FinishedRun:
 
     @property
     def merit(self) -> Merit:
-        """What its learning rate is chosen by."""
+        """The criterion by which its learning rate is chosen."""
         best = self.validation[self.best_version]
         return merit(best["train_rm_win_rate"], best["mean_reward"])
 
     def sentence(self) -> str:
-        """In a line of the console."""
+        """Return the results as one line for the console."""
         validation, test = self.validation[self.best_version], self.test
         return (
             f"version {self.best_version}, win rate {_percent(validation)} on validation and {_percent(test)} on test "
@@ -61,7 +61,7 @@ def _percent(figures: dict[str, Any]) -> str:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write as Arrow IPC, whole or not at all."""
+    """Write a table as Arrow IPC, atomically."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -69,12 +69,12 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def is_finished(directory: ComparisonDirectory, run: TrainingRun) -> bool:
-    """Whether a run's results are complete."""
+    """Return whether a run's results are complete."""
     return directory.examination(run.name).exists()
 
 
 def read_finished(directory: ComparisonDirectory, run: TrainingRun) -> FinishedRun | None:
-    """The results of a run, or None until it is finished."""
+    """Read the results of a run; None until it is finished."""
     if not is_finished(directory, run):
         return None
     summary = read_summary(directory.run(run.name))
@@ -92,15 +92,15 @@ def read_finished(directory: ComparisonDirectory, run: TrainingRun) -> FinishedR
 
 
 PRIOR_METHOD = Method("prior", "prior")
-"""What stands for the policy before training where methods are listed."""
+"""The policy before training, as an entry in lists of methods."""
 
 
 def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun:
-    """The prior, as if it were a method's run.
+    """Read the prior's results, in the form of a method's run.
 
     Args:
         directory: of the comparison.
-        like: any finished run of the same seed, whose run has evaluated the prior.
+        like: any finished run of the same seed; it has evaluated the prior.
     """
     run = replace(like.run, method=PRIOR_METHOD)
     return FinishedRun(
@@ -116,23 +116,23 @@ def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun
 
 
 def write_examination(path: Path, examination: Examination) -> None:
-    """Save what the examiner found."""
+    """Save an examination."""
     write_file(path, json.dumps(examination.as_dict(), indent=1))
 
 
 def read_examination(path: Path) -> Examination:
-    """What `write_examination` has saved."""
+    """Read an examination that `write_examination` saved."""
     return Examination(**json.loads(path.read_text()))
 
 
 def chosen_rate(directory: ComparisonDirectory, grid: list[TrainingRun]) -> float | None:
-    """The learning rate of a method with n outputs a group, once that grid is trained; None where all of it failed."""
+    """Return the best learning rate of a grid whose runs have ended; None if all of them failed."""
     found = {run.learning_rate: read_finished(directory, run) for run in grid}
     return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
 
 
 def unfinished(directory: ComparisonDirectory, plan: ComparisonPlan) -> bool:
-    """Whether anything of a plan is left to train."""
+    """Return whether any run of a plan is left to train."""
     for method in plan.request.methods:
         for n in plan.sizes(method):
             grid = plan.grid(method, n)

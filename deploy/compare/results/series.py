@@ -12,7 +12,7 @@ from brain_align.deploy.compare.results.run_results import FinishedRun
 
 @dataclass(frozen=True)
 class GridPoint:
-    """A method with n outputs a group at one learning rate, on the first seed, evaluated on validation prompts."""
+    """A method with n outputs per group at one learning rate, on the first seed, evaluated on validation prompts."""
 
     label: str
     n: int
@@ -24,7 +24,7 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A method trained on groups of n outputs, at its learning rate for these, over these seeds."""
+    """A method trained on groups of n outputs, at its best learning rate for n, over seeds."""
 
     label: str
     n: int
@@ -38,7 +38,7 @@ class SizePoint:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluated version of one run: how far it is from the prior, and what it has gained in mean reward."""
+    """One evaluated version of one run: its distance √KL from the prior, and its gain in mean reward."""
 
     learning_rate: float
     seed: int
@@ -59,7 +59,7 @@ class RewardCurve:
 
 
 def grid_point(result: FinishedRun) -> GridPoint:
-    """Of one run of a grid."""
+    """Return the point of one run of a grid."""
     best = result.validation[result.best_version]
     return GridPoint(
         result.run.method.label,
@@ -72,7 +72,7 @@ def grid_point(result: FinishedRun) -> GridPoint:
 
 
 def size_point(results: Sequence[FinishedRun]) -> SizePoint:
-    """Of a method's runs with equally many outputs a group, one a seed."""
+    """Return the point of a method's runs with one group size, one run per seed."""
     run, rate = results[0].run, percentage(wins(results))
     return SizePoint(
         run.method.label,
@@ -87,7 +87,7 @@ def size_point(results: Sequence[FinishedRun]) -> SizePoint:
 
 
 def reward_curve(label: str, results: Sequence[FinishedRun]) -> RewardCurve:
-    """Of all runs of a method with the recipe's n."""
+    """Return the curve of all runs of a method with the recipe's n."""
     points = [point for result in results for point in _curve_points(result)]
     distances = np.array([point.distance for point in points])
     truths = [point for point in points if point.truth_gain is not None]

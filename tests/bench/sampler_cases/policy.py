@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter

@@ -10,6 +10,7 @@ import pytest
 from brain_align.common.config.scorers import FunctionSection
 from brain_align.common.schemas import SCORES
 from brain_align.deploy import cli
+from brain_align.deploy.commands.arguments import parsed
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.scorer.kinds.function import load_function
 from tests.unit.factories import groups
@@ -78,7 +79,7 @@ def test_every_brain_command_of_a_page_parses(page: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     for command in brain_commands(page):
         try:
-            options = cli._parsed(command)
+            options = parsed(cli._parser(), command)
         except SystemExit:
             pytest.fail(f"brain {shlex.join(command)}")
         recipe = Path(command[1])

@@ -18,6 +18,7 @@ from brain_align.common.data.conversations import Message, as_text
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.scorer.kinds.classifier import ClassifierScorer, WholeTexts, load_classifier
+from brain_align.scorer.scorer import Resources
 from brain_align.scorer.text_models.text_values import TextValues
 from tests.unit.factories import group, output
 from tests.unit.tiny_models import CONTEXT, gpt2_like_tokenizer, gptj_config, llama, save
@@ -67,7 +68,9 @@ def write(directory, make):
 
 def load(directory, **settings):
     section = {"kind": "classifier", "path": str(directory), "dtype": "float32", "max_tokens": CONTEXT} | settings
-    return load_classifier("reward", ClassifierSection.model_validate(section), "cpu", 10_000)
+    return load_classifier(
+        "reward", ClassifierSection.model_validate(section), Resources(["cpu"], 10_000, together=False)
+    )
 
 
 def score(scorer, prompt=PROMPT, outputs=OUTPUTS, gold=" sat"):
@@ -98,7 +101,7 @@ def test_values_are_those_of_each_text_by_itself(tmp_path, kind):
 def test_groups_that_are_computed_together_get_the_values_they_get_alone(tmp_path, kind):
     path = str(write(tmp_path, MODELS[kind][0]))
     settings = ClassifierSection(kind="classifier", path=path, dtype="float32", max_tokens=CONTEXT)
-    scorer = load_classifier("reward", settings, "cpu", 40, together=True)
+    scorer = load_classifier("reward", settings, Resources(["cpu"], 40, together=True))
     prompts = ["the cat", PROMPT, "a mat" * 4]
     rows = [
         group(name, prompt_text=name, gold_text=" sat", outputs=[output([1], [0.0], text) for text in OUTPUTS])

@@ -103,7 +103,7 @@ def test_a_function_is_loaded_without_torch():
     code = """
 import sys
 from pathlib import Path
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import FunctionSection
 from brain_align.scorer.catalogue import build_scorer
 

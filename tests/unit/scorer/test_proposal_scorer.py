@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.config.inputs import AdapterSection, PolicySection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm

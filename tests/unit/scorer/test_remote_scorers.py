@@ -8,15 +8,15 @@ import pytest
 from brain_align.common.config.scorers import EndpointSection, JudgeSection
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, batch_from_rows
-from brain_align.scorer.kinds.endpoint import load_endpoint
-from brain_align.scorer.kinds.judge import load_judge
+from brain_align.scorer.kinds.endpoint import EndpointScorer
+from brain_align.scorer.kinds.judge import JudgeScorer
 from tests.unit.factories import group, output
 from tests.unit.scorer.http_service import serving
 
 
 def endpoint(url, **settings):
     section = {"kind": "http", "url": url, "attempts": 3, "backoff": 0.01, "timeout": 5} | settings
-    return load_endpoint("remote", EndpointSection.model_validate(section))
+    return EndpointScorer("remote", EndpointSection.model_validate(section))
 
 
 def judge(url, **settings):
@@ -28,7 +28,7 @@ def judge(url, **settings):
         "backoff": 0.01,
         "timeout": 5,
     } | settings
-    return load_judge("judge", JudgeSection.model_validate(section))
+    return JudgeScorer("judge", JudgeSection.model_validate(section))
 
 
 def groups(*texts, gold=None, prompt="p"):

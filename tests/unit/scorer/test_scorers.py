@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.config.scorers import Dtype, FunctionSection, GPTJRewardSection
 from brain_align.common.data.conversations import Message, as_text
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, PRIOR, SCORES, batch_from_rows
@@ -24,8 +24,8 @@ from brain_align.scorer.catalogue import build_scorer
 from brain_align.scorer.kinds.function import load_function
 from brain_align.scorer.kinds.gptj import load_reward_model
 from brain_align.scorer.kinds.prior import load_prior
+from brain_align.scorer.scorer import Resources
 from brain_align.scorer.text_models.formats import HH, TLDR
-from brain_align.scorer.text_models.gptj_model import Dtype
 from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write
@@ -70,12 +70,17 @@ def score(scorer, *groups):
 # -- reward models
 
 
+def load_reward(path, kind, dtype: Dtype = "float32", *, together=False):
+    settings = GPTJRewardSection(kind=kind, path=str(path), dtype=dtype)
+    return load_reward_model("reward", settings, Resources(["cpu"], 10_000, together))
+
+
 @pytest.fixture(params=[TLDR, HH], ids=["tldr", "hh"])
 def make_reward_model(request, tmp_path):
     config, weights = tiny_weights()
     write(tmp_path, request.param, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
-    return partial(load_reward_model, "reward", str(tmp_path), request.param, "float32", ["cpu"], max_tokens=10_000)
+    return partial(load_reward, tmp_path, request.param.name)
 
 
 @pytest.fixture
@@ -161,7 +166,7 @@ def test_a_reward_models_digest_depends_on_its_weights_and_type(tmp_path):
         config, weights = tiny_weights(seed=seed)
         write(tmp_path, TLDR, weights, config)
         TOKENIZER.save_pretrained(tmp_path)
-        digests.add(load_reward_model("r", str(tmp_path), TLDR, dtype, ["cpu"], max_tokens=100).digest)
+        digests.add(load_reward(tmp_path, "tldr", dtype).digest)
     assert len(digests) == 3
 
 
@@ -171,7 +176,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     write(tmp_path, HH, weights, config)
     TOKENIZER.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=f"ends texts with token {len(TOKENIZER) - 1}, the model with 3"):
-        load_reward_model("reward", str(tmp_path), HH, "float32", ["cpu"], max_tokens=100)
+        load_reward(tmp_path, "hh")
 
 
 # -- prior

@@ -1,11 +1,14 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from brain_align.common.config import validation
 from brain_align.common.config.objectives import OBJECTIVE_NAMES
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.reference import all_sections
 from brain_align.common.config.run_identity import differing_settings, recipe_digest
 from brain_align.common.config.validation import parse_recipe, valid_names
 from brain_align.common.errors import UserError
@@ -54,17 +57,23 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ),
         (
             {"sampler": {"delivery": "transfer"}},
-            "policy.method=lora publishes adapters, which are small and swapped in",
+            "policy.method=lora publishes adapters, which are small and loaded from their files",
         ),
-        ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' another distribution"),
+        ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' a different distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),
-        ({"objective": {"reward": "judge"}}, "objective.reward='judge' is no scorer of this recipe"),
-        ({"objective": {"name": "dop"}}, "objective.name='dop' is no objective; did you mean dpo? There are brain, "),
+        (
+            {"objective": {"reward": "judge"}},
+            "objective.reward='judge' does not name a scorer (available: reward); set objective.reward: reward",
+        ),
+        (
+            {"objective": {"name": "dop"}},
+            "objective.name='dop' is not an objective; did you mean dpo? Available: brain, ",
+        ),
         ({"objective": {"name": "ipo", "goodness": "logistic"}}, "unknown setting objective.goodness; valid: name, "),
         ({"objective": {"name": "dpo-sft", "bta": 1}}, "unknown setting objective.bta; did you mean objective.beta?"),
         ({"objective": {"name": "cdpo", "epsilon": 0.5}}, "objective.epsilon=0.5 is refused"),
-        ({"objective": {"name": "dpo"}}, "objective.name=dpo with reward=human trains on pairs that people chose"),
+        ({"objective": {"name": "dpo"}}, "objective.name=dpo with reward=human trains on human preference pairs"),
         (
             {"objective": {"name": "dpo-sft"}, "algorithm": {"proposal": "updated"}},
             "objective.name=dpo-sft is defined on outputs of the prior",
@@ -82,7 +91,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             {"objective": {"name": "dpo+nll", "sft_on": "gold"}, "data": DATA | {"gold_column": None}},
             "or set objective.sft_on=best (chosen for dpo+nll)",
         ),
-        ({"scorers": {"human": {"kind": "tldr", "path": "p"}}}, "`human` is the name of people's choices"),
+        (
+            {"scorers": {"human": {"kind": "tldr", "path": "p"}, "reward": JUDGE}},
+            "`human` is the name of human choices",
+        ),
         ({"scorers": {"reward": {"kind": "tldr"}}}, "setting scorers.reward.path is required and missing"),
         (
             {"scorers": {"reward": {"kind": "tldr", "path": "p", "pth": 1}}},
@@ -92,23 +104,32 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"data": {"train": "t", "validation": "v"}}, "setting data.test is required and missing"),
         ({"scorers": {"reward": {"kind": "tdlr"}}}, "kind must be one of tldr, hh, classifier, function, http, judge"),
         ({"scorers": {"reward": {"path": "p"}}}, "scorers.reward.kind must be one of"),
-        ({"scorers": {"tldr": {"kind": "hh", "path": "p", "gpu": 1}}}, "unknown setting scorers.tldr.gpu;"),
+        (
+            {"scorers": {"reward": JUDGE, "tldr": {"kind": "hh", "path": "p", "gpu": 1}}},
+            "unknown setting scorers.tldr.gpu;",
+        ),
         ({"scorers": {"reward": JUDGE | {"url": "x"}}}, "scorers.reward.url='x' is refused"),
         ({"scorers": {"reward": JUDGE | {"instructions": "{prompt}"}}}, "instructions lack {output}"),
-        ({"scorers": {"reward": JUDGE | {"pattern": "("}}}, "pattern='(' is no regular expression"),
+        ({"scorers": {"reward": JUDGE | {"pattern": "("}}}, "pattern='(' is not a regular expression"),
         ({"scorers": {"reward": JUDGE | {"pattern": "[0-9]"}}}, "has no group"),
         ({"scorers": {"reward": JUDGE | {"lowest": 10}}}, "lowest=10 must be less than highest=10"),
         ({"rewards": {"both": {"kind": "max", "weights": TWO}}}, "rewards.both.kind='max' is refused"),
-        ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 1}}}}, "weights='b' is no scorer"),
+        (
+            {"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 1}}}},
+            "weights='b' does not name a scorer",
+        ),
         ({"rewards": {"both": {"kind": "min", "weights": {"reward": 1, "b": 0}}}}, "weights.b=0 has no effect"),
-        ({"rewards": {"both": {"kind": "min", "wieghts": {}, "weights": TWO}}}, "did you mean rewards.both.weights?"),
+        (
+            {"rewards": {"both": {"kind": "min", "wieghts": {}, "weights": TWO}}, "scorers": PAIR},
+            "did you mean rewards.both.weights?",
+        ),
         ({"rewards": {"both": {"kind": "min", "weights": TWO, "step": 1}}}, "step is for kind lexicographic"),
-        ({"rewards": {"reward": {"kind": "min", "weights": TWO}}, "scorers": PAIR}, "has the name of a scorer"),
+        ({"rewards": {"b": {"kind": "min", "weights": TWO}}, "scorers": PAIR}, "has the name of a scorer"),
         (
             {"rewards": {"both": {"kind": "min", "weights": TWO}}, "scorers": PAIR, "objective": {"reward": "both"}},
             "scorers.b.use must be `training`",
         ),
-        ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' is no scorer"),
+        ({"evaluation": {"truth": "oracle"}}, "evaluation.truth='oracle' does not name a scorer"),
         (
             {"policy": FULL | {"quantization": "nf4"}},
             "policy: quantization=nf4 freezes the weights that method=full trains",
@@ -173,7 +194,7 @@ def test_overrides_replace_and_create(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe_settings()))
     recipe = load_recipe(path, ["learner.learning_rate=3e-4", "sampling.n=4", "data.path=../here:there"])
     assert (recipe.learner.learning_rate, recipe.sampling.n, recipe.data.path) == (3e-4, 4, "../here:there")
-    with pytest.raises(UserError, match="is no override"):
+    with pytest.raises(UserError, match="is not a valid override"):
         load_recipe(path, ["sampling.n"])
     with pytest.raises(UserError, match="name is a value, not a section"):
         load_recipe(path, ["name.x=1"])
@@ -186,9 +207,9 @@ def test_a_value_that_yaml_cannot_hold_is_refused_in_a_file_and_text_in_an_overr
     problems = {
         "2024-13-45": r"month must be in 1\.\.12",
         "9" * 5000: r"Exceeds the limit \(4300",
-        "!!bool maybe": "'maybe' is no bool",
-        "!!timestamp soon": "'soon' is no timestamp",
-        "!!int ''": "'' is no int",
+        "!!bool maybe": "'maybe' is not a valid bool",
+        "!!timestamp soon": "'soon' is not a valid timestamp",
+        "!!int ''": "'' is not a valid int",
     }
     for value, problem in problems.items():
         path.write_text(f"name: a\ndata:\n  path: {value}\n")
@@ -200,7 +221,7 @@ def test_a_recipe_that_is_missing_or_no_mapping(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shipped recipes are .*demo.yaml"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(UserError, match="is no recipe"):
+    with pytest.raises(UserError, match="is not a recipe"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "torn.yaml").write_text("a: [1\n")
     with pytest.raises(
@@ -256,11 +277,82 @@ def test_a_call_of_a_function_has_as_many_groups_as_there_is_time_for(
 ) -> None:
     truth = {"kind": "function", "function": "truth:length", "timeout": timeout}
     recipe = Recipe.model_validate(recipe_settings(scorers={"reward": truth}, timeouts={"lease": lease}))
-    assert recipe.groups_a_call("reward") == groups
-    assert recipe.groups_a_call("prior") == recipe.sampler.lease_prompts
+    assert recipe.groups_per_call("reward") == groups
+    assert recipe.groups_per_call("prior") == recipe.sampler.lease_prompts
 
 
 def test_a_function_with_more_time_than_its_call_is_refused_with_what_to_set() -> None:
     truth = {"kind": "function", "function": "truth:length", "timeout": 900}
     with pytest.raises(ValueError, match=r"set the timeout to 810 at most, or raise timeouts\.lease"):
         Recipe.model_validate(recipe_settings(scorers={"reward": truth}))
+
+
+@pytest.mark.parametrize(
+    ("file", "digest"),
+    [
+        ("demo.yaml", "e0d6db3ef40c85ed5dc1472de88351c5"),
+        ("compare-demo.yaml", "5b169ebd657a691f38b9bf638643eef6"),
+        ("hh-mini.yaml", "3b130b43308134744838d1cb54768c7a"),
+        ("tldr-mini.yaml", "a42cb7f43a456de6615f11179e855aea"),
+    ],
+)
+def test_the_identity_of_a_run_survives_changes_of_the_code(file: str, digest: str) -> None:
+    """Else runs that were begun before such a change could not be resumed."""
+    assert recipe_digest(load_recipe(ROOT / "deploy/recipes" / file)) == digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lr": 1e-5}, "unknown setting lr; did you mean learner.learning_rate?"),
+        ({"learner": {"batch_size": 4}}, "unknown setting learner.batch_size; did you mean algorithm.batch_prompts?"),
+        ({"epochs": 3}, "did you mean algorithm.rounds?"),
+        ({"beta": 0.1}, "did you mean objective.temperature?"),
+        ({"objective": {"name": "dpo-sft", "betta": 1}}, "did you mean objective.beta?"),
+        ({"sampling": {"num_generations": 4}}, "did you mean sampling.n?"),
+        ({"sampling": {"max_new_tokens": 4}}, "did you mean sampling.max_tokens?"),
+        ({"objective": {"name": "grpo"}}, "objective.name='grpo' is not implemented; the closest is brain, which"),
+        ({"objective": {"name": "PPO"}}, "is not implemented; the closest is brain, which"),
+        ({"objective": {"name": "rloo"}}, "is not implemented; the closest is brain, which"),
+    ],
+)
+def test_habits_of_other_libraries_are_understood(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse_recipe(recipe_settings(**settings), "other.yaml")
+
+
+def test_settings_of_other_libraries_are_answered_with_settings_that_exist() -> None:
+    names = {setting.name for section in all_sections() for setting in section.settings}
+    sections = {name.rpartition(".")[0] for name in names}
+    assert set(validation._ELSEWHERE.values()) <= names | sections
+
+
+def test_contradictions_are_named_together_also_beside_settings_that_are_refused() -> None:
+    settings = recipe_settings(
+        sampling={"n": 0, "top_p": 0.5, "temperature": 2},
+        objective={"reward": "none"},
+        algorithm={"batch_prompts": 9, "prompts_per_round": 8},
+        store={"replay": True},
+    )
+    with pytest.raises(UserError) as refused:
+        parse_recipe(settings, "bad.yaml")
+    lines = str(refused.value).splitlines()
+    assert [line.removeprefix("bad.yaml: ").partition(" ")[0] for line in lines] == [
+        "sampling.n=0",
+        "sampling:",
+        "sampling:",
+        "objective.reward='none'",
+        "store.replay",
+        "algorithm.batch_prompts=9",
+    ]
+    settings["sampling"]["n"] = 2
+    with pytest.raises(UserError) as refused:
+        parse_recipe(settings, "bad.yaml")
+    assert len(str(refused.value).splitlines()) == 5
+
+
+def test_a_contradiction_that_a_refused_setting_may_cause_is_not_reported() -> None:
+    settings = recipe_settings(sampler={"replicas": -1}, store={"uri": "u", "replay": True})
+    with pytest.raises(UserError) as refused:
+        parse_recipe(settings, "bad.yaml")
+    assert len(str(refused.value).splitlines()) == 1  # without -1, replicas=1 would contradict store.replay

@@ -6,7 +6,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, MptConfig, MptForCausalLM
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_causal_lm, load_tokenizer

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from brain_align.common.config.policy import AdapterSection, PolicySection
+from brain_align.common.config.inputs import AdapterSection, PolicySection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from brain_align.common.config.policy import AdapterSection
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.logprobs import sequence_logprobs
 from brain_align.common.nn.models.adapters import attach_new_adapter

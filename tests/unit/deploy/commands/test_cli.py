@@ -1,18 +1,32 @@
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from brain_align.common.errors import PipelineError
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import recipe_digest
+from brain_align.common.errors import PipelineError, UserError
 from brain_align.deploy.cli import main
+from brain_align.deploy.commands.arguments import undashed
+from brain_align.deploy.run.directory import check_config, save_config
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import placed, run_directory
+from tests.locations import ROOT
 from tests.unit.factories import recipe_settings
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["run", "no-such.yaml"], "Cannot read the recipe no-such.yaml"),
+        (["run", "no-such.yaml"], "There is no recipe or run directory no-such.yaml; shipped recipes are"),
+        (["run", "demo.yml"], "did you mean demo.yaml?"),
+        (["run", "."], "is not a run directory (it has no config.yaml)"),
+        (["run", "RECIPE", "sampling.n"], "'sampling.n' is not a valid override; write section.setting=value."),
+        (["run", "RECIPE", "--sampling.n=1"], "sampling.n=1 is refused"),
+        (["doctor", "RECIPE", "--sampling.n", "1"], "sampling.n=1 is refused"),
         (["run", "RECIPE", "sampling.n=1"], "sampling.n=1 is refused"),
         (["run", "RECIPE", "sampling.top_p=0.9"], "top_p cuts outputs off from the proposal"),
         (["run", "RECIPE", "sampling.temperature=0.5"], "temperature=0.5 makes the proposal"),
@@ -45,15 +59,16 @@ def test_bad_input_is_one_sentence_status_2_and_leaves_nothing(
 def test_a_recipe_is_required_and_its_overrides_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run"])
-    assert capsys.readouterr().err.endswith("the following arguments are required: RECIPE\n")
+    said = capsys.readouterr().err
+    assert said == "brain run: the following arguments are required: RECIPE (see brain run --help)\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "module", "resumes"),
     [
-        (["run", "RECIPE"], "brain_align.deploy.cli", True),
-        (["doctor", "RECIPE"], "brain_align.deploy.cli", False),
-        (["score", "RECIPE", "--input", "i", "--output", "o"], "brain_align.deploy.cli", False),
+        (["run", "RECIPE"], "brain_align.deploy.commands.run", True),
+        (["doctor", "RECIPE"], "brain_align.deploy.commands.doctor", False),
+        (["score", "RECIPE", "--input", "i", "--output", "o"], "brain_align.deploy.commands.score", False),
         (["compare", "RECIPE"], "brain_align.deploy.commands.compare", True),
         (
             ["store", "rescore", "RUN", "--scorer", "x", "--recipe", "RECIPE"],
@@ -85,3 +100,90 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             main(arguments)
         assert ended.value.code == 0
     assert "brain-align 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "listed"), [([], "Train a recipe"), (["store"], "List what a store holds")])
+def test_without_a_command_the_help_is_printed(
+    arguments: list[str], listed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    assert listed in (said := capsys.readouterr()).out and not said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rnu"], "brain: 'rnu' is not a command; did you mean run? (see brain --help)\n"),
+        (["train"], "brain: 'train' is not a command; did you mean run? (see brain --help)\n"),
+        (
+            ["store", "exprot"],
+            "brain store: 'exprot' is not a command; did you mean export? (see brain store --help)\n",
+        ),
+        (["xyzzy"], "brain: 'xyzzy' is not a command (see brain --help)\n"),
+        (["run", "r", "--n=8"], "brain run: --n=8 is not an option; settings are written as section.setting=value, "),
+        (["status", "r", "--sampling.n=8"], "brain status: unrecognized arguments: sampling.n=8 (see brain status"),
+    ],
+)
+def test_what_is_not_a_command_or_an_option(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1)
+    assert error.startswith(sentence)
+
+
+def test_settings_may_be_written_with_dashes() -> None:
+    written = ["run", "r", "--sampling.n=8", "--learner.learning_rate", "1e-4", "--force", "a.b=c"]
+    assert undashed(written) == ["run", "r", "sampling.n=8", "learner.learning_rate=1e-4", "--force", "a.b=c"]
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_settings()))
+    assert main(["run", str(recipe), "nonsense", "sampling.nn=8", "learner.learning_rate=-1"]) == 2
+    error = capsys.readouterr().err
+    for problem in ("'nonsense' is not a valid override", "did you mean sampling.n?", "learner.learning_rate=-1 is"):
+        assert problem in error
+    assert len(error.splitlines()) == 3
+
+
+def test_shipped_recipes_are_found_from_anywhere_and_a_file_of_that_name_wins(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("demo.yaml").name == load_recipe("demo").name == "demo"
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(recipe_settings(name="mine")))
+    assert load_recipe("demo.yaml").name == "mine"
+
+
+def test_a_run_directory_is_its_run_s_recipe_and_another_identity_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = placed(Recipe.model_validate(recipe_settings(run={"dir": "runs/first"})))
+    save_config(run_directory(begun), begun, {"world": None, "prompts": "a"})
+    (tmp_path / "runs/first/policies/v000000").mkdir(parents=True)
+    (tmp_path / "runs/first").rename(tmp_path / "runs/moved")
+    again = load_recipe("runs/moved", ["sampler.replicas=3"])
+    assert again.run.dir == str(tmp_path / "runs/moved") and again.sampler.replicas == 3
+    assert recipe_digest(again) == recipe_digest(begun)
+    check_config(run_directory(again), again)
+    with pytest.raises(UserError, match=r"different configuration[^$]*\n  sampling\.n: 32 there, 4 now"):
+        check_config(run_directory(again), load_recipe("runs/moved", ["sampling.n=4"]))
+    assert load_recipe("runs/moved", ["run.dir=runs/other"]).run.dir == "runs/other"
+
+
+def test_the_commands_are_collected_without_loading_what_is_slow() -> None:
+    code = (
+        "import sys; from brain_align.deploy.cli import main; main([]); "
+        "print(sorted({'torch', 'ray', 'vllm', 'transformers', 'matplotlib', 'datasets'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_the_current_directory_comes_after_installed_packages(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    main([])
+    assert sys.path[-1] == str(tmp_path)

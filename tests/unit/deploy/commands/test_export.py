@@ -92,7 +92,7 @@ def test_an_adapter_is_what_peft_loads(tmp_path, kind):
 
 def test_the_best_version_is_the_default(tmp_path, capsys):
     directory, policy = a_run(tmp_path)
-    with pytest.raises(UserError, match="has not ended, so no version is the best; say --version"):
+    with pytest.raises(UserError, match="has not ended, so no version is the best yet; set --version"):
         export(directory.root, "best", tmp_path / "out", merge=False)
     directory.summary.write_text(json.dumps({"best_version": 0}))
     assert main(["export", str(directory.root), "--output", str(tmp_path / "out"), "--merge"]) == 0
@@ -106,7 +106,7 @@ def test_what_is_not_there_or_in_the_way_is_named(tmp_path, capsys):
     directory, _ = a_run(tmp_path)
     root, out = str(directory.root), str(tmp_path / "out")
     for arguments, message in (
-        (["nowhere", "--output", out], "is no run directory: it has no config.yaml"),
+        (["nowhere", "--output", out], "is not a run directory: it has no config.yaml"),
         ([root, "--output", out, "--version", "7"], "has versions 0 to 1; give one of them, best or newest"),
         ([root, "--output", out, "--version", "first"], "has versions 0 to 1"),
         ([root, "--output", str(tmp_path / "model"), "--version", "1"], "exists already"),
@@ -124,7 +124,7 @@ def test_what_is_not_there_or_in_the_way_is_named(tmp_path, capsys):
 def test_a_run_without_versions_is_named(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     save_config(directory, recipe_of(tmp_path, {}), {"world": None, "prompts": "digest"})
-    with pytest.raises(UserError, match="has published nothing yet"):
+    with pytest.raises(UserError, match="has not published a version yet"):
         export(directory.root, "newest", tmp_path / "out", merge=False)
 
 

@@ -13,7 +13,7 @@ from brain_align.common.durable import write_file
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.live import parse_replicas
+from brain_align.deploy.commands.scale import parse_replicas
 from brain_align.deploy.monitor.autoscale import Load
 from brain_align.deploy.monitor.requests import Answer, ScaleRequest, answer, ask, take_requests
 from brain_align.deploy.monitor.scaling import Scaler
@@ -69,7 +69,7 @@ def test_an_argument_that_is_no_number_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
     assert main(["scale", str(tmp_path), wrong]) == 2
-    assert "no number of replicas" in capsys.readouterr().err
+    assert "is not a number of replicas" in capsys.readouterr().err
 
 
 def alive(root: Path) -> RunDirectory:

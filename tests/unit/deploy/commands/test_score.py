@@ -16,15 +16,8 @@ from brain_align.common.config.scorers import FunctionSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.score import (
-    Advance,
-    Outcome,
-    Write,
-    read_texts,
-    resolved_for_scoring,
-    score,
-    score_rows,
-)
+from brain_align.deploy.commands.score import Outcome, Write, read_texts, score, score_rows
+from brain_align.deploy.commands.scoring import Advance, resolved_for_scoring
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
 from brain_align.deploy.run.directory import RunDirectory, save_config
 from brain_align.deploy.run.resolve import placed, run_directory
@@ -138,10 +131,10 @@ def test_a_scorer_that_fails_at_everything_ends_it(tmp_path: Path):
     ("line", "message"),
     [
         ('{"prompt": "p"', "line 1, is not JSON (Expecting ',' delimiter at character 16); fix or remove the line"),
-        ('{"outputs": ["a"]}', "row 1, has no text under `prompt`"),
-        ('{"prompt": "p", "outputs": "a"}', "row 1, has no list of texts under `outputs`"),
-        ('{"prompt": "p", "outputs": []}', "row 1, has no list of texts under `outputs`"),
-        ('{"prompt": "p", "outputs": ["a", 1]}', "row 1, has no list of texts under `outputs`"),
+        ('{"outputs": ["a"]}', "row 1: `prompt` must be a string"),
+        ('{"prompt": "p", "outputs": "a"}', "row 1: `outputs` must be a list of strings"),
+        ('{"prompt": "p", "outputs": []}', "row 1: `outputs` must be a list of strings"),
+        ('{"prompt": "p", "outputs": ["a", 1]}', "row 1: `outputs` must be a list of strings"),
         ("", "has no rows"),
     ],
 )
@@ -191,7 +184,9 @@ def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothi
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_prepared(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr("brain_align.deploy.commands.score.read_texts", lambda _: pytest.fail("the input was read"))
-    with pytest.raises(UserError, match=r"Cannot write .*out\.jsonl: \S+/file is no directory; name another --output"):
+    with pytest.raises(
+        UserError, match=r"Cannot write .*out\.jsonl: \S+/file is not a directory; name another --output"
+    ):
         score(RECIPE, tmp_path / "in.jsonl", tmp_path / "file/out.jsonl", Console(), force=False)
 
 

@@ -241,9 +241,9 @@ def test_a_truncated_or_foreign_configuration_is_named_with_a_remedy(tmp_path: P
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"is no comparison \(it has thesis\.tex, but no compare\.yaml\)"):
+    with pytest.raises(UserError, match=r"is not a comparison \(it has thesis\.tex, but no compare\.yaml\)"):
         check_comparison(ComparisonDirectory(tmp_path), recipe())
-    with pytest.raises(UserError, match="is a file, and no comparison; name a new or empty directory with --out"):
+    with pytest.raises(UserError, match="is a file, not a comparison; name a new or empty directory with --out"):
         check_comparison(ComparisonDirectory(tmp_path / "thesis.tex"), recipe())
 
 

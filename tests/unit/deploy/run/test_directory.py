@@ -52,7 +52,7 @@ def test_other_inputs_are_refused(directory: RunDirectory, changed: dict[str, st
 def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> None:
     directory.root.mkdir()
     (directory.root / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"no run directory \(it has thesis\.tex"):
+    with pytest.raises(UserError, match=r"not a run directory \(it has thesis\.tex"):
         check_config(directory, recipe())
 
 
@@ -61,8 +61,8 @@ def test_a_directory_of_something_else_is_refused(directory: RunDirectory) -> No
     [
         ("a: [", r"config\.yaml is not valid YAML: line 1, column 5"),
         ("a: 2024-13-45", r"config\.yaml is not valid YAML: line 1, column 4: month must be in 1\.\.12"),
-        ("- a", "is no configuration of a run"),
-        ("name: hydra", r"^\S+config\.yaml is no configuration that this version can read.*; remove it, or set"),
+        ("- a", "is not the configuration of a run"),
+        ("name: hydra", r"^\S+config\.yaml is not a configuration that this version can read.*; remove it, or set"),
     ],
 )
 def test_somebody_else_s_config_is_refused_and_kept(directory: RunDirectory, config: str, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from brain_align.common.config.data import DataSection
+from brain_align.common.config.inputs import DataSection
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.prompt_data import read_prompts
@@ -80,7 +80,7 @@ def test_a_data_set_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_neither_file_nor_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no data set that `save_to_disk` wrote"):
+    with pytest.raises(UserError, match="is not a data set that `save_to_disk` wrote"):
         read(str(tmp_path))
     with pytest.raises(UserError, match=r"There is no file some/prompts\.jsonl"):
         read("some/prompts.jsonl")

@@ -76,7 +76,7 @@ def test_two_that_want_the_same_world_build_it_once(builds, tmp_path):
         thread.join(timeout=20)
     assert len(set(worlds)) == 1 and len(worlds) == 2
     assert len(builds) == 1
-    assert any("another process is building it" in line for line in said)
+    assert any("another process is preparing it" in line for line in said)
 
 
 def test_a_failed_build_leaves_nothing(monkeypatch, tmp_path):

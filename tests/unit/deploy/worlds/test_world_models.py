@@ -1,5 +1,6 @@
 """Training on packed groups is training on plain sequences, and what is saved is what the pipeline loads."""
 
+from functools import partial
 from random import Random
 
 import pytest
@@ -11,15 +12,15 @@ from brain_align.deploy.worlds.files import save_policy, save_reward_model
 from brain_align.deploy.worlds.language_model import (
     Example,
     ModelSize,
+    mean_token_loss,
     new_gptj,
     new_llama,
     token_loss,
-    train_language_model,
+    train_tokenizer,
 )
 from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, pack
-from brain_align.deploy.worlds.reward_model import Preferences, RewardModel, encode, pair_accuracy, train_reward_model
-from brain_align.deploy.worlds.tokenizer import train_tokenizer
-from brain_align.deploy.worlds.training import Plan
+from brain_align.deploy.worlds.reward_model import Preferences, RewardModel, encode, pair_accuracy, pair_loss
+from brain_align.deploy.worlds.training import OptimiserPlan, optimise
 from brain_align.scorer.text_models.checkpoints import find_checkpoint
 from brain_align.scorer.text_models.formats import HH, TLDR
 from brain_align.scorer.text_models.gptj_model import load_gptj_reward
@@ -105,7 +106,8 @@ def test_learning_lowers_the_loss_and_a_seed_repeats_it(tokenizer):
         model = new_llama(SIZE, tokenizer)
         items = examples(tokenizer, None)
         before = token_loss(model, items)[0].item()
-        train_language_model(model, items, Plan(20, 1e-2), 256, Random(0), "test", lambda _: None)
+        loss_of = partial(mean_token_loss, model)
+        optimise(model, items, loss_of, OptimiserPlan(20, 1e-2), 256, Random(0), "test", lambda _: None)
         return before, token_loss(model, items)[0].item()
 
     before, after = losses()
@@ -138,7 +140,7 @@ def test_saved_reward_model_has_the_names_of_the_published_file(tokenizer, tmp_p
 def test_reward_model_learns_what_is_preferred(tokenizer):
     data = encode([Preferences(prompt, (" a b", " x"), ((0, 1),)) for prompt in PROMPTS], TLDR, tokenizer, SIZE.context)
     model = RewardModel(new_gptj(SIZE, tokenizer).transformer)
-    train_reward_model(model, data, Plan(10, 3e-3), 256, Random(0), "test", lambda _: None)
+    optimise(model, data, partial(pair_loss, model), OptimiserPlan(10, 3e-3), 256, Random(0), "test", lambda _: None)
     assert pair_accuracy(model, data, 256) == 1.0
 
 

@@ -1,13 +1,13 @@
 """The commands that keep a store in order, as a user calls them."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
 from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.commands.store.maintenance import add_maintenance_commands
+from brain_align.deploy.commands.arguments import CommandParser
+from brain_align.deploy.commands.store import group
 from tests.unit.factories import groups, scores, step
 
 
@@ -25,15 +25,15 @@ def root(tmp_path: Path) -> Path:
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_maintenance_commands(parser.add_subparsers(required=True))
+    parser = CommandParser()
+    group.add(parser)
     options = parser.parse_args([str(argument) for argument in arguments])
-    return int(options.command(options))
+    return int(options.command(options) or 0)
 
 
-def test_verify_says_that_all_is_well_or_names_the_damage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_the_damage_if_there_is_any(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("verify", root) == 0
-    assert "8 groups in 12 parts" in (out := capsys.readouterr().out) and "all is well" in out
+    assert "8 groups in 12 parts" in (out := capsys.readouterr().out) and "nothing is damaged" in out
     part = sorted((root / "scores").iterdir())[0]
     part.write_bytes(part.read_bytes()[:-1])
     assert command("verify", root) == 1
@@ -82,7 +82,7 @@ def test_a_place_that_is_no_store_and_an_age_that_is_none(tmp_path: Path, capsys
         command("verify", tmp_path)
     with pytest.raises(SystemExit):
         command("gc", tmp_path, "--older-than", "soon")
-    assert "'soon' is no age" in capsys.readouterr().err
+    assert "'soon' is not a duration" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command("compact", tmp_path, "--target-mb", "0")
-    assert "'0' is no size from 1 to 1024 MB" in capsys.readouterr().err
+    assert "'0' is not a size from 1 to 1024 MB" in capsys.readouterr().err

@@ -42,7 +42,10 @@ def test_overrides_may_stand_before_and_after_the_output(tmp_path: Path, capsys:
         assert "'seed=1': a replay trains the steps as they were sampled" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["store", "replay", run, "--output", output, "--sed=1"])
-    assert "unrecognized arguments: --sed=1" in capsys.readouterr().err
+    assert (
+        "brain store replay: --sed=1 is not an option; settings are written as section.setting=value"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

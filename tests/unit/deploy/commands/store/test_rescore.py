@@ -147,6 +147,6 @@ def test_values_that_another_opening_appended_meanwhile_are_not_mixed_with_these
 
 def test_a_scorer_that_the_recipe_lacks_and_a_store_without_a_recipe_are_refused(store, tmp_path, capsys):
     assert main(["store", "rescore", str(tmp_path), "--scorer", "second"]) == 2
-    assert "Say --recipe, or name the run directory" in capsys.readouterr().err
+    assert "Name a recipe with --recipe, or the run directory" in capsys.readouterr().err
     assert main(["store", "rescore", str(tmp_path), "--recipe", DEMO, "--scorer", "second"]) == 2
-    assert "second is no scorer of the recipe, which has reward" in capsys.readouterr().err
+    assert "second does not name a scorer of the recipe, which has reward" in capsys.readouterr().err

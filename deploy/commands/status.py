@@ -1,86 +1,37 @@
-"""`brain status` and `brain scale`: a live run, seen and changed from another terminal."""
+"""Show a run's progress.
+
+Shows progress, rates, queues, replicas, quarantined prompts, and the last scaling decisions of a run, live or ended.
+
+Examples:
+  brain status runs/demo --watch
+  brain status runs/demo --json
+"""
 
 import argparse
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from brain_align.common.errors import UserError
-from brain_align.deploy.monitor.requests import ScaleRequest, ask
+from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.monitor.status import Backlog, PoolStatus, Progress, Status, is_alive, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
-_ANSWER_SECONDS = 15.0
+GROUP = "Inspect"
 
 
-def add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `brain status`."""
-    parser = commands.add_parser(
-        "status",
-        help="how a run stands",
-        description="Show how a run stands, live or ended: progress, rates, what waits for whom, replicas, what was "
-        "left out, and the last decisions about replicas.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, e.g. runs/demo")
-    parser.add_argument("--watch", action="store_true", help="again every second, until the run ends or Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(command=_status)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_run(parser)
+    parser.add_argument("--watch", action="store_true", help="update every second, until the run ends or Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def add_scale(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `brain scale`."""
-    parser = commands.add_parser(
-        "scale",
-        help="add or remove replicas of a live run",
-        description="Set numbers of replicas while a run goes on: brain scale runs/demo samplers=4 scorers.reward=2. "
-        "New ones join when they are ready, leaving ones finish what they have. samplers=auto leaves the number to "
-        "sampler.autoscale. It holds until this start of the run ends.",
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, e.g. runs/demo")
-    parser.add_argument("replicas", nargs="+", metavar="samplers=N", help="or scorers.NAME=M, or samplers=auto")
-    parser.add_argument("--timeout", type=float, default=_ANSWER_SECONDS, help="seconds to wait for the run's answer")
-    parser.set_defaults(command=_scale)
-
-
-def _scale(options: argparse.Namespace) -> int:
-    request = parse_replicas(options.replicas)
-    directory = RunDirectory(options.run.absolute())
-    if not is_alive(directory, read_status(directory)):
-        raise UserError(
-            f"No run is alive in {directory.root}; start it with `brain run` and the numbers in its recipe "
-            f"(sampler.replicas, scorers.NAME.replicas)."
-        )
-    answer = ask(directory, request, options.timeout)
-    if answer.refusal is not None:
-        raise UserError(answer.refusal)
-    for line in answer.lines:
-        print(line)
-    return 0
-
-
-def parse_replicas(arguments: list[str]) -> ScaleRequest:
-    """What is asked for.
-
-    Raises:
-        UserError: an argument is not NAME=N.
-    """
-    replicas: dict[str, int | None] = {}
-    for argument in arguments:
-        name, separator, value = argument.partition("=")
-        if not separator or not (value == "auto" or value.isdecimal()):
-            raise UserError(
-                f"{argument!r} says no number of replicas; write samplers=N, scorers.NAME=N or samplers=auto."
-            )
-        replicas[name] = None if value == "auto" else int(value)
-    return ScaleRequest(replicas=replicas)
-
-
-def _status(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Show the progress."""
     directory = RunDirectory(options.run.absolute())
     status = read_status(directory)
     if options.json:
@@ -105,7 +56,7 @@ def _state(directory: RunDirectory, status: Status) -> str:
 
 
 def view(status: Status, state: str) -> RenderableType:
-    """A status for the terminal."""
+    """Return a status for the terminal."""
     shown: list[RenderableType] = [_progress(status.progress, state), _backlog(status.backlog)]
     shown.append(_services(status.services))
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]

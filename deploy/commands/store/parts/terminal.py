@@ -1,15 +1,21 @@
-"""What the store commands have in common on the command line."""
+"""The store commands' STORE argument and their console."""
+
+import argparse
 
 from rich.console import Console
 
 from brain_align.deploy.run.stored_source import Source, open_source
 
-PLACE = "a run directory, a store directory, or a store's URI"
-_PLAIN_WIDTH = 100  # columns where the output is no terminal
+_PLAIN_WIDTH = 100  # columns where the output is not a terminal
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add STORE."""
+    parser.add_argument("place", metavar="STORE", help="a run directory, a store directory, or a store's URI")
 
 
 def terminal(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal, 100 columns wide where there is none; progress goes to stderr."""
+    """Return a console as wide as the terminal, or 100 columns where there is none; progress goes to stderr."""
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -17,7 +23,7 @@ def terminal(*, stderr: bool = False) -> Console:
 
 
 def opened(place: str) -> Source:
-    """Open the store that `place` names; says on stderr where its run's recipe cannot be used.
+    """Open the store that `place` names; print a note on stderr if its run's recipe cannot be used.
 
     Raises:
         UserError: see `open_source`.

@@ -1,0 +1,34 @@
+"""Train a recipe, or resume its run.
+
+Checks everything first, then starts the services, runs the recipe to its end and shows the result. Running it again on
+the same run directory resumes, or shows the result of a finished run; so does naming the run directory.
+
+Examples:
+  brain run demo.yaml
+  brain run my.yaml sampling.n=8 learner.learning_rate=2e-5 run.dir=runs/two
+  brain run runs/two
+"""
+
+import argparse
+
+from rich.console import Console
+
+from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.run.recipe_files import load_recipe
+
+GROUP = "Train"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_recipe(parser)
+    add_overrides(parser)
+    parser.set_defaults(resumes=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run a recipe."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
+
+    run_recipe(recipe, Console())

@@ -1,0 +1,62 @@
+"""Parts of the commands that score: `brain score`, `brain store rescore` and `brain doctor`."""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.resolve import resolve, run_directory
+from brain_align.deploy.run.start import reporter
+
+Advance = Callable[[int], object]
+"""Is told how many more rows are done."""
+
+
+def progress_bar(what: str, console: Console) -> Progress:
+    """Return a bar that counts rows."""
+    return Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+
+
+def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: Console) -> Recipe:
+    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded.
+
+    Args:
+        recipe: as it was read.
+        scorers: of the recipe.
+        run: the directory of the recipe's run, which need not exist; see `resolve`.
+        console: shows how data is prepared.
+
+    Raises:
+        UserError: the data cannot be prepared, or a scorer cannot be loaded.
+    """
+    from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
+
+    resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
+    for name in scorers:
+        check_scorer(name, resolved.recipe.scorers[name])
+    return resolved.recipe
+
+
+def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory) -> list[str]:
+    """Copy the golden values of the recipe's run, so that its scorers are compared with them.
+
+    Returns:
+        The names of the scorers that the run has values of.
+
+    Raises:
+        UserError: they cannot be copied.
+    """
+    run = run_directory(recipe)
+    found = [name for name in scorers if run.golden(name).exists()]
+    try:
+        for name in found:
+            logs.golden_values.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run.golden(name), logs.golden(name))
+    except OSError as error:
+        copied = f"Cannot copy {run.golden_values} to {logs.golden_values}"
+        raise UserError(f"{copied}: {error.strerror or error}; make both accessible.") from None
+    return found

@@ -1,0 +1,31 @@
+"""Check every part of a store; status 1 if anything is damaged.
+
+Reads every part and checks checksums, schemas, the index, references between groups, scores and steps, and duplicates.
+Changes nothing. Names the damage, if there is any.
+
+Examples:
+  brain store verify runs/demo
+"""
+
+import argparse
+
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.deploy.commands.store.parts.terminal import add_store
+from brain_align.deploy.run.stored_source import locate
+
+GROUP = "Inspect"
+
+add = add_store
+
+
+def run(options: argparse.Namespace) -> int:
+    """Verify the store."""
+    found = verify(locate(options.place).uri)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
+    print(f"{found.uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
+    for note in found.notes:
+        print(f"note: {note}")
+    for problem in found.problems:
+        print(f"damaged: {problem}")
+    print(f"{len(found.problems)} problems" if found.problems else "nothing is damaged")
+    return 1 if found.problems else 0
