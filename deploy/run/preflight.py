@@ -1,5 +1,7 @@
-"""What can be found out before anything is started: files, tokenizer, context length, prompts."""
+"""Checks before anything is started: files, tokenizer, context length, prompts."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -50,7 +52,7 @@ def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInpu
     """Check all that a run needs, and read its prompts, or the store that it trains from.
 
     Raises:
-        UserError: something is missing or does not fit together.
+        UserError: something is missing or does not fit together; where prompts are sampled, all of it is named.
     """
     make_objective(recipe.objective)
     return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
@@ -107,36 +109,68 @@ def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
         )
 
 
+class _Problems:
+    """Collects what is wrong, so that all of it is reported together."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the block's error instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self._found.append(str(error))
+
+    def raise_any(self) -> None:
+        """Raise all that was noted, one sentence per line, each once."""
+        if self._found:
+            raise UserError("\n".join(dict.fromkeys(self._found)))
+
+
 def _check_prompts(recipe: Recipe) -> Inputs:
+    problems = _Problems()
     for name, scorer in recipe.scorers.items():
-        check_scorer(name, scorer)
+        with problems.noted():
+            check_scorer(name, scorer)
+    encode: Encode = _uncounted  # where the policy is at fault, the files are checked all the same
+    with problems.noted():
+        encode = _checked_encoding(recipe)
+    notes = _notes_on_batches(recipe)
+    read: dict[str, PromptSet] = {}
+    for split in ("train", "validation", "test"):
+        with problems.noted():
+            read[split] = _read(recipe, split, getattr(recipe.data, split), encode, notes)
+    if "train" in read and recipe.algorithm.prompts_per_round > len(read["train"]):
+        with problems.noted():
+            raise UserError(
+                f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the "
+                f"{len(read['train'])} usable prompts of {named(recipe.data.train)}; lower it, or provide more prompts."
+            )
+    problems.raise_any()
+    wanted: dict[Split, int] = {
+        "validation": recipe.evaluation.validation_prompts,
+        "test": recipe.evaluation.test_prompts,
+    }
+    for held, count in wanted.items():
+        if len(read[held]) < count:
+            notes.append(f"{held}: only {len(read[held])} prompts, evaluation.{held}_prompts asks for {count}")
+    return Inputs(read["train"], {held: read[held][:count] for held, count in wanted.items()}, notes)
+
+
+def _checked_encoding(recipe: Recipe) -> Encode:
+    """Return what makes token ids of prompts, once the policy's tokenizer and context are known to fit."""
     source = recipe.policy.tokenizer or recipe.policy.model
     tokenizer = load_tokenizer(source)
     config = load_config(recipe.policy.model)
     check_tokenizer(tokenizer, config, source)
     _check_context(recipe, context_length(config))
-    encode = prompt_encoding(tokenizer, recipe.data.chat_template)
-    notes = _notes_on_batches(recipe)
-    data = recipe.data
-    train = _read(recipe, "train", data.train, encode, notes)
-    if recipe.algorithm.prompts_per_round > len(train):
-        raise UserError(
-            f"algorithm.prompts_per_round={recipe.algorithm.prompts_per_round} is more than the {len(train)} usable "
-            f"prompts of {named(recipe.data.train)}; lower it, or provide more prompts."
-        )
-    read: dict[Split, PromptSet] = {
-        "validation": _read(recipe, "validation", data.validation, encode, notes),
-        "test": _read(recipe, "test", data.test, encode, notes),
-    }
-    wanted: dict[Split, int] = {
-        "validation": recipe.evaluation.validation_prompts,
-        "test": recipe.evaluation.test_prompts,
-    }
-    for split, prompts in read.items():
-        if len(prompts) < wanted[split]:
-            notes.append(f"{split}: only {len(prompts)} prompts, evaluation.{split}_prompts asks for {wanted[split]}")
-    held_back = {split: prompts[: wanted[split]] for split, prompts in read.items()}
-    return Inputs(train, held_back, notes)
+    return prompt_encoding(tokenizer, recipe.data.chat_template)
+
+
+def _uncounted(texts: Sequence[str]) -> list[list[int]]:
+    return [[0]] * len(texts)
 
 
 def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:

@@ -83,3 +83,21 @@ def test_scorers_of_plain_text_are_not_given_conversations(policy: Path) -> None
         file.write_text("\n".join(map(json.dumps, [two, two, one])))
         with pytest.raises(UserError, match=rf"reads prompts as plain text, but 2 prompts of .*{split}\.jsonl are"):
             check(policy, [one, one], tldr, **settings, **{split: str(file)})
+
+
+def test_all_that_is_wrong_is_reported_together_and_once(policy: Path) -> None:
+    rows = [{"prompt": "the cat", "label": "x"}]
+    missing = {"validation": "none/v.jsonl", "test": "none/v.jsonl"}
+    (policy / "tokenizer.json").unlink()
+    (policy / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError) as refused:
+        check(policy, rows, {"kind": "function", "function": "builtins:nothing"}, **missing)
+    problems = str(refused.value).splitlines()
+    assert len(problems) == 4
+    for expected in (
+        "'nothing'",
+        str(policy),
+        "none/v.jsonl",
+        "algorithm.prompts_per_round=2 is more than the 1 usable",
+    ):
+        assert sum(expected in problem for problem in problems) == 1, expected
