@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from brain_align.common.config.policy import PolicySection
+from brain_align.common.config.inputs import PolicySection
 from brain_align.common.logs import quiet_libraries
 from brain_align.common.policies import PolicyRegistry
 from brain_align.deploy.api.recipes import AnyRecipe, read_recipe
