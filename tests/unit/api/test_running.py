@@ -53,7 +53,7 @@ def test_overrides_are_nested_or_dotted_and_leave_the_rest():
 @pytest.mark.parametrize(
     ("recipe", "overrides", "sentence"),
     [
-        ("absent", {}, r"Cannot read the recipe absent: .*shipped recipes are .*demo\.yaml"),
+        ("absent", {}, r"no recipe or run directory absent; shipped recipes are .*demo\.yaml"),
         (recipe_settings(), {"sampling.m": 3}, r"sampling\.m"),
         (recipe_settings(), {"sampling": {"n": "many"}}, r"sampling\.n"),
         (recipe_settings(), {"name.first": 1}, "name is a value, not a section"),
