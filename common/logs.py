@@ -1,8 +1,27 @@
-"""The log file of a service, which receives its output in place of the user's terminal."""
+"""Output of libraries and services, which is kept from the user's terminal."""
 
+import logging
 import os
 import sys
 from pathlib import Path
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it, Ray warns
+}
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries print and log off the terminal; call it before they are imported.
+
+    Environment variables that are set already stay as they are.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(handlers=[logging.NullHandler()])  # what they log is for the run's log file
 
 
 def redirect_output(path: Path) -> None:

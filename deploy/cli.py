@@ -1,6 +1,5 @@
 """The `brain` command: collects the commands of deploy/commands, and turns errors into sentences and exit statuses."""
 
-import logging
 import os
 import signal
 import sys
@@ -9,24 +8,16 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.logs import quiet_libraries
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
 
-_QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will do by default; without it, it warns
-}
 _RESUME = "run the same command again to resume"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
     options = parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.basicConfig(handlers=[logging.NullHandler()])  # what libraries log is for the run's log file
+    quiet_libraries()
     sys.path.append(os.getcwd())  # for users' own functions: last, so that no file there replaces a library
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from brain_align.deploy.commands.arguments import add_run
-from brain_align.deploy.monitor.status import Backlog, PoolStatus, Progress, Status, is_alive, read_status
+from brain_align.deploy.conductor.progress import as_table
+from brain_align.deploy.monitor.status import Backlog, PoolStatus, Status, is_alive, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -57,7 +58,10 @@ def _state(directory: RunDirectory, status: Status) -> str:
 
 def view(status: Status, state: str) -> RenderableType:
     """Return a status for the terminal."""
-    shown: list[RenderableType] = [_progress(status.progress, state), _backlog(status.backlog)]
+    shown: list[RenderableType] = [
+        as_table([("state", state), *status.progress.figures()]),
+        _backlog(status.backlog),
+    ]
     shown.append(_services(status.services))
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
     shown += [Text(f"{one.name} ({one.losses}x lost): {one.trouble}") for one in troubled]
@@ -75,22 +79,6 @@ def view(status: Status, state: str) -> RenderableType:
     return Group(*shown)
 
 
-def _progress(progress: Progress, state: str) -> Table:
-    left = "?" if progress.left_seconds is None else f"{progress.left_seconds / 60:.1f} min"
-    rates = (progress.sampled_rate, progress.scored_rate, progress.trained_rate)
-    return _row(
-        ("state", state),
-        ("round", f"{progress.round}/{progress.rounds}"),
-        ("step", f"{progress.step}/{progress.steps}"),
-        ("version", str(progress.version)),
-        ("staleness", "-" if progress.staleness is None else str(progress.staleness)),
-        ("sampled/scored/trained", f"{progress.sampled}/{progress.scored}/{progress.trained}"),
-        ("tokens/s", "/".join(f"{rate:.0f}" for rate in rates)),
-        ("reward", "-" if progress.reward is None else f"{progress.reward:.2f}"),
-        ("left", left),
-    )
-
-
 def _backlog(backlog: Backlog) -> Text:
     return Text(
         f"waiting: {backlog.leases} leases for samplers, {backlog.unscored} groups for scorers, {backlog.ready} groups "
@@ -105,12 +93,4 @@ def _services(services: dict[str, PoolStatus]) -> Table:
     for name, pool in services.items():
         states = ", ".join(f"{one.name} {one.state}" for one in pool.replicas if one.state != "ready")
         table.add_row(name, str(pool.ready), str(pool.target), states or "all ready")
-    return table
-
-
-def _row(*cells: tuple[str, str]) -> Table:
-    table = Table(box=None, padding=(0, 1))
-    for name, _ in cells:
-        table.add_column(name, justify="right", header_style="dim")
-    table.add_row(*(value for _, value in cells))
     return table

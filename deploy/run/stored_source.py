@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.errors import UserError, first_line
@@ -143,13 +144,23 @@ def ranking(source: Source, wanted: str | None) -> Ranking:
     there = sorted({facts.name for facts in source.store.scorers()} - {PRIOR, PROPOSAL})
     name = wanted or (source.recipe and source.recipe.objective.reward)
     if name is None and len(there) != 1:
-        raise UserError(f"The store {source.store.root} has {_listed(there)}; say which ranks, with --scorer NAME.")
+        raise UserError(
+            f"The store {source.store.root} has {_listed(there)}; name one (--scorer NAME; in Python, scorer=NAME)."
+        )
     name = name or there[0]
     combinations = source.recipe.rewards if source.recipe else {}
     found = Ranking(name, combinations.get(name, name))
     if missing := [scorer for scorer in found.scorers if scorer not in there]:
         raise UserError(f"The store {source.store.root} has no values of {missing[0]!r}, it has {_listed(there)}.")
     return found
+
+
+def goodness_of(source: Source) -> GoodnessSection:
+    """Return the goodness model of a store's run; where its objective has none, the paper's at the run's γ."""
+    if source.recipe is None:
+        return BrainSection()
+    objective = source.recipe.objective
+    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
 
 
 def _listed(scorers: list[str]) -> str:

@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 from rich.progress import Progress
 
 from brain_align.common.errors import UserError
+from brain_align.common.store.flat_rows import FlatRows, readable
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.commands.output import new_output, writing
-from brain_align.deploy.commands.store.damage import readable
-from brain_align.deploy.commands.store.flat_rows import FlatRows
 from brain_align.deploy.commands.store.parts.pairs import PAIRINGS, Pairs
 from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
 from brain_align.deploy.commands.store.parts.writers import import_datasets, write_dataset, write_jsonl, write_parquet

@@ -15,15 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
-from brain_align.common.errors import UserError
-from brain_align.common.policies import PolicyRegistry
+from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
 from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
-from brain_align.deploy.run.directory import saved_recipe
-from brain_align.deploy.run.resolve import resolve
-from brain_align.deploy.run.stored_source import Ranking, Source, ranking
+from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
@@ -49,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
     ranked_by = ranking(source, options.scorer) if scored or options.scorer else None
-    objective = _goodness(source)
+    objective = goodness_of(source)
     policy = None if options.policy is None else _policy_logprobs(source, group, options.policy)
     view = group_view(source.store, group, ranked_by, objective, policy)
     show_group(view, terminal(), full=options.full)
@@ -58,37 +54,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _goodness(source: Source) -> GoodnessSection:
-    """The run's goodness model; where its objective has none of its own, the paper's at the run's γ."""
-    if source.recipe is None:
-        return BrainSection()
-    objective = source.recipe.objective
-    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
-
-
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
-    """Compute log q_θ(y|x), in nats, of a group's outputs under a published version of its run; NaN if unknown.
+    """Compute log q_θ(y|x) of a group's outputs, NaN where there is none.  # [n] float64."""
+    from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
 
-    Returns:
-        [n] float64
-
-    Raises:
-        UserError: only a store was named, or its run has not published this version.
-    """
-    from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers: only where asked for
-    from brain_align.scorer.catalogue import MAX_TOKENS
-    from brain_align.scorer.kinds.prior import annotate_logprobs
-
-    if source.directory is None:
-        raise UserError("--policy needs the versions that a run has published; name the run's directory.")
-    versions = PolicyRegistry(source.directory.policies).versions()
-    if version not in versions:
-        there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
-        raise UserError(f"--policy {version}: {source.directory.root} has published {there}.")
-    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    logprobs = PolicyVersions(policy, "cpu").load(source.directory.policies, version)
-    (row,) = source.store.groups([group]).to_pylist()
-    return np.array(annotate_logprobs(logprobs, row, MAX_TOKENS).values, dtype=np.float64)  # None -> NaN
+    (row,) = source.store.groups([group]).combine_chunks().to_batches()
+    (values,) = policy_logprobs(source, version)(row)
+    return np.array(values, dtype=np.float64)  # null -> NaN
 
 
 def show_group(view: GroupView, console: Console, *, full: bool) -> None:

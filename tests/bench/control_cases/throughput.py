@@ -1,4 +1,4 @@
-"""A thousand simulated samplers against the real conductor, production, pools and store."""
+"""A thousand simulated samplers against the real conductor, pipeline, pools and store."""
 
 import asyncio
 import time

@@ -35,7 +35,7 @@ LAYERS = (
     (
         ("deploy.cli",),
         ("deploy.commands",),
-        ("deploy.compare", "deploy.lab"),
+        ("deploy.api", "deploy.compare", "deploy.lab"),
         ("deploy.pipeline",),
         ("deploy.monitor",),
         ("deploy.conductor",),

@@ -10,8 +10,8 @@ from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.overlay import Store
+from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.common.store.rewards import stored_rewards
-from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
 from brain_align.deploy.run.stored_source import Ranking
 
 _CANDIDATES = 5  # ids that an ambiguous prefix's error shows

@@ -1,16 +1,14 @@
 """Preference pairs from stored groups, in the form that trainers of DPO and its kin read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
 
 import pyarrow as pa
 
 from brain_align.common.schemas import PRIOR, batch_from_rows
+from brain_align.common.store.flat_rows import rewards_of, scores_of
 from brain_align.common.store.overlay import Store
-from brain_align.common.store.rewards import stored_rewards
-from brain_align.deploy.commands.store.damage import readable
-from brain_align.deploy.commands.store.flat_rows import scores_of
 from brain_align.deploy.run.stored_source import Ranking
 
 Rewards = list[float | None]
@@ -77,23 +75,14 @@ class Pairs:
         """The pairs of each group, in the order of groups."""
         groups = batch.to_pylist()
         ids = [group["group_id"] for group in groups]
-        rewards, prior = self._rewards(ids), scores_of(self._store, ids, PRIOR)
+        rewards = rewards_of(self._store, ids, self._ranked_by.reward)
+        prior = scores_of(self._store, ids, PRIOR)
         rows: list[dict[str, Any]] = []
         for group in groups:
             nothing: dict[str, Any] = {"values": [None] * len(group["outputs"])}
             name = group["group_id"]
             rows += self._pairs(group, rewards.get(name, nothing)["values"], prior.get(name, nothing)["values"])
         return batch_from_rows(self.schema, rows)
-
-    def _rewards(self, groups: list[str]) -> dict[str, dict[str, Any]]:
-        """The rewards of those groups that have any, by group."""
-        of = self._ranked_by
-        scored = [group for group in groups if all(self._store.has_score(group, name) for name in of.scorers)]
-
-        def read(ids: Sequence[str]) -> pa.Table:
-            return stored_rewards(self._store, list(ids), of.reward).append_column("group_id", pa.array(ids))
-
-        return {row["group_id"]: row for table in readable(read, scored) for row in table.to_pylist()}
 
     def _pairs(self, group: dict[str, Any], rewards: Rewards, prior: Rewards) -> Iterator[dict[str, Any]]:
         texts = [output["text"] for output in group["outputs"]]

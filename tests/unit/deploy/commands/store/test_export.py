@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from brain_align.common.store.flat_rows import FlatRows
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.store.flat_rows import FlatRows
 from brain_align.deploy.commands.store.parts.pairs import PAIRINGS
 from tests.unit.stored_runs import REWARDS, N, stored_run
 

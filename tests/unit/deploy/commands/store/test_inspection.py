@@ -10,11 +10,11 @@ import torch
 from brain_align.common.config.objective_sections import BrainSection
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.statistics import Moments
+from brain_align.common.store.flat_rows import readable
+from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.store.damage import readable
 from brain_align.deploy.commands.store.parts.group_view import find_group
-from brain_align.deploy.commands.store.posterior import log_weights, self_normalised
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.learner.objectives.brain import log_goodness
 from brain_align.learner.objectives.masked import masked_log_softmax

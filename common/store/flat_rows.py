@@ -1,6 +1,6 @@
-"""Stored groups as flat rows, one an output, with everything that is known of it."""
+"""Stored groups as flat rows: one per output, with everything that is stored of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from brain_align.common.config.scorers import CombinationSection
+from brain_align.common.errors import DamagedPartError
 from brain_align.common.schemas import GROUPS, LOGPROBS, TOKEN_IDS
 from brain_align.common.store.overlay import Store
+from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.training_batch import list_sums
-from brain_align.deploy.commands.store.damage import readable
 
 _OF_GROUP = [field for field in GROUPS if field.name != "outputs"]
 _OF_OUTPUT = [
@@ -27,12 +29,12 @@ _OF_OUTPUT = [
 
 
 class FlatRows:
-    """Turns GROUPS batches into rows of outputs.
+    """A converter of GROUPS batches into rows of outputs.
 
     Attributes:
         schema: columns of the group, of the output, and `score_NAME`, `gold_score_NAME`, `error_NAME` of each scorer;
-            null where a scorer has said nothing. log p(y|x) is `score_prior`.
-        dropped: nothing is; the counterpart of `Pairs.dropped`.
+            null where it has scored nothing. log p(y|x) is `score_prior`.
+        dropped: always empty; the counterpart of `Pairs.dropped`.
     """
 
     def __init__(self, store: Store, scorers: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ class FlatRows:
         self.schema = pa.schema([*_OF_GROUP, *_OF_OUTPUT, *scored])
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """One row an output, in the order of groups and outputs."""
+        """Return one row per output, in the order of groups and outputs."""
         parents = pc.list_parent_indices(batch["outputs"])
         outputs = pc.list_flatten(batch["outputs"])
         starts = np.concatenate([[0], np.cumsum(pc.list_value_length(batch["outputs"]).to_numpy())])[:-1]
@@ -65,19 +67,67 @@ class FlatRows:
 
     def _scored(self, name: str, ids: list[str], counts: list[int], parents: pa.Array) -> list[pa.Array]:
         found = scores_of(self._store, ids, name)
-        nothing: dict[str, Any] = {"values": None, "gold_value": None, "error": None}
+        nothing: dict[str, Any] = {"gold_value": None, "error": None}
         rows = [found.get(group, nothing) for group in ids]
-        values = [value for row, count in zip(rows, counts, strict=True) for value in row["values"] or [None] * count]
+        values = values_by_output(found, ids, counts)
         gold = pa.array([row["gold_value"] for row in rows], pa.float32())
         errors = pa.array([row["error"] for row in rows], pa.string())
         return [pa.array(values, pa.float32()), gold.take(parents), errors.take(parents)]
 
 
 def scores_of(store: Store, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
-    """A scorer's rows for those of the groups that have one that can be read, by group."""
+    """Return a scorer's rows by group, for those of the groups that have one that can be read."""
     scored = list(compress(groups, store.has_scores(groups, scorer)))
     tables = readable(partial(store.scores, scorer=scorer), scored)
     return {row["group_id"]: row for table in tables for row in table.to_pylist()}
+
+
+def rewards_of(store: Store, groups: list[str], reward: str | CombinationSection) -> dict[str, dict[str, Any]]:
+    """Return rewards by group, for those of the groups that have them; rows of `stored_rewards`."""
+    scorers = [reward] if isinstance(reward, str) else list(reward.weights)
+    scored = list(compress(groups, np.logical_and.reduce([store.has_scores(groups, name) for name in scorers])))
+
+    def read(ids: Sequence[str]) -> pa.Table:
+        return stored_rewards(store, list(ids), reward).append_column("group_id", pa.array(ids))
+
+    return {row["group_id"]: row for table in readable(read, scored) for row in table.to_pylist()}
+
+
+def values_by_output(
+    found: Mapping[str, Mapping[str, Any]], groups: Sequence[str], counts: Sequence[int]
+) -> list[float | None]:
+    """Return the `values` of groups' rows one after the other.
+
+    Args:
+        found: rows by group, as of `scores_of`.
+        groups: whose values are wanted; None for each output of one that is not among the rows.
+        counts: outputs per group.
+    """
+    nothing: dict[str, Any] = {}
+    rows = [found.get(group, nothing).get("values") for group in groups]
+    return [value for row, count in zip(rows, counts, strict=True) for value in row or [None] * count]
+
+
+def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]) -> Iterator[pa.Table]:
+    """Give the rows of those of the groups whose parts are good, in the given order, in one or more tables.
+
+    A store verifies a part when it first reads it. If the part is damaged, it refuses to read it and names it in
+    its `damaged`.
+
+    Args:
+        read: reads the rows of some groups.
+        group_ids: whose rows are wanted.
+    """
+    if not group_ids:
+        return
+    try:
+        yield read(group_ids)
+    except DamagedPartError:
+        if len(group_ids) == 1:
+            return
+        half = len(group_ids) // 2
+        yield from readable(read, group_ids[:half])
+        yield from readable(read, group_ids[half:])
 
 
 def _scorer_fields(name: str) -> list[pa.Field]:

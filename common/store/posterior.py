@@ -1,6 +1,6 @@
-"""BRAIn's weights of stored outputs (paper, equations 5-11 and 19-20), in numpy: tools look at them without torch.
+"""BRAIn's weights of stored outputs (paper, equations 5-11 and 19-20), in numpy: tools need no torch for them.
 
-The learner's own (learner/objectives/brain.py) are the same numbers, which tests/unit/test_store_posterior.py checks.
+The learner's own (learner/objectives/brain.py) are the same numbers, which a test checks.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from brain_align.common.config.objective_sections import GoodnessSection
 
 
 def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection) -> np.ndarray:
-    """The logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant; NaN where one of them is missing.
+    """Compute the logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant; NaN where one of them is missing.
 
     Args:
         rewards: r(x, y), NaN where missing.  # [n]
@@ -27,7 +27,7 @@ def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, go
 
 
 def self_normalised(log_weights: np.ndarray) -> np.ndarray:
-    """The softmax over what is known; NaN elsewhere.
+    """Compute the softmax over the finite values; NaN elsewhere.
 
     Returns:
         α from `log_weights`, or β from log q_θ − log q'.  # [n]

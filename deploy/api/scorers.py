@@ -1,0 +1,88 @@
+"""A recipe's scorers as Python functions, in this process."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from brain_align.common.data.text_groups import text_group
+from brain_align.common.errors import UserError
+from brain_align.common.schemas import GROUPS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.deploy.api.recipes import AnyRecipe, read_recipe
+from brain_align.deploy.run.resolve import resolve, run_directory
+from brain_align.deploy.run.start import reporter
+from brain_align.scorer.catalogue import build_scorer
+from brain_align.scorer.scorer import Scorer
+
+
+class LoadedScorer:
+    """A scorer that is called with texts."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        """Take a scorer; `load_scorer` loads one."""
+        self._scorer = scorer
+
+    @property
+    def name(self) -> str:
+        """The scorer's name in its recipe."""
+        return self._scorer.name
+
+    @property
+    def digest(self) -> str:
+        """The digest of all that its values depend on, as stores record it."""
+        return self._scorer.digest
+
+    def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float]:
+        """Score outputs, each for the prompt in its place.
+
+        A value that the scorer cannot compute is NaN and never made up; stores have null there.
+
+        Args:
+            prompts: one per output, as a run's `prompt_text`; equal ones share their computation.
+            outputs: the texts to score.
+
+        Warns:
+            UserWarning: values are NaN, with the first reason.
+
+        Raises:
+            ValueError: there are not as many prompts as outputs.
+        """
+        if isinstance(prompts, str) or isinstance(outputs, str) or len(prompts) != len(outputs):
+            raise ValueError("a scorer needs a list of prompts and a list of as many outputs")
+        places: dict[str, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            places.setdefault(prompt, []).append(place)
+        if not places:
+            return []
+        rows = [text_group(prompt, prompt, [outputs[place] for place in of]) for prompt, of in places.items()]
+        scored = self._scorer.score(batch_from_rows(GROUPS, rows)).to_pylist()
+        values = [math.nan] * len(outputs)
+        for of, row in zip(places.values(), scored, strict=True):
+            for place, value in zip(of, row["values"], strict=True):
+                values[place] = math.nan if value is None else value
+        if errors := [row["error"] for row in scored if row["error"]]:
+            missing = sum(map(math.isnan, values))
+            warnings.warn(f"{self.name} has no value for {missing} outputs: {errors[0]}", stacklevel=2)
+        return values
+
+
+def load_scorer(recipe: AnyRecipe, name: str) -> LoadedScorer:
+    """Load a scorer of a recipe into this process, with its `gpus` if it asks for any.
+
+    Args:
+        recipe: as for `run`. Data that the scorer lies in (`{world}`) is prepared if it is not there.
+        name: of the scorer.
+
+    Raises:
+        UserError: the recipe has no such scorer, or it cannot be loaded.
+    """
+    read = read_recipe(recipe, {})
+    if name not in read.scorers:
+        if name in (PRIOR, PROPOSAL):
+            raise UserError(f"{name!r} scores token ids, not texts: use sequence_logprobs on the model itself.")
+        made = f", which {name!r} is made of" if name in read.rewards else ""
+        raise UserError(f"{name!r} does not name a scorer; the recipe has {', '.join(read.scorers)}{made}.")
+    resolved = resolve(read, reporter(Console(stderr=True)), begun=run_directory(read), scorers=[name]).recipe
+    directory = run_directory(read)
+    return LoadedScorer(build_scorer(resolved.scorers[name], name, resolved.policy, directory.policies))
