@@ -52,7 +52,10 @@ def test_overrides_may_stand_before_and_after_the_output(tmp_path: Path, capsys:
     ("changes", "sentence"),
     [
         ({"sampler": {"replicas": 0}}, "sampler.replicas=0 samples nothing"),
-        ({"store": {"uri": "x", "replay": True}}, "store.replay trains what a store records; set sampler.replicas=0"),
+        (
+            {"store": {"uri": "x", "replay": True}},
+            "store.replay trains the recorded steps of a store; set sampler.replicas=0",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, object], sentence: str) -> None:
