@@ -81,7 +81,7 @@ def view(status: Status, state: str) -> RenderableType:
 
 def _backlog(backlog: Backlog) -> Text:
     return Text(
-        f"waiting: {backlog.leases} leases for samplers, {backlog.unscored} groups for scorers, {backlog.ready} groups "
+        f"waiting: {backlog.leases} requests for samplers, {backlog.unscored} groups for scorers, {backlog.ready} groups "
         f"for the learner"
     )
 
