@@ -65,11 +65,9 @@ class Recipe(Section):
 
     def groups_per_call(self, name: str) -> int:
         """Return the most groups per call of a scorer: those of a request, or fewer, for which there is time."""
-        scorer, requested = self.scorer(name), self.sampler.lease_prompts
+        scorer, most = self.scorer(name), self.sampler.lease_prompts
         seconds = scorer.seconds_per_group if isinstance(scorer, ScorerPool) else None
-        return (
-            requested if seconds is None else min(requested, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
-        )
+        return most if seconds is None else min(most, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
 
     @property
     def reward(self) -> str | CombinationSection:
