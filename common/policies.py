@@ -57,7 +57,6 @@ class ProposalVersion:
         step: the optimiser step that it came from.
         path: its directory.
         files: the names of its files below `path`.
-        probe: None where it was published without one.
         server: "host:port" of the process that served its files when it was published, which may have ended since;
             None without one.
     """
@@ -67,7 +66,7 @@ class ProposalVersion:
     step: int
     path: Path
     files: tuple[str, ...]
-    probe: Probe | None
+    probe: Probe
     server: str | None
 
 
@@ -94,7 +93,7 @@ class PolicyRegistry:
         version: int,
         step: int,
         write: Callable[[Path], None],
-        probe: Probe | None = None,
+        probe: Probe,
         server: str | None = None,
     ) -> ProposalVersion:
         """Publish a version whose files `write(directory)` creates; keep an existing one as it is.
@@ -113,7 +112,7 @@ class PolicyRegistry:
                     "digest": digest_files(directory, names),
                     "step": step,
                     "files": names,
-                    "probe": probe and asdict(probe),
+                    "probe": asdict(probe),
                     "server": server,
                 }
                 write_file(directory / _MARKER, json.dumps(facts, indent=1))
@@ -128,9 +127,8 @@ class PolicyRegistry:
         directory = self.path(version)
         try:
             facts = json.loads((directory / _MARKER).read_text())
-            probe = Probe(**facts["probe"]) if facts.get("probe") else None
-            number, digest, step, files = (facts[name] for name in ("version", "digest", "step", "files"))
-            return ProposalVersion(number, digest, step, directory, tuple(files), probe, facts.get("server"))
+            facts |= {"path": directory, "files": tuple(facts["files"]), "probe": Probe(**facts["probe"])}
+            return ProposalVersion(**facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnreadableVersionError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
