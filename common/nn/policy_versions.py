@@ -42,7 +42,7 @@ class PolicyVersions:
             self._release()  # before the next is loaded: two may not fit into memory
             model = self._load(str(directory)) if self._base is None else load_adapter(self._base, directory)
             logprobs = SequenceLogprobs(model)
-            logprobs.pad_unless_exact()
+            logprobs.decoder.pad_unless_exact()
             self._loaded = directory, logprobs
         return self._loaded[1]
 

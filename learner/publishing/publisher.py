@@ -13,18 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig
 
-from brain_align.common.nn.logprobs import request_of
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.common.nn.models.causal_lm import context_length
 from brain_align.common.nn.models.saving import save_causal_lm
 from brain_align.common.nn.prefix.packing import Request
 from brain_align.common.policies import PolicyRegistry, Probe
 from brain_align.learner.engine_protocol import Engine, NamedTensors, seen_by_rank_0, write_on_rank_0
-from brain_align.learner.policy import Policy
 from brain_align.learner.publishing.server_process import WeightServerProcess
 
 _MODEL = "model."
-"""The prefix of the names of the model's parameters within `Policy`."""
+"""The prefix of the names of the model's parameters within `SequenceLogprobs`."""
 
 _HALF = 8
 """Tokens of a probe's prompt and of its continuation: few enough to be cheap, too many to agree by chance."""
@@ -42,7 +41,7 @@ class Publisher:
     """
 
     def __init__(
-        self, registry: PolicyRegistry, policy: Policy, engine: Engine, server: WeightServerProcess | None
+        self, registry: PolicyRegistry, policy: SequenceLogprobs, engine: Engine, server: WeightServerProcess | None
     ) -> None:
         self._registry = registry
         self._policy = policy
@@ -58,7 +57,7 @@ class Publisher:
         """
         if seen_by_rank_0(self._engine, self._registry.is_published(version)):
             return
-        probe = make_probe(self._engine.logprobs, self._policy.config)
+        probe = make_probe(self._engine.logprobs, self._policy.decoder.config)
 
         def write(weights: NamedTensors) -> None:
             address = None if self._server is None else self._server.address()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import local_directory
+from brain_align.common.nn.models.sources import is_local
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -52,7 +53,12 @@ def find_adapter(source: str) -> Path:
     Raises:
         UserError: the directory or repository does not exist.
     """
-    return local_directory(source, "The adapter", [CONFIG, WEIGHTS])
+    if is_local(source, "The adapter"):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The adapter: {source} could not be fetched from the hub: {first_line(error)}") from error
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:

@@ -48,20 +48,10 @@ def check_saveable(model: PreTrainedModel) -> None:
         )
 
 
-def save_dequantized(source: str, dtype: Dtype, directory: Path) -> None:
-    """Write the weights that an NF4-quantised model computes with as an ordinary model, into an existing directory.
-
-    Its weights are the quantised ones in `dtype`, so that it has the quantised model's log-probabilities without 4-bit
-    kernels (vLLM has none for bitsandbytes).
-
-    Raises:
-        UserError: the model cannot be loaded, or as for `check_saveable`.
-    """
-    save_causal_lm(load_dequantized(source, dtype), directory)
-
-
 def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:
     """Load a model, quantise it to NF4, and convert its weights back to `dtype`.
+
+    It has the quantised model's log-probabilities without 4-bit kernels (vLLM has none for bitsandbytes).
 
     Raises:
         UserError: the model cannot be loaded.

@@ -140,7 +140,9 @@ class PrefixDecoder:
         """
         if not self.can_pack(requests):
             budget = TokenBudget(max_tokens, packed=False)
-            return torch.cat([_last(self.padded(part)) for one in requests for part in _parts(one, budget)])
+            return torch.cat(
+                [_last(self.padded(part)) for one in requests for part in budget.split(one, reads_last=True)]
+            )
         return torch.cat([_last(self.packed(batch)) for batch in _batches(requests, max_tokens)])
 
     def check_packed(self) -> PackedCheck | None:
@@ -177,26 +179,8 @@ class PrefixDecoder:
         return outputs.last_hidden_state
 
 
-def longest_text(request: Request) -> int:
-    """Return the tokens of a group's longest text, prompt and output together."""
-    prompt, outputs = request
-    return len(prompt) + max(map(len, outputs))
-
-
 def _last(states: TextStates) -> torch.Tensor:
     return states.at(torch.stack([places[-1] for places in states.places]))
-
-
-def _tokens(request: Request, budget: TokenBudget) -> int:
-    prompt, outputs = request
-    return budget.tokens(len(prompt), [len(output) + 1 for output in outputs])  # the last token is in the row too
-
-
-def _parts(request: Request, budget: TokenBudget) -> list[Request]:
-    """Split a group into parts that fit into one pass each."""
-    prompt, outputs = request
-    slices = budget.parts(len(prompt), [len(output) + 1 for output in outputs])
-    return [(prompt, outputs[part]) for part in slices]
 
 
 def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]]:
@@ -204,8 +188,9 @@ def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]
     budget = TokenBudget(max_tokens, packed=True)
     batches: list[list[Request]] = []
     room = 0
-    for part in (part for request in requests for part in _parts(request, budget)):
-        tokens = _tokens(part, budget)
+    for part in (part for request in requests for part in budget.split(request, reads_last=True)):
+        prompt, outputs = part
+        tokens = len(prompt) + sum(map(len, outputs))
         if tokens > room or not batches:
             batches.append([])
             room = max_tokens

@@ -163,6 +163,12 @@ class TokenBudget:
             return prompt_length + sum(max(0, length - 1) for length in output_lengths)
         return len(output_lengths) * (prompt_length + max(output_lengths, default=0))
 
+    def split(self, request: Request, *, reads_last: bool = False) -> list[Request]:
+        """Split a group into parts that fit into one pass each; with `reads_last` each output's last token is read."""
+        prompt, outputs = request
+        slices = self.parts(len(prompt), [len(output) + reads_last for output in outputs])
+        return [(prompt, outputs[part]) for part in slices]
+
     def parts(self, prompt_length: int, output_lengths: Sequence[int]) -> Iterator[slice]:
         """Split a group's outputs into parts that fit into one pass each.
 
