@@ -42,13 +42,8 @@ _LOG = logging.getLogger(__name__)
 class Trainer:
     """One rank of the learner; every rank receives the same calls, and rank 0 writes files.
 
-    Step s is the s-th batch that is trained, counted from 1; step 0 is the prior.
-
-    Args:
-        recipe: the run's.
-        run_dir: its directory.
-        engine_type: makes the engine that trains.
-        server: serves what rank 0 publishes; None on other ranks, and where no sampler asks for weights.
+    Step s is the s-th batch that is trained, counted from 1; step 0 is the prior. The weight server serves what rank 0
+    publishes; it is None on other ranks, and where no sampler asks for weights.
 
     Attributes:
         step: the last step that was done.
@@ -71,10 +66,7 @@ class Trainer:
         self._publisher: Publisher
 
     def start(self) -> int:
-        """Load the policy, either as it is before the first step or from the newest checkpoint.
-
-        Returns:
-            The checkpoint's step, 0 without one.
+        """Load the policy as it is before the first step, or from the newest checkpoint; return the step, or 0.
 
         Raises:
             UserError: the model cannot be loaded, or the checkpoint is damaged or was made with other settings.
@@ -155,9 +147,7 @@ class Trainer:
     def save(self, step: int, kept_steps: Sequence[int] = ()) -> None:
         """Save a checkpoint of the present state; return on every rank when it is complete.
 
-        Args:
-            step: must be the last step.
-            kept_steps: steps whose checkpoints are kept, however old they are.
+        Checkpoints of `kept_steps` are kept, however old they are.
 
         Raises:
             PipelineError: `step` is not the last step.

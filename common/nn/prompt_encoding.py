@@ -18,11 +18,7 @@ OF_THE_MODEL = "model"
 
 
 def prompt_encoding(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Encode:
-    """Return the encoding of prompts.
-
-    Args:
-        tokenizer: the policy's.
-        chat_template: `data.chat_template` of the recipe: none, model, or the file of a template.
+    """Return the encoding of prompts by the policy's tokenizer and the recipe's `data.chat_template`.
 
     Raises:
         UserError: the template does not exist.

@@ -48,32 +48,20 @@ class LinkError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A sampler's request for a version.
+    """A sampler's request for a version."""
 
-    Attributes:
-        version: its number in the run's registry.
-        digest: of the version's files; only clients that know it receive them.
-        gpu: the identity of the receiver's GPU; None without one.
-    """
-
-    version: int
-    digest: str
-    gpu: str | None
+    version: int  # its number in the run's registry
+    digest: str  # of its files; only clients that know it receive them
+    gpu: str | None  # the identity of the receiver's GPU; None without one
 
 
 @dataclass(frozen=True)
 class Offer:
-    """The server's answer: the files that it is about to send.
+    """The server's answer: the files that it is about to send."""
 
-    Attributes:
-        files: names and sizes in bytes, in the order of sending.
-        transport: of the process group.
-        port: of the store at which the two processes meet.
-    """
-
-    files: list[tuple[str, int]]
+    files: list[tuple[str, int]]  # names and sizes in bytes, in the order of sending
     transport: Transport
-    port: int
+    port: int  # of the store at which the two processes meet
 
 
 class Deadline:
@@ -144,14 +132,9 @@ def _read_line(lines: BinaryIO) -> dict[str, Any]:
 def connect(address: str, deadline: Deadline, at_most: float) -> socket.socket:
     """Connect to the server at "host:port"; every wait on the connection ends with the deadline.
 
-    Args:
-        address: of the server.
-        deadline: of the whole transfer.
-        at_most: seconds in which it must accept.
-
     Raises:
-        OSError: there is no server.
-        TimeoutError: the server does not accept.
+        OSError: nothing listens there.
+        TimeoutError: the server does not accept within `at_most` seconds.
     """
     host, _, port = address.rpartition(":")
     limit = deadline.left(at_most)
@@ -184,15 +167,9 @@ class Link:
         device: torch.device,
         deadline: Deadline,
     ) -> None:
-        """Meet the other side.
+        """Meet the other side at the store that both use, as `rank` SENDER or RECEIVER.
 
-        Args:
-            store: the store that both sides use.
-            transport: as offered.
-            rank: SENDER or RECEIVER.
-            address: this machine's, as the other side sees it.
-            device: with NCCL, the GPU that the bytes pass through.
-            deadline: of the whole transfer.
+        Gloo listens on this machine's address, as the other side sees it. With NCCL, the bytes pass through the device.
         """
         self._deadline = deadline
         self._staging: torch.Tensor | None = None

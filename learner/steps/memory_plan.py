@@ -31,15 +31,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Footprint:
-    """The memory that training a policy takes, in bytes.
+    """The memory that training a policy takes, in bytes."""
 
-    Attributes:
-        fixed: weights, gradients and optimiser.
-        token: activations per token.
-    """
-
-    fixed: int
-    token: int
+    fixed: int  # weights, gradients and optimiser
+    token: int  # activations per token
 
 
 def footprint(policy: SequenceLogprobs, settings: LearnerSection, ranks: int = 1) -> Footprint:

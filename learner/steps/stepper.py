@@ -28,19 +28,12 @@ _LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
 
 @dataclass(frozen=True)
 class StepperState:
-    """What the stepper has learned so far, and must know after a resume to take the same steps.
+    """The state that the stepper must have after a resume to take the same steps."""
 
-    Attributes:
-        skipped: the steps skipped in a row up to now, each with its reason.
-        halved_to: the token budget that fits into memory; None where the budget was never too large.
-        padded_because: the reason for padded rows that the first group showed; see `PrefixDecoder`.
-        checked: whether packed and padded rows have been compared on a first group.
-    """
-
-    skipped: list[str]
-    halved_to: int | None
-    padded_because: str | None
-    checked: bool
+    skipped: list[str]  # the steps skipped in a row up to now, each with its reason
+    halved_to: int | None  # the token budget that fits into memory; None where the budget was never too large
+    padded_because: str | None  # as in `PrefixDecoder`
+    checked: bool  # whether packed and padded rows have been compared on a first group
 
 
 class Stepper:

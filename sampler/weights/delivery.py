@@ -103,10 +103,7 @@ class WeightsByFile(Delivery):
 class WeightsByTransfer(WeightsByFile):
     """Whole models, one after the other, sent by the learner's weight server; read from files where that fails.
 
-    Args:
-        sampler: its name, for messages.
-        weights: of an engine that was started to receive.
-        time_limit: seconds for `fetch`.
+    The engine must have been started to receive. `time_limit` (seconds) is that of `fetch`.
     """
 
     reads_files = False

@@ -51,17 +51,11 @@ class _Held:
 
 @dataclass(frozen=True)
 class Use:
-    """The version that one request samples from, valid until the request is done.
+    """The version that one request samples from, valid until the request is done."""
 
-    Attributes:
-        proposal: the version, as its own run published it.
-        adapter: the adapter that requests must name; None for a whole model.
-        gap: nats per token between the learner's and the engine's log-probabilities of the probe.
-    """
-
-    proposal: ProposalVersion
-    adapter: Adapter | None
-    gap: float
+    proposal: ProposalVersion  # as its own run published it
+    adapter: Adapter | None  # that requests must name; None for a whole model
+    gap: float  # nats per token between the learner's and the engine's log-probabilities of the probe
 
 
 class Versions:
@@ -70,15 +64,8 @@ class Versions:
     Versions are identified by the digest of their files, so that several runs may share a sampler. To make room, the
     least recently used version that no request uses is dropped.
 
-    Args:
-        sampler: its name, for messages.
-        engine: answers the probes.
-        delivery: loads.
-        dtype: of the engine's model.
-        time_limit: seconds per phase.
-
     Attributes:
-        phases: number of phases under way, each of which has its time limit.
+        phases: number of phases under way, each of which has its time limit (in seconds).
     """
 
     def __init__(self, sampler: str, engine: Engine, delivery: Delivery, dtype: str, time_limit: float) -> None:

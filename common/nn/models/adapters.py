@@ -25,10 +25,7 @@ CONFIG = "adapter_config.json"
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
     """Attach a trainable adapter that changes nothing yet (B = 0), so that the policy starts as the prior.
 
-    Args:
-        model: the prior; it is wrapped, not copied, and its own weights are frozen.
-        settings: rank, alpha and the modules that get an adapter.
-        seed: of the values of A; they depend on nothing else.
+    The model is wrapped, not copied, and its own weights are frozen. The values of A depend on the seed alone.
 
     Raises:
         UserError: the model lacks one of the target modules.
@@ -93,12 +90,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
 
 
 def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:
-    """Attach a saved adapter.
-
-    Args:
-        model: the model that the adapter was made for; it is wrapped, not copied.
-        directory: written by `save_adapter` or by PEFT itself.
-        trainable: whether to continue training it.
+    """Attach an adapter that `save_adapter` or PEFT itself has written; the model is wrapped, not copied.
 
     Raises:
         UserError: the directory does not hold an adapter, or holds one of another model.
@@ -129,12 +121,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
 def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the adapter's two files into an existing directory; the same weights give the same bytes.
 
-    PEFT's own `save_pretrained` writes the target modules in the order of a set, which differs between processes.
-
-    Args:
-        model: with its adapter.
-        directory: for the files.
-        weights: the adapter's, by parameter name, where the model itself has only a part of them (ZeRO-3).
+    PEFT's own `save_pretrained` writes the target modules in the order of a set, which differs between processes. Give
+    the adapter's weights, by parameter name, where the model itself has only a part of them (ZeRO-3).
     """
     weights = get_peft_model_state_dict(model, state_dict=weights)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}

@@ -6,11 +6,7 @@ from brain_align.common.errors import UserError
 
 
 def is_local(source: str, what: str) -> bool:
-    """Return whether `source` is a local directory; if not, it can only be a hub id.
-
-    Args:
-        source: a directory or a hub id ("owner/name", or a name alone).
-        what: the thing to load, for the error.
+    """Return whether `source` is a local directory; if not, it can only be a hub id ("owner/name", or a name alone).
 
     Raises:
         UserError: it is not a directory, and cannot be a hub id either.

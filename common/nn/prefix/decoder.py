@@ -29,33 +29,23 @@ _EXAMPLE = (24, (1, 9, 4, 0, 6))
 
 @dataclass(frozen=True)
 class PackedCheck:
-    """The difference between packed and padded rows.
+    """The difference between packed and padded rows, in the unit of the compared values."""
 
-    Attributes:
-        difference: the largest, in the unit of the compared values.
-        tolerance: the difference that rounding explains.
-    """
-
-    difference: float
-    tolerance: float
+    difference: float  # the largest
+    tolerance: float  # the difference that rounding explains
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree; not with a difference of NaN."""
+        """True where the two agree; not with a difference of NaN."""
         return self.difference <= self.tolerance
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """Hidden states of texts, each a prompt and one of its outputs.
+    """Hidden states of texts, each a prompt and one of its outputs."""
 
-    Attributes:
-        hidden: of all tokens of all rows.  # [tokens, h]
-        places: for each text, the rows of `hidden` of its tokens.  # [text tokens] int64 each, on the CPU
-    """
-
-    hidden: torch.Tensor
-    places: list[torch.Tensor]
+    hidden: torch.Tensor  # [tokens, h], of all tokens of all rows
+    places: list[torch.Tensor]  # per text [text tokens] int64, on the CPU: the rows of `hidden` of its tokens
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
         """Return the hidden states at some places.  # [places, h]."""
