@@ -35,6 +35,9 @@ _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
 SENDER, RECEIVER = 0, 1
 """Ranks of a link."""
 
+_NO_WATCHDOG = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+_ENVIRONMENT = threading.Lock()
+
 Transport = Literal["gloo", "nccl"]
 
 
@@ -246,27 +249,15 @@ def _gloo_group(store: distributed.TCPStore, rank: int, address: str, deadline: 
 
 
 def _nccl_group(store: distributed.TCPStore, rank: int, deadline: Deadline) -> Any:
+    """Make an NCCL group whose lost peer raises an error, where torch's watchdog would end the process."""
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=deadline.left())
-    with _errors_stay_with_the_caller():
-        return distributed.ProcessGroupNCCL(store, rank, 2, options)
-
-
-_ENVIRONMENT = threading.Lock()
-
-
-@contextmanager
-def _errors_stay_with_the_caller() -> Iterator[None]:
-    """Make NCCL groups in the block whose lost peers raise errors, where torch's watchdog would end the process."""
-    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
     with _ENVIRONMENT:  # shared by all threads, and read when a group is made
-        former = {name: os.environ.get(name) for name in wanted}
-        os.environ |= wanted
+        former = {name: os.environ[name] for name in _NO_WATCHDOG if name in os.environ}
+        os.environ |= _NO_WATCHDOG
         try:
-            yield
+            return distributed.ProcessGroupNCCL(store, rank, 2, options)
         finally:
-            for name, value in former.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for name in _NO_WATCHDOG:
+                del os.environ[name]
+            os.environ |= former
