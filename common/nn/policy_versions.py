@@ -24,7 +24,7 @@ class PolicyVersions:
     def load(self, policies: Path, version: int) -> SequenceLogprobs:
         """Return a version's log-probabilities, with the padding that the prior's scorer uses.
 
-        The version loaded last, from the same directory of `policies`, stays in memory.
+        The version loaded last stays in memory; versions of several runs are told apart by their directory `policies`.
 
         Raises:
             UserError: the version is missing or damaged.
@@ -35,7 +35,7 @@ class PolicyVersions:
             self._release()  # before the next is loaded: two may not fit into memory
             model = self._load(str(directory)) if self._base is None else load_adapter(self._base, directory)
             logprobs = SequenceLogprobs(model)
-            logprobs.pad_unless_exact()
+            logprobs.decoder.pad_unless_exact()
             self._loaded = directory, logprobs
         return self._loaded[1]
 

@@ -3,7 +3,7 @@
 from brain_align.common.config.inputs import PolicySection
 from brain_align.common.durable import new_directory
 from brain_align.common.nn.models.policy_model import adapter_rank
-from brain_align.common.nn.models.saving import save_dequantized
+from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 from brain_align.common.policies import ProposalModel
 from brain_align.deploy.run.directory import RunDirectory
 
@@ -22,5 +22,5 @@ def proposal_model(policy: PolicySection, directory: RunDirectory) -> ProposalMo
         return ProposalModel(policy.model, rank)
     if not directory.dequantized.exists():
         with new_directory(directory.dequantized) as target:
-            save_dequantized(policy.model, policy.dtype, target)
+            save_causal_lm(load_dequantized(policy.model, policy.dtype), target)
     return ProposalModel(str(directory.dequantized), rank)

@@ -20,7 +20,7 @@ class WeightServerProcess:
     Args:
         policies: the registry's directory.
         host: this machine's address, as samplers see it.
-        time_limit: seconds for one transfer.
+        time_limit: seconds per transfer.
 
     Attributes:
         process: the one that was started last; None after one did not come up, since no further one is started.

@@ -27,8 +27,8 @@ class EngineSettings:
         max_model_tokens: prompt and output together.
         tensor_parallel: devices that share each layer.
         repeatable: whether `sample` will be called with seeds.
-        threads: CPU threads (ignored on GPU).
-        kv_cache_gib: memory for keys and values on CPU, in GiB (ignored on GPU).
+        threads: on CPUs.
+        kv_cache_gib: memory for keys and values, on CPUs.
         extra: further arguments of vLLM's engine, from `sampler.vllm`.
     """
 

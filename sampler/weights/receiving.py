@@ -38,19 +38,12 @@ _CONNECTING = 30.0
 
 @dataclass
 class WeightSource:
-    """The server and the version to ask it for.
+    """The server and the version to ask it for."""
 
-    Attributes:
-        server: "host:port" of a weight server.
-        version: its number.
-        digest: of its files; other files are rejected.
-        time_limit: seconds for the transfer, including the computation of the digest.
-    """
-
-    server: str
+    server: str  # "host:port" of a weight server
     version: int
-    digest: str
-    time_limit: float
+    digest: str  # of its files; other files are rejected
+    time_limit: float  # seconds for the transfer, including the computation of the digest
 
 
 class NotReceivedError(Exception):
