@@ -34,9 +34,7 @@ class ModelSize:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer like GPT-2's; `<|endoftext|>` is its only special token, and the padding.
 
-    Args:
-        texts: training texts.
-        vocab_size: the largest size of the vocabulary: 256 bytes, EOS, and merges.
+    The vocabulary consists of the 256 bytes, EOS, and merges: `vocab_size` in all, or fewer.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -23,13 +23,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class EncodedPreferences:
-    """Preferences as token sequences.
-
-    Attributes:
-        group: the encoded texts.
-        places: for each output, the place in the packed row of the token whose value is its reward.
-        pairs: (winner, loser).
-    """
+    """Preferences as token sequences; `places` are those of each output's reward in the packed row."""
 
     group: Group
     places: tuple[int, ...]

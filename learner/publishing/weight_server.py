@@ -54,10 +54,7 @@ _PAUSE = 1.0
 class WeightServer:
     """Answers each client in a thread of its own; a client that breaks off affects only its own transfer.
 
-    Args:
-        registry: of the versions to serve.
-        host: this machine's address, as samplers see it.
-        time_limit: seconds for one transfer.
+    `host` is this machine's address, as samplers see it; `time_limit` is in seconds per transfer.
 
     Attributes:
         address: "host:port", where it listens.

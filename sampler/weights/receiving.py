@@ -60,10 +60,9 @@ class Reception:
     Its files have no names in any file system, and vanish when they are released or the process ends.
 
     Args:
-        source: where to ask.
+        source: the server to ask, and the version.
         device: of the model that the files are for; the bytes go into host memory in any case.
-        receptions: number that start on this machine at the same time, including this one: one per worker of the
-            engine.
+        receptions: number that start on this machine at the same time: one per worker of the engine.
     """
 
     def __init__(self, source: WeightSource, device: torch.device, receptions: int = 1) -> None:

@@ -16,7 +16,7 @@ from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.compare.examine.examination import ExaminedGroups
+from brain_align.deploy.compare.examine.examiner import ExaminedGroups
 from brain_align.deploy.compare.examine.likelihoods import Row, StoredValues
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
