@@ -33,35 +33,31 @@ class RequestPlan:
         self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]
     ) -> list[SampleRequest]:
         """Return requests for all prompts, in their order."""
-        cut = range(0, len(prompts), self.lease_prompts)
-        return [
-            self._request(purpose, round_, version, n, index, prompts[start : start + self.lease_prompts])
-            for index, start in enumerate(cut)
-        ]
+        requests = []
+        for index, start in enumerate(range(0, len(prompts), self.lease_prompts)):
+            part = tuple(prompts[start : start + self.lease_prompts])
+            lease_id = f"{purpose}-{round_:04d}-{index:04d}"
+            ids = self._ids(purpose, round_, version, part)
+            seed = seed_from("lease", self.seed, lease_id)
+            request = SampleRequest(
+                lease_id, purpose, round_, version, n, seed, ids, part, str(self.policies), self.alone
+            )
+            requests.append(request)
+        return requests
 
     def from_version(self, request: SampleRequest, version: int) -> SampleRequest:
         """Return the request for another version; its groups have other ids."""
-        prompts = [prompt.prompt_id for prompt in request.prompts]
-        return replace(request, version=version, group_ids=self._ids(request.purpose, request.round, version, prompts))
+        ids = self._ids(request.purpose, request.round, version, request.prompts)
+        return replace(request, version=version, group_ids=ids)
 
     @staticmethod
     def purpose_of(lease_id: str) -> Purpose:
         """Return what a request was for."""
         return next(purpose for purpose in get_args(Purpose) if lease_id.startswith(f"{purpose}-"))
 
-    def _request(
-        self, purpose: Purpose, round_: int, version: int, n: int, index: int, prompts: Sequence[Prompt]
-    ) -> SampleRequest:
-        lease_id = f"{purpose}-{round_:04d}-{index:04d}"
-        ids = self._ids(purpose, round_, version, [prompt.prompt_id for prompt in prompts])
-        seed = seed_from("lease", self.seed, lease_id)
-        return SampleRequest(
-            lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), str(self.policies), self.alone
-        )
-
-    def _ids(self, purpose: Purpose, round_: int, version: int, prompts: Sequence[str]) -> tuple[str, ...]:
+    def _ids(self, purpose: Purpose, round_: int, version: int, prompts: Sequence[Prompt]) -> tuple[str, ...]:
         run_id = self.run_id if version else self.prior_run or self.run_id
-        return tuple(group_id(f"{run_id}/{purpose}", prompt, round_, version) for prompt in prompts)
+        return tuple(group_id(f"{run_id}/{purpose}", prompt.prompt_id, round_, version) for prompt in prompts)
 
 
 def request_plan(recipe: Recipe, run_id: str, policies: Path, *, prior_run: str | None = None) -> RequestPlan:
