@@ -20,11 +20,6 @@ GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
 def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupLogprobs:
     """Load a published version of a run's policy, and return what computes its log-probabilities.
 
-    Args:
-        source: a store of the run.
-        version: of the policy.
-        device: where it is loaded.
-
     Raises:
         UserError: only a store was named, or its run has not published this version.
     """

@@ -71,12 +71,8 @@ class Samples:
     def batches(self, policy: int | None = None, *, device: str = "cpu") -> Iterator[pa.RecordBatch]:
         """Give the table piece by piece, some hundred groups at a time, for stores that do not fit into memory.
 
-        Args:
-            policy: the version of the run's policy whose log q_θ(y|x) and β are computed, by loading it.
-            device: where it is loaded.
-
-        Warns:
-            UserWarning: for each damaged part, with its name.
+        With `policy`, that version of the run's policy is loaded, and computes log q_θ(y|x) and β. A warning names each
+        damaged part.
 
         Raises:
             UserError: only a store was named and not its run, or the run has not published this version.
@@ -95,16 +91,16 @@ class Samples:
             warnings.warn(f"left out, as it is damaged: {damage}", stacklevel=2)
 
     def to_arrow(self, policy: int | None = None, *, device: str = "cpu") -> pa.Table:
-        """Return the table; for arguments and errors see `batches`."""
+        """Return the table; see `batches`."""
         return pa.Table.from_batches(self.batches(policy, device=device), self.schema)
 
     def to_pandas(self, policy: int | None = None, *, device: str = "cpu") -> "pandas.DataFrame":
-        """Return the table as a pandas data frame; for arguments and errors see `batches`."""
+        """Return the table as a pandas data frame; see `batches`."""
         _library("pandas")
         return self.to_arrow(policy, device=device).to_pandas()
 
     def to_polars(self, policy: int | None = None, *, device: str = "cpu") -> "polars.DataFrame":
-        """Return the table as a polars data frame; for arguments and errors see `batches`."""
+        """Return the table as a polars data frame; see `batches`."""
         return _library("polars").from_arrow(self.to_arrow(policy, device=device))
 
     def _weighed(self, groups: pa.RecordBatch, policy: list[list[float | None]] | None) -> pa.RecordBatch:
@@ -140,9 +136,6 @@ def open_store(path: str | Path, *, scorer: str | None = None) -> Samples:
         path: a run directory, a store directory, or a store's URI.
         scorer: whose values are the rewards; a scorer, or a name under the recipe's `rewards`. Default: the one of the
             run's objective, or the only one there is.
-
-    Warns:
-        UserWarning: the run's recipe is not one of this version; the store is read without it.
 
     Raises:
         UserError: there is no such store, it has no such scorer, or it has several and none is named.
