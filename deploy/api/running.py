@@ -2,12 +2,11 @@
 
 import asyncio
 import ctypes
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -123,11 +122,25 @@ def _without_event_loop(start: Callable[[], None]) -> None:
     except RuntimeError:
         start()
         return
-    with ThreadPoolExecutor(1) as pool:
-        thread = pool.submit(threading.get_ident).result()
+    failures: list[BaseException] = []
+    ended = Event()  # `Thread.join` takes a thread for ended once its wait was interrupted
+
+    def work() -> None:
         try:
-            pool.submit(start).result()
-        except KeyboardInterrupt:
-            interrupt = ctypes.py_object(KeyboardInterrupt)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), interrupt)
-            raise  # once the pool has waited for it
+            start()
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            failures.append(error)
+        finally:
+            ended.set()
+
+    thread = Thread(target=work)
+    try:
+        thread.start()
+        ended.wait()
+    except KeyboardInterrupt:
+        interrupt = ctypes.py_object(KeyboardInterrupt)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), interrupt)
+        ended.wait()
+        raise
+    if failures:
+        raise failures[0]
