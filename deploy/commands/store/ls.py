@@ -28,14 +28,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """List the contents."""
     found = overview(opened(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:
         show_overview(found, terminal())
-    return 0
 
 
 def show_overview(found: Overview, console: Console) -> None:

@@ -25,7 +25,6 @@ from brain_align.deploy.run.stored_source import open_source
 
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
 
-
 GROUP = "Use"
 
 
@@ -37,25 +36,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resumes=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Train the steps again."""
     recipe = replay_recipe(options.run, options.output, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 
     run_recipe(recipe, Console())
-    return 0
 
 
 def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe that trains a run's recorded steps again.
-
-    Args:
-        run: the run's directory.
-        output: the new run's.
-        overrides: `key.sub=value` settings that differ from the run's.
+    """Return the recipe that trains a run's recorded steps again, in another run directory.
 
     Raises:
-        UserError: `run` is no run directory, or an override would change more than how the steps are trained.
+        UserError: `run` is not a run directory, or an override would change more than how the steps are trained.
     """
     source = open_source(run)
     if source.recipe is None or source.directory is None:

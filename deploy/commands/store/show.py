@@ -24,7 +24,6 @@ from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, r
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
 
-
 GROUP = "Inspect"
 
 
@@ -39,8 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="show whole texts")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Show the group."""
     source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
@@ -51,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
     show_group(view, terminal(), full=options.full)
     for note in _notes(view, source, ranked_by, objective, options.policy):
         terminal().print(note, soft_wrap=True, style="dim")
-    return 0
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
