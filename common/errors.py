@@ -1,5 +1,8 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message, without the pages that some libraries append."""
