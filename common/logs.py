@@ -29,9 +29,6 @@ def redirect_output(path: Path) -> None:
 
     It redirects the file descriptors, so that C++ libraries and child processes are covered, and replaces `sys.stdout`
     and `sys.stderr`, for which a Ray worker has objects of its own. Existing loggers keep their streams.
-
-    Args:
-        path: the log file; its directory is created. Later calls may name another one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):

@@ -31,10 +31,8 @@ _OF_OUTPUT = [
 class FlatRows:
     """A converter of GROUPS batches into rows of outputs.
 
-    Attributes:
-        schema: columns of the group, of the output, and `score_NAME`, `gold_score_NAME`, `error_NAME` of each scorer;
-            null where it has scored nothing. log p(y|x) is `score_prior`.
-        dropped: always empty; the counterpart of `Pairs.dropped`.
+    The columns are those of the group, of the output, and `score_NAME`, `gold_score_NAME`, `error_NAME` of each scorer,
+    null where it has scored nothing. log p(y|x) is `score_prior`.
     """
 
     def __init__(self, store: Store, scorers: Sequence[str]) -> None:
@@ -44,23 +42,23 @@ class FlatRows:
         for row in store.steps():
             for group in row["group_ids"]:
                 self._steps.setdefault(group, []).append(row["step"])
-        self.dropped: dict[str, int] = {}
-        scored = [field for name in self._scorers for field in _scorer_fields(name)]
+        self.dropped: dict[str, int] = {}  # nothing; the counterpart of `Pairs.dropped`
+        kinds = (("score", pa.float32()), ("gold_score", pa.float32()), ("error", pa.string()))
+        scored = [pa.field(f"{kind}_{name}", type_) for name in self._scorers for kind, type_ in kinds]
         self.schema = pa.schema([*_OF_GROUP, *_OF_OUTPUT, *scored])
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return one row per output, in the order of groups and outputs."""
         parents = pc.list_parent_indices(batch["outputs"])
         outputs = pc.list_flatten(batch["outputs"])
-        starts = np.concatenate([[0], np.cumsum(pc.list_value_length(batch["outputs"]).to_numpy())])[:-1]
+        counts = pc.list_value_length(batch["outputs"]).to_pylist()
         ids = batch["group_id"].to_pylist()
         steps = pa.array([self._steps.get(group, []) for group in ids], pa.list_(pa.int64()))
         columns: list[Any] = [batch[field.name].take(parents) for field in _OF_GROUP]
-        columns.append(pa.array(np.arange(len(outputs)) - starts[parents.to_numpy()], pa.int32()))
+        columns.append(pa.array([number for count in counts for number in range(count)], pa.int32()))
         columns += [outputs.field(name) for name in ("text", "token_ids", "token_logprobs", "finish_reason")]
         columns.append(list_sums(outputs.field("token_logprobs")))
         columns.append(steps.take(parents))
-        counts = pc.list_value_length(batch["outputs"]).to_pylist()
         for name in self._scorers:
             columns += self._scored(name, ids, counts, parents)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
@@ -96,12 +94,9 @@ def rewards_of(store: Store, groups: list[str], reward: str | CombinationSection
 def values_by_output(
     found: Mapping[str, Mapping[str, Any]], groups: Sequence[str], counts: Sequence[int]
 ) -> list[float | None]:
-    """Return the `values` of groups' rows one after the other.
+    """Return the `values` of groups' rows (as of `scores_of`), one after the other.
 
-    Args:
-        found: rows by group, as of `scores_of`.
-        groups: whose values are wanted; None for each output of one that is not among the rows.
-        counts: outputs per group.
+    An output of a group that is not among the rows has None; `counts` has the number of outputs per group.
     """
     nothing: dict[str, Any] = {}
     rows = [found.get(group, nothing).get("values") for group in groups]
@@ -109,14 +104,10 @@ def values_by_output(
 
 
 def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Give the rows of those of the groups whose parts are good, in the given order, in one or more tables.
+    """Read the rows of those groups whose parts are good, in the given order, in one or more tables.
 
     A store verifies a part when it first reads it. If the part is damaged, it refuses to read it and names it in
     its `damaged`.
-
-    Args:
-        read: reads the rows of some groups.
-        group_ids: whose rows are wanted.
     """
     if not group_ids:
         return
@@ -128,11 +119,3 @@ def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]
         half = len(group_ids) // 2
         yield from readable(read, group_ids[:half])
         yield from readable(read, group_ids[half:])
-
-
-def _scorer_fields(name: str) -> list[pa.Field]:
-    return [
-        pa.field(f"score_{name}", pa.float32()),
-        pa.field(f"gold_score_{name}", pa.float32()),
-        pa.field(f"error_{name}", pa.string()),
-    ]

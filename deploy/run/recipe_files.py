@@ -10,7 +10,7 @@ import yaml
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.validation import parse_recipe
-from brain_align.common.errors import UserError
+from brain_align.common.errors import Problems, UserError
 
 AnyRecipe = str | Path | Mapping[str, Any]
 """A YAML file; else the name of a shipped recipe, with or without `.yaml`; a run directory; or nested settings."""
@@ -45,18 +45,13 @@ def overridden(settings: dict[str, Any], overrides: Overrides, where: str) -> Re
     Raises:
         UserError: overrides or settings are refused; it names all of them.
     """
-    problems = []
+    problems = Problems()
     for override in _dotted(overrides) if isinstance(overrides, Mapping) else overrides:
-        try:
+        with problems.noted():
             apply_override(settings, override)
-        except UserError as error:
-            problems.append(str(error))
-    try:
+    with problems.noted():
         recipe = parse_recipe(settings, where)
-    except UserError as error:
-        problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
+    problems.raise_any()
     return recipe
 
 
@@ -102,11 +97,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Read a YAML text that has plain values alone.
-
-    Raises:
-        yaml.YAMLError: it is not valid, or Python cannot hold one of its values.
-    """
+    """Read a YAML text of plain values; a value that Python cannot hold is a `yaml.YAMLError`, too."""
     return yaml.load(text, Loader=_Loader)
 
 

@@ -16,11 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.validation import parse_recipe
 from brain_align.common.errors import UserError
 from brain_align.common.store.files.backends import shown
 from brain_align.deploy.commands.arguments import add_overrides
-from brain_align.deploy.run.recipe_files import apply_override
+from brain_align.deploy.run.recipe_files import overridden
 from brain_align.deploy.run.stored_source import open_source
 
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
@@ -55,15 +54,13 @@ def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
         without = f"{shown(run)} is a store without its run's recipe; name the run directory."
         raise UserError(source.location.problem or without)
     settings: dict[str, Any] = source.recipe.model_dump(mode="json")
-    for override in overrides:
-        if not override.startswith(_CHANGEABLE):
-            raise UserError(
-                f"{override!r}: a replay trains the steps as they were sampled, so that only objective.* and learner.* "
-                f"(and resources) can differ; for anything else: brain run RECIPE sampler.replicas=0 "
-                f"store.uri={shown(run)}."
-            )
-        apply_override(settings, override)
+    if refused := [override for override in overrides if not override.startswith(_CHANGEABLE)]:
+        raise UserError(
+            f"{', '.join(map(repr, refused))}: a replay trains the steps as they were sampled, so that only "
+            f"objective.* and learner.* (and resources) can differ; for anything else: brain run RECIPE "
+            f"sampler.replicas=0 store.uri={shown(run)}."
+        )
     settings["run"] = {"dir": str(output)}
     settings["sampler"]["replicas"] = 0
     settings["store"] = {"uri": str(source.directory.root), "replay": True}
-    return parse_recipe(settings, f"the recipe of {run}")
+    return overridden(settings, overrides, f"the recipe of {run}")

@@ -115,7 +115,8 @@ def summary(pairs: Pairs, groups: pa.RecordBatch) -> Iterator[str]:
 
 
 def _scores(groups: pa.RecordBatch, name: str, scorer_digest: str, values: list[list[float]]) -> pa.RecordBatch:
-    shared: dict[str, Any] = {"scorer": name, "scorer_digest": scorer_digest, "scored_at": time.time()}
+    shared: dict[str, Any] = {"scorer": name, "scorer_digest": scorer_digest, "gold_value": None, "error": None}
+    shared["scored_at"] = time.time()
     ids = groups["group_id"].to_pylist()
     return batch_from_rows(
         SCORES, [shared | {"group_id": id_, "values": row} for id_, row in zip(ids, values, strict=True)]
