@@ -1,8 +1,10 @@
 """Functions that users bring, by import path."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +15,15 @@ PACKAGE = "brain_align."
 
 Whatever is compared with those, or with their digests, leaves it out as well.
 """
+
+
+def add_to_path(directory: str) -> None:
+    """Have the modules of a user's directory found: after all libraries, but before the folders of this repository.
+
+    An editable install puts the repository on the path, where `scorer` or `common` would be found by their bare names.
+    """
+    repository = str(Path(__file__).parents[2])
+    sys.path.insert(sys.path.index(repository) if repository in sys.path else len(sys.path), directory)
 
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:

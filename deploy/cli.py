@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.logs import quiet_libraries
+from brain_align.common.user_code import add_to_path
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
 
 _RESUME = "run the same command again to resume"
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
     options = parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
     quiet_libraries()
-    sys.path.append(os.getcwd())  # for users' own functions: last, so that no file there replaces a library
+    add_to_path(os.getcwd())  # where a user's own functions are
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(options.command(options) or 0)

@@ -69,19 +69,14 @@ class CommitQueue:
         self._thread.start()
 
     async def append_groups(self, batch: pa.RecordBatch) -> None:
-        """Commit groups; `committed` gets them as the store has them, even those that another writer committed first.
+        """Commit groups; raise what `SampleStore.append_groups` raises.
 
-        Raises:
-            UserError: see `SampleStore.append_groups`.
+        `committed` gets them as the store has them, even those that another writer committed first.
         """
         await self._submit("groups", batch)
 
     async def append_scores(self, batch: pa.RecordBatch) -> None:
-        """Commit scores.
-
-        Raises:
-            UserError: see `SampleStore.append_scores`.
-        """
+        """Commit scores; raise what `SampleStore.append_scores` raises."""
         await self._submit("scores", batch)
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
@@ -92,8 +87,6 @@ class CommitQueue:
         """End the thread once it has made all calls."""
         self._calls.put(None)
         self._thread.join()
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _submit(self, kind: Kind, work: Any) -> Any:
         async with self._room:

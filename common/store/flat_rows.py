@@ -1,6 +1,7 @@
 """Stored groups as flat rows: one per output, with everything that is stored of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -31,31 +32,37 @@ _OF_OUTPUT = [
 class FlatRows:
     """A converter of GROUPS batches into rows of outputs.
 
-    The columns are those of the group, of the output, and `score_NAME`, `gold_score_NAME`, `error_NAME` of each scorer,
-    null where it has scored nothing. log p(y|x) is `score_prior`.
+    Attributes:
+        schema: columns of the group, of the output, and `score_NAME`, `gold_score_NAME`, `error_NAME` of each scorer;
+            null where it has scored nothing. log p(y|x) is `score_prior`.
+        dropped: always empty; the counterpart of `Pairs.dropped`.
     """
 
     def __init__(self, store: Store, scorers: Sequence[str]) -> None:
         self._store = store
         self._scorers = list(scorers)
-        self._steps: dict[str, list[int]] = {}
+        self._steps: dict[str, list[int]] = defaultdict(list)
         for row in store.steps():
             for group in row["group_ids"]:
-                self._steps.setdefault(group, []).append(row["step"])
-        self.dropped: dict[str, int] = {}  # nothing; the counterpart of `Pairs.dropped`
-        kinds = (("score", pa.float32()), ("gold_score", pa.float32()), ("error", pa.string()))
-        scored = [pa.field(f"{kind}_{name}", type_) for name in self._scorers for kind, type_ in kinds]
+                self._steps[group].append(row["step"])
+        self.dropped: dict[str, int] = {}
+        scored = [
+            pa.field(f"{prefix}_{name}", type_)
+            for name in self._scorers
+            for prefix, type_ in (("score", pa.float32()), ("gold_score", pa.float32()), ("error", pa.string()))
+        ]
         self.schema = pa.schema([*_OF_GROUP, *_OF_OUTPUT, *scored])
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return one row per output, in the order of groups and outputs."""
         parents = pc.list_parent_indices(batch["outputs"])
         outputs = pc.list_flatten(batch["outputs"])
-        counts = pc.list_value_length(batch["outputs"]).to_pylist()
+        counts = pc.list_value_length(batch["outputs"]).to_numpy()
+        starts = np.cumsum(counts) - counts
         ids = batch["group_id"].to_pylist()
         steps = pa.array([self._steps.get(group, []) for group in ids], pa.list_(pa.int64()))
         columns: list[Any] = [batch[field.name].take(parents) for field in _OF_GROUP]
-        columns.append(pa.array([number for count in counts for number in range(count)], pa.int32()))
+        columns.append(pa.array(np.arange(len(outputs)) - starts[parents.to_numpy()], pa.int32()))
         columns += [outputs.field(name) for name in ("text", "token_ids", "token_logprobs", "finish_reason")]
         columns.append(list_sums(outputs.field("token_logprobs")))
         columns.append(steps.take(parents))
@@ -63,7 +70,7 @@ class FlatRows:
             columns += self._scored(name, ids, counts, parents)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
-    def _scored(self, name: str, ids: list[str], counts: list[int], parents: pa.Array) -> list[pa.Array]:
+    def _scored(self, name: str, ids: list[str], counts: Sequence[int], parents: pa.Array) -> list[pa.Array]:
         found = scores_of(self._store, ids, name)
         nothing: dict[str, Any] = {"gold_value": None, "error": None}
         rows = [found.get(group, nothing) for group in ids]
@@ -75,28 +82,33 @@ class FlatRows:
 
 def scores_of(store: Store, groups: list[str], scorer: str) -> dict[str, dict[str, Any]]:
     """Return a scorer's rows by group, for those of the groups that have one that can be read."""
-    scored = list(compress(groups, store.has_scores(groups, scorer)))
-    tables = readable(partial(store.scores, scorer=scorer), scored)
-    return {row["group_id"]: row for table in tables for row in table.to_pylist()}
+    return _by_group(partial(store.scores, scorer=scorer), compress(groups, store.has_scores(groups, scorer)))
 
 
 def rewards_of(store: Store, groups: list[str], reward: str | CombinationSection) -> dict[str, dict[str, Any]]:
     """Return rewards by group, for those of the groups that have them; rows of `stored_rewards`."""
     scorers = [reward] if isinstance(reward, str) else list(reward.weights)
-    scored = list(compress(groups, np.logical_and.reduce([store.has_scores(groups, name) for name in scorers])))
+    scored = compress(groups, np.logical_and.reduce([store.has_scores(groups, name) for name in scorers]))
 
     def read(ids: Sequence[str]) -> pa.Table:
         return stored_rewards(store, list(ids), reward).append_column("group_id", pa.array(ids))
 
-    return {row["group_id"]: row for table in readable(read, scored) for row in table.to_pylist()}
+    return _by_group(read, scored)
+
+
+def _by_group(read: Callable[[Sequence[str]], pa.Table], group_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    return {row["group_id"]: row for table in readable(read, list(group_ids)) for row in table.to_pylist()}
 
 
 def values_by_output(
     found: Mapping[str, Mapping[str, Any]], groups: Sequence[str], counts: Sequence[int]
 ) -> list[float | None]:
-    """Return the `values` of groups' rows (as of `scores_of`), one after the other.
+    """Return the `values` in the rows of `scores_of`, group after group; None for each output of a group without one.
 
-    An output of a group that is not among the rows has None; `counts` has the number of outputs per group.
+    Args:
+        found: the rows by group.
+        groups: whose values are wanted.
+        counts: outputs per group.
     """
     nothing: dict[str, Any] = {}
     rows = [found.get(group, nothing).get("values") for group in groups]
@@ -104,10 +116,9 @@ def values_by_output(
 
 
 def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]) -> Iterator[pa.Table]:
-    """Read the rows of those groups whose parts are good, in the given order, in one or more tables.
+    """Yield the rows of the groups whose parts are good, in the given order, in one or more tables.
 
-    A store verifies a part when it first reads it. If the part is damaged, it refuses to read it and names it in
-    its `damaged`.
+    A store verifies a part when it first reads it. It refuses to read a damaged one, and names it in its `damaged`.
     """
     if not group_ids:
         return

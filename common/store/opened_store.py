@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS
-from brain_align.common.store.files.backends import LocalBackend, open_backend
+from brain_align.common.store.files.backends import LocalBackend, open_backend, unusable
 from brain_align.common.store.format.names import checksum, commit_name, plain_file
 from brain_align.common.store.format.part_files import encode_part
 from brain_align.common.store.manifest import open_manifest
@@ -30,21 +30,12 @@ class OpenedStore:
     """The files and rows of a store that one reader or writer knows.
 
     Attributes:
-        backend: holds the files.
-        run_id: the run that the store belongs to.
-        author: the writer's identity.
         damaged: a sentence for each file that was found damaged.
         kinds: the catalogue of each kind of rows.
     """
 
     def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool, use_index: bool = True) -> None:
-        """Open a store, or create one.
-
-        Args:
-            uri: a directory, or a URI of a file system that pyarrow knows.
-            run_id: the run that it must belong to; None accepts any, if the store exists.
-            read_only: change nothing.
-            use_index: False reads and checks every part.
+        """Open a store as `SampleStore` does, or read and check every part instead of using the index.
 
         Raises:
             UserError: it does not exist, belongs to another run, has another version, or cannot be read.
@@ -66,7 +57,7 @@ class OpenedStore:
                 for catalogue in self.kinds.values():
                     catalogue.write_index()
         except OSError as error:
-            raise UserError(f"The sample store {self.backend.uri} cannot be opened: {_reason(error)}.") from error
+            raise unusable(self.backend, "opened", error) from error
 
     def append(self, kind: str, batch: pa.RecordBatch) -> None:
         """Commit rows with new keys; when this returns, they survive a power cut.
@@ -82,10 +73,8 @@ class OpenedStore:
         try:
             self.backend.put(kind, plain_file(commit), content)
         except OSError as error:
-            raise UserError(
-                f"The sample store {self.backend.uri} cannot be written: {_reason(error)}. No acknowledged row is "
-                f"lost; fix the cause and run again."
-            ) from error
+            failure = unusable(self.backend, "written", error)
+            raise UserError(f"{failure} No acknowledged row is lost; fix the cause and run again.") from error
         catalogue.committed(commit, content, batch)
         self._keep_in_order(kind)
 
@@ -119,7 +108,3 @@ class OpenedStore:
         if isinstance(self.backend, LocalBackend):
             for directory in ("", "index", LOCKS, *KINDS):
                 self.backend.remove_unfinished(directory, _UNFINISHED_SECONDS)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -20,12 +20,7 @@ _EDGE = 1e-6
 
 
 def stored_rewards(store: Store, group_ids: list[str], reward: str | CombinationSection) -> pa.Table:
-    """Return the rewards of groups.
-
-    Args:
-        store: holds the scores of all scorers that the reward needs.
-        group_ids: of the rows, in order.
-        reward: a scorer's name, or a combination of several.
+    """Return the rewards of groups, in the given order: the values of a scorer, or a combination of several scorers'.
 
     Returns:
         `values`, list<float32>, one per output, and `gold_value`, float32; null where a required value is null.

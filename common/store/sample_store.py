@@ -1,15 +1,4 @@
-"""The sample store: append-only Arrow parts that are the source of truth of a run (docs/store.md).
-
-    <store>/store.json            the manifest: the run that the store belongs to, and its format version
-    <store>/groups/*.arrow        GROUPS: sampled outputs
-    <store>/scores/*.arrow        SCORES: the scorers' values for them
-    <store>/steps/*.arrow         STEPS:  the groups that trained each step
-    <store>/index/*.arrow         makes opening fast; rebuilt from the parts if it is missing
-    <store>/damaged/              files that were set aside because they could not be read
-
-Rows have keys (groups: id; scores: group and scorer; steps: number). Appending a row whose key the store has already is
-harmless: the first row stays, and the second is dropped before it is written.
-"""
+"""The sample store: append-only Arrow parts that are the source of truth of a run; docs/store.md has their layout."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +12,7 @@ import pyarrow.compute as pc
 
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.common.store.files.backends import unusable
 from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, OpenedStore
 from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, ScorerSummary, scorer_summaries
@@ -34,13 +24,16 @@ Found = npt.NDArray[np.bool_]
 class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
+    Rows have keys (groups: id; scores: group and scorer; steps: number). Appending a row whose key the store has
+    already is harmless: the first row stays, and the second is dropped before it is written.
+
     Any number of processes may read and write at the same time. An opening sees the rows that existed when it was
     opened, those that it appended, and those that `refresh` has added; scores are refreshed before the first append of
     a scorer's values. The checksum of a part is verified before any of its rows is returned, once per opening. The
     summary rows of `index` come from index files, which have checksums of their own.
 
     Opening a store for writing sets damaged parts aside and reports them; only their own rows are lost. A read-only
-    opening changes nothing.
+    opening changes nothing. Methods that return rows raise DamagedPartError if a part with any of them is damaged.
     """
 
     def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool = False) -> None:
@@ -100,9 +93,7 @@ class SampleStore:
             UserError: as for `append_groups` and `refuse_another_scorer`.
         """
         scorers = _scorers_of(batch)
-        if not self._appended.issuperset(
-            name for name, _ in scorers
-        ):  # others may have appended some since the last look
+        if any(name not in self._appended for name, _ in scorers):  # others may have appended some since the last look
             self._refresh("scores")
         self.refuse_another_scorer(batch)
         appended = self._append("scores", batch)
@@ -183,9 +174,6 @@ class SampleStore:
 
         This refreshes the opening first, so the files exist and hold exactly the rows that it sees. Parts that a
         compaction has replaced but not deleted yet are not among them.
-
-        Args:
-            kind: groups, scores or steps.
         """
         self.refresh()
         return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].part_map.read_files()]
@@ -220,18 +208,10 @@ class SampleStore:
         group_ids: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield GROUPS rows in the order of commitment, one batch per commit that has any of the wanted rows.
+        """Yield the GROUPS rows of a round, a proposal version or given ids, of which unknown ones are ignored.
 
-        The order and the batches are the same for every reader of the same commits, compacted or not.
-
-        Args:
-            round_: only groups of this round.
-            version: only groups of this proposal version.
-            group_ids: only these groups; unknown ids are ignored.
-            columns: only these columns.
-
-        Raises:
-            DamagedPartError: a part is damaged.
+        There is one batch per commit that has any of the wanted rows, in the order of commitment: the same for every
+        reader of the same commits, compacted or not.
         """
         catalogue = self._kinds["groups"]
         rows = catalogue.rows.listed()
@@ -253,57 +233,34 @@ class SampleStore:
         return self._kinds["steps"].batches(skip_damaged=True)
 
     def groups(self, group_ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the GROUPS rows of the given ids, in the given order.
-
-        Args:
-            group_ids: one row each.
-            columns: only these columns, which is faster.
+        """Return the GROUPS rows of the given ids, in the given order; fewer columns are read faster.
 
         Raises:
             KeyError: a group is not in the store.
-            DamagedPartError: its part is damaged.
         """
         return self._take("groups", [group_ids], columns)
 
     def scores(self, group_ids: Sequence[str], scorer: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the SCORES rows of one scorer for the given groups, in the given order.
-
-        Args:
-            group_ids: one row each.
-            scorer: its name.
-            columns: only these columns, which is faster.
+        """Return the SCORES rows of one scorer for the given groups, in the given order; see `groups`.
 
         Raises:
             KeyError: the scorer's values for a group are not in the store.
-            DamagedPartError: their part is damaged.
         """
         return self._take("scores", [group_ids, [scorer] * len(group_ids)], columns)
 
     def steps(self) -> list[dict[str, Any]]:
-        """Return all STEPS rows as dicts, by step.
-
-        Raises:
-            DamagedPartError: a part is damaged.
-        """
-        rows = pa.Table.from_batches(self._kinds["steps"].batches(), schema=KINDS["steps"]).to_pylist()
+        """Return all STEPS rows as dicts, by step."""
+        rows = self._kinds["steps"].table().to_pylist()
         return [{**row, "metrics": dict(row["metrics"])} for row in sorted(rows, key=lambda row: row["step"])]
 
     def step_groups(self, step: int) -> list[str] | None:
-        """Return the groups that trained a step, or None if that step is not recorded.
-
-        Raises:
-            DamagedPartError: its part is damaged.
-        """
+        """Return the groups that trained a step, or None if that step is not recorded."""
         catalogue = self._kinds["steps"]
         found = catalogue.find([step])
         return None if found[0] < 0 else catalogue.take(found, ["group_ids"])["group_ids"][0].as_py()
 
     def recorded_after(self, step: int) -> dict[int, list[str]]:
-        """Return the groups that trained each recorded step after this one, by step.
-
-        Raises:
-            DamagedPartError: a part is damaged.
-        """
+        """Return the groups that trained each recorded step after this one, by step."""
         catalogue = self._kinds["steps"]
         numbers = catalogue.rows.listed()["step"].combine_chunks()
         found = catalogue.find(numbers.filter(pc.greater(numbers, step)))
@@ -316,15 +273,15 @@ class SampleStore:
         try:
             self._kinds[kind].refresh()
         except OSError as error:
-            raise UserError(f"The sample store {self.root} cannot be read: {error.strerror or error}.") from error
+            raise unusable(self._opening.backend, "read", error) from error
         if kind == "scores":
             self._digests = None
 
     def _digests_of(self, scorer: str) -> set[str]:
         if self._digests is None:
             self._digests = {}
-            for scorer_summary in self.scorers():
-                self._digests.setdefault(scorer_summary.name, set()).add(scorer_summary.digest)
+            for found in self.scorers():
+                self._digests.setdefault(found.name, set()).add(found.digest)
         return self._digests.setdefault(scorer, set())
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
@@ -350,12 +307,5 @@ def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
 
 def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
     """Return the rows whose keys are neither in the store nor earlier in the batch."""
-    if (found < 0).all() and len(set(keys)) == len(keys):
-        return list(range(len(keys)))
-    seen: set[Any] = set()
-    fresh = []
-    for row, (key, number) in enumerate(zip(keys, found, strict=True)):
-        if number < 0 and key not in seen:
-            fresh.append(row)
-        seen.add(key)
-    return fresh
+    first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
+    return [row for row, key in enumerate(keys) if found[row] < 0 and first[key] == row]

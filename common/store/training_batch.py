@@ -9,6 +9,7 @@ from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
 from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
+from brain_align.common.store.table.summary_rows import run_sums
 
 _GROUP_COLUMNS = ("group_id", "proposal_version", "prompt_token_ids", "gold_text", "outputs")
 
@@ -26,7 +27,7 @@ def training_batch(
 
     Args:
         store: holds the groups and the scorers' values for them.
-        group_ids: of the rows, in order.
+        group_ids: of the rows.
         reward: name of the scorer whose values are the rewards, or a combination of several scorers.
         prior: name of the scorer whose values are log p(y|x).
         proposal: name of the scorer whose values are log q'(y|x); None: the sampler's own.
@@ -79,7 +80,5 @@ def _relist(outer: pa.ListArray, values: pa.Array, type_: pa.DataType) -> pa.Lis
 def list_sums(lists: pa.ListArray) -> pa.Array:
     """Return the sum of each list; an empty one sums to 0 (an empty completion has probability 1)."""
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
-    return pa.array((sums[ends] - sums[starts]).astype(np.float32))
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return pa.array(run_sums(values, lengths).astype(np.float32))

@@ -4,12 +4,11 @@
     claims/holds-<token>.json    the process that holds the lock, renewed every few seconds
 
 A process first writes its request and then looks for others, so of two simultaneous ones at least one sees the other:
-at its second look at the latest, since the first can only miss a request that just turns into a lock. A lock ends when
-it is released; when its process is gone, if that is visible from here; and otherwise when it was not renewed for a
-minute. A stopped process of this machine therefore keeps its lock: it might continue at any moment. An age is the
-difference between the times of two files, both by the clock of the storage backend.
+at its second look at the latest, since the first can only miss a request that just turns into a lock. docs/store.md
+states when a lock ends. An age is the difference between the times of two files, both by the clock of the backend.
 """
 
+import functools
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import StorageBackend
+from brain_align.common.store.files.backends import StorageBackend, unusable
 
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds
@@ -59,9 +58,10 @@ class Process:
 def this_process() -> Process:
     """Return the identity of the current process."""
     pid = os.getpid()
-    return Process(socket.gethostname(), f"{_BOOT} {os.readlink('/proc/self/ns/pid')}", pid, _started(pid))
+    return Process(socket.gethostname(), f"{_boot()} {os.readlink('/proc/self/ns/pid')}", pid, _started(pid))
 
 
+@functools.cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -82,14 +82,9 @@ def _started(pid: int) -> int:
 def _is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
-
-
-_BOOT = _boot()
 
 
 class TrainingLock:
@@ -120,7 +115,7 @@ class TrainingLock:
         try:
             holders = self._holders()
         except OSError as error:
-            raise _unusable(self._backend, "read", error) from error
+            raise unusable(self._backend, "read", error) from error
         if self._name not in holders or holders - self._expected:
             raise UserError(
                 f"The sample store {self._backend.uri} is trained on by another run by now, as this one was silent for "
@@ -154,26 +149,21 @@ def hold_training_lock(backend: StorageBackend) -> Iterator[TrainingLock]:
     Raises:
         UserError: another process holds it.
     """
-    try:
-        lock = _acquire(backend)
-    except OSError as error:
-        raise _unusable(backend, "written", error) from error
-    try:
-        yield lock
-    finally:
-        lock.end()
-
-
-def _acquire(backend: StorageBackend) -> TrainingLock:
     token = uuid.uuid4().hex[:8]
     asking, holding = f"asks-{token}.json", f"holds-{token}.json"
     try:
         _write(backend, asking)
         ended = _refuse_others(backend, asking)
         _write(backend, holding)  # before the request goes, so that others always see one of the two
+    except OSError as error:
+        raise unusable(backend, "written", error) from error
     finally:
         _remove(backend, asking)
-    return TrainingLock(backend, holding, ended)
+    lock = TrainingLock(backend, holding, ended)
+    try:
+        yield lock
+    finally:
+        lock.end()
 
 
 def _write(backend: StorageBackend, name: str) -> None:
@@ -239,7 +229,3 @@ def _held(backend: StorageBackend, holder: Process, silent: float, *, on_this_ma
         f"The sample store {backend.uri} is being trained on by {process}{dead}, and only one run at a time can; "
         f"wait for it, stop it, or set another store.uri."
     )
-
-
-def _unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:
-    return UserError(f"The sample store {backend.uri} cannot be {how}: {error.strerror or error}.")

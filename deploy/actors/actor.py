@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from typing import Any, Protocol
 
 from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
+from brain_align.deploy.actors.time_budget import TimeBudget
 
 
 class LostError(Exception):
@@ -110,14 +111,15 @@ class Actor:
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        loop = asyncio.get_running_loop()
-        with self._saying_who_failed(method, timeout):
-            async with aclosing(self._running().stream(method, *args)) as items, asyncio.timeout(timeout) as limit:
-                async for item in items:
-                    left = (limit.when() or 0.0) - loop.time()
-                    limit.reschedule(None)
+        with closing(TimeBudget(timeout)) as budget:
+            async with aclosing(self._running().stream(method, *args)) as items:
+                while True:
+                    try:
+                        with self._saying_who_failed(method, timeout), budget:
+                            item = await anext(items)
+                    except StopAsyncIteration:
+                        return
                     yield item
-                    limit.reschedule(loop.time() + left)
 
     def kill(self) -> None:
         """End the actor at once."""

@@ -36,9 +36,9 @@ def compare(
     Args:
         recipe: the base of all runs' recipes.
         request: the methods, seeds, learning rates and group sizes.
-        directory: of the comparison.
+        directory: where it is resumed if it was begun.
         parallel: the number of runs trained side by side; None: two, if the cluster has room for two learners.
-        console: progress and results are printed to it.
+        console: shows progress and results.
 
     Raises:
         UserError: the request, the recipe or the directory is not valid.

@@ -17,24 +17,19 @@ import pyarrow as pa
 from typing_extensions import override
 
 from brain_align.common.durable import fsync_path, is_temporary, make_directories, write_file
-from brain_align.common.store.format.names import checksum
+from brain_align.common.errors import UserError
+from brain_align.common.store.format.names import checksum, checksum_of
 
 _LARGE = 8 << 20  # bytes; larger files do not stay in memory just because they were checked
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a directory.
+    """One file of a directory."""
 
-    Attributes:
-        name: without the directory.
-        size: bytes.
-        modified: seconds since the epoch, by the backend's own clock.
-    """
-
-    name: str
-    size: int
-    modified: float
+    name: str  # without the directory
+    size: int  # bytes
+    modified: float  # seconds since the epoch, by the backend's own clock
 
 
 class StorageBackend(Protocol):
@@ -46,7 +41,7 @@ class StorageBackend(Protocol):
     """Whether every read transfers the bytes again, over a network, so that they have to be checked again."""
 
     def prepare(self) -> None:
-        """Make the backend writable, as far as that is necessary."""
+        """Create what has to be there before the first file is written."""
 
     def list(self, directory: str) -> list[Entry]:
         """Return the finished files of a directory in no particular order; none if the directory does not exist."""
@@ -58,8 +53,8 @@ class StorageBackend(Protocol):
             FileNotFoundError: the file does not exist.
         """
 
-    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
-        """Return a file's content as `read` does, or None if its checksum is not the wanted one."""
+    def read_checked(self, path: str) -> pa.Buffer | None:
+        """Return a file's content as `read` does, or None if its checksum is not the one in its name."""
 
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Write a new file, or replace one, atomically and durably."""
@@ -104,9 +99,9 @@ class LocalBackend(StorageBackend):
         return pa.py_buffer(self._mapped(path))  # the mapping outlives the file's removal
 
     @override
-    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
+    def read_checked(self, path: str) -> pa.Buffer | None:
         mapped = self._mapped(path)  # the bytes that are hashed are those that will be used: they are read once
-        if checksum(memoryview(mapped)) != wanted:
+        if checksum(memoryview(mapped)) != checksum_of(path):
             return None
         if isinstance(mapped, mmap.mmap) and len(mapped) > _LARGE:
             mapped.madvise(mmap.MADV_DONTNEED)  # only what is used of it comes back into this process's memory
@@ -131,12 +126,7 @@ class LocalBackend(StorageBackend):
         (self.root / path).unlink(missing_ok=True)
 
     def remove_unfinished(self, directory: str, older_than: float) -> None:
-        """Delete what interrupted writers left; the age spares writers that are still at work.
-
-        Args:
-            directory: the directory to clean.
-            older_than: seconds.
-        """
+        """Delete what interrupted writers left, if it is older (in seconds): other writers are still at work."""
         folder = self.root / directory
         for path in folder.iterdir() if folder.exists() else ():
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
@@ -162,6 +152,11 @@ def shown(uri: str) -> str:
     elif ":" in authority:  # perhaps a key that is not escaped and holds arbitrary characters
         rest = rest.rpartition("@")[2]
     return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
+
+
+def unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:
+    """Return the message for a store that cannot be opened, read or written."""
+    return UserError(f"The sample store {backend.uri} cannot be {how}: {error.strerror or error}.")
 
 
 def open_backend(uri: str | Path) -> StorageBackend:

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from brain_align.common.errors import UserError
 from brain_align.common.store.files.backends import Entry, StorageBackend, shown
-from brain_align.common.store.format.names import checksum
+from brain_align.common.store.format.names import checksum, checksum_of
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 300.0  # seconds of pauses in total, if the service has answered before
@@ -80,9 +80,9 @@ class ObjectStore(StorageBackend):
         return self._tried(fetch)
 
     @override
-    def read_checked(self, path: str, wanted: str) -> pa.Buffer | None:
+    def read_checked(self, path: str) -> pa.Buffer | None:
         content = self.read(path)
-        return content if checksum(content) == wanted else None
+        return content if checksum(content) == checksum_of(path) else None
 
     @override
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:

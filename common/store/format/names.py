@@ -5,11 +5,9 @@
     <checksum> = xxh128-<32 hexadecimal digits>   XXH3-128, as `xxh128sum FILE` prints it
 
 A commit is one append: its rows appear together. A commit has the name of its first file, without the extension, and
-commits are ordered as these names are sorted. A writer numbers a commit one higher than the highest that it has seen,
-so the order follows cause and effect and never a clock. Writers that did not see each other may use the same number;
-then the writer's name decides, in the same way for all readers.
-
-Checksums detect damage, not forgery: XXH3 is not a cryptographic hash, and it runs about as fast as memory is copied.
+commits are ordered as these names are sorted: by cause and effect, never by a clock, since a writer numbers a commit
+one higher than the highest that it has seen. If two writers that did not see each other use one number, their names
+decide.
 """
 
 import re

@@ -22,13 +22,7 @@ _COMMITS_KEY = b"brain.commits"
 
 @dataclass(frozen=True)
 class Part:
-    """A verified part.
-
-    Attributes:
-        batch: all its rows, without metadata.
-        commits: the commits that it holds, in the order of their rows, with the number of rows of each.
-        run_id: the run that wrote it.
-    """
+    """A verified part: all its rows, the commits that it holds, and the run that wrote it."""
 
     batch: pa.RecordBatch
     commits: Commits
@@ -38,14 +32,9 @@ class Part:
 def encode_part(
     kind: str, batch: pa.RecordBatch, writer: str, run_id: str, commits: Commits | None = None
 ) -> pa.Buffer:
-    """Return the bytes of a part.
+    """Return the bytes of a part, or of a compacted one, which lists its commits.
 
-    Args:
-        kind: groups, scores or steps.
-        batch: the rows.
-        writer: host and process, for people who trace the origin of a part.
-        run_id: the store's run.
-        commits: for a compacted part, the commits that it holds.
+    The writer (host and process) is recorded for people who trace the origin of a part.
 
     Raises:
         ValueError: the rows do not have the columns of their kind.
@@ -68,12 +57,7 @@ def encode_table(batch: pa.RecordBatch, metadata: dict[bytes, str]) -> pa.Buffer
 
 
 def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
-    """Decode a part whose checksum has been verified, without copying.
-
-    Args:
-        path: of the part, for messages; its last component is the file's name.
-        content: the whole file.
-        kind: the kind of rows that it must hold.
+    """Decode a part of a kind whose checksum has been verified, without copying.
 
     Raises:
         DamagedPartError: it is not a part of this kind.
@@ -107,15 +91,11 @@ def check_version(what: str, version: int) -> None:
     Raises:
         UserError: it has another one.
     """
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        older = "start a new store by setting another run.dir or store.uri"
         raise UserError(
-            f"{what} has format version {version}, and this brain-align reads version {SCHEMA_VERSION}; upgrade "
-            f"brain-align to read it."
-        )
-    if version < SCHEMA_VERSION:
-        raise UserError(
-            f"{what} has format version {version}, which is not supported any more (only version {SCHEMA_VERSION} is); "
-            f"start a new store by choosing another run directory or store.uri."
+            f"{what} has format version {version}, and this brain-align reads version {SCHEMA_VERSION} only; "
+            f"{older if version < SCHEMA_VERSION else 'upgrade brain-align to read it'}."
         )
 
 

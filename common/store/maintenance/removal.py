@@ -6,7 +6,6 @@ those of the newest trained round and of later rounds, stay. The ids of removed 
 `removed/`, so that a score or a step that refers to them does not count as damaged.
 """
 
-import itertools
 import re
 import time
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.names import CHECKSUM, checksum, checksum_of
+from brain_align.common.store.format.names import CHECKSUM, checksum
 from brain_align.common.store.format.part_files import encode_table
 from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.compaction import rewrite_without
@@ -28,32 +27,20 @@ _IDS = pa.schema([pa.field("group_id", pa.string(), nullable=False)])
 
 @dataclass(frozen=True)
 class Criterion:
-    """The groups to remove; if both bounds are given, both must hold.
+    """The groups to remove; if both bounds are given, both must hold."""
 
-    Attributes:
-        below_version: only groups of earlier proposal versions.
-        older_than: only groups that were finished more than this many seconds ago.
-        untrained: also remove groups that no step has trained.
-    """
-
-    below_version: int | None = None
-    older_than: float | None = None
-    untrained: bool = False
+    below_version: int | None = None  # only groups of earlier proposal versions
+    older_than: float | None = None  # only groups that were finished more than this many seconds ago
+    untrained: bool = False  # also groups that no step has trained
 
 
 @dataclass(frozen=True)
 class Removal:
-    """The commits and groups that a removal takes.
-
-    Attributes:
-        commits: of each kind.
-        group_ids: of the groups among them.
-        kept_untrained: number of old groups that stay because no step has trained them or their round is not over.
-    """
+    """The commits of each kind, and the groups, that a removal takes."""
 
     commits: dict[str, list[str]]
     group_ids: list[str]
-    kept_untrained: int
+    kept_untrained: int  # old groups that stay because no step has trained them or their round is not over
 
 
 def plan_removal(store: OpenedStore, criterion: Criterion) -> Removal:
@@ -72,7 +59,7 @@ def plan_removal(store: OpenedStore, criterion: Criterion) -> Removal:
     scores = store.kinds["scores"].rows.listed()
     of_them = pc.is_in(scores["group_id"], value_set=group_ids.combine_chunks())
     numbers = {"groups": commits, "scores": _wholly_removed(scores.append_column("removed", of_them))}
-    names = {kind: [store.kinds[kind].commit_of(number) for number in found] for kind, found in numbers.items()}
+    names = {kind: [store.kinds[kind].rows.commits[number] for number in found] for kind, found in numbers.items()}
     kept = pc.sum(pc.and_(old, needed)).as_py() or 0
     return Removal(names, group_ids.to_pylist(), kept)
 
@@ -89,8 +76,7 @@ def remove(store: OpenedStore, removal: Removal) -> int:
         catalogue = store.kinds[kind]
         deleted += rewrite_without(store.backend, catalogue, store.author, set(removal.commits[kind]))
         catalogue.refresh()
-        catalogue.drop_index()
-        catalogue.write_index(at_least=1)
+        catalogue.rebuild_index()
     return deleted
 
 
@@ -104,7 +90,7 @@ def removed_group_ids(backend: StorageBackend) -> tuple[set[str], list[str]]:
                 f"{backend.uri}/{_DIRECTORY}/{entry.name} is not a file of a sample store; move it elsewhere."
             )
             continue
-        content = backend.read_checked(f"{_DIRECTORY}/{entry.name}", checksum_of(entry.name))
+        content = backend.read_checked(f"{_DIRECTORY}/{entry.name}")
         if content is None:
             problems.append(
                 f"{backend.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
@@ -130,15 +116,11 @@ def _needed(store: OpenedStore, summaries: pa.Table, *, untrained_too: bool) -> 
     An overlapped run samples round r+1 while r trains, and a round may be trained in several passes. So everything from
     the newest trained round on is needed.
     """
-    trained: set[str] = set()
-    newest = 0
-    for batch in store.kinds["steps"].batches():
-        trained.update(itertools.chain.from_iterable(batch["group_ids"].to_pylist()))
-        newest = max(newest, pc.max(batch["round"]).as_py())
-    needed = pc.greater_equal(summaries["round"], newest)
+    steps = store.kinds["steps"].table()
+    needed = pc.greater_equal(summaries["round"], pc.max(steps["round"]).as_py() or 0)
     if untrained_too:
-        known = pc.is_in(summaries["group_id"], value_set=pa.array(sorted(trained), pa.string()))
-        needed = pc.or_(needed, pc.invert(known))
+        trained = pc.is_in(summaries["group_id"], value_set=pc.list_flatten(steps["group_ids"]).combine_chunks())
+        needed = pc.or_(needed, pc.invert(trained))
     return needed
 
 

@@ -35,8 +35,7 @@ def repair(uri: str | Path) -> list[str]:
         done.append(f"{backend.uri}/{FILE} could not be read; it was copied to `damaged` and rebuilt from the parts.")
     store = OpenedStore(uri, None, read_only=False, use_index=False)
     for catalogue in store.kinds.values():
-        catalogue.drop_index()
-        catalogue.write_index(at_least=1)
+        catalogue.rebuild_index()
     return [*done, *store.damaged]
 
 

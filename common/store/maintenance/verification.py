@@ -8,32 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from brain_align.common.schemas import KINDS
 from brain_align.common.store.maintenance.removal import removed_group_ids
 from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS
 
 _NAMED = 5  # rows per problem that are listed individually
+_OF_THE_CALL = {"started_at", "finished_at", "scored_at", "sampler_id", "lease_id"}  # differ if a call is repeated
 
 
 @dataclass
 class Findings:
-    """The result of a verification.
-
-    Attributes:
-        uri: of the store, for messages.
-        problems: a sentence for everything that is damaged or inconsistent.
-        notes: a sentence for everything notable that is not damage.
-        counts: number of rows of each kind.
-        parts, size: number of parts that were read, and their bytes.
-    """
+    """The result of a verification: a sentence for each problem, and for everything notable that is not damage."""
 
     uri: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    parts: int = 0
-    size: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # rows of each kind
+    parts: int = 0  # number of parts that were read
+    size: int = 0  # and their bytes
 
 
 def verify(uri: str | Path) -> Findings:
@@ -65,12 +59,8 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
     if not len(hidden):
         return
     keys = catalogue.rows.table().take(pa.array(hidden))
-    plain = [
-        keys[name].cast(pa.string() if name != "step" else pa.int64()).to_pylist() for name in KEYS[catalogue.kind]
-    ]
-    first = catalogue.find(*plain)
-    times = {name for name in ("started_at", "finished_at", "scored_at", "sampler_id", "lease_id")}
-    columns = [name for name in catalogue.take(hidden[:1]).column_names if name not in times]
+    first = catalogue.find(*(keys[name].combine_chunks() for name in KEYS[catalogue.kind]))
+    columns = [name for name in KINDS[catalogue.kind].names if name not in _OF_THE_CALL]
     others, kept = catalogue.take(hidden).select(columns), catalogue.take(first).select(columns)
     differing = sum(not others.slice(row, 1).equals(kept.slice(row, 1)) for row in range(len(hidden)))
     found.notes.append(
@@ -84,7 +74,7 @@ def _check_index(store: OpenedStore, uri: str | Path, found: Findings) -> None:
     for kind, catalogue in store.kinds.items():
         openings = (catalogue, indexed.kinds[kind])
         known = set.intersection(*map(_commits, openings))  # other processes may append, compact and remove meanwhile
-        ours, theirs = (_comparable(_rows_of(one, known), kind) for one in openings)
+        ours, theirs = (_rows_of(one, known) for one in openings)
         if not ours.equals(theirs):
             found.problems.append(
                 f"{store.backend.uri}/index: the index files of the {kind} do not match the parts; `brain store "
@@ -99,13 +89,19 @@ def _commits(catalogue: Catalogue) -> set[str]:
 
 
 def _rows_of(catalogue: Catalogue, commits: set[str]) -> pa.Table:
-    """Return all summary rows of these commits, even those that do not count, in the order of commitment."""
-    order = {commit: position for position, commit in enumerate(sorted(commits))}
-    positions = np.array([order.get(commit, -1) for commit in catalogue.rows.commits], dtype=np.int64)
+    """Return all summary rows of these commits, even those that do not count, in the order of commitment.
+
+    They are comparable: without dictionaries, and with null for NaN, which equals nothing.
+    """
     table = catalogue.rows.table()
-    of = positions[table["commit"].to_numpy()] if len(positions) else np.zeros(0, dtype=np.int64)
-    sorted_rows = np.lexsort((table["row"].to_numpy(), of))
-    return table.take(pa.array(sorted_rows[of[sorted_rows] >= 0]))
+    names = pa.array(catalogue.rows.commits, pa.string()).take(table["commit"])
+    rows = table.append_column("name", names).filter(pc.is_in(names, value_set=pa.array(commits, pa.string())))
+    rows = rows.sort_by([("name", "ascending"), ("row", "ascending")])
+    columns = []
+    for name, type_ in zip(SUMMARY_SCHEMAS[catalogue.kind].names, SUMMARY_SCHEMAS[catalogue.kind].types, strict=True):
+        column = rows[name].cast(type_.value_type) if pa.types.is_dictionary(type_) else rows[name]
+        columns.append(pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(type_) else column)
+    return pa.table(columns, names=SUMMARY_SCHEMAS[catalogue.kind].names)
 
 
 def _check_scores(scores: Catalogue, groups: Catalogue, found: Findings) -> None:
@@ -124,16 +120,14 @@ def _check_references(store: OpenedStore, found: Findings) -> None:
     removed, problems = removed_group_ids(store.backend)
     found.problems.extend(problems)
     scored = pc.unique(store.kinds["scores"].rows.listed()["group_id"]).to_pylist()
-    trained: set[str] = set()
-    for batch in store.kinds["steps"].batches():
-        trained.update(itertools.chain.from_iterable(batch["group_ids"].to_pylist()))
+    trained = pc.unique(pc.list_flatten(store.kinds["steps"].table()["group_ids"])).to_pylist()
     for what, names in (("scores", scored), ("steps", sorted(trained))):
         lost = [name for name, number in zip(names, groups.find(names), strict=True) if number < 0]
         unexplained = [name for name in lost if name not in removed]
         if unexplained:
             found.problems.append(
                 f"{store.backend.uri}/{what}: {len(unexplained)} groups that they refer to are not in the store "
-                f"({', '.join(unexplained[:_NAMED])}{', …' if len(unexplained) > _NAMED else ''})."
+                f"({_listed(unexplained)})."
             )
         if len(lost) > len(unexplained):
             found.notes.append(f"{what} refer to {len(lost) - len(unexplained)} groups that `brain store gc` removed.")
@@ -141,20 +135,10 @@ def _check_references(store: OpenedStore, found: Findings) -> None:
 
 def _name(found: Findings, problem: str, rows: pa.Table, wrong: "np.typing.NDArray[np.int64]") -> None:
     if len(wrong):
-        named = rows.take(pa.array(wrong[:_NAMED]))
-        names = zip(named["group_id"].to_pylist(), named["scorer"].to_pylist(), strict=True)
-        listed = ", ".join(f"{scorer} of {group}" for group, scorer in names)
-        found.problems.append(f"{len(wrong)} {problem} ({listed}{', …' if len(wrong) > _NAMED else ''}).")
+        named = rows.take(pa.array(wrong[: _NAMED + 1]))
+        names = [f"{row['scorer']} of {row['group_id']}" for row in named.to_pylist()]
+        found.problems.append(f"{len(wrong)} {problem} ({_listed(names)}).")
 
 
-def _comparable(rows: pa.Table, kind: str) -> pa.Table:
-    """Return summary rows in comparable form: without dictionaries and NaN, which equals nothing."""
-    columns = []
-    for column_field in SUMMARY_SCHEMAS[kind]:
-        column = rows[column_field.name]
-        if pa.types.is_dictionary(column_field.type):
-            column = column.cast(column_field.type.value_type)
-        if pa.types.is_floating(column_field.type):
-            column = pc.if_else(pc.is_nan(column), None, column)
-        columns.append(column)
-    return pa.table(columns, names=SUMMARY_SCHEMAS[kind].names)
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from brain_align.common.store.files.backends import Entry, StorageBackend
 from brain_align.common.store.format.names import is_compacted, is_part, plain_file, sequence_of
 from brain_align.common.store.format.part_files import Part
 from brain_align.common.store.format.part_map import Commits, PartMap
-from brain_align.common.store.table.index_files import DIRECTORY, IndexFile, read_index_files, write_index_file
+from brain_align.common.store.table.index_files import IndexFile, IndexFiles
 from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.part_reader import PartReader
 from brain_align.common.store.table.row_index import CommittedRows, RowIndex, located
@@ -24,15 +24,6 @@ INDEX_EVERY = 128
 
 OnDamage = Callable[[str, str, str], str]
 """(kind, file, reason) -> the message for the user; sets the file aside if the store is open for writing."""
-
-
-class _Indexed(NamedTuple):
-    """The content of an index file: rows `first` to `end`, and the commits of these compacted parts."""
-
-    file: str
-    first: int
-    end: int
-    compacted: frozenset[str]
 
 
 class Catalogue:
@@ -48,12 +39,10 @@ class Catalogue:
         self._on_damage = on_damage
         self._reader = PartReader(backend, kind, run_id)
         self._numbers: dict[str, int] = {}  # of each commit, in `rows.commits`
-        self._index_files: list[_Indexed] = []  # in the order of their rows
-        self._unusable: list[str] = []  # index files that have another version or are damaged
+        self._index = IndexFiles(backend, kind)
         self._postponed: set[str] = set()  # compacted parts that are read but whose new rows are not visible yet
-        self._unindexed = 0  # commits
         self.next_sequence = 0  # of the next commit: one more than any seen so far
-        self._load(read_index_files(backend, kind) if use_index else {})
+        self._load(self._index.read() if use_index else [])
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -63,18 +52,10 @@ class Catalogue:
         columns = zip(keys, fields, strict=True)
         return self.rows.find([_array(column, field.type) for column, field in columns])
 
-    def commit_of(self, number: int) -> str:
-        """Return the commit for a number of the summary rows' `commit` column."""
-        return self.rows.commits[number]
-
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def take(self, numbers: Rows, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows with these numbers, in this order, from verified parts.
-
-        Args:
-            numbers: of the rows.
-            columns: only these columns.
+        """Return the rows with these numbers, in this order, from verified parts; only the given columns.
 
         Raises:
             DamagedPartError: a required part is damaged or gone.
@@ -86,7 +67,7 @@ class Catalogue:
         order = np.argsort(commits, kind="stable")
         bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
         taken = [
-            self.read(self.commit_of(commits[order[first]])).select(names).take(pa.array(rows[order[first:last]]))
+            self.read(self.rows.commits[commits[order[first]]]).select(names).take(pa.array(rows[order[first:last]]))
             for first, last in pairwise(bounds)
         ]
         table = pa.Table.from_batches(taken)
@@ -130,7 +111,7 @@ class Catalogue:
         """Yield the rows that count, one batch per commit, in the order of commitment.
 
         Args:
-            listed: summary rows to go through (see `RowIndex.listed`); default: all.
+            listed: only these of the rows that `RowIndex.listed` returns.
             skip_damaged: leave out the rows of damaged parts, which the callback for damage is told of, and go on.
 
         Raises:
@@ -138,15 +119,18 @@ class Catalogue:
         """
         wanted = self.rows.listed() if listed is None else listed
         numbers, rows = (wanted[name].to_numpy() for name in ("commit", "row"))
-        bounds = np.flatnonzero(np.diff(numbers, prepend=-1, append=-1)) if len(numbers) else [0]
-        for first, last in pairwise(bounds):
+        for first, last in pairwise(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))):
             try:
-                batch = self.read(self.commit_of(numbers[first]))
+                batch = self.read(self.rows.commits[numbers[first]])
             except DamagedPartError:
                 if not skip_damaged:
                     raise
                 continue
             yield batch if last - first == batch.num_rows else batch.take(pa.array(rows[first:last]))
+
+    def table(self) -> pa.Table:
+        """Return the rows that count, in the order of commitment; raise as `read` does."""
+        return pa.Table.from_batches(self.batches(), schema=KINDS[self.kind])
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +139,6 @@ class Catalogue:
         self.part_map.add({plain_file(commit): content.size}, {})
         self._reader.keep_written(plain_file(commit), content)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
-        self._unindexed += 1
 
     def refresh(self) -> None:
         """Take in the changes of other writers."""
@@ -167,54 +150,26 @@ class Catalogue:
         return [file for file in self.part_map.read_files() if file not in self._postponed]
 
     def write_index(self, *, at_least: int = INDEX_EVERY) -> None:
-        """Bring the index files up to date if they lack at least this many commits and compacted parts.
+        """Bring the index files up to date if they lack at least this many commits and compacted parts."""
+        compacted = self.part_map.compacted.keys() - self._postponed  # of those, the index would lack some rows
+        self._index.update(self.rows, self.part_map, compacted, at_least)
 
-        A new index file absorbs those before it that are not at least twice as large, so they stay few.
-        """
-        recorded = {file for before in self._index_files for file in before.compacted}
-        if self._unindexed + len(self.part_map.compacted.keys() - recorded - self._postponed) < at_least:
-            return
-        kept = list(self._index_files)
-        while kept and self.rows.rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
-            kept.pop()
-        first = kept[-1].end if kept else 0
-        index_file = self._index_file(first, {file for before in kept for file in before.compacted})
-        name = write_index_file(self._backend, self.kind, index_file)
-        replaced = [*self._unusable, *(before.file for before in self._index_files[len(kept) :])]
-        for file in replaced:
-            if file != name:
-                self._backend.remove(f"{DIRECTORY}/{file}")
-        self._unusable = []
-        self._index_files = [*kept, _Indexed(name, first, self.rows.rows, frozenset(index_file.compacted))]
-        self._unindexed = 0
-
-    def drop_index(self) -> None:
-        """Delete the index files."""
-        for entry in self._backend.list(DIRECTORY):
-            if entry.name.startswith(f"{self.kind}-"):
-                self._backend.remove(f"{DIRECTORY}/{entry.name}")
-        self._index_files = []
-        self._unindexed = len(self._numbers)
+    def rebuild_index(self) -> None:
+        """Delete the index files, and write all rows to new ones."""
+        self._index.drop()
+        self.write_index(at_least=1)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _load(self, found: dict[str, IndexFile | None]) -> None:
-        self._unusable = [file for file, index_file in found.items() if index_file is None]
-        usable = [(file, index_file) for file, index_file in found.items() if index_file is not None]
-        index_files = sorted(usable, key=lambda item: item[1].commits[:1])
+    def _load(self, index_files: list[tuple[str, IndexFile]]) -> None:
         entries = {entry.name: entry for entry in self._backend.list(self.kind)}
+        there = {name: entry.size for name, entry in entries.items()}
         for _, index_file in index_files:
-            known = dict(zip(map(plain_file, index_file.commits), index_file.sizes, strict=True))
-            compacted = {file: size for file, (size, _) in index_file.compacted.items()}
-            recorded = {file: size for file, size in {**known, **compacted}.items() if size is not None}
-            sizes = {file: size for file, size in recorded.items() if file in entries and entries[file].size == size}
-            self.part_map.add(sizes, {file: index_file.compacted[file][1] for file in compacted.keys() & sizes.keys()})
-        tables, first = [], 0
-        for file, index_file in index_files:
+            self.part_map.add(*index_file.still_true(there))
+        tables = []
+        for name, index_file in index_files:
             tables.append(self._rows_of_index_file(index_file))
-            end = first + tables[-1].num_rows
-            self._index_files.append(_Indexed(file, first, end, frozenset(index_file.compacted)))
-            first = end
+            self._index.taken_in(name, index_file, tables[-1].num_rows, len(self.rows.commits))
         self._take_in([entry for name, entry in entries.items() if name not in self.part_map.sizes], tables, ())
 
     def _look_again(self, *, with_rows: bool) -> None:
@@ -263,11 +218,10 @@ class Catalogue:
 
     def _examine(self, entry: Entry) -> Part | None:
         """Read and verify a part that no index file knows."""
-        if not is_part(entry.name):
-            reason = f"{self._backend.uri}/{self.kind}/{entry.name} is not a part of a sample store."
-            self._on_damage(self.kind, entry.name, reason)
-            return None
         try:
+            if not is_part(entry.name):
+                path = f"{self._backend.uri}/{self.kind}/{entry.name}"
+                raise DamagedPartError(f"{path} is not a part of a sample store.")
             return self._reader.part(entry.name)
         except FileNotFoundError:
             return None
@@ -280,7 +234,6 @@ class Catalogue:
         first = 0
         for commit, rows in part.commits:
             if commit not in self._numbers:
-                self._unindexed += 1
                 batch = part.batch if len(part.commits) == 1 else part.batch.slice(first, rows)
                 yield CommittedRows(batch, self._number(commit))
             first += rows
@@ -291,23 +244,7 @@ class Catalogue:
             commit not in self._numbers and self.part_map.extent(commit) is not None for commit in index_file.commits
         ]
         numbers = [self._number(commit) if new else -1 for commit, new in zip(index_file.commits, fresh, strict=True)]
-        commit = np.asarray(numbers, dtype=np.int32)[index_file.rows["commit"].to_numpy()]
-        rows = _with_commits(index_file.rows, commit)
-        return rows if all(fresh) else rows.filter(pa.array(commit >= 0))
-
-    def _index_file(self, first: int, recorded: set[str]) -> IndexFile:
-        """Return the rows from `first` on, and the compacted parts that no other index file records."""
-        rows = self.rows.table().slice(first)
-        numbers, local = np.unique(rows["commit"].to_numpy(), return_inverse=True)
-        commits = [self.commit_of(number) for number in numbers]
-        sizes = self.part_map.sizes
-        compacted = {
-            file: (sizes[file], held)
-            for file, held in self.part_map.compacted.items()
-            if file not in recorded and file not in self._postponed  # the index lacks some of their rows
-        }
-        rows = _with_commits(rows, local)
-        return IndexFile(rows, commits, [sizes.get(plain_file(commit)) for commit in commits], compacted)
+        return index_file.rows_with_numbers(np.asarray(numbers, dtype=np.int64))
 
     def _number(self, commit: str) -> int:
         number = self._numbers.setdefault(commit, len(self.rows.commits))
@@ -321,8 +258,3 @@ def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array):
         return values if values.type == type_ else values.cast(type_)
     return pa.array(values, type=type_)
-
-
-def _with_commits(rows: pa.Table, numbers: Any) -> pa.Table:
-    index = rows.schema.get_field_index("commit")
-    return rows.set_column(index, rows.schema.field(index), pa.array(numbers.astype(np.int32)))

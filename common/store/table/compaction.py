@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.names import checksum, checksum_of, compacted_file, sequence_of
+from brain_align.common.store.format.names import checksum, compacted_file, sequence_of
 from brain_align.common.store.format.part_files import encode_part
 from brain_align.common.store.format.part_map import Commits
 from brain_align.common.store.table.catalogue import Catalogue
@@ -31,26 +31,11 @@ class Author:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The parts that a compaction takes.
+    """The parts that a compaction takes."""
 
-    Attributes:
-        largest: bytes; larger parts are left alone.
-        target: maximum bytes of a compacted part.
-        fewest: minimum number of parts that are merged into one.
-    """
-
-    largest: int
-    target: int
-    fewest: int
-
-
-@dataclass(frozen=True)
-class _Compacted:
-    """A compacted part before it is written: its name, its bytes and its commits."""
-
-    file: str
-    content: pa.Buffer
-    commits: Commits
+    largest: int  # bytes; larger parts are left alone
+    target: int  # maximum bytes of a compacted part
+    fewest: int  # minimum number of parts that are merged into one
 
 
 SMALL = Sizes(largest=64 << 10, target=8 << 20, fewest=256)
@@ -73,7 +58,7 @@ def compact(backend: StorageBackend, catalogue: Catalogue, author: Author, sizes
         commits = {commit for file in files for commit in catalogue.part_map.commits(file)}
         compacted = _encoded(catalogue, author, sorted(commits))
         if set(files).issubset(catalogue.files_there()):  # what was read may have been in memory for a long time
-            _put(backend, catalogue, compacted)
+            _put(backend, catalogue, *compacted)
             replaced += len(files)
     return replaced
 
@@ -101,7 +86,7 @@ def remove_superseded(backend: StorageBackend, catalogue: Catalogue, grace: floa
 
 def _is_good(backend: StorageBackend, kind: str, file: str) -> bool:
     try:
-        return backend.read_checked(f"{kind}/{file}", checksum_of(file)) is not None
+        return backend.read_checked(f"{kind}/{file}") is not None
     except FileNotFoundError:
         return False
 
@@ -112,36 +97,35 @@ def rewrite_without(backend: StorageBackend, catalogue: Catalogue, author: Autho
     for file in files:
         staying = [commit for commit in catalogue.part_map.commits(file) if commit not in commits]
         if staying:
-            _put(backend, catalogue, _encoded(catalogue, author, staying))
+            _put(backend, catalogue, *_encoded(catalogue, author, staying))
         backend.remove(f"{catalogue.kind}/{file}")
     return len(files)
 
 
 def _worth_it(catalogue: Catalogue, sizes: Sizes) -> list[list[str]]:
     """Return runs of small parts, in the order of their commits, each to be merged into a part of the target size."""
-    runs: list[list[str]] = []
-    run: list[str] = []
-    size = 0
-    sizes_of = catalogue.part_map.sizes
+    runs: list[list[str]] = [[]]
+    total = 0
     for file in catalogue.files_there():
-        if sizes_of[file] > sizes.largest:
-            continue
-        if run and size + sizes_of[file] > sizes.target:
-            runs.append(run)
-            run, size = [], 0
-        run.append(file)
-        size += sizes_of[file]
-    return [run for run in [*runs, run] if len(run) >= sizes.fewest]
+        size = catalogue.part_map.sizes[file]
+        if size <= sizes.largest:
+            if total + size > sizes.target:
+                runs.append([])
+                total = 0
+            runs[-1].append(file)
+            total += size
+    return [run for run in runs if len(run) >= sizes.fewest]
 
 
-def _encoded(catalogue: Catalogue, author: Author, commits: list[str]) -> _Compacted:
+def _encoded(catalogue: Catalogue, author: Author, commits: list[str]) -> tuple[str, pa.Buffer, Commits]:
+    """Return the name, the bytes and the commits of a compacted part."""
     batches = catalogue.read_again(commits)  # damaged rows must not get a valid checksum
     held = [(commit, batch.num_rows) for commit, batch in zip(commits, batches, strict=True)]
     batch = pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
     content = encode_part(catalogue.kind, batch, author.origin, author.run_id, held)
-    return _Compacted(compacted_file(sequence_of(commits[0]), author.writer, checksum(content)), content, held)
+    return compacted_file(sequence_of(commits[0]), author.writer, checksum(content)), content, held
 
 
-def _put(backend: StorageBackend, catalogue: Catalogue, compacted: _Compacted) -> None:
-    backend.put(catalogue.kind, compacted.file, compacted.content)
-    catalogue.part_map.add({compacted.file: compacted.content.size}, {compacted.file: compacted.commits})
+def _put(backend: StorageBackend, catalogue: Catalogue, file: str, content: pa.Buffer, commits: Commits) -> None:
+    backend.put(catalogue.kind, file, content)
+    catalogue.part_map.add({file: content.size}, {file: commits})

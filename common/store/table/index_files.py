@@ -9,18 +9,22 @@ or have another size is ignored. Deleting all index files costs nothing but the 
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.names import checksum, checksum_of
+from brain_align.common.store.format.names import checksum, plain_file
 from brain_align.common.store.format.part_files import encode_table
-from brain_align.common.store.format.part_map import Commits
-from brain_align.common.store.table.row_index import LOCATED
+from brain_align.common.store.format.part_map import Commits, PartMap
+from brain_align.common.store.table.keys import Rows
+from brain_align.common.store.table.row_index import LOCATED, RowIndex
 
 _LOG = logging.getLogger(__name__)
-DIRECTORY = "index"
+_DIRECTORY = "index"
 _VERSION = 2  # of index files only
 _VERSION_KEY = b"brain.index_version"
 _COMMITS_KEY = b"brain.commits"
@@ -45,50 +49,137 @@ class IndexFile:
     sizes: list[int | None]
     compacted: dict[str, tuple[int, Commits]]
 
+    def still_true(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], dict[str, Commits]]:
+        """Return what it states (see `PartMap.add`) about those parts that have the stated size among these."""
+        stated = dict(zip(map(plain_file, self.commits), self.sizes, strict=True))
+        stated |= {file: size for file, (size, _) in self.compacted.items()}
+        true = {file: sizes[file] for file, size in stated.items() if file in sizes and size == sizes[file]}
+        return true, {file: self.compacted[file][1] for file in self.compacted.keys() & true.keys()}
 
-def write_index_file(backend: StorageBackend, kind: str, index_file: IndexFile) -> str:
-    """Write an index file; return its name."""
-    metadata = {
-        _VERSION_KEY: str(_VERSION),
-        _COMMITS_KEY: json.dumps(index_file.commits),
-        _SIZES_KEY: json.dumps(index_file.sizes),
-        _COMPACTED_KEY: json.dumps(index_file.compacted),
-    }
-    batches = index_file.rows.combine_chunks().to_batches()
-    content = encode_table(batches[0] if batches else pa.RecordBatch.from_pylist([], schema=LOCATED[kind]), metadata)
-    name = f"{kind}-{checksum(content)}.arrow"
-    backend.put(DIRECTORY, name, content)
-    return name
+    def rows_with_numbers(self, numbers: Rows) -> pa.Table:
+        """Return the rows with `numbers` [commits] in place of their commits' own, without those of commits with -1."""
+        commit = numbers[self.rows["commit"].to_numpy()]
+        rows = _with_commits(self.rows, commit)
+        return rows if (numbers >= 0).all() else rows.filter(pa.array(commit >= 0))
 
 
-def read_index_files(backend: StorageBackend, kind: str) -> dict[str, IndexFile | None]:
-    """Return the index files of a kind by name; None for unusable ones, which are logged."""
-    for _attempt in range(_ATTEMPTS):
-        index_files: dict[str, IndexFile | None] = {}
-        try:
-            for entry in sorted(backend.list(DIRECTORY), key=lambda entry: entry.name):
-                if entry.name.startswith(f"{kind}-"):
-                    index_files[entry.name] = _read(backend, kind, entry.name)
-        except FileNotFoundError:
-            continue  # a writer has just replaced one by a larger one
-        return index_files
-    return {}  # then the parts themselves are read
+class _Span(NamedTuple):
+    """The rows that are in one index file, `first` to `end`, and the compacted parts that it records."""
+
+    file: str
+    first: int
+    end: int
+    compacted: frozenset[str]
 
 
-def _read(backend: StorageBackend, kind: str, name: str) -> IndexFile | None:
-    try:
-        return _decoded(kind, backend.read_checked(f"{DIRECTORY}/{name}", checksum_of(name)))
-    except (ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
-        _LOG.warning("The index file %s/%s/%s is not used: %s", backend.uri, DIRECTORY, name, error)
-        return None
+class IndexFiles:
+    """The index files of one kind that an opening has read and written."""
+
+    def __init__(self, backend: StorageBackend, kind: str) -> None:
+        self._backend = backend
+        self._kind = kind
+        self._spans: list[_Span] = []  # in the order of their rows
+        self._unusable: list[str] = []  # files that have another version or are damaged
+        self._commits = 0  # number of the opening's commits that are in them: its first ones
+
+    def read(self) -> list[tuple[str, IndexFile]]:
+        """Return the usable index files with their names, by first commit; others are logged."""
+        for _attempt in range(_ATTEMPTS):
+            usable: list[tuple[str, IndexFile]] = []
+            self._unusable = []
+            try:
+                for name in sorted(self._names()):
+                    try:
+                        usable.append((name, self._decoded(name)))
+                    except (ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+                        _LOG.warning("The index file %s is not used: %s", f"{self._backend.uri}/{_path(name)}", error)
+                        self._unusable.append(name)
+            except FileNotFoundError:
+                continue  # a writer has just replaced one by a larger one
+            return sorted(usable, key=lambda item: item[1].commits[:1])
+        return []  # then the parts themselves are read
+
+    def taken_in(self, name: str, index_file: IndexFile, rows: int, commits: int) -> None:
+        """Note that the opening has taken in so many rows of a file, and has so many commits now."""
+        first = self._spans[-1].end if self._spans else 0
+        self._spans.append(_Span(name, first, first + rows, frozenset(index_file.compacted)))
+        self._commits = commits
+
+    def update(self, rows: RowIndex, part_map: PartMap, compacted: set[str], at_least: int) -> None:
+        """Write what the index files lack, if that is at least so many commits and compacted parts.
+
+        A new index file absorbs those before it that are not at least twice as large, so they stay few.
+
+        Args:
+            rows: all rows of the opening.
+            part_map: its parts.
+            compacted: the compacted parts to record; all their rows are among `rows`.
+            at_least: the minimum.
+        """
+        if len(rows.commits) - self._commits + len(compacted - _recorded(self._spans)) < at_least:
+            return
+        kept, table = list(self._spans), rows.table()
+        while kept and table.num_rows - kept[-1].end > (kept[-1].end - kept[-1].first) / 2:
+            kept.pop()
+        first = kept[-1].end if kept else 0
+        numbers, local = np.unique(table["commit"].slice(first).to_numpy(), return_inverse=True)
+        commits = [rows.commits[number] for number in numbers]
+        sizes = [part_map.sizes.get(plain_file(commit)) for commit in commits]
+        new = compacted - _recorded(kept)
+        held = {file: (part_map.sizes[file], part_map.compacted[file]) for file in part_map.compacted if file in new}
+        name = self._write(IndexFile(_with_commits(table.slice(first), local), commits, sizes, held))
+        for file in (*self._unusable, *(span.file for span in self._spans[len(kept) :])):
+            if file != name:
+                self._backend.remove(_path(file))
+        self._unusable = []
+        self._spans = [*kept, _Span(name, first, table.num_rows, frozenset(held))]
+        self._commits = len(rows.commits)
+
+    def drop(self) -> None:
+        """Delete the index files."""
+        for name in self._names():
+            self._backend.remove(_path(name))
+        self._spans = []
+        self._commits = 0
+
+    def _names(self) -> list[str]:
+        names = [entry.name for entry in self._backend.list(_DIRECTORY)]
+        return [name for name in names if name.startswith(f"{self._kind}-")]
+
+    def _decoded(self, name: str) -> IndexFile:
+        content = self._backend.read_checked(_path(name))
+        if content is None:
+            raise ValueError("its bytes do not match the checksum in its name")
+        table = pa.ipc.open_file(content).read_all()
+        metadata = table.schema.metadata
+        if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[self._kind]):
+            raise ValueError("it has another version")
+        stated = [json.loads(metadata[key]) for key in (_COMMITS_KEY, _SIZES_KEY, _COMPACTED_KEY)]
+        return IndexFile(table.replace_schema_metadata(None), *stated)
+
+    def _write(self, index_file: IndexFile) -> str:
+        metadata = {
+            _VERSION_KEY: str(_VERSION),
+            _COMMITS_KEY: json.dumps(index_file.commits),
+            _SIZES_KEY: json.dumps(index_file.sizes),
+            _COMPACTED_KEY: json.dumps(index_file.compacted),
+        }
+        batches = index_file.rows.combine_chunks().to_batches()
+        batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=LOCATED[self._kind])
+        content = encode_table(batch, metadata)
+        name = f"{self._kind}-{checksum(content)}.arrow"
+        self._backend.put(_DIRECTORY, name, content)
+        return name
 
 
-def _decoded(kind: str, content: pa.Buffer | None) -> IndexFile:
-    if content is None:
-        raise ValueError("its bytes do not match the checksum in its name")
-    table = pa.ipc.open_file(content).read_all()
-    metadata = table.schema.metadata
-    if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[kind]):
-        raise ValueError("it has another version")
-    commits, sizes = json.loads(metadata[_COMMITS_KEY]), json.loads(metadata[_SIZES_KEY])
-    return IndexFile(table.replace_schema_metadata(None), commits, sizes, json.loads(metadata[_COMPACTED_KEY]))
+def _path(name: str) -> str:
+    return f"{_DIRECTORY}/{name}"
+
+
+def _recorded(spans: list[_Span]) -> set[str]:
+    return {file for span in spans for file in span.compacted}
+
+
+def _with_commits(rows: pa.Table, numbers: Rows) -> pa.Table:
+    index = rows.schema.get_field_index("commit")
+    return rows.set_column(index, rows.schema.field(index), pa.array(numbers.astype(np.int32)))

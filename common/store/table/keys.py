@@ -4,6 +4,7 @@ A key is one or more columns. Its 64-bit hash is looked up in a sorted array. Th
 collision costs time and is never an error.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,8 +39,7 @@ def _hash_column(column: pa.Array) -> Hashes:
 
 def _hash_strings(column: pa.StringArray) -> Hashes:
     words, lengths = _words(column)
-    factors = _FACTORS if words.shape[1] <= len(_FACTORS) else _factors(words.shape[1])
-    return (words * factors[: words.shape[1]]).sum(axis=1, dtype=np.uint64) + lengths.astype(np.uint64)
+    return (words * _factors(words.shape[1])).sum(axis=1, dtype=np.uint64) + lengths.astype(np.uint64)
 
 
 def _words(column: pa.StringArray) -> tuple[Hashes, npt.NDArray[np.int32]]:
@@ -64,11 +64,9 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
+@functools.cache
 def _factors(count: int) -> Hashes:
     return _mixed(np.arange(1, count + 1, dtype=np.uint64)) | np.uint64(1)
-
-
-_FACTORS = _factors(64)
 
 
 class HashTable:
@@ -90,8 +88,4 @@ class HashTable:
     def repeated(self) -> Rows:
         """Return all rows that share their hash with another row."""
         same = self._hashes[1:] == self._hashes[:-1]
-        return (
-            self._rows[np.concatenate([same, [False]]) | np.concatenate([[False], same])]
-            if len(same)
-            else self._rows[:0]
-        )
+        return self._rows[np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))]

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.names import checksum_of
 from brain_align.common.store.format.part_files import Part, decode_part
 
 _KEPT_FILES = 1024
@@ -40,11 +39,7 @@ class PartReader:
         return self.part(file).batch
 
     def part(self, file: str) -> Part:
-        """Return a part with its metadata.
-
-        Raises:
-            FileNotFoundError, DamagedPartError, UserError: as for `batch`.
-        """
+        """Return a part with its metadata; raise as `batch` does."""
         path = f"{self._backend.uri}/{self._kind}/{file}"
         content = self._content(path, file)
         part = decode_part(path, content, self._kind)
@@ -76,7 +71,7 @@ class PartReader:
         try:
             if file in self._verified and not self._backend.fetches:
                 return self._backend.read(f"{self._kind}/{file}")
-            content = self._backend.read_checked(f"{self._kind}/{file}", checksum_of(file))
+            content = self._backend.read_checked(f"{self._kind}/{file}")
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -14,12 +14,8 @@ _RECENT_ROWS = 1024  # minimum number of rows that a dict holds before they are 
 _ROWS_AT_ONCE = 1024  # rows that are summarised together
 _WAITING_BYTES = 16 << 20  # of rows that are kept whole until they are summarised
 
-LOCATED = {
-    kind: pa.schema(
-        [*schema, pa.field("commit", pa.int32()), pa.field("row", pa.int32()), pa.field("hash", pa.uint64())]
-    )
-    for kind, schema in SUMMARY_SCHEMAS.items()
-}
+_LOCATION = [pa.field("commit", pa.int32()), pa.field("row", pa.int32()), pa.field("hash", pa.uint64())]
+LOCATED = {kind: pa.schema([*schema, *_LOCATION]) for kind, schema in SUMMARY_SCHEMAS.items()}
 """Summary rows with the location of each, its commit (a number) and its row there, and the hash of its key."""
 
 
@@ -80,11 +76,6 @@ class RowIndex:
     def __len__(self) -> int:
         return self._rows - self._hidden_rows
 
-    @property
-    def rows(self) -> int:
-        """The number of rows that have arrived, including those that do not count."""
-        return self._rows
-
     def hidden_numbers(self) -> Rows:
         """Return the numbers of the rows that do not count."""
         return np.flatnonzero(self._hidden)
@@ -112,11 +103,7 @@ class RowIndex:
         self._settle()
 
     def find(self, keys: Sequence[pa.Array]) -> Rows:
-        """Return the number [wanted] of the row with each key, -1 for keys that no row has.
-
-        Args:
-            keys: the key's columns, parallel to each other.
-        """
+        """Return the number [wanted] of the row with each key (its columns, in parallel); -1 for keys without a row."""
         found = np.full(len(keys[0]), -1, dtype=np.int64)
         asked, rows = self._hash_table.candidates(hash_keys(keys)) if self._settled else (found[:0], found[:0])
         for chunk, which, local in self._by_chunk(rows):
@@ -158,14 +145,11 @@ class RowIndex:
             self._listed = table
         return self._listed
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
     def _append(self, table: pa.Table) -> None:
         self._chunks.extend(pa.Table.from_batches([batch]) for batch in table.to_batches() if batch.num_rows)
         self._table = self._listed = self._starts = None
 
     def _summarise(self) -> None:
-        """Summarise the rows that wait for it."""
         if self._waiting:
             for table in located(self._kind, self._waiting):
                 self._append(table)
@@ -178,8 +162,7 @@ class RowIndex:
         if self._waiting and numbers.max() >= self._rows - sum(rows.batch.num_rows for rows in self._waiting):
             self._summarise()
         if self._starts is None:
-            lengths = [chunk.num_rows for chunk in self._chunks]
-            self._starts = np.cumsum([0, *lengths[:-1]])
+            self._starts = np.cumsum([0, *(chunk.num_rows for chunk in self._chunks[:-1])])
         of = np.searchsorted(self._starts, numbers, side="right") - 1
         for chunk in np.unique(of):
             which = np.flatnonzero(of == chunk)
@@ -216,24 +199,19 @@ class RowIndex:
         positions = self._positions()[repeated]
         repeated = repeated[np.argsort(positions)]
         rows = self.table().take(pa.array(repeated))
+        keys = zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True)
         first: set[Any] = set()
-        for number, key in zip(
-            repeated, zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True), strict=True
-        ):
+        for number, key in zip(repeated, keys, strict=True):
             self._hidden[number] = key in first
             first.add(key)
 
     def _positions(self) -> Rows:
         """Return numbers [rows] that ascend in the order of commitment."""
-        by_commit = np.argsort(
-            np.asarray(sorted(range(len(self.commits)), key=self.commits.__getitem__), dtype=np.int64)
-        )
+        by_commit = np.argsort(sorted(range(len(self.commits)), key=self.commits.__getitem__))
         return (by_commit[self._column("commit")] << 32) | self._column("row")
 
     def _column(self, name: str) -> Any:
-        column = self.table()[name].combine_chunks()
-        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        return column.to_numpy(zero_copy_only=False)
+        return self.table()[name].to_numpy()
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

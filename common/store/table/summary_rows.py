@@ -52,15 +52,7 @@ SUMMARY_SCHEMAS = {
 KEYS = {"groups": ("group_id",), "scores": ("group_id", "scorer"), "steps": ("step",)}
 """The key columns: of several rows with the same key, the one committed first counts."""
 
-
-_TOTALS = [
-    ("group_id", "count"),
-    ("values", "sum"),
-    ("nulls", "sum"),
-    ("sum", "sum"),
-    ("min", "min"),
-    ("max", "max"),
-]
+_TOTALS = [("group_id", "count"), ("values", "sum"), ("nulls", "sum"), ("sum", "sum"), ("min", "min"), ("max", "max")]
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def summary_rows(kind: str, batches: Sequence[pa.RecordBatch]) -> pa.Table:
     columns = {"groups": _of_groups, "scores": _of_scores, "steps": _of_steps}[kind](rows)
     for field in SUMMARY_SCHEMAS[kind]:
         if field.name not in columns:
-            columns[field.name] = _in_one_piece(rows[field.name], field.type)
+            columns[field.name] = rows[field.name].combine_chunks().cast(field.type)
     return pa.table([columns[name] for name in SUMMARY_SCHEMAS[kind].names], schema=SUMMARY_SCHEMAS[kind])
 
 
@@ -100,11 +92,7 @@ def scorer_summaries(rows: pa.Table) -> list[ScorerSummary]:
     """Return the scorers of some summary rows of SCORES, by name and digest."""
     for name in ("scorer", "scorer_digest"):
         rows = rows.set_column(rows.column_names.index(name), name, rows[name].cast(pa.string()))
-    table = (
-        rows.group_by(["scorer", "scorer_digest"])
-        .aggregate(_TOTALS)
-        .sort_by([("scorer", "ascending"), ("scorer_digest", "ascending")])
-    )
+    table = rows.group_by(["scorer", "scorer_digest"]).aggregate(_TOTALS)
     return [
         ScorerSummary(
             name=row["scorer"],
@@ -115,13 +103,8 @@ def scorer_summaries(rows: pa.Table) -> list[ScorerSummary]:
             min=row["min_min"],
             max=row["max_max"],
         )
-        for row in table.to_pylist()
+        for row in table.sort_by([("scorer", "ascending"), ("scorer_digest", "ascending")]).to_pylist()
     ]
-
-
-def _in_one_piece(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.Array:
-    array = column.combine_chunks()
-    return array if array.type == wanted else array.cast(wanted)
 
 
 def _of_groups(rows: pa.Table) -> dict[str, pa.Array]:
@@ -130,7 +113,7 @@ def _of_groups(rows: pa.Table) -> dict[str, pa.Array]:
     lengths = _lengths(outputs)
     return {
         "outputs": pa.array(lengths.astype(np.int32)),
-        "tokens": pa.array(_run_sums(tokens, lengths) + _lengths(rows["prompt_token_ids"])),
+        "tokens": pa.array(run_sums(tokens, lengths) + _lengths(rows["prompt_token_ids"])),
     }
 
 
@@ -139,14 +122,16 @@ def _of_scores(rows: pa.Table) -> dict[str, pa.Array]:
     flat = pc.list_flatten(lists)
     lengths = _lengths(lists)
     known = flat.is_valid().to_numpy()
-    values = _run_sums(known.astype(np.int32), lengths)
+    values = run_sums(known.astype(np.int32), lengths)
     numbers = flat.fill_null(0).to_numpy()
+    low = _reduced(np.minimum, np.where(known, numbers, np.inf), lengths)
+    high = _reduced(np.maximum, np.where(known, numbers, -np.inf), lengths)
     return {
         "values": pa.array(values.astype(np.int32)),
         "nulls": pa.array((lengths - values).astype(np.int32)),
-        "sum": pa.array(_run_sums(numbers.astype(np.float64), lengths)),
-        "min": _extremes(np.minimum, np.where(known, numbers, np.inf), lengths, values),
-        "max": _extremes(np.maximum, np.where(known, numbers, -np.inf), lengths, values),
+        "sum": pa.array(run_sums(numbers.astype(np.float64), lengths)),
+        "min": pa.array(low.astype(np.float32), mask=values == 0),
+        "max": pa.array(high.astype(np.float32), mask=values == 0),
     }
 
 
@@ -158,23 +143,20 @@ def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return pc.list_value_length(lists).to_numpy().astype(np.int64)
 
 
-def _run_sums(values: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Return the sums of consecutive runs of `values`; runs may be empty."""
-    if not len(values):
-        return np.zeros(len(lengths), dtype=values.dtype)
-    starts = np.cumsum(lengths) - lengths
-    sums = np.add.reduceat(values, np.minimum(starts, len(values) - 1))
+def run_sums(values: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return the sums of consecutive runs of values; runs may be empty.
+
+    Args:
+        values: the runs, one after the other.  # [sum of lengths]
+        lengths: of the runs.  # [runs]
+    """
+    sums = _reduced(np.add, values, lengths)
     return np.where(lengths > 0, sums, sums.dtype.type(0))
 
 
-def _extremes(
-    ufunc: np.ufunc,
-    values: npt.NDArray[np.floating],
-    lengths: npt.NDArray[np.int64],
-    known: npt.NDArray[Any],
-) -> pa.Array:
-    starts = np.cumsum(lengths) - lengths
+def _reduced(ufunc: np.ufunc, values: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Reduce each of consecutive runs of values; an empty run gets any number."""
     if not len(values):
-        return pa.nulls(len(lengths), pa.float32())
-    found = ufunc.reduceat(values, np.minimum(starts, len(values) - 1)).astype(np.float32)
-    return pa.array(found, mask=np.asarray(known == 0))
+        return np.zeros(len(lengths), dtype=values.dtype)
+    starts = np.cumsum(lengths) - lengths
+    return ufunc.reduceat(values, np.minimum(starts, len(values) - 1))

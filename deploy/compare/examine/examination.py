@@ -16,9 +16,7 @@ class ExaminedGroups:
     """The groups of a seed that its versions are examined on.
 
     Attributes:
-        recipe: the seed's.
         held_back: values of groups of validation prompts, on which no method trains.
-        first_round: values of groups of the first round.
         rows: GROUPS rows of the held-back groups, then of the first round's.
     """
 
@@ -31,14 +29,9 @@ class ExaminedGroups:
 async def examine(
     examiner: Pool, directory: RunDirectory, version: int, groups: ExaminedGroups, *, trained: bool
 ) -> Examination:
-    """Examine a published version on its seed's groups.
+    """Examine a published version on its seed's groups, with a pool of `ExaminerActor`s.
 
-    Args:
-        examiner: pool of `ExaminerActor`s.
-        directory: of the run that published the version.
-        version: its number.
-        groups: of the seed.
-        trained: whether the run trained on the seed's first round, rather than on human pairs.
+    `trained` means that the run trained on the seed's first round, rather than on human pairs.
 
     Raises:
         PipelineError, UserError: the examiner failed.

@@ -1,7 +1,7 @@
 """Figures of a policy from log-probabilities and rewards of stored groups; pure functions on arrays."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,6 @@ class Examination:
     top_k_entropy: float
     top_k_mass: float
 
-    def as_dict(self) -> dict[str, float | None]:
-        """Return the fields by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class StoredValues:
@@ -60,14 +56,7 @@ class StoredValues:
 def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float | None:
     """Return the share of output pairs with different rewards whose log-probabilities have the same order.
 
-    All groups weigh equally, whatever the number of their pairs; groups without a pair are skipped.
-
-    Args:
-        logprobs: of each group's outputs.  # groups x [n]
-        rewards: likewise.  # groups x [n]
-
-    Returns:
-        A share from 0 to 1; None if no group has a pair.
+    All groups weigh equally, whatever the number of their pairs; None if no group has a pair.
 
     Example:
         log q = (−1, −2, −3), r = (3, 1, 2): of the pairs (3, 1), (3, 2), (2, 1) the first two are in order: 0.667.
@@ -84,10 +73,7 @@ def ranking_accuracy(logprobs: Sequence[Row], rewards: Sequence[Row]) -> float |
 def drifts(logprobs: Sequence[Row], values: StoredValues) -> tuple[float, float] | tuple[None, None]:
     """Return the mean log q − log p (nats) of the outputs with the highest and with the lowest reward.
 
-    Groups whose outputs all have the same reward are skipped.
-
-    Returns:
-        Two means; two times None if every group was skipped.
+    Groups whose outputs all have the same reward are skipped; two times None if every group was.
     """
     chosen, rejected = [], []
     for log_q, log_p, reward in zip(logprobs, values.prior, values.rewards, strict=True):

@@ -124,7 +124,7 @@ def method_recipe(
 
     Args:
         base: the recipe of the comparison.
-        method: its objective and overrides.
+        method: the trained one.
         pairs: a store of human pairs, for a method that trains on these.
         sections: settings that replace the base's, by section (or a value such as `seed`).
 

@@ -70,17 +70,8 @@ def parse_request(
 ) -> Request:
     """Parse the options of the command line, comma-separated lists, and add them to an earlier request.
 
-    An option that was not given is None: the earlier request's value stays, and a new comparison takes the default.
-
-    Args:
-        recipe: the base recipe.
-        objectives: value of --objectives.
-        seeds: value of --seeds.
-        learning_rates: value of --learning-rates.
-        group_sizes: value of --n.
-        swept: value of --n-objectives.
-        pairs: value of --pairs.
-        begun: the earlier request, if any.
+    An option that was not given is None: the value of the earlier request (`begun`) stays, and a new comparison takes
+    the default. `group_sizes` is the value of --n, `swept` that of --n-objectives.
 
     Raises:
         UserError: a value is invalid, is given twice, or would have no effect.

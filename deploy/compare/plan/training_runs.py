@@ -20,14 +20,7 @@ from brain_align.deploy.schedule.evaluation import Merit
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run.
-
-    Attributes:
-        method: the method that is trained.
-        learning_rate: of the optimiser.
-        seed: of prompts, samples and adapter.
-        n: outputs per group.
-    """
+    """One training run: `seed` is that of prompts, samples and adapter, n the number of outputs per group."""
 
     method: Method
     learning_rate: float
@@ -42,12 +35,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """The training runs that a request asks for.
-
-    Attributes:
-        request: the methods, seeds, learning rates and group sizes.
-        n: outputs per group in the recipe.
-    """
+    """The training runs that a request asks for, where the recipe has n outputs per group."""
 
     request: Request
     n: int
@@ -84,14 +72,8 @@ def at_edge(rate: float, grid: Sequence[float]) -> bool:
 def run_recipe(base: Recipe, run: TrainingRun, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
     """Return the recipe of a training run: the base's, with its objective, learning rate, seed and n.
 
-    Args:
-        base: the recipe of the comparison.
-        run: the training run.
-        directory: of the comparison.
-        pairs: a store of human pairs, see `method_recipe`.
-
     Raises:
-        UserError: the base recipe and the method are incompatible.
+        UserError: see `method_recipe`, which takes `pairs`.
     """
     return method_recipe(
         base,

@@ -15,13 +15,7 @@ _OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "not reproduced": "bad"}
 
 
 def page(comparison: Comparison, tables: Sequence[TextTable], plots: Mapping[str, str]) -> str:
-    """Return the HTML page.
-
-    Args:
-        comparison: for title, protocol and cautions.
-        tables: in their order.
-        plots: SVG documents by name.
-    """
+    """Return the HTML page with all tables and with plots, which are SVG documents by name."""
     templates = Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
@@ -80,11 +74,9 @@ def _few_seeds(comparison: Comparison) -> str | None:
 
 
 def inline_svg(name: str, svg: str) -> str:
-    """Return an SVG document as an element of the page, in the reader's text colour, with ids that no other plot has.
+    """Return matplotlib's SVG as an element of the page, in the reader's text colour, with ids that begin with `name`.
 
-    Args:
-        name: of the plot; it begins every id.
-        svg: a document by matplotlib.
+    Without it, ids of two plots on one page would clash.
     """
     element = svg[svg.index("<svg") :]
     element = element.replace(INK, "currentColor")

@@ -206,18 +206,15 @@ def drift(comparison: Comparison) -> Figure | None:
     figure, axes = _figure(7, 0.9 + 0.4 * len(methods))
     places = np.arange(len(methods))
     found = [method.examination for method in methods]
-    _bars(axes, places - 0.18, [one.held_back_chosen_drift or 0 for one in found], COLOURS[2], "chosen")
-    _bars(axes, places + 0.18, [one.held_back_rejected_drift or 0 for one in found], COLOURS[1], "rejected")
+    for name, shift, colour in (("chosen", -0.18, COLOURS[2]), ("rejected", 0.18, COLOURS[1])):
+        drifts = [getattr(one, f"held_back_{name}_drift") for one in found]
+        axes.barh(places + shift, drifts, height=0.34, color=colour, label=name)
     axes.set_yticks(places, [method.label for method in methods])
     axes.invert_yaxis()
     axes.axvline(0, color=INK, linewidth=0.6)
     axes.set_xlabel("log q − log p of held-back groups, nats")
     axes.legend()
     return figure
-
-
-def _bars(axes: Axes, places: np.ndarray, values: Sequence[float], colour: str, label: str) -> None:
-    axes.barh(places, values, height=0.34, color=colour, label=label)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -232,22 +229,14 @@ def _legend_below(figure: Figure) -> None:
 
 
 def plot_styles(labels: Sequence[str]) -> dict[str, PlotStyle]:
-    """Return the style of every method, the same in all plots; one method under two names has one style.
-
-    Args:
-        labels: of all methods of the comparison.
-    """
+    """Return the style of every method, the same in all plots; one method under two names has one style."""
     first = SAME_METHOD[0]
     found = {label: _style(place) for place, label in enumerate(legend_names(labels))}
     return {label: found[label if label in found else first] for label in labels}
 
 
 def legend_names(labels: Sequence[str]) -> dict[str, str]:
-    """Return the methods' names in legends, by label; a method under two names, whose points coincide, has one entry.
-
-    Args:
-        labels: of all methods of the comparison.
-    """
+    """Return the names in legends by label; a method under two names, whose points coincide, has one entry."""
     first, again = SAME_METHOD
     if first not in labels or again not in labels:
         return {label: label for label in labels}

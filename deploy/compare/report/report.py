@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def report(
     comparison = collect(directory, recipe, plan, failed)
     if not comparison.methods:
         raise PipelineError(f"No training run of {directory.root} succeeded. {' '.join(failed.values())}")
-    write_file(directory.results, json.dumps(_finite(comparison.as_dict()), indent=1))
+    write_file(directory.results, json.dumps(_finite(asdict(comparison)), indent=1))
     figures = draw(comparison)
     drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in figures.items()}
     for name, figure in figures.items():

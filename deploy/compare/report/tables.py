@@ -42,7 +42,7 @@ def methods_table(comparison: Comparison) -> TextTable:
     columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "each seed", "tokens"]
     columns += ["finished (EOS), %", "versions", "rate", "s/run"]
     return TextTable(
-        f"{comparison.name}: test prompts, means over seeds {_listed(comparison.protocol.seeds)}",
+        f"{comparison.name}: test prompts, means over seeds {', '.join(map(str, comparison.protocol.seeds))}",
         columns,
         [_method_row(figures, judges) for figures in shown],
         _methods_note(comparison),
@@ -262,7 +262,3 @@ def _against(difference: PairedDifference | None, digits: int) -> str:
 def _with_prior(comparison: Comparison) -> list[MethodFigures]:
     prior = [] if comparison.prior is None else [comparison.prior]
     return [*prior, *comparison.methods.values()]
-
-
-def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds))

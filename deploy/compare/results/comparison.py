@@ -1,9 +1,8 @@
 """All figures of a comparison, as tables, plots and compare.json show them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import recipe_digest
@@ -66,12 +65,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All figures.
+    """All figures: the contents of compare.json.
 
     Attributes:
         name: of the recipe.
-        recipe_digest: of the base recipe.
-        protocol: the settings that all methods share.
         prior: the policy before training; None until a run is finished.
         methods: by label, in the order of the request; only those with finished runs.
         tests: every pair of methods, the prior among them.
@@ -106,10 +103,6 @@ class Comparison:
         }
         return {name: seeds for name, seeds in lacking.items() if seeds}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the contents of compare.json."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _Finished:
@@ -137,14 +130,7 @@ class _Method:
 def collect(
     directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: Mapping[str, str]
 ) -> Comparison:
-    """Read the finished runs of a plan and compute all figures.
-
-    Args:
-        directory: of the comparison.
-        recipe: the base of all runs.
-        plan: the runs.
-        failed: why some could not be trained, by name.
-    """
+    """Read the finished runs of a plan and compute all figures; `failed` tells why a run could not be trained."""
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
     finished = {label: runs for label, runs in read.items() if runs.full.chosen}
     prior = _prior(directory, finished)
@@ -200,7 +186,7 @@ def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> l
 
 
 def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:
-    """What the methods of figure 2 show of it, on the seeds that all their group sizes have."""
+    """Return what the methods of figure 2 show of it, on the seeds that all their group sizes have."""
     found = []
     for label in SWEPT:
         by_size = finished[label].by_size() if label in finished else {}

@@ -43,9 +43,8 @@ class Finding:
     """The outcome of a claim in a comparison.
 
     Attributes:
-        claim: of the paper.
-        outcome: `shown` where the whole 95 % interval of the difference is above 0, and that of each of two or more
-            seeds is, too; `not reproduced` where the difference is below 0.
+        outcome: `shown` where the whole 95 % interval of the difference is above 0, and so is the difference of each
+            of two or more seeds; `not reproduced` where the difference is below 0.
         difference: of the train-RM win rates, percentage points.
     """
 
@@ -67,9 +66,7 @@ def findings(tests: Sequence[PairedTest]) -> list[Finding]:
 def size_findings(label: str, wins: Mapping[int, Floats]) -> list[Finding]:
     """Return the outcomes of figure 2 for one method: its win rate rises with n, and BRAIn's saturates.
 
-    Args:
-        label: of the method.
-        wins: 100 or 0 for each test prompt, NaN where unknown, by n; of the same seeds.  # [seeds, prompts]
+    `wins` has 100 or 0 for each test prompt, NaN where unknown, by n; all of the same seeds.  # [seeds, prompts]
     """
     if len(wins) < 2:
         return []

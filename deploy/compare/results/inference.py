@@ -15,9 +15,8 @@ RESAMPLES = 10_000
 
 SMALLEST_P = 2 / (RESAMPLES + 1)
 
-
 _DRAWN_AT_ONCE = 1 << 20
-"""Drawn prompts that are held in memory as numbers of 64 bits together."""
+"""The number of drawn prompts that are converted to 64 bits at once, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,11 @@ class PairedDifference:
     """Mean of a − b over seeds and prompts, with a bootstrap's 95 % interval and two-sided p-values.
 
     Attributes:
-        difference: the mean.
-        low, high: the interval, over prompts and seeds; for one seed it says nothing of what another would change.
-        p_value: the bootstrap's, two-sided. With few seeds it is too small where seeds differ much: a resample of
-            three seeds of one sign never has the other.
-        by_seed: the mean of each seed by itself.
-        p_seeds: of a t-test of these means against 0, which takes nothing for granted but that seeds are alike; None
-            for one seed.
+        low, high: the interval, over prompts and seeds; with one seed it does not include the variation over seeds.
+        p_value: the bootstrap's. With few seeds it is too small if seeds differ much: a resample of three seeds of one
+            sign never has the other.
+        by_seed: the mean of each seed.
+        p_seeds: of a t-test of these means against 0, which assumes only that seeds are exchangeable; None for one.
     """
 
     difference: float
@@ -50,22 +47,19 @@ class PairedDifference:
     p_seeds: float | None
 
     def turned(self) -> "PairedDifference":
-        """Of b − a."""
+        """Return the difference b − a."""
         return PairedDifference(
             -self.difference, -self.high, -self.low, self.p_value, [-value for value in self.by_seed], self.p_seeds
         )
 
 
 def clustered_mean(values: Floats) -> Estimate:
-    """The mean over seeds and prompts, with a normal interval for what other prompts and other seeds would change.
+    """Return the mean of values [seeds, prompts], with a normal interval for the variation over prompts and seeds.
 
     Seeds share their test prompts, so that outcomes on one prompt are not independent. The variance of the mean is
-    that of the prompts' means over their number, plus that of the seeds' means over theirs. The first is taken for no
-    smaller than if all outcomes were independent: seeds that happen to differ on every prompt make nothing more
+    that of the prompts' means over their number, plus that of the seeds' means over theirs. The first is at least what
+    it would be if all outcomes were independent: seeds that happen to differ on every prompt make nothing more
     certain. For one seed and wins of 0 or 1 the interval is the paper's 1.96·√(p(1−p)/N).
-
-    Args:
-        values: [seeds, prompts]
 
     Example:
         One seed, 60 wins of 100 prompts: 0.6 ± 1.96·√(0.24/100) = 0.6 ± 0.096.
@@ -78,11 +72,9 @@ def clustered_mean(values: Floats) -> Estimate:
 
 
 def mcnemar(ours: Bools, theirs: Bools) -> float:
-    """Exact two-sided p-value of McNemar's test: the discordant pairs are fair coin tosses under the hypothesis.
+    """Return the exact two-sided p-value of McNemar's test for wins on the same prompts.  # [prompts] each.
 
-    Args:
-        ours: whether each prompt was won.  # [prompts]
-        theirs: likewise, for the same prompts.
+    Under the hypothesis the discordant pairs are fair coin tosses.
 
     Example:
         9 prompts that only we win and 1 that only they win: 2·(1 + 10)/2¹⁰ = 0.0215.
@@ -94,14 +86,10 @@ def mcnemar(ours: Bools, theirs: Bools) -> float:
 
 
 def paired_bootstrap(differences: Floats, *, resamples: int = RESAMPLES) -> PairedDifference:
-    """The mean difference over seeds and prompts, with a percentile bootstrap that draws both.
+    """Return the mean of a − b [seeds, prompts], with a percentile bootstrap that draws both.
 
-    Each resample draws seeds and, by itself, prompts, and takes the mean over the drawn seeds on the drawn prompts (the
-    pigeonhole bootstrap of crossed factors, arXiv 0712.1111).
-
-    Args:
-        differences: a − b.  # [seeds, prompts]
-        resamples: how many.
+    Each resample draws seeds and, independently, prompts, and takes the mean over the drawn seeds on the drawn prompts
+    (the pigeonhole bootstrap of crossed factors, arXiv 0712.1111).
     """
     seeds, prompts = differences.shape
     shares = np.random.default_rng(0).multinomial(seeds, [1 / seeds] * seeds, size=resamples) / seeds
@@ -127,11 +115,7 @@ def paired_bootstrap(differences: Floats, *, resamples: int = RESAMPLES) -> Pair
 
 @lru_cache(maxsize=2)  # a comparison has hundreds of differences over the same prompts
 def _drawn_prompts(prompts: int, resamples: int) -> npt.NDArray[np.uint16]:
-    """How often each resample draws each prompt; the same at every call, so that a comparison says the same again.
-
-    Returns:
-        [resamples, prompts], with rows that sum to `prompts`.
-    """
+    """Return how often each resample draws each prompt, the same at every call.  # [resamples, prompts]."""
     generator = np.random.default_rng(1)
     counts = np.empty((resamples, prompts), np.uint16)
     for row in counts:
@@ -140,10 +124,7 @@ def _drawn_prompts(prompts: int, resamples: int) -> npt.NDArray[np.uint16]:
 
 
 def t_test(values: Floats) -> float:
-    """Two-sided p-value of Student's test that the mean is 0.
-
-    Args:
-        values: two or more.
+    """Return the two-sided p-value of Student's test that the mean of two or more values is 0.
 
     Example:
         (7.8, 4.5, 5.2): t = 5.833/1.003 = 5.82 with 2 degrees of freedom, p = 0.028.
@@ -155,7 +136,7 @@ def t_test(values: Floats) -> float:
 
 
 def _beyond(t: float, degrees: int) -> float:
-    """Student's P(|T| > t), as a finite sum for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return Student's P(|T| > t) as a finite sum for whole degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2
@@ -169,28 +150,23 @@ def _beyond(t: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class OverOptimisation:
-    """The curve d(a − b·log d) of gained reward against d = √KL(q‖p) (arXiv 2210.10760, 2406.02900).
-
-    Attributes:
-        a, b: its coefficients.
-        r_squared: share of the variance of the gains that it explains.
-    """
+    """The curve d(a − b·log d) of gained reward against d = √KL(q‖p) (arXiv 2210.10760, 2406.02900)."""
 
     a: float
     b: float
     r_squared: float
 
     def gain(self, distance: Floats) -> Floats:
-        """The curve at distances > 0."""
+        """Return the gain at distances > 0."""
         return distance * (self.a - self.b * np.log(distance))
 
 
 def fit_over_optimisation(distances: Floats, gains: Floats) -> OverOptimisation | None:
-    """Least squares for d(a − b·log d), which is linear in a and b.
+    """Fit d(a − b·log d), which is linear in a and b, to gains over the prior by least squares.
 
     Args:
         distances: √KL, nats^½; those that are not positive are left out.  # [points]
-        gains: reward beyond the prior's.  # [points]
+        gains: of the mean reward.  # [points]
 
     Returns:
         None for fewer than four points at different distances: two coefficients fit any two.

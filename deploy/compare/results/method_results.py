@@ -1,11 +1,10 @@
 """The figures of methods, and tests between them, from their finished runs; pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from brain_align.deploy.compare.examine.likelihoods import Examination
 from brain_align.deploy.compare.results.inference import (
@@ -23,11 +22,11 @@ PERCENT = 100.0
 
 @dataclass(frozen=True)
 class JudgeFigures:
-    """What a scorer that nobody was trained on says.
+    """Figures of a scorer on which no method was trained.
 
     Attributes:
         value, gold_value: mean over the outputs, and over gold.
-        value_ci95, value_by_seed: half-width of `clustered_mean`'s interval of the first, and each seed's.
+        value_ci95, value_by_seed: half-width of `clustered_mean`'s interval of the first, and each seed's mean.
         win_rate, win_rate_ci95: percent of prompts whose output it prefers to gold; None without gold.
     """
 
@@ -48,15 +47,11 @@ class MethodFigures:
         objective: the recipe's `objective.name`; `prior` for the prior.
         learning_rate: chosen on the first seed; None for the prior.
         rate_at_edge: whether it is the smallest or largest of the grid.
-        seeds: over which.
-        best_versions: of each seed.
         train_rm_win_rate, train_rm_win_rate_ci95: percent, with the half-width of `clustered_mean`'s interval.
-        train_rm_win_rate_by_seed: percent.
         judges: by name of the scorer.
         mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
         kl_to_prior_ci95, kl_to_prior_by_seed: nats.
-        examination: likelihoods.
-        seconds: a run, from the learner's start to the end of evaluation; of a resumed one, of its last start.
+        seconds: per run, from the learner's start to the end of evaluation; of a resumed one, from its last start.
     """
 
     label: str
@@ -87,8 +82,8 @@ class PairedTest:
         ours, theirs: labels.
         win_rate: difference of the train-RM win rates, percentage points; None without gold.
         reward: difference of the mean rewards.
-        judges: difference of the means of each scorer that nobody was trained on, by its name.
-        mcnemar_p: exact, of each seed on its own; empty without gold.
+        judges: difference of the means of each scorer on which no method was trained, by its name.
+        mcnemar_p: exact, of each seed separately; empty without gold.
     """
 
     ours: str
@@ -99,14 +94,14 @@ class PairedTest:
     mcnemar_p: list[float]
 
     def turned(self) -> "PairedTest":
-        """The same with the methods exchanged."""
+        """Return the test with the methods exchanged."""
         rate = None if self.win_rate is None else self.win_rate.turned()
         judges = {name: difference.turned() for name, difference in self.judges.items()}
         return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), judges, self.mcnemar_p)
 
 
 def wins(results: Sequence[FinishedRun]) -> Floats | None:
-    """Whether each test prompt's output has a higher reward than gold, strictly: 1 or 0, NaN where unknown.
+    """Return 1 where a test prompt's output has a strictly higher reward than gold, else 0; NaN where unknown.
 
     Returns:
         [seeds, prompts]; None without gold.
@@ -115,8 +110,8 @@ def wins(results: Sequence[FinishedRun]) -> Floats | None:
 
 
 def outcomes(results: Sequence[FinishedRun], column: str) -> Floats:
-    """A column of the test outcomes, see `Evaluation.outcomes`; NaN where unknown.  # [seeds, prompts]."""
-    return np.stack([_column(result.outcomes, column) for result in results])
+    """Return a column of the test outcomes, see `Evaluation.outcomes`; NaN where unknown.  # [seeds, prompts]."""
+    return np.stack([result.outcomes[column].to_numpy().astype(np.float64) for result in results])
 
 
 def _above_gold(results: Sequence[FinishedRun], column: str) -> Floats | None:
@@ -126,22 +121,18 @@ def _above_gold(results: Sequence[FinishedRun], column: str) -> Floats | None:
     return np.where(np.isnan(ours) | np.isnan(gold), np.nan, ours > gold)
 
 
-def _column(table: pa.Table, name: str) -> Floats:
-    return table[name].to_numpy().astype(np.float64)
-
-
 def known(values: Floats) -> Floats:
-    """Only the prompts of which every seed's value is known."""
+    """Return the columns of the prompts whose value is known for every seed."""
     return values[:, ~np.isnan(values).any(axis=0)]
 
 
 def percentage(values: Floats | None) -> Estimate | None:
-    """In percent, over the prompts that are known for every seed; None without gold, or where there is none."""
+    """Return percent over the prompts that are known for every seed; None without gold or without such a prompt."""
     return None if values is None or not known(values).size else clustered_mean(PERCENT * known(values))
 
 
 def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: bool) -> MethodFigures:
-    """The figures of a method's runs, one for each seed, all at one learning rate."""
+    """Return the figures of a method's runs, one per seed, all at one learning rate."""
     won = wins(results)
     rate = percentage(won)
     tests = [result.test for result in results]
@@ -170,12 +161,12 @@ _AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
 
 
 def mean(values: Iterable[float]) -> float:
-    """Of numbers that come one by one."""
+    """Return the mean of an iterable."""
     return float(np.mean(list(values)))
 
 
 def _judges(results: Sequence[FinishedRun]) -> list[str]:
-    """Those that have said something of at least one prompt for every seed."""
+    """Return the scorers that have scored at least one prompt for every seed."""
     columns = [name for name in results[0].outcomes.column_names if name.startswith("scores.")]
     return [name.removeprefix("scores.") for name in columns if known(outcomes(results, name)).size]
 
@@ -194,8 +185,8 @@ def _judge(results: Sequence[FinishedRun], name: str) -> JudgeFigures:
 
 
 def mean_examination(examinations: Sequence[Examination]) -> Examination:
-    """Field by field; None where an examination has none."""
-    rows = [one.as_dict() for one in examinations]
+    """Return the means of the fields; None where an examination has None."""
+    rows = [asdict(one) for one in examinations]
     means: dict[str, Any] = {name: _mean_or_none([row[name] for row in rows]) for name in rows[0]}
     return Examination(**means)
 
@@ -208,11 +199,7 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 def paired_test(
     ours: str, our_results: Sequence[FinishedRun], theirs: str, their_results: Sequence[FinishedRun]
 ) -> PairedTest | None:
-    """Compare two methods prompt by prompt and seed by seed, on the seeds that both have.
-
-    Returns:
-        None where they have no seed in common, or no prompt that both have a reward for.
-    """
+    """Compare two methods on the prompts and seeds that both have; None if these are none."""
     shared = sorted({one.run.seed for one in our_results} & {one.run.seed for one in their_results})
     us = [one for one in our_results if one.run.seed in shared]
     them = [one for one in their_results if one.run.seed in shared]
@@ -221,18 +208,14 @@ def paired_test(
     our_wins, their_wins = wins(us), wins(them)
     by_rate, by_seed = None, []
     if our_wins is not None and their_wins is not None:
-        by_rate = _difference(PERCENT * our_wins, PERCENT * their_wins)
+        by_rate = paired_bootstrap(known(PERCENT * our_wins - PERCENT * their_wins))
         by_seed = [_mcnemar(a, b) for a, b in zip(our_wins, their_wins, strict=True)]
     judges = {name: _of_column(us, them, f"scores.{name}") for name in _judges([*us, *them])}
     return PairedTest(ours, theirs, by_rate, _of_column(us, them, "reward"), judges, by_seed)
 
 
 def _of_column(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], column: str) -> PairedDifference:
-    return _difference(outcomes(ours, column), outcomes(theirs, column))
-
-
-def _difference(ours: Floats, theirs: Floats) -> PairedDifference:
-    return paired_bootstrap(known(ours - theirs))
+    return paired_bootstrap(known(outcomes(ours, column) - outcomes(theirs, column)))
 
 
 def _mcnemar(ours: Floats, theirs: Floats) -> float:

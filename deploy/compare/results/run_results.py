@@ -1,7 +1,7 @@
 """The results of finished training runs: evaluation and examination of the best version."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ class FinishedRun:
     """The results of one finished training run.
 
     Attributes:
-        run: the training run.
         best_version: chosen on validation prompts.
         test: `Result` of the best version on test prompts, by field.
         prior: the same of version 0.
@@ -42,7 +41,7 @@ class FinishedRun:
 
     @property
     def merit(self) -> Merit:
-        """The criterion by which its learning rate is chosen."""
+        """The criterion of the learning rate."""
         best = self.validation[self.best_version]
         return merit(best["train_rm_win_rate"], best["mean_reward"])
 
@@ -96,12 +95,7 @@ PRIOR_METHOD = Method("prior", "prior")
 
 
 def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun:
-    """Read the prior's results, in the form of a method's run.
-
-    Args:
-        directory: of the comparison.
-        like: any finished run of the same seed; it has evaluated the prior.
-    """
+    """Read the prior's results, in the form of a method's run; `like` is any finished run of the same seed."""
     run = replace(like.run, method=PRIOR_METHOD)
     return FinishedRun(
         run=run,
@@ -117,7 +111,7 @@ def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun
 
 def write_examination(path: Path, examination: Examination) -> None:
     """Save an examination."""
-    write_file(path, json.dumps(examination.as_dict(), indent=1))
+    write_file(path, json.dumps(asdict(examination), indent=1))
 
 
 def read_examination(path: Path) -> Examination:

@@ -31,8 +31,7 @@ from brain_align.deploy.compare.results.run_results import (
     write_table,
 )
 from brain_align.deploy.compare.train.derived_stores import deal_pairs, write_first_outputs
-from brain_align.deploy.compare.train.run_plan import make_run_plan
-from brain_align.deploy.compare.train.seed_groups import SeedGroups, publish_prior, sample_groups
+from brain_align.deploy.compare.train.seed_groups import SeedGroups, make_run_plan, publish_prior, sample_groups
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
@@ -49,14 +48,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True)
 class ComparisonSetup:
-    """The recipe and the inputs that all training runs of a comparison share.
-
-    Attributes:
-        base: the recipe from which those of all runs derive.
-        inputs: the recipe's prompts.
-        facts: what identifies these inputs.
-        directory: of the comparison.
-    """
+    """The base recipe and the inputs that all training runs share; `facts` identify the inputs."""
 
     base: ResolvedRecipe
     inputs: Inputs
@@ -72,14 +64,8 @@ class ComparisonSetup:
 class Runner:
     """Trains the runs of a plan that are not finished.
 
-    Each has a conductor of its own, as any run has, all in one event loop; samplers and scorers are shared.
-
-    Args:
-        setup: the recipe and the inputs that the runs share.
-        plan: the training runs.
-        services: shared by all runs.
-        parallel: the number of runs that are trained side by side.
-        say: called with one line when a run ends.
+    Each has a conductor of its own, as any run has, all in one event loop; samplers and scorers are shared. `parallel`
+    runs are trained side by side, and `say` is called with one line when a run ends.
 
     Attributes:
         failed: the reason why a run could not be trained, by its name.
@@ -115,7 +101,7 @@ class Runner:
                 before: asyncio.Task[SeedGroups] | None = None
                 for seed in self._plan.request.seeds:  # one after the other, ahead of the runs that need them
                     before = self._seeds[seed] = tasks.create_task(self._sample_after(before, seed))
-                tasks.create_task(self._services.start())
+                tasks.create_task(self._services.examiner.start())  # the other pools start when a run needs them
                 for method in self._plan.request.methods:
                     tasks.create_task(self._train_method(method))
         except ExceptionGroup as failures:

@@ -1,7 +1,7 @@
-"""The groups that all training runs of a seed start from: those of every round, sampled from the prior.
+"""The groups that all training runs of a seed start from, of every round, sampled from the prior; and a run's plan.
 
-They and the prior's evaluation are sampled and scored once, as in any run. One more round, on which no method trains,
-has groups of validation prompts: on these the methods' likelihoods are examined.
+The groups and the prior's evaluation are sampled and scored once, as in any run. One more round, on which no method
+trains, has groups of validation prompts: on these the methods' likelihoods are examined.
 """
 
 import asyncio
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
 from brain_align.common.requests import SampleRequest
-from brain_align.common.schemas import PRIOR
+from brain_align.common.schemas import HUMAN, PRIOR
+from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.compare.examine.examination import ExaminedGroups
@@ -24,7 +26,7 @@ from brain_align.deploy.run.run_plan import RunPlan, training_scorers
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
 from brain_align.deploy.schedule.request_plan import RequestPlan, request_plan
-from brain_align.deploy.schedule.round_prompts import DrawnPrompts
+from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.services import Services
 
@@ -161,3 +163,30 @@ async def publish_prior(recipe: Recipe, services: Services) -> None:
         await services.learner.publish(0, step)
     finally:
         services.learner.kill()
+
+
+def make_run_plan(recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, below: Store) -> RunPlan:
+    """Return the plan of one training run: train on its seed's groups, and be evaluated as any run is.
+
+    A method with a fixed proposal trains on the seed's groups of every round. A method that updates its proposal
+    trains on those of the first round, whose proposal is the prior for every method, and samples the later rounds
+    itself. A method of human pairs finds these in `below` instead, the store that holds the groups, their first
+    outputs, or the pairs. Outputs of version 0 are never sampled again: they are the prior's, the same for every run.
+    """
+    plan = request_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
+    if groups.directory.quarantine.exists() and not directory.quarantine.exists():
+        write_file(directory.quarantine, groups.directory.quarantine.read_text())  # no training run has these groups
+    prompts = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
+    offline = recipe.has_fixed_proposal
+    evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
+    rounds_below = recipe.algorithm.rounds if offline else 1
+    trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else prompts
+    return RunPlan(
+        store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
+        schedule=Rounds(recipe.algorithm, trained, recipe.seed),
+        training_scorers=training_scorers(recipe),
+        started_scorers=evaluation_scorers(recipe),
+        requests=None if offline else TrainingRequests(recipe.algorithm, prompts, plan, recipe.sampling.n, fixed=False),
+        evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+        quarantine=Quarantine(directory.quarantine),
+    )

@@ -21,19 +21,12 @@ from brain_align.deploy.services.services import Services
 class SharedServices:
     """Pools that hold no state of any run: each request names the registry of its versions.
 
-    Attributes:
-        shared: samplers and scorers; its learner is never started.
-        examiner: computes the likelihoods of trained versions.
-        model: the model that the versions adapt.
+    `shared` has the samplers and scorers; its learner is never started. The versions adapt `model`.
     """
 
     shared: Services
     examiner: Pool
     model: ProposalModel
-
-    async def start(self) -> None:
-        """Start the examiner, without waiting for it; the other pools start when a run first needs them."""
-        await self.examiner.start()
 
     def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
         """Return the services of one run: its own learner, and the shared pools."""

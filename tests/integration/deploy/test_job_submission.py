@@ -15,10 +15,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.integration.deploy.pipeline_runs import RECIPE, ROOT, SMALL, environment, kill_tree
 
 pytestmark = pytest.mark.timeout(900)
+SHADOWS = ("common/__init__.py", "deploy.py", "learner/__init__.py", "sampler.py")
+REWARD = """
+from pathlib import Path
+
+import brain_align
+
+uploaded = Path(__file__).parent
+assert Path(brain_align.__file__).is_relative_to(uploaded), f"{brain_align.__file__} is not in {uploaded}"
+
+
+def score(prompts, outputs):
+    return [-0.1 * len(output) for output in outputs]
+"""
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # ours alone, not the user's stored one
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -69,20 +83,40 @@ def cluster(log: Path) -> Iterator[str]:
                     kill_tree(process.pid)
 
 
-def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
+def working_directory(folder: Path) -> Path:
+    """A user's folder: a link to the package, a recipe, the reward in scorer.py, and files called like our rooms.
+
+    In `brain_align/` there are links in turn; the reward refuses to be imported where Ray has not followed them all.
+    """
+    folder.mkdir()
+    (folder / "brain_align").symlink_to(ROOT / "brain_align")
+    (folder / "scorer.py").write_text(REWARD)
+    for shadow in SHADOWS:
+        (folder / shadow).parent.mkdir(exist_ok=True)
+        (folder / shadow).write_text("raise AssertionError('nobody asked for this module')\n")
+    recipe = yaml.safe_load((ROOT / RECIPE).read_text())
+    del recipe["scorers"]["reward"]
+    recipe["scorers"]["mine"] = {"kind": "function", "function": "scorer:score", "cpus": 0.1}
+    recipe["objective"]["reward"] = "mine"
+    (folder / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def test_a_users_folder_with_names_like_ours_runs_as_a_submitted_job(tmp_path: Path) -> None:
     directory = tmp_path / "run"
+    mine = working_directory(tmp_path / "mine")
     with cluster(tmp_path / "head.log") as address:
         arguments = [RAY, "job", "submit", f"--address={address}", "--working-dir", ".", "--"]
         arguments += [
             "brain",
             "run",
-            RECIPE,
+            "mine.yaml",
             f"run.dir={directory}",
             f"prepare.cache={ROOT / 'build/worlds'}",
         ]
         submit = subprocess.run(
             [*arguments, *SMALL, "algorithm.rounds=1", "evaluation.validation_prompts=4"],
-            cwd=ROOT,
+            cwd=mine,
             capture_output=True,
             text=True,
             timeout=600,
@@ -90,6 +124,7 @@ def test_the_demo_runs_as_a_submitted_job(tmp_path: Path) -> None:
         )
     assert submit.returncode == 0, f"{submit.stdout}\n{submit.stderr}"
     assert "succeeded" in submit.stdout
-    assert "train-RM win rate" in submit.stdout
+    assert "win rate" in submit.stdout
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["after"]["prompts"] == 24
+    assert summary["after"]["mean_reward"] < 0, "the reward of scorer.py: longer is worse"

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import yaml
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.recipe_files import dump_yaml
-from tests.integration.deploy.pipeline_runs import ROOT, environment, kill_tree
+from tests.integration.deploy.pipeline_runs import BRAIN, environment, kill_tree
 from tests.unit.factories import groups, recipe_settings
 from tests.unit.scorer.http_service import serving
 
@@ -55,21 +53,24 @@ EXPECTED = {  # by a row's first output: what the function's values are, and wha
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "rewards.py").write_text(REWARDS)
+    """Return a user's folder with the rewards in scorer.py, among other names that the project's own folders have."""
+    (tmp_path / "scorer.py").write_text(REWARDS)
+    for shadow in ("common/__init__.py", "deploy.py", "learner/__init__.py", "sampler.py"):
+        (tmp_path / shadow).parent.mkdir(exist_ok=True)
+        (tmp_path / shadow).write_text("raise AssertionError('nobody asked for this module')\n")
     return tmp_path
 
 
 def function(name: str, **settings: Any) -> dict[str, Any]:
-    return {"kind": "function", "function": f"rewards:{name}", "cpus": 0.1, **settings}
+    return {"kind": "function", "function": f"scorer:{name}", "cpus": 0.1, **settings}
 
 
 @contextlib.contextmanager
 def brain(here: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     """The command in a user's folder; it ends, with all that it started, with the block."""
-    command = [sys.executable, "-m", "brain_align.deploy.cli", *arguments]
-    surroundings = environment() | {"PYTHONPATH": str(ROOT), "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+    command = [BRAIN, *arguments]
     with open(here / f"{len(list(here.glob('*.log')))}.log", "w") as log:
-        process = subprocess.Popen(command, cwd=here, env=surroundings, stdout=log, stderr=log, text=True)
+        process = subprocess.Popen(command, cwd=here, env=environment(), stdout=log, stderr=log, text=True)
     try:
         yield process
     finally:

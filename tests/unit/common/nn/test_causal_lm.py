@@ -66,7 +66,7 @@ def test_a_missing_directory_is_named_and_the_hub_is_not_asked():
 
 def test_a_file_in_place_of_a_directory_is_refused(tmp_path):
     (tmp_path / "model").write_text("")
-    with pytest.raises(UserError, match="is a file, but must be the directory"):
+    with pytest.raises(UserError, match="is a file; give the directory that holds it"):
         load_causal_lm(str(tmp_path / "model"), "float32")
 
 
@@ -226,7 +226,7 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     del weights[min(weights)]
     save_file(weights, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match="not one for this model: 1 weights are missing"):
+    with pytest.raises(UserError, match="made for another model: 1 weights are missing"):
         load_adapter(llama(), tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="could not be loaded"):

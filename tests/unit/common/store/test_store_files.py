@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,12 +28,14 @@ from brain_align.common.store.table import compaction
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded
 from brain_align.deploy.run.stored_source import locate
+from tests.locations import memory_directory
 from tests.unit.factories import groups, scores, step
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+def root(tmp_path: Path) -> Iterator[Path]:
+    with memory_directory(tmp_path) as directory:
+        yield directory / "store"
 
 
 def filled(root: Path, leases: int = 4) -> SampleStore:

@@ -1,5 +1,6 @@
 """What compaction, removal and verification read, and what they must not do to rows that went bad meanwhile."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -16,12 +17,14 @@ from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded, rewrite_without
 from brain_align.common.store.table.part_reader import PartReader
+from tests.locations import memory_directory
 from tests.unit.factories import groups, scores
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "store"
+def root(tmp_path: Path) -> Iterator[Path]:
+    with memory_directory(tmp_path) as directory:
+        yield directory / "store"
 
 
 def filled(root: Path) -> SampleStore:

@@ -111,7 +111,9 @@ def test_a_process_that_may_not_be_looked_at_is_neither_taken_for_dead_nor_for_e
     assert here.is_gone(here) is False
 
 
-@pytest.mark.parametrize("content", [json.dumps(asdict(replace(this_process(), machine="another"))), "{torn"])
+@pytest.mark.parametrize(
+    "content", [json.dumps(asdict(replace(this_process(), machine="another"))), "{torn"], ids=["whole", "torn"]
+)
 def test_a_trainer_on_another_machine_is_believed_for_a_minute(root: Path, content: str) -> None:
     store = SampleStore(root, "run")
     theirs = root / "claims" / "holds-0000abcd.json"

@@ -182,8 +182,15 @@ def test_the_commands_are_collected_without_loading_what_is_slow() -> None:
     assert done.stdout.endswith("\n[]\n")
 
 
-def test_the_current_directory_comes_after_installed_packages(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+@pytest.mark.parametrize("editable", [True, False])
+def test_the_current_directory_comes_after_libraries_and_before_this_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool
+) -> None:
+    """An editable install has the repository on the path, where `scorer` is a folder: the user's scorer.py wins."""
+    libraries = [entry for entry in sys.path if entry and Path(entry) != ROOT]
+    repository = [str(ROOT)] if editable else []
+    monkeypatch.setattr(sys, "path", [*libraries, *repository])
     monkeypatch.chdir(tmp_path)
     main([])
-    assert sys.path[-1] == str(tmp_path)
+    expected = [*libraries, str(tmp_path), *repository]
+    assert sys.path[: len(expected)] == expected

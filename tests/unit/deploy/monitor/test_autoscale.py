@@ -51,7 +51,7 @@ def test_nothing_is_decided_before_the_last_change_shows_effect() -> None:
 
 def test_a_decision_says_why() -> None:
     up, down = decide(load(waited=0.5), SETTINGS, 1000), decide(load(ready_groups=100), SETTINGS, 1000)
-    assert up is not None and "waited 50% of the time while 10 leases had no sampler" in up.reason
+    assert up is not None and "waited 50% of the time while 10 requests had no sampler" in up.reason
     assert down is not None and "100 groups are ready" in down.reason
 
 
