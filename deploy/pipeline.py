@@ -73,11 +73,7 @@ class Run:
     _console: Console
 
     def to_the_end(self) -> dict[str, Any]:
-        """Start the services, run the conductor, stop the services; return the summary.
-
-        Raises:
-            UserError, PipelineError: see `Conductor.run`.
-        """
+        """Start the services, run the conductor, stop the services; return the summary."""
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
             self._console.print(message, highlight=False, soft_wrap=True)

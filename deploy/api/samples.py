@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.errors import UserError
+from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.flat_rows import FlatRows, readable, rewards_of, values_by_output
 from brain_align.common.store.posterior import log_weights, self_normalised
+from brain_align.deploy.run.directory import saved_recipe
+from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Source, goodness_of, open_source, ranking
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ _WEIGHED = [
     pa.field("alpha", pa.float64()),
     pa.field("beta", pa.float64()),
 ]
+
+GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
+"""GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
 
 
 class Samples:
@@ -77,11 +83,7 @@ class Samples:
         Raises:
             UserError: only a store was named and not its run, or the run has not published this version.
         """
-        logprobs = None
-        if policy is not None:
-            from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers
-
-            logprobs = policy_logprobs(self._source, policy, device)
+        logprobs = None if policy is None else policy_logprobs(self._source, policy, device)
         ids = pc.unique(self._store.index()["group_id"])
         for start in range(0, len(ids), _CHUNK):
             for table in readable(self._store.groups, ids[start : start + _CHUNK].to_pylist()):
@@ -146,8 +148,29 @@ def open_store(path: str | Path, *, scorer: str | None = None) -> Samples:
     return Samples(source, scorer)
 
 
+def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupLogprobs:
+    """Load a published version of a run's policy, and return a function that computes its log-probabilities.
+
+    Raises:
+        UserError: only a store was named, or its run has not published this version.
+    """
+    from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers
+    from brain_align.scorer.catalogue import MAX_TOKENS
+    from brain_align.scorer.kinds.prior import annotate_logprobs
+
+    if source.directory is None:
+        raise UserError("A version of the policy needs the run that has published it; name the run's directory.")
+    versions = PolicyRegistry(source.directory.policies).versions()
+    if version not in versions:
+        there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
+        raise UserError(f"There is no version {version} of the policy: {source.directory.root} has published {there}.")
+    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
+    loaded = PolicyVersions(policy, device).load(source.directory.policies, version)
+    return lambda groups: [annotate_logprobs(loaded, row, MAX_TOKENS).values for row in groups.to_pylist()]
+
+
 def _column(rows: pa.RecordBatch, name: str) -> np.ndarray:
-    """Return a column of floats, NaN where it is null; nothing but NaN where there is none."""
+    """Return a column of floats, NaN where it is null or missing."""
     if name not in rows.schema.names:
         return np.full(rows.num_rows, np.nan)
     return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -22,16 +22,10 @@ class LoadedScorer:
     def __init__(self, scorer: Scorer) -> None:
         """Take a scorer; `load_scorer` loads one."""
         self._scorer = scorer
-
-    @property
-    def name(self) -> str:
+        self.name = scorer.name
         """The scorer's name in its recipe."""
-        return self._scorer.name
-
-    @property
-    def digest(self) -> str:
+        self.digest = scorer.digest
         """The digest of all that its values depend on, as stores record it."""
-        return self._scorer.digest
 
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float]:
         """Score outputs, each for the prompt in its place; equal prompts share their computation.

@@ -54,11 +54,7 @@ class RunDirectory:
 def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
     """Return true for a directory that has been begun: it has `marker`, the file that is written first.
 
-    Args:
-        root: the directory.
-        marker: a file in it.
-        what: the kind of directory, for messages.
-        advice: how to choose another, for messages.
+    Messages use `what`, the kind of directory, and `advice` on choosing another.
 
     Raises:
         UserError: `root` is a file, or a directory that holds something else.
@@ -152,11 +148,8 @@ def _saved_config(directory: RunDirectory) -> dict[str, Any]:
 def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
     """Save the resolved recipe and what identifies its inputs; later starts must find the same.
 
-    Args:
-        directory: the run's.
-        recipe: with absolute places, and `{world}` as it was written.
-        inputs: "world", the name of the prepared data; "prompts", the digest of all prompts; "source", the digest of
-            the groups of another store that are trained on. None where there is none.
+    The inputs are "world", the name of the prepared data; "prompts", the digest of all prompts; "source", the digest
+    of the groups of another store that are trained on; each None where there is none.
 
     Raises:
         UserError: the run began on other inputs.

@@ -61,10 +61,7 @@ class StoredInputs:
 def read_stored_inputs(recipe: Recipe, directory: RunDirectory, problems: Problems | None = None) -> StoredInputs:
     """Open the source store and check that it has what the recipe trains on.
 
-    Args:
-        recipe: without samplers.
-        directory: the run's.
-        problems: gets what is wrong with groups that can be read, for the caller to raise; default: it is raised here.
+    Mistakes that concern groups that can be read go to `problems`, if it is given, for the caller to raise.
 
     Raises:
         UserError: the store cannot be read, lacks what the recipe trains on, or is the run's own.

@@ -80,13 +80,7 @@ async def score_missing(
 ) -> None:
     """Score groups and commit their values as they come; those that keep failing get null values at the end.
 
-    Args:
-        store: open for writing.
-        name: of the scorer.
-        missing: ids of the groups.
-        pool: the scorer's, not yet started.
-        recipe: sets the number of groups per call, and its time limit.
-        advance: is told of groups that are committed.
+    The scorer's pool is not yet started; `advance` counts groups that are committed.
 
     Raises:
         UserError: the store has values of another scorer under this name; none was committed.

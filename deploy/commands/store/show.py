@@ -17,6 +17,7 @@ from rich.text import Text
 
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.deploy.api.samples import policy_logprobs
 from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
 from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
 from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
@@ -54,8 +55,6 @@ def run(options: argparse.Namespace) -> None:
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
     """Compute log q_θ(y|x) of a group's outputs, NaN where there is none.  # [n] float64."""
-    from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
-
     (row,) = source.store.groups([group]).combine_chunks().to_batches()
     (values,) = policy_logprobs(source, version)(row)
     return np.array(values, dtype=np.float64)  # null -> NaN

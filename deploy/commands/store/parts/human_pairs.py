@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -65,7 +65,7 @@ def read_pairs(
     if len(pairs.usable) < recipe.algorithm.batch_prompts:
         raise UserError(
             f"{path} has {len(pairs.usable)} usable pairs, fewer than algorithm.batch_prompts="
-            f"{recipe.algorithm.batch_prompts} ({_reasons(pairs.skipped)}); check the file and these limits."
+            f"{recipe.algorithm.batch_prompts} ({reasons(pairs.skipped)}); check the file and these limits."
         )
     Random(recipe.seed).shuffle(pairs.usable)
     return pairs
@@ -106,14 +106,6 @@ def prior_scores(groups: pa.RecordBatch, scorer_digest: str) -> pa.RecordBatch:
     return _scores(groups, PRIOR, scorer_digest, [[sum(one["token_logprobs"]) for one in row] for row in rows])
 
 
-def summary(pairs: Pairs, groups: pa.RecordBatch) -> Iterator[str]:
-    """Give sentences on the groups that were made of a file, and on the pairs that were left out."""
-    rounds = len(set(groups["round"].to_pylist()))
-    yield f"{groups.num_rows} pairs in {rounds} rounds"
-    if pairs.skipped:
-        yield f"left out: {_reasons(pairs.skipped)}"
-
-
 def _scores(groups: pa.RecordBatch, name: str, scorer_digest: str, values: list[list[float]]) -> pa.RecordBatch:
     shared: dict[str, Any] = {"scorer": name, "scorer_digest": scorer_digest, "gold_value": None, "error": None}
     shared["scored_at"] = time.time()
@@ -144,5 +136,6 @@ def _text(path: Path, number: int, row: dict[str, Any], column: str) -> str:
     return value
 
 
-def _reasons(skipped: Counter[str]) -> str:
+def reasons(skipped: Counter[str]) -> str:
+    """List the numbers of pairs that were left out."""
     return "; ".join(f"{count} × {reason}" for reason, count in skipped.items()) or "none was left out"
