@@ -29,11 +29,7 @@ class PipelineError(Exception):
 
 
 class LearnerOutOfMemoryError(PipelineError):
-    """A forward or backward pass of the learner does not fit into memory, and this process cannot repeat it.
-
-    Attributes:
-        smaller: the token budget to try instead.
-    """
+    """A pass of the learner does not fit into memory, and this process cannot repeat it with the `smaller` budget."""
 
     def __init__(self, message: str, smaller: int) -> None:
         super().__init__(message, smaller)  # both, so that Ray can pickle it

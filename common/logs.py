@@ -28,7 +28,8 @@ def redirect_output(path: Path) -> None:
     """Append everything that this process writes to stdout and stderr from now on to a file.
 
     It redirects the file descriptors, so that C++ libraries and child processes are covered, and replaces `sys.stdout`
-    and `sys.stderr`, for which a Ray worker has objects of its own. Existing loggers keep their streams.
+    and `sys.stderr`, for which a Ray worker has objects of its own. Existing loggers keep their streams. The file's
+    directory is created. Later calls may name another file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):

@@ -21,53 +21,35 @@ _MARKER = "version.json"
 
 @dataclass(frozen=True)
 class ProposalModel:
-    """The model that a run's versions belong to.
+    """The model that a run's versions belong to: adapters attach to it, or whole models replace its weights."""
 
-    Attributes:
-        source: directory or hub id of the model that adapters attach to, or whose weights the versions replace.
-        adapter_rank: the largest rank in the adapters; None where the versions are whole models.
-    """
-
-    source: str
-    adapter_rank: int | None
+    source: str  # directory or hub id
+    adapter_rank: int | None  # the largest rank in the adapters; None where the versions are whole models
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A short text with the log-probabilities that the learner's policy gives it, which samplers must reproduce.
+    """A short text with the log-probabilities that the learner's policy gives it, which samplers must reproduce."""
 
-    Attributes:
-        prompt: token ids.
-        continuation: token ids.
-        logprobs: log q(y_t | x, y_<t) in nats of each token of the continuation, at temperature 1.
-    """
-
-    prompt: list[int]
-    continuation: list[int]
-    logprobs: list[float]
+    prompt: list[int]  # token ids
+    continuation: list[int]  # token ids
+    logprobs: list[float]  # log q(y_t | x, y_<t) in nats of each token of the continuation, at temperature 1
 
 
 @dataclass(frozen=True)
 class ProposalVersion:
     """One published version of the proposal q'.
 
-    Attributes:
-        version: its number in its run.
-        digest: of its files; equal files are the same distribution.
-        step: the optimiser step that it came from.
-        path: its directory.
-        files: the names of its files below `path`.
-        probe: None where it was published without one.
-        server: "host:port" of the process that served its files when it was published, which may have ended since;
-            None without one.
+    `server` is the "host:port" of the process that served its files when it was published, if there was one; it may
+    have ended since.
     """
 
-    version: int
-    digest: str
-    step: int
-    path: Path
-    files: tuple[str, ...]
-    probe: Probe | None
+    version: int  # its number in its run
+    digest: str  # of its files; equal files are the same distribution
+    step: int  # the optimiser step that it came from
+    path: Path  # its directory
+    files: tuple[str, ...]  # the names of its files below `path`
+    probe: Probe
     server: str | None
 
 
@@ -94,7 +76,7 @@ class PolicyRegistry:
         version: int,
         step: int,
         write: Callable[[Path], None],
-        probe: Probe | None = None,
+        probe: Probe,
         server: str | None = None,
     ) -> ProposalVersion:
         """Publish a version whose files `write(directory)` creates; keep an existing one as it is.
@@ -113,7 +95,7 @@ class PolicyRegistry:
                     "digest": digest_files(directory, names),
                     "step": step,
                     "files": names,
-                    "probe": probe and asdict(probe),
+                    "probe": asdict(probe),
                     "server": server,
                 }
                 write_file(directory / _MARKER, json.dumps(facts, indent=1))
@@ -128,9 +110,8 @@ class PolicyRegistry:
         directory = self.path(version)
         try:
             facts = json.loads((directory / _MARKER).read_text())
-            probe = Probe(**facts["probe"]) if facts.get("probe") else None
-            number, digest, step, files = (facts[name] for name in ("version", "digest", "step", "files"))
-            return ProposalVersion(number, digest, step, directory, tuple(files), probe, facts.get("server"))
+            facts |= {"path": directory, "files": tuple(facts["files"]), "probe": Probe(**facts["probe"])}
+            return ProposalVersion(**facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnreadableVersionError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "

@@ -28,28 +28,19 @@ class SampleRequest:
     given out.
 
     Attributes:
-        lease_id: unique in the run.
-        purpose: what the groups are for; only those for "train" enter the run's sample store.
-        round: of Algorithm 1, from 0; in an evaluation the version that is evaluated.
-        version: the proposal version to sample from.
-        n: outputs per prompt.
-        seed: of the sampler's random generator for this request.
-        group_ids: one per prompt.
-        prompts: the prompts to sample for.
-        policies: directory of the published versions (`PolicyRegistry`); several runs may share a sampler.
         alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
             request yields the same bytes; otherwise it shares the engine with other requests, and `seed` has no effect.
     """
 
-    lease_id: str
-    purpose: Purpose
-    round: int
-    version: int
-    n: int
-    seed: int
-    group_ids: tuple[str, ...]
+    lease_id: str  # unique in the run
+    purpose: Purpose  # of the groups; only those for "train" enter the run's sample store
+    round: int  # of Algorithm 1, from 0; in an evaluation the version that is evaluated
+    version: int  # of the proposal to sample from
+    n: int  # outputs per prompt
+    seed: int  # of the sampler's random generator for this request
+    group_ids: tuple[str, ...]  # one per prompt
     prompts: tuple[Prompt, ...]
-    policies: str
+    policies: str  # directory of the published versions (`PolicyRegistry`); several runs may share a sampler
     alone: bool = True
 
     def without(self, groups: Collection[str]) -> Self:

@@ -9,19 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class WinRate:
-    """Share of prompts whose output beats gold.
+    """Share of prompts whose output beats gold, in percent."""
 
-    Attributes:
-        rate: wins / prompts, in percent.
-        ci95: half-width of the 95 % normal interval, in percent.
-        ties: share of exact ties, in percent.
-        prompts: number of compared prompts.
-    """
-
-    rate: float
-    ci95: float
-    ties: float
-    prompts: int
+    rate: float  # wins / prompts
+    ci95: float  # half-width of the 95 % normal interval
+    ties: float  # share of exact ties
+    prompts: int  # number of compared prompts
 
 
 def win_rate(rewards: Sequence[float], gold_rewards: Sequence[float]) -> WinRate:
@@ -44,18 +37,11 @@ def win_rate(rewards: Sequence[float], gold_rewards: Sequence[float]) -> WinRate
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and spread of numbers in batches, which merge without loss of precision (Chan et al. 1979).
-
-    Attributes:
-        count: of the numbers.
-        mean: 0 without numbers.
-        squares: sum of squared deviations from the mean.
-        least, greatest: infinite without numbers.
-    """
+    """Count, mean and spread of numbers in batches, which merge without loss of precision (Chan et al. 1979)."""
 
     count: int = 0
     mean: float = 0.0
-    squares: float = 0.0
+    squares: float = 0.0  # sum of squared deviations from the mean
     least: float = math.inf
     greatest: float = -math.inf
 

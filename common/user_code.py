@@ -27,15 +27,10 @@ def add_to_path(directory: str) -> None:
 
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:
-    """Import the function at `module:function`.
+    """Import the function at `module:function`, which `setting` names; return it with its module.
 
-    Args:
-        path: its import path. A path into this project may leave out `brain_align.`; a module of the user's own that
-            has that name takes precedence.
-        setting: the recipe's setting that names it, for errors.
-
-    Returns:
-        The function and its module.
+    A path into this project may leave out `brain_align.`; a module of the user's own that has that name takes
+    precedence.
 
     Raises:
         UserError: there is no such module or function, or importing the module fails.

@@ -20,36 +20,21 @@ NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class ParameterState:
-    """One trainable parameter as the optimiser sees it: complete, in float32, on the CPU.
+    """One trainable parameter as the optimiser sees it: complete, in float32, on the CPU."""
 
-    Attributes:
-        weight: its value; the master copy where the model computes in another precision.
-        moments: AdamW's `exp_avg` and `exp_avg_sq`; None before the first update.
-    """
-
-    weight: torch.Tensor
-    moments: dict[str, torch.Tensor] | None
+    weight: torch.Tensor  # the master copy where the model computes in another precision
+    moments: dict[str, torch.Tensor] | None  # AdamW's `exp_avg` and `exp_avg_sq`; None before the first update
 
 
 class Engine(Protocol):
-    """One rank's part of a data-parallel optimiser over the policy's trainable parameters.
+    """One rank's part of a data-parallel optimiser over the policy's trainable parameters."""
 
-    Attributes:
-        rank: this process, from 0 on.
-        ranks: number of processes.
-        can_discard: whether `discard_gradient` works.
-    """
-
-    rank: int
+    rank: int  # from 0 on
     ranks: int
-    can_discard: bool
+    can_discard: bool  # whether `discard_gradient` works
 
     def logprobs(self, requests: list[Request]) -> torch.Tensor:
-        """Compute log q_θ(y|x) of all outputs of all requests, in their order, differentiable.
-
-        Returns:
-            [outputs] float32
-        """
+        """Compute log q_θ(y|x) of all outputs of all requests, in their order, differentiable.  # [outputs] float32."""
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradient of `loss`, averaged over the ranks; `last` completes the step's gradient."""
@@ -85,9 +70,7 @@ class Engine(Protocol):
     def load_parameter_states(self, updates: int, state_of: Callable[[str], ParameterState]) -> None:
         """Restore what `updates` and `parameter_states` returned, for any number of ranks and any ZeRO stage.
 
-        Args:
-            updates: AdamW's count.
-            state_of: the state by parameter name; called once per parameter, on every rank.
+        `state_of` is called once per parameter, with its name, on every rank.
         """
 
 

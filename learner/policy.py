@@ -11,17 +11,13 @@ from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.models.policy_model import load_policy_model
 
 
-class Policy(SequenceLogprobs):
-    """log q_θ(y|x) of groups' outputs; either the adapter's parameters are trainable, or all."""
-
-
 def elements(parameter: torch.Tensor) -> int:
     """Return the number of a parameter's elements, also where ZeRO-3 keeps only a part of it in this process."""
     return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
 
 
-def load_policy(recipe: Recipe) -> Policy:
-    """Load the policy as it is before the first step: q_θ = p.
+def load_policy(recipe: Recipe) -> SequenceLogprobs:
+    """Load the policy as it is before the first step: q_θ = p; the adapter's parameters are trainable, or all.
 
     Raises:
         UserError: the model or its adapter cannot be loaded, or cannot be trained as the recipe asks.
@@ -30,7 +26,7 @@ def load_policy(recipe: Recipe) -> Policy:
     model = load_policy_model(recipe.policy, device, seed=seed_from("adapter", recipe.seed))
     if recipe.learner.activation_checkpointing:
         _checkpoint_activations(model)
-    return Policy(model)
+    return SequenceLogprobs(model)
 
 
 def _checkpoint_activations(model: PreTrainedModel | PeftModel) -> None:

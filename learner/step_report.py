@@ -5,12 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepReport:
-    """The report on one step.
+    """The report on one step."""
 
-    Attributes:
-        metrics: finite numbers, for STEPS and the metrics file.
-        notes: sentences for the user to see at once.
-    """
-
-    metrics: dict[str, float]
-    notes: list[str]
+    metrics: dict[str, float]  # finite, for STEPS and the metrics file
+    notes: list[str]  # sentences for the user to see at once

@@ -1,6 +1,7 @@
 """The learner: optimiser steps on batches of groups, checkpoints, and new proposal versions."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,26 +9,29 @@ from pathlib import Path
 import pyarrow as pa
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.training import AlgorithmSection, LearnerSection
 from brain_align.common.errors import PipelineError
 from brain_align.common.identity import seed_from
+from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.learner.checkpoints.checkpoint import CheckpointDirectory
-from brain_align.learner.checkpoints.randomness import random_state, seed_all, set_random_state
 from brain_align.learner.checkpoints.training_state import (
     SavedParameters,
     TrainingState,
+    random_state,
     read_training_state,
+    seed_all,
+    set_random_state,
     settings_digest,
     write_training_state,
 )
 from brain_align.learner.engine_protocol import Engine, EngineType, seen_by_rank_0, write_on_rank_0
 from brain_align.learner.objectives.catalogue import make_objective
-from brain_align.learner.policy import Policy, load_policy
+from brain_align.learner.policy import load_policy
 from brain_align.learner.publishing.publisher import Publisher
 from brain_align.learner.publishing.server_process import WeightServerProcess
 from brain_align.learner.step_report import StepReport
 from brain_align.learner.steps.batches import group_batch
-from brain_align.learner.steps.learning_rate import learning_rate
 from brain_align.learner.steps.memory_plan import token_budget
 from brain_align.learner.steps.metrics import gap_warning, sampler_gap, step_metrics
 from brain_align.learner.steps.stepper import Stepper
@@ -38,13 +42,8 @@ _LOG = logging.getLogger(__name__)
 class Trainer:
     """One rank of the learner; every rank receives the same calls, and rank 0 writes files.
 
-    Step s is the s-th batch that is trained, counted from 1; step 0 is the prior.
-
-    Args:
-        recipe: the run's.
-        run_dir: its directory.
-        engine_type: makes the engine that trains.
-        server: serves what rank 0 publishes; None on other ranks, and where no sampler asks for weights.
+    Step s is the s-th batch that is trained, counted from 1; step 0 is the prior. The weight server serves what rank 0
+    publishes; it is None on other ranks, and where no sampler asks for weights.
 
     Attributes:
         step: the last step that was done.
@@ -61,16 +60,13 @@ class Trainer:
         self._registry = PolicyRegistry(run_dir / "policies")
         self._objective = make_objective(recipe.objective)
         self._notes: list[str] = []  # for the report of the next step
-        self._policy: Policy
+        self._policy: SequenceLogprobs
         self._engine: Engine
         self._stepper: Stepper
         self._publisher: Publisher
 
     def start(self) -> int:
-        """Load the policy, either as it is before the first step or from the newest checkpoint.
-
-        Returns:
-            The checkpoint's step, 0 without one.
+        """Load the policy as it is before the first step, or from the newest checkpoint; return the step, or 0.
 
         Raises:
             UserError: the model cannot be loaded, or the checkpoint is damaged or was made with other settings.
@@ -84,8 +80,8 @@ class Trainer:
         self._engine = self._engine_type(self._policy, recipe.learner)
         self._publisher = Publisher(self._registry, self._policy, self._engine, self._server)
         self._stepper = self._make_stepper()
-        if self._policy.padded_because:
-            self._say(f"WARNING: rows are padded, which repeats each prompt: {self._policy.padded_because}.")
+        if reason := self._policy.decoder.padded_because:
+            self._say(f"WARNING: rows are padded, which repeats each prompt: {reason}.")
         seed_all(seed_from("learner", recipe.seed, self._engine.rank))
         found = self._engine.gather(state.step if state else 0)
         if len(set(found)) > 1:
@@ -151,9 +147,7 @@ class Trainer:
     def save(self, step: int, kept_steps: Sequence[int] = ()) -> None:
         """Save a checkpoint of the present state; return on every rank when it is complete.
 
-        Args:
-            step: must be the last step.
-            kept_steps: steps whose checkpoints are kept, however old they are.
+        Checkpoints of `kept_steps` are kept, however old they are.
 
         Raises:
             PipelineError: `step` is not the last step.
@@ -199,3 +193,21 @@ class Trainer:
     def _check_position(self, step: int, what: str) -> None:
         if step != self.step:
             raise PipelineError(f"the learner is at step {self.step} and was asked to {what} step {step}.")
+
+
+def learning_rate(step: int, learner: LearnerSection, algorithm: AlgorithmSection) -> float:
+    """Return the learning rate of a step.
+
+    It rises linearly and reaches its full value at step `warmup_steps`. From there it stays constant, or falls linearly
+    or along half a cosine to 0 at the step after the run's last. It depends on the step alone, so that no schedule's
+    state can be lost.
+    """
+    if step < learner.warmup_steps:
+        return learner.learning_rate * step / learner.warmup_steps
+    if learner.schedule == "constant":
+        return learner.learning_rate
+    total = algorithm.rounds * algorithm.updates_per_round
+    start = max(1, learner.warmup_steps)  # the step of the full value
+    progress = (step - start) / max(1, total + 1 - start)
+    factor = 1 - progress if learner.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return learner.learning_rate * factor

@@ -1,6 +1,7 @@
 """Generation of one request: from prompts to GROUPS rows that are ready to be committed."""
 
 import time
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from brain_align.common.config.sampling import SamplingSection
 from brain_align.common.errors import UserError
-from brain_align.common.requests import Prompt, SampleRequest
+from brain_align.common.requests import SampleRequest
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.sampler.engine.data import Completion
 from brain_align.sampler.engine.engine import Engine
@@ -21,20 +22,12 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class Generation:
-    """A sampler's settings, which are the same for all requests.
-
-    Attributes:
-        sampling: the distribution, and the length.
-        eos_token_id: ends an output.
-        decode: token ids to text, without special tokens.
-        decode_all: the same with special tokens, for stop strings.
-        sampler_id: the sampler's name.
-    """
+    """A sampler's settings, which are the same for all requests."""
 
     sampling: SamplingSection
     eos_token_id: int
-    decode: Decode
-    decode_all: Decode
+    decode: Decode  # without special tokens
+    decode_all: Decode  # with them, for stop strings
     sampler_id: str
 
 
@@ -68,9 +61,13 @@ async def generate_groups(
     }
     async with aclosing(finished):
         async for index, completions in finished:
+            prompt = request.prompts[index]
             row = {
                 "group_id": request.group_ids[index],
-                **_prompt_columns(request.prompts[index]),
+                "prompt_id": prompt.prompt_id,
+                "prompt_text": prompt.text,
+                "prompt_token_ids": list(prompt.token_ids),
+                "gold_text": prompt.gold_text,
                 "outputs": [_output(one, how) for one in completions],
                 **shared,
                 "finished_at": time.time(),
@@ -80,11 +77,6 @@ async def generate_groups(
 
 def check_prompts(request: SampleRequest, *, vocabulary: int, max_prompt_tokens: int) -> None:
     """Refuse prompts that the model cannot read, before anything of the request is sampled.
-
-    Args:
-        request: the prompts to sample for.
-        vocabulary: token ids are below it.
-        max_prompt_tokens: leaves room for the output in the engine's window.
 
     Raises:
         UserError: a prompt is empty or too long, or has ids outside the model's vocabulary.
@@ -104,15 +96,6 @@ def check_prompts(request: SampleRequest, *, vocabulary: int, max_prompt_tokens:
                 f"{where} has token id {outside[0]}, but the model's vocabulary ends at {vocabulary - 1}; set "
                 f"policy.tokenizer to the model's own."
             )
-
-
-def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "prompt_id": prompt.prompt_id,
-        "prompt_text": prompt.text,
-        "prompt_token_ids": list(prompt.token_ids),
-        "gold_text": prompt.gold_text,
-    }
 
 
 def _output(completion: Completion, how: Generation) -> dict[str, Any]:
@@ -139,18 +122,13 @@ def cut_at_stop(completion: Completion, stop: Sequence[str], decode: Decode) -> 
     Returns:
         The output, with finish reason "stop" where it was cut.
     """
-    if not stop or not _has_stop(decode(completion.token_ids), stop):
+    ids = completion.token_ids
+
+    def has_stop(count: int) -> bool:
+        text = decode(ids[:count])
+        return any(one in text for one in stop)
+
+    if not stop or not has_stop(len(ids)):
         return completion
-    without, including = 0, len(completion.token_ids)  # the first `including` tokens contain a stop string
-    while including - without > 1:
-        middle = (without + including) // 2
-        if _has_stop(decode(completion.token_ids[:middle]), stop):
-            including = middle
-        else:
-            without = middle
-    ids, logprobs = completion.token_ids[:including], completion.token_logprobs[:including]
-    return Completion(ids, logprobs, "stop")
-
-
-def _has_stop(text: str, stop: Sequence[str]) -> bool:
-    return any(one in text for one in stop)
+    count = bisect_left(range(len(ids)), True, key=has_stop)  # the fewest tokens that contain a stop string
+    return Completion(ids[:count], completion.token_logprobs[:count], "stop")

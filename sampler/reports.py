@@ -7,17 +7,12 @@ from dataclasses import dataclass
 class Heartbeat:
     """The state of a sampler's work.
 
-    Attributes:
-        running: outputs being sampled.
-        waiting: outputs that wait for room in the engine.
-        outputs: finished since the start.
-        tokens: of these outputs.
-        idle_seconds: time since the engine ended a step or received work; 0 while a version is brought in, which has a
-            time limit of its own. Meaningful only while outputs are running.
+    `idle_seconds` is the time since the engine ended a step or received work, and 0 while a version is brought in,
+    which has a time limit of its own. It means something only while outputs are running.
     """
 
-    running: int
-    waiting: int
-    outputs: int
-    tokens: int
+    running: int  # outputs being sampled
+    waiting: int  # outputs that wait for room in the engine
+    outputs: int  # finished since the start
+    tokens: int  # of these outputs
     idle_seconds: float

@@ -22,13 +22,7 @@ _PROBE_ROOM = 32  # tokens; more than a probe has
 
 
 class Sampler:
-    """Samples several requests at a time, each from the published version that it names.
-
-    Args:
-        name: of the replica.
-        recipe: the run's.
-        model: the model that versions belong to.
-    """
+    """Samples several requests at a time, each from the published version that it names."""
 
     def __init__(self, name: str, recipe: Recipe, model: ProposalModel) -> None:
         """Start the engine.
@@ -85,7 +79,7 @@ class Sampler:
             self._in_flight -= open_
 
     def heartbeat(self) -> Heartbeat:
-        """Whether this sampler is getting on.
+        """Return the state of this sampler's work.
 
         Raises:
             EngineLostError: the engine has died.

@@ -27,14 +27,7 @@ class SamplerActor:
     """
 
     def __init__(self, name: str, recipe: dict[str, Any], model: ProposalModel, log_path: str) -> None:
-        """Load nothing yet: an error raised here would reach the caller as the death of the actor.
-
-        Args:
-            name: of the replica.
-            recipe: the run's.
-            model: the model that versions belong to.
-            log_path: file for this process's output.
-        """
+        """Load nothing yet: an error raised here would reach the caller as the death of the actor."""
         redirect_output(Path(log_path))
         logging.basicConfig(format="%(asctime)s %(message)s", force=True)
         logging.getLogger("brain_align.sampler").setLevel(logging.INFO)

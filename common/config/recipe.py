@@ -64,10 +64,10 @@ class Recipe(Section):
         return self.prior if name in self.logprob_scorers() else self.scorers[name]
 
     def groups_per_call(self, name: str) -> int:
-        """Return the most groups per call of a scorer: those of a lease, or fewer, for which there is time."""
-        scorer, leased = self.scorer(name), self.sampler.lease_prompts
+        """Return the most groups per call of a scorer: those of a request, or fewer, for which there is time."""
+        scorer, most = self.scorer(name), self.sampler.lease_prompts
         seconds = scorer.seconds_per_group if isinstance(scorer, ScorerPool) else None
-        return leased if seconds is None else min(leased, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
+        return most if seconds is None else min(most, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
 
     @property
     def reward(self) -> str | CombinationSection:

@@ -69,7 +69,7 @@ class AlgorithmSection(Section):
 
     @property
     def strict(self) -> bool:
-        """The run follows Algorithm 1 exactly and is repeatable: each lease is sampled alone and committed whole."""
+        """The run follows Algorithm 1 exactly and is repeatable: each request is sampled alone and committed whole."""
         return self.max_staleness == 0
 
 

@@ -21,11 +21,7 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 class RefusedPromptError(Exception):
-    """A prompt cannot be encoded.
-
-    Attributes:
-        index: its index among the texts to encode.
-    """
+    """A prompt cannot be encoded; `index` is its place among the texts to encode."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -34,17 +30,11 @@ class RefusedPromptError(Exception):
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """The columns of a source, and the form of its prompts.
-
-    Attributes:
-        prompt: column of prompts.
-        gold: column of gold outputs, if there are any.
-        conversations: whether a prompt may be a list of messages.
-    """
+    """The columns of a source, and the form of its prompts."""
 
     prompt: str
-    gold: str | None
-    conversations: bool = False
+    gold: str | None  # of gold outputs, if there are any
+    conversations: bool = False  # whether a prompt may be a list of messages
 
     def names(self) -> tuple[str, ...]:
         """Return the columns to read."""
@@ -54,14 +44,8 @@ class PromptColumns:
 def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, max_tokens: int, where: str) -> PromptSet:
     """Read prompts from rows and tokenise them; skip and count empty ones and those over `max_tokens`.
 
-    Two rows with the same prompt are two prompts: a prompt's id is made from its row and its text.
-
-    Args:
-        rows: of a file or data set.
-        columns: their meaning.
-        encode: converts texts to token ids.
-        max_tokens: of a prompt.
-        where: the source's name in errors.
+    Two rows with the same prompt are two prompts: a prompt's id is made from its row and its text. Errors call the
+    source `where`.
 
     Raises:
         UserError: a row lacks a column, holds neither text nor messages, or cannot be encoded (the row is named); or

@@ -23,11 +23,7 @@ _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including fea
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    """Yield the rows of a file, whose suffix tells its kind.
-
-    Args:
-        path: of the file.
-        columns: those that are needed; all columns are read where one of them is missing.
+    """Yield the rows of a file, whose suffix tells its kind: the needed columns, or all where one of them is missing.
 
     Raises:
         UserError: the file is missing, of another kind, or damaged (the line is named).

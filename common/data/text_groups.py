@@ -17,12 +17,7 @@ def text_group(
 ) -> dict[str, Any]:
     """Make a GROUPS row of texts, without a gold output and with empty sampling columns.
 
-    Args:
-        group_id: names the row.
-        prompt: its text.
-        outputs: their texts.
-        prompt_token_ids: for scorers of token ids.
-        output_token_ids: one list per output, for scorers of token ids.
+    Only scorers of token ids need `prompt_token_ids` and `output_token_ids` (one list per output).
     """
     tokens = output_token_ids or [()] * len(outputs)
     return {

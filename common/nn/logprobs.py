@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from brain_align.common.errors import UserError
 from brain_align.common.nn.lm_head import LMHead
 from brain_align.common.nn.models.causal_lm import check_logits, context_length
-from brain_align.common.nn.prefix.decoder import PackedCheck, PrefixDecoder, TextStates, longest_text
+from brain_align.common.nn.prefix.decoder import PackedCheck, PrefixDecoder, TextStates
 from brain_align.common.nn.prefix.packing import Request, TokenBudget
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
@@ -79,6 +79,7 @@ class SequenceLogprobs(nn.Module):
 
     Attributes:
         model: the prior, or a policy; gradients follow its parameters' `requires_grad`.
+        decoder: lays out the texts, packed or padded; it knows the model's device, dtype and configuration.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
@@ -86,16 +87,7 @@ class SequenceLogprobs(nn.Module):
         self.model = model
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.head = LMHead(base.get_output_embeddings())
-        self._decoder = PrefixDecoder(base)  # no module: the model is registered once, as `model`
-
-    @property
-    def padded_because(self) -> str | None:
-        """The reason why rows are padded, each with a copy of its prompt; None where they are packed."""
-        return self._decoder.padded_because
-
-    @padded_because.setter
-    def padded_because(self, reason: str | None) -> None:
-        self._decoder.padded_because = reason
+        self.decoder = PrefixDecoder(base)  # not a module: the model is registered once, as `model`
 
     def forward(self, requests: Sequence[Request]) -> torch.Tensor:
         """Compute the log-probabilities of all outputs of all requests, in their order; differentiable.
@@ -128,16 +120,8 @@ class SequenceLogprobs(nn.Module):
             self._check_lengths(prompt, outputs)
         if max_tokens is None:
             return self._at_once(requests)
-        budget = self.budget(max_tokens)
-        return [tokens for one in requests for part in _parts(one, budget) for tokens in self._at_once([part])]
-
-    def pad_unless_exact(self) -> None:
-        """Compute on padded rows from now on, with a warning, if packed rows of made-up texts give other states."""
-        self._decoder.pad_unless_exact()
-
-    def budget(self, max_tokens: int) -> TokenBudget:
-        """Return the budget of a forward pass, for rows as this model lays them out."""
-        return self._decoder.budget(max_tokens)
+        budget = self.decoder.budget(max_tokens)
+        return [tokens for one in requests for part in budget.split(one) for tokens in self._at_once([part])]
 
     @torch.no_grad()
     def in_parts(self, request: Request, max_tokens: int) -> torch.Tensor:
@@ -146,49 +130,29 @@ class SequenceLogprobs(nn.Module):
 
     @torch.no_grad()
     def check_packed(self, request: Request, max_tokens: int) -> PackedCheck | None:
-        """Compare packed with padded rows on a group; return None where its rows are padded anyway.
-
-        Args:
-            request: the group.
-            max_tokens: tokens per forward pass.
-        """
-        if not self._decoder.can_pack([request]):
+        """Compare packed with padded rows on a group; return None where its rows are padded anyway."""
+        if not self.decoder.can_pack([request]):
             return None
         packed, padded = (
-            torch.cat([_sums(compute([part])) for part in _parts(request, TokenBudget(max_tokens, packed=packs))])
+            torch.cat([_sums(compute([part])) for part in TokenBudget(max_tokens, packed=packs).split(request)])
             for compute, packs in ((self._packed, True), (self._padded, False))
         )
         tokens = torch.tensor([max(1, len(output)) for output in request[1]], device=packed.device)
-        tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS)
+        tolerance = _TOLERANCE.get(self.decoder.dtype, _TOLERANCE_IN_16_BITS)
         return PackedCheck(float(((packed - padded).abs() / tokens).max()), tolerance)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        """The model's configuration."""
-        return self._decoder.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision that the model computes in."""
-        return self._decoder.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device that holds the model."""
-        return self._decoder.device
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def _at_once(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        return self._packed(requests) if self._decoder.can_pack(requests) else self._padded(requests)
+        return self._packed(requests) if self.decoder.can_pack(requests) else self._padded(requests)
 
     def _packed(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        return self._read(requests, self._decoder.packed([_without_last(request) for request in requests]))
+        return self._read(requests, self.decoder.packed([_without_last(request) for request in requests]))
 
     def _padded(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        return [tokens for one in requests for tokens in self._read([one], self._decoder.padded(_without_last(one)))]
+        return [tokens for one in requests for tokens in self._read([one], self.decoder.padded(_without_last(one)))]
 
     def _read(self, requests: Sequence[Request], states: TextStates) -> list[torch.Tensor]:
         """Return the log-probabilities of outputs, given the states of all their tokens but the last."""
@@ -200,8 +164,8 @@ class SequenceLogprobs(nn.Module):
         ]
         # A place that predicts several tokens (a prompt's last one) goes through the head once.
         predictors, predictor_of = torch.cat(predicting).unique(return_inverse=True)
-        targets = torch.cat([output for _, output in outputs])
-        logprobs = self.head(states.at(predictors), predictor_of.to(self.device), targets.to(self.device))
+        targets, device = torch.cat([output for _, output in outputs]), self.decoder.device
+        logprobs = self.head(states.at(predictors), predictor_of.to(device), targets.to(device))
         return list(logprobs.split([len(output) for _, output in outputs]))
 
     def _check_lengths(self, prompt: torch.Tensor, outputs: Sequence[torch.Tensor]) -> None:
@@ -209,8 +173,8 @@ class SequenceLogprobs(nn.Module):
             raise ValueError("a group needs at least one output")
         if not len(prompt):
             raise ValueError("a prompt needs at least one token: the first output token is predicted from it")
-        limit = context_length(self.config)
-        if (longest := longest_text((prompt, outputs))) > limit:
+        limit, longest = context_length(self.decoder.config), len(prompt) + max(map(len, outputs))
+        if longest > limit:
             raise ValueError(f"prompt and output have {longest} tokens, the model reads {limit}")
 
 
@@ -236,11 +200,11 @@ def _checked(model: PreTrainedModel | PeftModel) -> SequenceLogprobs:
             )
         check_logits(base, base.name_or_path or "as given")
         computer = SequenceLogprobs(model)
-        computer.pad_unless_exact()
-        _PADDED_BECAUSE[model] = computer.padded_because
+        computer.decoder.pad_unless_exact()
+        _PADDED_BECAUSE[model] = computer.decoder.padded_because
         return computer
     computer = SequenceLogprobs(model)
-    computer.padded_because = _PADDED_BECAUSE[model]
+    computer.decoder.padded_because = _PADDED_BECAUSE[model]
     return computer
 
 
@@ -254,12 +218,6 @@ def _refuse_dropout(model: nn.Module) -> None:
 
 def _sums(tokens: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([one.sum() for one in tokens])
-
-
-def _parts(request: Request, budget: TokenBudget) -> list[Request]:
-    """Split a group's outputs into parts that fit into one forward pass each."""
-    prompt, outputs = request
-    return [(prompt, outputs[part]) for part in budget.parts(len(prompt), [len(output) for output in outputs])]
 
 
 def _without_last(request: Request) -> Request:

@@ -13,12 +13,7 @@ from brain_align.common.policies import PolicyRegistry
 
 
 class PolicyVersions:
-    """Loads versions of one policy, one at a time; adapters share one base model, which is loaded at once.
-
-    Args:
-        policy: the recipe's section.
-        device: such as `cpu` or `cuda`.
-    """
+    """Loads versions of one policy, one at a time; adapters share one base model, which is loaded at once."""
 
     def __init__(self, policy: PolicySection, device: str) -> None:
         self._policy = policy
@@ -29,9 +24,7 @@ class PolicyVersions:
     def load(self, policies: Path, version: int) -> SequenceLogprobs:
         """Return a version's log-probabilities, with the padding that the prior's scorer uses.
 
-        Args:
-            policies: the directory of a run's versions; the version loaded last stays in memory.
-            version: its number.
+        The version loaded last stays in memory; versions of several runs are told apart by their directory `policies`.
 
         Raises:
             UserError: the version is missing or damaged.
@@ -42,7 +35,7 @@ class PolicyVersions:
             self._release()  # before the next is loaded: two may not fit into memory
             model = self._load(str(directory)) if self._base is None else load_adapter(self._base, directory)
             logprobs = SequenceLogprobs(model)
-            logprobs.pad_unless_exact()
+            logprobs.decoder.pad_unless_exact()
             self._loaded = directory, logprobs
         return self._loaded[1]
 

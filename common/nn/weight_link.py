@@ -35,6 +35,9 @@ _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
 SENDER, RECEIVER = 0, 1
 """Ranks of a link."""
 
+_NO_WATCHDOG = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+_ENVIRONMENT = threading.Lock()
+
 Transport = Literal["gloo", "nccl"]
 
 
@@ -48,32 +51,20 @@ class LinkError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A sampler's request for a version.
+    """A sampler's request for a version."""
 
-    Attributes:
-        version: its number in the run's registry.
-        digest: of the version's files; only clients that know it receive them.
-        gpu: the identity of the receiver's GPU; None without one.
-    """
-
-    version: int
-    digest: str
-    gpu: str | None
+    version: int  # its number in the run's registry
+    digest: str  # of its files; only clients that know it receive them
+    gpu: str | None  # the identity of the receiver's GPU; None without one
 
 
 @dataclass(frozen=True)
 class Offer:
-    """The server's answer: the files that it is about to send.
+    """The server's answer: the files that it is about to send."""
 
-    Attributes:
-        files: names and sizes in bytes, in the order of sending.
-        transport: of the process group.
-        port: of the store at which the two processes meet.
-    """
-
-    files: list[tuple[str, int]]
+    files: list[tuple[str, int]]  # names and sizes in bytes, in the order of sending
     transport: Transport
-    port: int
+    port: int  # of the store at which the two processes meet
 
 
 class Deadline:
@@ -144,14 +135,9 @@ def _read_line(lines: BinaryIO) -> dict[str, Any]:
 def connect(address: str, deadline: Deadline, at_most: float) -> socket.socket:
     """Connect to the server at "host:port"; every wait on the connection ends with the deadline.
 
-    Args:
-        address: of the server.
-        deadline: of the whole transfer.
-        at_most: seconds in which it must accept.
-
     Raises:
-        OSError: there is no server.
-        TimeoutError: the server does not accept.
+        OSError: nothing listens there.
+        TimeoutError: the server does not accept within `at_most` seconds.
     """
     host, _, port = address.rpartition(":")
     limit = deadline.left(at_most)
@@ -184,15 +170,9 @@ class Link:
         device: torch.device,
         deadline: Deadline,
     ) -> None:
-        """Meet the other side.
+        """Meet the other side at the store that both use, as `rank` SENDER or RECEIVER.
 
-        Args:
-            store: the store that both sides use.
-            transport: as offered.
-            rank: SENDER or RECEIVER.
-            address: this machine's, as the other side sees it.
-            device: with NCCL, the GPU that the bytes pass through.
-            deadline: of the whole transfer.
+        Gloo listens on this machine's address, as the other side sees it. With NCCL, the bytes pass through the device.
         """
         self._deadline = deadline
         self._staging: torch.Tensor | None = None
@@ -269,27 +249,15 @@ def _gloo_group(store: distributed.TCPStore, rank: int, address: str, deadline: 
 
 
 def _nccl_group(store: distributed.TCPStore, rank: int, deadline: Deadline) -> Any:
+    """Make an NCCL group whose lost peer raises an error, where torch's watchdog would end the process."""
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=deadline.left())
-    with _errors_stay_with_the_caller():
-        return distributed.ProcessGroupNCCL(store, rank, 2, options)
-
-
-_ENVIRONMENT = threading.Lock()
-
-
-@contextmanager
-def _errors_stay_with_the_caller() -> Iterator[None]:
-    """Make NCCL groups in the block whose lost peers raise errors, where torch's watchdog would end the process."""
-    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
     with _ENVIRONMENT:  # shared by all threads, and read when a group is made
-        former = {name: os.environ.get(name) for name in wanted}
-        os.environ |= wanted
+        former = {name: os.environ[name] for name in _NO_WATCHDOG if name in os.environ}
+        os.environ |= _NO_WATCHDOG
         try:
-            yield
+            return distributed.ProcessGroupNCCL(store, rank, 2, options)
         finally:
-            for name, value in former.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            for name in _NO_WATCHDOG:
+                del os.environ[name]
+            os.environ |= former

@@ -49,12 +49,8 @@ class CommitQueue:
     """A store for an asyncio program: no call blocks the loop, and no two calls run at the same time.
 
     Groups that wait are committed together, and so are scores: one part, one sync to the disk. A caller continues only
-    when its rows are durable. Other calls go before the next append, so they wait for at most one append.
-
-    Args:
-        store: used only by this thread from now on.
-        name: of the thread.
-        committed: called in the event loop once per commit of groups, before their callers continue.
+    when its rows are durable. Other calls go before the next append, so they wait for at most one append. `committed`
+    is called in the event loop once per commit of groups, before their callers continue. Nobody else may use the store.
     """
 
     def __init__(self, store: Store, name: str, committed: Committed) -> None:
@@ -120,8 +116,7 @@ class CommitQueue:
         return False
 
     def _do_others(self) -> None:
-        calls = [*self._waiting["other"]]
-        self._waiting["other"].clear()
+        calls, self._waiting["other"] = [*self._waiting["other"]], deque()
         for call in calls:
             try:
                 call.outcome = call.work()

@@ -27,12 +27,7 @@ FOLDERS = (*KINDS, "index", LOCKS, "removed", "damaged")
 
 
 class OpenedStore:
-    """The files and rows of a store that one reader or writer knows.
-
-    Attributes:
-        damaged: a sentence for each file that was found damaged.
-        kinds: the catalogue of each kind of rows.
-    """
+    """The files and rows of a store that one reader or writer knows."""
 
     def __init__(self, uri: str | Path, run_id: str | None, *, read_only: bool, use_index: bool = True) -> None:
         """Open a store as `SampleStore` does, or read and check every part instead of using the index.
@@ -42,7 +37,7 @@ class OpenedStore:
         """
         self.backend = open_backend(uri)
         self._read_only = read_only
-        self.damaged: list[str] = []
+        self.damaged: list[str] = []  # a sentence for each file that was found damaged
         self._parts_since = dict.fromkeys(KINDS, 0)  # written since small parts were last compacted
         try:
             self.run_id = open_manifest(self.backend, run_id, read_only=read_only)

@@ -14,7 +14,6 @@ from brain_align.common.errors import UserError
 from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
 from brain_align.common.store.files.backends import unusable
 from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, OpenedStore
-from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, ScorerSummary, scorer_summaries
 from brain_align.common.store.training_lock import TrainingLock, hold_training_lock
 
@@ -87,11 +86,7 @@ class SampleStore:
         return self._append("groups", batch)
 
     def append_scores(self, batch: pa.RecordBatch) -> int:
-        """Commit scores; return how many were new.
-
-        Raises:
-            UserError: as for `append_groups` and `refuse_another_scorer`.
-        """
+        """Commit scores; return how many were new. Raise as `append_groups` and `refuse_another_scorer` do."""
         scorers = _scorers_of(batch)
         if any(name not in self._appended for name, _ in scorers):  # others may have appended some since the last look
             self._refresh("scores")
@@ -179,11 +174,7 @@ class SampleStore:
         return [f"{self.root}/{kind}/{file}" for file in self._kinds[kind].part_map.read_files()]
 
     def index(self) -> pa.Table:
-        """Return one summary row per group, in the order of commitment; read no part.
-
-        Columns: group_id, prompt_id, round, proposal_version, outputs (number), tokens (of the prompt and all outputs),
-        started_at, finished_at (seconds since the epoch).
-        """
+        """Return one summary row per group (`SUMMARY_SCHEMAS`), in the order of commitment; read no part."""
         return self._kinds["groups"].rows.listed().select(SUMMARY_SCHEMAS["groups"].names)
 
     def unscored(self, scorer: str) -> list[str]:
@@ -215,10 +206,9 @@ class SampleStore:
         """
         catalogue = self._kinds["groups"]
         rows = catalogue.rows.listed()
-        if round_ is not None:
-            rows = rows.filter(pc.equal(rows["round"], round_))
-        if version is not None:
-            rows = rows.filter(pc.equal(rows["proposal_version"], version))
+        for name, value in (("round", round_), ("proposal_version", version)):
+            if value is not None:
+                rows = rows.filter(pc.equal(rows[name], value))
         if group_ids is not None:
             rows = rows.filter(pc.is_in(rows["group_id"], value_set=pa.array(group_ids, type=pa.string())))
         for batch in catalogue.batches(rows):
@@ -287,14 +277,16 @@ class SampleStore:
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
         columns = [batch[name] for name in KEYS[kind]]
         keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
-        fresh = _first_of_each(keys, self._kinds[kind].find(*columns))
+        first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # of several equal ones in the batch
+        found = self._kinds[kind].find(*columns)
+        fresh = [row for row, key in enumerate(keys) if found[row] < 0 and first[key] == row]
         if fresh:
             self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
         return len(fresh)
 
     def _take(self, kind: str, keys: Sequence[Sequence[str]], columns: Sequence[str] | None) -> pa.Table:
         catalogue = self._kinds[kind]
-        numbers: Rows = catalogue.find(*keys)
+        numbers = catalogue.find(*keys)
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
         return catalogue.take(numbers, columns)
@@ -303,9 +295,3 @@ class SampleStore:
 def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
     """Return (name, digest) of the scorers of some SCORES rows."""
     return set(zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True))
-
-
-def _first_of_each(keys: list[Any], found: Rows) -> list[int]:
-    """Return the rows whose keys are neither in the store nor earlier in the batch."""
-    first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
-    return [row for row, key in enumerate(keys) if found[row] < 0 and first[key] == row]

@@ -35,19 +35,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Process:
-    """The identity of a process among all processes.
+    """The identity of a process among all processes."""
 
-    Attributes:
-        host: host name, for messages.
-        machine: differs between machines, boots, and containers that do not see each other's processes.
-        pid: process id on that machine.
-        started: clock ticks since the machine's boot, as another process may get the same pid later.
-    """
-
-    host: str
-    machine: str
+    host: str  # for messages
+    machine: str  # differs between machines, boots, and containers that do not see each other's processes
     pid: int
-    started: int
+    started: int  # clock ticks since the machine's boot, as another process may get the same pid later
 
     def is_gone(self, here: "Process") -> bool | None:
         """Return whether it has ended, or None if it runs where the process `here` cannot see it."""
@@ -90,11 +83,8 @@ def _is_there(pid: int) -> bool:
 class TrainingLock:
     """The right to record steps on a store.
 
-    Args:
-        backend: holds the files.
-        name: of the lock's file.
-        ended: files of the expired locks that this one replaced. One of them may reappear when a stalled process renews
-            it late; that process has then lost the store.
+    One of the files in `ended`, those of the expired locks that this one replaced, may reappear when a stalled process
+    renews it late; that process has then lost the store.
     """
 
     def __init__(self, backend: StorageBackend, name: str, ended: frozenset[str]) -> None:
@@ -179,11 +169,7 @@ def _remove(backend: StorageBackend, name: str) -> None:
 
 
 def _refuse_others(backend: StorageBackend, asking: str) -> frozenset[str]:
-    """Remove the files of processes that have ended, and raise if any other process is alive.
-
-    Returns:
-        The files by which the ended processes held the lock, or would have.
-    """
+    """Remove the files of ended processes, and raise if another is alive; return the names of the ended ones' locks."""
     # While a directory is being listed, `asks-B` may disappear and `holds-B` appear, and the listing may have neither.
     # By then B holds the lock, so a second look sees it. A process that asks after the first look sees this one.
     return _refuse_others_in_sight(backend, asking, "") | _refuse_others_in_sight(backend, asking, "holds-")

@@ -111,11 +111,12 @@ class Actor:
         Raises:
             ActorLostError, PipelineError, UserError: as for `call`.
         """
-        with closing(TimeBudget(timeout)) as budget:
-            async with aclosing(self._running().stream(method, *args)) as items:
+        handle = self._running()
+        with self._saying_who_failed(method, timeout), closing(TimeBudget(timeout)) as budget:
+            async with aclosing(handle.stream(method, *args)) as items:
                 while True:
                     try:
-                        with self._saying_who_failed(method, timeout), budget:
+                        with budget:
                             item = await anext(items)
                     except StopAsyncIteration:
                         return

@@ -57,7 +57,7 @@ def view(status: Status, state: str) -> RenderableType:
     shown: list[RenderableType] = [
         as_table([("state", state), *status.progress.figures()]),
         Text(
-            f"waiting: {waiting.leases} leases for samplers, {waiting.unscored} groups for scorers, {waiting.ready} "
+            f"waiting: {waiting.leases} requests for samplers, {waiting.unscored} groups for scorers, {waiting.ready} "
             f"groups for the learner"
         ),
         _services(status.services),

@@ -23,7 +23,7 @@ from brain_align.deploy.worlds.language_model import (
 )
 from brain_align.deploy.worlds.packing import Group
 from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_loss, reward_facts
-from brain_align.deploy.worlds.training import OptimiserPlan, Recorder, optimise
+from brain_align.deploy.worlds.training import OptimiserPlan, Preparation, Recorder, optimise
 from brain_align.scorer.text_models.formats import START, TLDR
 
 _POSTS = {"train": 4000, "validation": 200, "test": 400}
@@ -52,10 +52,11 @@ def build_demo(world: Path, seed: int, _files: Sequence[Path], recorder: Recorde
         for split, drawn in posts.items():
             save_prompts(world, split, [_row(random, post) for post in drawn])
         tokenizer = _tokenizer(random, posts["train"])
+    task = Preparation(world, tokenizer, random, recorder)
     with recorder.stage("sft"):
-        policy = _make_policy(world, posts, tokenizer, random, recorder)
+        policy = _make_policy(task, posts)
     with recorder.stage("reward"):
-        reward = _make_reward_model(world, posts, tokenizer, random, recorder)
+        reward = _make_reward_model(task, posts)
     return {
         "rows": {split: len(drawn) for split, drawn in posts.items()},
         "vocabulary": len(tokenizer),
@@ -88,51 +89,34 @@ def _tokenizer(random: Random, posts: Sequence[Post]) -> PreTrainedTokenizerFast
     return train_tokenizer(texts, _VOCABULARY)
 
 
-def _make_policy(
-    world: Path,
-    posts: dict[str, list[Post]],
-    tokenizer: PreTrainedTokenizerFast,
-    random: Random,
-    recorder: Recorder,
-) -> dict[str, object]:
-    model = new_llama(_SIZE, tokenizer)
-    train = _sft_examples(posts["train"], tokenizer, random)
-    held_out = _sft_examples(posts["validation"], tokenizer, random)
-    loss_of = partial(mean_token_loss, model)
-    loss = optimise(model, train, loss_of, _SFT, _BATCH_TOKENS, random, "demo SFT model", recorder.progress)
-    save_policy(world, model, tokenizer)
+def _make_policy(task: Preparation, posts: dict[str, list[Post]]) -> dict[str, object]:
+    model = new_llama(_SIZE, task.tokenizer)
+    train, held_out = (_sft_examples(task, posts[split]) for split in ("train", "validation"))
+    loss_of, say = partial(mean_token_loss, model), task.recorder.progress
+    loss = optimise(model, train, loss_of, _SFT, _BATCH_TOKENS, task.random, "demo SFT model", say)
+    save_policy(task.world, model, task.tokenizer)
     return policy_facts(model, loss, held_out, _BATCH_TOKENS)
 
 
-def _sft_examples(posts: Sequence[Post], tokenizer: PreTrainedTokenizerFast, random: Random) -> list[Example]:
+def _sft_examples(task: Preparation, posts: Sequence[Post]) -> list[Example]:
     """Return prompts with several summaries each; the loss counts the summaries and their EOS."""
-    examples = []
+    examples, eos = [], task.tokenizer.eos_token_id
     for post in posts:
-        prompt = tokenizer(post.prompt)["input_ids"]
-        outputs = tokenizer(_summaries(random, post))["input_ids"]
-        rows = tuple((*prompt, *ids, tokenizer.eos_token_id) for ids in outputs if len(ids) <= _MAX_SUMMARY_TOKENS)
+        prompt = task.tokenizer(post.prompt)["input_ids"]
+        outputs = task.tokenizer(_summaries(task.random, post))["input_ids"]
+        rows = tuple((*prompt, *ids, eos) for ids in outputs if len(ids) <= _MAX_SUMMARY_TOKENS)
         examples.append(Example(Group(rows, len(prompt)), len(prompt)))
     return [example for example in examples if example.group.rows]
 
 
-def _make_reward_model(
-    world: Path,
-    posts: dict[str, list[Post]],
-    tokenizer: PreTrainedTokenizerFast,
-    random: Random,
-    recorder: Recorder,
-) -> dict[str, object]:
-    model = RewardModel(new_gptj(_SIZE, tokenizer).transformer)
-    train, held_out = (
-        encode(
-            [draw_preferences(random, post.prompt, post.story) for post in posts[split]],
-            TLDR,
-            tokenizer,
-            _SIZE.context,
-        )
+def _make_reward_model(task: Preparation, posts: dict[str, list[Post]]) -> dict[str, object]:
+    model = RewardModel(new_gptj(_SIZE, task.tokenizer).transformer)
+    drawn = (
+        [draw_preferences(task.random, post.prompt, post.story) for post in posts[split]]
         for split in ("train", "validation")
     )
-    loss_of = partial(pair_loss, model)
-    loss = optimise(model, train, loss_of, _REWARD, _BATCH_TOKENS, random, "demo reward model", recorder.progress)
-    save_reward_model(world, model, TLDR, tokenizer)
+    train, held_out = (encode(preferences, TLDR, task.tokenizer, _SIZE.context) for preferences in drawn)
+    loss_of, say = partial(pair_loss, model), task.recorder.progress
+    loss = optimise(model, train, loss_of, _REWARD, _BATCH_TOKENS, task.random, "demo reward model", say)
+    save_reward_model(task.world, model, TLDR, task.tokenizer)
     return reward_facts(model, loss, held_out, _BATCH_TOKENS)

@@ -31,16 +31,7 @@ class GradientFigures:
 def gradient_figures(
     world: World, method: str, n: int, log_policy: torch.Tensor, log_proposal: torch.Tensor, generator: torch.Generator
 ) -> GradientFigures:
-    """Measure a method's estimates from groups of n outputs.
-
-    Args:
-        world: the toy problem, whose posterior is known.
-        method: one of `METHODS`.
-        n: outputs per group.
-        log_policy: log q_θ.  # [64]
-        log_proposal: log q', from which outputs are drawn.  # [64]
-        generator: draws them.
-    """
+    """Measure a method's estimates at log q_θ [64], from groups of n outputs that are drawn from log q' [64]."""
     outcomes = draw(log_proposal, _OUTPUTS // n, n, generator)
     estimates = _estimates(world, method, outcomes, log_policy, log_proposal)
     mean = estimates.mean(dim=0)

@@ -103,14 +103,14 @@ def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:
     if not recipe.sampler.replicas:
         return ProposalModel(policy.model, None)
     from brain_align.common.nn.models.policy_model import adapter_rank  # torch: only where groups are sampled
-    from brain_align.common.nn.models.saving import save_dequantized
+    from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 
     rank = adapter_rank(policy) if policy.method == "lora" else None
     if policy.quantization is None:
         return ProposalModel(policy.model, rank)
     if not directory.dequantized.exists():
         with new_directory(directory.dequantized) as target:
-            save_dequantized(policy.model, policy.dtype, target)
+            save_causal_lm(load_dequantized(policy.model, policy.dtype), target)
     return ProposalModel(str(directory.dequantized), rank)
 
 

@@ -64,10 +64,7 @@ def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[
 def split_by_prompt(items: Sequence[tuple[str, Item]], heldable: set[str], random: Random) -> dict[str, list[Item]]:
     """Split items so that all items of a prompt are in the same split.
 
-    Args:
-        items: prompts, each with its item.
-        heldable: prompts that may be drawn into validation and test; all others go to the training split.
-        random: draws the split.
+    Only prompts in `heldable` may be drawn into validation and test; all others go to the training split.
 
     Raises:
         UserError: there are too few prompts to leave any for training.

@@ -16,7 +16,7 @@ from brain_align.deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, spl
 from brain_align.deploy.worlds.language_model import train_tokenizer
 from brain_align.deploy.worlds.real import build_real
 from brain_align.deploy.worlds.reward_model import Preferences
-from brain_align.deploy.worlds.training import Recorder
+from brain_align.deploy.worlds.training import Preparation, Recorder
 from brain_align.scorer.text_models.formats import HH
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -46,7 +46,7 @@ def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) 
         splits = split_by_prompt([(pair.prompt, pair) for pair in pairs], _short_prompts(pairs), random)
         tokenizer = train_tokenizer(_texts(splits["train"]), _VOCABULARY)
         corpus = _corpus(splits, tokenizer, {"usable": len(pairs), "dropped": dict(dropped)})
-    return build_real(world, corpus, tokenizer, HH, random, recorder)
+    return build_real(Preparation(world, tokenizer, random, recorder), corpus, HH)
 
 
 def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:

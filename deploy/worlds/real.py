@@ -5,11 +5,12 @@ outputs and end them, the reward model to rank. The reward model starts from its
 pairs are few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from random import Random
+from typing import TypeVar
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from brain_align.deploy.worlds.corpus import Corpus
@@ -24,84 +25,57 @@ from brain_align.deploy.worlds.language_model import (
 )
 from brain_align.deploy.worlds.packing import Group, batches_by_length
 from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_loss, reward_facts
-from brain_align.deploy.worlds.training import OptimiserPlan, Packable, Recorder, optimise
+from brain_align.deploy.worlds.training import OptimiserPlan, Packable, Preparation, optimise
 from brain_align.scorer.text_models.formats import RewardFormat
 
+_Item = TypeVar("_Item", bound=Packable)
 _SIZE = ModelSize(layers=4, width=192, heads=3, context=512)
 _BATCH_TOKENS = 2560
 _LANGUAGE_RATE, _SFT_RATE, _REWARD_RATE = 3e-3, 1e-3, 1e-3
 _LANGUAGE_EPOCHS, _SFT_EPOCHS, _REWARD_LANGUAGE_EPOCHS, _REWARD_EPOCHS = 1.0, 2.0, 0.5, 1.5
 
 
-def build_real(
-    world: Path,
-    corpus: Corpus,
-    tokenizer: PreTrainedTokenizerFast,
-    form: RewardFormat,
-    random: Random,
-    recorder: Recorder,
-) -> dict[str, object]:
-    """Write prompts, policy and reward model of a corpus to the directory `world`; return facts about them."""
+def build_real(task: Preparation, corpus: Corpus, form: RewardFormat) -> dict[str, object]:
+    """Write prompts, policy and reward model of a corpus to the task's directory; return facts about them."""
     for split, rows in corpus.prompts.items():
-        save_prompts(world, split, rows)
-    texts = [_example(tokenizer, prompt, outputs, from_start=True) for prompt, outputs in corpus.texts]
-    policy = _make_policy(world, corpus, texts, tokenizer, random, recorder)
-    reward = _make_reward_model(world, corpus, texts, tokenizer, form, random, recorder)
-    return {"rows": corpus.facts, "vocabulary": len(tokenizer), "policy": policy, "reward": reward}
+        save_prompts(task.world, split, rows)
+    texts = [_example(task.tokenizer, prompt, outputs, from_start=True) for prompt, outputs in corpus.texts]
+    policy = _make_policy(task, corpus, texts)
+    reward = _make_reward_model(task, corpus, texts, form)
+    return {"rows": corpus.facts, "vocabulary": len(task.tokenizer), "policy": policy, "reward": reward}
 
 
-def _make_policy(
-    world: Path,
-    corpus: Corpus,
-    texts: Sequence[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    random: Random,
-    recorder: Recorder,
-) -> dict[str, object]:
+def _make_policy(task: Preparation, corpus: Corpus, texts: Sequence[Example]) -> dict[str, object]:
     gold = {
-        split: [_example(tokenizer, row["prompt"], (row["label"],)) for row in rows]
+        split: [_example(task.tokenizer, row["prompt"], (row["label"],)) for row in rows]
         for split, rows in corpus.prompts.items()
     }
-    model = new_llama(_SIZE, tokenizer)
+    model = new_llama(_SIZE, task.tokenizer)
     loss_of = partial(mean_token_loss, model)
-    with recorder.stage("language"):
-        plan = _plan(texts, _LANGUAGE_EPOCHS, _LANGUAGE_RATE)
-        optimise(model, texts, loss_of, plan, _BATCH_TOKENS, random, "policy: language", recorder.progress)
-    with recorder.stage("sft"):
-        plan = _plan(gold["train"], _SFT_EPOCHS, _SFT_RATE)
-        loss = optimise(
-            model, gold["train"], loss_of, plan, _BATCH_TOKENS, random, "policy: gold outputs", recorder.progress
-        )
-    save_policy(world, model, tokenizer)
+    with task.recorder.stage("language"):
+        _optimise(task, model, texts, loss_of, _LANGUAGE_EPOCHS, _LANGUAGE_RATE, "policy: language")
+    with task.recorder.stage("sft"):
+        loss = _optimise(task, model, gold["train"], loss_of, _SFT_EPOCHS, _SFT_RATE, "policy: gold outputs")
+    save_policy(task.world, model, task.tokenizer)
     return policy_facts(model, loss, gold["test"], _BATCH_TOKENS)
 
 
 def _make_reward_model(
-    world: Path,
-    corpus: Corpus,
-    texts: Sequence[Example],
-    tokenizer: PreTrainedTokenizerFast,
-    form: RewardFormat,
-    random: Random,
-    recorder: Recorder,
+    task: Preparation, corpus: Corpus, texts: Sequence[Example], form: RewardFormat
 ) -> dict[str, object]:
-    language_model = new_gptj(_SIZE, tokenizer)
-    with recorder.stage("reward language"):
-        plan = _plan(texts, _REWARD_LANGUAGE_EPOCHS, _LANGUAGE_RATE)
-        loss_of = partial(mean_token_loss, language_model)
-        optimise(
-            language_model, texts, loss_of, plan, _BATCH_TOKENS, random, "reward model: language", recorder.progress
-        )
-    model = RewardModel(language_model.transformer)
+    body = new_gptj(_SIZE, task.tokenizer)
+    loss_of = partial(mean_token_loss, body)
+    with task.recorder.stage("reward language"):
+        _optimise(task, body, texts, loss_of, _REWARD_LANGUAGE_EPOCHS, _LANGUAGE_RATE, "reward model: language")
+    model = RewardModel(body.transformer)
     train, held_out = (
-        encode(preferences, form, tokenizer, _SIZE.context)
+        encode(preferences, form, task.tokenizer, _SIZE.context)
         for preferences in (corpus.preferences, corpus.held_out_preferences)
     )
-    with recorder.stage("reward"):
-        plan = _plan(train, _REWARD_EPOCHS, _REWARD_RATE)
+    with task.recorder.stage("reward"):
         pairs_loss = partial(pair_loss, model)
-        loss = optimise(model, train, pairs_loss, plan, _BATCH_TOKENS, random, "reward model: pairs", recorder.progress)
-    save_reward_model(world, model, form, tokenizer)
+        loss = _optimise(task, model, train, pairs_loss, _REWARD_EPOCHS, _REWARD_RATE, "reward model: pairs")
+    save_reward_model(task.world, model, form, task.tokenizer)
     return {"measures": corpus.reward_meaning, **reward_facts(model, loss, held_out, _BATCH_TOKENS)}
 
 
@@ -114,6 +88,16 @@ def _example(
     return Example(Group(rows, len(prompt_ids)), 1 if from_start else len(prompt_ids))
 
 
-def _plan(items: Sequence[Packable], epochs: float, learning_rate: float) -> OptimiserPlan:
+def _optimise(
+    task: Preparation,
+    model: torch.nn.Module,
+    items: Sequence[_Item],
+    batch_loss: Callable[[list[_Item]], torch.Tensor],
+    epochs: float,
+    learning_rate: float,
+    label: str,
+) -> float:
+    """Train a model for a number of epochs, see `optimise`."""
     batches = list(batches_by_length([len(item.group) for item in items], _BATCH_TOKENS, Random(0)))
-    return OptimiserPlan(max(1, round(epochs * len(batches))), learning_rate)
+    plan = OptimiserPlan(max(1, round(epochs * len(batches))), learning_rate)
+    return optimise(model, items, batch_loss, plan, _BATCH_TOKENS, task.random, label, task.recorder.progress)

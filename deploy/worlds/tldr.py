@@ -19,7 +19,7 @@ from brain_align.deploy.worlds.corpus import SPLIT_SIZES, Corpus, read_rows, spl
 from brain_align.deploy.worlds.language_model import train_tokenizer
 from brain_align.deploy.worlds.real import build_real
 from brain_align.deploy.worlds.reward_model import Preferences
-from brain_align.deploy.worlds.training import Recorder
+from brain_align.deploy.worlds.training import Preparation, Recorder
 from brain_align.scorer.text_models.formats import START, TLDR, normalise_tldr_prompt
 
 _VOCABULARY = 4096
@@ -49,7 +49,7 @@ def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder
         for split, size in SPLIT_SIZES.items():
             prompts[split] = prompts[split][:size]
         corpus = _corpus(prompts, random, {"usable": len(rows), "dropped": dict(dropped)})
-    return build_real(world, corpus, tokenizer, TLDR, random, recorder)
+    return build_real(Preparation(world, tokenizer, random, recorder), corpus, TLDR)
 
 
 def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import Protocol, TypeVar
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from brain_align.deploy.worlds.packing import Group, batches_by_length
 
@@ -18,12 +20,7 @@ _SECONDS_BETWEEN_REPORTS = 5.0
 
 
 class Recorder:
-    """Reports progress, and records the duration of each stage.
-
-    Attributes:
-        progress: called with one line of text.
-        seconds: wall-clock time by stage.
-    """
+    """Reports progress line by line, and records the wall-clock seconds of each stage."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -35,6 +32,16 @@ class Recorder:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Directory, tokenizer, random numbers and recorder that all models of one toy task are made with."""
+
+    world: Path
+    tokenizer: PreTrainedTokenizerFast
+    random: Random
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ def optimise(
         plan: number of steps and learning rate.
         batch_tokens: the most padded tokens of a batch.
         random: shuffles the batches.
-        label: the model's name in progress lines.
-        progress: called every few seconds with one line.
+        label: begins the progress lines.
+        progress: called every few seconds.
 
     Returns:
         The mean loss over the last tenth of the steps.

@@ -28,15 +28,10 @@ class Checkpoint:
 
 
 class CheckpointDirectory:
-    """The checkpoints of one run; only one process may save, rank 0.
-
-    Args:
-        root: their directory.
-        keep: how many of the newest to keep.
-    """
+    """The checkpoints of one run, of which the newest `keep` stay; only one process may save, rank 0."""
 
     def __init__(self, root: Path, keep: int) -> None:
-        self.root = Path(root)
+        self.root = root
         self.keep = keep
 
     def has(self, step: int) -> bool:

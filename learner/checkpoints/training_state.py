@@ -11,10 +11,13 @@ rate: the sample store records which groups trained which step.
 """
 
 import json
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from brain_align.common.config.recipe import Recipe
@@ -22,7 +25,6 @@ from brain_align.common.config.run_identity import identity_settings
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.shards import ShardReader, write_shards
-from brain_align.learner.checkpoints.randomness import RandomState
 from brain_align.learner.engine_protocol import ParameterState
 from brain_align.learner.objectives.policy_gradients import RunningMean
 from brain_align.learner.steps.stepper import StepperState
@@ -31,6 +33,8 @@ _DECISIVE = ("seed", "policy.", "objective.", "learner.", "algorithm.rounds", "a
 _PLACES = ("policy.model", "policy.tokenizer", "policy.sft_adapter")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARAMETERS, _RANDOM, _STATE = "parameters", "random.pt", "state.json"
+
+RandomState = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,3 +128,31 @@ def _flat(parameters: Iterable[tuple[str, ParameterState]]) -> Iterator[tuple[st
         yield f"weight/{name}", state.weight
         for key, moment in (state.moments or {}).items():
             yield f"{key}/{name}", moment
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> RandomState:
+    """Return the states of all generators: numbers, tuples and tensors only, for `torch.load(weights_only=True)`."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: RandomState) -> None:
+    """Restore the states that `random_state` returned; those of GPUs only if there are as many GPUs."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

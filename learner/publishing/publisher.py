@@ -13,18 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedConfig
 
-from brain_align.common.nn.logprobs import request_of
+from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.common.nn.models.causal_lm import context_length
 from brain_align.common.nn.models.saving import save_causal_lm
 from brain_align.common.nn.prefix.packing import Request
 from brain_align.common.policies import PolicyRegistry, Probe
 from brain_align.learner.engine_protocol import Engine, NamedTensors, seen_by_rank_0, write_on_rank_0
-from brain_align.learner.policy import Policy
 from brain_align.learner.publishing.server_process import WeightServerProcess
 
 _MODEL = "model."
-"""The prefix of the names of the model's parameters within `Policy`."""
+"""The prefix of the names of the model's parameters within `SequenceLogprobs`."""
 
 _HALF = 8
 """Tokens of a probe's prompt and of its continuation: few enough to be cheap, too many to agree by chance."""
@@ -32,17 +31,10 @@ _STRIDE = 7919  # a prime, so that the ids are spread over vocabularies of any s
 
 
 class Publisher:
-    """Publishes versions of one run; all ranks call it together, since each may hold a part of the weights.
-
-    Args:
-        registry: of the run's versions.
-        policy: what is published.
-        engine: this rank's.
-        server: serves what rank 0 publishes; None on other ranks, and where no sampler asks for weights.
-    """
+    """Publishes versions of one run; all ranks call it together, since each may hold a part of the weights."""
 
     def __init__(
-        self, registry: PolicyRegistry, policy: Policy, engine: Engine, server: WeightServerProcess | None
+        self, registry: PolicyRegistry, policy: SequenceLogprobs, engine: Engine, server: WeightServerProcess | None
     ) -> None:
         self._registry = registry
         self._policy = policy
@@ -50,15 +42,10 @@ class Publisher:
         self._server = server
 
     def publish(self, version: int, step: int) -> None:
-        """Publish the present weights, unless the version exists already; return when all ranks can read it.
-
-        Args:
-            version: its number.
-            step: the optimiser step that the weights come from.
-        """
+        """Publish the weights after a step, unless the version exists already; return when all ranks can read it."""
         if seen_by_rank_0(self._engine, self._registry.is_published(version)):
             return
-        probe = make_probe(self._engine.logprobs, self._policy.config)
+        probe = make_probe(self._engine.logprobs, self._policy.decoder.config)
 
         def write(weights: NamedTensors) -> None:
             address = None if self._server is None else self._server.address()
@@ -77,12 +64,7 @@ class Publisher:
 
 @torch.no_grad()
 def make_probe(logprobs: Callable[[list[Request]], torch.Tensor], config: PreTrainedConfig) -> Probe:
-    """Compute the present policy's log-probabilities of a short, fixed text.
-
-    Args:
-        logprobs: `Engine.logprobs`; all ranks make the probe together.
-        config: of the policy's model.
-    """
+    """Compute the present policy's log-probabilities of a short, fixed text; all ranks make the probe together."""
     half = min(_HALF, context_length(config) // 2)
     text = [(position + 1) * _STRIDE % config.vocab_size for position in range(2 * half)]
     prompt, continuation = text[:half], text[half:]

@@ -17,10 +17,7 @@ _START_LIMIT = 120.0  # seconds: it imports torch
 class WeightServerProcess:
     """A running weight server. Without it samplers read the files, so that no failure here is an error.
 
-    Args:
-        policies: the registry's directory.
-        host: this machine's address, as samplers see it.
-        time_limit: seconds for one transfer.
+    `host` is this machine's address, as samplers see it; `time_limit` is in seconds per transfer.
 
     Attributes:
         process: the one that was started last; None after one did not come up, since no further one is started.

@@ -54,10 +54,7 @@ _PAUSE = 1.0
 class WeightServer:
     """Answers each client in a thread of its own; a client that breaks off affects only its own transfer.
 
-    Args:
-        registry: of the versions to serve.
-        host: this machine's address, as samplers see it.
-        time_limit: seconds for one transfer.
+    `host` is this machine's address, as samplers see it; `time_limit` is in seconds per transfer.
 
     Attributes:
         address: "host:port", where it listens.
@@ -95,7 +92,11 @@ class WeightServer:
             with connection, connection.makefile("rb") as lines:
                 connection.settimeout(_HANDSHAKE)
                 question = read_question(lines)
-                version = self._found(question, connection)
+                try:
+                    version = self._asked(question)
+                except RefusedError as error:
+                    write_line(connection, str(error))
+                    raise
                 with self._room:
                     began = time.monotonic()
                     sent = self._send(version, _transport(question), connection, lines)
@@ -103,14 +104,6 @@ class WeightServer:
                 _LOG.info("Version %d: %s to %s in %.2f s.", version.version, sent, client, seconds)
         except (OSError, ValueError, LinkError, RefusedError) as error:
             _LOG.warning("No version for %s: %s", client, first_line(error))
-
-    def _found(self, question: Question, connection: socket.socket) -> ProposalVersion:
-        """Return the requested version, or send the client the refusal before raising it."""
-        try:
-            return self._asked(question)
-        except RefusedError as error:
-            write_line(connection, str(error))
-            raise
 
     def _send(self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO) -> str:
         """Send a version; return a summary for the log."""
@@ -129,8 +122,7 @@ class WeightServer:
                 _send_file(link, version.path / name, size, buffer)
             connection.settimeout(deadline.left())
             lines.read()  # until the receiver closes the connection: bytes under way must not be cut off
-        total = sum(size for _, size in files)
-        return f"{total} bytes over {transport}"
+        return f"{sum(size for _, size in files)} bytes over {transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
         """Return the requested version; a refusal reveals nothing that the client did not know, above all no digest.

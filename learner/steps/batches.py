@@ -68,19 +68,13 @@ class GroupBatch:
         return gold
 
     def narrowed(self, used: torch.Tensor) -> "GroupBatch":
-        """Return the batch with only the outputs valid that an objective uses.
-
-        Args:
-            used: [b, n] bool
-        """
+        """Return the batch in which only outputs that an objective uses ([b, n] bool) are valid."""
         return replace(self, valid=self.valid & used)
 
     def values(self, policy_logprobs: torch.Tensor, groups: list[int] | None = None) -> GroupValues:
-        """Return an objective's input.
+        """Return an objective's input for some groups (rows), or for all.
 
-        Args:
-            policy_logprobs: log q_θ of those groups' texts, gold in the last column.  # [groups, n + 1]
-            groups: rows; all by default.
+        `policy_logprobs` has log q_θ of these groups' texts, gold in the last column.  # [groups, n + 1]
         """
         rows = list(range(len(self.golds))) if groups is None else groups
         golds = [self.golds[row] for row in rows]
@@ -110,9 +104,8 @@ class GroupBatch:
 
     def mean_reward(self) -> float | None:
         """Return the mean over prompts of the mean over their valid outputs; None where there is none."""
-        there = self.valid.any(dim=1)
         means = torch.where(self.valid, self.rewards, 0.0).sum(dim=1) / self.valid.sum(dim=1).clamp(min=1)
-        return float(means[there].mean()) if there.any() else None
+        return float(means[self.trained].mean()) if self.trained.any() else None
 
     def collapsed(self) -> float:
         """Return the share of groups, among those with several outputs, whose outputs are all the same."""

@@ -19,15 +19,10 @@ from brain_align.learner.steps.micro_batches import MicroBatch, share_out
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch's loss, the same on every rank.
+    """A batch's loss, the same on every rank."""
 
-    Attributes:
-        policy_logprobs: log q_θ of the outputs before the step, NaN where it was not computed.  # [b, n]
-        objective: losses and metrics of the whole batch.
-    """
-
-    policy_logprobs: torch.Tensor
-    objective: ObjectiveResult
+    policy_logprobs: torch.Tensor  # [b, n]: log q_θ before the step, NaN where it was not computed
+    objective: ObjectiveResult  # of the whole batch
 
 
 def accumulate_gradient(engine: Engine, batch: GroupBatch, objective: Objective, budget: TokenBudget) -> BatchResult:

@@ -31,87 +31,58 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Footprint:
-    """The memory that training a policy takes, in bytes.
+    """The memory that training a policy takes, in bytes."""
 
-    Attributes:
-        fixed: weights, gradients and optimiser.
-        token: activations per token.
-    """
-
-    fixed: int
-    token: int
+    fixed: int  # weights, gradients and optimiser
+    token: int  # activations per token
 
 
-def footprint(
-    policy: SequenceLogprobs,
-    *,
-    ranks: int = 1,
-    zero_stage: int = 0,
-    recomputes: bool = False,
-    offloads: bool = False,
-) -> Footprint:
-    """Estimate the memory that training a policy takes on one rank.
+def footprint(policy: SequenceLogprobs, settings: LearnerSection, ranks: int = 1) -> Footprint:
+    """Estimate the memory that training a policy takes on one rank of several.
 
-    Args:
-        policy: its trainable parameters have gradients and two moments, and 16-bit ones a float32 copy.
-        ranks: number of ranks that share the work.
-        zero_stage: the state that they share: the optimiser (1), gradients too (2), weights too (3).
-        recomputes: whether layers keep their input only (activation checkpointing).
-        offloads: whether the optimiser is in the machine's own memory.
+    Trainable parameters have gradients and two moments, and 16-bit ones a float32 copy. The ranks share the optimiser
+    (ZeRO-1), gradients too (2), and weights too (3).
     """
     weights = sum(elements(value) * value.itemsize for value in policy.parameters())
     trainable = policy.trainable().values()
     gradients = 4 * sum(map(elements, trainable))
     optimiser = sum(elements(value) * (8 + (4 if value.itemsize < 4 else 0)) for value in trainable)
-    optimiser = 0 if offloads else optimiser
+    optimiser = 0 if settings.offload_optimizer else optimiser
     weights, gradients, optimiser = (
-        size // ranks if zero_stage >= stage else size for size, stage in ((weights, 3), (gradients, 2), (optimiser, 1))
+        size // ranks if settings.zero_stage >= stage else size
+        for size, stage in ((weights, 3), (gradients, 2), (optimiser, 1))
     )
-    config = policy.config
-    layers, hidden, width = config.num_hidden_layers, config.hidden_size, policy.dtype.itemsize
+    config = policy.decoder.config
+    layers, hidden, width = config.num_hidden_layers, config.hidden_size, policy.decoder.dtype.itemsize
     kept = layers * _FLOAT32_STATES * hidden * 4 + sum(_kept_by(layer, width) for layer in _linear_layers(policy))
-    if recomputes:
+    if settings.activation_checkpointing:  # layers keep their input only
         kept = kept // layers + layers * hidden * width
     return Footprint(weights + gradients + optimiser, kept + 3 * hidden * 4)  # and the LM head's tiles
 
 
 def token_budget(policy: SequenceLogprobs, settings: LearnerSection, ranks: int) -> int:
-    """Return the tokens that a forward and backward pass of one rank has room for on the policy's device.
+    """Return the tokens that a forward and backward pass of one rank has room for, on its share of the policy's device.
+
+    The number depends on the model and the kind of device alone, not on what else uses the device: a run repeats
+    exactly.
 
     Raises:
         UserError: not even the weights fit.
     """
-    needs = footprint(
-        policy,
-        ranks=ranks,
-        zero_stage=settings.zero_stage,
-        recomputes=settings.activation_checkpointing,
-        offloads=settings.offload_optimizer,
-    )
-    return tokens_of_a_pass(needs, policy.device, settings.gpus)
-
-
-def tokens_of_a_pass(footprint: Footprint, device: torch.device, share: float = 1.0) -> int:
-    """Return the token budget for a device, or for a share of one.
-
-    It depends on the model and the kind of device alone, not on what else uses the device: a run repeats exactly.
-
-    Raises:
-        UserError: not even the weights fit.
-    """
+    device = policy.decoder.device
     if device.type != "cuda":
         return TOKENS_ON_CPU
     memory = torch.cuda.get_device_properties(device).total_memory
-    return tokens_within(int(memory * min(1.0, share)), footprint)
+    return tokens_within(int(memory * min(1.0, settings.gpus)), footprint(policy, settings, ranks))
 
 
-def tokens_within(memory: int, footprint: Footprint) -> int:
-    """Return the token budget for a GPU with `memory` bytes; see `tokens_of_a_pass`."""
-    tokens = int(_USABLE * memory - footprint.fixed) // footprint.token // _STEP * _STEP
+def tokens_within(memory: int, needs: Footprint) -> int:
+    """Return the token budget for a GPU with `memory` bytes; see `token_budget`."""
+    tokens = int(_USABLE * memory - needs.fixed) // needs.token // _STEP * _STEP
     if tokens < _STEP:
         raise UserError(
-            f"The policy does not fit: its weights, gradients and optimiser take {footprint.fixed / _GIB:.1f} GiB and "
-            f"{_STEP} tokens take {_STEP * footprint.token / _GIB:.1f} GiB, but the GPU has {memory / _GIB:.0f} GiB; "
+            f"The policy does not fit: its weights, gradients and optimiser take {needs.fixed / _GIB:.1f} GiB and "
+            f"{_STEP} tokens take {_STEP * needs.token / _GIB:.1f} GiB, but the GPU has {memory / _GIB:.0f} GiB; "
             f"use learner.activation_checkpointing, policy.quantization, learner.zero_stage or more ranks."
         )
     return min(tokens, _LARGEST)
@@ -132,10 +103,8 @@ def _linear_layers(policy: SequenceLogprobs) -> list[nn.Module]:
 
 def _kept_by(layer: nn.Module, width: int) -> int:
     """Return the bytes per token that a linear layer keeps: input, output, and a float32 input for an adapter."""
-    if isinstance(layer, LoraLayer):
-        copies = layer.in_features * 4 if width < 4 else 0
-        return (layer.in_features + layer.out_features) * width + copies
     if isinstance(layer, Conv1D):  # GPT-2's linear layers
         return sum(layer.weight.shape) * width
-    assert isinstance(layer, nn.Linear)
-    return (layer.in_features + layer.out_features) * width
+    assert isinstance(layer, nn.Linear | LoraLayer)
+    copies = layer.in_features * 4 if isinstance(layer, LoraLayer) and width < 4 else 0
+    return (layer.in_features + layer.out_features) * width + copies

@@ -18,7 +18,7 @@ def step_metrics(
     Args:
         stored: the batch as it is stored.
         groups: the batch as the objective uses it.
-        result: what was computed.
+        result: its loss.
         learning_rate: of the step.
         norm: the gradient's norm before clipping; None where the weights were left as they are.
     """

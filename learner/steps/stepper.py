@@ -14,9 +14,9 @@ import torch
 
 from brain_align.common.config.training import LearnerSection
 from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError
+from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.learner.engine_protocol import Engine
 from brain_align.learner.objectives.objective import Objective
-from brain_align.learner.policy import Policy
 from brain_align.learner.steps.batches import GroupBatch
 from brain_align.learner.steps.gradients import BatchResult, accumulate_gradient
 
@@ -28,19 +28,12 @@ _LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
 
 @dataclass(frozen=True)
 class StepperState:
-    """What the stepper has learned so far, and must know after a resume to take the same steps.
+    """The state that the stepper must have after a resume to take the same steps."""
 
-    Attributes:
-        skipped: the steps skipped in a row up to now, each with its reason.
-        halved_to: the token budget that fits into memory; None where the budget was never too large.
-        padded_because: the reason for padded rows that the first group showed; see `SequenceLogprobs`.
-        checked: whether packed and padded rows have been compared on a first group.
-    """
-
-    skipped: list[str]
-    halved_to: int | None
-    padded_because: str | None
-    checked: bool
+    skipped: list[str]  # the steps skipped in a row up to now, each with its reason
+    halved_to: int | None  # the token budget that fits into memory; None where the budget was never too large
+    padded_because: str | None  # as in `PrefixDecoder`
+    checked: bool  # whether packed and padded rows have been compared on a first group
 
 
 class Stepper:
@@ -53,7 +46,7 @@ class Stepper:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: SequenceLogprobs,
         engine: Engine,
         objective: Objective,
         settings: LearnerSection,
@@ -73,7 +66,7 @@ class Stepper:
 
     def state(self) -> StepperState:
         """Return the state to keep in a checkpoint."""
-        return StepperState(self.skipped, self._halved_to, self._policy.padded_because, self._checked)
+        return StepperState(self.skipped, self._halved_to, self._policy.decoder.padded_because, self._checked)
 
     def restore(self, state: StepperState) -> None:
         """Continue after the step whose checkpoint held `state`."""
@@ -81,7 +74,7 @@ class Stepper:
         if state.halved_to is not None:
             self.max_tokens = min(self.max_tokens, state.halved_to)
         if state.padded_because is not None:
-            self._policy.padded_because = state.padded_because
+            self._policy.decoder.padded_because = state.padded_because
         self._checked = state.checked
 
     def take(self, step: int, groups: GroupBatch, learning_rate: float) -> tuple[BatchResult, float | None]:
@@ -114,19 +107,21 @@ class Stepper:
         outputs = [groups.text(rows[0], column) for column in groups.computed[rows[0]].nonzero().flatten().tolist()]
         check = self._policy.check_packed((groups.prompts[rows[0]], outputs), self.max_tokens)
         if check is not None and not all(self._engine.gather(check.passed)):
-            self._policy.padded_because = (
+            self._policy.decoder.padded_because = (
                 f"packed rows give other log-probabilities: {check.difference:.2g} nats per token from padded ones, "
                 f"where rounding explains {check.tolerance:.2g}"
             )
             self._note(
                 f"WARNING: this model's packed rows are not used, and training is several times slower: in group "
-                f"{groups.group_ids[rows[0]]}, {self._policy.padded_because}."
+                f"{groups.group_ids[rows[0]]}, {self._policy.decoder.padded_because}."
             )
 
     def _accumulate(self, step: int, groups: GroupBatch) -> BatchResult:
         while True:
             try:
-                return accumulate_gradient(self._engine, groups, self._objective, self._policy.budget(self.max_tokens))
+                return accumulate_gradient(
+                    self._engine, groups, self._objective, self._policy.decoder.budget(self.max_tokens)
+                )
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
             # Outside of the handler, whose traceback would keep the pass's tensors.

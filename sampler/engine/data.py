@@ -6,17 +6,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter that the engine holds.
+    """A LoRA adapter that the engine holds."""
 
-    Attributes:
-        id: from 1 on; never given to another adapter while the engine lives.
-        digest: of its files; vLLM keeps the cached prefixes of adapters apart by it.
-        directory: in PEFT's format.
-    """
-
-    id: int
-    digest: str
-    directory: Path
+    id: int  # from 1 on; never given to another adapter while the engine lives
+    digest: str  # of its files; vLLM keeps the cached prefixes of adapters apart by it
+    directory: Path  # in PEFT's format
 
 
 @dataclass(frozen=True)

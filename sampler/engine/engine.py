@@ -92,7 +92,7 @@ class Engine:
         """Sample n outputs per prompt, and yield each prompt's outputs as soon as they are finished.
 
         Args:
-            prompts: token ids of each prompt.
+            prompts: token ids of each.
             sampling: the distribution, and the length.
             n: outputs per prompt.
             eos_token_id: ends an output; it is then the output's last id.

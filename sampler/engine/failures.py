@@ -14,11 +14,7 @@ _PASSING = ("out of memory", "cuda error", "cublas", "nccl", "[errno ", "no such
 
 @contextmanager
 def saying_if_it_died(llm: Any) -> Iterator[None]:
-    """Turn any error in the block into an EngineLostError if the engine has died.
-
-    Args:
-        llm: vLLM's `AsyncLLM`.
-    """
+    """Turn any error in the block into an EngineLostError if the engine (vLLM's `AsyncLLM`) has died."""
     try:
         yield
     except Exception as error:

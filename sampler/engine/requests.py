@@ -13,24 +13,16 @@ BEFORE_ALL_OTHERS = -1
 
 
 class Requests:
-    """The requests of one engine, each represented by the queue (`RequestOutputCollector`) for its outputs.
+    """The requests of one engine, each represented by the queue (`RequestOutputCollector`) for its outputs."""
 
-    Args:
-        llm: vLLM's `AsyncLLM`.
-    """
-
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any) -> None:  # vLLM's `AsyncLLM`
         self._llm = llm
         self._count = 0
 
     async def add(self, token_ids: Sequence[int], parameters: Any, adapter: Adapter | None, priority: int = 0) -> Any:
-        """Submit one request; return the queue that will receive its outputs.
+        """Submit one request with vLLM's `SamplingParams`; return the queue that will receive its outputs.
 
-        Args:
-            token_ids: of the prompt.
-            parameters: vLLM's `SamplingParams`.
-            adapter: to compute with; None: the model itself.
-            priority: the lowest runs first.
+        Without an adapter, the model itself computes. The lowest priority runs first.
 
         Raises:
             EngineLostError: the engine has died.

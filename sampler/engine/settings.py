@@ -16,33 +16,19 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has kernels for these
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The settings that an engine is started with.
+    """The settings that an engine is started with."""
 
-    Attributes:
-        model: directory or hub id of the base model.
-        dtype: of weights and computation; the learner's own, so that both evaluate the same policy.
-        adapter_rank: the largest rank of the LoRA adapters to load; None where whole models are loaded.
-        adapters: number of adapters held at once.
-        receives: whether whole models are sent to it, besides being read from files.
-        max_model_tokens: prompt and output together.
-        tensor_parallel: devices that share each layer.
-        repeatable: whether `sample` will be called with seeds.
-        threads: CPU threads (ignored on GPU).
-        kv_cache_gib: memory for keys and values on CPU, in GiB (ignored on GPU).
-        extra: further arguments of vLLM's engine, from `sampler.vllm`.
-    """
-
-    model: str
-    dtype: str
-    adapter_rank: int | None
-    adapters: int
-    receives: bool
-    max_model_tokens: int
-    tensor_parallel: int
-    repeatable: bool
-    threads: int
-    kv_cache_gib: int
-    extra: dict[str, Any]
+    model: str  # directory or hub id of the base model
+    dtype: str  # of weights and computation; the learner's own, so that both evaluate the same policy
+    adapter_rank: int | None  # the largest rank of the LoRA adapters to load; None where whole models are loaded
+    adapters: int  # held at once
+    receives: bool  # whether whole models are sent to it, besides being read from files
+    max_model_tokens: int  # prompt and output together
+    tensor_parallel: int  # devices that share each layer
+    repeatable: bool  # whether `sample` will be called with seeds
+    threads: int  # ignored on GPUs
+    kv_cache_gib: int  # memory for keys and values; ignored on GPUs
+    extra: dict[str, Any]  # further arguments of vLLM's engine, from `sampler.vllm`
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import random
 import select
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 EXTENSION = "brain_align.sampler.engine.worker.WorkerExtension"
@@ -49,20 +50,13 @@ def _end_with(sampler: int) -> None:
     above = parent.pid if parent is not None and parent.pid != sampler else None
 
     def watch() -> None:
-        _wait_for_end(sampler)
+        with suppress(ProcessLookupError):  # it has ended already
+            select.select([os.pidfd_open(sampler)], [], [])
         if above is not None:
             os.kill(above, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="ends-with-sampler", daemon=True).start()
-
-
-def _wait_for_end(pid: int) -> None:
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:  # it has ended already
-        return
-    select.select([process], [], [])
 
 
 if SAMPLER_PID in os.environ:

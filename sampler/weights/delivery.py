@@ -103,10 +103,7 @@ class WeightsByFile(Delivery):
 class WeightsByTransfer(WeightsByFile):
     """Whole models, one after the other, sent by the learner's weight server; read from files where that fails.
 
-    Args:
-        sampler: its name, for messages.
-        weights: of an engine that was started to receive.
-        time_limit: seconds for `fetch`.
+    The engine must have been started to receive. `time_limit` (seconds) is that of `fetch`.
     """
 
     reads_files = False
@@ -123,7 +120,10 @@ class WeightsByTransfer(WeightsByFile):
             return True
         self._received = None
         try:
-            await self._receive(version)
+            if version.server is None:
+                raise NotReceivedError("it was published without a weight server")
+            limit = _RECEIVING * self._time_limit
+            await self._weights.receive(WeightSource(version.server, version.version, version.digest, limit))
         except NotReceivedError as error:
             _LOG.warning(
                 "%s takes proposal version %d from its files, since phase `fetch` of its transfer failed "
@@ -144,9 +144,3 @@ class WeightsByTransfer(WeightsByFile):
             await self._weights.load_received()
         else:
             await super().put(version)
-
-    async def _receive(self, version: ProposalVersion) -> None:
-        if version.server is None:
-            raise NotReceivedError("it was published without a weight server")
-        limit = _RECEIVING * self._time_limit
-        await self._weights.receive(WeightSource(version.server, version.version, version.digest, limit))

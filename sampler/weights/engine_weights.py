@@ -1,4 +1,4 @@
-"""Which weights vLLM's engine computes with: adapters side by side, or a whole model, read from files or received."""
+"""The weights that vLLM's engine computes with: adapters side by side, or a whole model, read or received."""
 
 import asyncio
 import time

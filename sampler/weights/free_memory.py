@@ -10,11 +10,7 @@ _HIERARCHY = Path("/sys/fs/cgroup")
 
 def free_memory() -> int:
     """Return the bytes available before the kernel kills a process: the least that any limit leaves."""
-    return min([_of_the_machine(), *_of_containers()])
-
-
-def _of_the_machine() -> int:
-    return _fields(_MACHINE)["MemAvailable:"] * 1024
+    return min([_fields(_MACHINE)["MemAvailable:"] * 1024, *_of_containers()])
 
 
 def _of_containers() -> Iterator[int]:

@@ -38,19 +38,12 @@ _CONNECTING = 30.0
 
 @dataclass
 class WeightSource:
-    """The server and the version to ask it for.
+    """The server and the version to ask it for."""
 
-    Attributes:
-        server: "host:port" of a weight server.
-        version: its number.
-        digest: of its files; other files are rejected.
-        time_limit: seconds for the transfer, including the computation of the digest.
-    """
-
-    server: str
+    server: str  # "host:port" of a weight server
     version: int
-    digest: str
-    time_limit: float
+    digest: str  # of its files; other files are rejected
+    time_limit: float  # seconds for the transfer, including the computation of the digest
 
 
 class NotReceivedError(Exception):
@@ -67,10 +60,9 @@ class Reception:
     Its files have no names in any file system, and vanish when they are released or the process ends.
 
     Args:
-        source: where to ask.
+        source: the server to ask, and the version.
         device: of the model that the files are for; the bytes go into host memory in any case.
-        receptions: number that start on this machine at the same time, including this one: one per worker of the
-            engine.
+        receptions: number that start on this machine at the same time: one per worker of the engine.
     """
 
     def __init__(self, source: WeightSource, device: torch.device, receptions: int = 1) -> None:

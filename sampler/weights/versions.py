@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 
 from brain_align.common.errors import DeliveryError, PipelineError, UserError
-from brain_align.common.policies import PolicyRegistry, Probe, ProposalVersion, UnreadableVersionError
+from brain_align.common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.delivery import Delivery
@@ -38,45 +39,23 @@ directory does not exist."""
 _LOOK_AGAIN = 0.5  # seconds
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """How a version got into the engine.
-
-    Attributes:
-        version: of the proposal.
-        digest: of its files.
-        gap: nats per token between the learner's and the engine's log-probabilities of the probe; None without a probe.
-        seconds: time that loading and probing took.
-    """
-
-    version: int
-    digest: str
-    gap: float | None
-    seconds: float
-
-
 @dataclass
 class _Held:
     """A version in the engine; `users` counts the requests that sample from it."""
 
-    loaded: Loaded
+    version: int
     adapter: Adapter | None
+    gap: float
     users: int = 0
 
 
 @dataclass(frozen=True)
 class Use:
-    """The version that one request samples from, valid until the request is done.
+    """The version that one request samples from, valid until the request is done."""
 
-    Attributes:
-        proposal: the version, as its own run published it.
-        adapter: the adapter that requests must name; None for a whole model.
-        loaded: how it got into the engine.
-    """
-
-    proposal: ProposalVersion
-    adapter: Adapter | None
-    loaded: Loaded
+    proposal: ProposalVersion  # as its own run published it
+    adapter: Adapter | None  # that requests must name; None for a whole model
+    gap: float  # nats per token between the learner's and the engine's log-probabilities of the probe
 
 
 class Versions:
@@ -85,15 +64,8 @@ class Versions:
     Versions are identified by the digest of their files, so that several runs may share a sampler. To make room, the
     least recently used version that no request uses is dropped.
 
-    Args:
-        sampler: its name, for messages.
-        engine: answers the probes.
-        delivery: loads.
-        dtype: of the engine's model.
-        time_limit: seconds per phase.
-
     Attributes:
-        phases: number of phases under way, each of which has its time limit.
+        phases: number of phases under way, each of which has its time limit (in seconds).
     """
 
     def __init__(self, sampler: str, engine: Engine, delivery: Delivery, dtype: str, time_limit: float) -> None:
@@ -123,12 +95,13 @@ class Versions:
             if alone:
                 await self._until(lambda: not any(held.users for held in self._held.values()))
             held = await self._bring(proposal)
+            use = Use(proposal, held.adapter, held.gap)
             if alone:
-                yield Use(proposal, held.adapter, held.loaded)
+                yield use
                 return
             held.users += 1
         try:
-            yield Use(proposal, held.adapter, held.loaded)
+            yield use
         finally:
             held.users -= 1
             self._left.set()
@@ -167,12 +140,19 @@ class Versions:
         except BaseException:
             self._forget(proposal.digest)
             raise
-        held = _Held(Loaded(proposal.version, proposal.digest, gap, time.monotonic() - began), adapter)
-        _LOG.info("%s holds %s", self._sampler, held.loaded)
-        self._held[proposal.digest] = held
+        seconds = time.monotonic() - began
+        _LOG.info(
+            "%s holds version %d (%s): loaded and probed in %.2f s, %.2g nats per token from the learner's probe",
+            self._sampler,
+            proposal.version,
+            proposal.digest,
+            seconds,
+            gap,
+        )
+        held = self._held[proposal.digest] = _Held(proposal.version, adapter, gap)
         return held
 
-    async def _probed(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
+    async def _probed(self, proposal: ProposalVersion, adapter: Adapter | None) -> float:
         """Return the probe's gap; drop the version if the probe fails for any reason."""
         try:
             return await self._phase("probe", proposal.version, self._compare(proposal, adapter))
@@ -193,14 +173,11 @@ class Versions:
         self._forget(oldest)
         await self._delivery.drop(self._held.pop(oldest).adapter)
 
-    async def _compare(self, proposal: ProposalVersion, adapter: Adapter | None) -> float | None:
-        """Return the gap between the engine's and the learner's log-probabilities of the probe, in nats per token."""
+    async def _compare(self, proposal: ProposalVersion, adapter: Adapter | None) -> float:
+        """Return the mean gap between the engine's and the learner's log-probabilities of the probe."""
         probe = proposal.probe
-        if probe is None:
-            _LOG.warning("Proposal version %d has no probe, so its log-probabilities are unchecked.", proposal.version)
-            return None
         logprobs = await self._engine.continuation_logprobs(probe.prompt, probe.continuation, adapter)
-        gap = _gap(probe, logprobs)
+        gap = fmean(abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True))
         if not gap <= self._tolerance:  # NaN is refused too
             raise UserError(
                 f"the engine gives the version's probe {sum(logprobs):.6g} nats, the learner gave it "
@@ -220,7 +197,7 @@ class Versions:
                 f"{self._time_limit:g} s (timeouts.load)."
             ) from None
         except (UserError, DeliveryError) as error:
-            kept = ", ".join(str(held.loaded.version) for held in self._held.values()) or "none"
+            kept = ", ".join(str(held.version) for held in self._held.values()) or "none"
             kind = DeliveryError if isinstance(error, DeliveryError) else UserError
             raise kind(
                 f"{self._sampler} refuses proposal version {version} in phase `{phase}` (it keeps: {kept}): {error}"
@@ -233,9 +210,3 @@ class Versions:
         while not holds():
             self._left.clear()
             await self._left.wait()
-
-
-def _gap(probe: Probe, logprobs: list[float]) -> float:
-    """Return the mean absolute difference to the probe's own log-probabilities, in nats per token."""
-    differences = [abs(ours - theirs) for ours, theirs in zip(logprobs, probe.logprobs, strict=True)]
-    return sum(differences) / len(differences)

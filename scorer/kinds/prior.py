@@ -24,7 +24,7 @@ class PriorScorer(Scorer):
     def __init__(self, digest: str, model: PreTrainedModel | PeftModel, max_tokens: int) -> None:
         self.digest = digest
         self._logprobs = SequenceLogprobs(model)
-        self._logprobs.pad_unless_exact()
+        self._logprobs.decoder.pad_unless_exact()
         self._max_tokens = max_tokens
 
     @override

@@ -107,7 +107,7 @@ def padded(stock: PreTrainedModel, request: Request, coefficients: torch.Tensor,
 
 def packed(model: PreTrainedModel, request: Request, coefficients: torch.Tensor) -> Case:
     logprobs = SequenceLogprobs(model)
-    assert logprobs.padded_because is None
+    assert logprobs.decoder.padded_because is None
     return Case(model, lambda: (coefficients * logprobs([request])).sum().backward())
 
 

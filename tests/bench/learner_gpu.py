@@ -20,11 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PreTrainedConfig
 
 from brain_align.common.config.inputs import AdapterSection
+from brain_align.common.config.training import LearnerSection
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import attach_new_adapter
 from brain_align.common.nn.models.causal_lm import Quantization, load_causal_lm
 from brain_align.common.nn.prefix.packing import Request, TokenBudget
-from brain_align.learner.steps.memory_plan import footprint, tokens_of_a_pass
+from brain_align.learner.steps.memory_plan import footprint, token_budget
 from tests.bench.harness import table, write
 from tests.unit.tiny_models import save
 
@@ -80,9 +81,10 @@ def necessary_flops(config: PreTrainedConfig, weights: int, trained: int) -> flo
 def measure(name: str, subject: SequenceLogprobs, layer_weights: int) -> dict[str, Any]:
     """Times forward and backward of as many groups as the device's token budget holds, eight at most."""
     trained = sum(value.numel() for value in subject.trainable().values())
-    budget = tokens_of_a_pass(footprint(subject), subject.device)
-    count = max(1, min(8, budget // subject.budget(1).tokens(PROMPT, [LENGTH] * OUTPUTS)))
-    requests = groups(subject.config.vocab_size, count)
+    settings = LearnerSection(gpus=1)
+    budget, needs = token_budget(subject, settings, ranks=1), footprint(subject, settings)
+    count = max(1, min(8, budget // subject.decoder.budget(1).tokens(PROMPT, [LENGTH] * OUTPUTS)))
+    requests = groups(subject.decoder.config.vocab_size, count)
     coefficients = torch.randn(count * OUTPUTS, device="cuda")
     seconds = []
     for turn in range(-2, REPEATS):
@@ -95,20 +97,20 @@ def measure(name: str, subject: SequenceLogprobs, layer_weights: int) -> dict[st
         if turn >= 0:
             seconds.append(time.perf_counter() - begin)
     a_group = sorted(seconds)[len(seconds) // 2] / count
-    flops = necessary_flops(subject.config, layer_weights, trained)
+    flops = necessary_flops(subject.decoder.config, layer_weights, trained)
     card = torch.cuda.get_device_name()
     peak = next((value for known, value in DENSE_BF16.items() if known in card), None)
     tokens = PROMPT + OUTPUTS * LENGTH
     return {
         "case": name,
         "groups a pass": count,
-        "rows": subject.padded_because or "packed",
+        "rows": subject.decoder.padded_because or "packed",
         "groups/s": 1 / a_group,
         "tokens/s": tokens / a_group,
         "TFLOP/s": flops / a_group / 1e12,
         "MFU": flops / a_group / peak if peak else None,
         "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
-        "planned GiB": (footprint(subject).fixed + count * tokens * footprint(subject).token) / 2**30,
+        "planned GiB": (needs.fixed + count * tokens * needs.token) / 2**30,
     }
 
 

@@ -80,7 +80,7 @@ def test_values_and_gradients_are_those_of_float32_on_the_cpu(make):
     exact = SequenceLogprobs(model)
     expected, reference = exact(requests()).detach(), gradient(exact, weights)
     on_gpu = SequenceLogprobs(model.to("cuda", torch.bfloat16))
-    assert on_gpu.padded_because is None
+    assert on_gpu.decoder.padded_because is None
     lengths = torch.tensor([1, 48, 17, 30, 5, 2, 1])
     difference = (on_gpu(requests()).detach().cpu() - expected).abs() / lengths
     assert difference.max() < 0.02
@@ -99,5 +99,5 @@ def test_packed_and_padded_rows_agree(make):
 
 def test_float32_has_no_kernel_and_says_so():
     logprobs = SequenceLogprobs(llama().to("cuda"))
-    assert logprobs.padded_because == "flash attention computes in bfloat16 or float16, not in float32"
+    assert logprobs.decoder.padded_because == "flash attention computes in bfloat16 or float16, not in float32"
     assert logprobs(requests()).isfinite().all()

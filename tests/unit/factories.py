@@ -4,7 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from brain_align.common.policies import Probe
 from brain_align.common.schemas import GROUPS, SCORES, batch_from_rows
+
+PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
 
 
 def output(token_ids: list[int], token_logprobs: list[float], text: str = "text") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import local_directory
+from brain_align.common.nn.models.sources import is_local
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -24,10 +25,7 @@ CONFIG = "adapter_config.json"
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
     """Attach a trainable adapter that changes nothing yet (B = 0), so that the policy starts as the prior.
 
-    Args:
-        model: the prior; it is wrapped, not copied, and its own weights are frozen.
-        settings: rank, alpha and the modules that get an adapter.
-        seed: of the values of A; they depend on nothing else.
+    The model is wrapped, not copied, and its own weights are frozen. The values of A depend on the seed alone.
 
     Raises:
         UserError: the model lacks one of the target modules.
@@ -52,7 +50,12 @@ def find_adapter(source: str) -> Path:
     Raises:
         UserError: the directory or repository does not exist.
     """
-    return local_directory(source, "The adapter", [CONFIG, WEIGHTS])
+    if is_local(source, "The adapter"):
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The adapter: {source} could not be fetched from the hub: {first_line(error)}") from error
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
@@ -87,12 +90,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
 
 
 def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:
-    """Attach a saved adapter.
-
-    Args:
-        model: the model that the adapter was made for; it is wrapped, not copied.
-        directory: written by `save_adapter` or by PEFT itself.
-        trainable: whether to continue training it.
+    """Attach an adapter that `save_adapter` or PEFT itself has written; the model is wrapped, not copied.
 
     Raises:
         UserError: the directory does not hold an adapter, or holds one of another model.
@@ -123,12 +121,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
 def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the adapter's two files into an existing directory; the same weights give the same bytes.
 
-    PEFT's own `save_pretrained` writes the target modules in the order of a set, which differs between processes.
-
-    Args:
-        model: with its adapter.
-        directory: for the files.
-        weights: the adapter's, by parameter name, where the model itself has only a part of them (ZeRO-3).
+    PEFT's own `save_pretrained` writes the target modules in the order of a set, which differs between processes. Give
+    the adapter's weights, by parameter name, where the model itself has only a part of them (ZeRO-3).
     """
     weights = get_peft_model_state_dict(model, state_dict=weights)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}

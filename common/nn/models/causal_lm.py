@@ -109,12 +109,7 @@ def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: 
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
-    """Refuse a tokenizer that does not fit the model.
-
-    Args:
-        tokenizer: the policy's tokenizer.
-        config: the model's.
-        where: the tokenizer's path, for the error.
+    """Refuse a tokenizer, which errors call `where`, that does not fit the model.
 
     Raises:
         UserError: it has ids without an embedding in the model, lacks an end-of-text token, or has another than the
@@ -198,9 +193,7 @@ def _restore_buffers(model: PreTrainedModel) -> None:
 def check_logits(model: PreTrainedModel, source: str) -> None:
     """Refuse a model whose logits are not just its output layer applied to the decoder's last hidden states.
 
-    Args:
-        model: on its device, without active dropout.
-        source: the model's name in messages.
+    The model is on its device, without active dropout; messages call it `source`.
 
     Raises:
         UserError: its logits are transformed (soft-capped or scaled, say), or it takes no position ids.

@@ -32,10 +32,8 @@ def load_policy_model(
 ) -> PreTrainedModel | PeftModel:
     """Load the policy as it is before the first step: equal to the prior, with trained weights marked `requires_grad`.
 
-    Args:
-        policy: chooses between all weights, a new adapter that changes nothing yet, and a copy of the SFT adapter.
-        device: for the weights.
-        seed: of a new adapter.
+    The recipe's section chooses between all weights, a new adapter that changes nothing yet (its values depend on the
+    seed), and a copy of the SFT adapter.
 
     Raises:
         UserError: model or adapter cannot be loaded, or the recipe's adapter differs from the SFT adapter.

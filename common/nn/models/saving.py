@@ -15,13 +15,9 @@ from brain_align.common.nn.models.shards import write_shards
 def save_causal_lm(
     model: PreTrainedModel, directory: Path, weights: Iterable[tuple[str, torch.Tensor]] | None = None
 ) -> None:
-    """Write a model into an existing directory; the same weights give the same bytes.
+    """Write a model, loaded by `load_causal_lm`, into an existing directory; the same weights give the same bytes.
 
-    Args:
-        model: loaded by `load_causal_lm`, not quantised.
-        directory: for the files.
-        weights: all weights, by the model's own names and in its dtype, where the model itself has only a part of
-            them (ZeRO-3).
+    Where the model itself has only a part of its weights (ZeRO-3), give all, by its own names and in its dtype.
 
     Raises:
         UserError: as for `check_saveable`.
@@ -48,20 +44,10 @@ def check_saveable(model: PreTrainedModel) -> None:
         )
 
 
-def save_dequantized(source: str, dtype: Dtype, directory: Path) -> None:
-    """Write the weights that an NF4-quantised model computes with as an ordinary model, into an existing directory.
-
-    Its weights are the quantised ones in `dtype`, so that it has the quantised model's log-probabilities without 4-bit
-    kernels (vLLM has none for bitsandbytes).
-
-    Raises:
-        UserError: the model cannot be loaded, or as for `check_saveable`.
-    """
-    save_causal_lm(load_dequantized(source, dtype), directory)
-
-
 def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:
     """Load a model, quantise it to NF4, and convert its weights back to `dtype`.
+
+    It has the quantised model's log-probabilities without 4-bit kernels (vLLM has none for bitsandbytes).
 
     Raises:
         UserError: the model cannot be loaded.

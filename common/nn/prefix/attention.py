@@ -22,17 +22,9 @@ from brain_align.common.nn.prefix.packing import Layout
 def prefix_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
 ) -> torch.Tensor:
-    """Attend within a packed row.
+    """Attend within a packed row: query, key, value and result are [t, heads, d].
 
-    Args:
-        query: [t, heads, d]
-        key: [t, heads, d], heads already repeated where several queries share one
-        value: [t, heads, d]
-        layout: of the row.
-        scale: of the scores.
-
-    Returns:
-        [t, heads, d]
+    Heads of key and value are repeated already where several queries share one.
     """
     return _PrefixAttention.apply(query, key, value, layout, scale)
 
@@ -56,10 +48,8 @@ class _PrefixAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        kernels = _kernels(query)
-        inputs = kernels.backward(gradients[0], query, key, value, out, lse, ctx.layout, ctx.scale)
-        return *inputs, None, None
+        saved = ctx.saved_tensors  # query, key, value, out, lse
+        return *_kernels(saved[0]).backward(gradients[0], saved, ctx.layout, ctx.scale), None, None
 
 
 def _kernels(tensor: torch.Tensor) -> ModuleType:

@@ -41,17 +41,9 @@ def forward(
     return out, lse
 
 
-def backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    layout: Layout,
-    scale: float,
-) -> Row:
-    """Return the gradients of query, key and value, each [t, heads, d]."""
+def backward(grad: torch.Tensor, saved: tuple[torch.Tensor, ...], layout: Layout, scale: float) -> Row:
+    """Return the gradients of query, key and value, each [t, heads, d], from those and `forward`'s results."""
+    query, key, value, out, lse = saved
     row, result = (query, key, value), (grad, out, lse)
     gradients = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
     if len(layout.output_places):

@@ -70,21 +70,11 @@ def forward(
     return out, lse
 
 
-def backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    layout: Layout,
-    scale: float,
-) -> Tensors:
-    """Return the gradients of query, key and value, each [t, heads, d]."""
+def backward(grad: torch.Tensor, saved: Tensors, layout: Layout, scale: float) -> Tensors:
+    """Return the gradients of query, key and value, each [t, heads, d], from those and `forward`'s results."""
+    query, key, value, out, lse = saved
     blocks = _blocks(layout, query.device)
-    gradients = _attend_backward(
-        (grad, query, key, value, out, lse), blocks.segments, blocks.segments, scale, causal=True
-    )
+    gradients = _attend_backward((grad, *saved), blocks.segments, blocks.segments, scale, causal=True)
     if not blocks.has_outputs:
         return gradients
     places, prompts = blocks.output_places, blocks.prompt_places

@@ -29,33 +29,23 @@ _EXAMPLE = (24, (1, 9, 4, 0, 6))
 
 @dataclass(frozen=True)
 class PackedCheck:
-    """The difference between packed and padded rows.
+    """The difference between packed and padded rows, in the unit of the compared values."""
 
-    Attributes:
-        difference: the largest, in the unit of the compared values.
-        tolerance: the difference that rounding explains.
-    """
-
-    difference: float
-    tolerance: float
+    difference: float  # the largest
+    tolerance: float  # the difference that rounding explains
 
     @property
     def passed(self) -> bool:
-        """Whether the two agree; not with a difference of NaN."""
+        """True where the two agree; not with a difference of NaN."""
         return self.difference <= self.tolerance
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """Hidden states of texts, each a prompt and one of its outputs.
+    """Hidden states of texts, each a prompt and one of its outputs."""
 
-    Attributes:
-        hidden: of all tokens of all rows.  # [tokens, h]
-        places: for each text, the rows of `hidden` of its tokens.  # [text tokens] int64 each, on the CPU
-    """
-
-    hidden: torch.Tensor
-    places: list[torch.Tensor]
+    hidden: torch.Tensor  # [tokens, h], of all tokens of all rows
+    places: list[torch.Tensor]  # per text [text tokens] int64, on the CPU: the rows of `hidden` of its tokens
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
         """Return the hidden states at some places.  # [places, h]."""
@@ -140,7 +130,9 @@ class PrefixDecoder:
         """
         if not self.can_pack(requests):
             budget = TokenBudget(max_tokens, packed=False)
-            return torch.cat([_last(self.padded(part)) for one in requests for part in _parts(one, budget)])
+            return torch.cat(
+                [_last(self.padded(part)) for one in requests for part in budget.split(one, reads_last=True)]
+            )
         return torch.cat([_last(self.packed(batch)) for batch in _batches(requests, max_tokens)])
 
     def check_packed(self) -> PackedCheck | None:
@@ -177,26 +169,8 @@ class PrefixDecoder:
         return outputs.last_hidden_state
 
 
-def longest_text(request: Request) -> int:
-    """Return the tokens of a group's longest text, prompt and output together."""
-    prompt, outputs = request
-    return len(prompt) + max(map(len, outputs))
-
-
 def _last(states: TextStates) -> torch.Tensor:
     return states.at(torch.stack([places[-1] for places in states.places]))
-
-
-def _tokens(request: Request, budget: TokenBudget) -> int:
-    prompt, outputs = request
-    return budget.tokens(len(prompt), [len(output) + 1 for output in outputs])  # the last token is in the row too
-
-
-def _parts(request: Request, budget: TokenBudget) -> list[Request]:
-    """Split a group into parts that fit into one pass each."""
-    prompt, outputs = request
-    slices = budget.parts(len(prompt), [len(output) + 1 for output in outputs])
-    return [(prompt, outputs[part]) for part in slices]
 
 
 def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]]:
@@ -204,8 +178,9 @@ def _batches(requests: Sequence[Request], max_tokens: int) -> list[list[Request]
     budget = TokenBudget(max_tokens, packed=True)
     batches: list[list[Request]] = []
     room = 0
-    for part in (part for request in requests for part in _parts(request, budget)):
-        tokens = _tokens(part, budget)
+    for part in (part for request in requests for part in budget.split(request, reads_last=True)):
+        prompt, outputs = part
+        tokens = len(prompt) + sum(map(len, outputs))
         if tokens > room or not batches:
             batches.append([])
             room = max_tokens

@@ -16,17 +16,11 @@ Request = tuple[torch.Tensor, Sequence[torch.Tensor]]
 
 @dataclass(frozen=True)
 class GroupSegments:
-    """The segments of one group in a packed row.
+    """The segments of one group in a packed row."""
 
-    Attributes:
-        start: the place of the prompt's first token in the row.
-        prompt: tokens of the prompt.
-        outputs: tokens of each output that has any in the row.
-    """
-
-    start: int
-    prompt: int
-    outputs: tuple[int, ...]
+    start: int  # the place of the prompt's first token in the row
+    prompt: int  # tokens of the prompt
+    outputs: tuple[int, ...]  # tokens of each output that has any in the row
 
     @property
     def prompt_slice(self) -> slice:
@@ -98,27 +92,16 @@ def _layout(encoded: tuple[int, ...]) -> Layout:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row for the model, with the places of each text in it.
+    """One row for the model, with the places of each text in it."""
 
-    Attributes:
-        token_ids: [1, t] int64
-        position_ids: [1, t] int64
-        layout: for the attention.
-        places: per output, the places of its prompt's tokens and then of its own.  # [text tokens] int64 each
-    """
-
-    token_ids: torch.Tensor
-    position_ids: torch.Tensor
+    token_ids: torch.Tensor  # [1, t] int64
+    position_ids: torch.Tensor  # [1, t] int64
     layout: Layout
-    places: list[torch.Tensor]
+    places: list[torch.Tensor]  # per output [text tokens] int64: the places of its prompt's tokens, then of its own
 
 
 def pack(requests: Sequence[Request]) -> PackedRow:
-    """Pack groups into one row.
-
-    Args:
-        requests: at least one; prompts have at least one token, outputs may have none.
-    """
+    """Pack groups, at least one, into one row; prompts have at least one token, outputs may have none."""
     tokens: list[torch.Tensor] = []
     positions: list[torch.Tensor] = []
     places: list[torch.Tensor] = []
@@ -162,6 +145,12 @@ class TokenBudget:
         if self.packs(prompt_length, output_lengths):
             return prompt_length + sum(max(0, length - 1) for length in output_lengths)
         return len(output_lengths) * (prompt_length + max(output_lengths, default=0))
+
+    def split(self, request: Request, *, reads_last: bool = False) -> list[Request]:
+        """Split a group into parts that fit into one pass each; with `reads_last` each output's last token is read."""
+        prompt, outputs = request
+        slices = self.parts(len(prompt), [len(output) + reads_last for output in outputs])
+        return [(prompt, outputs[part]) for part in slices]
 
     def parts(self, prompt_length: int, output_lengths: Sequence[int]) -> Iterator[slice]:
         """Split a group's outputs into parts that fit into one pass each.

@@ -72,17 +72,14 @@ def decode_part(path: str, content: pa.Buffer, kind: str) -> Part:
     except pa.ArrowInvalid as error:
         raise DamagedPartError(f"{path} is not an Arrow file: {error}.") from None
     metadata = tagged.schema.metadata or {}
-    _check(path, tagged.schema, metadata, kind)
-    batch = tagged.replace_schema_metadata(None)
-    return Part(batch, _commits(path, file, metadata, batch.num_rows), metadata.get(_RUN_KEY, b"").decode())
-
-
-def _check(path: str, found: pa.Schema, metadata: dict[bytes, bytes], kind: str) -> None:
     if metadata.get(_KIND_KEY, b"").decode() != kind:
         raise DamagedPartError(f"{path} does not hold {kind} rows of a sample store; move it out of the store.")
     check_version(path, int(metadata.get(_VERSION_KEY, b"0")))
-    if not found.equals(KINDS[kind]):
-        raise DamagedPartError(f"{path} has columns {found.names}, expected the {kind} columns {KINDS[kind].names}.")
+    if not tagged.schema.equals(KINDS[kind]):
+        names = tagged.schema.names
+        raise DamagedPartError(f"{path} has columns {names}, expected the {kind} columns {KINDS[kind].names}.")
+    batch = tagged.replace_schema_metadata(None)
+    return Part(batch, _commits(path, file, metadata, batch.num_rows), metadata.get(_RUN_KEY, b"").decode())
 
 
 def check_version(what: str, version: int) -> None:

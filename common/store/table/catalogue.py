@@ -44,8 +44,6 @@ class Catalogue:
         self.next_sequence = 0  # of the next commit: one more than any seen so far
         self._load(self._index.read() if use_index else [])
 
-    # -- finding -----------------------------------------------------------------------------------------------------
-
     def find(self, *keys: Sequence[Any] | pa.Array) -> Rows:
         """Return the numbers [wanted] of the rows with these keys, -1 for keys that no row has."""
         fields = [KINDS[self.kind].field(name) for name in KEYS[self.kind]]
@@ -255,6 +253,4 @@ class Catalogue:
 
 
 def _array(values: Sequence[Any] | pa.Array, type_: pa.DataType) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values if values.type == type_ else values.cast(type_)
-    return pa.array(values, type=type_)
+    return values.cast(type_) if isinstance(values, pa.Array) else pa.array(values, type=type_)

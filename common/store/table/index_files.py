@@ -35,19 +35,12 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class IndexFile:
-    """The content of one index file.
+    """The content of one index file."""
 
-    Attributes:
-        rows: summary rows with their locations; their `commit` numbers index `commits`.
-        commits: the commits that the rows belong to.
-        sizes: [commits] bytes of the commit's own part; None if that was gone already.
-        compacted: size and commits of some compacted parts.
-    """
-
-    rows: pa.Table
+    rows: pa.Table  # summary rows with their locations; their `commit` numbers index `commits`
     commits: list[str]
-    sizes: list[int | None]
-    compacted: dict[str, tuple[int, Commits]]
+    sizes: list[int | None]  # [commits] bytes of the commit's own part; None if that was gone already
+    compacted: dict[str, tuple[int, Commits]]  # size and commits of some compacted parts
 
     def still_true(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], dict[str, Commits]]:
         """Return what it states (see `PartMap.add`) about those parts that have the stated size among these."""
@@ -106,15 +99,10 @@ class IndexFiles:
         self._commits = commits
 
     def update(self, rows: RowIndex, part_map: PartMap, compacted: set[str], at_least: int) -> None:
-        """Write what the index files lack, if that is at least so many commits and compacted parts.
+        """Write what the index files lack of all rows of the opening, and of some compacted parts with only such rows.
 
-        A new index file absorbs those before it that are not at least twice as large, so they stay few.
-
-        Args:
-            rows: all rows of the opening.
-            part_map: its parts.
-            compacted: the compacted parts to record; all their rows are among `rows`.
-            at_least: the minimum.
+        Nothing is written for fewer than `at_least` commits and compacted parts. A new index file absorbs those before
+        it that are not at least twice as large, so they stay few.
         """
         if len(rows.commits) - self._commits + len(compacted - _recorded(self._spans)) < at_least:
             return

@@ -26,7 +26,7 @@ SUMMARY_SCHEMAS = {
             pa.field("outputs", pa.int32(), nullable=False),  # number of outputs
             pa.field("tokens", pa.int64(), nullable=False),  # of the prompt and all outputs
             pa.field("started_at", pa.float64(), nullable=False),
-            pa.field("finished_at", pa.float64(), nullable=False),
+            pa.field("finished_at", pa.float64(), nullable=False),  # as started_at, seconds since the epoch
         ]
     ),
     "scores": pa.schema(
@@ -57,20 +57,13 @@ _TOTALS = [("group_id", "count"), ("values", "sum"), ("nulls", "sum"), ("sum", "
 
 @dataclass(frozen=True)
 class ScorerSummary:
-    """A scorer's values in a store.
-
-    Attributes:
-        name, digest: of the scorer; a store may hold several digests under one name.
-        groups: number of groups that it has scored.
-        nulls: number of outputs that it could not score.
-        mean, min, max: over the values that are not null; None if all are.
-    """
+    """A scorer's values in a store, which may hold several digests under one name."""
 
     name: str
     digest: str
-    groups: int
-    nulls: int
-    mean: float | None
+    groups: int  # number of groups that it has scored
+    nulls: int  # number of outputs that it could not score
+    mean: float | None  # as min and max, over the values that are not null; None if all are
     min: float | None
     max: float | None
 

@@ -93,7 +93,7 @@ def _logprobs(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[list[list[float
     device = "cuda" if recipe.prior.gpus and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(recipe.prior.threads)
     model = SequenceLogprobs(load_prior_model(recipe.policy, device))
-    model.pad_unless_exact()
+    model.decoder.pad_unless_exact()
     for pair in pairs:
         with torch.no_grad():
             found = model.token_logprobs([request_of(pair.prompt_ids, pair.outputs)])

@@ -28,48 +28,11 @@ def page(comparison: Comparison, tables: Sequence[TextTable], plots: Mapping[str
         comparison=comparison,
         protocol=comparison.protocol,
         rates=", ".join(f"{rate:g}" for rate in comparison.protocol.learning_rates),
-        cautions=_cautions(comparison),
         tables=tables,
         plots={name: Markup(inline_svg(name, svg)) for name, svg in plots.items()},
         outcome_class=_OUTCOME_CLASS,
         closest=f"{CLOSEST:g}",
         least_r_squared=f"{LEAST_R_SQUARED:g}",
-    )
-
-
-def _cautions(comparison: Comparison) -> list[str]:
-    """Return what limits the figures' validity, one sentence or two per caution."""
-    found = [_rates_at_edge(comparison), _failures(comparison), _few_seeds(comparison)]
-    return [caution for caution in found if caution]
-
-
-def _rates_at_edge(comparison: Comparison) -> str | None:
-    labels = [label for label, figures in comparison.methods.items() if figures.rate_at_edge]
-    if not labels:
-        return None
-    return (
-        f"Learning rate at the edge of the grid (*): {', '.join(labels)}. A better one may lie outside; "
-        f"--learning-rates takes a wider grid."
-    )
-
-
-def _failures(comparison: Comparison) -> str | None:
-    count = len(comparison.failed)
-    if not count:
-        return None
-    return f"{count} training {'run' if count == 1 else 'runs'} failed; the last table has the reasons."
-
-
-def _few_seeds(comparison: Comparison) -> str | None:
-    seeds = comparison.protocol.seeds
-    if len(seeds) == 1:
-        return f"Only one seed ({seeds[0]}): the intervals do not include the variation over seeds."
-    lacking = comparison.lacking()
-    if not lacking:
-        return None
-    named = "; ".join(f"{name} (lacks seed {', '.join(map(str, missing))})" for name, missing in lacking.items())
-    return (
-        f"Not over all {len(seeds)} seeds: {named}. The interval of one seed does not include the variation over seeds."
     )
 
 

@@ -13,7 +13,7 @@ from brain_align.common.errors import PipelineError, first_failure
 from brain_align.common.identity import digest
 from brain_align.common.schemas import HUMAN
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.compare.examine.examination import ExaminedGroups, examine
+from brain_align.deploy.compare.examine.examiner import ExaminedGroups, examine
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.training_runs import (

@@ -16,7 +16,7 @@ from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.compare.examine.examination import ExaminedGroups
+from brain_align.deploy.compare.examine.examiner import ExaminedGroups
 from brain_align.deploy.compare.examine.likelihoods import Row, StoredValues
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
@@ -42,7 +42,6 @@ class SeedGroups:
         run_id: see `seed_run_id`.
         recipe: the seed's, see `seed_recipe`, with `{world}` replaced.
         directory: of stores, logs and version 0; a run directory without training.
-        inputs: the prompts.
     """
 
     run_id: str
@@ -113,15 +112,7 @@ def evaluation_scorers(recipe: Recipe) -> list[str]:
 
 
 async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker) -> Evaluation:
-    """Sample and score the groups that are missing, from version 0, which must have been published.
-
-    Args:
-        groups: to complete.
-        services: samplers and scorers, which other runs may share.
-        tracker: of the seed's directory.
-
-    Returns:
-        The prior's evaluation, complete.
+    """Sample and score the groups that are missing, from the published version 0; return the prior's evaluation.
 
     Raises:
         PipelineError, UserError: see `Conductor.run`.

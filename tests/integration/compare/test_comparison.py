@@ -34,7 +34,7 @@ from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalActor, LocalLearner, LocalSampler, LocalScorer
-from tests.unit.factories import groups, recipe_settings, scores
+from tests.unit.factories import PROBE, groups, recipe_settings, scores
 
 ROUNDS, UPDATES = 2, 2
 RATES = (1e-4, 1e-3)
@@ -55,7 +55,7 @@ class StandInLearner(LocalLearner):
         return await super().train_step(step, batch)
 
     async def publish(self, version: int, step: int) -> None:
-        self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"))
+        self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"), PROBE)
 
     def kill(self) -> None:
         self.killed = True

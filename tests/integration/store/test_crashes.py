@@ -112,7 +112,7 @@ def test_writers_killed_at_every_moment_lose_nothing_acknowledged(disk: Path, fo
     report(len(moments), len(acknowledged.lost(store)), bad + len(bad_rows(snapshot(store))), "SIGKILL")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_file_system_that_fails_or_fills_loses_nothing_acknowledged(disk: Path) -> None:
     chance, root = random.Random(1), disk / "failing"
     acknowledged, bad, injected, refused = Acknowledged(), 0, 0, 0
@@ -196,7 +196,7 @@ def bad_when_read(root: Path, part: Path) -> int:
     return bad
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_every_damage_is_named_and_nothing_bad_returned(whole: Path, disk: Path, damage: str) -> None:
     complete = snapshot(SampleStore(whole, None, read_only=True))
@@ -220,7 +220,7 @@ def test_every_damage_is_named_and_nothing_bad_returned(whole: Path, disk: Path,
     report(faults, lost, bad, f"{damage} part")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_damaged_index_costs_nothing_but_time(whole: Path, tmp_path: Path) -> None:
     complete = snapshot(SampleStore(whole, None, read_only=True))
     for number, file in enumerate(sorted((whole / "index").iterdir())):

@@ -1,10 +1,10 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry
+from tests.unit.factories import PROBE
 
 
 def weights(content: str):
@@ -14,10 +14,10 @@ def weights(content: str):
 def test_versions_appear_whole_and_are_never_changed(tmp_path: Path) -> None:
     registry = PolicyRegistry(tmp_path / "policies")
     assert registry.newest() is None
-    first = registry.publish(0, 0, weights("a"))
-    assert registry.publish(0, 0, weights("other")) == first
+    first = registry.publish(0, 0, weights("a"), PROBE)
+    assert registry.publish(0, 0, weights("other"), PROBE) == first
     assert (first.path / "adapter_model.safetensors").read_text() == "a"
-    second = registry.publish(1, 40, weights("b"))
+    second = registry.publish(1, 40, weights("b"), PROBE)
     assert second.digest != first.digest
     assert registry.newest() == second and registry.versions() == [0, 1]
     assert registry.verify(1) == second
@@ -31,13 +31,13 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("disk")
 
     with pytest.raises(RuntimeError, match="disk"):
-        registry.publish(0, 0, fails)
+        registry.publish(0, 0, fails, PROBE)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damage_is_found_and_missing_versions_are_named(tmp_path: Path) -> None:
     registry = PolicyRegistry(tmp_path)
-    found = registry.publish(3, 0, weights("a"))
+    found = registry.publish(3, 0, weights("a"), PROBE)
     (found.path / "adapter_model.safetensors").write_text("tampered")
     with pytest.raises(UserError, match=r"version 3 .* is damaged"):
         registry.verify(3)
@@ -45,12 +45,8 @@ def test_damage_is_found_and_missing_versions_are_named(tmp_path: Path) -> None:
         registry.get(4)
 
 
-def test_a_version_says_where_it_is_served_and_older_ones_need_not(tmp_path: Path) -> None:
+def test_a_version_says_where_it_is_served(tmp_path: Path) -> None:
     registry = PolicyRegistry(tmp_path)
-    assert registry.publish(0, 0, weights("a"), server="10.0.0.1:7000").server == "10.0.0.1:7000"
-    assert registry.publish(1, 0, weights("a")).server is None
-    marker = registry.path(1) / "version.json"
-    facts = json.loads(marker.read_text())
-    del facts["server"]
-    marker.write_text(json.dumps(facts))
+    assert registry.publish(0, 0, weights("a"), PROBE, server="10.0.0.1:7000").server == "10.0.0.1:7000"
+    assert registry.publish(1, 0, weights("a"), PROBE).server is None
     assert registry.verify(1).files == ("adapter_model.safetensors",)

@@ -1,7 +1,7 @@
 import pytest
 
 from brain_align.common.config.training import AlgorithmSection, LearnerSection
-from brain_align.learner.steps.learning_rate import learning_rate
+from brain_align.learner.trainer import learning_rate
 
 
 def rates(steps, **settings):

@@ -233,7 +233,7 @@ class ForgetfulEngine(PlainEngine):
     room = 30
 
     def logprobs(self, requests):
-        tokens = sum(self.module.budget(1).tokens(len(prompt), list(map(len, ids))) for prompt, ids in requests)
+        tokens = sum(self.module.decoder.budget(1).tokens(len(prompt), list(map(len, ids))) for prompt, ids in requests)
         values = super().logprobs(requests)
         if tokens > self.room and torch.is_grad_enabled():
             values.sum().backward()

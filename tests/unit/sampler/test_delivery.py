@@ -11,6 +11,7 @@ from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.sampler.weights.delivery import WeightsByTransfer
 from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.receiving import NotReceivedError, WeightSource
+from tests.unit.factories import PROBE
 
 
 class ReceivingWeights:
@@ -40,7 +41,7 @@ class World:
         self.delivery = WeightsByTransfer("sampler-3", cast(EngineWeights, self.engine), time_limit=60)
 
     def published(self, version: int, server: str | None = "10.0.0.1:7000") -> ProposalVersion:
-        return self.registry.publish(version, 0, lambda place: _write(place, version), server=server)
+        return self.registry.publish(version, 0, lambda place: _write(place, version), PROBE, server)
 
     def bring(self, *versions: ProposalVersion) -> None:
         async def scene() -> None:

@@ -19,6 +19,7 @@ from brain_align.sampler.engine.settings import EngineSettings, engine_arguments
 from brain_align.sampler.engine.worker import WorkerExtension
 from brain_align.sampler.weights.delivery import AdapterSwap
 from brain_align.sampler.weights.engine_weights import EngineWeights
+from tests.unit.factories import PROBE
 
 
 def test_every_generator_that_vllm_draws_seeds_from_is_seeded() -> None:
@@ -90,7 +91,7 @@ class SlowEngine:
 
 
 def test_an_adapter_whose_loading_broke_off_takes_no_place_for_long() -> None:
-    version = ProposalVersion(1, "digest", 1, Path("v000001"), (), None, None)
+    version = ProposalVersion(1, "digest", 1, Path("v000001"), (), PROBE, None)
 
     async def scene() -> None:
         engine = SlowEngine()

@@ -8,13 +8,12 @@ from typing import Any, cast
 import pytest
 
 from brain_align.common.errors import DeliveryError, UserError
-from brain_align.common.policies import PolicyRegistry, Probe
+from brain_align.common.policies import PolicyRegistry
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.delivery import Delivery
 from brain_align.sampler.weights.versions import Versions
-
-PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0])
+from tests.unit.factories import PROBE
 
 
 class RecordingDelivery(Delivery):
@@ -198,16 +197,7 @@ def test_a_version_whose_probe_disagrees_is_dropped(world: World, error: float, 
         assert world.delivery.held == []
         world.engine.error = 0.0005
         async with world.use(1) as used:
-            assert used.loaded.gap == pytest.approx(0.0005)
-
-    run(scene())
-
-
-def test_a_version_without_a_probe_is_taken_on_its_digest(world: World) -> None:
-    async def scene() -> None:
-        world.registry.publish(9, 0, writer("old"))
-        async with world.use(9) as used:
-            assert used.loaded.gap is None
+            assert used.gap == pytest.approx(0.0005)
 
     run(scene())
 

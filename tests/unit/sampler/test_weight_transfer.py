@@ -24,6 +24,7 @@ from brain_align.learner.publishing.server_process import WeightServerProcess
 from brain_align.learner.publishing.weight_server import WeightServer
 from brain_align.sampler.weights import receiving
 from brain_align.sampler.weights.receiving import Reception, WeightSource
+from tests.unit.factories import PROBE
 
 CONTENTS = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 41, "sub/empty": b""}
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def write_large(directory: Path) -> None:
 
 @pytest.fixture
 def version(tmp_path: Path) -> ProposalVersion:
-    return PolicyRegistry(tmp_path / "policies").publish(3, 0, write)
+    return PolicyRegistry(tmp_path / "policies").publish(3, 0, write, PROBE)
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_a_server_that_breaks_off_ends_the_reception(version: ProposalVersion, a
 
 @pytest.fixture
 def large(tmp_path: Path) -> ProposalVersion:
-    return PolicyRegistry(tmp_path / "large").publish(0, 0, write_large)
+    return PolicyRegistry(tmp_path / "large").publish(0, 0, write_large, PROBE)
 
 
 def running(server: WeightServerProcess) -> subprocess.Popen[bytes]:

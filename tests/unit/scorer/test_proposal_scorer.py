@@ -11,6 +11,7 @@ from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PROPOSAL
 from brain_align.scorer.kinds.proposal import ProposalScorer
 from tests.unit.common.nn.logprob_calls import group_logprobs
+from tests.unit.factories import PROBE
 from tests.unit.scorer.test_scorers import group, score
 from tests.unit.tiny_models import llama, save
 
@@ -39,7 +40,7 @@ def published(tmp_path):
     save(llama(), tmp_path / "model")
     registry = PolicyRegistry(tmp_path / "policies")
     for version in range(3):
-        registry.publish(version, version, partial(save_adapter, adapted(version)))
+        registry.publish(version, version, partial(save_adapter, adapted(version)), PROBE)
     return tmp_path
 
 
@@ -62,7 +63,7 @@ def test_each_group_is_scored_under_its_own_version(published):
 def test_full_weights_are_loaded_whole(tmp_path):
     save(llama(), tmp_path / "model")
     registry = PolicyRegistry(tmp_path / "policies")
-    registry.publish(4, 0, lambda directory: save(llama(seed=5), directory))
+    registry.publish(4, 0, lambda directory: save(llama(seed=5), directory), PROBE)
     (row,) = score(scorer(tmp_path, method="full"), sampled(4))
     expected = group_logprobs(load_causal_lm(str(registry.path(4)), "float32"), [1, 2], IDS)
     assert row["values"] == pytest.approx(expected.tolist(), abs=1e-5)

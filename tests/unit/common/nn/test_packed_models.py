@@ -91,7 +91,7 @@ def passes_check(logprobs, request):
 def test_packed_rows_give_the_stock_model_s_values_and_gradients(kind):
     model = build(kind, PACKED[kind])
     stock, logprobs = copy.deepcopy(model), SequenceLogprobs(model)
-    assert logprobs.padded_because is None
+    assert logprobs.decoder.padded_because is None
     actual, expected = logprobs(REQUESTS), one_by_one(stock, REQUESTS)
     torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-6)
     ours, theirs = gradient(model, actual), gradient(stock, expected)
@@ -107,7 +107,7 @@ def test_what_cannot_read_packed_rows_is_padded_with_one_warning(kind, caplog):
         actual = logprobs(REQUESTS)
     assert [record.message for record in caplog.records if record.name == "brain_align.common.nn.prefix.decoder"] == [
         f"A {kind} model is computed on padded rows, which repeat each prompt for every output: "
-        f"{logprobs.padded_because}."
+        f"{logprobs.decoder.padded_because}."
     ]
     if kind != "gemma2":  # whose logits brain_align.common.nn.models.causal_lm refuses
         torch.testing.assert_close(actual.double(), one_by_one(model, REQUESTS), atol=1e-4, rtol=1e-5)

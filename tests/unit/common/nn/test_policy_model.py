@@ -9,7 +9,7 @@ from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.nn.models.policy_model import adapter_rank, load_policy_model, load_prior_model
-from brain_align.common.nn.models.saving import save_causal_lm, save_dequantized
+from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 from brain_align.common.nn.models.shards import write_shards
 from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.tiny_models import gptj, llama, save
@@ -179,7 +179,7 @@ def test_a_bfloat16_model_stays_one(base, tmp_path):
 def test_a_dequantised_model_gives_the_quantised_ones_log_probabilities(tmp_path, make):
     save(make(), tmp_path / "source")
     (tmp_path / "saved").mkdir()
-    save_dequantized(str(tmp_path / "source"), "float32", tmp_path / "saved")
+    save_causal_lm(load_dequantized(str(tmp_path / "source"), "float32"), tmp_path / "saved")
     assert {value.dtype for value in load_file(tmp_path / "saved/model.safetensors").values()} == {torch.float32}
     quantised = load_causal_lm(str(tmp_path / "source"), "float32", "cpu", "nf4")
     dequantised = load_causal_lm(str(tmp_path / "saved"), "float32")

@@ -19,7 +19,7 @@ from brain_align.deploy.cli import main
 from brain_align.deploy.commands.export import export
 from brain_align.deploy.run.directory import RunDirectory, save_config
 from tests.unit.common.nn.logprob_calls import group_logprobs
-from tests.unit.factories import group, output, recipe_settings
+from tests.unit.factories import PROBE, group, output, recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
 KINDS: dict[str, dict[str, object]] = {
@@ -49,9 +49,9 @@ def a_run(root: Path, **policy):
     model = load_policy_model(recipe.policy, seed=1)
     write = save_causal_lm if recipe.policy.method == "full" else save_adapter
     registry = PolicyRegistry(directory.policies)
-    registry.publish(0, 0, lambda target: write(model, target))
+    registry.publish(0, 0, lambda target: write(model, target), PROBE)
     trained(model)
-    registry.publish(1, 5, lambda target: write(model, target))
+    registry.publish(1, 5, lambda target: write(model, target), PROBE)
     return directory, model
 
 

@@ -216,7 +216,7 @@ def test_a_round_s_leases_leave_out_those_that_are_sampled_whole() -> None:
     assert requests.of_round(1, 1, set(names), set()) == []
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_no_prompt_twice_in_a_round_and_every_epoch_differs(seed: int) -> None:
     round_prompts = DrawnPrompts(algorithm(), PROMPTS, seed)
