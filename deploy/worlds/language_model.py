@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from brain_align.deploy.worlds.packing import Group, batches_by_length, pack
+from brain_align.deploy.worlds.packing import Group, batches_by_length, hidden_states
 
 EOS = "<|endoftext|>"
 
@@ -112,16 +112,10 @@ def token_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[tor
 
     A prompt's own tokens are counted once, and logits are computed for counted tokens only.
     """
-    packed = pack([example.group for example in examples], model.config.eos_token_id)
     row, place, target = torch.tensor(
         [(b, *counted) for b, example in enumerate(examples) for counted in _counted_tokens(example)]
     ).unbind(1)
-    hidden = model.base_model(
-        packed.input_ids,
-        position_ids=packed.position_ids,
-        attention_mask=packed.attention_mask,
-        use_cache=False,
-    ).last_hidden_state  # [b, s, h]
+    hidden = hidden_states(model.base_model, [example.group for example in examples], model.config.eos_token_id)
     logits = model.get_output_embeddings()(hidden[row, place])  # [counted, v]
     return cross_entropy(logits, target, reduction="sum"), len(target)
 

@@ -77,6 +77,16 @@ def pack(groups: Sequence[Group], padding: int) -> Packed:
     return Packed(torch.tensor(tokens), torch.tensor(positions), _mask(torch.tensor(segments)))
 
 
+def hidden_states(body: torch.nn.Module, groups: Sequence[Group], padding: int) -> torch.Tensor:
+    """Return a transformer's last hidden states of packed groups.  # [b, s, h]."""
+    packed = pack(groups, padding)
+    output = body(
+        packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.attention_mask, use_cache=False
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
 def _mask(segments: torch.Tensor) -> torch.Tensor:
     """Return the additive mask [b, 1, s, s] of segments [b, s]: 0 is the prompt, 1… the outputs, −1 padding."""
     width = segments.shape[1]

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import GPTJModel, PreTrainedTokenizerFast
 
-from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, pack
+from brain_align.deploy.worlds.packing import Group, batches_by_length, group_of, hidden_states
 from brain_align.scorer.text_models.formats import RewardFormat
 
 
@@ -41,13 +41,8 @@ class RewardModel(torch.nn.Module):
 
     def forward(self, items: Sequence[EncodedPreferences]) -> list[torch.Tensor]:
         """Return the rewards of each item's outputs: one tensor [outputs] per item."""
-        packed = pack([item.group for item in items], self.transformer.config.eos_token_id)
-        hidden = self.transformer(
-            packed.input_ids,
-            position_ids=packed.position_ids,
-            attention_mask=packed.attention_mask,
-            use_cache=False,
-        ).last_hidden_state  # [b, s, h]
+        groups, padding = [item.group for item in items], self.transformer.config.eos_token_id
+        hidden = hidden_states(self.transformer, groups, padding)
         values = self.v_head(hidden).squeeze(-1)  # [b, s]
         return [values[b, list(item.places)] for b, item in enumerate(items)]
 

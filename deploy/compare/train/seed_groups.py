@@ -42,7 +42,6 @@ class SeedGroups:
         run_id: see `seed_run_id`.
         recipe: the seed's, see `seed_recipe`, with `{world}` replaced.
         directory: of stores, logs and version 0; a run directory without training.
-        inputs: the prompts.
     """
 
     run_id: str
@@ -113,15 +112,7 @@ def evaluation_scorers(recipe: Recipe) -> list[str]:
 
 
 async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker) -> Evaluation:
-    """Sample and score the groups that are missing, from version 0, which must have been published.
-
-    Args:
-        groups: to complete.
-        services: samplers and scorers, which other runs may share.
-        tracker: of the seed's directory.
-
-    Returns:
-        The prior's evaluation, complete.
+    """Sample and score the groups that are missing, from the published version 0; return the prior's evaluation.
 
     Raises:
         PipelineError, UserError: see `Conductor.run`.
