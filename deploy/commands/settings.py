@@ -142,7 +142,7 @@ def _print_overview(console: Console) -> None:
             name = section.name or ", ".join(setting.name for setting in section.settings)
             table.add_row(Text(name), Text(f"{section.summary.rstrip('.').partition('. ')[0]}."))
     console.print(table)
-    console.print(Text("\nbrain settings sampling prints one section, brain settings sampling.n one setting."))
+    console.print(Text("\nbrain settings sampling: one section; brain settings sampling.n: one setting."))
 
 
 def _print(sections: Sequence[SectionReference], console: Console) -> None:

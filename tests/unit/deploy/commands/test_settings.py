@@ -109,7 +109,7 @@ def test_without_a_prefix_each_section_is_listed_once_and_no_single_settings(cap
     sections = [section.name for section in all_sections() if not section.kinds and section.name]
     assert listed == ["name, seed", *sections]
     assert "sampling.top_p" not in out
-    assert "brain settings sampling prints one section" in out
+    assert "brain settings sampling: one section" in out
 
 
 @pytest.mark.parametrize(
