@@ -31,6 +31,7 @@ def loop() -> Iterator[asyncio.Runner]:
         yield runner
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     needs_gpu = []
     for item in items:
