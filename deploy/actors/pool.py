@@ -113,18 +113,14 @@ class Pool:
         staying = self._staying()
         for _ in range(count - len(staying)):
             self._add()
-        for replica in sorted(staying, key=lambda replica: (replica.state is State.READY, replica.calls))[
-            : max(len(staying) - count, 0)
-        ]:
+        staying.sort(key=lambda replica: (replica.state is State.READY, replica.calls))
+        for replica in staying[: max(len(staying) - count, 0)]:
             self._dismiss(replica)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
     async def acquire(self, *, alone: bool = False) -> Slot:
-        """Wait for a ready replica with a free slot.
-
-        Args:
-            alone: wait for one that works on nothing else meanwhile.
+        """Wait for a ready replica with a free slot; `alone`: for one that works on nothing else meanwhile.
 
         Raises:
             PipelineError, UserError: the pool has failed for good.
@@ -166,11 +162,7 @@ class Pool:
         raise PipelineError(f"The same call was tried {MAX_ATTEMPTS} times: {lost}") from lost
 
     def raise_failure(self) -> None:
-        """Raise what has made the pool fail for good, if anything has.
-
-        Raises:
-            PipelineError, UserError: the failure.
-        """
+        """Raise the PipelineError or UserError that has made the pool fail for good, if one has."""
         if self._failure is not None:
             raise self._failure
 
@@ -216,7 +208,8 @@ class Pool:
                     self._free.withdraw(replica)
                 if replica.state is State.RESTARTING:
                     self._check_not_all_fail(replica)
-                    await asyncio.sleep(self._backoff(replica))
+                    backoff = self._settings.backoff * 2.0 ** (replica.failures_in_a_row - 1)
+                    await asyncio.sleep(min(backoff, _LONGEST_BACKOFF))
                 elif replica.state is State.GONE:
                     await asyncio.sleep(_LONGEST_BACKOFF)
                     if len(self._staying()) >= self._wanted:  # another has taken its place
@@ -288,22 +281,7 @@ class Pool:
                 async with asyncio.timeout(None if stall_timeout is None else stall_timeout / 4):
                     await end.wait()
             if stall_timeout is not None and not end.is_set():
-                await self._check_heartbeat(replica, stall_timeout)
-
-    async def _check_heartbeat(self, replica: Replica, stall_timeout: float) -> None:
-        try:
-            heartbeat = await replica.actor.call("heartbeat", timeout=stall_timeout)
-        except ActorLostError as error:
-            replica.lost(error)
-            return
-        if heartbeat.running + heartbeat.waiting and heartbeat.idle_seconds > stall_timeout:
-            replica.actor.kill()
-            replica.lost(
-                ActorLostError(
-                    f"{replica.name} has made no progress for {heartbeat.idle_seconds:.0f} s, longer than "
-                    f"timeouts.silence={stall_timeout:g}, with {heartbeat.running} outputs unfinished."
-                )
-            )
+                await replica.check_heartbeat(stall_timeout)
 
     def _check_not_all_fail(self, replica: Replica) -> None:
         """End the pool if each replica keeps failing; those that never had room do not count."""
@@ -313,9 +291,6 @@ class Pool:
                 f"Every {self.name} was lost {MAX_LOSSES} times in a row without an answer between them; the last: "
                 f"{replica.trouble}"
             )
-
-    def _backoff(self, replica: Replica) -> float:
-        return min(self._settings.backoff * 2.0 ** (replica.failures_in_a_row - 1), _LONGEST_BACKOFF)
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error

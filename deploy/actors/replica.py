@@ -26,7 +26,6 @@ class Replica:
     """An actor of a pool; it stays the same replica after every restart.
 
     Attributes:
-        state: see `State`.
         calls: the number of calls that it is working on.
         losses: how often its actor was lost.
         starts_failed: how often in a row it did not come up.
@@ -80,6 +79,22 @@ class Replica:
         if self.state is State.RESTARTING and self.trouble is not None:
             return ActorLostError(self.trouble, sent_away=error.sent_away)
         return error
+
+    async def check_heartbeat(self, stall_timeout: float) -> None:
+        """Count it as lost if it gives no answer, or makes no progress, for `stall_timeout` seconds."""
+        try:
+            heartbeat = await self.actor.call("heartbeat", timeout=stall_timeout)
+        except ActorLostError as error:
+            self.lost(error)
+            return
+        if heartbeat.running + heartbeat.waiting and heartbeat.idle_seconds > stall_timeout:
+            self.actor.kill()
+            self.lost(
+                ActorLostError(
+                    f"{self.name} has made no progress for {heartbeat.idle_seconds:.0f} s, longer than "
+                    f"timeouts.silence={stall_timeout:g}, with {heartbeat.running} outputs unfinished."
+                )
+            )
 
 
 class Slot:

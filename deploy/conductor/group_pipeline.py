@@ -48,11 +48,7 @@ from brain_align.deploy.services.services import Services
 class GroupPipeline:
     """Keeps samplers and scorers at work, and lets the conductor wait for what they make.
 
-    Args:
-        recipe: the run's.
-        plan: the stores that get groups and scores, and the schedule that is told which groups are ready.
-        tracker: is told what happens.
-        services: do the work; other runs may use the same.
+    Other runs may use the same services.
 
     Attributes:
         training: the groups that the learner trains on.
@@ -111,11 +107,7 @@ class GroupPipeline:
                 await lane.close()
 
     async def take_up(self, step: int) -> None:
-        """Continue with what is stored: groups that lack scores are scored, those that have all count as ready.
-
-        Args:
-            step: the last one that the learner has trained.
-        """
+        """Continue after a trained step: stored groups that lack scores are scored, the others count as ready."""
         if self.evaluation is not None:
             await self.evaluation.take_up()
         await self.training.take_up(step // self._recipe.algorithm.updates_per_round)

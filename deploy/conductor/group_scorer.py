@@ -25,9 +25,9 @@ class GroupScorer(Lane):
 
     Args:
         name: of the scorer.
-        pool: its replicas, started.
+        pool: started.
         rows: groups per call.
-        timeout: seconds for one call.
+        timeout: seconds per call.
         begin: starts a task; an error in a task also ends the callers that wait.
 
     Attributes:
@@ -44,11 +44,7 @@ class GroupScorer(Lane):
         self._scoring.start(begin)
 
     async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
-        """Return SCORES rows for GROUPS rows, in their order.
-
-        Args:
-            groups: at least one; no other call in progress may have any of them.
-        """
+        """Return SCORES rows for one or more GROUPS rows, in their order; no other call in progress may have any."""
         loop = asyncio.get_running_loop()
         rows = {group: loop.create_future() for group in groups["group_id"].to_pylist()}
         self._waiting |= rows

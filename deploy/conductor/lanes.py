@@ -28,14 +28,10 @@ T = TypeVar("T")
 
 
 class Pending:
-    """The groups that are being sampled or scored, or will be; others wait here for what comes of them.
-
-    Args:
-        store: where they lie, for messages.
-    """
+    """The groups that are being sampled or scored, or will be; others wait here for what comes of them."""
 
     def __init__(self, store: str) -> None:
-        self._store = store
+        self._store = store  # for messages
         self._groups: set[str] = set()
         self._changed = asyncio.Event()
 
@@ -124,7 +120,9 @@ class StoreLane(Lane):
         Raises:
             PipelineError: see `Quarantine.add`.
         """
-        self._quarantine.add(item, self._size(item))
+        recipe = self._recipe
+        sizes = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
+        self._quarantine.add(item, sizes.get(item.purpose, recipe.algorithm.prompts_per_round))
         self._tracker.quarantined(item)
         self.leave_out(item)
 
@@ -132,23 +130,13 @@ class StoreLane(Lane):
     def leave_out(self, item: Item) -> None:
         """Do not wait for a prompt or group that is on record as given up."""
 
-    def _size(self, item: Item) -> int:
-        """Return the number of groups of the item's round or evaluation."""
-        recipe = self._recipe
-        sizes = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
-        return sizes.get(item.purpose, recipe.algorithm.prompts_per_round)
-
     def _committed(self, groups: pa.RecordBatch, rows: Sequence[int]) -> None:
         """Have groups of one commit scored: they are of several requests or parts of one, `rows` of each."""
         self._tracker.sampled(groups)
         self._scoring.put(Samples(self, groups), rows)
 
     async def _take_up(self) -> tuple[pa.Table, pa.Table]:
-        """Have stored groups scored that lack values.
-
-        Returns:
-            The summary rows of all stored groups, and of those that have all values.
-        """
+        """Have stored groups scored that lack values; return the summary rows of all, and of those that lack none."""
         quarantined = self._quarantine.groups
 
         def look() -> tuple[pa.Table, dict[str, set[str]]]:
@@ -188,11 +176,7 @@ class TrainingLane(StoreLane):
         self._sampled_before: dict[int, set[str]] = {}  # by round, ids of prompts that had a group at this start
 
     async def take_up(self, round_: int) -> None:
-        """Have stored groups scored that lack values; those that have all are ready at once.
-
-        Args:
-            round_: the round in progress, which decides which groups may still be trained.
-        """
+        """Have stored groups scored that lack values; those that have all and may train `round_` are ready at once."""
         for item in self._quarantine:
             if item.purpose == "train":
                 self.leave_out(item)

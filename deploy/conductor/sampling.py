@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -25,19 +24,6 @@ Commit = Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]
 
 GiveUp = Callable[[Item], None]
 """Puts a prompt on record that is not sampled any more."""
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """The outcome of one attempt: the prompts that have no groups yet, and the error, if any."""
-
-    rest: SampleRequest
-    error: ActorLostError | None
-
-    @property
-    def is_blamed(self) -> bool:
-        """Whether the prompts may have brought the sampler down."""
-        return self.error is not None and not self.error.sent_away
 
 
 class Sampling:
@@ -78,9 +64,9 @@ class Sampling:
     async def _sample_in_parts(self, request: SampleRequest, slot: Slot | None, losses: int) -> None:
         while request.prompts:
             slot = slot or await self._pool.acquire(alone=losses > 0)
-            outcome = await self._stream(request, slot)
-            request, slot = outcome.rest, None
-            if not outcome.is_blamed or not request.prompts:
+            request, error = await self._stream(request, slot)
+            slot = None
+            if error is None or error.sent_away or not request.prompts:  # the prompts are not to blame
                 continue
             if len(request.prompts) > 1:
                 async with asyncio.TaskGroup() as halves:
@@ -89,10 +75,11 @@ class Sampling:
                 return
             losses += 1
             if losses == FATAL_LOSSES:
-                self._give_up(_item(request, outcome.error))
+                self._give_up(_item(request, error))
                 return
 
-    async def _stream(self, request: SampleRequest, slot: Slot) -> _Outcome:
+    async def _stream(self, request: SampleRequest, slot: Slot) -> tuple[SampleRequest, ActorLostError | None]:
+        """Commit groups as they come; return what has none yet, and the error by which the sampler was lost."""
         done: set[str] = set()
         try:
             async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as parts:
@@ -100,12 +87,12 @@ class Sampling:
                     await self._commit(request, groups)
                     done.update(groups["group_id"].to_pylist())
         except ActorLostError as error:
-            return _Outcome(request.without(done), error)
+            return request.without(done), error
         finally:
             slot.release()
         rest = request.without(done)
         _check_all_there(request, rest.group_ids)
-        return _Outcome(rest, None)
+        return rest, None
 
     # -- strict: a request counts as a whole ---------------------------------------------------------------------------
 

@@ -24,13 +24,10 @@ Results come in time this way, and training keeps nearly all samplers and scorer
 
 
 class Lane(ABC):
-    """A use of scored groups, e.g. training: where their scores go, and what happens then.
-
-    Attributes:
-        scorers: names of the scorers whose values a group needs.
-    """
+    """A use of scored groups, e.g. training: where their scores go, and what happens then."""
 
     scorers: Sequence[str]
+    """The scorers whose values a group needs."""
 
     @abstractmethod
     async def append_scores(self, scorer: str, samples: "Samples", scores: pa.RecordBatch) -> None:
@@ -68,11 +65,7 @@ class Samples:
 
 
 class Turns(Generic[L]):
-    """Decides which lane is served next: the first one, but every `EVALUATION_EVERY`-th time another that waits.
-
-    Args:
-        lanes: training's first.
-    """
+    """Decides which lane is served next: training's, the first, but every `EVALUATION_EVERY`-th time another's."""
 
     def __init__(self, lanes: Sequence[L]) -> None:
         self._lanes = lanes
@@ -143,10 +136,9 @@ class Scoring:
     that group is given up after it has failed `MAX_ATTEMPTS` times alone.
 
     Args:
-        pools: of the scorers, by name.
-        rows: groups per call, by scorer.
+        pools, rows: the replicas and the groups per call, by scorer.
         timeout: seconds for one call.
-        lanes: whose groups are scored, in the order of their priority.
+        lanes: in the order of their priority.
     """
 
     def __init__(
@@ -179,24 +171,18 @@ class Scoring:
         await self._room.wait()
 
     def put(self, samples: Samples, together: Sequence[int] | None = None) -> None:
-        """Have groups scored by all scorers of their lane.
+        """Have committed groups scored by all scorers of their lane.
 
         Args:
-            samples: committed groups.
-            together: how many of the groups, in their order, come to a scorer in one call if it takes so many; default:
-                all of them.
+            samples: the groups.
+            together: how many of them, in their order, share a call if the scorer takes so many; default: all.
         """
         for name in samples.lane.scorers:
             self._enqueue(name, samples, together or [samples.groups.num_rows])
         self._check_room()
 
     def put_stored(self, samples: Samples, lacking: Mapping[str, Collection[str]]) -> None:
-        """Have groups scored that have some values already.
-
-        Args:
-            samples: committed groups.
-            lacking: by scorer, the groups that lack its values.
-        """
+        """Have groups scored that have some values already; `lacking` names those without, by scorer."""
         for name, lack in lacking.items():
             lacks = samples.only({one for one in samples.ids if one in lack})
             if lacks.ids:  # if not, all have values, perhaps of a scorer that does not run
@@ -229,7 +215,8 @@ class Scoring:
         except UserError:
             raise
         except PipelineError as error:
-            self._retry(name, samples, failures if _is_blameless(error) else failures + 1, error)
+            is_blameless = isinstance(error, ActorLostError) and error.sent_away
+            self._retry(name, samples, failures if is_blameless else failures + 1, error)
             return
         finally:
             slot.release()
@@ -275,7 +262,3 @@ class Scoring:
             self._room.set()
         else:
             self._room.clear()
-
-
-def _is_blameless(error: PipelineError) -> bool:
-    return isinstance(error, ActorLostError) and error.sent_away

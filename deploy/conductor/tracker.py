@@ -6,12 +6,10 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from brain_align.common.config.training import AlgorithmSection
@@ -83,7 +81,10 @@ class Tracker:
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
         self._counts["trained"] = sum(len(row["group_ids"]) for row in steps)
-        lines = [_line("step", row["step"], row["finished_at"], _step_figures(row)) for row in steps]
+        lines = [
+            _line("step", row["step"], row["finished_at"], {"round": float(row["round"]), **row["metrics"]})
+            for row in steps
+        ]
         write_file(self._metrics, "".join(lines))
 
     def started(self, step: int) -> None:
@@ -195,9 +196,6 @@ class Tracker:
         for name, value in figures.items():
             self._board.add_scalar(f"{kind}/{name}", value, number)
 
-    def _table(self) -> Table:
-        return as_table(self.progress().figures())
-
     def _left(self, total: int) -> float | None:
         done = self._step - self._step_at_start
         return (time.monotonic() - self._began) / done * (total - self._step) if done else None
@@ -208,10 +206,6 @@ def _tokens(groups: pa.RecordBatch) -> int:
     outputs = groups["outputs"]
     tokens = outputs.values.field("token_ids").offsets
     return int(tokens[outputs.offsets[-1].as_py()].as_py() - tokens[outputs.offsets[0].as_py()].as_py())
-
-
-def _step_figures(row: dict[str, Any]) -> dict[str, float]:
-    return {"round": float(row["round"]), **row["metrics"]}
 
 
 def _line(kind: str, number: int, moment: float, figures: dict[str, float]) -> str:

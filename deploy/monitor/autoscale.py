@@ -40,7 +40,7 @@ class Decision:
 
 
 def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decision | None:
-    """Decide whether to change the number of samplers.
+    """Return the new number of samplers and its reason; None: no change.
 
     To keep the number from swinging, up and down have different criteria, which are far apart, and after a change
     nothing is decided until it has taken effect.
@@ -49,9 +49,6 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
         load: of the last window.
         settings: of the recipe.
         since_change: seconds since the number last changed.
-
-    Returns:
-        The new number and its reason; None: no change.
     """
     if not settings.min <= load.samplers <= settings.max:
         nearest = min(max(load.samplers, settings.min), settings.max)

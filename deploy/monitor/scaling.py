@@ -16,12 +16,7 @@ _REMEMBERED = 20
 
 
 class Scaler:
-    """Changes the size of pools, and remembers why.
-
-    Args:
-        pools: by the names that users know.
-        settings: of autoscaling; None: the recipe has none.
-    """
+    """Changes the size of pools, which have the names that users know, and remembers why."""
 
     def __init__(self, pools: Mapping[str, Pool], settings: AutoscaleSection | None) -> None:
         self.decisions: deque[Scaling] = deque(maxlen=_REMEMBERED)

@@ -46,9 +46,6 @@ class Quarantine:
 
     An item is in the file before anything continues without it, so that a resumed run leaves out the same items. To
     have items tried again, remove them or the file while the run is stopped.
-
-    Args:
-        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,11 +72,7 @@ class Quarantine:
         }
 
     def add(self, item: Item, size: int) -> None:
-        """Leave an item out from now on.
-
-        Args:
-            item: the prompt or group.
-            size: the number of groups of its round or evaluation.
+        """Leave an item out from now on; `size` is the number of groups of its round or evaluation.
 
         Raises:
             PipelineError: there are too many for prompts to be the cause; those of this round are tried again later.

@@ -1,7 +1,7 @@
 """The requests into which rounds and evaluations are cut."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,42 +10,32 @@ from brain_align.common.identity import group_id, seed_from
 from brain_align.common.requests import Prompt, Purpose, SampleRequest
 
 
+@dataclass(frozen=True)
 class RequestPlan:
     """Cuts rounds and evaluations into requests, the same ones after every restart.
 
-    Args:
-        run_id: of the run; part of every group's id.
-        seed: of the recipe.
-        lease_prompts: the number of prompts per request.
+    Attributes:
+        run_id: part of every group's id.
+        lease_prompts: prompts per request.
         policies: where the versions are published.
         alone: each request is sampled on its own (`SampleRequest.alone`).
         prior_run: the run that shares its groups of version 0, the prior (`brain compare`); default: this run.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        seed: int,
-        lease_prompts: int,
-        policies: Path,
-        *,
-        alone: bool = True,
-        prior_run: str | None = None,
-    ) -> None:
-        self._run_id = run_id
-        self._prior_run = prior_run or run_id
-        self._seed = seed
-        self._lease_prompts = lease_prompts
-        self._policies = str(policies)
-        self._alone = alone
+    run_id: str
+    seed: int
+    lease_prompts: int
+    policies: Path
+    alone: bool = field(default=True, kw_only=True)
+    prior_run: str | None = field(default=None, kw_only=True)
 
     def requests(
         self, purpose: Purpose, round_: int, version: int, n: int, prompts: Sequence[Prompt]
     ) -> list[SampleRequest]:
         """Return requests for all prompts, in their order."""
-        cut = range(0, len(prompts), self._lease_prompts)
+        cut = range(0, len(prompts), self.lease_prompts)
         return [
-            self._request(purpose, round_, version, n, index, prompts[start : start + self._lease_prompts])
+            self._request(purpose, round_, version, n, index, prompts[start : start + self.lease_prompts])
             for index, start in enumerate(cut)
         ]
 
@@ -64,13 +54,13 @@ class RequestPlan:
     ) -> SampleRequest:
         lease_id = f"{purpose}-{round_:04d}-{index:04d}"
         ids = self._ids(purpose, round_, version, [prompt.prompt_id for prompt in prompts])
-        seed = seed_from("lease", self._seed, lease_id)
+        seed = seed_from("lease", self.seed, lease_id)
         return SampleRequest(
-            lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), self._policies, self._alone
+            lease_id, purpose, round_, version, n, seed, ids, tuple(prompts), str(self.policies), self.alone
         )
 
     def _ids(self, purpose: Purpose, round_: int, version: int, prompts: Sequence[str]) -> tuple[str, ...]:
-        run_id = self._run_id if version else self._prior_run
+        run_id = self.run_id if version else self.prior_run or self.run_id
         return tuple(group_id(f"{run_id}/{purpose}", prompt, round_, version) for prompt in prompts)
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence, Set
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,6 +71,7 @@ class StoredGroups(RoundGroups):
         return group
 
 
+@dataclass(frozen=True)
 class TrainingRequests:
     """Decides which requests of which rounds may be given out.
 
@@ -79,35 +81,32 @@ class TrainingRequests:
     are sampled from version 0, and are admitted early to keep the samplers busy.
     """
 
-    def __init__(
-        self, algorithm: AlgorithmSection, round_prompts: DrawnPrompts, plan: RequestPlan, n: int, *, fixed: bool
-    ) -> None:
-        self._algorithm = algorithm
-        self._round_prompts = round_prompts
-        self._plan = plan
-        self._n = n
-        self._fixed = fixed
+    algorithm: AlgorithmSection
+    round_prompts: DrawnPrompts
+    plan: RequestPlan
+    n: int
+    fixed: bool = field(kw_only=True)
 
     def admitted(self, version: int) -> range:
         """Return the rounds that may be sampled from `version` while it is the newest."""
-        ahead = max(FIXED_AHEAD, self._algorithm.max_staleness) if self._fixed else self._algorithm.max_staleness
-        return range(version, min(version + ahead + 1, self._algorithm.rounds))
+        ahead = max(FIXED_AHEAD, self.algorithm.max_staleness) if self.fixed else self.algorithm.max_staleness
+        return range(version, min(version + ahead + 1, self.algorithm.rounds))
 
     def of_round(self, round_: int, version: int, sampled: Set[str], left_out: Set[str]) -> list[SampleRequest]:
-        """Return the requests of a round that are still to be sampled.
+        """Return the requests of a round that are still to be sampled from a version.
 
         With max_staleness 0 a request is sampled whole or not at all, so that it always gives the same groups.
 
         Args:
             round_: of Algorithm 1.
-            version: of the proposal, to sample from.
+            version: of the proposal.
             sampled: ids of prompts that have a group.
             left_out: ids of prompts that are not to be sampled.
         """
-        sampled_from = 0 if self._fixed else version
-        requests = self._plan.requests("train", round_, sampled_from, self._n, self._round_prompts.prompts(round_))
+        sampled_from = 0 if self.fixed else version
+        requests = self.plan.requests("train", round_, sampled_from, self.n, self.round_prompts.prompts(round_))
         usable = [without_prompts(request, left_out) for request in requests]
-        if self._algorithm.strict:
+        if self.algorithm.strict:
             return [request for request in usable if any(prompt.prompt_id not in sampled for prompt in request.prompts)]
         return [rest for request in usable if (rest := without_prompts(request, sampled)).prompts]
 
@@ -116,10 +115,10 @@ class TrainingRequests:
 
         The version is never beyond its round, as another round is trained while that one is the newest.
         """
-        if self._fixed or self._algorithm.strict:
+        if self.fixed or self.algorithm.strict:
             return request
         version = min(newest, request.round)
-        return request if version == request.version else self._plan.from_version(request, version)
+        return request if version == request.version else self.plan.from_version(request, version)
 
 
 def without_prompts(request: SampleRequest, prompts: Set[str]) -> SampleRequest:

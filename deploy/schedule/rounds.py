@@ -25,6 +25,7 @@ class Schedule(ABC):
     def __init__(self, last_step: int, updates_per_round: int) -> None:
         self.last_step = last_step
         self.updates_per_round = updates_per_round
+        self._ready: set[str] = set()
 
     def round_of(self, step: int) -> int:
         """Return the round that a step belongs to."""
@@ -55,18 +56,13 @@ class Schedule(ABC):
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
         """Expect a group no longer: what it was to train continues without it."""
 
-    @abstractmethod
     def are_ready(self, groups: Collection[str]) -> bool:
         """Return whether all these groups are ready."""
+        return self._ready.issuperset(groups)
 
     @abstractmethod
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:
-        """Go to a round.
-
-        Args:
-            round_: the round.
-            taken: the groups of each of its steps that are trained already.
-        """
+        """Go to a round; `taken` are the groups of each of its steps that are trained already."""
 
     @abstractmethod
     def next_batch(self) -> list[str] | None:
@@ -97,7 +93,6 @@ class Rounds(Schedule):
         self._round_groups = round_groups
         self._seed = seed
         self._group_of: dict[Hashable, str] = {}  # of the groups that are ready, by key
-        self._ready: set[str] = set()
         self._fresh: dict[str, int] = {}  # groups that are ready and have trained no step, by round
         self._left_out: set[Hashable] = set()
         self._round = -1
@@ -137,10 +132,6 @@ class Rounds(Schedule):
         self._left_out.add(key)
         self._awaited.pop(key, None)
         self._count_pool()
-
-    @override
-    def are_ready(self, groups: Collection[str]) -> bool:
-        return self._ready.issuperset(groups)
 
     @override
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:
@@ -215,7 +206,6 @@ class RecordedSteps(Schedule):
         super().__init__(len(steps), updates_per_round)
         self._steps = steps
         self._done = 0
-        self._ready: set[str] = set()
         self._left_out: set[str] = set()
 
     @property
@@ -234,10 +224,6 @@ class RecordedSteps(Schedule):
     @override
     def leave_out(self, round_: int, prompt_id: str, group: str) -> None:
         self._left_out.add(group)
-
-    @override
-    def are_ready(self, groups: Collection[str]) -> bool:
-        return self._ready.issuperset(groups)
 
     @override
     def begin(self, round_: int, taken: Sequence[Sequence[str]]) -> None:

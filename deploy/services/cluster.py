@@ -40,7 +40,8 @@ def ray_cluster(
     """
     address = settings.address or os.environ.get("RAY_ADDRESS")
     _check_reachable(address)
-    own = {} if address else {"num_cpus": settings.num_cpus or _cores(needs), "include_dashboard": False}
+    cores = math.ceil(needs["CPU"]) + (os.cpu_count() or 1)  # this machine's: for replicas that are added later
+    own = {} if address else {"num_cpus": settings.num_cpus or cores, "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -54,11 +55,6 @@ def ray_cluster(
         yield offers
     finally:
         ray.shutdown()
-
-
-def _cores(needs: Mapping[str, float]) -> int:
-    """Return logical cores for the services, plus those of this machine for replicas that are added later."""
-    return math.ceil(needs["CPU"]) + (os.cpu_count() or 1)
 
 
 def _check_reachable(address: str | None) -> None:

@@ -18,7 +18,7 @@ def scoring_pools(
         recipe: resolved, with its prepared data.
         names: of the scorers.
         logs: gets their log files.
-        room_for_run: the cluster must have room for the recipe's samplers and its learner, too.
+        room_for_run: the cluster must have room for the samplers and the learner, too.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small.

@@ -25,10 +25,7 @@ class LearnerGroup:
         ranks: how many there are.
         spawn: (rank, its log file) -> a new actor.
         log_of: the log file of an actor, by its name.
-        timeouts: of the recipe.
-
-    Attributes:
-        busy_seconds: spent in calls.
+        timeouts: in seconds.
     """
 
     def __init__(
@@ -38,7 +35,7 @@ class LearnerGroup:
         log_of: Callable[[str], Path],
         timeouts: TimeoutsSection,
     ) -> None:
-        self.busy_seconds = 0.0
+        self.busy_seconds = 0.0  # in calls
         self._timeouts = timeouts
 
         def actor(rank: int) -> Actor:

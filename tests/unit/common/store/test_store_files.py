@@ -335,6 +335,16 @@ def test_a_bit_that_flips_after_indexing_is_found_before_its_rows_are_given_out(
     assert list(SampleStore(root, "run").group_ids) == ["0-a", "0-b", "2-a", "2-b", "3-a", "3-b"]
 
 
+def test_a_part_of_another_size_than_the_index_states_is_named_when_the_store_is_opened(root: Path) -> None:
+    filled(root)
+    with_index(root)
+    part = sorted((root / "groups").iterdir())[1]
+    part.write_bytes(part.read_bytes()[:-1])
+    reader = SampleStore(root, None, read_only=True)
+    assert len(reader.damaged) == 1 and part.name in reader.damaged[0]
+    assert not reader.has_group("1-a") and reader.counts()["groups"] == 6
+
+
 def test_what_a_part_held_that_turned_out_damaged_is_missing_at_once_and_can_be_written_again(root: Path) -> None:
     filled(root)
     with_index(root)

@@ -3,7 +3,7 @@ from contextlib import closing
 
 import pytest
 
-from brain_align.deploy.actors.time_budget import TimeBudget
+from brain_align.deploy.actors.actor import TimeBudget
 
 
 def test_a_block_after_the_limit_leaves_the_cancellation_of_another_alone() -> None:
