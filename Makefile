@@ -13,7 +13,8 @@ endif
 PYTHON ?=
 # Not exported to all recipes, because `setup` must not take .venv for the Python to make .venv from.
 VENV := env PATH="$(CURDIR)/.venv/bin:$$PATH"
-# Tests side by side: a run of the real pipeline takes about one and a half cores and 5 GB.
+# Tests side by side: a run of the real pipeline takes about one and a half cores and 5 GB. Outside of tests/unit a
+# file's tests stay in one worker, so that its engines start once.
 WORKERS ?= 2
 BENCHES = $(filter-out harness,$(patsubst tests/bench/%.py,%,$(wildcard tests/bench/[a-z]*.py)))
 
@@ -32,7 +33,7 @@ test: setup ## Lint, type check and all tests.
 	@mkdir -p build; status=0; \
 	$(MAKE) lint && lint=passed || { lint=FAILED; status=1; }; \
 	$(VENV) pytest tests/unit -n $(WORKERS) --dist worksteal 2>&1 | tee build/test-unit.log || status=1; \
-	$(VENV) pytest tests --ignore=tests/unit -n $(WORKERS) --dist loadgroup --no-loadscope-reorder 2>&1 \
+	$(VENV) pytest tests --ignore=tests/unit -n $(WORKERS) --dist loadfile --no-loadscope-reorder 2>&1 \
 		| tee build/test-other.log || status=1; \
 	printf '\nlint and types: %s\nunit tests:    %s\nother tests:   %s\n' "$$lint" \
 		"$$(grep -E ' in [0-9.]+s' build/test-unit.log | tail -n 1 | tr -d =)" \

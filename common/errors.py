@@ -1,5 +1,8 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message, without the pages that some libraries append."""
@@ -53,3 +56,23 @@ def first_failure(failures: ExceptionGroup[Exception]) -> Exception:
     while isinstance(failure, ExceptionGroup):
         failure = failure.exceptions[0]
     return failure
+
+
+class Problems:
+    """A collector of errors, so that all of them are reported together."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the block's `UserError` instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self._found.append(str(error))
+
+    def raise_any(self) -> None:
+        """Raise all that was noted, one sentence per line, each once."""
+        if self._found:
+            raise UserError("\n".join(dict.fromkeys(self._found)))

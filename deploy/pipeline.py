@@ -1,8 +1,9 @@
-"""`brain run`: checks everything, brings the services up, runs the conductor, and reports."""
+"""`brain run`: check everything, start the services, run the conductor, and report."""
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
@@ -14,15 +15,11 @@ from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.run.start import Stopwatch, locked, own_log, reporter, with_smaller_passes
-from brain_align.deploy.run.stored_inputs import StoredInputs
+from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
 from brain_align.deploy.services.cluster import ray_cluster, required_resources
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
-
-if TYPE_CHECKING:
-    from brain_align.deploy.run.preflight import Inputs
 
 
 def run_recipe(recipe: Recipe, console: Console) -> None:
@@ -42,15 +39,18 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     report = reporter(console)
     with watch.stage("prepare") if recipe.prepare else contextlib.nullcontext():
         resolved = resolve(recipe, report)
+    from brain_align.deploy.run.preflight import check_inputs  # torch and transformers: only where they are needed
+
     with watch.stage("checks"):
-        inputs = _checked_inputs(resolved.recipe, directory)
+        inputs = check_inputs(resolved.recipe, directory)
     for note in inputs.notes:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
         save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
         with own_log(directory):
-            model = _proposal_model(resolved.recipe, directory, watch)
+            with watch.stage("checks"):
+                model = proposal_model(resolved.recipe, directory)
 
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
@@ -61,63 +61,33 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     show(console, directory, summary)
 
 
-def _checked_inputs(recipe: Recipe, directory: RunDirectory) -> "Inputs | StoredInputs":
-    from brain_align.deploy.run.preflight import check_inputs  # torch and transformers: only where they are needed
-
-    return check_inputs(recipe, directory)
-
-
-def _proposal_model(recipe: Recipe, directory: RunDirectory, watch: Stopwatch) -> ProposalModel:
-    if not recipe.sampler.replicas:
-        return ProposalModel(recipe.policy.model, None)
-    from brain_align.deploy.run.proposal_model import proposal_model  # likewise
-
-    with watch.stage("checks"):
-        return proposal_model(recipe.policy, directory)
-
-
+@dataclass(frozen=True)
 class Run:
     """One start of a run: its parts put together."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        directory: RunDirectory,
-        work: RunPlan,
-        model: ProposalModel,
-        watch: Stopwatch,
-        console: Console,
-    ) -> None:
-        self._recipe = recipe
-        self._directory = directory
-        self._work = work
-        self._model = model
-        self._watch = watch
-        self._console = console
-        for message in work.damaged:
-            console.print(message, highlight=False, soft_wrap=True)
+    _recipe: Recipe
+    _directory: RunDirectory
+    _plan: RunPlan
+    _model: ProposalModel
+    _watch: Stopwatch
+    _console: Console
 
     def to_the_end(self) -> dict[str, Any]:
-        """Bring the services up, run the conductor, take them down; returns the summary.
-
-        Raises:
-            UserError, PipelineError: see `Conductor.run`.
-        """
+        """Start the services, run the conductor, stop the services; return the summary."""
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
-        self._console.print(
-            f"run directory {self._directory.root}; starting the services …", highlight=False, soft_wrap=True
-        )
-        tracker.recovered(self._work.store)
+        for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
+            self._console.print(message, highlight=False, soft_wrap=True)
+        tracker.recovered(self._plan.store)
         try:
-            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._work.started_scorers)):
+            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._plan.started_scorers)):
                 self._conduct(tracker)
         finally:
             tracker.close()
-        return finish(self._recipe, self._directory, self._work, self._watch.total())
+        return finish(self._recipe, self._directory, self._plan, self._watch.total())
 
     def _conduct(self, tracker: Tracker) -> None:
-        services = make_services(self._recipe, self._directory, self._model, self._work.started_scorers)
-        conductor = Conductor(self._recipe, self._work, tracker, services)
+        services = make_services(self._recipe, self._directory, self._model, self._plan.started_scorers)
+        conductor = Conductor(self._recipe, self._plan, tracker, services)
         try:
             with self._watch.stage("pipeline"):
                 asyncio.run(self._run(conductor, services, tracker))
@@ -126,5 +96,5 @@ class Run:
             services.kill()
 
     async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
-        async with RunMonitor(self._recipe, self._directory, self._work, conductor.groups, services, tracker):
+        async with RunMonitor(self._recipe, self._directory, self._plan, conductor.groups, services, tracker):
             await conductor.run()

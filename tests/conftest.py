@@ -1,7 +1,6 @@
 """Marks tests by their folder, skips those that need a GPU where there is none, and lends a module an event loop.
 
-Outside of tests/unit a file's tests stay together in one worker (`make test` has two), so that its engines start once.
-The longest come first, so that no worker is alone with one of them in the end.
+The files with the longest tests come first, so that no worker of `make test` is alone with one of them in the end.
 """
 
 import asyncio
@@ -34,12 +33,9 @@ def loop() -> Iterator[asyncio.Runner]:
 def pytest_collection_modifyitems(items):
     needs_gpu = []
     for item in items:
-        path = item.path.relative_to(HERE)
-        folder = path.parts[0]
+        folder = item.path.relative_to(HERE).parts[0]
         if folder in BY_FOLDER:
             item.add_marker(folder)
-        if folder != "unit" and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(path)))
         if item.get_closest_marker("gpu"):
             needs_gpu.append(item)
     items.sort(key=lambda item: rank(str(item.path.relative_to(HERE))))

@@ -52,7 +52,7 @@ class Origin(Enum):
 
 
 class ObjectiveBase(Section):
-    """What the policy is trained to do. These settings belong to every objective.
+    """The training objective. These settings belong to every objective.
 
     Attributes:
         ORIGIN: whose outputs it is defined on.

@@ -25,7 +25,7 @@ class PriorSection(Section):
 
 
 class LogprobsSection(Section):
-    """Log-probabilities. Their errors enter BRAIn's weights: 0.01 nats per token add up to 1 nat in 100 tokens.
+    """Use of log-probabilities. Their errors enter BRAIn's weights: 0.01 nats per token are 1 nat in 100 tokens.
 
     Example:
         logprobs: {proposal: recomputed}

@@ -9,16 +9,9 @@ from brain_align.common.config.objective_sections import GoodnessSection
 
 
 def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection) -> np.ndarray:
-    """Compute the logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant; NaN where one of them is missing.
+    """Compute the logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant.  # [n] float64.
 
-    Args:
-        rewards: r(x, y), NaN where missing.  # [n]
-        prior: log p(y|x), likewise.  # [n]
-        proposal: log q'(y|x), likewise.  # [n]
-        goodness: the goodness model and its temperature γ.
-
-    Returns:
-        [n] float64
+    Rewards r(x, y), log p(y|x) and log q'(y|x) are [n]. The result is NaN where one of them is.
     """
     scaled = rewards.astype(np.float64) / goodness.temperature
     with np.errstate(invalid="ignore"):  # NaN stays NaN
@@ -27,11 +20,7 @@ def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, go
 
 
 def self_normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Compute the softmax over the finite values; NaN elsewhere.
-
-    Returns:
-        α from `log_weights`, or β from log q_θ − log q'.  # [n]
-    """
+    """Compute the softmax over the finite values, NaN elsewhere: α, or β from log q_θ − log q'.  # [n]."""
     known = np.isfinite(log_weights)
     weights = np.full(log_weights.shape, np.nan)
     if known.any():

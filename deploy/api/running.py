@@ -14,9 +14,9 @@ from rich.console import Console
 from brain_align.common.config.inputs import PolicySection
 from brain_align.common.logs import quiet_libraries
 from brain_align.common.policies import PolicyRegistry
-from brain_align.deploy.api.recipes import AnyRecipe, read_recipe
 from brain_align.deploy.api.samples import Samples, open_store
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
+from brain_align.deploy.run.recipe_files import AnyRecipe, load_recipe
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.summary import read_summary
 
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
 class TrainedPolicy:
     """The best version of a run's policy on its validation prompts; the newest, where nothing was evaluated.
 
-    Attributes:
-        path: an adapter for `PeftModel.from_pretrained`, or a whole model for `AutoModelForCausalLM.from_pretrained`.
-        base: the model that the adapter belongs to; None where `path` is a whole model.
-        version: its number.
-        settings: the recipe's section on the policy.
+    `path` is an adapter of the model `base`, or a whole model, whose `base` is None.
     """
 
     path: Path
@@ -55,11 +51,7 @@ class TrainedPolicy:
         return load_adapter(model, self.path) if self.base else model
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Load the policy's tokenizer.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
+        """Load the policy's tokenizer."""
         from brain_align.common.nn.models.causal_lm import load_tokenizer
 
         return load_tokenizer(self.settings.tokenizer or self.settings.model)
@@ -67,23 +59,18 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves.
-
-    Attributes:
-        directory: of the run.
-        summary: its summary.json: the figures of test prompts `before` and `after`, `best_version`, `seconds`, ….
-    """
+    """The result of a finished run."""
 
     directory: Path
     summary: dict[str, Any]
+    """The run's summary.json: the figures of test prompts `before` and `after`, `best_version`, `seconds`, …."""
 
     @cached_property
     def policy(self) -> TrainedPolicy:
         """The trained policy, not yet loaded.
 
         Raises:
-            UserError: the policy is not in the run's directory any more, or the prepared data that its model lies in
-                is not in its cache.
+            UserError: its files, or the prepared data that its model lies in, have been removed.
         """
         directory = RunDirectory(self.directory)
         settings = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
@@ -94,11 +81,7 @@ class RunResult:
 
     @cached_property
     def store(self) -> Samples:
-        """The samples of the run, opened when first asked for.
-
-        Raises:
-            UserError: the store cannot be read.
-        """
+        """The samples of the run, opened when first asked for."""
         return open_store(self.directory)
 
 
@@ -117,7 +100,7 @@ def run(recipe: AnyRecipe, /, *, console: Console | None = None, **overrides: An
         UserError: a setting, something that the recipe names, or the run directory is refused.
         PipelineError: a service failed for good. Nothing that was committed is lost: run it again to resume.
     """
-    read = read_recipe(recipe, overrides)
+    read = load_recipe(recipe, overrides)
     quiet_libraries()
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 

@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.errors import UserError
+from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.flat_rows import FlatRows, readable, rewards_of, values_by_output
 from brain_align.common.store.posterior import log_weights, self_normalised
+from brain_align.deploy.run.directory import saved_recipe
+from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import Source, goodness_of, open_source, ranking
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ _WEIGHED = [
     pa.field("alpha", pa.float64()),
     pa.field("beta", pa.float64()),
 ]
+
+GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
+"""GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
 
 
 class Samples:
@@ -71,21 +77,13 @@ class Samples:
     def batches(self, policy: int | None = None, *, device: str = "cpu") -> Iterator[pa.RecordBatch]:
         """Give the table piece by piece, some hundred groups at a time, for stores that do not fit into memory.
 
-        Args:
-            policy: the version of the run's policy whose log q_θ(y|x) and β are computed, by loading it.
-            device: where it is loaded.
-
-        Warns:
-            UserWarning: for each damaged part, with its name.
+        With `policy`, that version of the run's policy is loaded, and computes log q_θ(y|x) and β. A warning names each
+        damaged part.
 
         Raises:
             UserError: only a store was named and not its run, or the run has not published this version.
         """
-        logprobs = None
-        if policy is not None:
-            from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers
-
-            logprobs = policy_logprobs(self._source, policy, device)
+        logprobs = None if policy is None else policy_logprobs(self._source, policy, device)
         ids = pc.unique(self._store.index()["group_id"])
         for start in range(0, len(ids), _CHUNK):
             for table in readable(self._store.groups, ids[start : start + _CHUNK].to_pylist()):
@@ -95,16 +93,16 @@ class Samples:
             warnings.warn(f"left out, as it is damaged: {damage}", stacklevel=2)
 
     def to_arrow(self, policy: int | None = None, *, device: str = "cpu") -> pa.Table:
-        """Return the table; for arguments and errors see `batches`."""
+        """Return the table; see `batches`."""
         return pa.Table.from_batches(self.batches(policy, device=device), self.schema)
 
     def to_pandas(self, policy: int | None = None, *, device: str = "cpu") -> "pandas.DataFrame":
-        """Return the table as a pandas data frame; for arguments and errors see `batches`."""
+        """Return the table as a pandas data frame; see `batches`."""
         _library("pandas")
         return self.to_arrow(policy, device=device).to_pandas()
 
     def to_polars(self, policy: int | None = None, *, device: str = "cpu") -> "polars.DataFrame":
-        """Return the table as a polars data frame; for arguments and errors see `batches`."""
+        """Return the table as a polars data frame; see `batches`."""
         return _library("polars").from_arrow(self.to_arrow(policy, device=device))
 
     def _weighed(self, groups: pa.RecordBatch, policy: list[list[float | None]] | None) -> pa.RecordBatch:
@@ -141,9 +139,6 @@ def open_store(path: str | Path, *, scorer: str | None = None) -> Samples:
         scorer: whose values are the rewards; a scorer, or a name under the recipe's `rewards`. Default: the one of the
             run's objective, or the only one there is.
 
-    Warns:
-        UserWarning: the run's recipe is not one of this version; the store is read without it.
-
     Raises:
         UserError: there is no such store, it has no such scorer, or it has several and none is named.
     """
@@ -153,8 +148,29 @@ def open_store(path: str | Path, *, scorer: str | None = None) -> Samples:
     return Samples(source, scorer)
 
 
+def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupLogprobs:
+    """Load a published version of a run's policy, and return a function that computes its log-probabilities.
+
+    Raises:
+        UserError: only a store was named, or its run has not published this version.
+    """
+    from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers
+    from brain_align.scorer.catalogue import MAX_TOKENS
+    from brain_align.scorer.kinds.prior import annotate_logprobs
+
+    if source.directory is None:
+        raise UserError("A version of the policy needs the run that has published it; name the run's directory.")
+    versions = PolicyRegistry(source.directory.policies).versions()
+    if version not in versions:
+        there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
+        raise UserError(f"There is no version {version} of the policy: {source.directory.root} has published {there}.")
+    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
+    loaded = PolicyVersions(policy, device).load(source.directory.policies, version)
+    return lambda groups: [annotate_logprobs(loaded, row, MAX_TOKENS).values for row in groups.to_pylist()]
+
+
 def _column(rows: pa.RecordBatch, name: str) -> np.ndarray:
-    """Return a column of floats, NaN where it is null; nothing but NaN where there is none."""
+    """Return a column of floats, NaN where it is null or missing."""
     if name not in rows.schema.names:
         return np.full(rows.num_rows, np.nan)
     return rows[name].cast(pa.float64()).to_numpy(zero_copy_only=False)

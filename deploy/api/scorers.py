@@ -9,7 +9,7 @@ from rich.console import Console
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, PRIOR, PROPOSAL, batch_from_rows
-from brain_align.deploy.api.recipes import AnyRecipe, read_recipe
+from brain_align.deploy.run.recipe_files import AnyRecipe, load_recipe
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
 from brain_align.scorer.catalogue import build_scorer
@@ -22,28 +22,15 @@ class LoadedScorer:
     def __init__(self, scorer: Scorer) -> None:
         """Take a scorer; `load_scorer` loads one."""
         self._scorer = scorer
-
-    @property
-    def name(self) -> str:
+        self.name = scorer.name
         """The scorer's name in its recipe."""
-        return self._scorer.name
-
-    @property
-    def digest(self) -> str:
+        self.digest = scorer.digest
         """The digest of all that its values depend on, as stores record it."""
-        return self._scorer.digest
 
     def __call__(self, prompts: Sequence[str], outputs: Sequence[str]) -> list[float]:
-        """Score outputs, each for the prompt in its place.
+        """Score outputs, each for the prompt in its place; equal prompts share their computation.
 
-        A value that the scorer cannot compute is NaN and never made up; stores have null there.
-
-        Args:
-            prompts: one per output, as a run's `prompt_text`; equal ones share their computation.
-            outputs: the texts to score.
-
-        Warns:
-            UserWarning: values are NaN, with the first reason.
+        A value that the scorer cannot compute is NaN, and a warning gives the first reason.
 
         Raises:
             ValueError: there are not as many prompts as outputs.
@@ -70,14 +57,12 @@ class LoadedScorer:
 def load_scorer(recipe: AnyRecipe, name: str) -> LoadedScorer:
     """Load a scorer of a recipe into this process, with its `gpus` if it asks for any.
 
-    Args:
-        recipe: as for `run`. Data that the scorer lies in (`{world}`) is prepared if it is not there.
-        name: of the scorer.
+    Data that the scorer lies in (`{world}`) is prepared if it is not there.
 
     Raises:
         UserError: the recipe has no such scorer, or it cannot be loaded.
     """
-    read = read_recipe(recipe, {})
+    read = load_recipe(recipe)
     if name not in read.scorers:
         if name in (PRIOR, PROPOSAL):
             raise UserError(f"{name!r} scores token ids, not texts: use sequence_logprobs on the model itself.")

@@ -19,7 +19,7 @@ _DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(=.*)?", re.DOTALL)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and which command was probably meant."""
+    """A parser that says in one sentence what is wrong, and which command was probably meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps paragraphs to the terminal's width, and leaves those with indented lines (examples, lists) as they are."""
+    """A formatter that wraps paragraphs to the terminal's width, except those with indented lines (examples, lists)."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.split("\n\n")
@@ -48,18 +48,15 @@ def add_commands(parser: argparse.ArgumentParser, package: str) -> None:
     """Add a command for each file of a package that has `add`, and for each folder that has `group.py`.
 
     A command's file has a docstring, which is its help; `GROUP`, the heading under which its parent lists it;
-    `add(parser)`, which adds its arguments; and `run(options)`, which returns the exit status.
-
-    Args:
-        parser: of the parent. Without a command it prints its help, to which the list of commands is added.
-        package: full name of the package.
+    `add(parser)`, which adds its arguments; and, unless it has commands of its own, `run(options)`, which returns the
+    exit status. Without a command the parent prints its help, to which the list of commands is added.
     """
     commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, parser_class=CommandParser)
     listed: dict[str, list[str]] = {}
     for name, module in _modules(package):
         text = inspect.cleandoc(module.__doc__ or "")
         command = commands.add_parser(name, description=text)
-        command.set_defaults(command=module.run, parser=command)
+        command.set_defaults(command=getattr(module, "run", None), parser=command)
         module.add(command)
         listed.setdefault(module.GROUP, []).append(f"  {name:13} {text.partition(chr(10))[0].rstrip('.')}")
     listing = "\n\n".join(f"{group}:\n" + "\n".join(lines) for group, lines in sorted(listed.items(), key=_place))

@@ -33,7 +33,7 @@ from brain_align.deploy.services.scoring_pools import scoring_pools
 GROUP = "Train"
 
 Problems = Mapping[str, str | None]
-"""What is wrong with each scorer; None: nothing."""
+"""The error of each scorer, or None."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +48,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Findings:
-    """Prints what was checked, and counts what failed."""
+    """A printed list of what was checked, with the number of failures."""
 
     def __init__(self, console: Console) -> None:
         self.failed = 0
         self._console = console
 
     def say(self, subject: str, problem: str | None, note: str = "") -> None:
-        """Print that a subject is in order, or each thing that is wrong with it, a line each."""
+        """Print that a subject is in order, or each of its problems on a line."""
         problems = [] if problem is None else problem.splitlines()
         self.failed += len(problems)
         for text in [f"FAILED  {subject}: {one}" for one in problems] or [f"ok      {subject}{note}"]:
@@ -63,7 +63,7 @@ class Findings:
 
     @contextmanager
     def check(self, subject: str) -> Iterator[None]:
-        """Take the block's errors for what is wrong with a subject."""
+        """Report the block's error as the problem of a subject."""
         try:
             yield
         except (UserError, PipelineError) as error:
@@ -75,22 +75,14 @@ class Findings:
 def examine(
     recipe: Recipe, console: Console, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
 ) -> int:
-    """Check a recipe's inputs, the cluster's size, and every scorer; report all that is wrong, not only the first.
+    """Check a recipe's inputs, the cluster's size, and every scorer; report all problems, and return their number.
 
-    Args:
-        recipe: as it was read.
-        console: gets one line per subject, or per problem.
-        try_scorers: loads the scorers of a recipe and returns what is wrong with each; default: on the cluster.
-
-    Returns:
-        The number of problems.
+    `try_scorers` loads the scorers of a recipe, by default on the cluster.
 
     Raises:
         UserError: the recipe's data cannot be prepared, without which there is nothing to check.
     """
-    from brain_align.deploy.run.preflight import (
-        check_inputs,  # torch and transformers: not for a recipe that is refused
-    )
+    from brain_align.deploy.run.preflight import check_inputs  # torch: not for a recipe that is refused
 
     findings = Findings(console)
     prepared = resolve(recipe, reporter(console))
@@ -112,7 +104,7 @@ def examine(
 
 
 def _described(recipe: Recipe, name: str) -> str:
-    """Describe a scorer, and what its values are for."""
+    """Describe a scorer and the use of its values."""
     from brain_align.scorer.catalogue import kind_of  # torch and transformers
 
     scorer = recipe.scorer(name)

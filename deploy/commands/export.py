@@ -42,14 +42,8 @@ def run(options: argparse.Namespace) -> None:
 def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     """Write one version of a run's policy into a new directory, which appears whole or not at all.
 
-    Args:
-        run: the run directory.
-        version: "best" on validation prompts, "newest", or a number.
-        output: must not exist.
-        merge: write a whole model where the version is an adapter.
-
     Returns:
-        A sentence that says what was written, and how to load it.
+        A sentence on what was written, and how to load it.
 
     Raises:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
@@ -96,7 +90,7 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
 
 
 def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
-    """Write the model with the adapter added to its weights; of a quantised model, to what its 4 bits stand for."""
+    """Write the model with the adapter added to its weights, which are dequantised first if need be."""
     from brain_align.common.nn.models.adapters import load_adapter
     from brain_align.common.nn.models.causal_lm import load_causal_lm
     from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
@@ -109,7 +103,7 @@ def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
 
 
 def _write_companions(policy: PolicySection, target: Path) -> None:
-    """Write what belongs to a whole model beside its weights: its tokenizer, and how it generates."""
+    """Write the tokenizer and the generation config, which belong to a whole model."""
     from transformers import GenerationConfig
 
     from brain_align.common.nn.models.causal_lm import load_tokenizer

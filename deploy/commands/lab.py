@@ -20,7 +20,6 @@ from brain_align.common.errors import UserError
 
 _FILE = "lab.json"
 
-
 GROUP = "Research"
 
 

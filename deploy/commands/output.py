@@ -1,4 +1,4 @@
-"""Output files and directories that appear whole or not at all, and replace nothing unless told so."""
+"""Output files and directories that appear whole or not at all, and replace nothing unless told to."""
 
 import os
 import shutil
@@ -13,11 +13,7 @@ _DATASET_MARKER = "dataset_info.json"
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuse a place that `new_output` would refuse; for whoever has much to do before writing.
-
-    Raises:
-        UserError: something is there that must not be replaced, or a directory for it cannot be made or written.
-    """
+    """Refuse a place that `new_output` would refuse, before long work."""
     there = next(directory for directory in path.absolute().parents if directory.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "may not be written to" if there.is_dir() else "is not a directory"
@@ -34,15 +30,11 @@ def check_output(path: Path, *, force: bool) -> None:
 def new_output(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a path to write a file or a directory to, which becomes `path` when the block ends without an error.
 
-    If it ends with one, nothing is left behind, and the error stays what it is: what of the block writes says so with
-    `writing`.
-
-    Args:
-        path: where the output is wanted.
-        force: replace a file, or a directory that an export has made, that is there already.
+    If the block fails, nothing is left behind and its error is raised as it is; those of its parts that write use
+    `writing`. With `force`, an existing file, or a directory that an export has made, is replaced.
 
     Raises:
-        UserError: something is there that must not be replaced, or it cannot be put there.
+        UserError: something else is there, or the output cannot be put there.
     """
     check_output(path, force=force)
     temporary = temporary_sibling(path)
@@ -65,14 +57,7 @@ def new_output(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """The block does nothing but write an output, so that an OSError of it means that this cannot be done.
-
-    Args:
-        path: where the output is wanted.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Turn an OSError of the block, which does nothing but write an output, into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -81,17 +66,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_lines(temporary: Path, path: Path) -> Iterator[Callable[[str], None]]:
-    """Yield what writes a line to a new text file.
-
-    Args:
-        temporary: of `new_output`.
-        path: where the output is wanted.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Yield a function that writes a line to the new text file `temporary`, which becomes `path`."""
     with writing(path):
-        file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where an error is said
+        file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115 - closed below, where an error is reported
 
     def write(line: str) -> None:
         with writing(path):

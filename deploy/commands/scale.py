@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=_ANSWER_SECONDS, help="seconds to wait for the run's answer")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Ask the run for other numbers of replicas."""
     request = parse_replicas(options.replicas)
     directory = RunDirectory(options.run.absolute())
@@ -41,17 +41,11 @@ def run(options: argparse.Namespace) -> int:
     answer = ask(directory, request, options.timeout)
     if answer.refusal is not None:
         raise UserError(answer.refusal)
-    for line in answer.lines:
-        print(line)
-    return 0
+    print(*answer.lines, sep="\n")
 
 
 def parse_replicas(arguments: list[str]) -> ScaleRequest:
-    """Read what is asked for.
-
-    Raises:
-        UserError: an argument is not NAME=N.
-    """
+    """Read the arguments NAME=N and samplers=auto."""
     replicas: dict[str, int | None] = {}
     for argument in arguments:
         name, separator, value = argument.partition("=")

@@ -40,7 +40,7 @@ GROUP = "Inspect"
 _PART_ROWS = 16
 
 Write = Callable[[str], object]
-"""Gets a line of the output, without its end."""
+"""Writes a line of the output, without its end."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -64,29 +64,19 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass
 class Outcome:
-    """The result of scoring a file.
-
-    Attributes:
-        rows, outputs: the numbers of those that were scored.
-        missing: the number of null values per scorer.
-        errors: the first reason for one, per scorer.
-    """
+    """The result of scoring a file."""
 
     rows: int = 0
     outputs: int = 0
-    missing: Counter[str] = field(default_factory=Counter)
-    errors: dict[str, str] = field(default_factory=dict)
+    missing: Counter[str] = field(default_factory=Counter)  # null values per scorer
+    errors: dict[str, str] = field(default_factory=dict)  # the first reason for one, per scorer
 
 
 def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force: bool) -> None:
-    """Score a file; the target appears whole or not at all.
+    """Score a file with all scorers of a recipe; the target appears whole or not at all.
 
-    Args:
-        recipe: its `scorers` are used, all of them.
-        source: rows with `prompt` and `outputs`: .jsonl, .jsonl.gz, .parquet or Arrow.
-        target: gets a row {"prompt", "outputs", "scores": {NAME: [...]}} each, and "errors" where values are null.
-        console: for the progress bar and the result.
-        force: whether a target that exists is replaced.
+    The source has rows with `prompt` and `outputs` (.jsonl, .jsonl.gz, .parquet or Arrow); the target gets a row
+    {"prompt", "outputs", "scores": {NAME: [...]}} for each, and "errors" where values are null.
 
     Raises:
         UserError: something is wrong with the file, a scorer or the cluster.
@@ -141,14 +131,9 @@ async def score_rows(
     advance: Advance,
     most: int,
 ) -> Outcome:
-    """Score rows as they come, and write them in their order.
+    """Score rows as they come, and write them in their order, one line of JSON each.
 
-    Args:
-        texts: prompts with their outputs.
-        scorers: by name, at work.
-        write: gets one line of JSON per row.
-        advance: is told of rows that are written.
-        most: parts of some rows under way at a time, so that memory does not grow with the file.
+    At most `most` parts of some rows are under way at a time, so that memory does not grow with the file.
     """
     outcome = Outcome()
     under_way: deque[asyncio.Task[list[dict[str, Any]]]] = deque()
@@ -203,7 +188,7 @@ def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield prompts and their outputs, row by row.
 
     Raises:
-        UserError: the file or a row of it is not what it should be (named).
+        UserError: the file or a row of it cannot be used.
     """
     empty = True
     for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):

@@ -13,7 +13,7 @@ from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
 
 Advance = Callable[[int], object]
-"""Is told how many more rows are done."""
+"""Counts further rows that are done."""
 
 
 def progress_bar(what: str, console: Console) -> Progress:
@@ -22,17 +22,7 @@ def progress_bar(what: str, console: Console) -> Progress:
 
 
 def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: Console) -> Recipe:
-    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded.
-
-    Args:
-        recipe: as it was read.
-        scorers: of the recipe.
-        run: the directory of the recipe's run, which need not exist; see `resolve`.
-        console: shows how data is prepared.
-
-    Raises:
-        UserError: the data cannot be prepared, or a scorer cannot be loaded.
-    """
+    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded; see `resolve`."""
     from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 
     resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
@@ -42,14 +32,7 @@ def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirecto
 
 
 def take_over_golden(recipe: Recipe, scorers: Iterable[str], logs: RunDirectory) -> list[str]:
-    """Copy the golden values of the recipe's run, so that its scorers are compared with them.
-
-    Returns:
-        The names of the scorers that the run has values of.
-
-    Raises:
-        UserError: they cannot be copied.
-    """
+    """Copy the golden values of the recipe's run to compare its scorers with; return the scorers that have some."""
     run = run_directory(recipe)
     found = [name for name in scorers if run.golden(name).exists()]
     try:

@@ -1,8 +1,10 @@
 """Look up the settings of a recipe.
 
-Prints values, default and meaning of the settings below a prefix, or of all (also in docs/recipe.md).
+Prints the sections of a recipe, or values, default and meaning of the settings below a prefix. All settings at once
+are in docs/recipe.md, and printed by --markdown.
 
 Examples:
+  brain settings
   brain settings sampling
   brain settings sampling.n
   brain settings --schema > recipe.schema.json
@@ -37,7 +39,7 @@ else has a default. Any setting can be replaced on the command line by its dotte
 
     brain run recipe.yaml sampling.n=16 learner.learning_rate=3e-5 'data.train={path: org/dataset, split: train}'
 
-`brain settings` prints this reference on the terminal, `brain settings sampling` one section and
+`brain settings` lists the sections on the terminal, `brain settings sampling` prints one of them and
 `brain settings sampling.n` one setting. Unknown, invalid and contradictory settings are rejected, all at once and with
 the closest valid name, before anything starts (`brain doctor recipe.yaml` checks more). `NAME` stands for a name of
 your choice. In paths, `{world}` is the directory that `prepare` built.
@@ -75,8 +77,10 @@ def run(options: argparse.Namespace) -> int:
         print(schema(), end="")
     elif options.markdown:
         print(page(), end="")
-    else:
+    elif options.prefix:
         _print(sections_below(options.prefix), Console())
+    else:
+        _print_overview(Console())
     return 0
 
 
@@ -128,6 +132,17 @@ def _nearest(parts: Sequence[str]) -> str:
     elsewhere = setting_elsewhere(parts[-1])
     meant = [elsewhere] if elsewhere else same or near
     return f"did you mean {', '.join(meant)}?" if meant else f"sections: {', '.join(sections)}."
+
+
+def _print_overview(console: Console) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    for section in all_sections():
+        if not section.kinds:  # `objective` stands for all objectives, `scorers.NAME` for all kinds of scorer
+            name = section.name or ", ".join(setting.name for setting in section.settings)
+            table.add_row(Text(name), Text(f"{section.summary.rstrip('.').partition('. ')[0]}."))
+    console.print(table)
+    console.print(Text("\nbrain settings sampling: one section; brain settings sampling.n: one setting."))
 
 
 def _print(sections: Sequence[SectionReference], console: Console) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
-from brain_align.deploy.monitor.status import Backlog, PoolStatus, Status, is_alive, read_status
+from brain_align.deploy.monitor.status import PoolStatus, Status, is_alive, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -31,38 +31,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> None:
     """Show the progress."""
     directory = RunDirectory(options.run.absolute())
     status = read_status(directory)
     if options.json:
         print(status.model_copy(update={"state": _state(directory, status)}).model_dump_json(indent=1))
-        return 0
-    console = Console()
-    if not options.watch:
-        console.print(view(status, _state(directory, status)), highlight=False)
-        return 0
-    with Live(view(status, _state(directory, status)), console=console, auto_refresh=False) as live:
-        while is_alive(directory, status):
-            time.sleep(1)
-            status = read_status(directory)
-            live.update(view(status, _state(directory, status)), refresh=True)
-    return 0
+    elif not options.watch:
+        Console().print(view(status, _state(directory, status)), highlight=False)
+    else:
+        with Live(view(status, _state(directory, status)), console=Console(), auto_refresh=False) as live:
+            while is_alive(directory, status):
+                time.sleep(1)
+                status = read_status(directory)
+                live.update(view(status, _state(directory, status)), refresh=True)
 
 
 def _state(directory: RunDirectory, status: Status) -> str:
-    if status.state != "ended" and not is_alive(directory, status):
-        return "dead"
-    return status.state
+    return status.state if status.state == "ended" or is_alive(directory, status) else "dead"
 
 
 def view(status: Status, state: str) -> RenderableType:
     """Return a status for the terminal."""
+    waiting = status.backlog
     shown: list[RenderableType] = [
         as_table([("state", state), *status.progress.figures()]),
-        _backlog(status.backlog),
+        Text(
+            f"waiting: {waiting.leases} requests for samplers, {waiting.unscored} groups for scorers, {waiting.ready} "
+            f"groups for the learner"
+        ),
+        _services(status.services),
     ]
-    shown.append(_services(status.services))
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
     shown += [Text(f"{one.name} ({one.losses}x lost): {one.trouble}") for one in troubled]
     if status.automatic:
@@ -77,13 +76,6 @@ def view(status: Status, state: str) -> RenderableType:
     if state == "dead":
         shown.append(Text("The run's process is gone; the same `brain run` command resumes it."))
     return Group(*shown)
-
-
-def _backlog(backlog: Backlog) -> Text:
-    return Text(
-        f"waiting: {backlog.leases} requests for samplers, {backlog.unscored} groups for scorers, {backlog.ready} "
-        f"groups for the learner"
-    )
 
 
 def _services(services: dict[str, PoolStatus]) -> Table:

@@ -18,9 +18,8 @@ from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
-from brain_align.deploy.run.proposal_model import proposal_model
 from brain_align.deploy.run.resolve import resolve
-from brain_align.deploy.run.start import locked, own_log, reporter
+from brain_align.deploy.run.start import locked, own_log, proposal_model, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
 from brain_align.learner.objectives.catalogue import make_objective
@@ -76,7 +75,7 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: Console) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
     recipe, directory = setup.base.recipe, setup.directory
-    model = proposal_model(recipe.policy, directory.services)
+    model = proposal_model(recipe, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy) as offers:

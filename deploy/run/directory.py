@@ -1,10 +1,9 @@
-"""A run's directory: what lies where, who may use it, and whether it belongs to this recipe."""
+"""A run's directory: its layout, and whether it belongs to a recipe."""
 
 import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,115 +19,42 @@ from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_probl
 LOCK = ".lock"
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """The layout below a run's root, and where its store is if that is elsewhere."""
+    """The layout below a run's root; `store_uri` says where its store is if that is elsewhere."""
 
-    root: Path
-    store_uri: str | None = None
-
-    @property
-    def config(self) -> Path:
-        """The resolved recipe."""
-        return self.root / "config.yaml"
-
-    @property
-    def facts(self) -> Path:
-        """What identifies the run and its inputs."""
-        return self.root / "run.json"
-
-    @property
-    def own_store(self) -> Path:
-        """The place of the sample store, unless the recipe names another."""
-        return self.root / "store"
-
-    @property
-    def store(self) -> str | Path:
-        """The sample store of what the run samples, scores and trains."""
-        return self.own_store if self.store_uri is None else self.store_uri
-
-    @property
-    def evaluation(self) -> Path:
-        """The sample store of evaluations, apart from training's."""
-        return self.root / "evaluation"
-
-    @property
-    def policies(self) -> Path:
-        """Published proposal versions."""
-        return self.root / "policies"
-
-    @property
-    def dequantized(self) -> Path:
-        """The model that a quantised policy's samplers load."""
-        return self.root / "dequantized"
-
-    @property
-    def adapter(self) -> Path:
-        """The result: the best version's adapter."""
-        return self.root / "adapter"
-
-    @property
-    def summary(self) -> Path:
-        """Before and after, in figures."""
-        return self.root / "summary.json"
-
-    @property
-    def examples(self) -> Path:
-        """A few prompts with gold, SFT and aligned output."""
-        return self.root / "examples.md"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per step and evaluation."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def quarantine(self) -> Path:
-        """What the run goes on without."""
-        return self.root / "quarantine.json"
-
-    @property
-    def status(self) -> Path:
-        """How the run stands, rewritten every second while it is alive."""
-        return self.root / "status.json"
-
-    @property
-    def control(self) -> Path:
-        """What is asked of the live run, and its answers."""
-        return self.root / "control"
-
-    @property
-    def golden_values(self) -> Path:
-        """The scorers' golden values, a file each."""
-        return self.root / "golden"
-
-    @property
-    def logs(self) -> Path:
-        """The actors' log files; there is none before the first actor has started."""
-        return self.root / "logs"
+    def __init__(self, root: Path, store_uri: str | None = None) -> None:
+        self.root = root
+        self.config = root / "config.yaml"  # the resolved recipe
+        self.facts = root / "run.json"  # what identifies the run and its inputs
+        self.own_store = root / "store"
+        self.store: str | Path = self.own_store if store_uri is None else store_uri  # what is sampled, scored, trained
+        self.evaluation = root / "evaluation"  # the sample store of evaluations
+        self.policies = root / "policies"  # published versions
+        self.dequantized = root / "dequantized"  # the model that a quantised policy's samplers load
+        self.adapter = root / "adapter"  # the result: the best version's adapter
+        self.summary = root / "summary.json"
+        self.examples = root / "examples.md"  # a few prompts with gold, SFT and aligned output
+        self.metrics = root / "metrics.jsonl"  # a line per step and evaluation
+        self.tensorboard = root / "tensorboard"
+        self.quarantine = root / "quarantine.json"  # what the run continues without
+        self.status = root / "status.json"  # rewritten every second while the run is alive
+        self.control = root / "control"  # requests to the live run, and its answers
+        self.golden_values = root / "golden"  # a file per scorer
+        self.logs = root / "logs"  # a file per actor; made when the first one starts
 
     def golden(self, scorer: str) -> Path:
-        """The values that a scorer gave fixed texts when the run began."""
+        """Return the file of the values that a scorer gave fixed texts when the run began."""
         return self.golden_values / f"{scorer}.json"
 
     def log(self, name: str) -> Path:
-        """The log file of one actor."""
+        """Return the log file of one actor."""
         return self.logs / f"{name}.log"
 
 
 def is_in_use(root: Path, marker: Path, what: str, advice: str) -> bool:
-    """Whether a directory of ours has been begun.
+    """Return true for a directory that has been begun: it has `marker`, the file that is written first.
 
-    Args:
-        root: the directory.
-        marker: the file that is written first of all.
-        what: what the directory is, for messages.
-        advice: for messages: how to choose another.
+    Messages use `what`, the kind of directory, and `advice` on choosing another.
 
     Raises:
         UserError: `root` is a file, or a directory that holds something else.
@@ -181,10 +107,10 @@ def _check_readable(directory: RunDirectory, saved: Mapping[str, Any]) -> None:
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
-    """The recipe that a run was begun with.
+    """Return the recipe that a run was begun with.
 
     Raises:
-        UserError: there is no run, or its configuration is not one of this version.
+        UserError: there is no run, or this version cannot read its configuration.
     """
     if not directory.config.exists():
         raise UserError(f"{directory.root} is not a run directory: it has no config.yaml; name the directory of a run.")
@@ -192,7 +118,7 @@ def saved_recipe(directory: RunDirectory) -> Recipe:
 
 
 def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
-    """Replicas may change, but not whether a run samples its own groups."""
+    """Refuse a change between sampling and training from another store; other numbers of replicas may change."""
     sampler = saved.get("sampler")
     sampled_then = not isinstance(sampler, Mapping) or sampler.get("replicas") != 0
     if sampled_then != (recipe.sampler.replicas > 0):
@@ -201,7 +127,7 @@ def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
 
 
 def has_begun(directory: RunDirectory) -> bool:
-    """Whether a run has published or sampled anything here."""
+    """Return true if a run has published or sampled anything here."""
     stores = (directory.own_store, directory.evaluation)
     made = (directory.policies.glob("v*"), *(store.glob("*/*.arrow") for store in stores))
     return any(next(found, None) is not None for found in made)
@@ -222,11 +148,8 @@ def _saved_config(directory: RunDirectory) -> dict[str, Any]:
 def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
     """Save the resolved recipe and what identifies its inputs; later starts must find the same.
 
-    Args:
-        directory: of the run.
-        recipe: as the user gave it.
-        inputs: "world", the name of the prepared data, if any; "prompts", the digest of all prompts, or "source", that
-            of the groups of another store that are trained on.
+    The inputs are "world", the name of the prepared data; "prompts", the digest of all prompts; "source", the digest
+    of the groups of another store that are trained on; each None where there is none.
 
     Raises:
         UserError: the run began on other inputs.

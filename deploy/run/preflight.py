@@ -1,7 +1,6 @@
-"""Checks before anything is started: files, tokenizer, context length, prompts."""
+"""Checks before anything is started: scorers, tokenizer, context length, prompts or stored groups."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -11,7 +10,7 @@ from brain_align.common.config.objective_sections import RsoSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
-from brain_align.common.errors import UserError
+from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
 from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
 from brain_align.common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
@@ -28,23 +27,23 @@ from brain_align.scorer.catalogue import check_scorer, kind_of
 
 @dataclass(frozen=True)
 class Inputs:
-    """The run's prompts, and what the user should know about them."""
+    """The run's prompts, and notes on them for the user."""
 
     train: PromptSet
     held_back: dict[Split, list[Prompt]]
     notes: list[str]
 
     def digest(self) -> str:
-        """Of all prompts, by their ids, which hold place and text."""
+        """Return the digest of all prompts, by their ids, which depend on place and text."""
         held_back = [[(prompt.prompt_id, prompt.gold_text) for prompt in split] for split in self.held_back.values()]
         return digest(digest_of_many(self.train.identities()), held_back)
 
     def facts(self) -> dict[str, str | None]:
-        """What must be the same whenever the run is resumed."""
+        """Return what must be the same whenever the run is resumed."""
         return {"prompts": self.digest(), "source": None}
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
-        """Sampling, scoring, training and evaluation."""
+        """Plan sampling, scoring, training and evaluation."""
         return sampling_work(recipe, run_id, directory, self.train, self.held_back)
 
 
@@ -52,47 +51,62 @@ def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInpu
     """Check all that a run needs, and read its prompts, or the store that it trains from.
 
     Raises:
-        UserError: something is missing or does not fit together; where prompts are sampled, all of it is named.
+        UserError: something is missing or does not fit together; all of it is named.
     """
     make_objective(recipe.objective)
     return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
-    inputs = read_stored_inputs(recipe, directory)
-    _check_gold(recipe, inputs)
+    problems = Problems()
+    inputs = read_stored_inputs(recipe, directory, problems)
+    with problems.noted():
+        _check_gold(recipe, inputs)
     for name, count in lacking_scores(recipe, inputs).items():
         need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
-        if name == HUMAN:
-            raise UserError(
-                f"{need}, people's choices, which objective.name={recipe.objective.name} trains on; make a store of "
-                f"pairs from a file with the columns prompt, chosen and rejected (brain store import-pairs), or choose "
-                f"dpo-sft, whose pairs the reward ranks."
-            )
-        if name == PROPOSAL:
-            raise UserError(
-                f"{need}, which only the run that published those versions can compute; set logprobs.proposal=sampler."
-            )
-        try:
-            if name in recipe.scorers:
-                check_scorer(name, recipe.scorers[name])
-        except UserError as error:
-            raise UserError(f"{need}, so that its scorer must run: {error}") from None
-        inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
+        with problems.noted():
+            _check_scores_can_be_added(recipe, name, need)
+            inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
+    with problems.noted():
+        _check_first_group(recipe, inputs)
+    problems.raise_any()
+    return inputs
+
+
+def _check_scores_can_be_added(recipe: Recipe, name: str, need: str) -> None:
+    if name == HUMAN:
+        raise UserError(
+            f"{need}, people's choices, which objective.name={recipe.objective.name} trains on; make a store of "
+            f"pairs from a file with the columns prompt, chosen and rejected (brain store import-pairs), or choose "
+            f"dpo-sft, whose pairs the reward ranks."
+        )
+    if name == PROPOSAL:
+        raise UserError(
+            f"{need}, which only the run that published those versions can compute; set logprobs.proposal=sampler."
+        )
+    try:
+        if name in recipe.scorers:
+            check_scorer(name, recipe.scorers[name])
+    except UserError as error:
+        raise UserError(f"{need}, so that its scorer must run: {error}") from None
+
+
+def _check_first_group(recipe: Recipe, inputs: StoredInputs) -> None:
+    """Refuse a store whose groups are too small for the objective, or were sampled with another tokenizer."""
+    store = inputs.source.store
     vocabulary = load_config(recipe.policy.model).vocab_size
-    for batch in inputs.source.store.batches(group_ids=inputs.index["group_id"].slice(0, 1).to_pylist()):
+    for batch in store.batches(group_ids=inputs.index["group_id"].slice(0, 1).to_pylist()):
+        refusal = None
         if isinstance(recipe.objective, RsoSection):
             refusal = recipe.objective.refusal(len(batch["outputs"][0]))
-            if refusal is not None:
-                raise UserError(f"{inputs.source.store.root}: {refusal}.")
+        if refusal is not None:
+            raise UserError(f"{store.root}: {refusal}.")
         largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
         if largest >= vocabulary:
             raise UserError(
-                f"The store {inputs.source.store.root} has token id {largest}, but {recipe.policy.model} knows "
-                f"{vocabulary} tokens: it was sampled with another tokenizer; set policy.model to one of the "
-                f"store's tokenizer."
+                f"The store {store.root} has token id {largest}, but {recipe.policy.model} knows {vocabulary} tokens: "
+                f"it was sampled with another tokenizer; set policy.model to a model of the store's tokenizer."
             )
-    return inputs
 
 
 def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
@@ -109,28 +123,8 @@ def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
         )
 
 
-class _Problems:
-    """Collects what is wrong, so that all of it is reported together."""
-
-    def __init__(self) -> None:
-        self._found: list[str] = []
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note the block's error instead of raising it."""
-        try:
-            yield
-        except UserError as error:
-            self._found.append(str(error))
-
-    def raise_any(self) -> None:
-        """Raise all that was noted, one sentence per line, each once."""
-        if self._found:
-            raise UserError("\n".join(dict.fromkeys(self._found)))
-
-
 def _check_prompts(recipe: Recipe) -> Inputs:
-    problems = _Problems()
+    problems = Problems()
     for name, scorer in recipe.scorers.items():
         with problems.noted():
             check_scorer(name, scorer)
@@ -160,7 +154,7 @@ def _check_prompts(recipe: Recipe) -> Inputs:
 
 
 def _checked_encoding(recipe: Recipe) -> Encode:
-    """Return what makes token ids of prompts, once the policy's tokenizer and context are known to fit."""
+    """Check that the policy's tokenizer and context fit, and return the encoding of prompts."""
     source = recipe.policy.tokenizer or recipe.policy.model
     tokenizer = load_tokenizer(source)
     config = load_config(recipe.policy.model)
@@ -213,7 +207,7 @@ def _check_context(recipe: Recipe, context: int) -> None:
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:
-    """What the user should know where a round does not train each of its groups equally often."""
+    """Return a note where a round does not train each of its groups equally often."""
     algorithm = recipe.algorithm
     trained, sampled = algorithm.updates_per_round * algorithm.batch_prompts, algorithm.prompts_per_round
     if algorithm.buffer == "accumulate" or (trained % sampled == 0 and sampled % algorithm.batch_prompts == 0):

@@ -1,4 +1,4 @@
-"""Prompts from where a recipe says that they are: a file, or a data set of Hugging Face's `datasets`."""
+"""The prompts of a recipe, from a file or a data set of Hugging Face's `datasets`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +21,8 @@ _ROWS = 1024
 def read_prompts(data: DataSection, source: PromptSource, encode: Encode) -> PromptSet:
     """Read and tokenise the prompts of one split.
 
-    Args:
-        data: says what the columns hold, and how long a prompt may be.
-        source: one of its sources.
-        encode: texts to token ids.
-
     Raises:
-        UserError: there is no such file or data set, or it holds something else than prompts.
+        UserError: there is no such file or data set, or it does not hold prompts.
     """
     columns = PromptColumns(data.prompt_column, data.gold_column, conversations=data.chat_template != AS_THEY_ARE)
     rows = _rows(source, columns.names())
@@ -35,7 +30,7 @@ def read_prompts(data: DataSection, source: PromptSource, encode: Encode) -> Pro
 
 
 def named(source: PromptSource) -> str:
-    """What to call a source."""
+    """Return the name of a source for messages."""
     parts = [part for part in (source.config, source.split) if part is not None]
     return f"{source.path} ({', '.join(parts)})" if parts else source.path
 
@@ -51,7 +46,7 @@ def _rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _saved(source: PromptSource) -> "Dataset":
-    """What `save_to_disk` wrote."""
+    """Open a data set that `save_to_disk` wrote."""
     from datasets import DatasetDict, load_from_disk  # a second, which only data sets need
 
     if source.config:

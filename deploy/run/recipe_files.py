@@ -1,7 +1,8 @@
-"""Recipes on disk: YAML, shipped recipes, and dotted overrides from the command line."""
+"""Recipes as users name them: YAML files, shipped recipes, runs and nested settings, with overrides."""
 
+import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,24 @@ import yaml
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.validation import parse_recipe
-from brain_align.common.errors import UserError
+from brain_align.common.errors import Problems, UserError
+
+AnyRecipe = str | Path | Mapping[str, Any]
+"""A YAML file; else the name of a shipped recipe, with or without `.yaml`; a run directory; or nested settings."""
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`section.setting=value`, read as YAML; or values by dotted name, or nested: a section changes only what it names."""
 
 
-def load_recipe(place: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `section.setting=value` overrides, whose values are read as YAML.
-
-    Args:
-        place: a YAML file; else the name of a shipped recipe, with or without `.yaml`; or a run directory, whose
-            config.yaml is then the recipe of a run that lies there.
-        overrides: applied in their order.
+def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
+    """Read a recipe and apply overrides; the caller's settings stay as they are.
 
     Raises:
         UserError: there is no such recipe, it is not a YAML mapping, or overrides or settings are refused.
     """
-    path = Path(place).expanduser()
+    if isinstance(recipe, Mapping):
+        return overridden(copy.deepcopy(dict(recipe)), overrides, "the recipe")
+    path = Path(recipe).expanduser()
     if not path.is_dir():
         return overridden(_read_yaml(_existing(path)), overrides, path.name)
     config = path / "config.yaml"
@@ -35,38 +39,24 @@ def load_recipe(place: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return overridden(settings, overrides, str(config))
 
 
-def overridden(settings: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
-    """Apply overrides to nested settings, and return the recipe that they make.
-
-    Args:
-        settings: of a recipe.
-        overrides: as for `load_recipe`.
-        where: what to call the settings in an error.
+def overridden(settings: dict[str, Any], overrides: Overrides, where: str) -> Recipe:
+    """Apply overrides to nested settings, and return the recipe that they make; `where` names it in errors.
 
     Raises:
         UserError: overrides or settings are refused; it names all of them.
     """
-    problems = []
-    for override in overrides:
-        try:
+    problems = Problems()
+    for override in _dotted(overrides) if isinstance(overrides, Mapping) else overrides:
+        with problems.noted():
             apply_override(settings, override)
-        except UserError as error:
-            problems.append(str(error))
-    try:
+    with problems.noted():
         recipe = parse_recipe(settings, where)
-    except UserError as error:
-        problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
+    problems.raise_any()
     return recipe
 
 
 def _existing(path: Path) -> Path:
-    """Return the file, or the shipped recipe of that name.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """Return the file, or the shipped recipe of that name."""
     if path.exists():
         return path
     shipped = {recipe.name: recipe for recipe in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
@@ -94,7 +84,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Names the place of a value that Python cannot hold, such as the date 2024-13-45."""
+    """A loader whose errors name the place of a value that Python cannot hold, such as the date 2024-13-45."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -107,11 +97,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Read a YAML text that has plain values alone.
-
-    Raises:
-        yaml.YAMLError: it is not valid, or Python cannot hold one of its values.
-    """
+    """Read a YAML text of plain values; a value that Python cannot hold is a `yaml.YAMLError`, too."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -123,26 +109,47 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Put one `section.setting=value` into nested settings.
+def apply_override(settings: dict[str, Any], override: str | tuple[str, Any]) -> None:
+    """Put one `section.setting=value`, or a dotted name and its value, into nested settings.
 
     Raises:
-        UserError: it has no `=`, or treats a value as a section.
+        UserError: it has no `=`, treats a value as a section, or YAML cannot hold its value.
     """
-    name, separator, value = override.partition("=")
-    if not separator or not name:
-        raise UserError(f"{override!r} is not a valid override; write section.setting=value.")
+    name, value = _parsed(override) if isinstance(override, str) else (override[0], _plain(*override))
     *sections, last = name.split(".")
     target = settings
     for section in sections:
         found = target.setdefault(section, {})
         if not isinstance(found, dict):
-            raise UserError(f"{override!r}: {section} is a value, not a section of settings.")
+            raise UserError(f"{name!r}: {section} is a value, not a section of settings.")
         target = found
+    target[last] = value
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    name, separator, value = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"{override!r} is not a valid override; write section.setting=value.")
     try:
-        target[last] = load_yaml(value)
+        return name, load_yaml(value)
     except yaml.YAMLError:
-        target[last] = value  # such as a path with a colon: text as it stands
+        return name, value  # such as a path with a colon: text as it stands
+
+
+def _dotted(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value as a YAML file would give it."""
+    try:
+        return load_yaml(yaml.safe_dump(str(value) if isinstance(value, Path) else value))
+    except yaml.YAMLError:
+        raise UserError(f"{name} is a {type(value).__name__}; give a plain value, list or dictionary.") from None
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:

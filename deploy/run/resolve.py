@@ -1,4 +1,4 @@
-"""From a recipe as it was read to what a run works with; nothing changes it afterwards.
+"""The only step from a recipe as it was read to the one that a run works with; nothing changes it afterwards.
 
     load_recipe -> resolve: absolute places, prepared data -> check_inputs -> services, conductor, summary
 
@@ -20,22 +20,16 @@ from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 _WORLD = "{world}"
 
 Report = Callable[[str], None]
-"""Is told, in one line of text, what is being done."""
+"""Prints one line of text on what is being done."""
 
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe with absolute places and with its prepared data.
+    """A recipe with absolute places and with its prepared data."""
 
-    Attributes:
-        saved: the recipe as config.yaml keeps it: with absolute places, and `{world}` as it was written.
-        recipe: the same with the prepared data's directory in place of `{world}`.
-        world: that directory; None where the recipe prepares nothing.
-    """
-
-    saved: Recipe
-    recipe: Recipe
-    world: Path | None
+    saved: Recipe  # as config.yaml keeps it: with absolute places, and `{world}` as it was written
+    recipe: Recipe  # the same with the prepared data's directory in place of `{world}`
+    world: Path | None  # that directory; None where the recipe prepares nothing
 
     @property
     def run_id(self) -> str:
@@ -134,8 +128,7 @@ def _asked(recipe: Recipe) -> tuple[object, ...]:
 def output_path(path: str) -> Path:
     """Make an output path absolute: below the current directory, or, inside a Ray job, below `$BRAIN_HOME`.
 
-    A Ray job's current directory is a copy that Ray deletes, so results must not go there; the default of
-    `$BRAIN_HOME` is `~/brain`, on the cluster's head node.
+    Ray deletes a job's current directory; the default of `$BRAIN_HOME` is `~/brain` on the cluster's head node.
     """
     wanted = Path(path).expanduser()
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -162,12 +155,7 @@ def placed(recipe: Recipe) -> Recipe:
 
 
 def run_directory(recipe: Recipe, root: Path | None = None) -> RunDirectory:
-    """Return the directory of a recipe's run, with its store if the recipe places that elsewhere.
-
-    Args:
-        recipe: of the run.
-        root: where the run lies if that is not where the recipe says.
-    """
+    """Return the directory of a recipe's run, at `root` if the run has been moved, with its store elsewhere or not."""
     recipe = placed(recipe)
     own_store = recipe.store.uri if recipe.sampler.replicas else None  # without samplers, it is another run's store
     return RunDirectory(root or Path(recipe.run.dir), own_store)

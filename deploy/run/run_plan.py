@@ -1,4 +1,4 @@
-"""What a run has to do, apart from who does it."""
+"""The work of a run, apart from the services that do it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,35 +18,25 @@ from brain_align.deploy.schedule.rounds import Rounds, Schedule
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The stores of a run, and what is made of them.
-
-    Attributes:
-        store: what is sampled, scored and trained.
-        schedule: which groups train which step.
-        training_scorers: those that a group for training needs.
-        started_scorers: those that have anything to do.
-        requests: what is sampled for training; None where the store's groups are another run's.
-        evaluation: of published versions; None where nothing can be sampled for it.
-        quarantine: what all of it goes on without.
-    """
+    """The stores of a run, and what is sampled, scored, trained and evaluated in them."""
 
     store: Store
-    schedule: Schedule
-    training_scorers: list[str]
-    started_scorers: list[str]
-    requests: TrainingRequests | None
-    evaluation: Evaluation | None
-    quarantine: Quarantine
+    schedule: Schedule  # which groups train which step
+    training_scorers: list[str]  # those that a group for training needs
+    started_scorers: list[str]  # those that have values to compute
+    requests: TrainingRequests | None  # for training; None where the groups are another run's
+    evaluation: Evaluation | None  # of published versions; None where nothing is sampled
+    quarantine: Quarantine  # prompts and groups that the run continues without
 
     @property
     def damaged(self) -> list[str]:
-        """What was found damaged when the stores were opened."""
+        """A sentence for each damaged part that was found when the stores were opened."""
         evaluated = [] if self.evaluation is None else self.evaluation.store.damaged
         return [*self.store.damaged, *evaluated]
 
 
 def training_scorers(recipe: Recipe) -> list[str]:
-    """The scorers whose values a group must have before it is trained on."""
+    """Return the scorers whose values a group must have before it is trained on."""
     if recipe.objective.reward == HUMAN:
         return [*recipe.logprob_scorers(), HUMAN]
     return [*recipe.logprob_scorers(), *(name for name, scorer in recipe.scorers.items() if scorer.use == "training")]
@@ -55,7 +45,7 @@ def training_scorers(recipe: Recipe) -> list[str]:
 def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> RunPlan:
-    """The work of a run that samples its groups itself."""
+    """Plan a run that samples its groups itself."""
     plan = request_plan(recipe, run_id, directory.policies)
     round_prompts = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]

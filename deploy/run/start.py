@@ -1,4 +1,4 @@
-"""Parts of every start of a run or a comparison: the clock, the terminal, the log, the lock, and starting again."""
+"""Parts of every start of a run or a comparison: clock, terminal, log, lock, the samplers' model, starting again."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,9 @@ from typing import TypeVar
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import new_directory
 from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.common.policies import ProposalModel
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
 T = TypeVar("T")
@@ -88,15 +90,34 @@ def locked(directory: RunDirectory) -> Iterator[None]:
         os.close(handle)
 
 
+def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:
+    """Return the model that samplers start with, before the first version is published.
+
+    vLLM has no kernels for bitsandbytes' 4 bits. For a quantised policy it is given the quantised weights in the
+    policy's dtype, written into the run directory, so that sampler and learner still evaluate the same model.
+
+    Raises:
+        UserError: the model cannot be loaded, or the configuration of the SFT adapter cannot be read.
+    """
+    policy = recipe.policy
+    if not recipe.sampler.replicas:
+        return ProposalModel(policy.model, None)
+    from brain_align.common.nn.models.policy_model import adapter_rank  # torch: only where groups are sampled
+    from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
+
+    rank = adapter_rank(policy) if policy.method == "lora" else None
+    if policy.quantization is None:
+        return ProposalModel(policy.model, rank)
+    if not directory.dequantized.exists():
+        with new_directory(directory.dequantized) as target:
+            save_causal_lm(load_dequantized(policy.model, policy.dtype), target)
+    return ProposalModel(str(directory.dequantized), rank)
+
+
 def with_smaller_passes(run: Callable[[Recipe], T], recipe: Recipe, report: Callable[[str], None]) -> T:
     """Run, and resume with half the token budget as often as the learner has too little memory for a pass.
 
     A resumed run continues from the last checkpoint and repeats the recorded steps on the same groups.
-
-    Args:
-        run: one start of the services, to the end of the run.
-        recipe: to start with.
-        report: is told of every new start.
     """
     while True:
         try:

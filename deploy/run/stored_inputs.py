@@ -1,9 +1,8 @@
-"""Training from an existing store alone: what is checked before anything starts, and the work that is then to do.
+"""Training from an existing store alone: the checks before anything starts, and the plan of the run.
 
-The source store is only read. What the run adds (scores that were missing, its steps) stands in the run's own store.
+The source store is only read. Scores that the run adds, and its steps, are kept in the run's own store.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 from brain_align.common.config.objective_sections import Origin
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.text_groups import NOBODY
-from brain_align.common.errors import UserError
+from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest
 from brain_align.common.store.files.backends import shown
 from brain_align.common.store.overlay import OverlaidStore
@@ -27,27 +26,20 @@ from brain_align.deploy.schedule.rounds import RecordedSteps, Rounds, Schedule
 
 @dataclass(frozen=True)
 class StoredInputs:
-    """The groups that a run without samplers trains on, in place of prompts.
-
-    Attributes:
-        source: the store that has them.
-        index: one row a group, those of the rounds that the recipe has.
-        steps: the groups of each step, where recorded ones are trained again; else None.
-        notes: what the user should know.
-    """
+    """The groups that a run without samplers trains on, in place of prompts."""
 
     source: Source
-    index: pa.Table
-    steps: list[list[str]] | None
-    notes: list[str]
+    index: pa.Table  # one row per group of the recipe's rounds
+    steps: list[list[str]] | None  # the groups of each step where recorded steps are trained again
+    notes: list[str]  # for the user
 
     def facts(self) -> dict[str, str | None]:
-        """What must be the same whenever the run is resumed."""
+        """Return what must be the same whenever the run is resumed."""
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
         return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
-        """Training alone, with the scorers that have anything to add."""
+        """Plan training alone, with the scorers that have values to add."""
         store = OverlaidStore(SampleStore(directory.store, run_id), self.source.store, recipe.algorithm.rounds)
         needed = training_scorers(recipe)
         schedule: Schedule
@@ -66,32 +58,41 @@ class StoredInputs:
         )
 
 
-def read_stored_inputs(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
+def read_stored_inputs(recipe: Recipe, directory: RunDirectory, problems: Problems | None = None) -> StoredInputs:
     """Open the source store and check that it has what the recipe trains on.
 
+    Mistakes that concern groups that can be read go to `problems`, if it is given, for the caller to raise.
+
     Raises:
-        UserError: it has not, or is the run's own.
+        UserError: the store cannot be read, lacks what the recipe trains on, or is the run's own.
     """
     assert recipe.store.uri, "a recipe without samplers has it"
     source = open_source(recipe.store.uri)
     named = {str(source.store.root)} | ({str(source.directory.root)} if source.directory else set())
     if named & {str(directory.root), str(directory.store)}:
         raise UserError(
-            f"store.uri={shown(recipe.store.uri)} is the store of this run itself, which is not to change by "
-            f"training from it; set another run.dir."
+            f"store.uri={shown(recipe.store.uri)} is the store of this run itself, which training from it must not "
+            f"change; set another run.dir."
         )
     index = source.store.index()
     index = index.filter(pc.less(index["round"], recipe.algorithm.rounds))
     steps = _recorded_steps(source) if recipe.store.replay else None
+    found = problems or Problems()
+    notes = _notes(recipe, source, index, steps)
     if steps is None:
-        _check_rounds(recipe, source, index)
-    _check_samples(recipe, source, index)
-    notes = [*_notes(recipe, source, index, steps), *_check_versions(recipe, source, index, steps)]
+        with found.noted():
+            _check_rounds(recipe, source, index)
+    with found.noted():
+        _check_samples(recipe, source, index)
+    with found.noted():
+        notes += _check_versions(recipe, source, index, steps)
+    if problems is None:
+        found.raise_any()
     return StoredInputs(source, index, steps, notes)
 
 
 def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:
-    """How many of the groups lack the values of a scorer that training needs, by scorer; only where any does."""
+    """Count the groups that lack values, for each scorer that training needs; without those that lack none."""
     ids = inputs.index["group_id"]
     lacking = {
         name: pc.sum(pc.is_in(ids, value_set=pa.array(inputs.source.store.unscored(name), pa.string()))).as_py() or 0
@@ -101,7 +102,7 @@ def lacking_scores(recipe: Recipe, inputs: StoredInputs) -> dict[str, int]:
 
 
 def _recorded_steps(source: Source) -> list[list[str]]:
-    """The groups of all recorded steps, which must be there without a gap."""
+    """Return the groups of all recorded steps; refuse a store that lacks a step or one of its groups."""
     rows = source.store.steps()
     if not rows:
         raise UserError(f"The store {source.store.root} records no step, so that there is nothing to replay.")
@@ -132,7 +133,7 @@ def _check_rounds(recipe: Recipe, source: Source, index: pa.Table) -> None:
 
 
 def _check_samples(recipe: Recipe, source: Source, index: pa.Table) -> None:
-    """Refuse texts that nobody sampled (`brain store import-pairs`) where the objective relies on who did."""
+    """Refuse imported texts (`brain store import-pairs`) where the objective relies on how outputs were sampled."""
     refusal = recipe.objective.refusal_of_texts(f"the texts of {source.store.root}")
     if refusal is None:
         return
@@ -143,7 +144,7 @@ def _check_samples(recipe: Recipe, source: Source, index: pa.Table) -> None:
 
 
 def _check_versions(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str]] | None) -> list[str]:
-    """Refuse outputs of newer versions where the loss takes them for the prior's; returns what else to say of them."""
+    """Refuse outputs of newer versions where the loss takes them for the prior's; return a note where it may."""
     name, origin = recipe.objective.name, recipe.objective.ORIGIN
     if not origin.is_prior:
         return []
@@ -180,12 +181,9 @@ def _notes(recipe: Recipe, source: Source, index: pa.Table, steps: list[list[str
         for name, found in sorted(digests.items())
         if name in names and len(found) > 1
     ]
-    return notes + list(_notes_on_policy(recipe, source))
-
-
-def _notes_on_policy(recipe: Recipe, source: Source) -> Iterable[str]:
     if source.recipe is not None and source.recipe.policy.dtype != recipe.policy.dtype:
-        yield (
+        notes.append(
             f"note: the store's log-probabilities were computed in {source.recipe.policy.dtype}, the policy is trained "
             f"in {recipe.policy.dtype}"
         )
+    return notes

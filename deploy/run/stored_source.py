@@ -1,4 +1,4 @@
-"""What the store commands are pointed at: a store's URI, its directory, or the directory of its run."""
+"""Stores as users name them: by a URI, by their directory, or by the directory of their run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,12 @@ from brain_align.deploy.run.resolve import run_directory
 
 @dataclass(frozen=True)
 class Location:
-    """Where a store lies.
+    """The place of a store, and its run where that is known."""
 
-    Attributes:
-        uri: of the store's own files, as it was named.
-        directory: of its run; None where only the store was named.
-        recipe: of the run, with `{world}` as it was written; None also where it is not one of this version.
-        problem: why there is no recipe, where the run has one.
-    """
-
-    uri: str
-    directory: RunDirectory | None = None
-    recipe: Recipe | None = None
-    problem: str | None = None
+    uri: str  # of the store's own files, as it was named
+    directory: RunDirectory | None = None  # the run's; None where only the store was named
+    recipe: Recipe | None = None  # the run's, with `{world}` as it was written; None also where it cannot be read
+    problem: str | None = None  # why the run's recipe cannot be read
 
     @property
     def name(self) -> str:
@@ -40,36 +33,29 @@ class Location:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened store and where it lies.
+    """A store that is opened for reading."""
 
-    Attributes:
-        store: opened for reading only; over the store that it trains from, where its run samples nothing.
-        location: of the store itself.
-    """
-
-    store: Store
+    store: Store  # over the store that its run trains from, where the run samples nothing
     location: Location
 
     @property
     def directory(self) -> RunDirectory | None:
-        """Of the store's run, where it is known."""
+        """The directory of the store's run, where it is known."""
         return self.location.directory
 
     @property
     def recipe(self) -> Recipe | None:
-        """Of the store's run, where it is known."""
+        """The recipe of the store's run, where it is known."""
         return self.location.recipe
 
 
 def locate(place: str) -> Location:
-    """Find the store that `place` names.
+    """Find the store that a URI (with `://`), a run directory or a store directory names.
 
-    Args:
-        place: a URI (with `://`), a store directory (with `store.json`, or with `groups` where that was lost), or a run
-            directory (with `config.yaml`).
+    A run directory has `config.yaml`; a store directory has `store.json`, or at least `groups`.
 
     Raises:
-        UserError: there is nothing, or something else.
+        UserError: it is none of these.
     """
     if "://" in place:
         return Location(place)
@@ -89,7 +75,7 @@ def locate(place: str) -> Location:
 
 
 def _of_run(path: Path, config: Path) -> Location:
-    """The store of a run; runs of older versions keep theirs readable though their recipe may not be."""
+    """Find the store of a run, also where the run is of an older version whose recipe cannot be read."""
     try:
         recipe = load_recipe(config)
     except UserError as error:
@@ -106,7 +92,7 @@ def open_source(place: str) -> Source:
     """Open the store that `place` names, see `locate`.
 
     Raises:
-        UserError: there is none, or one that cannot be read.
+        UserError: it does not exist, or cannot be read.
     """
     location = locate(place)
     own = SampleStore(location.uri, None, read_only=True)
@@ -119,27 +105,22 @@ def open_source(place: str) -> Source:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What the outputs of a group are ranked by.
-
-    Attributes:
-        name: of a scorer, or of a reward that a recipe makes of several.
-        reward: the scorer's name, or how the values of several make one.
-    """
+    """The reward that ranks the outputs of a group."""
 
     name: str
-    reward: str | CombinationSection
+    reward: str | CombinationSection  # a scorer's name, or a combination of several scorers
 
     @property
     def scorers(self) -> list[str]:
-        """Whose values it needs."""
+        """The scorers whose values it needs."""
         return [self.reward] if isinstance(self.reward, str) else list(self.reward.weights)
 
 
 def ranking(source: Source, wanted: str | None) -> Ranking:
-    """The scorer or reward that ranks: the one asked for, the run's objective's, or the only one there is.
+    """Return the reward that was asked for, else the one of the run's objective, else the only one in the store.
 
     Raises:
-        UserError: its values are not in the store, or several scorers' are and none is named.
+        UserError: its values are not in the store, or the store has several and none is named.
     """
     there = sorted({facts.name for facts in source.store.scorers()} - {PRIOR, PROPOSAL})
     name = wanted or (source.recipe and source.recipe.objective.reward)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the best adapter, summary.json, examples, and the table that is shown."""
+"""The result of a finished run: the best adapter, summary.json, examples, and the table that is shown."""
 
 import json
 import shutil
@@ -33,7 +33,12 @@ _NOT_EVALUATED = "skipped: without samplers no held-back prompt can be answered;
 def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict[str, float]) -> dict[str, Any]:
     """Write the result of a complete run and return the summary."""
     evaluation = work.evaluation
-    version = _newest(directory) if evaluation is None else evaluation.best_version()
+    if evaluation is None:
+        newest = PolicyRegistry(directory.policies).newest()
+        assert newest is not None, "a run publishes its last step"
+        version = newest.version
+    else:
+        version = evaluation.best_version()
     result = _result(recipe, directory, version)
     figures = _trained(work, version) if evaluation is None else _evaluated(recipe, directory, evaluation, version)
     summary = {
@@ -61,7 +66,7 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
 
 
 def _trained(work: RunPlan, version: int) -> dict[str, Any]:
-    """What is known of a run that nothing was sampled to evaluate: its newest version stands for the best."""
+    """Return the figures of a run without evaluation; its newest version takes the place of the best."""
     steps = work.store.steps()
     return {
         "best_version": version,
@@ -71,14 +76,8 @@ def _trained(work: RunPlan, version: int) -> dict[str, Any]:
     }
 
 
-def _newest(directory: RunDirectory) -> int:
-    newest = PolicyRegistry(directory.policies).newest()
-    assert newest is not None, "a run publishes its last step"
-    return newest.version
-
-
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
-    """The summary of a run that has ended, or None."""
+    """Return the summary of a run that has ended, or None."""
     return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
 
 
@@ -120,7 +119,7 @@ def _before_and_after(summary: dict[str, Any]) -> Table:
 
 
 def _result(recipe: Recipe, directory: RunDirectory, version: int) -> Path:
-    """Where the best version lies: an adapter is copied out of the published versions, a whole model is not."""
+    """Return the place of the best version; an adapter is copied out of the published versions, a model is not."""
     source = PolicyRegistry(directory.policies).verify(version).path
     if recipe.policy.method == "full":
         return source

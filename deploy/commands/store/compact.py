@@ -10,8 +10,7 @@ Examples:
 import argparse
 
 from brain_align.common.store.table.compaction import LARGE, Sizes, compact, remove_superseded
-from brain_align.deploy.commands.store.parts.maintenance import add_grace, opened
-from brain_align.deploy.commands.store.parts.terminal import add_store
+from brain_align.deploy.commands.store.parts.terminal import add_grace, add_store, opened_for_maintenance
 
 GROUP = "Maintain"
 
@@ -27,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compact the store."""
-    store = opened(options.place, read_only=False)
+    store = opened_for_maintenance(options.place, read_only=False)
     target = options.target_mb << 20
     for kind, catalogue in store.kinds.items():
         before = len(catalogue.part_map.sizes)

@@ -29,7 +29,6 @@ Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
 _CHUNK = 256  # groups in memory at a time
 _WRITERS: dict[str, Write] = {"parquet": write_parquet, "jsonl": write_jsonl, "hf": write_dataset}
 
-
 GROUP = "Use"
 
 
@@ -49,8 +48,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Export the samples."""
     write = _writer(options.format, options.output)
     source = opened(options.place)
     store = source.store
@@ -58,11 +57,10 @@ def run(options: argparse.Namespace) -> int:
     terminal().print(f"{_write(store, ranked_by, write, options)}: {options.output}", soft_wrap=True)
     for damage in store.damaged:
         terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
-    return 0
 
 
 def _write(store: Store, ranked_by: Ranking | None, write: Write, options: argparse.Namespace) -> str:
-    """Write the output; returns what is in it."""
+    """Write the output, and return a summary of it."""
     rows: FlatRows | Pairs
     if ranked_by is None:
         wanted = [options.scorer] if options.scorer else []
@@ -101,11 +99,7 @@ def _writer(form: str, output: Path) -> Write:
 
 
 def _selected(store: Store, round_: int | None, version: int | None, scorers: Sequence[str]) -> pa.ChunkedArray:
-    """Ids of the groups to export, which have values of all these scorers, in order of commitment.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the ids of the groups that have values of all these scorers, in the order of commitment."""
     index = store.index()
     filters = {"round": round_, "proposal_version": version}
     for column, value in filters.items():

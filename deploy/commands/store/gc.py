@@ -13,8 +13,7 @@ import argparse
 
 from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
 from brain_align.common.store.table.compaction import remove_superseded
-from brain_align.deploy.commands.store.parts.maintenance import add_grace, age, opened
-from brain_align.deploy.commands.store.parts.terminal import add_store
+from brain_align.deploy.commands.store.parts.terminal import add_grace, add_store, age, opened_for_maintenance
 
 GROUP = "Maintain"
 
@@ -31,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Remove, or show what would be removed."""
-    store = opened(options.place, read_only=not options.delete)
+    store = opened_for_maintenance(options.place, read_only=not options.delete)
     criterion = Criterion(options.below_version, options.older_than, options.untrained)
     if criterion.below_version is None and criterion.older_than is None:
         print("groups: none, as neither --below-version nor --older-than is given")

@@ -18,7 +18,3 @@ GROUP = "Data"
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the commands of this folder."""
     add_commands(parser, "brain_align.deploy.commands.store")
-
-
-def run(_options: argparse.Namespace) -> None:
-    """Do nothing: without a command, `add_commands` has the help printed."""

@@ -29,7 +29,7 @@ from brain_align.deploy.commands.store.parts.human_pairs import (
     groups_of,
     prior_scores,
     read_pairs,
-    summary,
+    reasons,
 )
 from brain_align.deploy.commands.store.parts.terminal import terminal
 from brain_align.deploy.run.recipe_files import load_recipe
@@ -67,8 +67,9 @@ def run(options: argparse.Namespace) -> None:
         store.append_groups(groups)
         store.append_scores(choices(groups))
         store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
-    for sentence in summary(pairs, groups):
-        terminal().print(f"{target}: {sentence}", soft_wrap=True)
+    rounds = len(set(groups["round"].to_pylist()))
+    left_out = f"\nleft out: {reasons(pairs.skipped)}" if pairs.skipped else ""
+    terminal().print(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}", soft_wrap=True)
 
 
 def _read(path: Path, recipe: Recipe) -> Pairs:

@@ -12,6 +12,7 @@ import argparse
 import json
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from brain_align.common.schemas import PRIOR, PROPOSAL
@@ -28,20 +29,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """List the contents."""
     found = overview(opened(options.place))
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:
         show_overview(found, terminal())
-    return 0
 
 
 def show_overview(found: Overview, console: Console) -> None:
     """Print an overview as tables."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    sizes = ", ".join(f"{folder} {_size(size)}" for folder, size in sorted(found.sizes.items()))
+    sizes = ", ".join(f"{folder} {decimal(size)}" for folder, size in sorted(found.sizes.items()))
     console.print(f"{found.uri}\nrun {found.run_id}: {counts}\non disk: {sizes or 'nothing'}", soft_wrap=True)
     if found.cells:
         console.print(_rounds(found))
@@ -95,11 +95,3 @@ def _share(count: int, cell: Cell) -> str:
 
 def _mean(values: Moments) -> str:
     return f"{values.mean:.3f}" if values.count else "–"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -16,15 +16,13 @@ from typing import Any
 from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.config.validation import parse_recipe
 from brain_align.common.errors import UserError
 from brain_align.common.store.files.backends import shown
 from brain_align.deploy.commands.arguments import add_overrides
-from brain_align.deploy.run.recipe_files import apply_override
+from brain_align.deploy.run.recipe_files import overridden
 from brain_align.deploy.run.stored_source import open_source
 
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
-
 
 GROUP = "Use"
 
@@ -37,40 +35,32 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resumes=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Train the steps again."""
     recipe = replay_recipe(options.run, options.output, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 
     run_recipe(recipe, Console())
-    return 0
 
 
 def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
-    """The recipe that trains a run's recorded steps again.
-
-    Args:
-        run: the run's directory.
-        output: the new run's.
-        overrides: `key.sub=value` settings that differ from the run's.
+    """Return the recipe that trains a run's recorded steps again, in another run directory.
 
     Raises:
-        UserError: `run` is no run directory, or an override would change more than how the steps are trained.
+        UserError: `run` is not a run directory, or an override would change more than how the steps are trained.
     """
     source = open_source(run)
     if source.recipe is None or source.directory is None:
         without = f"{shown(run)} is a store without its run's recipe; name the run directory."
         raise UserError(source.location.problem or without)
     settings: dict[str, Any] = source.recipe.model_dump(mode="json")
-    for override in overrides:
-        if not override.startswith(_CHANGEABLE):
-            raise UserError(
-                f"{override!r}: a replay trains the steps as they were sampled, so that only objective.* and learner.* "
-                f"(and resources) can differ; for anything else: brain run RECIPE sampler.replicas=0 "
-                f"store.uri={shown(run)}."
-            )
-        apply_override(settings, override)
+    if refused := [override for override in overrides if not override.startswith(_CHANGEABLE)]:
+        raise UserError(
+            f"{', '.join(map(repr, refused))}: a replay trains the steps as they were sampled, so that only "
+            f"objective.* and learner.* (and resources) can differ; for anything else: brain run RECIPE "
+            f"sampler.replicas=0 store.uri={shown(run)}."
+        )
     settings["run"] = {"dir": str(output)}
     settings["sampler"]["replicas"] = 0
     settings["store"] = {"uri": str(source.directory.root), "replay": True}
-    return parse_recipe(settings, f"the recipe of {run}")
+    return overridden(settings, overrides, f"the recipe of {run}")

@@ -40,8 +40,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(resumes=True)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Score the groups that lack values."""
     location = locate(options.place)
     if location.recipe is not None and not location.recipe.sampler.replicas:
         source = shown(location.recipe.store.uri or "")
@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> int:
     missing = store.unscored(name)
     wanted = missing or list(store.group_ids)[:1]  # one again, to see that the values are this scorer's
     if wanted:
-        resolved = resolved_for_scoring(recipe, [name], location.directory or run_directory(recipe), console)
-        with progress_bar(name, console) as bar:
+        directory = location.directory or run_directory(recipe)
+        resolved = resolved_for_scoring(recipe, [name], directory, console)
+        with progress_bar(name, console) as bar, scoring_pools(resolved, [name], directory) as pools:
             task = bar.add_task("", total=len(wanted))
-            _score_with_services(store, name, wanted, resolved, location, lambda rows: bar.advance(task, rows))
+            asyncio.run(score_missing(store, name, wanted, pools[name], resolved, lambda rows: bar.advance(task, rows)))
     _report(store, name, len(missing))
-    return 0
 
 
 def _recipe(location: Location, path: str | None, overrides: list[str]) -> Recipe:
@@ -75,36 +75,12 @@ def _recipe(location: Location, path: str | None, overrides: list[str]) -> Recip
     return overridden(location.recipe.model_dump(mode="json"), overrides, f"the recipe of {location.name}")
 
 
-def _score_with_services(
-    store: SampleStore,
-    name: str,
-    missing: list[str],
-    recipe: Recipe,
-    location: Location,
-    advance: Advance,
-) -> None:
-    logs = location.directory or run_directory(recipe)
-    with scoring_pools(recipe, [name], logs) as pools:
-        asyncio.run(score_missing(store, name, missing, pools[name], recipe, advance))
-
-
 async def score_missing(
-    store: SampleStore,
-    name: str,
-    missing: list[str],
-    pool: Pool,
-    recipe: Recipe,
-    advance: Advance,
+    store: SampleStore, name: str, missing: list[str], pool: Pool, recipe: Recipe, advance: Advance
 ) -> None:
     """Score groups and commit their values as they come; those that keep failing get null values at the end.
 
-    Args:
-        store: open for writing.
-        name: of the scorer.
-        missing: ids of the groups.
-        pool: of the scorer, not yet started.
-        recipe: says how many groups a call has, and how long one may take.
-        advance: is told of groups that are committed.
+    The scorer's pool is not yet started; `advance` counts groups that are committed.
 
     Raises:
         UserError: the store has values of another scorer under this name; none was committed.

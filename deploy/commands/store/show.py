@@ -17,13 +17,13 @@ from rich.text import Text
 
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.schemas import PRIOR, PROPOSAL
+from brain_align.deploy.api.samples import policy_logprobs
 from brain_align.deploy.commands.store.parts.group_view import GroupView, find_group, group_view
 from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
 from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
 _NARROWEST_TEXT = 20  # columns
-
 
 GROUP = "Inspect"
 
@@ -39,8 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--full", action="store_true", help="show whole texts")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the command."""
+def run(options: argparse.Namespace) -> None:
+    """Show the group."""
     source = opened(options.place)
     group = find_group(source.store, options.group)
     scored = any(facts.name not in (PRIOR, PROPOSAL) for facts in source.store.scorers())
@@ -51,13 +51,10 @@ def run(options: argparse.Namespace) -> int:
     show_group(view, terminal(), full=options.full)
     for note in _notes(view, source, ranked_by, objective, options.policy):
         terminal().print(note, soft_wrap=True, style="dim")
-    return 0
 
 
 def _policy_logprobs(source: Source, group: str, version: int) -> np.ndarray:
     """Compute log q_θ(y|x) of a group's outputs, NaN where there is none.  # [n] float64."""
-    from brain_align.deploy.api.policy_logprobs import policy_logprobs  # torch and transformers: only where asked for
-
     (row,) = source.store.groups([group]).combine_chunks().to_batches()
     (values,) = policy_logprobs(source, version)(row)
     return np.array(values, dtype=np.float64)  # null -> NaN

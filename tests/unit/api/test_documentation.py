@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 import brain_align
-from brain_align.deploy.api.recipes import read_recipe
+from brain_align.deploy.run.recipe_files import load_recipe
 from tests.locations import ROOT
 from tests.unit.stored_runs import stored_run
 
@@ -43,7 +43,7 @@ def test_the_example_of_a_run_names_settings_of_the_shipped_recipe():
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "brain_align.run"
     )
     arguments = eval(f"dict({', '.join(ast.unparse(keyword) for keyword in call.keywords)})")
-    recipe = read_recipe(ast.literal_eval(call.args[0]), arguments)
+    recipe = load_recipe(ast.literal_eval(call.args[0]), arguments)
     assert (recipe.sampling.n, recipe.algorithm.rounds) == (8, 2)
 
 

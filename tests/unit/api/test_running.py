@@ -7,9 +7,8 @@ import torch
 
 import brain_align
 from brain_align.common.nn.models.adapters import save_adapter
-from brain_align.deploy.api.recipes import read_recipe
 from brain_align.deploy.api.running import _without_event_loop
-from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
 from tests.unit.api.test_samples import expected_alpha
 from tests.unit.deploy.commands.test_export import a_run, logprobs
 from tests.unit.factories import recipe_settings
@@ -25,10 +24,10 @@ def test_a_recipe_is_a_file_a_shipped_name_or_nested_settings(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     settings = recipe_settings(name="mine")
     (tmp_path / "mine.yaml").write_text(dump_yaml(settings))
-    assert read_recipe("mine.yaml", {}) == read_recipe(tmp_path / "mine.yaml", {}) == read_recipe(settings, {})
-    assert read_recipe("demo", {}) == read_recipe("demo.yaml", {}) and read_recipe("demo", {}).name == "demo"
+    assert load_recipe("mine.yaml") == load_recipe(tmp_path / "mine.yaml") == load_recipe(settings)
+    assert load_recipe("demo") == load_recipe("demo.yaml") and load_recipe("demo").name == "demo"
     (tmp_path / "demo.yaml").write_text(dump_yaml(settings))
-    assert read_recipe("demo.yaml", {}).name == "mine", "a file of one's own takes precedence"
+    assert load_recipe("demo.yaml").name == "mine", "a file of one's own takes precedence"
 
 
 def test_overrides_are_nested_or_dotted_and_leave_the_rest():
@@ -42,7 +41,7 @@ def test_overrides_are_nested_or_dotted_and_leave_the_rest():
         "run.dir": "runs/{name}",
         "seed": 3,
     }
-    recipe = read_recipe(settings, changes)
+    recipe = load_recipe(settings, changes)
     assert (recipe.sampling.n, recipe.sampling.max_tokens, recipe.seed) == (8, 7, 3)
     assert (recipe.learner.learning_rate, recipe.algorithm.rounds, recipe.algorithm.max_staleness) == (1e-5, 3, 1)
     assert recipe.scorers["reward"].model_dump()["path"] == "a: b #c" and set(recipe.scorers) == {"reward", "odd"}

@@ -1,4 +1,4 @@
-"""One stored group with everything that is known of it, put together from groups, scores and steps."""
+"""One stored group with everything that is known of it, joined from groups, scores and steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,29 +19,17 @@ _CANDIDATES = 5  # ids that an ambiguous prefix's error shows
 
 @dataclass(frozen=True)
 class GroupView:
-    """A group, column-wise over its n outputs; NaN where a value is missing.
+    """A group, column-wise over its n outputs; NaN where a value is missing."""
 
-    Attributes:
-        row: the GROUPS row.
-        values: of each scorer but the prior, and of the reward that ranks.  # [n] each
-        gold: of the gold output, by scorer; None where there is none.
-        errors: of scorers that could not compute something, by name.
-        prior: log p(y|x).  # [n]
-        proposal: log q'(y|x) as sampled, or recomputed where the run has done so.  # [n]
-        policy: log q_θ(y|x) of the version that was asked for, if one was.  # [n]
-        log_weights: unnormalised; None where no scorer ranks.  # [n]
-        steps: that trained it.
-    """
-
-    row: dict[str, Any]
-    values: dict[str, np.ndarray]
-    gold: dict[str, float | None]
-    errors: dict[str, str]
-    prior: np.ndarray
-    proposal: np.ndarray
-    policy: np.ndarray | None
-    log_weights: np.ndarray | None
-    steps: list[int]
+    row: dict[str, Any]  # of GROUPS
+    values: dict[str, np.ndarray]  # of each scorer but the prior, and of the reward that ranks  # [n] each
+    gold: dict[str, float | None]  # the gold output's values, by scorer
+    errors: dict[str, str]  # by scorer
+    prior: np.ndarray  # log p(y|x)  # [n]
+    proposal: np.ndarray  # log q'(y|x) as sampled, or recomputed where the run did so  # [n]
+    policy: np.ndarray | None  # log q_θ(y|x) of the version that was asked for  # [n]
+    log_weights: np.ndarray | None  # not normalised; None where no scorer ranks  # [n]
+    steps: list[int]  # those that trained it
 
     @property
     def alpha(self) -> np.ndarray | None:
@@ -54,7 +42,7 @@ class GroupView:
         return None if self.policy is None else self_normalised(self.policy - self.proposal)
 
     def by_weight(self) -> list[int]:
-        """The outputs, the heaviest first; those without a weight last, all else as sampled."""
+        """Return the outputs' numbers, the heaviest first, those without a weight last; ties stay as sampled."""
         if self.log_weights is None:
             return list(range(len(self.proposal)))
         known = np.nan_to_num(self.log_weights, nan=-np.inf)
@@ -62,10 +50,10 @@ class GroupView:
 
 
 def find_group(store: Store, prefix: str) -> str:
-    """The id that begins with `prefix`.
+    """Return the only group id that begins with `prefix`.
 
     Raises:
-        UserError: none does, or several do.
+        UserError: no id does, or several do.
     """
     ids = store.index()["group_id"]
     found = ids.filter(pc.starts_with(ids, prefix)).to_pylist()
@@ -88,15 +76,7 @@ def group_view(
     goodness: GoodnessSection,
     policy: np.ndarray | None = None,
 ) -> GroupView:
-    """Gather what the store holds of a group.
-
-    Args:
-        store: holds it.
-        group: its full id.
-        ranked_by: whose values are the rewards, if any are.
-        goodness: how a reward becomes goodness.
-        policy: log q_θ(y|x), where it is known.  # [n]
-    """
+    """Gather what the store holds of a group; `policy` is log q_θ(y|x) where it is known.  # [n]."""
     row = store.groups([group]).to_pylist()[0]
     count = len(row["outputs"])
     names = {facts.name for facts in store.scorers()}

@@ -1,8 +1,8 @@
-"""Pairs that people chose between, as groups of two outputs: the chosen one and the rejected one."""
+"""Human preference pairs as groups of two outputs: the chosen one and the rejected one."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,24 +21,18 @@ from brain_align.common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_
 
 @dataclass(frozen=True)
 class Pair:
-    """Two outputs for one prompt, as token ids, and what they say.
+    """Two outputs for one prompt, as texts and as token ids."""
 
-    Attributes:
-        prompt_id: of place and text.
-        texts: the chosen and the rejected output.
-        outputs: their tokens, with the end of text.
-    """
-
-    prompt_id: str
+    prompt_id: str  # a digest of the row's number and the prompt
     prompt: str
     prompt_ids: list[int]
-    texts: tuple[str, str]
-    outputs: tuple[list[int], list[int]]
+    texts: tuple[str, str]  # chosen, rejected
+    outputs: tuple[list[int], list[int]]  # their tokens, with the end of text
 
 
 @dataclass
 class Pairs:
-    """The usable pairs of a file, and how many were left out, by the reason."""
+    """The usable pairs of a file, and the number of those left out, by reason."""
 
     usable: list[Pair] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -47,17 +41,11 @@ class Pairs:
 def read_pairs(
     path: Path, recipe: Recipe, encode_prompts: Encode, encode_completion: Callable[[str], list[int]]
 ) -> Pairs:
-    """Read a file of the columns prompt, chosen and rejected, and put the pairs into the order of training.
-
-    Args:
-        path: .jsonl, .jsonl.gz or .parquet.
-        recipe: names the prompts' column, and says how long prompts and outputs may be, and the seed of the order.
-        encode_prompts: prompts' token ids, as a run encodes them.
-        encode_completion: an output's token ids, with the end of text.
+    """Read a file with the columns prompt, chosen and rejected, and put the pairs into the order of training.
 
     Raises:
-        UserError: the file is missing, damaged, lacks a column, holds a prompt that the chat template refuses, or no
-            usable pair.
+        UserError: the file is missing or damaged, lacks a column, holds a prompt that the chat template refuses, or
+            has too few usable pairs.
     """
     columns = (recipe.data.prompt_column, "chosen", "rejected")
     pairs = Pairs()
@@ -77,7 +65,7 @@ def read_pairs(
     if len(pairs.usable) < recipe.algorithm.batch_prompts:
         raise UserError(
             f"{path} has {len(pairs.usable)} usable pairs, fewer than algorithm.batch_prompts="
-            f"{recipe.algorithm.batch_prompts} ({_reasons(pairs.skipped)}); check the file and these limits."
+            f"{recipe.algorithm.batch_prompts} ({reasons(pairs.skipped)}); check the file and these limits."
         )
     Random(recipe.seed).shuffle(pairs.usable)
     return pairs
@@ -86,13 +74,9 @@ def read_pairs(
 def groups_of(
     pairs: Sequence[Pair], logprobs: Iterable[list[list[float]]], run_id: str, recipe: Recipe
 ) -> pa.RecordBatch:
-    """GROUPS rows of pairs: rounds of `algorithm.prompts_per_round`, of version 0.
+    """Make GROUPS rows of pairs: rounds of `algorithm.prompts_per_round`, of version 0.
 
-    Args:
-        pairs: in the order of training.
-        logprobs: for each pair, log p of each token of each output: the prior stands for the unknown proposal.
-        run_id: of the store.
-        recipe: says how many prompts a round has.
+    `logprobs` has, for each pair, log p of each token of each output: the prior stands for the unknown proposal.
     """
     rounds = max(1, len(pairs) // recipe.algorithm.prompts_per_round)
     rows = []
@@ -112,31 +96,22 @@ def groups_of(
 
 
 def choices(groups: pa.RecordBatch) -> pa.RecordBatch:
-    """SCORES rows of the scorer `human`: 1 for the chosen output, which comes first, 0 for the rejected one."""
+    """Make SCORES rows of the scorer `human`: 1 for the chosen output, which comes first, 0 for the rejected one."""
     return _scores(groups, HUMAN, digest(HUMAN), [[1.0, 0.0]] * groups.num_rows)
 
 
 def prior_scores(groups: pa.RecordBatch, scorer_digest: str) -> pa.RecordBatch:
-    """SCORES rows of the prior, from the log-probabilities that the groups were given."""
+    """Make SCORES rows of the prior from the log-probabilities that the groups were given."""
     rows = groups["outputs"].to_pylist()
     return _scores(groups, PRIOR, scorer_digest, [[sum(one["token_logprobs"]) for one in row] for row in rows])
 
 
-def summary(pairs: Pairs, groups: pa.RecordBatch) -> Iterator[str]:
-    """What came of a file, in sentences."""
-    rounds = len(set(groups["round"].to_pylist()))
-    yield f"{groups.num_rows} pairs in {rounds} rounds"
-    if pairs.skipped:
-        yield f"left out: {_reasons(pairs.skipped)}"
-
-
 def _scores(groups: pa.RecordBatch, name: str, scorer_digest: str, values: list[list[float]]) -> pa.RecordBatch:
-    shared = {"scorer": name, "scorer_digest": scorer_digest, "gold_value": None, "error": None}
+    shared: dict[str, Any] = {"scorer": name, "scorer_digest": scorer_digest, "gold_value": None, "error": None}
+    shared["scored_at"] = time.time()
     ids = groups["group_id"].to_pylist()
-    now = time.time()
     return batch_from_rows(
-        SCORES,
-        [shared | {"group_id": id_, "values": row, "scored_at": now} for id_, row in zip(ids, values, strict=True)],
+        SCORES, [shared | {"group_id": id_, "values": row} for id_, row in zip(ids, values, strict=True)]
     )
 
 
@@ -161,5 +136,6 @@ def _text(path: Path, number: int, row: dict[str, Any], column: str) -> str:
     return value
 
 
-def _reasons(skipped: Counter[str]) -> str:
+def reasons(skipped: Counter[str]) -> str:
+    """List the numbers of pairs that were left out."""
     return "; ".join(f"{count} × {reason}" for reason, count in skipped.items()) or "none was left out"

@@ -1,4 +1,4 @@
-"""What a store holds, in figures: by round and version, and by scorer."""
+"""A store's contents in figures: by round and version, and by scorer."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,19 +22,11 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass
 class Scored:
-    """What a scorer said about some groups.
-
-    Attributes:
-        groups: how many groups have a row of it.
-        nulls: outputs without a value.
-        errors: groups with an error.
-        values: of the outputs.
-        gold: of the gold outputs.
-    """
+    """A scorer's values of some groups."""
 
     groups: int = 0
-    nulls: int = 0
-    errors: int = 0
+    nulls: int = 0  # outputs without a value
+    errors: int = 0  # groups with an error
     values: Moments = field(default_factory=Moments)
     gold: Moments = field(default_factory=Moments)
 
@@ -56,14 +48,8 @@ class Scored:
         self.gold += other.gold
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; figures that do not exist are null."""
-        return {
-            "groups": self.groups,
-            "nulls": self.nulls,
-            "errors": self.errors,
-            "values": _figures(self.values),
-            "gold": _figures(self.gold),
-        }
+        """Return it for JSON; figures that do not exist are null."""
+        return {**vars(self), "values": _figures(self.values), "gold": _figures(self.gold)}
 
 
 @dataclass(frozen=True)
@@ -79,43 +65,25 @@ class Cell:
     scored: dict[str, Scored]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "round": self.round,
-            "version": self.version,
-            "groups": self.groups,
-            "outputs": self.outputs,
-            "tokens": self.tokens,
-            "trained": self.trained,
-            "scored": {name: facts.as_dict() for name, facts in self.scored.items()},
-        }
+        """Return it for JSON."""
+        return {**vars(self), "scored": {name: facts.as_dict() for name, facts in self.scored.items()}}
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What a store holds.
-
-    Attributes:
-        uri, run_id: which store, of which run.
-        counts: groups, scores and steps.
-        sizes: bytes by folder of the store.
-        cells: by round and version.
-        scorers: by name, over all groups.
-        digests: of each scorer; more than one where it changed under its name.
-        damaged: what is named as damaged.
-    """
+    """A store's contents in figures."""
 
     uri: str
     run_id: str
-    counts: dict[str, int]
-    sizes: dict[str, int]
+    counts: dict[str, int]  # of groups, scores and steps
+    sizes: dict[str, int]  # bytes by folder
     cells: list[Cell]
-    scorers: dict[str, Scored]
-    digests: dict[str, list[str]]
-    damaged: list[str] = field(default_factory=list)
+    scorers: dict[str, Scored]  # over all groups
+    digests: dict[str, list[str]]  # more than one where a scorer changed under its name
+    damaged: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         scorers = {name: {"digests": self.digests[name], **facts.as_dict()} for name, facts in self.scorers.items()}
         return {
             "uri": self.uri,
@@ -129,7 +97,7 @@ class Overview:
 
 
 def overview(source: Source) -> Overview:
-    """Look through a store; groups' own columns are not read, only the index, scores and steps."""
+    """Count a store's contents, from the index, scores and steps; the groups' own columns are not read."""
     store = source.store
     index = store.index()
     digests: dict[str, list[str]] = {}
@@ -141,19 +109,14 @@ def overview(source: Source) -> Overview:
     for cell in cells:
         for name, scored in cell.scored.items():
             scorers[name].merge(scored)
-    sizes = folder_sizes(source.location.uri)
+    backend = open_backend(source.location.uri)
+    listed = {folder: backend.list(folder) for folder in FOLDERS}
+    sizes = {folder: sum(entry.size for entry in entries) for folder, entries in listed.items() if entries}
     return Overview(str(store.root), store.run_id, store.counts(), sizes, cells, scorers, digests, list(store.damaged))
 
 
-def folder_sizes(uri: str) -> dict[str, int]:
-    """Bytes in each folder of a store, wherever it lies."""
-    backend = open_backend(uri)
-    listed = {folder: backend.list(folder) for folder in FOLDERS}
-    return {folder: sum(entry.size for entry in entries) for folder, entries in listed.items() if entries}
-
-
 def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) -> tuple[list[Cell], Numbers]:
-    """The cells, by round and version, without scores yet; [groups] the number of each group's cell."""
+    """Return the cells by round and version, without scores, and the number of each group's cell.  # [groups]."""
     rounds, versions = (index[name].to_numpy().astype(np.int64) for name in ("round", "proposal_version"))
     keys, cell_of = np.unique(rounds << 32 | versions, return_inverse=True)
 
@@ -171,14 +134,14 @@ def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) 
 
 
 def _trained(store: Store, index: pa.Table) -> npt.NDArray[np.bool_]:
-    """[groups] whether any step has trained each group of the index."""
+    """Return true for each group of the index that a step has trained.  # [groups]."""
     names = [batch["group_ids"].flatten() for batch in store.step_batches()]
     trained = pa.chunked_array(names, pa.string())
     return pc.is_in(index["group_id"], value_set=trained).to_numpy()
 
 
 def _add_scores(store: Store, index: pa.Table, cells: list[Cell], cell_of: Numbers) -> None:
-    """Count all scores of groups in the index in, each in the cell of its group."""
+    """Count the scores of all groups of the index, each in the cell of its group."""
     ids = index["group_id"].combine_chunks()
     for scores in _pieces(store.score_batches()):
         rows = pc.index_in(scores["group_id"], value_set=ids)
@@ -192,7 +155,7 @@ def _add_scores(store: Store, index: pa.Table, cells: list[Cell], cell_of: Numbe
 
 
 def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Batches put together to pieces that are worth looking at."""
+    """Join batches into pieces that are worth looking at."""
     piece: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:

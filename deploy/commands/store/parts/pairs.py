@@ -1,4 +1,4 @@
-"""Preference pairs from stored groups, in the form that trainers of DPO and its kin read."""
+"""Preference pairs from stored groups, under the column names that trainers of DPO read."""
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -15,12 +15,12 @@ Rewards = list[float | None]
 
 
 def consecutive(rewards: Rewards) -> Iterator[tuple[int, int]]:
-    """Disjoint pairs of neighbours in the order of sampling: 16 of 32 outputs, each output at most once."""
+    """Pair neighbours in the order of sampling: 16 pairs of 32 outputs, each output at most once."""
     yield from zip(range(0, len(rewards) - 1, 2), range(1, len(rewards), 2), strict=True)
 
 
 def best_worst(rewards: Rewards) -> Iterator[tuple[int, int]]:
-    """The output with the highest reward and the one with the lowest, the first of each where several are."""
+    """Pair the output with the lowest reward and the one with the highest; of equal ones, the first."""
     known = [number for number, reward in enumerate(rewards) if reward is not None]
     if len(known) > 1:
         by_reward = sorted(known, key=lambda number: rewards[number] or 0.0)
@@ -28,7 +28,7 @@ def best_worst(rewards: Rewards) -> Iterator[tuple[int, int]]:
 
 
 def every(rewards: Rewards) -> Iterator[tuple[int, int]]:
-    """All pairs: n (n − 1) / 2."""
+    """Give all n (n − 1) / 2 pairs."""
     yield from combinations(range(len(rewards)), 2)
 
 
@@ -57,30 +57,24 @@ _SCHEMA = pa.schema(
 
 
 class Pairs:
-    """Turns GROUPS batches into preference pairs: the higher reward is chosen.
-
-    Attributes:
-        schema: of the rows.
-        dropped: how many pairs were left out, by the reason.
-    """
+    """A converter of GROUPS batches into preference pairs: the higher reward is chosen."""
 
     def __init__(self, store: Store, ranked_by: Ranking, pairing: str) -> None:
         self.schema = _SCHEMA
-        self.dropped = {"tied": 0, "without a reward": 0}
+        self.dropped = {"tied": 0, "without a reward": 0}  # numbers of pairs that were left out
         self._store = store
         self._ranked_by = ranked_by
         self._pairing = PAIRINGS[pairing]
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The pairs of each group, in the order of groups."""
+        """Return the pairs of each group, in the order of groups."""
         groups = batch.to_pylist()
         ids = [group["group_id"] for group in groups]
         rewards = rewards_of(self._store, ids, self._ranked_by.reward)
         prior = scores_of(self._store, ids, PRIOR)
         rows: list[dict[str, Any]] = []
-        for group in groups:
+        for name, group in zip(ids, groups, strict=True):
             nothing: dict[str, Any] = {"values": [None] * len(group["outputs"])}
-            name = group["group_id"]
             rows += self._pairs(group, rewards.get(name, nothing)["values"], prior.get(name, nothing)["values"])
         return batch_from_rows(self.schema, rows)
 

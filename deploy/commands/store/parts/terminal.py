@@ -1,12 +1,16 @@
-"""The store commands' STORE argument and their console."""
+"""The store commands' arguments and their console."""
 
 import argparse
+import re
 
 from rich.console import Console
 
-from brain_align.deploy.run.stored_source import Source, open_source
+from brain_align.common.store.opened_store import OpenedStore
+from brain_align.common.store.table.compaction import GRACE_SECONDS
+from brain_align.deploy.run.stored_source import Source, locate, open_source
 
 _PLAIN_WIDTH = 100  # columns where the output is not a terminal
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +27,35 @@ def terminal(*, stderr: bool = False) -> Console:
 
 
 def opened(place: str) -> Source:
-    """Open the store that `place` names; print a note on stderr if its run's recipe cannot be used.
-
-    Raises:
-        UserError: see `open_source`.
-    """
+    """Open the store that `place` names; print a note on stderr if its run's recipe cannot be used."""
     source = open_source(place)
     if source.location.problem is not None:
         terminal(stderr=True).print(f"note: {source.location.problem} The store is shown without it.", soft_wrap=True)
     return source
+
+
+def opened_for_maintenance(place: str, *, read_only: bool) -> OpenedStore:
+    """Open a store, and print what is damaged."""
+    store = OpenedStore(locate(place).uri, None, read_only=read_only)
+    for message in store.damaged:
+        print(f"damaged: {message}")
+    return store
+
+
+def add_grace(parser: argparse.ArgumentParser) -> None:
+    """Add --grace."""
+    parser.add_argument(
+        "--grace",
+        type=age,
+        default=GRACE_SECONDS,
+        metavar="AGE",
+        help="how long a replaced part is kept (default 1h; 0s if nobody else has the store open)",
+    )
+
+
+def age(text: str) -> float:
+    """Read a duration such as 30d, in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write for instance 30d, 12h or 90s")
+    return float(match[1]) * _UNITS[match[2]]

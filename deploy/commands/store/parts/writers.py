@@ -1,4 +1,4 @@
-"""Rows into files, batch by batch."""
+"""Writers of rows to files, batch by batch; each returns the number of rows."""
 
 import importlib
 import json
@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from brain_align.common.errors import UserError
 
-_ROW_GROUP = 16384  # rows; a store's parts are smaller than a parquet reader likes
+_ROW_GROUP = 16384  # rows; a store's parts are too small to read parquet from efficiently
 
 
 def write_jsonl(path: Path, _schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """One JSON object a line; returns the number of rows."""
+    """Write one JSON object per line."""
     count = 0
     with open(path, "w", encoding="utf-8") as file:
         for batch in batches:
@@ -26,7 +26,7 @@ def write_jsonl(path: Path, _schema: pa.Schema, batches: Iterable[pa.RecordBatch
 
 
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """One parquet file; returns the number of rows."""
+    """Write one parquet file."""
     count, waiting = 0, 0
     held: list[pa.RecordBatch] = []
     with pq.ParquetWriter(path, schema) as writer:
@@ -41,11 +41,7 @@ def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """A directory that `datasets.load_from_disk` opens; returns the number of rows.
-
-    Raises:
-        UserError: `datasets` is not installed.
-    """
+    """Write a directory that `datasets.load_from_disk` opens."""
     datasets = import_datasets()
     path.mkdir()
     scratch = path / ".scratch"
@@ -65,7 +61,7 @@ def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def import_datasets() -> ModuleType:
-    """The library, which nothing else here needs.
+    """Import the optional library `datasets`.
 
     Raises:
         UserError: it is not installed.

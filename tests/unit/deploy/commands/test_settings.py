@@ -102,6 +102,16 @@ def test_a_prefix_selects_a_section_or_one_setting(capsys):
     assert set(json.loads(capsys.readouterr().out)["properties"]) == set(Recipe.model_fields)
 
 
+def test_without_a_prefix_each_section_is_listed_once_and_no_single_settings(capsys):
+    assert main(["settings"]) == 0
+    out = capsys.readouterr().out
+    listed = [line.split("  ")[0] for line in out.splitlines() if line and not line.startswith((" ", "brain "))]
+    sections = [section.name for section in all_sections() if not section.kinds and section.name]
+    assert listed == ["name, seed", *sections]
+    assert "sampling.top_p" not in out
+    assert "brain settings sampling: one section" in out
+
+
 @pytest.mark.parametrize(
     ("prefix", "hint"),
     [

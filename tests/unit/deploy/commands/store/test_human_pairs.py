@@ -145,6 +145,12 @@ def test_prompts_are_encoded_as_in_a_run_and_outputs_get_no_start_of_text(tmp_pa
             assert tokenizer.decode(row["outputs"][0]["token_ids"]) == f" good{end}"
 
 
+def local_policy(tmp_path):
+    tokenizer = tiny_models.gpt2_like_tokenizer()
+    tiny_models.save(tiny_models.llama(vocabulary=len(tokenizer)), tmp_path / "policy")
+    return {"model": str(tmp_path / "policy"), "dtype": "float32"}
+
+
 def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_path):
     from brain_align.deploy.run.preflight import check_inputs
 
@@ -152,6 +158,7 @@ def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_pa
     store.append_groups(groups("a", "b", "c", "d"))
     store.append_groups(groups("e", "f", round=1))
     stored = {
+        "policy": local_policy(tmp_path),
         "objective": {"name": "dpo"},
         "algorithm": ALGORITHM,
         "sampler": {"replicas": 0},
@@ -169,13 +176,34 @@ def test_gold_that_is_missing_is_refused_before_anything_starts(tmp_path):
     store = SampleStore(tmp_path / "store", "run")
     store.append_groups(groups("a", "b", "c", "d", gold_text=None))
     stored = {
+        "policy": local_policy(tmp_path),
         "objective": {"name": "slic"},
+        "scorers": {"reward": {"kind": "hh", "path": str(tmp_path / "absent")}},
         "algorithm": ALGORITHM | {"rounds": 1},
         "sampler": {"replicas": 0},
         "store": {"uri": str(tmp_path / "store")},
     }
     with pytest.raises(UserError, match=r"4 of the 4 groups .* have no gold_text, .*objective.sft_on=best"):
         check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+
+
+def test_all_that_is_wrong_with_a_source_store_is_said_together(tmp_path):
+    from brain_align.deploy.run.preflight import check_inputs
+
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups("a", "b", "c", "d", gold_text=None, prompt_token_ids=[10**6]))
+    stored = {
+        "policy": local_policy(tmp_path),
+        "objective": {"name": "slic"},
+        "scorers": {"reward": {"kind": "hh", "path": str(tmp_path / "absent")}},
+        "algorithm": ALGORITHM | {"rounds": 2},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+    with pytest.raises(UserError) as refused:
+        check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
+    for mistake in ("has 0 groups of round 1", "have no gold_text", "lack values of 'reward'", "has token id 1000000"):
+        assert mistake in str(refused.value)
 
 
 def test_rso_on_a_store_of_groups_too_small_is_refused_before_anything_starts(tmp_path):
@@ -186,10 +214,8 @@ def test_rso_on_a_store_of_groups_too_small_is_refused_before_anything_starts(tm
     store.append_groups(groups(*ids))
     for scorer in ("reward", PRIOR):
         store.append_scores(scores(scorer, {name: [0.0, 1.0] for name in ids}))
-    tokenizer = tiny_models.gpt2_like_tokenizer()
-    tiny_models.save(tiny_models.llama(vocabulary=len(tokenizer)), tmp_path / "policy")
     stored = {
-        "policy": {"model": str(tmp_path / "policy"), "dtype": "float32"},
+        "policy": local_policy(tmp_path),
         "objective": {"name": "rso"},
         "algorithm": ALGORITHM | {"rounds": 1},
         "sampler": {"replicas": 0},
