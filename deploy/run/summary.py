@@ -17,13 +17,13 @@ from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
 
 _ROWS = (
-    ("train-RM win rate vs gold, %", "train_rm_win_rate", "{:.1f}"),
+    ("win rate vs. reference (training reward), %", "train_rm_win_rate", "{:.1f}"),
     ("  ± 95 % interval", "train_rm_win_rate_ci95", "{:.1f}"),
     ("mean reward", "mean_reward", "{:.3f}"),
-    ("truth quality", "truth_quality", "{:.3f}"),
+    ("ground-truth score", "truth_quality", "{:.3f}"),
     ("KL to the prior, nats", "kl_to_prior", "{:.2f}"),
     ("output length, tokens", "mean_tokens", "{:.1f}"),
-    ("ended by itself, %", "ended", "{:.0f}"),
+    ("finished (EOS), %", "ended", "{:.0f}"),
     ("test prompts", "prompts", "{}"),
 )
 _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")

@@ -15,7 +15,7 @@ LADDER = ("dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain")
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """A claim of the paper: `better` has a higher train-RM win rate than `worse`."""
+    """A claim of the paper: `better` has a higher win rate (training reward) than `worse`."""
 
     text: str
     source: str
@@ -45,7 +45,7 @@ class Finding:
     Attributes:
         outcome: `shown` where the whole 95 % interval of the difference is above 0, and so is the difference of each
             of two or more seeds; `not reproduced` where the difference is below 0.
-        difference: of the train-RM win rates, percentage points.
+        difference: of the win rate (training reward)s, percentage points.
     """
 
     claim: PaperClaim

@@ -80,7 +80,7 @@ class PairedTest:
 
     Attributes:
         ours, theirs: labels.
-        win_rate: difference of the train-RM win rates, percentage points; None without gold.
+        win_rate: difference of the win rate (training reward)s, percentage points; None without gold.
         reward: difference of the mean rewards.
         judges: difference of the means of each scorer on which no method was trained, by its name.
         mcnemar_p: exact, of each seed separately; empty without gold.

@@ -117,7 +117,7 @@ def test_the_terminal_stays_readable(uninterrupted: FinishedRun) -> None:
 
 def test_a_finished_run_only_shows_its_result(uninterrupted: FinishedRun) -> None:
     again = run(uninterrupted.directory)
-    assert "finished" in again.output and "train-RM win rate" in again.output
+    assert "finished" in again.output and "win rate vs. reference" in again.output
 
 
 def test_a_run_directory_of_another_configuration_is_refused(uninterrupted: FinishedRun) -> None:
