@@ -11,7 +11,7 @@ from typing import Any
 from brain_align.common.errors import UserError
 
 PACKAGE = "brain_align."
-"""What import paths of this project begin with; recipes and saved configurations of earlier versions leave it out.
+"""The beginning of this project's import paths; recipes and saved configurations of earlier versions leave it out.
 
 Whatever is compared with those, or with their digests, leaves it out as well.
 """

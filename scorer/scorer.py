@@ -47,7 +47,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a scorer computes with.
+    """The devices and the token budget of a scorer.
 
     Attributes:
         devices: "cpu", or GPUs; the layers of a model may be spread over several.

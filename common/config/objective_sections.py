@@ -37,17 +37,17 @@ class Origin(Enum):
 
     @property
     def is_prior(self) -> bool:
-        """Whether outputs of newer versions contradict the definition."""
+        """Return whether outputs of newer versions contradict the definition."""
         return self in (Origin.PRIOR_BY_NAME, Origin.PRIOR)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether all rounds are sampled from the prior unless the recipe says otherwise."""
+        """Return whether all rounds are sampled from the prior unless the recipe says otherwise."""
         return self is Origin.ANY or self.is_prior
 
     @property
     def relies_on_proposal(self) -> bool:
-        """Whether the loss relies on the distribution that outputs were drawn from, so that foreign texts are unfit."""
+        """Return whether the loss relies on the distribution that outputs were drawn from: foreign texts are unfit."""
         return self in (Origin.PROPOSAL, Origin.PRIOR)
 
 
@@ -71,7 +71,7 @@ class ObjectiveBase(Section):
 
     @property
     def needs_gold(self) -> bool:
-        """Whether the loss reads the log-probability of the reference (gold) output."""
+        """Return whether the loss reads the log-probability of the reference (gold) output."""
         return False
 
     def refusal_of_texts(self, texts: str) -> str | None:

@@ -71,7 +71,7 @@ class Recipe(Section):
 
     @property
     def reward(self) -> str | CombinationSection:
-        """What `objective.reward` names: a scorer, or a combination of several."""
+        """Return the reward that `objective.reward` names: a scorer, or a combination of several."""
         return self.rewards.get(self.objective.reward, self.objective.reward)
 
     def reward_scorers(self) -> list[str]:

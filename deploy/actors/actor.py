@@ -120,7 +120,7 @@ class Actor:
 
     @property
     def alive(self) -> bool:
-        """Whether it was created and has not been lost since."""
+        """Return whether it was created and has not been lost since."""
         return self._handle is not None
 
     def create(self) -> None:

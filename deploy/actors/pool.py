@@ -14,7 +14,7 @@ from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
 
 MAX_ATTEMPTS = 3
-"""How often a call is tried, each time on a live replica, and how often in a row a start is, before it fails."""
+"""Attempts at a call, each on a live replica, and at a start in a row, before it fails."""
 
 MAX_LOSSES = 15
 """The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then."""
@@ -90,7 +90,7 @@ class Pool:
 
     @property
     def elastic(self) -> bool:
-        """Whether there are any replicas, so that their number can be changed."""
+        """Return whether there are any replicas, so that their number can be changed."""
         return self._initial > 0
 
     @property

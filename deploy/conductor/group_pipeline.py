@@ -187,7 +187,7 @@ class GroupPipeline:
 
     @property
     def waited_seconds(self) -> float:
-        """How long the learner has waited for groups, up to now."""
+        """Return the seconds that the learner has waited for groups, up to now."""
         return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
 
     # -- sampling ----------------------------------------------------------------------------------------------------

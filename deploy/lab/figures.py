@@ -17,7 +17,7 @@ from brain_align.deploy.lab.world import METHODS, OUTCOMES, make_world
 COUNTS = (2, 4, 8, 16, 32, 64)
 HALFWAY = 0.5
 PROGRESS = (0.0, 0.25, HALFWAY, 0.75)
-"""How far the policy is from the prior to the posterior when its gradient is measured; q' = p throughout."""
+"""Places of the policy on the way from the prior to the posterior when its gradient is measured; q' = p throughout."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What happens beside the algorithm while a run is alive: its status, requests to it, and autoscaling."""
+"""The work beside the algorithm while a run is alive: its status, requests to it, and autoscaling."""
 
 import asyncio
 import contextlib

@@ -38,7 +38,7 @@ class StorageBackend(Protocol):
     uri: str
     """The backend's name in messages: without the keys that its URI may hold."""
     fetches: bool
-    """Whether every read transfers the bytes again, over a network, so that they have to be checked again."""
+    """Return whether every read transfers the bytes again, over a network: they have to be checked again."""
 
     def prepare(self) -> None:
         """Create what has to be there before the first file is written."""

@@ -17,7 +17,7 @@ from brain_align.common.store.format.part_map import Commits
 from brain_align.common.store.table.catalogue import Catalogue
 
 GRACE_SECONDS = 3600.0
-"""How long a replaced part stays: longer than any reader takes from listing a folder to reading a part."""
+"""Seconds for which a replaced part stays: longer than any reader takes from listing a folder to reading a part."""
 
 
 @dataclass(frozen=True)
