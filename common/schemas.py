@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Of the store's files (docs/store.md): 3 has XXH3 checksums, 2 compacted parts and the writer in names."""
+"""The number of the store's format that stands in its files (docs/store.md)."""
 
 PRIOR = "prior"
 """The scorer name of log p(y|x) in SCORES."""
