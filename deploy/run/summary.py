@@ -27,7 +27,7 @@ _ROWS = (
     ("test prompts", "prompts", "{}"),
 )
 _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
-_NOT_EVALUATED = "skipped: without samplers no held-back prompt can be answered; the result is the newest version"
+_NOT_EVALUATED = "skipped: evaluation prompts cannot be sampled without samplers; the result is the newest version"
 
 
 def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict[str, float]) -> dict[str, Any]:
