@@ -34,19 +34,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class LabFigures:
-    """The laboratory's results.
+    """The laboratory's results."""
 
-    Attributes:
-        seeds: of the worlds; each also seeds the samples for its gradients.
-        budget: of each training.
-        divergences: KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
-        gradients: by progress, method and n; one for each world.
-    """
-
-    seeds: tuple[int, ...]
-    budget: Budget
+    seeds: tuple[int, ...]  # of the worlds; each also seeds the samples for its gradients
+    budget: Budget  # of each training
+    # KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
     divergences: dict[tuple[str, int], torch.Tensor]
-    gradients: dict[tuple[float, str, int], list[GradientFigures]]
+    gradients: dict[tuple[float, str, int], list[GradientFigures]]  # by progress, method and n; one for each world
 
     def learning_rate(self, method: str, n: int) -> float:
         """Return the rate that ends nearest to the posterior, by the geometric mean over the worlds."""

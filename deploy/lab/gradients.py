@@ -13,19 +13,12 @@ _OUTPUTS = 1 << 16
 
 @dataclass(frozen=True)
 class GradientFigures:
-    """Figures of estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes.
+    """Figures of estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes."""
 
-    Attributes:
-        variance: the trace of their covariance.
-        relative_variance: variance over the squared norm of their mean. Self-normalisation shrinks both.
-        bias: the norm of their mean less the exact gradient, as a share of the exact gradient's norm.
-        bias_error: the average of `bias` that sampling alone would cause with this number of groups.
-    """
-
-    variance: float
-    relative_variance: float
-    bias: float
-    bias_error: float
+    variance: float  # the trace of their covariance
+    relative_variance: float  # variance over the squared norm of their mean. Self-normalisation shrinks both.
+    bias: float  # the norm of their mean less the exact gradient, as a share of the exact gradient's norm
+    bias_error: float  # the average of `bias` that sampling alone would cause with this number of groups
 
 
 def gradient_figures(

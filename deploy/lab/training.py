@@ -12,18 +12,12 @@ from brain_align.learner.objectives.catalogue import make_objective
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every method and n.
+    """The same for every method and n."""
 
-    Attributes:
-        rounds: proposal updates, e.
-        updates: optimiser steps per round, k.
-        groups: per step, all of the world's one prompt.
-        learning_rates: Adam's initial rates, all of which are tried; they fall linearly to 0.
-    """
-
-    rounds: int = 20
-    updates: int = 20
-    groups: int = 16
+    rounds: int = 20  # proposal updates, e
+    updates: int = 20  # optimiser steps per round, k
+    groups: int = 16  # per step, all of the world's one prompt
+    # Adam's initial rates, all of which are tried; they fall linearly to 0.
     learning_rates: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 

@@ -20,15 +20,10 @@ METHODS: dict[str, ObjectiveBase] = {
 
 @dataclass(frozen=True)
 class World:
-    """Distributions over the outcomes, as log-probabilities in nats; or several worlds, in the leading dimensions.
+    """Distributions over the outcomes, as log-probabilities in nats; or several worlds, in the leading dimensions."""
 
-    Attributes:
-        log_prior: log p(y).  # [..., 64] float64
-        rewards: r(y), standard normal: a spread of 1.  # [..., 64] float64
-    """
-
-    log_prior: torch.Tensor
-    rewards: torch.Tensor
+    log_prior: torch.Tensor  # log p(y).  # [..., 64] float64
+    rewards: torch.Tensor  # r(y), standard normal: a spread of 1.  # [..., 64] float64
 
     @property
     def log_normaliser(self) -> torch.Tensor:

@@ -19,17 +19,11 @@ from brain_align.deploy.run.recipe_files import apply_override
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, optionally with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`.
+    """An objective, optionally with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`."""
 
-    Attributes:
-        label: as written in the request; the method's name everywhere.
-        objective: the recipe's `objective.name`.
-        overrides: `setting=value` of the objective's section.
-    """
-
-    label: str
-    objective: str
-    overrides: tuple[str, ...] = ()
+    label: str  # as written in the request; the method's name everywhere
+    objective: str  # the recipe's `objective.name`
+    overrides: tuple[str, ...] = ()  # `setting=value` of the objective's section
 
     @property
     def slug(self) -> str:
