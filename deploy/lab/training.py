@@ -25,10 +25,8 @@ def train(worlds: Sequence[World], method: str, n: int, budget: Budget, seed: in
     """Train the 64 logits of policies that start as the prior, with groups of n outputs.
 
     There is one training per world and learning rate. All run as one batch, since a single one is mostly overhead; they
-    do not affect each other.
-
-    Returns:
-        KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # [rates, worlds, rounds + 1]
+    do not affect each other. The result is the exact KL(posterior ‖ q_θ) in nats before the first and after each round.
+    # [rates, worlds, rounds + 1]
     """
     generator = torch.Generator().manual_seed(seed)
     objective = make_objective(METHODS[method])

@@ -33,12 +33,7 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
     """Return the new number of samplers and its reason; None: no change.
 
     To keep the number from swinging, up and down have different criteria, which are far apart, and after a change
-    nothing is decided until it has taken effect.
-
-    Args:
-        load: of the last window.
-        settings: of the recipe.
-        since_change: seconds since the number last changed.
+    nothing is decided until it has taken effect. `since_change`: seconds since the number last changed.
     """
     if not settings.min <= load.samplers <= settings.max:
         nearest = min(max(load.samplers, settings.min), settings.max)

@@ -1,7 +1,7 @@
 """Evaluation on held-back prompts: one output per prompt, sampled and scored by the services of training."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -48,21 +48,12 @@ class Result:
     prompts: int  # number of prompts that the figures cover
     failed: int  # number of prompts that are left out because a value could not be computed
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
-
 
 class Evaluation:
     """Decides which versions are evaluated on which prompts, and computes the results."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        store: Store,
-        plan: RequestPlan,
-        prompts: dict[Split, list[Prompt]],
-        scorers: list[str],
+        self, recipe: Recipe, store: Store, plan: RequestPlan, prompts: dict[Split, list[Prompt]], scorers: list[str]
     ) -> None:
         self.store = store
         self._recipe = recipe

@@ -116,11 +116,8 @@ def method_recipe(
 ) -> Recipe:
     """Return the recipe that trains a method; apart from `sections`, only the objective differs from the base.
 
-    Args:
-        base: the recipe of the comparison.
-        method: the trained one.
-        pairs: a store of human pairs, for a method that trains on these.
-        sections: settings that replace the base's, by section (or a value such as `seed`).
+    `sections` are settings that replace the base's, by section (or a value such as `seed`), and `pairs` a store of
+    human pairs, for a method that trains on these.
 
     Raises:
         UserError: the recipe and the method's objective are incompatible, or the method lacks its pairs.

@@ -158,14 +158,10 @@ class OverOptimisation:
 
 
 def fit_over_optimisation(distances: Floats, gains: Floats) -> OverOptimisation | None:
-    """Fit d(a − b·log d), which is linear in a and b, to gains over the prior by least squares.
+    """Fit d(a − b·log d), which is linear in a and b, to gains [points] over the prior by least squares.
 
-    Args:
-        distances: √KL, nats^½; those that are not positive are left out.  # [points]
-        gains: of the mean reward.  # [points]
-
-    Returns:
-        None for fewer than four points at different distances: two coefficients fit any two.
+    Distances [points], √KL in nats^½, that are not positive are left out. None for fewer than four different distances:
+    two coefficients fit any two.
     """
     used = distances > 0
     d, gain = distances[used], gains[used]

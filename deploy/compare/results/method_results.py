@@ -84,10 +84,9 @@ class PairedTest:
 
 
 def wins(results: Sequence[FinishedRun]) -> Floats | None:
-    """Return 1 where a test prompt's output has a strictly higher reward than gold, else 0; NaN where unknown.
+    """Return 1 where an output's reward is strictly above gold's, else 0, NaN where unknown; None without gold.
 
-    Returns:
-        [seeds, prompts]; None without gold.
+    # [seeds, prompts]
     """
     return _above_gold(results, "reward")
 
