@@ -48,13 +48,13 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     Raises:
         UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
     """
-    from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS  # torch and peft
-
     directory = RunDirectory(run.absolute())
     policy = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
     found = _find_version(directory, version)
     if output.exists():
         raise UserError(f"{output} exists already; name a new directory with --output.")
+    from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS  # torch and peft: seconds
+
     with new_directory(output.absolute()) as target:
         if policy.method == "lora" and not merge:
             for name in (CONFIG, WEIGHTS):
