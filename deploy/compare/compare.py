@@ -86,11 +86,7 @@ def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, cons
 
 
 def check_recipe(recipe: Recipe, request: Request) -> None:
-    """Check that a recipe and a request can be compared on, before anything is prepared.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Raise UserError if a recipe and a request cannot be compared on, before anything is prepared."""
     if recipe.sampler.replicas == 0:
         raise UserError("brain compare samples its own groups; set sampler.replicas to 1 or more.")
     if recipe.logprobs.proposal != "sampler":

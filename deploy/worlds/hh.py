@@ -51,11 +51,7 @@ def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) 
 
 
 def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:
-    """Read pairs of whole dialogues and split off their last answers; count unusable rows by reason.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Read pairs of whole dialogues and split off their last answers; count unusable ones by reason (`read_rows`)."""
     pairs = []
     for row in read_rows(files, ("chosen", "rejected"), dropped):
         pair = _pair(row["chosen"], row["rejected"])

@@ -54,11 +54,7 @@ def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder
 
 
 def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:
-    """Read posts and their summaries, which start with one space; count unusable rows by reason.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Read posts and their summaries, which start with one space; count unusable rows by reason, see `read_rows`."""
     rows: dict[str, Row] = {}
     for row in read_rows(files, ("prompt", "label"), dropped):
         if _MARKER not in row["prompt"]:

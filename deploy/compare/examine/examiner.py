@@ -52,11 +52,7 @@ class ExaminerActor:
         self._device = "cuda" if prior.gpus > 0 and torch.cuda.is_available() else "cpu"
 
     def examine(self, policies: str, version: int, groups: pa.Table) -> Likelihoods:
-        """Compute the likelihoods of GROUPS rows under a published version.
-
-        Raises:
-            UserError: the version is missing or damaged.
-        """
+        """Compute the likelihoods of GROUPS rows under a published version; UserError if it is missing or damaged."""
         from brain_align.common.nn.policy_versions import PolicyVersions
 
         if self._versions is None:
@@ -105,10 +101,8 @@ async def examine(
 ) -> Examination:
     """Examine a published version on its seed's groups, with a pool of `ExaminerActor`s.
 
-    `trained` means that the run trained on the seed's first round, rather than on human pairs.
-
-    Raises:
-        PipelineError, UserError: the examiner failed.
+    `trained` means that the run trained on the seed's first round, rather than on human pairs. PipelineError or
+    UserError is raised if the examiner failed.
     """
     timeout = groups.recipe.timeouts.lease
     likelihoods = await examiner.call("examine", str(directory.policies), version, groups.rows, timeout=timeout)

@@ -84,11 +84,7 @@ def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
 
 
 def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
-    """Refuse two methods that are the same objective with the same settings, however these are written.
-
-    Raises:
-        UserError: with both labels.
-    """
+    """Raise UserError if two methods are the same objective with the same settings, however these are written."""
     labels: dict[str, str] = {}
     for method in methods:
         section = TypeAdapter(ObjectiveSection).validate_python(objective_settings(base, method))

@@ -74,13 +74,15 @@ def parse_request(
     sizes = tuple(sorted(_joined(before.group_sizes, _sizes(group_sizes, recipe))))
     labels = _swept(methods, swept, before)
     _refuse_idle_sweep(sizes, labels, swept)
+    if pairs is not None and "://" not in pairs:
+        pairs = str(Path(pairs).expanduser().absolute())
     return Request(
         methods=methods,
         seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
         learning_rates=_rates(learning_rates, recipe, before),
         group_sizes=sizes,
         swept=labels,
-        pairs=before.pairs if pairs is None else _address(pairs),
+        pairs=before.pairs if pairs is None else pairs,
     )
 
 
@@ -145,10 +147,6 @@ def _joined(
     for item in (*before, *asked):
         named.setdefault(name(item), item)
     return tuple(named.values())
-
-
-def _address(pairs: str) -> str:
-    return pairs if "://" in pairs else str(Path(pairs).expanduser().absolute())
 
 
 def _refuse_idle_sweep(sizes: Sequence[int], labels: Sequence[str], asked: str | None) -> None:

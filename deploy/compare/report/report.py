@@ -58,12 +58,7 @@ def report(
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
-    _check_complete(comparison)
-
-
-def _check_complete(comparison: Comparison) -> None:
-    """Raise if a method lacks a result for a seed or a group size; single learning rates may have failed."""
-    lacking = comparison.lacking()
+    lacking = comparison.lacking()  # of a seed or a group size; single learning rates may have failed
     if lacking:
         named = "; ".join(f"{name}: seed {', '.join(map(str, missing))}" for name, missing in lacking.items())
         raise PipelineError(f"The comparison is not complete, it lacks {named}; see the reasons above.")

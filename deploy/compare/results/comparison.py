@@ -73,6 +73,10 @@ class Comparison:
     curves: list[RewardCurve]  # reward against the distance from the prior
     failed: dict[str, str]  # why a run is missing, by its name
 
+    def with_prior(self) -> list[MethodFigures]:
+        """Return the figures of the prior, if known, and of all methods."""
+        return [*([] if self.prior is None else [self.prior]), *self.methods.values()]
+
     def lacking(self) -> dict[str, list[int]]:
         """Return the seeds without a result, by method (and group size, if it is not the recipe's)."""
         there = {(point.label, point.n): point.seeds for point in self.group_sizes}
@@ -113,7 +117,9 @@ def collect(
     """Read the finished runs of a plan and compute all figures; `failed` tells why a run could not be trained."""
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
     finished = {label: runs for label, runs in read.items() if runs.full.chosen}
-    prior = _prior(directory, finished)
+    by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
+    prior = [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
+    rates = plan.request.learning_rates
     tested = {**({"prior": prior} if prior else {}), **{label: runs.full.chosen for label, runs in finished.items()}}
     pairs = combinations(tested, 2)
     made = (paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in pairs)
@@ -124,7 +130,10 @@ def collect(
         recipe_digest=recipe_digest(recipe),
         protocol=_protocol(recipe, plan),
         prior=method_figures("prior", prior, rate_at_edge=False) if prior else None,
-        methods={label: _figures(label, runs.full.chosen, plan) for label, runs in finished.items()},
+        methods={
+            label: method_figures(label, chosen, rate_at_edge=at_edge(chosen[0].run.learning_rate, rates))
+            for label, chosen in ((label, runs.full.chosen) for label, runs in finished.items())
+        },
         tests=tests,
         findings=[*findings(tests), *_size_findings(finished)],
         grid=[grid_point(result) for runs in finished.values() for result in runs.full.grid],
@@ -152,17 +161,6 @@ def _read_runs(directory: ComparisonDirectory, plan: ComparisonPlan, method: Met
     grid = finished(plan.grid(method, n))
     rate = best_rate({result.run.learning_rate: result.merit for result in grid})
     return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)))
-
-
-def _figures(label: str, chosen: list[FinishedRun], plan: ComparisonPlan) -> MethodFigures:
-    rate = chosen[0].run.learning_rate
-    return method_figures(label, chosen, rate_at_edge=at_edge(rate, plan.request.learning_rates))
-
-
-def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[FinishedRun]:
-    """Return the prior's results, in the form of a method's runs, for every seed that a method has."""
-    by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
-    return [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
 
 
 def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:

@@ -1,6 +1,6 @@
 """The figures of methods, and tests between them, from their finished runs; pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,20 +131,15 @@ def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: 
         if won is None or rate is None
         else [PERCENT * float(np.nanmean(row)) for row in won],
         judges={name: _judge(results, name) for name in _judges(results)},
-        **{name: mean(test[name] for test in tests) for name in _AVERAGED},
+        **{name: float(np.mean([test[name] for test in tests])) for name in _AVERAGED},
         kl_to_prior_ci95=clustered_mean(known(outcomes(results, "log_ratio"))).half_width,
         kl_to_prior_by_seed=[test["kl_to_prior"] for test in tests],
         examination=mean_examination([result.examination for result in results]),
-        seconds=mean(result.seconds for result in results),
+        seconds=float(np.mean([result.seconds for result in results])),
     )
 
 
 _AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
-
-
-def mean(values: Iterable[float]) -> float:
-    """Return the mean of an iterable."""
-    return float(np.mean(list(values)))
 
 
 def _judges(results: Sequence[FinishedRun]) -> list[str]:
@@ -175,7 +170,7 @@ def mean_examination(examinations: Sequence[Examination]) -> Examination:
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def paired_test(

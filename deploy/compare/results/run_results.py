@@ -87,11 +87,11 @@ PRIOR_METHOD = Method("prior", "prior")
 def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun:
     """Read the prior's results, in the form of a method's run; `like` is any finished run of the same seed."""
     run = replace(like.run, method=PRIOR_METHOD)
-    return FinishedRun(
+    return replace(
+        like,
         run=run,
         best_version=0,
         test=like.prior,
-        prior=like.prior,
         validation={0: like.validation[0]},
         outcomes=pa.ipc.open_file(directory.prior_outcomes(run.seed)).read_all(),
         examination=read_examination(directory.prior_examination(run.seed)),
