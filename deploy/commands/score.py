@@ -185,11 +185,7 @@ def _count(row: dict[str, Any], outcome: Outcome) -> None:
 
 
 def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield prompts and their outputs, row by row.
-
-    Raises:
-        UserError: the file or a row of it cannot be used.
-    """
+    """Yield prompts and their outputs, row by row; refuse a file or a row that cannot be used."""
     empty = True
     for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")

@@ -48,11 +48,7 @@ class Inputs:
 
 
 def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInputs:
-    """Check all that a run needs, and read its prompts, or the store that it trains from.
-
-    Raises:
-        UserError: something is missing or does not fit together; all of it is named.
-    """
+    """Check all that a run needs, and read its prompts or its store; a UserError names all that does not fit."""
     make_objective(recipe.objective)
     return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
 

@@ -40,11 +40,7 @@ def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
 
 
 def overridden(settings: dict[str, Any], overrides: Overrides, where: str) -> Recipe:
-    """Apply overrides to nested settings, and return the recipe that they make; `where` names it in errors.
-
-    Raises:
-        UserError: overrides or settings are refused; it names all of them.
-    """
+    """Apply overrides to nested settings, and return the recipe; a UserError names all refused ones, and `where`."""
     problems = Problems()
     for override in _dotted(overrides) if isinstance(overrides, Mapping) else overrides:
         with problems.noted():
@@ -110,11 +106,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def apply_override(settings: dict[str, Any], override: str | tuple[str, Any]) -> None:
-    """Put one `section.setting=value`, or a dotted name and its value, into nested settings.
-
-    Raises:
-        UserError: it has no `=`, treats a value as a section, or YAML cannot hold its value.
-    """
+    """Put one `section.setting=value`, or a dotted name and its value, into nested settings, or refuse it."""
     name, value = _parsed(override) if isinstance(override, str) else (override[0], _plain(*override))
     *sections, last = name.split(".")
     target = settings

@@ -84,11 +84,7 @@ def resolve(
 
 
 def with_world(recipe: Recipe, world: Path | None) -> ResolvedRecipe:
-    """Put the directory of the prepared data in place of `{world}`.
-
-    Raises:
-        UserError: `{world}` stands in a recipe that prepares no data.
-    """
+    """Put the directory of the prepared data in place of `{world}`; refuse that where no data is prepared."""
     settings = _replaced(recipe.model_dump(mode="json"), world)
     return ResolvedRecipe(recipe, Recipe.model_validate(settings), world)
 
@@ -120,9 +116,6 @@ def _world_of(directory: RunDirectory, recipe: Recipe) -> Path | None:
 def _asked(recipe: Recipe) -> tuple[object, ...]:
     assert recipe.prepare is not None
     return recipe.prepare.kind, recipe.prepare.seed, recipe.data.path
-
-
-# -- places
 
 
 def output_path(path: str) -> Path:

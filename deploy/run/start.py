@@ -68,11 +68,7 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
-    """Lock the run directory for this process; the lock ends with the process, however it ends.
-
-    Raises:
-        UserError: another live process has locked it, or the directory cannot be written.
-    """
+    """Lock the run directory until this process ends, however it does; refuse one that is locked or not writable."""
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)

@@ -61,11 +61,7 @@ def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def import_datasets() -> ModuleType:
-    """Import the optional library `datasets`.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import the optional library `datasets`; say how to install it where it is missing."""
     try:
         return importlib.import_module("datasets")
     except ImportError:
