@@ -134,7 +134,7 @@ class Tracker:
 
     def evaluated(self, split: Split, version: int, result: Result) -> None:
         """Record a version's result on a split."""
-        figures = {name: value for name, value in result.as_dict().items() if value is not None}
+        figures = {name: value for name, value in vars(result).items() if value is not None}
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"

@@ -58,9 +58,9 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
     versions = evaluation.due_versions()
     return {
         "best_version": best,
-        "before": evaluation.result("test", 0).as_dict(),
-        "after": evaluation.result("test", best).as_dict(),
-        "validation": {str(version): evaluation.result("validation", version).as_dict() for version in versions},
+        "before": vars(evaluation.result("test", 0)),
+        "after": vars(evaluation.result("test", best)),
+        "validation": {str(version): vars(evaluation.result("validation", version)) for version in versions},
         "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
     }
 
