@@ -38,8 +38,7 @@ class Handle(Protocol):
         """End it at once; calls in progress raise."""
 
 
-Spawn = Callable[[str, str], Handle]
-"""(actor's name, its log file) -> a new actor, or `LostError`"""
+Spawn = Callable[[str, str], Handle]  # (actor's name, its log file) -> a new actor, or `LostError`
 
 
 class ActorLostError(PipelineError):
@@ -112,11 +111,6 @@ class Actor:
         self._handle: Handle | None = None
         self._sent_away = False
 
-    @property
-    def alive(self) -> bool:
-        """Return whether it was created and has not been lost since."""
-        return self._handle is not None
-
     def create(self) -> None:
         """Create the actor, without waiting for it; raise an ActorLostError if the cluster refuses."""
         try:
@@ -186,18 +180,14 @@ class Actor:
         except LostError as error:
             raise self._lost(repr(method), str(error)) from error
         except TimeoutError:
-            raise self._overdue(method, timeout) from None
+            self.kill()
+            overdue = f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
+            raise ActorLostError(overdue) from None
 
     def _lost(self, where: str, why: str) -> ActorLostError:
         self.kill()
         message = f"{self.name} was lost in {where} ({why}); its log is {self._log_path}."
         return ActorLostError(message, sent_away=self._sent_away)
-
-    def _overdue(self, method: str, timeout: float) -> ActorLostError:
-        self.kill()
-        return ActorLostError(
-            f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
-        )
 
     def _explained(self, cause: Exception, method: str) -> Exception:
         if isinstance(cause, UserError):

@@ -22,11 +22,6 @@ class FreeSlots:
         self._waiting_alone: deque[Grant] = deque()
         self._reserved: dict[Replica, Grant] = {}
 
-    @property
-    def waiting(self) -> int:
-        """The number of callers that wait for a slot."""
-        return len(self._waiting) + len(self._waiting_alone) + len(self._reserved)
-
     def calls(self, *, alone: bool) -> int:
         """Return how many slots a grant takes."""
         return self._slots if alone else 1

@@ -13,12 +13,9 @@ from brain_align.deploy.actors.actor import Actor, ActorLostError, Spawn
 from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
 
-MAX_ATTEMPTS = 3
-"""Attempts at a call, each on a live replica, and at a start in a row, before it fails."""
-
+MAX_ATTEMPTS = 3  # attempts at a call, each on a live replica, and at a start in a row, before it fails
+# The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then.
 MAX_LOSSES = 15
-"""The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then."""
-
 _LONGEST_BACKOFF = 60.0  # seconds
 
 

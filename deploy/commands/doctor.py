@@ -32,8 +32,7 @@ from brain_align.deploy.services.scoring_pools import scoring_pools
 
 GROUP = "Train"
 
-Problems = Mapping[str, str | None]
-"""The error of each scorer, or None."""
+Problems = Mapping[str, str | None]  # the error of each scorer, or None
 
 
 def add(parser: argparse.ArgumentParser) -> None:

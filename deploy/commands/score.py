@@ -39,8 +39,7 @@ GROUP = "Inspect"
 
 _PART_ROWS = 16
 
-Write = Callable[[str], object]
-"""Writes a line of the output, without its end."""
+Write = Callable[[str], object]  # writes a line of the output, without its end
 
 
 def add(parser: argparse.ArgumentParser) -> None:

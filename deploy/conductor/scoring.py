@@ -26,8 +26,7 @@ Results come in time this way, and training keeps nearly all samplers and scorer
 class Lane(ABC):
     """A use of scored groups, e.g. training: where their scores go, and what happens then."""
 
-    scorers: Sequence[str]
-    """The scorers whose values a group needs."""
+    scorers: Sequence[str]  # those whose values a group needs
 
     @abstractmethod
     async def append_scores(self, scorer: str, samples: "Samples", scores: pa.RecordBatch) -> None:

@@ -20,11 +20,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
-    """Read a recipe and apply overrides; the caller's settings stay as they are.
-
-    Raises:
-        UserError: there is no such recipe, it is not a YAML mapping, or overrides or settings are refused.
-    """
+    """Read a recipe and apply overrides, to a copy; refuse a missing or malformed recipe, overrides and settings."""
     if isinstance(recipe, Mapping):
         return overridden(copy.deepcopy(dict(recipe)), overrides, "the recipe")
     path = Path(recipe).expanduser()

@@ -19,8 +19,7 @@ from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 
 _WORLD = "{world}"
 
-Report = Callable[[str], None]
-"""Prints one line of text on what is being done."""
+Report = Callable[[str], None]  # prints one line of text on what is being done
 
 
 @dataclass(frozen=True)
