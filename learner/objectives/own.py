@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from math import isclose
+from typing import Any
 
 import torch
 
@@ -91,7 +92,9 @@ def _same(one: float, other: float) -> bool:
 
 def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupValues:
     """Return one prompt with some of its slots.  # columns: [n] bool."""
-    tensors = {name: value[row : row + 1] for name, value in vars(values).items() if isinstance(value, torch.Tensor)}
+    tensors: dict[str, Any] = {
+        name: value[row : row + 1] for name, value in vars(values).items() if isinstance(value, torch.Tensor)
+    }
     return replace(values, **{name: value[:, columns] if value.ndim == 2 else value for name, value in tensors.items()})
 
 
