@@ -182,7 +182,7 @@ def _without_tags(location: list[str]) -> list[str]:
 
 
 def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Return a location's parts without tags, and the sections there: several if the kind is open, none for a setting."""
+    """Return a location's parts without tags, and the sections there: several if the kind is open, else one or none."""
     sections: list[type[BaseModel]] = [Recipe]
     parts: list[str] = []
     is_named = False  # the next part is a user's own name: scorers.NAME
