@@ -51,7 +51,8 @@ lint: setup ## ruff (rules and format) and mypy.
 	exit $$status
 
 docs: setup ## Write docs/recipe.md and docs/recipe.schema.json again, from the section classes in common/config.
-	@$(VENV) brain settings --markdown > docs/recipe.md; $(VENV) brain settings --schema > docs/recipe.schema.json
+	@mkdir -p build; $(VENV) brain settings --markdown > build/recipe.md && mv build/recipe.md docs/recipe.md
+	@$(VENV) brain settings --schema > build/recipe.schema.json && mv build/recipe.schema.json docs/recipe.schema.json
 
 format: setup ## Format, and fix what ruff can fix.
 	@$(VENV) ruff check --fix --exit-zero --quiet; $(VENV) ruff format

@@ -9,7 +9,7 @@ weights, and the address that serves the files. A version appears complete or no
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from brain_align.common.durable import new_directory, remove_leftovers, write_file
@@ -111,7 +111,8 @@ class PolicyRegistry:
         try:
             facts = json.loads((directory / _MARKER).read_text())
             facts |= {"path": directory, "files": tuple(facts["files"]), "probe": Probe(**facts["probe"])}
-            return ProposalVersion(**facts)
+            known = {field.name: facts[field.name] for field in fields(ProposalVersion)}  # a newer version may say more
+            return ProposalVersion(**known)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnreadableVersionError(
                 f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 _GROUPS = ("Train", "Inspect", "Use", "Maintain", "Data", "Research")  # in this order in help, others last
 _OTHER_NAMES = {"train": "run", "resume": "run", "check": "doctor", "list": "ls"}  # what other tools call it
-_DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)+)(=.*)?", re.DOTALL)
+_DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.[\w-]+)+)(=.*)?", re.DOTALL)
+_TOP_LEVEL = re.compile(r"--([A-Za-z_]\w*=.*)", re.DOTALL)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -105,6 +106,8 @@ def add_overrides(parser: argparse.ArgumentParser, what: str = "settings that re
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; overrides may also stand after other options, and may begin with dashes."""
     options, rest = parser.parse_known_args(undashed(arguments))
+    if "overrides" in options:  # `--seed=1`, which no option of the command is called, is a setting
+        rest = [_TOP_LEVEL.sub(r"\1", argument) for argument in rest]
     unknown = [argument for argument in rest if argument.startswith("-")]
     if unknown and "overrides" in options:
         options.parser.error(
@@ -120,11 +123,13 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
 def undashed(arguments: Sequence[str]) -> list[str]:
     """Turn `--sampling.n=8` and `--sampling.n 8`, as other tools write settings, into `sampling.n=8`."""
     result: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        found = _DASHED.fullmatch(argument)
-        if found is None:
+    waiting = list(reversed(arguments))
+    while waiting:
+        argument = waiting.pop()
+        if (found := _DASHED.fullmatch(argument)) is None:
             result.append(argument)
+        elif found[2] is None and waiting and not waiting[-1].startswith("--"):
+            result.append(f"{found[1]}={waiting.pop()}")
         else:
-            result.append(f"{found[1]}{found[2] or '=' + next(waiting, '')}")
+            result.append(f"{found[1]}{found[2] or '='}")
     return result

@@ -150,11 +150,11 @@ def _print(sections: Sequence[SectionReference], console: Console) -> None:
         title = section.name + (f" ({', '.join(section.kinds)})" if section.kinds else "")
         console.print(Text.assemble((title, "bold"), "  ", section.summary))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("setting", "values", "default", "meaning"):
-            table.add_column(name, overflow="fold", no_wrap=name == "setting")
+        for header in ("setting", "values", "default", "meaning"):
+            table.add_column(header, overflow="fold", no_wrap=header == "setting")
         for setting in section.settings:
-            cells = (setting.name, _values(setting), setting.default, setting.description)
-            table.add_row(*map(Text, cells))
+            name = setting.name.removeprefix(f"{section.name}.")
+            table.add_row(*map(Text, (name, _values(setting), setting.default, setting.description)))
         console.print(table)
 
 

@@ -7,27 +7,17 @@ from brain_align.common.config.sampling import AutoscaleSection
 
 @dataclass(frozen=True)
 class Load:
-    """The load of one window.
+    """The load of one window."""
 
-    Attributes:
-        samplers: replicas, those that are not ready included.
-        starting: replicas whose engine is starting.
-        without_room: replicas that wait for room in the cluster.
-        waited: the share of the window that the learner spent waiting for groups.
-        waiting_requests: the most requests that no sampler had taken yet.
-        ready_groups: groups that are scored and not trained yet.
-        trained: groups that were trained in the window.
-        strict: sampling and training take turns. Ready groups then do not show how many samplers are needed: while the
-            learner trains, all groups of the round are ready.
-    """
-
-    samplers: int
-    starting: int
-    without_room: int
-    waited: float
-    waiting_requests: int
-    ready_groups: int
-    trained: int
+    samplers: int  # replicas, those that are not ready included
+    starting: int  # replicas whose engine is starting
+    without_room: int  # replicas that wait for room in the cluster
+    waited: float  # the share of the window that the learner spent waiting for groups
+    waiting_requests: int  # the most requests that no sampler had taken yet
+    ready_groups: int  # groups that are scored and not trained yet
+    trained: int  # groups that were trained in the window
+    # sampling and training take turns. Ready groups then do not show how many samplers are needed: while the learner
+    # trains, all groups of the round are ready.
     strict: bool
 
 
@@ -43,12 +33,7 @@ def decide(load: Load, settings: AutoscaleSection, since_change: float) -> Decis
     """Return the new number of samplers and its reason; None: no change.
 
     To keep the number from swinging, up and down have different criteria, which are far apart, and after a change
-    nothing is decided until it has taken effect.
-
-    Args:
-        load: of the last window.
-        settings: of the recipe.
-        since_change: seconds since the number last changed.
+    nothing is decided until it has taken effect. `since_change`: seconds since the number last changed.
     """
     if not settings.min <= load.samplers <= settings.max:
         nearest = min(max(load.samplers, settings.min), settings.max)

@@ -38,13 +38,8 @@ def ensure_world(
     """Return the directory of the prepared data that `settings` ask for; build it if the cache lacks it.
 
     The directory is named by a digest of the settings, the raw data and the version of this code, and appears when it
-    is complete. Two processes that need the same directory at the same time build it once.
-
-    Args:
-        settings: the recipe's `prepare` section.
-        cache_dir: the parent of all prepared directories.
-        data_path: raw data, files or directories; the demo needs none.
-        progress: called with one line of text now and then.
+    is complete. Two processes that need the same directory at the same time build it once. `data_path` names files or
+    directories of raw data; the demo needs none. `progress` is called with one line of text now and then.
 
     Raises:
         UserError: the raw data is missing or malformed.

@@ -38,23 +38,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that a comparison's directory was asked for so far.
+    """Everything that a comparison's directory was asked for so far."""
 
-    Attributes:
-        methods: in the order in which they are shown.
-        seeds: of prompts, samples and adapters; learning rates are chosen on the first.
-        learning_rates: the grid, the same for every method, in increasing order.
-        group_sizes: values of n below the recipe's with which the swept methods are also trained, in increasing order.
-        swept: labels of these methods.
-        pairs: a store of human preference pairs.
-    """
-
-    methods: tuple[Method, ...]
-    seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
+    methods: tuple[Method, ...]  # in the order in which they are shown
+    seeds: tuple[int, ...]  # of prompts, samples and adapters; learning rates are chosen on the first
+    learning_rates: tuple[float, ...]  # the grid, the same for every method, in increasing order
+    # values of n below the recipe's with which the swept methods are also trained, in increasing order.
     group_sizes: tuple[int, ...] = ()
-    swept: tuple[str, ...] = ()
-    pairs: str | None = None
+    swept: tuple[str, ...] = ()  # labels of these methods
+    pairs: str | None = None  # a store of human preference pairs
 
 
 def parse_request(

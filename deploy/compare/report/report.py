@@ -2,9 +2,13 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from rich.console import Console
 from rich.measure import Measurement
 
@@ -13,8 +17,7 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
-from brain_align.deploy.compare.report.page import page
-from brain_align.deploy.compare.report.plots import draw
+from brain_align.deploy.compare.report.plots import CLOSEST, LEAST_R_SQUARED, draw
 from brain_align.deploy.compare.report.tables import (
     all_tables,
     failures_table,
@@ -24,7 +27,9 @@ from brain_align.deploy.compare.report.tables import (
 )
 from brain_align.deploy.compare.report.text_table import TextTable
 from brain_align.deploy.compare.results.comparison import Comparison, collect
-from brain_align.deploy.plotting import as_png, as_svg
+from brain_align.deploy.plotting import INK, as_png, as_svg
+
+_OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "not reproduced": "bad"}
 
 
 def report(
@@ -81,3 +86,38 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def page(comparison: Comparison, tables: Sequence[TextTable], plots: Mapping[str, str]) -> str:
+    """Return the HTML page with all tables and with plots, which are SVG documents by name."""
+    templates = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    return templates.get_template("page.html").render(
+        comparison=comparison,
+        protocol=comparison.protocol,
+        rates=", ".join(f"{rate:g}" for rate in comparison.protocol.learning_rates),
+        tables=tables,
+        plots={name: Markup(inline_svg(name, svg)) for name, svg in plots.items()},
+        outcome_class=_OUTCOME_CLASS,
+        closest=f"{CLOSEST:g}",
+        least_r_squared=f"{LEAST_R_SQUARED:g}",
+    )
+
+
+def inline_svg(name: str, svg: str) -> str:
+    """Return matplotlib's SVG as an element of the page, in the reader's text colour, with ids that begin with `name`.
+
+    Without it, ids of two plots on one page would clash.
+    """
+    element = svg[svg.index("<svg") :]
+    element = element.replace(INK, "currentColor")
+    element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
+    element = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', element)
+    element = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", element)
+    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

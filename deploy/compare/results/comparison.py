@@ -32,25 +32,18 @@ from brain_align.deploy.compare.results.series import (
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings that all methods share.
+    """The settings that all methods share."""
 
-    Attributes:
-        learning_rates: the grid.
-        seeds: the first chooses the rates.
-        n: outputs per group.
-        sizes: the group sizes that each method is to be trained with, by its label; n is the first.
-        rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
-        validation_prompts, test_prompts: prompts for choices, and for the reported figures.
-    """
-
-    learning_rates: list[float]
-    seeds: list[int]
-    n: int
-    sizes: dict[str, list[int]]
+    learning_rates: list[float]  # the grid
+    seeds: list[int]  # the first chooses the rates
+    n: int  # outputs per group
+    sizes: dict[str, list[int]]  # the group sizes that each method is to be trained with, by its label; n is the first
+    # rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
     rounds: int
     prompts_per_round: int
     updates_per_round: int
     batch_prompts: int
+    # validation_prompts, test_prompts: prompts for choices, and for the reported figures.
     validation_prompts: int
     test_prompts: int
 
@@ -65,33 +58,20 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All figures: the contents of compare.json.
+    """All figures: the contents of compare.json."""
 
-    Attributes:
-        name: of the recipe.
-        prior: the policy before training; None until a run is finished.
-        methods: by label, in the order of the request; only those with finished runs.
-        tests: every pair of methods, the prior among them.
-        findings: what the tests say of the paper's claims.
-        grid: all learning rates of all methods.
-        group_sizes: win rate against n, each n at its own learning rate.
-        size_grid: the learning rates from which these were chosen.
-        curves: reward against the distance from the prior.
-        failed: why a run is missing, by its name.
-    """
-
-    name: str
+    name: str  # of the recipe
     recipe_digest: str
     protocol: Protocol
-    prior: MethodFigures | None
-    methods: dict[str, MethodFigures]
-    tests: list[PairedTest]
-    findings: list[Finding]
-    grid: list[GridPoint]
-    group_sizes: list[SizePoint]
-    size_grid: list[GridPoint]
-    curves: list[RewardCurve]
-    failed: dict[str, str]
+    prior: MethodFigures | None  # the policy before training; None until a run is finished
+    methods: dict[str, MethodFigures]  # by label, in the order of the request; only those with finished runs
+    tests: list[PairedTest]  # every pair of methods, the prior among them
+    findings: list[Finding]  # what the tests say of the paper's claims
+    grid: list[GridPoint]  # all learning rates of all methods
+    group_sizes: list[SizePoint]  # win rate against n, each n at its own learning rate
+    size_grid: list[GridPoint]  # the learning rates from which these were chosen
+    curves: list[RewardCurve]  # reward against the distance from the prior
+    failed: dict[str, str]  # why a run is missing, by its name
 
     def lacking(self) -> dict[str, list[int]]:
         """Return the seeds without a result, by method (and group size, if it is not the recipe's)."""

@@ -71,7 +71,6 @@ LAYERS = (
         ("learner.checkpoints",),
         ("learner.steps",),
         ("learner.objectives", "learner.publishing", "learner.engine"),
-        ("learner.policy",),
         ("learner.engine_protocol",),
     ),
 )

@@ -50,11 +50,7 @@ class GroupView:
 
 
 def find_group(store: Store, prefix: str) -> str:
-    """Return the only group id that begins with `prefix`.
-
-    Raises:
-        UserError: no id does, or several do.
-    """
+    """Return the only group id that begins with `prefix`; refuse a prefix of none or of several."""
     ids = store.index()["group_id"]
     found = ids.filter(pc.starts_with(ids, prefix)).to_pylist()
     if prefix in found:

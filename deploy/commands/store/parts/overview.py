@@ -1,6 +1,5 @@
 """A store's contents in figures: by round and version, and by scorer."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from brain_align.common.statistics import Moments
 from brain_align.common.store.files.backends import open_backend
 from brain_align.common.store.opened_store import FOLDERS
 from brain_align.common.store.overlay import Store
+from brain_align.deploy.commands.store.parts.writers import joined
 from brain_align.deploy.run.stored_source import Source
 
 _AT_ONCE = 1 << 18  # SCORES rows in memory at a time: each piece is looked up in the whole index
@@ -119,16 +119,11 @@ def _cells(index: pa.Table, trained: npt.NDArray[np.bool_], scorers: list[str]) 
     """Return the cells by round and version, without scores, and the number of each group's cell.  # [groups]."""
     rounds, versions = (index[name].to_numpy().astype(np.int64) for name in ("round", "proposal_version"))
     keys, cell_of = np.unique(rounds << 32 | versions, return_inverse=True)
-
-    def totals(amounts: npt.NDArray[Any]) -> list[int]:
-        sums = np.zeros(len(keys), dtype=np.int64)
-        np.add.at(sums, cell_of, amounts)
-        return sums.tolist()
-
     amounts = (np.ones_like(cell_of), index["outputs"].to_numpy(), index["tokens"].to_numpy(), trained)
+    totals = [np.bincount(cell_of, of_group, len(keys)).astype(np.int64).tolist() for of_group in amounts]
     cells = [
         Cell(int(key >> 32), int(key & 0xFFFFFFFF), count, outputs, tokens, used, {name: Scored() for name in scorers})
-        for key, count, outputs, tokens, used in zip(keys, *map(totals, amounts), strict=True)
+        for key, count, outputs, tokens, used in zip(keys, *totals, strict=True)
     ]
     return cells, cell_of
 
@@ -143,7 +138,8 @@ def _trained(store: Store, index: pa.Table) -> npt.NDArray[np.bool_]:
 def _add_scores(store: Store, index: pa.Table, cells: list[Cell], cell_of: Numbers) -> None:
     """Count the scores of all groups of the index, each in the cell of its group."""
     ids = index["group_id"].combine_chunks()
-    for scores in _pieces(store.score_batches()):
+    for scores in joined(store.score_batches(), _AT_ONCE):
+        scores = scores.combine_chunks()
         rows = pc.index_in(scores["group_id"], value_set=ids)
         known = rows.is_valid().to_numpy()
         of = cell_of[rows.filter(pa.array(known)).to_numpy()]
@@ -152,20 +148,6 @@ def _add_scores(store: Store, index: pa.Table, cells: list[Cell], cell_of: Numbe
             of_it = pc.equal(table["scorer"], name).to_numpy()
             for number in np.unique(of[of_it]):
                 cells[number].scored[name].add(table.filter(pa.array(of_it & (of == number))))
-
-
-def _pieces(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Join batches into pieces that are worth looking at."""
-    piece: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        piece.append(batch)
-        rows += batch.num_rows
-        if rows >= _AT_ONCE:
-            yield pa.Table.from_batches(piece).combine_chunks()
-            piece, rows = [], 0
-    if piece:
-        yield pa.Table.from_batches(piece).combine_chunks()
 
 
 def _numbers(values: pa.ChunkedArray) -> np.ndarray:

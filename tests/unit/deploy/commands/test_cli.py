@@ -9,8 +9,9 @@ import yaml
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.errors import PipelineError, UserError
+from brain_align.deploy import cli
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.arguments import undashed
+from brain_align.deploy.commands.arguments import parsed, undashed
 from brain_align.deploy.run.directory import check_config, save_config
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import placed, run_directory
@@ -120,7 +121,7 @@ def test_without_a_command_the_help_is_printed(
             "brain store: 'exprot' is not a command; did you mean export? (see brain store --help)\n",
         ),
         (["xyzzy"], "brain: 'xyzzy' is not a command (see brain --help)\n"),
-        (["run", "r", "--n=8"], "brain run: --n=8 is not an option; settings are written as section.setting=value, "),
+        (["run", "r", "--n"], "brain run: --n is not an option; settings are written as section.setting=value, "),
         (["status", "r", "--sampling.n=8"], "brain status: unrecognized arguments: sampling.n=8 (see brain status"),
     ],
 )
@@ -137,6 +138,10 @@ def test_what_is_not_a_command_or_an_option(
 def test_settings_may_be_written_with_dashes() -> None:
     written = ["run", "r", "--sampling.n=8", "--learner.learning_rate", "1e-4", "--force", "a.b=c"]
     assert undashed(written) == ["run", "r", "sampling.n=8", "learner.learning_rate=1e-4", "--force", "a.b=c"]
+    assert undashed(["--scorers.my-rm.kind=hh"]) == ["scorers.my-rm.kind=hh"]
+    assert undashed(["--sampling.n", "--force"]) == ["sampling.n=", "--force"]  # the value is missing, not an option
+    options = parsed(cli._parser(), ["run", "r", "--seed=1", "sampling.n=8"])
+    assert sorted(options.overrides) == ["sampling.n=8", "seed=1"]
 
 
 def test_all_mistakes_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
