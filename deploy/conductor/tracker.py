@@ -74,8 +74,6 @@ class Tracker:
         self._staleness: int | None = None
         self.is_running = False
 
-    # -- events ------------------------------------------------------------------------------------------------------
-
     def recovered(self, store: Store) -> None:
         """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
         steps = store.steps()
@@ -187,8 +185,6 @@ class Tracker:
             kl=last.get("kl_policy_prior"),
             ess=last.get("ess_alpha"),
         )
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _write(self, kind: str, number: int, figures: dict[str, float]) -> None:
         with open(self._metrics, "a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,7 @@ def _loader(result: Path) -> str:
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:
     lines = ["# Examples: test prompts with gold, SFT and aligned output", ""]
     pairs = zip(evaluation.texts("test", 0), evaluation.texts("test", best), strict=True)
-    for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(pairs, start=1):
-        if number > count:
-            break
+    for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(islice(pairs, count), start=1):
         lines += [
             f"## {number}",
             "```",
