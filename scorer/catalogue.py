@@ -26,25 +26,17 @@ def kind_of(section: ScorerPool) -> Kind[Any]:
 
 
 def check_scorer(name: str, section: ScorerPool) -> None:
-    """Refuse a scorer whose function, files, tokenizer or token are missing or do not fit.
-
-    Raises:
-        UserError: what is wrong.
-    """
+    """Raise UserError for a scorer whose function, files, tokenizer or token are missing or do not fit."""
     kind_of(section).check(name, section)
 
 
 def build_scorer(
     section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path, *, together: bool = False
 ) -> Scorer:
-    """Load a scorer.
+    """Load a scorer; `prior` and `proposal` are the names of the scorers of these log-probabilities.
 
-    Args:
-        section: its section of the recipe.
-        name: of the scorer; `prior` and `proposal` are the scorers of these log-probabilities.
-        policy: the model of prior and proposals; unused by other scorers.
-        policies: directory of published proposal versions; used by `proposal` only.
-        together: whether a reward model computes the groups of a call together, see `annotate_texts`.
+    Only these read the policy, and only `proposal` reads `policies`, the directory of published versions. For
+    `together` see `annotate_texts`.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
@@ -62,11 +54,9 @@ def build_scorer(
 
 
 def _devices(gpus: float) -> list[str]:
-    # Ray leaves all GPUs visible to an actor that asked for none: only one that asked may use any.
-    if not gpus:
-        return ["cpu"]
-    import torch
+    if gpus:  # Ray leaves all GPUs visible to an actor that asked for none: only one that asked may use any
+        import torch
 
-    if not torch.cuda.is_available():
-        return ["cpu"]
-    return [f"cuda:{index}" for index in range(ceil(gpus))]
+        if torch.cuda.is_available():
+            return [f"cuda:{index}" for index in range(ceil(gpus))]
+    return ["cpu"]

@@ -43,10 +43,7 @@ class _Golden(BaseModel):
 def check_golden(scorer: Scorer, section: ScorerPool | PolicySection, path: Path) -> None:
     """Score the golden texts and compare the values with those in `path`; the first time, write them there.
 
-    Args:
-        scorer: loaded.
-        section: its section of the recipe; for the prior, the policy's.
-        path: of the file.
+    The section is the scorer's in the recipe; for the prior, the policy's.
 
     Raises:
         UserError: a value has moved (with both numbers), the file is damaged, or a remote scorer cannot be reached.
@@ -62,11 +59,11 @@ def check_golden(scorer: Scorer, section: ScorerPool | PolicySection, path: Path
         tolerance = ROUNDING[section.dtype]
     if tolerance is None:
         return
-    if not path.exists():
+    if path.exists():
+        _compare(scorer, values, _read(path), path, tolerance)
+    else:
         kept = _Golden(scorer=scorer.name, digest=scorer.digest, values=values)
         write_file(path, kept.model_dump_json(indent=1))
-        return
-    _compare(scorer, values, _read(path), path, tolerance)
 
 
 def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Path, tolerance: float) -> None:

@@ -26,15 +26,10 @@ ROUNDING = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 
 
 class Scorer(Protocol):
-    """The interface of every scorer: it annotates groups with one value per output.
+    """The interface of every scorer: it annotates groups with one value per output."""
 
-    Attributes:
-        name: its name in the recipe and in SCORES.
-        digest: of everything that its values depend on: two scorers with the same digest give the same values.
-    """
-
-    name: str
-    digest: str
+    name: str  # in the recipe and in SCORES
+    digest: str  # of everything that its values depend on: two scorers with the same digest give the same values
 
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return SCORES rows for GROUPS rows, one each, in the same order.
@@ -47,17 +42,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """The devices and the token budget of a scorer.
+    """The devices and the token budget of a scorer."""
 
-    Attributes:
-        devices: "cpu", or GPUs; the layers of a model may be spread over several.
-        max_tokens: tokens per forward pass, padding included.
-        together: whether a reward model computes the groups of a call together, see `annotate_texts`.
-    """
-
-    devices: Sequence[str]
-    max_tokens: int
-    together: bool
+    devices: Sequence[str]  # "cpu", or GPUs; the layers of a model may be spread over several
+    max_tokens: int  # tokens per forward pass, padding included
+    together: bool  # whether a reward model computes the groups of a call together, see `annotate_texts`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +54,17 @@ class Kind(Generic[Settings]):
     """One kind of scorer: an entry of the table of kinds, the `KIND` of its file in scorer/kinds.
 
     No field has a default, so that a new kind must answer every question.
-
-    Attributes:
-        section: the kind's section class of the recipe (common/config/scorers.py).
-        load: makes a scorer that is ready, from its name and settings. Raises UserError where something is missing.
-        check: raises UserError if files, function or token are missing or do not fit; called before anything starts.
-        tolerance: how far a golden value may move, relative to 1 + |value|; None if values are not repeatable.
-        must_answer: whether the start fails if no golden text gets a value, as when a service cannot be reached.
-        reads_turns: whether the scorer understands conversations; if not, prompts that are conversations are refused.
-        source: the origin of the values, for messages: a path, function or URL.
     """
 
-    section: type[Settings]
+    section: type[Settings]  # of the recipe (common/config/scorers.py)
+    # From name and settings, a scorer that is ready; raises UserError where something is missing.
     load: Callable[[str, Settings, Resources], Scorer]
+    # Raises UserError if files, function or token are missing or do not fit; called before anything starts.
     check: Callable[[str, Settings], object]
-    tolerance: Callable[[Settings], float | None]
-    must_answer: bool
-    reads_turns: Callable[[Settings], bool]
-    source: Callable[[Settings], str]
+    tolerance: Callable[[Settings], float | None]  # of a golden value, relative to 1 + |value|; None: not repeatable
+    must_answer: bool  # the start fails if no golden text gets a value, as when a service cannot be reached
+    reads_turns: Callable[[Settings], bool]  # if not, prompts that are conversations are refused
+    source: Callable[[Settings], str]  # of the values, for messages: a path, function or URL
 
 
 @dataclass(frozen=True)
@@ -146,15 +128,8 @@ def numbers_or_null(
 ) -> tuple[list[float | None], list[str]]:
     """Check values from foreign code: all are null unless the result has as many numbers as requested.
 
-    Args:
-        result: the returned value.
-        count: how many values were requested.
-        who: where the values come from, for errors.
-        what: what a value belongs to, for errors, e.g. "output".
-        nulls: whether single values may be missing (None).
-
-    Returns:
-        The values, None where one is missing or not finite, and the errors.
+    Single values may be missing if `nulls`. Returns the values, None where one is missing or not finite, and the
+    errors, which name the origin of the values (`who`) and what a value belongs to (`what`, e.g. "output").
     """
     nothing: list[float | None] = [None] * count
     if not isinstance(result, list | tuple):

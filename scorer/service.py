@@ -20,12 +20,7 @@ class ScorerActor:
     def __init__(self, name: str, recipe: dict[str, Any], policies: str, golden: str, log_path: str) -> None:
         """Store the arguments; nothing is loaded, because an error here would look like the death of the actor.
 
-        Args:
-            name: of the scorer.
-            recipe: the whole recipe.
-            policies: where proposal versions are published.
-            golden: the file of the scorer's golden values.
-            log_path: the file that gets this process's output.
+        Proposal versions are published in `policies`; `golden` is the file of the scorer's golden values.
         """
         redirect_output(Path(log_path))
         self._name = name

@@ -19,21 +19,15 @@ _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
 
 
 class Origin(Enum):
-    """Whose outputs an objective is defined on, which decides its proposal and the stored groups that it accepts.
+    """Whose outputs an objective is defined on, which decides its proposal and the stored groups that it accepts."""
 
-    Attributes:
-        OPEN: unknown; the updated proposal's unless the recipe says otherwise.
-        PROPOSAL: any proposal's whose log-probabilities are known; updated unless the recipe says otherwise.
-        ANY: anybody's; its paper trains on the prior's, so the proposal is fixed unless the recipe says otherwise.
-        PRIOR_BY_NAME: the prior's, by the method's name; the loss would be the same on any others.
-        PRIOR: the prior's, on which the loss relies: RSO's acceptance, q' = p, or a proposal that stays as it is.
-    """
-
-    OPEN = auto()
-    PROPOSAL = auto()
-    ANY = auto()
-    PRIOR_BY_NAME = auto()
-    PRIOR = auto()
+    OPEN = auto()  # unknown; the updated proposal's unless the recipe says otherwise
+    PROPOSAL = auto()  # any proposal's whose log-probabilities are known; updated unless the recipe says otherwise
+    ANY = (
+        auto()
+    )  # anybody's; its paper trains on the prior's, so the proposal is fixed unless the recipe says otherwise
+    PRIOR_BY_NAME = auto()  # the prior's, by the method's name; the loss would be the same on any others
+    PRIOR = auto()  # the prior's, on which the loss relies: RSO's acceptance, q' = p, or a proposal that stays as it is
 
     @property
     def is_prior(self) -> bool:
@@ -75,11 +69,7 @@ class ObjectiveBase(Section):
         return False
 
     def refusal_of_texts(self, texts: str) -> str | None:
-        """Return why texts that were not sampled from a known proposal cannot be trained on, or None if they can.
-
-        Args:
-            texts: which texts, for the message.
-        """
+        """Return why texts that were not sampled from a known proposal cannot be trained on, or None if they can."""
         if not self.ORIGIN.relies_on_proposal:
             return None
         return (

@@ -23,40 +23,24 @@ _BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "min_length": "length
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """One setting."""
 
-    Attributes:
-        name: dotted, as in an override; NAME stands for a name of the user's choice.
-        type: in words, e.g. "integer or null", or the values of a choice.
-        default: as YAML; "required" if there is none.
-        bounds: of its values, e.g. "≥ 1"; empty if there are none.
-        description: one sentence.
-        kinds: the kinds of scorer, or objectives, that have it; empty if it does not depend on these.
-    """
-
-    name: str
-    type: str
-    default: str
-    bounds: str
-    description: str
-    kinds: tuple[str, ...] = ()
+    name: str  # dotted, as in an override; NAME stands for a name of the user's choice
+    type: str  # in words, e.g. "integer or null", or the values of a choice
+    default: str  # as YAML; "required" if there is none
+    bounds: str  # of its values, e.g. "≥ 1"; empty if there are none
+    description: str  # one sentence
+    kinds: tuple[str, ...] = ()  # the kinds of scorer, or objectives, that have it; empty if it depends on neither
 
 
 @dataclass(frozen=True)
 class SectionReference:
-    """A section with its own settings, without those of sections below it.
+    """A section with its own settings, without those of sections below it."""
 
-    Attributes:
-        name: dotted; empty for the recipe itself.
-        kinds: as for `Setting`.
-        summary: the first paragraph of its docstring.
-        example: YAML, a part of a recipe.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-    summary: str
-    example: str
+    name: str  # dotted; empty for the recipe itself
+    kinds: tuple[str, ...]  # as for `Setting`
+    summary: str  # the first paragraph of its docstring
+    example: str  # YAML, a part of a recipe
     settings: tuple[Setting, ...]
 
 

@@ -57,7 +57,7 @@ def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value.removeprefix(PACKAGE) if isinstance(value, str) else value
         for name, value in _dotted(settings).items()
-        if not _is_operational(name)
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _OPERATIONAL)
     }
 
 
@@ -70,15 +70,8 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     """One line for each non-operational setting in which two resolved configurations differ."""
     before, after = identity_settings(old), identity_settings(new)
     names = sorted(before.keys() | after.keys())
-    return [
-        f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _is_operational(name: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _OPERATIONAL)
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [f"{name}: {one!r} there, {other!r} now" for name, one, other in pairs if one != other]
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

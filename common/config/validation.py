@@ -67,11 +67,7 @@ _NOT_IMPLEMENTED = {
 
 
 def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
-    """Validate settings as a recipe.
-
-    Args:
-        settings: nested settings, as read from YAML.
-        source: their name in messages, e.g. that of the file.
+    """Validate nested settings as a recipe; `source` is their name in messages, e.g. that of the file.
 
     Raises:
         UserError: settings are unknown, out of range or contradictory; one line for each, with the setting, the reason
@@ -133,7 +129,8 @@ def _sentence(problem: dict[str, Any], location: list[str]) -> str:
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         if location == ["objective"]:
             return _unknown_objective(problem["input"])
-        return f"{field}.kind must be one of {', '.join(_kinds(location))}."
+        kinds = [tag for section in _walk(location)[1] for tag in _tags(section)]
+        return f"{field}.kind must be one of {', '.join(kinds)}."
     message = problem["msg"]
     if problem["type"] in _NO_SECTION:
         message = f"it is a section; write {field}.setting=value"
@@ -179,22 +176,13 @@ def valid_names(location: list[str]) -> list[str]:
     return list(dict.fromkeys(name for section in sections for name in section.model_fields))
 
 
-def _kinds(location: list[str]) -> list[str]:
-    return [tag for section in _walk(location)[1] for tag in _tags(section)]
-
-
 def _without_tags(location: list[str]) -> list[str]:
     """Return a location as users write it, without the tags that pydantic's errors add for kinds of sections."""
     return _walk(location)[0]
 
 
 def _walk(location: list[str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Follow a location down from the recipe.
-
-    Returns:
-        Its parts without tags, and the sections that may be there: several if the kind is open, none if the location
-        is not that of a section.
-    """
+    """Return a location's parts without tags, and the sections there: several if the kind is open, else one or none."""
     sections: list[type[BaseModel]] = [Recipe]
     parts: list[str] = []
     is_named = False  # the next part is a user's own name: scorers.NAME

@@ -11,14 +11,7 @@ from brain_align.common.data.conversations import is_conversation
 from brain_align.common.identity import digest
 from brain_align.common.requests import Prompt
 
-_COLUMNS = pa.schema(
-    [
-        pa.field("row", pa.int64()),
-        pa.field("text", pa.string()),
-        pa.field("token_ids", pa.list_(pa.int32())),
-        pa.field("gold", pa.string()),
-    ]
-)
+_COLUMNS = pa.schema({"row": pa.int64(), "text": pa.string(), "token_ids": pa.list_(pa.int32()), "gold": pa.string()})
 
 
 @dataclass
@@ -38,18 +31,12 @@ class Skipped:
 
 
 class PromptSet(Sequence[Prompt]):
-    """The usable prompts of a source, in its order, as Arrow columns; a `Prompt` is made on access.
-
-    Attributes:
-        too_long: rows whose prompt has too many tokens.
-        empty: rows whose prompt is null or only whitespace.
-        conversations: number of prompts that are conversations other than a single user turn.
-    """
+    """The usable prompts of a source, in its order, as Arrow columns; a `Prompt` is made on access."""
 
     def __init__(self) -> None:
-        self.too_long = Skipped()
-        self.empty = Skipped()
-        self.conversations = 0
+        self.too_long = Skipped()  # rows whose prompt has too many tokens
+        self.empty = Skipped()  # rows whose prompt is null or only whitespace
+        self.conversations = 0  # prompts that are conversations other than a single user turn
         self._parts: list[pa.RecordBatch] = []
         self._starts = [0]
 

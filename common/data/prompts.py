@@ -13,11 +13,9 @@ from brain_align.common.errors import UserError
 from brain_align.common.identity import seed_from
 
 _ROWS = 1024
-_Texts = tuple[int, str, str | None]
-"""A row's number (1-based), its prompt and its gold output."""
+_Texts = tuple[int, str, str | None]  # a row's number (1-based), its prompt and its gold output
 
-Encode = Callable[[Sequence[str]], list[list[int]]]
-"""Converts texts of prompts to the model's token ids of each."""
+Encode = Callable[[Sequence[str]], list[list[int]]]  # converts texts of prompts to the model's token ids of each
 
 
 class RefusedPromptError(Exception):

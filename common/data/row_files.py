@@ -15,9 +15,7 @@ Row = dict[str, Any]
 
 _JSON = (".jsonl", ".jsonl.gz")
 _ARROW = (".arrow", ".feather", ".ipc")
-SUFFIXES = (*_JSON, ".parquet", *_ARROW)
-"""Suffixes of readable files."""
-
+SUFFIXES = (*_JSON, ".parquet", *_ARROW)  # of readable files
 _ROWS = 1024
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 

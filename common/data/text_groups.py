@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-NOBODY = ""
-"""The value of columns that name the sampler in groups of a run."""
+NOBODY = ""  # the value of columns that name the sampler in groups of a run
 
 
 def text_group(

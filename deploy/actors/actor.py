@@ -38,20 +38,15 @@ class Handle(Protocol):
         """End it at once; calls in progress raise."""
 
 
-Spawn = Callable[[str, str], Handle]
-"""(actor's name, its log file) -> a new actor, or `LostError`"""
+Spawn = Callable[[str, str], Handle]  # (actor's name, its log file) -> a new actor, or `LostError`
 
 
 class ActorLostError(PipelineError):
-    """An actor died, or gave no answer in time; another may be called instead.
-
-    Attributes:
-        sent_away: it was ended on purpose, or by a fault of its own; the call is not to blame.
-    """
+    """An actor died, or gave no answer in time; another may be called instead."""
 
     def __init__(self, message: str, *, sent_away: bool = False) -> None:
         super().__init__(message)
-        self.sent_away = sent_away
+        self.sent_away = sent_away  # it was ended on purpose, or by a fault of its own; the call is not to blame
 
 
 class TimeBudget:
@@ -59,9 +54,7 @@ class TimeBudget:
 
     `asyncio.timeout` would set and cancel a timer per block, which costs the control plane 8 % of its time with 2,000
     streams at once. This one timer looks at what is left when the time may be over. Close it after the last block.
-
-    Raises, as a block ends:
-        TimeoutError: the time is over; what the block waited for was cancelled.
+    When the time is over, what the block waits for is cancelled, and the block ends with a TimeoutError.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -118,28 +111,15 @@ class Actor:
         self._handle: Handle | None = None
         self._sent_away = False
 
-    @property
-    def alive(self) -> bool:
-        """Return whether it was created and has not been lost since."""
-        return self._handle is not None
-
     def create(self) -> None:
-        """Create the actor, without waiting for it.
-
-        Raises:
-            ActorLostError: the cluster refused.
-        """
+        """Create the actor, without waiting for it; raise an ActorLostError if the cluster refuses."""
         try:
             self._handle = self._spawn(self.name, self._log_path)
         except LostError as error:
             raise self._lost("its creation", str(error)) from error
 
     async def placed(self) -> None:
-        """Wait, without a limit, until the cluster has room for it.
-
-        Raises:
-            ActorLostError: it died.
-        """
+        """Wait, without a limit, until the cluster has room for it; raise an ActorLostError if it dies."""
         try:
             await self._running().placed()
         except LostError as error:
@@ -159,12 +139,9 @@ class Actor:
                 return await handle.call(method, *args)
 
     async def stream(self, method: str, *args: Any, timeout: float) -> AsyncGenerator[Any]:
-        """Call a generator and yield its items, which must all come within the limit.
+        """Call a generator and yield its items, which must all come within the limit; raises what `call` raises.
 
         The time that the caller spends between them does not count.
-
-        Raises:
-            ActorLostError, PipelineError, UserError: as for `call`.
         """
         handle = self._running()
         with self._saying_who_failed(method, timeout), closing(TimeBudget(timeout)) as budget:
@@ -203,18 +180,14 @@ class Actor:
         except LostError as error:
             raise self._lost(repr(method), str(error)) from error
         except TimeoutError:
-            raise self._overdue(method, timeout) from None
+            self.kill()
+            overdue = f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
+            raise ActorLostError(overdue) from None
 
     def _lost(self, where: str, why: str) -> ActorLostError:
         self.kill()
         message = f"{self.name} was lost in {where} ({why}); its log is {self._log_path}."
         return ActorLostError(message, sent_away=self._sent_away)
-
-    def _overdue(self, method: str, timeout: float) -> ActorLostError:
-        self.kill()
-        return ActorLostError(
-            f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
-        )
 
     def _explained(self, cause: Exception, method: str) -> Exception:
         if isinstance(cause, UserError):

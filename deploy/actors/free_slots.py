@@ -13,22 +13,14 @@ class FreeSlots:
 
     A caller that wants a replica alone gets an idle one. If none is idle, the least busy one is reserved: it gets no
     further calls until it is idle. The cost of each operation does not grow with the number of replicas.
-
-    Args:
-        slots: how many calls a replica takes at once.
     """
 
     def __init__(self, slots: int) -> None:
-        self._slots = slots
+        self._slots = slots  # how many calls a replica takes at once
         self._by_calls: list[dict[Replica, None]] = [{} for _ in range(slots)]  # with a free slot, by calls
         self._waiting: deque[Grant] = deque()
         self._waiting_alone: deque[Grant] = deque()
         self._reserved: dict[Replica, Grant] = {}
-
-    @property
-    def waiting(self) -> int:
-        """The number of callers that wait for a slot."""
-        return len(self._waiting) + len(self._waiting_alone) + len(self._reserved)
 
     def calls(self, *, alone: bool) -> int:
         """Return how many slots a grant takes."""

@@ -13,12 +13,9 @@ from brain_align.deploy.actors.actor import Actor, ActorLostError, Spawn
 from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
 
-MAX_ATTEMPTS = 3
-"""Attempts at a call, each on a live replica, and at a start in a row, before it fails."""
-
+MAX_ATTEMPTS = 3  # attempts at a call, each on a live replica, and at a start in a row, before it fails
+# The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then.
 MAX_LOSSES = 15
-"""The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then."""
-
 _LONGEST_BACKOFF = 60.0  # seconds
 
 
@@ -28,29 +25,20 @@ class _NoRoomError(PipelineError):
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """The settings of a pool; times in seconds.
+    """The settings of a pool; times in seconds."""
 
-    Attributes:
-        start: how long a replica's start may take, once the cluster has room for it.
-        slots: how many calls a replica takes at once.
-        stall_timeout: how long a replica may give no answer, or make no progress, before it counts as hung; None: it is
-            not asked, since it cannot answer while it works.
-        backoff: the wait before a lost replica's first restart; it doubles with each further one in a row.
-    """
-
-    start: float
-    slots: int = 1
+    start: float  # how long a replica's start may take, once the cluster has room for it
+    slots: int = 1  # how many calls a replica takes at once
+    # How long a replica may give no answer, or make no progress, before it counts as hung; None: it is not asked, since
+    # it cannot answer while it works.
     stall_timeout: float | None = None
-    backoff: float = 1.0
+    backoff: float = 1.0  # the wait before a lost replica's first restart; it doubles with each further one in a row
 
 
 class Pool:
     """The replicas of one service. A pool knows nothing of runs, so that several runs may call it.
 
     A lost replica is restarted with back-off. Its calls raise `ActorLostError`; the caller repeats them.
-
-    Attributes:
-        identity: the answer to `ready` of the replica that came up last.
     """
 
     def __init__(
@@ -58,7 +46,7 @@ class Pool:
     ) -> None:
         self.name = name
         self.busy_seconds = 0.0
-        self.identity: Any = None
+        self.identity: Any = None  # the answer to `ready` of the replica that came up last
         self.replicas: dict[str, Replica] = {}
         self._spawn = spawn
         self._log_of = log_of
@@ -70,8 +58,6 @@ class Pool:
         self._first_ready = asyncio.Event()
         self._last_ready = 0.0  # when a replica last was
         self._failure: Exception | None = None
-
-    # -- size --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start all replicas side by side and wait for the first one; the others join when they are ready.
@@ -116,8 +102,6 @@ class Pool:
         staying.sort(key=lambda replica: (replica.state is State.READY, replica.calls))
         for replica in staying[: max(len(staying) - count, 0)]:
             self._dismiss(replica)
-
-    # -- calls -------------------------------------------------------------------------------------------------------
 
     async def acquire(self, *, alone: bool = False) -> Slot:
         """Wait for a ready replica with a free slot; `alone`: for one that works on nothing else meanwhile.
@@ -172,8 +156,6 @@ class Pool:
             life.cancel()
         for replica in self.replicas.values():
             replica.actor.send_away()
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _staying(self) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.state not in (State.LEAVING, State.GONE)]

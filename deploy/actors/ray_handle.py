@@ -21,11 +21,7 @@ class RayHandle(Handle):
 
     @classmethod
     def spawn(cls, service: type, options: dict[str, object], *args: Any) -> Self:
-        """Create an actor with Ray's options.
-
-        Raises:
-            LostError: the cluster refused it.
-        """
+        """Create an actor with Ray's options; raise a LostError if the cluster refuses."""
         try:
             return cls(ray.remote(service).options(**options).remote(*args))
         except RayError as error:

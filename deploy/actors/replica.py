@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -23,28 +24,18 @@ class State(StrEnum):
 
 
 class Replica:
-    """An actor of a pool; it stays the same replica after every restart.
-
-    Attributes:
-        calls: the number of calls that it is working on.
-        losses: how often its actor was lost.
-        starts_failed: how often in a row it did not come up.
-        failures_in_a_row: how often in a row it was lost or did not come up, without an answer between them.
-        trouble: why its actor was last lost, or None.
-        changed: it was lost, or is to leave.
-        idle: it works on nothing.
-    """
+    """An actor of a pool; it stays the same replica after every restart."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         self.state = State.WAITING
-        self.calls = 0
-        self.losses = 0
-        self.starts_failed = 0
-        self.failures_in_a_row = 0
-        self.trouble: str | None = None
-        self.changed = asyncio.Event()
-        self.idle = asyncio.Event()
+        self.calls = 0  # that it is working on
+        self.losses = 0  # how often its actor was lost
+        self.starts_failed = 0  # how often in a row it did not come up
+        self.failures_in_a_row = 0  # how often in a row it was lost or did not come up, without an answer between them
+        self.trouble: str | None = None  # why its actor was last lost
+        self.changed = asyncio.Event()  # it was lost, or is to leave
+        self.idle = asyncio.Event()  # it works on nothing
         self.idle.set()
         self._busy_since = 0.0
 
@@ -97,13 +88,13 @@ class Replica:
             )
 
 
+@dataclass(frozen=True)
 class Slot:
     """The right to call a replica, until it is released."""
 
-    def __init__(self, replica: Replica, calls: int, release: Callable[[Replica, int], None]) -> None:
-        self.replica = replica
-        self._calls = calls
-        self._release = release
+    replica: Replica
+    _calls: int
+    _release: Callable[[Replica, int], None]
 
     async def call(self, method: str, *args: Any, timeout: float) -> Any:
         """Call the replica's actor, see `Actor.call`."""

@@ -149,11 +149,7 @@ def open_store(path: str | Path, *, scorer: str | None = None) -> Samples:
 
 
 def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupLogprobs:
-    """Load a published version of a run's policy, and return a function that computes its log-probabilities.
-
-    Raises:
-        UserError: only a store was named, or its run has not published this version.
-    """
+    """Return what computes log-probabilities under a published version; refuse one that the run has not published."""
     from brain_align.common.nn.policy_versions import PolicyVersions  # torch and transformers
     from brain_align.scorer.catalogue import MAX_TOKENS
     from brain_align.scorer.kinds.prior import annotate_logprobs

@@ -32,8 +32,7 @@ from brain_align.deploy.services.scoring_pools import scoring_pools
 
 GROUP = "Train"
 
-Problems = Mapping[str, str | None]
-"""The error of each scorer, or None."""
+Problems = Mapping[str, str | None]  # the error of each scorer, or None
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +76,8 @@ def examine(
 ) -> int:
     """Check a recipe's inputs, the cluster's size, and every scorer; report all problems, and return their number.
 
-    `try_scorers` loads the scorers of a recipe, by default on the cluster.
-
-    Raises:
-        UserError: the recipe's data cannot be prepared, without which there is nothing to check.
+    `try_scorers` loads the scorers of a recipe, by default on the cluster. Data that cannot be prepared is a
+    UserError, as there is nothing to check without it.
     """
     from brain_align.deploy.run.preflight import check_inputs  # torch: not for a recipe that is refused
 

@@ -42,11 +42,8 @@ def run(options: argparse.Namespace) -> None:
 def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     """Write one version of a run's policy into a new directory, which appears whole or not at all.
 
-    Returns:
-        A sentence on what was written, and how to load it.
-
-    Raises:
-        UserError: there is no such run or version, the output is there already, or a model cannot be loaded.
+    Return a sentence on what was written, and how to load it. A run or version that does not exist, an output that does
+    and a model that cannot be loaded are refused.
     """
     directory = RunDirectory(run.absolute())
     policy = resolve(saved_recipe(directory), None, begun=directory).recipe.policy

@@ -19,6 +19,11 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 
 _FILE = "lab.json"
+_SHOWN = {
+    "kl_posterior_policy": ("KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)", ".1e"),
+    "gradient_variance": ("Variance of the gradient at the prior (q' = p)", ".3f"),
+    "gradient_variance_halfway": ("Variance of the gradient halfway to the posterior (q' = p)", ".3f"),
+}
 
 GROUP = "Research"
 
@@ -58,15 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _print(report: dict[str, Any], console: Console) -> None:
     console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} problems, and the range.")
-    for title, name, form in (
-        (
-            "KL(posterior ‖ policy) at the end, nats, at best learning rates (geometric mean)",
-            "kl_posterior_policy",
-            ".1e",
-        ),
-        ("Variance of the gradient at the prior (q' = p)", "gradient_variance", ".3f"),
-        ("Variance of the gradient halfway to the posterior (q' = p)", "gradient_variance_halfway", ".3f"),
-    ):
+    for name, (title, form) in _SHOWN.items():
         console.print(title)
         console.print(_table(report[name], report[f"{name}_range"], form))
 

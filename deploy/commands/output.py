@@ -31,10 +31,8 @@ def new_output(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a path to write a file or a directory to, which becomes `path` when the block ends without an error.
 
     If the block fails, nothing is left behind and its error is raised as it is; those of its parts that write use
-    `writing`. With `force`, an existing file, or a directory that an export has made, is replaced.
-
-    Raises:
-        UserError: something else is there, or the output cannot be put there.
+    `writing`. With `force`, an existing file, or a directory that an export has made, is replaced;
+    anything else that is there is refused, and a place that cannot be written.
     """
     check_output(path, force=force)
     temporary = temporary_sibling(path)

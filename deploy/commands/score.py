@@ -39,8 +39,7 @@ GROUP = "Inspect"
 
 _PART_ROWS = 16
 
-Write = Callable[[str], object]
-"""Writes a line of the output, without its end."""
+Write = Callable[[str], object]  # writes a line of the output, without its end
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -185,11 +184,7 @@ def _count(row: dict[str, Any], outcome: Outcome) -> None:
 
 
 def read_texts(source: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield prompts and their outputs, row by row.
-
-    Raises:
-        UserError: the file or a row of it cannot be used.
-    """
+    """Yield prompts and their outputs, row by row; refuse a file or a row that cannot be used."""
     empty = True
     for number, row in enumerate(read_rows(source, ("prompt", "outputs")), start=1):
         prompt, outputs = row.get("prompt"), row.get("outputs")

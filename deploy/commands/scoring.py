@@ -12,8 +12,7 @@ from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
 
-Advance = Callable[[int], object]
-"""Counts further rows that are done."""
+Advance = Callable[[int], object]  # counts further rows that are done
 
 
 def progress_bar(what: str, console: Console) -> Progress:

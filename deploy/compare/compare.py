@@ -31,14 +31,10 @@ MOST_PARALLEL = 2
 def compare(
     recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int | None, console: Console
 ) -> None:
-    """Train the runs that are not finished, and report on all.
+    """Train the runs that are not finished, and report on all; resume what was begun in the directory.
 
-    Args:
-        recipe: the base of all runs' recipes.
-        request: the methods, seeds, learning rates and group sizes.
-        directory: where it is resumed if it was begun.
-        parallel: the number of runs trained side by side; None: two, if the cluster has room for two learners.
-        console: shows progress and results.
+    All runs' recipes derive from `recipe`. `parallel` runs are trained side by side; None: two, if the cluster has room
+    for two learners.
 
     Raises:
         UserError: the request, the recipe or the directory is not valid.
@@ -90,11 +86,7 @@ def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, cons
 
 
 def check_recipe(recipe: Recipe, request: Request) -> None:
-    """Check that a recipe and a request can be compared on, before anything is prepared.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Raise UserError if a recipe and a request cannot be compared on, before anything is prepared."""
     if recipe.sampler.replicas == 0:
         raise UserError("brain compare samples its own groups; set sampler.replicas to 1 or more.")
     if recipe.logprobs.proposal != "sampler":

@@ -7,8 +7,7 @@ from typing import Any
 
 from brain_align.common.errors import first_failure
 
-Begin = Callable[[Coroutine[Any, Any, None]], None]
-"""Starts a task."""
+Begin = Callable[[Coroutine[Any, Any, None]], None]  # starts a task
 
 
 @asynccontextmanager

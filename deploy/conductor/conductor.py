@@ -52,8 +52,6 @@ class Conductor:
             await self._train(step)
             await self.groups.evaluate_best()
 
-    # -- Algorithm 1 -------------------------------------------------------------------------------------------------
-
     async def _train(self, done: int) -> None:
         """Lines 4-22: k optimiser steps per round on stored groups, then the policy becomes the proposal."""
         for step in range(done + 1, self._schedule.last_step + 1):
@@ -99,8 +97,6 @@ class Conductor:
         self._tracker.published(version)
         self.groups.admit(version)  # keeps r - v <= max_staleness
         await self.groups.evaluate(version)
-
-    # -- start and resume --------------------------------------------------------------------------------------------
 
     async def _start(self) -> int:
         """Start all services; returns the step of the learner's checkpoint, 0 for a new run."""

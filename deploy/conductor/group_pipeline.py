@@ -49,20 +49,15 @@ class GroupPipeline:
     """Keeps samplers and scorers at work, and lets the conductor wait for what they make.
 
     Other runs may use the same services.
-
-    Attributes:
-        training: the groups that the learner trains on.
-        evaluation: the groups of held-back prompts; None where nothing is evaluated.
-        pending: the groups of both that are not complete yet.
     """
 
     def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, services: Services) -> None:
         self._recipe = recipe
         self._plan = plan
         self._samplers = services.samplers
-        self.pending = Pending(str(plan.store.root))
+        self.pending = Pending(str(plan.store.root))  # the groups of both lanes that are not complete yet
         self.training = TrainingLane(recipe, plan, tracker, self.pending)
-        self.evaluation: EvaluationLane | None = None
+        self.evaluation: EvaluationLane | None = None  # None where nothing is evaluated
         self._lanes: list[StoreLane] = [self.training]
         if plan.evaluation is not None:
             self.evaluation = EvaluationLane(plan.evaluation, recipe, plan, tracker, self.pending)
@@ -113,8 +108,6 @@ class GroupPipeline:
         await self.training.take_up(step // self._recipe.algorithm.updates_per_round)
         self._recorded = await self.training.queue.call(self._plan.store.recorded_after, step)
 
-    # -- groups for the learner --------------------------------------------------------------------------------------
-
     def admit(self, version: int) -> None:
         """Have sampled what may be sampled now that `version` is the newest."""
         self.enqueue(self.training.admit(version))
@@ -129,10 +122,8 @@ class GroupPipeline:
     async def ready_for(self, step: int) -> list[str]:
         """Wait for the groups that train a step; returns their ids.
 
-        If the step was trained before a crash, they are the recorded ones; otherwise the next that are ready.
-
-        Raises:
-            PipelineError: nobody is making them.
+        If the step was trained before a crash, they are the recorded ones; otherwise the next that are ready. Groups
+        that nobody is making are a PipelineError.
         """
         recorded = self._recorded.pop(step, None)
         schedule = self._plan.schedule
@@ -145,8 +136,6 @@ class GroupPipeline:
             )
         finally:
             self._waited, self._waits_since = self.waited_seconds, None
-
-    # -- evaluation --------------------------------------------------------------------------------------------------
 
     async def evaluate(self, version: int) -> None:
         """Begin to evaluate a published version, where it takes part in the choice of the best."""
@@ -178,8 +167,6 @@ class GroupPipeline:
         candidates = await lane.queue.call(lane.evaluation.candidates, version)
         return [candidate * self._recipe.algorithm.updates_per_round for candidate in candidates]
 
-    # -- figures for the status --------------------------------------------------------------------------------------
-
     @property
     def waiting_requests(self) -> int:
         """The number of requests that no sampler has yet."""
@@ -189,8 +176,6 @@ class GroupPipeline:
     def waited_seconds(self) -> float:
         """Return the seconds that the learner has waited for groups, up to now."""
         return self._waited + (0.0 if self._waits_since is None else time.monotonic() - self._waits_since)
-
-    # -- sampling ----------------------------------------------------------------------------------------------------
 
     async def _give_out_requests(self) -> None:
         while True:

@@ -21,21 +21,11 @@ class GroupScorer(Lane):
     """Gives groups to one scorer, as a run does, and returns their values.
 
     A group that keeps failing gets null values and the error. If there are too many such groups for them to be the
-    cause, scoring ends with the error.
-
-    Args:
-        name: of the scorer.
-        pool: started.
-        rows: groups per call.
-        timeout: seconds per call.
-        begin: starts a task; an error in a task also ends the callers that wait.
-
-    Attributes:
-        failed_groups: ids of the groups without values, because they keep failing.
+    cause, scoring ends with the error. The pool is started; an error in a task also ends the callers that wait.
     """
 
     def __init__(self, name: str, pool: Pool, rows: int, timeout: float, begin: Begin) -> None:
-        self.failed_groups: set[str] = set()
+        self.failed_groups: set[str] = set()  # ids of those without values, because they keep failing
         self._pool = pool
         self._finished = 0
         self._waiting: dict[str, asyncio.Future[pa.RecordBatch]] = {}  # one row, by the group's id
@@ -91,9 +81,7 @@ class GroupScorer(Lane):
 async def scorers_at_work(pools: Mapping[str, Pool], recipe: Recipe) -> AsyncIterator[dict[str, GroupScorer]]:
     """Yield scorers that are ready to score, until the block ends.
 
-    Args:
-        pools: of the scorers, by name, not yet started.
-        recipe: sets the groups per call and the time limit.
+    The pools, by scorer, are not yet started; the recipe sets the groups per call and the time limit.
 
     Raises:
         PipelineError, UserError: a scorer failed for good, before the block or within it; or the block's own error.

@@ -47,10 +47,7 @@ class Pending:
     async def until(self, found: Callable[[], T | None], what: str) -> T:
         """Wait for `what`: until `found()`, asked at each change, returns it.
 
-        This ends, as each call of a service has its time limit.
-
-        Raises:
-            PipelineError: nobody is making it.
+        This ends, as each call of a service has its time limit; if nobody is making it, with a PipelineError.
         """
         while (value := found()) is None:
             if not self._groups:
@@ -64,24 +61,17 @@ class Pending:
 
 
 class StoreLane(Lane):
-    """A lane whose groups lie in a sample store: requests in, groups that are stored and scored out.
+    """A lane whose groups lie in a sample store: requests in, groups that are stored and scored out."""
 
-    Attributes:
-        name: of its store's thread.
-        purpose: of all its groups; None where their requests tell.
-        requests: those that no sampler has yet.
-        queue: makes all calls of the store, and of what reads it; there is one while the lane is open.
-    """
-
-    name: str
-    purpose: Purpose | None = None
-    queue: CommitQueue
+    name: str  # of its store's thread
+    purpose: Purpose | None = None  # of all its groups; None where their requests tell
+    queue: CommitQueue  # makes all calls of the store, and of what reads it; there is one while the lane is open
 
     def __init__(
         self, store: Store, scorers: Sequence[str], recipe: Recipe, plan: RunPlan, tracker: Tracker, pending: Pending
     ) -> None:
         self.scorers = scorers
-        self.requests: deque[SampleRequest] = deque()
+        self.requests: deque[SampleRequest] = deque()  # those that no sampler has yet
         self._store = store
         self._recipe = recipe
         self._quarantine = plan.quarantine
@@ -115,11 +105,7 @@ class StoreLane(Lane):
         self.give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
 
     def give_up(self, item: Item) -> None:
-        """Go on without a prompt or a group, once that is on record.
-
-        Raises:
-            PipelineError: see `Quarantine.add`.
-        """
+        """Go on without a prompt or a group, once that is on record; raises what `Quarantine.add` raises."""
         recipe = self._recipe
         sizes = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
         self._quarantine.add(item, sizes.get(item.purpose, recipe.algorithm.prompts_per_round))
@@ -239,11 +225,7 @@ class TrainingLane(StoreLane):
 
 
 class EvaluationLane(StoreLane):
-    """The groups of held-back prompts. All methods of its `Evaluation` are called on the store's thread.
-
-    Attributes:
-        evaluated: the splits and versions whose results are known.
-    """
+    """The groups of held-back prompts. All methods of its `Evaluation` are called on the store's thread."""
 
     name = "evaluation"
 
@@ -252,7 +234,7 @@ class EvaluationLane(StoreLane):
     ) -> None:
         super().__init__(evaluation.store, evaluation.scorers, recipe, plan, tracker, pending)
         self.evaluation = evaluation
-        self.evaluated: set[tuple[Split, int]] = set()
+        self.evaluated: set[tuple[Split, int]] = set()  # those whose results are known
 
     async def take_up(self) -> None:
         """Have stored groups scored that lack values."""

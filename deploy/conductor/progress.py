@@ -11,31 +11,22 @@ class StatusPart(BaseModel):
 
 
 class Progress(StatusPart):
-    """The progress of training. Rates are output tokens per second over the last minute.
-
-    Attributes:
-        round, rounds, step, steps, version: the position of training, and its end.
-        sampled, scored, trained: groups so far.
-        sampled_rate, scored_rate, trained_rate: tokens/s.
-        staleness: versions between the oldest proposal of the last step's groups and the newest.
-        left_seconds: remaining training time at the present pace; None before the first step.
-        reward, kl, ess: of the last step.
-    """
+    """The progress of training. Rates are output tokens per second over the last minute."""
 
     round: int
     rounds: int
     step: int
     steps: int
     version: int
-    sampled: int
+    sampled: int  # groups so far, like the next two
     scored: int
     trained: int
     sampled_rate: float
     scored_rate: float
     trained_rate: float
-    staleness: int | None
-    left_seconds: float | None
-    reward: float | None
+    staleness: int | None  # versions between the oldest proposal of the last step's groups and the newest
+    left_seconds: float | None  # remaining training time at the present pace; None before the first step
+    reward: float | None  # of the last step, like the next two
     kl: float | None
     ess: float | None
 

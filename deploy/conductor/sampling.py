@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -19,33 +20,22 @@ FATAL_LOSSES = 5
 The number is this high because samplers are also lost for other reasons, e.g. machines that are taken away.
 """
 
-Commit = Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]
-"""Makes groups of a request durable."""
 
-GiveUp = Callable[[Item], None]
-"""Puts a prompt on record that is not sampled any more."""
-
-
+@dataclass(frozen=True)
 class Sampling:
     """Has each request sampled until all its prompts have groups or are given up.
 
     If a sampler is lost, all its prompts are suspects: they are sampled again, in halves, on samplers that do nothing
     else meanwhile, until the prompt that brings samplers down is alone.
-
-    Args:
-        pool: the samplers.
-        whole: strict mode: a request is committed whole and always sampled with all its prompts, so that its groups do
-            not depend on what happened meanwhile. Halves are only tried then, and their groups are dropped.
-        timeout: seconds for one request.
-        commit, give_up: see their types.
     """
 
-    def __init__(self, pool: Pool, *, whole: bool, timeout: float, commit: Commit, give_up: GiveUp) -> None:
-        self._pool = pool
-        self._whole = whole
-        self._timeout = timeout
-        self._commit = commit
-        self._give_up = give_up
+    pool: Pool  # the samplers
+    # Strict mode: a request is committed whole and always sampled with all its prompts, so that its groups do not
+    # depend on what happened meanwhile. Halves are only tried then, and their groups are dropped.
+    whole: bool
+    timeout: float  # seconds for one request
+    commit: Callable[[SampleRequest, pa.RecordBatch], Awaitable[None]]  # makes groups of a request durable
+    give_up: Callable[[Item], None]  # puts a prompt on record that is not sampled any more
 
     async def sample(self, request: SampleRequest, slot: Slot) -> None:
         """Sample a request, first in a slot that was acquired for it.
@@ -54,16 +44,15 @@ class Sampling:
             UserError: the user must correct something about the request.
             PipelineError: the samplers have failed for good.
         """
-        if self._whole:
+        if self.whole:
             await self._sample_whole(request, slot)
         else:
             await self._sample_in_parts(request, slot, losses=0)
 
-    # -- overlapped: every group counts as soon as it is finished ----------------------------------------------------
-
     async def _sample_in_parts(self, request: SampleRequest, slot: Slot | None, losses: int) -> None:
+        """Sample a request, overlapped: every group counts as soon as it is finished."""
         while request.prompts:
-            slot = slot or await self._pool.acquire(alone=losses > 0)
+            slot = slot or await self.pool.acquire(alone=losses > 0)
             request, error = await self._stream(request, slot)
             slot = None
             if error is None or error.sent_away or not request.prompts:  # the prompts are not to blame
@@ -75,16 +64,16 @@ class Sampling:
                 return
             losses += 1
             if losses == FATAL_LOSSES:
-                self._give_up(_item(request, error))
+                self.give_up(_item(request, error))
                 return
 
     async def _stream(self, request: SampleRequest, slot: Slot) -> tuple[SampleRequest, ActorLostError | None]:
         """Commit groups as they come; return what has none yet, and the error by which the sampler was lost."""
         done: set[str] = set()
         try:
-            async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as parts:
+            async with aclosing(slot.stream("generate", request, timeout=self.timeout)) as parts:
                 async for groups in parts:
-                    await self._commit(request, groups)
+                    await self.commit(request, groups)
                     done.update(groups["group_id"].to_pylist())
         except ActorLostError as error:
             return request.without(done), error
@@ -94,20 +83,19 @@ class Sampling:
         _check_all_there(request, rest.group_ids)
         return rest, None
 
-    # -- strict: a request counts as a whole ---------------------------------------------------------------------------
-
     async def _sample_whole(self, request: SampleRequest, slot: Slot) -> None:
+        """Sample a request in strict mode: it counts as a whole."""
         losses = 0
         while request.prompts:
             outcome = await self._attempt(request, slot)
             if isinstance(outcome, pa.RecordBatch):
-                await self._commit(request, outcome)
+                await self.commit(request, outcome)
                 return
             losses += not outcome.sent_away
             if losses == FATAL_LOSSES - 1:
                 culprits = await self._culprits(request)
                 for culprit in culprits:
-                    self._give_up(culprit)
+                    self.give_up(culprit)
                 request = request.without({culprit.group_id for culprit in culprits})
                 losses = 0 if culprits else losses
             elif losses > FATAL_LOSSES:
@@ -115,14 +103,14 @@ class Sampling:
                     f"Request {request.lease_id} has brought down {losses} samplers, but not its parts; the "
                     f"last error: {outcome}"
                 )
-            slot = await self._pool.acquire(alone=True)
+            slot = await self.pool.acquire(alone=True)
 
     async def _culprits(self, request: SampleRequest) -> list[Item]:
         """Return the prompts of a request that bring samplers down."""
         for _attempt in range(1 if len(request.prompts) > 1 else FATAL_LOSSES - 1):
-            outcome = await self._attempt(request, await self._pool.acquire(alone=True))
+            outcome = await self._attempt(request, await self.pool.acquire(alone=True))
             while isinstance(outcome, ActorLostError) and outcome.sent_away:
-                outcome = await self._attempt(request, await self._pool.acquire(alone=True))
+                outcome = await self._attempt(request, await self.pool.acquire(alone=True))
             if isinstance(outcome, pa.RecordBatch):
                 return []
         if len(request.prompts) == 1:
@@ -132,7 +120,7 @@ class Sampling:
     async def _attempt(self, request: SampleRequest, slot: Slot) -> pa.RecordBatch | ActorLostError:
         """Return all groups of a request, in its order, or the error by which its sampler was lost."""
         try:
-            async with aclosing(slot.stream("generate", request, timeout=self._timeout)) as items:
+            async with aclosing(slot.stream("generate", request, timeout=self.timeout)) as items:
                 parts = [groups async for groups in items]
         except ActorLostError as error:
             return error

@@ -26,8 +26,7 @@ Results come in time this way, and training keeps nearly all samplers and scorer
 class Lane(ABC):
     """A use of scored groups, e.g. training: where their scores go, and what happens then."""
 
-    scorers: Sequence[str]
-    """The scorers whose values a group needs."""
+    scorers: Sequence[str]  # those whose values a group needs
 
     @abstractmethod
     async def append_scores(self, scorer: str, samples: "Samples", scores: pa.RecordBatch) -> None:
@@ -64,18 +63,18 @@ class Samples:
         return Samples(self.lane, self.groups.filter(pa.array([one in ids for one in self.ids])))
 
 
+@dataclass
 class Turns(Generic[L]):
     """Decides which lane is served next: training's, the first, but every `EVALUATION_EVERY`-th time another's."""
 
-    def __init__(self, lanes: Sequence[L]) -> None:
-        self._lanes = lanes
-        self._in_a_row = 0  # turns of the first lane
+    lanes: Sequence[L]
+    _in_a_row: int = 0  # turns of the first lane
 
     def next(self, waits: Callable[[L], object]) -> L:
         """Return the lane whose turn it is, of those that wait; at least one does."""
-        waiting = [lane for lane in self._lanes if waits(lane)]
+        waiting = [lane for lane in self.lanes if waits(lane)]
         lane = waiting[-1] if self._in_a_row >= EVALUATION_EVERY - 1 else waiting[0]
-        self._in_a_row = self._in_a_row + 1 if lane is self._lanes[0] else 0
+        self._in_a_row = self._in_a_row + 1 if lane is self.lanes[0] else 0
         return lane
 
 
@@ -133,20 +132,16 @@ class Scoring:
 
     A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that groups share
     the cost of a call under load. A call that fails is repeated in halves until the group that makes it fail is alone;
-    that group is given up after it has failed `MAX_ATTEMPTS` times alone.
-
-    Args:
-        pools, rows: the replicas and the groups per call, by scorer.
-        timeout: seconds for one call.
-        lanes: in the order of their priority.
+    that group is given up after it has failed `MAX_ATTEMPTS` times alone. `lanes` are in the order of their
+    priority.
     """
 
     def __init__(
         self, pools: Mapping[str, Pool], rows: Mapping[str, int], timeout: float, lanes: Sequence[Lane]
     ) -> None:
         self._pools = pools
-        self._rows = rows
-        self._timeout = timeout
+        self._rows = rows  # groups per call, by scorer
+        self._timeout = timeout  # seconds for one call
         self._queues = {name: _Queue(lanes) for name in pools}
         self._lacking: dict[str, set[str]] = {}  # by group, the scorers whose values it still needs
         self._room = asyncio.Event()
@@ -173,9 +168,7 @@ class Scoring:
     def put(self, samples: Samples, together: Sequence[int] | None = None) -> None:
         """Have committed groups scored by all scorers of their lane.
 
-        Args:
-            samples: the groups.
-            together: how many of them, in their order, share a call if the scorer takes so many; default: all.
+        `together` says how many of them, in their order, share a call if the scorer takes so many; default: all.
         """
         for name in samples.lane.scorers:
             self._enqueue(name, samples, together or [samples.groups.num_rows])
@@ -188,8 +181,6 @@ class Scoring:
             if lacks.ids:  # if not, all have values, perhaps of a scorer that does not run
                 self._enqueue(name, lacks, [len(lacks.ids)])
         self._check_room()
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _enqueue(self, name: str, samples: Samples, together: Sequence[int]) -> None:
         for group in samples.ids:

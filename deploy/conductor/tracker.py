@@ -74,8 +74,6 @@ class Tracker:
         self._staleness: int | None = None
         self.is_running = False
 
-    # -- events ------------------------------------------------------------------------------------------------------
-
     def recovered(self, store: Store) -> None:
         """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
         steps = store.steps()
@@ -136,7 +134,7 @@ class Tracker:
 
     def evaluated(self, split: Split, version: int, result: Result) -> None:
         """Record a version's result on a split."""
-        figures = {name: value for name, value in result.as_dict().items() if value is not None}
+        figures = {name: value for name, value in vars(result).items() if value is not None}
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
@@ -187,8 +185,6 @@ class Tracker:
             kl=last.get("kl_policy_prior"),
             ess=last.get("ess_alpha"),
         )
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _write(self, kind: str, number: int, figures: dict[str, float]) -> None:
         with open(self._metrics, "a", encoding="utf-8") as file:

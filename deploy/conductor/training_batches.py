@@ -37,11 +37,7 @@ class TrainingBatches:
         return batch if self._groups_are_its_own else of_another_run(batch)
 
     def check_prior(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Check that another run's log p are this policy's: before the first update the policy is the prior.
-
-        Raises:
-            UserError: they differ too much.
-        """
+        """Refuse another run's log p that are not this policy's: before the first update the policy is the prior."""
         apart = abs(metrics.get("kl_policy_prior", 0.0))
         if step == 1 and not self._groups_are_its_own and apart > _PRIOR_TOLERANCE:
             raise UserError(

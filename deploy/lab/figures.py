@@ -10,14 +10,27 @@ from typing import Any
 
 import torch
 
-from brain_align.deploy.lab.gradients import GradientFigures, gradient_figures
 from brain_align.deploy.lab.training import Budget, train
-from brain_align.deploy.lab.world import METHODS, OUTCOMES, make_world
+from brain_align.deploy.lab.world import METHODS, OUTCOMES, World, draw, make_world
+from brain_align.learner.objectives.catalogue import make_objective
 
 COUNTS = (2, 4, 8, 16, 32, 64)
 HALFWAY = 0.5
 PROGRESS = (0.0, 0.25, HALFWAY, 0.75)
 """Places of the policy on the way from the prior to the posterior when its gradient is measured; q' = p throughout."""
+
+_OUTPUTS = 1 << 16
+"""The number of outputs drawn per figure, so that groups of any n cost the same."""
+
+
+@dataclass(frozen=True)
+class GradientFigures:
+    """Figures of estimates of −∇_θ KL(posterior ‖ q_θ) = posterior − q_θ, where θ are the logits of the 64 outcomes."""
+
+    variance: float  # the trace of their covariance
+    relative_variance: float  # variance over the squared norm of their mean. Self-normalisation shrinks both.
+    bias: float  # the norm of their mean less the exact gradient, as a share of the exact gradient's norm
+    bias_error: float  # the average of `bias` that sampling alone would cause with this number of groups
 
 
 @dataclass(frozen=True)
@@ -34,19 +47,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class LabFigures:
-    """The laboratory's results.
+    """The laboratory's results."""
 
-    Attributes:
-        seeds: of the worlds; each also seeds the samples for its gradients.
-        budget: of each training.
-        divergences: KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
-        gradients: by progress, method and n; one for each world.
-    """
-
-    seeds: tuple[int, ...]
-    budget: Budget
+    seeds: tuple[int, ...]  # of the worlds; each also seeds the samples for its gradients
+    budget: Budget  # of each training
+    # KL(posterior ‖ q_θ) in nats, by method and n.  # each [rates, worlds, rounds + 1]
     divergences: dict[tuple[str, int], torch.Tensor]
-    gradients: dict[tuple[float, str, int], list[GradientFigures]]
+    gradients: dict[tuple[float, str, int], list[GradientFigures]]  # by progress, method and n; one for each world
 
     def learning_rate(self, method: str, n: int) -> float:
         """Return the rate that ends nearest to the posterior, by the geometric mean over the worlds."""
@@ -133,6 +140,36 @@ def measure(seeds: Sequence[int], budget: Budget) -> LabFigures:
             for progress, method, n in product(PROGRESS, METHODS, COUNTS)
         },
     )
+
+
+def gradient_figures(
+    world: World, method: str, n: int, log_policy: torch.Tensor, log_proposal: torch.Tensor, generator: torch.Generator
+) -> GradientFigures:
+    """Measure a method's estimates at log q_θ [64], from groups of n outputs that are drawn from log q' [64]."""
+    outcomes = draw(log_proposal, _OUTPUTS // n, n, generator)
+    estimates = _estimates(world, method, outcomes, log_policy, log_proposal)
+    mean = estimates.mean(dim=0)
+    variance = (estimates - mean).square().sum(dim=1).mean()
+    exact = world.log_posterior.exp() - log_policy.exp()
+    return GradientFigures(
+        variance=variance.item(),
+        relative_variance=(variance / mean.square().sum()).item(),
+        bias=((mean - exact).norm() / exact.norm()).item(),
+        bias_error=((variance / len(estimates)).sqrt() / exact.norm()).item(),
+    )
+
+
+def _estimates(
+    world: World, method: str, outcomes: torch.Tensor, log_policy: torch.Tensor, log_proposal: torch.Tensor
+) -> torch.Tensor:
+    """Return each group's ascent direction in θ.  # [groups, n] -> [groups, 64]."""
+    values = world.groups(outcomes, log_policy, log_proposal, world.log_normaliser)
+    leaf = values.policy_logprobs.requires_grad_()
+    losses = make_objective(METHODS[method]).losses(values)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)  # a group's loss depends on that group alone
+    weights = -gradient  # of ∇ log q_θ(y_i), which is the indicator of y_i less q_θ
+    direct = torch.zeros(len(outcomes), OUTCOMES, dtype=weights.dtype).scatter_add_(1, outcomes, weights)
+    return direct - weights.sum(dim=1, keepdim=True) * log_policy.exp()
 
 
 def _geometric_mean(divergences: torch.Tensor) -> torch.Tensor:

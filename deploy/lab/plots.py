@@ -25,10 +25,8 @@ def write_plots(figures: LabFigures, directory: Path) -> list[Path]:
             "gradient_relative_variance": _by_count(figures, "relative_variance", "variance / squared norm of mean"),
             "gradient_bias": _by_count(figures, "bias", "bias / norm of the exact gradient"),
         }
-    files = {}
-    for name, figure in drawn.items():
-        files[directory / f"{name}.svg"] = as_svg(figure)
-        files[directory / f"{name}.png"] = as_png(figure)
+    files = {directory / f"{name}.svg": as_svg(figure) for name, figure in drawn.items()}
+    files |= {directory / f"{name}.png": as_png(figure) for name, figure in drawn.items()}
     for path, content in files.items():
         write_file(path, content)
     return list(files)

@@ -12,18 +12,12 @@ from brain_align.learner.objectives.catalogue import make_objective
 
 @dataclass(frozen=True)
 class Budget:
-    """The same for every method and n.
+    """The same for every method and n."""
 
-    Attributes:
-        rounds: proposal updates, e.
-        updates: optimiser steps per round, k.
-        groups: per step, all of the world's one prompt.
-        learning_rates: Adam's initial rates, all of which are tried; they fall linearly to 0.
-    """
-
-    rounds: int = 20
-    updates: int = 20
-    groups: int = 16
+    rounds: int = 20  # proposal updates, e
+    updates: int = 20  # optimiser steps per round, k
+    groups: int = 16  # per step, all of the world's one prompt
+    # Adam's initial rates, all of which are tried; they fall linearly to 0.
     learning_rates: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -31,10 +25,8 @@ def train(worlds: Sequence[World], method: str, n: int, budget: Budget, seed: in
     """Train the 64 logits of policies that start as the prior, with groups of n outputs.
 
     There is one training per world and learning rate. All run as one batch, since a single one is mostly overhead; they
-    do not affect each other.
-
-    Returns:
-        KL(posterior ‖ q_θ) in nats before the first and after each round, exactly.  # [rates, worlds, rounds + 1]
+    do not affect each other. The result is the exact KL(posterior ‖ q_θ) in nats before the first and after each round.
+    # [rates, worlds, rounds + 1]
     """
     generator = torch.Generator().manual_seed(seed)
     objective = make_objective(METHODS[method])

@@ -20,15 +20,10 @@ METHODS: dict[str, ObjectiveBase] = {
 
 @dataclass(frozen=True)
 class World:
-    """Distributions over the outcomes, as log-probabilities in nats; or several worlds, in the leading dimensions.
+    """Distributions over the outcomes, as log-probabilities in nats; or several worlds, in the leading dimensions."""
 
-    Attributes:
-        log_prior: log p(y).  # [..., 64] float64
-        rewards: r(y), standard normal: a spread of 1.  # [..., 64] float64
-    """
-
-    log_prior: torch.Tensor
-    rewards: torch.Tensor
+    log_prior: torch.Tensor  # log p(y).  # [..., 64] float64
+    rewards: torch.Tensor  # r(y), standard normal: a spread of 1.  # [..., 64] float64
 
     @property
     def log_normaliser(self) -> torch.Tensor:
@@ -60,13 +55,8 @@ class World:
         """Return the values that an objective computes with, for sampled outcomes of all worlds in sequence.
 
         An objective knows one log Z, and here each world has its own: the prior comes divided by it, so that P/(Z q')
-        is what dpg and gdc++ make of it with their Z at 1. BRAIn's weights are the same with any.
-
-        Args:
-            outcomes: drawn from the proposal.  # [..., b, n] int64
-            log_policy: log q_θ, with its gradient.  # [..., 64]
-            log_proposal: log q'.  # [..., 64]
-            log_normaliser: log Z, or what is known of it.  # [...]
+        is what dpg and gdc++ make of it with their Z at 1. BRAIn's weights are the same with any. The outcomes
+        [..., b, n] int64 are drawn from q' [..., 64]; log q_θ [..., 64] has its gradient; log Z [...] may be estimated.
         """
         n = outcomes.shape[-1]
         flat = outcomes.flatten(-2)  # [..., b·n]

@@ -16,9 +16,8 @@ from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
-from brain_align.deploy.monitor.autoscale import Load
 from brain_align.deploy.monitor.requests import answer, forget_former_requests, take_requests
-from brain_align.deploy.monitor.scaling import Scaler
+from brain_align.deploy.monitor.scaling import Load, Scaler
 from brain_align.deploy.monitor.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan

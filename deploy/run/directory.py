@@ -75,9 +75,7 @@ def check_config(directory: RunDirectory, recipe: Recipe) -> None:
     """Refuse a run directory that another configuration has begun, or that holds something else.
 
     Begun means that something was sampled: a start that failed before that may be corrected and tried again.
-
-    Raises:
-        UserError: with one line for each setting that differs.
+    The UserError has one line for each setting that differs.
     """
     root = directory.root
     if not is_in_use(root, directory.config, "run directory", "set run.dir to a new or empty one"):
@@ -107,11 +105,7 @@ def _check_readable(directory: RunDirectory, saved: Mapping[str, Any]) -> None:
 
 
 def saved_recipe(directory: RunDirectory) -> Recipe:
-    """Return the recipe that a run was begun with.
-
-    Raises:
-        UserError: there is no run, or this version cannot read its configuration.
-    """
+    """Return the recipe that a run was begun with; refuse a place without one that this version can read."""
     if not directory.config.exists():
         raise UserError(f"{directory.root} is not a run directory: it has no config.yaml; name the directory of a run.")
     return parse_recipe(_saved_config(directory), str(directory.config))
@@ -150,9 +144,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
 
     The inputs are "world", the name of the prepared data; "prompts", the digest of all prompts; "source", the digest
     of the groups of another store that are trained on; each None where there is none.
-
-    Raises:
-        UserError: the run began on other inputs.
+    Other inputs than those that the run began on are refused.
     """
     facts_path = directory.facts
     if not has_begun(directory):

@@ -48,11 +48,7 @@ class Inputs:
 
 
 def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInputs:
-    """Check all that a run needs, and read its prompts, or the store that it trains from.
-
-    Raises:
-        UserError: something is missing or does not fit together; all of it is named.
-    """
+    """Check all that a run needs, and read its prompts or its store; a UserError names all that does not fit."""
     make_objective(recipe.objective)
     return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
 
@@ -96,10 +92,7 @@ def _check_first_group(recipe: Recipe, inputs: StoredInputs) -> None:
     store = inputs.source.store
     vocabulary = load_config(recipe.policy.model).vocab_size
     for batch in store.batches(group_ids=inputs.index["group_id"].slice(0, 1).to_pylist()):
-        refusal = None
-        if isinstance(recipe.objective, RsoSection):
-            refusal = recipe.objective.refusal(len(batch["outputs"][0]))
-        if refusal is not None:
+        if isinstance(recipe.objective, RsoSection) and (refusal := recipe.objective.refusal(len(batch["outputs"][0]))):
             raise UserError(f"{store.root}: {refusal}.")
         largest = pc.max(pc.list_flatten(batch["prompt_token_ids"])).as_py()
         if largest >= vocabulary:
@@ -143,10 +136,8 @@ def _check_prompts(recipe: Recipe) -> Inputs:
                 f"{len(read['train'])} usable prompts of {named(recipe.data.train)}; lower it, or provide more prompts."
             )
     problems.raise_any()
-    wanted: dict[Split, int] = {
-        "validation": recipe.evaluation.validation_prompts,
-        "test": recipe.evaluation.test_prompts,
-    }
+    sizes = recipe.evaluation
+    wanted: dict[Split, int] = {"validation": sizes.validation_prompts, "test": sizes.test_prompts}
     for held, count in wanted.items():
         if len(read[held]) < count:
             notes.append(f"{held}: only {len(read[held])} prompts, evaluation.{held}_prompts asks for {count}")
@@ -159,7 +150,13 @@ def _checked_encoding(recipe: Recipe) -> Encode:
     tokenizer = load_tokenizer(source)
     config = load_config(recipe.policy.model)
     check_tokenizer(tokenizer, config, source)
-    _check_context(recipe, context_length(config))
+    context = context_length(config)
+    needed = recipe.data.max_prompt_tokens + recipe.sampling.max_tokens
+    if needed > context:
+        raise UserError(
+            f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model}"
+            f" ({context} tokens); lower one of them."
+        )
     return prompt_encoding(tokenizer, recipe.data.chat_template)
 
 
@@ -170,14 +167,8 @@ def _uncounted(texts: Sequence[str]) -> list[list[int]]:
 def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
     found = read_prompts(recipe.data, source, encode)
     _check_turns(recipe, source, found)
-    skipped = [
-        f"{many} {what}"
-        for many, what in (
-            (found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"),
-            (found.empty, "empty"),
-        )
-        if many.count
-    ]
+    reasons = ((found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"), (found.empty, "empty"))
+    skipped = [f"{many} {what}" for many, what in reasons if many.count]
     notes.append(
         f"{split}: {len(found):,} prompts of {named(source)}" + (f"; skipped {', '.join(skipped)}" if skipped else "")
     )
@@ -195,15 +186,6 @@ def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> No
                 f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
                 f"classifier with chat_template=true."
             )
-
-
-def _check_context(recipe: Recipe, context: int) -> None:
-    needed = recipe.data.max_prompt_tokens + recipe.sampling.max_tokens
-    if needed > context:
-        raise UserError(
-            f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model}"
-            f" ({context} tokens); lower one of them."
-        )
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

@@ -19,11 +19,7 @@ _ROWS = 1024
 
 
 def read_prompts(data: DataSection, source: PromptSource, encode: Encode) -> PromptSet:
-    """Read and tokenise the prompts of one split.
-
-    Raises:
-        UserError: there is no such file or data set, or it does not hold prompts.
-    """
+    """Read and tokenise the prompts of one split; refuse a source that does not exist or holds no prompts."""
     columns = PromptColumns(data.prompt_column, data.gold_column, conversations=data.chat_template != AS_THEY_ARE)
     rows = _rows(source, columns.names())
     return load_prompts(rows, columns, encode, data.max_prompt_tokens, named(source))

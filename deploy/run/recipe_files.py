@@ -20,11 +20,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 
 def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
-    """Read a recipe and apply overrides; the caller's settings stay as they are.
-
-    Raises:
-        UserError: there is no such recipe, it is not a YAML mapping, or overrides or settings are refused.
-    """
+    """Read a recipe and apply overrides, to a copy; refuse a missing or malformed recipe, overrides and settings."""
     if isinstance(recipe, Mapping):
         return overridden(copy.deepcopy(dict(recipe)), overrides, "the recipe")
     path = Path(recipe).expanduser()
@@ -40,11 +36,7 @@ def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
 
 
 def overridden(settings: dict[str, Any], overrides: Overrides, where: str) -> Recipe:
-    """Apply overrides to nested settings, and return the recipe that they make; `where` names it in errors.
-
-    Raises:
-        UserError: overrides or settings are refused; it names all of them.
-    """
+    """Apply overrides to nested settings, and return the recipe; a UserError names all refused ones, and `where`."""
     problems = Problems()
     for override in _dotted(overrides) if isinstance(overrides, Mapping) else overrides:
         with problems.noted():
@@ -110,11 +102,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def apply_override(settings: dict[str, Any], override: str | tuple[str, Any]) -> None:
-    """Put one `section.setting=value`, or a dotted name and its value, into nested settings.
-
-    Raises:
-        UserError: it has no `=`, treats a value as a section, or YAML cannot hold its value.
-    """
+    """Put one `section.setting=value`, or a dotted name and its value, into nested settings, or refuse it."""
     name, value = _parsed(override) if isinstance(override, str) else (override[0], _plain(*override))
     *sections, last = name.split(".")
     target = settings

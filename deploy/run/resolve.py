@@ -19,8 +19,7 @@ from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 
 _WORLD = "{world}"
 
-Report = Callable[[str], None]
-"""Prints one line of text on what is being done."""
+Report = Callable[[str], None]  # prints one line of text on what is being done
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,7 @@ def resolve(
 
 
 def with_world(recipe: Recipe, world: Path | None) -> ResolvedRecipe:
-    """Put the directory of the prepared data in place of `{world}`.
-
-    Raises:
-        UserError: `{world}` stands in a recipe that prepares no data.
-    """
+    """Put the directory of the prepared data in place of `{world}`; refuse that where no data is prepared."""
     settings = _replaced(recipe.model_dump(mode="json"), world)
     return ResolvedRecipe(recipe, Recipe.model_validate(settings), world)
 
@@ -120,9 +115,6 @@ def _world_of(directory: RunDirectory, recipe: Recipe) -> Path | None:
 def _asked(recipe: Recipe) -> tuple[object, ...]:
     assert recipe.prepare is not None
     return recipe.prepare.kind, recipe.prepare.seed, recipe.data.path
-
-
-# -- places
 
 
 def output_path(path: str) -> Path:

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -42,11 +43,7 @@ class Stopwatch:
 
 def reporter(console: Console) -> Callable[[str], None]:
     """Return a function that prints one line of text as it is, however long."""
-
-    def report(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    return report
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
@@ -68,11 +65,7 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
-    """Lock the run directory for this process; the lock ends with the process, however it ends.
-
-    Raises:
-        UserError: another live process has locked it, or the directory cannot be written.
-    """
+    """Lock the run directory until this process ends, however it does; refuse one that is locked or not writable."""
     try:
         directory.root.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
@@ -95,9 +88,7 @@ def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:
 
     vLLM has no kernels for bitsandbytes' 4 bits. For a quantised policy it is given the quantised weights in the
     policy's dtype, written into the run directory, so that sampler and learner still evaluate the same model.
-
-    Raises:
-        UserError: the model cannot be loaded, or the configuration of the SFT adapter cannot be read.
+    A model that cannot be loaded and an SFT adapter whose configuration cannot be read are refused.
     """
     policy = recipe.policy
     if not recipe.sampler.replicas:

@@ -62,9 +62,7 @@ def read_stored_inputs(recipe: Recipe, directory: RunDirectory, problems: Proble
     """Open the source store and check that it has what the recipe trains on.
 
     Mistakes that concern groups that can be read go to `problems`, if it is given, for the caller to raise.
-
-    Raises:
-        UserError: the store cannot be read, lacks what the recipe trains on, or is the run's own.
+    A store that cannot be read, lacks what the recipe trains on, or is the run's own is refused.
     """
     assert recipe.store.uri, "a recipe without samplers has it"
     source = open_source(recipe.store.uri)

@@ -52,10 +52,7 @@ class Source:
 def locate(place: str) -> Location:
     """Find the store that a URI (with `://`), a run directory or a store directory names.
 
-    A run directory has `config.yaml`; a store directory has `store.json`, or at least `groups`.
-
-    Raises:
-        UserError: it is none of these.
+    A run directory has `config.yaml`; a store directory has `store.json`, or at least `groups`; the rest is refused.
     """
     if "://" in place:
         return Location(place)
@@ -89,11 +86,7 @@ def _of_run(path: Path, config: Path) -> Location:
 
 
 def open_source(place: str) -> Source:
-    """Open the store that `place` names, see `locate`.
-
-    Raises:
-        UserError: it does not exist, or cannot be read.
-    """
+    """Open the store that `place` names, see `locate`; refuse one that does not exist or cannot be read."""
     location = locate(place)
     own = SampleStore(location.uri, None, read_only=True)
     recipe = location.recipe

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
     versions = evaluation.due_versions()
     return {
         "best_version": best,
-        "before": evaluation.result("test", 0).as_dict(),
-        "after": evaluation.result("test", best).as_dict(),
-        "validation": {str(version): evaluation.result("validation", version).as_dict() for version in versions},
+        "before": vars(evaluation.result("test", 0)),
+        "after": vars(evaluation.result("test", best)),
+        "validation": {str(version): vars(evaluation.result("validation", version)) for version in versions},
         "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
     }
 
@@ -138,9 +139,7 @@ def _loader(result: Path) -> str:
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:
     lines = ["# Examples: test prompts with gold, SFT and aligned output", ""]
     pairs = zip(evaluation.texts("test", 0), evaluation.texts("test", best), strict=True)
-    for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(pairs, start=1):
-        if number > count:
-            break
+    for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(islice(pairs, count), start=1):
         lines += [
             f"## {number}",
             "```",

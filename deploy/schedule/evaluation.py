@@ -1,7 +1,7 @@
 """Evaluation on held-back prompts: one output per prompt, sampled and scored by the services of training."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -31,49 +31,29 @@ def merit(win_rate: float | None, mean_reward: float) -> Merit:
 
 @dataclass(frozen=True)
 class Result:
-    """The results of one proposal version on one split.
+    """The results of one proposal version on one split."""
 
-    Attributes:
-        train_rm_win_rate: percent of prompts with r(output) > r(gold), strictly; None without gold outputs.
-        train_rm_win_rate_ci95: half-width of its 95 % interval, percent.
-        ties: percent of prompts with equal rewards.
-        mean_reward, mean_gold_reward: under the reward that was trained on.
-        truth_quality, gold_truth_quality: under the ground truth, where the recipe names one.
-        kl_to_prior: estimate of KL(q || p) in nats, mean of log q(y|x) - log p(y|x) over y ~ q.
-        mean_tokens: length of the outputs.
-        ended: percent of outputs that finished (EOS) before the length limit.
-        prompts: number of prompts that the figures cover.
-        failed: number of prompts that are left out because a value could not be computed.
-    """
-
-    train_rm_win_rate: float | None
-    train_rm_win_rate_ci95: float | None
-    ties: float | None
+    train_rm_win_rate: float | None  # percent of prompts with r(output) > r(gold), strictly; None without gold outputs
+    train_rm_win_rate_ci95: float | None  # half-width of its 95 % interval, percent
+    ties: float | None  # percent of prompts with equal rewards
+    # mean_reward, mean_gold_reward: under the reward that was trained on.
     mean_reward: float
     mean_gold_reward: float | None
+    # truth_quality, gold_truth_quality: under the ground truth, where the recipe names one.
     truth_quality: float | None
     gold_truth_quality: float | None
-    kl_to_prior: float
-    mean_tokens: float
-    ended: float
-    prompts: int
-    failed: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
+    kl_to_prior: float  # estimate of KL(q || p) in nats, mean of log q(y|x) - log p(y|x) over y ~ q
+    mean_tokens: float  # length of the outputs
+    ended: float  # percent of outputs that finished (EOS) before the length limit
+    prompts: int  # number of prompts that the figures cover
+    failed: int  # number of prompts that are left out because a value could not be computed
 
 
 class Evaluation:
     """Decides which versions are evaluated on which prompts, and computes the results."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        store: Store,
-        plan: RequestPlan,
-        prompts: dict[Split, list[Prompt]],
-        scorers: list[str],
+        self, recipe: Recipe, store: Store, plan: RequestPlan, prompts: dict[Split, list[Prompt]], scorers: list[str]
     ) -> None:
         self.store = store
         self._recipe = recipe

@@ -24,21 +24,16 @@ def most_left_out(groups: int) -> int:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt or group that is left out.
+    """A prompt or group that is left out."""
 
-    Attributes:
-        purpose, round: of the request that it belongs to.
-        prompt_id, group_id: of what is left out.
-        service: what failed: `SAMPLER`, or a scorer's name.
-        error: the last error.
-    """
-
+    # purpose, round: of the request that it belongs to.
     purpose: Purpose
     round: int
+    # prompt_id, group_id: of what is left out.
     prompt_id: str
     group_id: str
-    service: str
-    error: str
+    service: str  # what failed: `SAMPLER`, or a scorer's name
+    error: str  # the last error
 
 
 class Quarantine:

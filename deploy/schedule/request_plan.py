@@ -12,21 +12,14 @@ from brain_align.common.requests import Prompt, Purpose, SampleRequest
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """Cuts rounds and evaluations into requests, the same ones after every restart.
+    """Cuts rounds and evaluations into requests, the same ones after every restart."""
 
-    Attributes:
-        run_id: part of every group's id.
-        lease_prompts: prompts per request.
-        policies: where the versions are published.
-        alone: each request is sampled on its own (`SampleRequest.alone`).
-        prior_run: the run that shares its groups of version 0, the prior (`brain compare`); default: this run.
-    """
-
-    run_id: str
+    run_id: str  # part of every group's id
     seed: int
-    lease_prompts: int
-    policies: Path
-    alone: bool = field(default=True, kw_only=True)
+    lease_prompts: int  # prompts per request
+    policies: Path  # where the versions are published
+    alone: bool = field(default=True, kw_only=True)  # each request is sampled on its own (`SampleRequest.alone`)
+    # the run that shares its groups of version 0, the prior (`brain compare`); default: this run.
     prior_run: str | None = field(default=None, kw_only=True)
 
     def requests(

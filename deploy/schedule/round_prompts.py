@@ -96,12 +96,7 @@ class TrainingRequests:
         """Return the requests of a round that are still to be sampled from a version.
 
         With max_staleness 0 a request is sampled whole or not at all, so that it always gives the same groups.
-
-        Args:
-            round_: of Algorithm 1.
-            version: of the proposal.
-            sampled: ids of prompts that have a group.
-            left_out: ids of prompts that are not to be sampled.
+        `sampled` are the ids of prompts that have a group, `left_out` those of prompts that are not to be sampled.
         """
         sampled_from = 0 if self.fixed else version
         requests = self.plan.requests("train", round_, sampled_from, self.n, self.round_prompts.prompts(round_))

@@ -16,15 +16,11 @@ class Schedule(ABC):
     """Decides which groups train which step, as groups become ready.
 
     Step s is the s-th of the run, from 1; round r, from 0, trains k steps and ends with version r + 1.
-
-    Attributes:
-        last_step: training ends with it.
-        updates_per_round: k.
     """
 
     def __init__(self, last_step: int, updates_per_round: int) -> None:
-        self.last_step = last_step
-        self.updates_per_round = updates_per_round
+        self.last_step = last_step  # training ends with it
+        self.updates_per_round = updates_per_round  # k
         self._ready: set[str] = set()
 
     def round_of(self, step: int) -> int:

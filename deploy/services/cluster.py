@@ -25,15 +25,8 @@ def ray_cluster(
     """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
     A cluster started here offers as many logical cores as the services reserve: on a small machine they share the real
-    cores instead of waiting for each other for ever. It ends with the block.
-
-    Args:
-        settings: of the recipe.
-        needs: what the services reserve together, see `required_resources`.
-        remedy: what the user can do, besides adding nodes, if the cluster is too small.
-
-    Yields:
-        The cluster's amount of each resource.
+    cores instead of waiting for each other for ever. It ends with the block, which gets the cluster's amount of each
+    resource. `needs`: see `required_resources`; `remedy`: what the user can do, besides adding nodes, if too small.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).

@@ -67,13 +67,6 @@ def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
 def actor_options(service: Service) -> dict[str, object]:
     """Return what Ray reserves for an actor, and the environment that its libraries read when imported."""
     python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
-    environment = {
-        "OMP_NUM_THREADS": str(service.threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": python_path,
-    }
-    return {
-        "num_cpus": service.cpus,
-        "num_gpus": service.gpus,
-        "runtime_env": {"env_vars": environment},
-    }
+    threads = str(service.threads)
+    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path}
+    return {"num_cpus": service.cpus, "num_gpus": service.gpus, "runtime_env": {"env_vars": environment}}

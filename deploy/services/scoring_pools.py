@@ -14,11 +14,8 @@ def scoring_pools(
 ) -> Iterator[dict[str, Pool]]:
     """Yield pools of some of a recipe's scorers, by name, not yet started; they end with the block.
 
-    Args:
-        recipe: resolved, with its prepared data.
-        names: of the scorers.
-        logs: gets their log files.
-        room_for_run: the cluster must have room for the samplers and the learner, too.
+    The recipe is resolved, with its prepared data; `logs` gets the log files. With `room_for_run` the cluster must have
+    room for the samplers and the learner, too.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small.

@@ -20,20 +20,11 @@ class LearnerGroup:
 
     All calls raise PipelineError if a rank was lost or failed (named, with its log), and UserError if a rank raised
     one. A lost rank ends the run: its state is that of the checkpoint, and a new start of the run resumes from there.
-
-    Args:
-        ranks: how many there are.
-        spawn: (rank, its log file) -> a new actor.
-        log_of: the log file of an actor, by its name.
-        timeouts: in seconds.
+    `spawn` makes a new actor from a rank and its log file; `log_of` names the log file of an actor.
     """
 
     def __init__(
-        self,
-        ranks: int,
-        spawn: Callable[[int, str], Handle],
-        log_of: Callable[[str], Path],
-        timeouts: TimeoutsSection,
+        self, ranks: int, spawn: Callable[[int, str], Handle], log_of: Callable[[str], Path], timeouts: TimeoutsSection
     ) -> None:
         self.busy_seconds = 0.0  # in calls
         self._timeouts = timeouts

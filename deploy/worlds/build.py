@@ -38,19 +38,16 @@ def ensure_world(
     """Return the directory of the prepared data that `settings` ask for; build it if the cache lacks it.
 
     The directory is named by a digest of the settings, the raw data and the version of this code, and appears when it
-    is complete. Two processes that need the same directory at the same time build it once.
-
-    Args:
-        settings: the recipe's `prepare` section.
-        cache_dir: the parent of all prepared directories.
-        data_path: raw data, files or directories; the demo needs none.
-        progress: called with one line of text now and then.
+    is complete. Two processes that need the same directory at the same time build it once. `data_path` names files or
+    directories of raw data; the demo needs none. `progress` is called with one line of text now and then.
 
     Raises:
         UserError: the raw data is missing or malformed.
     """
     files = _data_files(settings.kind, data_path)
-    world = cache_dir / f"{settings.kind}-{_digest(settings, files)[:12]}"
+    contents = [digest_files(file.parent, [file.name]) for file in files]
+    name = digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
+    world = cache_dir / f"{settings.kind}-{name[:12]}"
     if world.is_dir():
         return world
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -61,7 +58,9 @@ def ensure_world(
 
 
 def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
-    _remove_leftovers_of(world)
+    for entry in world.parent.iterdir():  # what killed builders of this world left; the lock means that none is alive
+        if is_temporary(entry) and world.name in entry.name:
+            shutil.rmtree(entry)
     recorder = Recorder(progress)
     started = time.monotonic()
     with new_directory(world) as directory, _quiet_and_seeded(settings.seed):
@@ -92,11 +91,6 @@ def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
     return files
 
 
-def _digest(settings: PrepareSection, files: Sequence[Path]) -> str:
-    contents = [digest_files(file.parent, [file.name]) for file in files]
-    return digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
-
-
 @contextmanager
 def _only_one(world: Path, progress: Progress) -> Iterator[None]:
     """Hold the lock for building `world`; the system releases it if the process dies."""
@@ -108,13 +102,6 @@ def _only_one(world: Path, progress: Progress) -> Iterator[None]:
             progress(f"{world.name}: another process is preparing it; waiting")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _remove_leftovers_of(world: Path) -> None:
-    """Delete what killed builders of this world left; the lock guarantees that none is alive."""
-    for entry in world.parent.iterdir():
-        if is_temporary(entry) and world.name in entry.name:
-            shutil.rmtree(entry)
 
 
 @contextmanager

@@ -19,23 +19,15 @@ _SPARE = 1.2  # more are set aside, because some turn out to be too long for the
 
 @dataclass(frozen=True)
 class Corpus:
-    """A split data set without the texts that are too long.
+    """A split data set without the texts that are too long."""
 
-    Attributes:
-        prompts: rows of `prompts/SPLIT.jsonl`: prompt, label, and further columns.
-        texts: of the training split: prompts, each with the texts that follow it, for language modelling.
-        preferences: of the training split.
-        held_out_preferences: of validation and test.
-        reward_meaning: what a reward learnt from the preferences measures, in one sentence.
-        facts: counts for world.json: rows read, and rows dropped by reason.
-    """
-
-    prompts: dict[str, list[dict[str, str]]]
+    prompts: dict[str, list[dict[str, str]]]  # rows of `prompts/SPLIT.jsonl`: prompt, label, and further columns
+    # of the training split: prompts, each with the texts that follow it, for language modelling.
     texts: list[tuple[str, tuple[str, ...]]]
-    preferences: list[Preferences]
-    held_out_preferences: list[Preferences]
-    reward_meaning: str
-    facts: dict[str, Any]
+    preferences: list[Preferences]  # of the training split
+    held_out_preferences: list[Preferences]  # of validation and test
+    reward_meaning: str  # what a reward learnt from the preferences measures, in one sentence
+    facts: dict[str, Any]  # counts for world.json: rows read, and rows dropped by reason
 
 
 def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[str]) -> Iterator[dict[str, str]]:

@@ -4,7 +4,7 @@ The files contain offensive text; nothing here prints any of it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -44,17 +44,14 @@ def build_hh(world: Path, seed: int, files: Sequence[Path], recorder: Recorder) 
         dropped: Counter[str] = Counter()
         pairs = read_pairs(files, dropped)
         splits = split_by_prompt([(pair.prompt, pair) for pair in pairs], _short_prompts(pairs), random)
-        tokenizer = train_tokenizer(_texts(splits["train"]), _VOCABULARY)
+        texts = (text for pair in splits["train"] for text in (pair.prompt, pair.chosen, pair.rejected))
+        tokenizer = train_tokenizer(texts, _VOCABULARY)
         corpus = _corpus(splits, tokenizer, {"usable": len(pairs), "dropped": dict(dropped)})
     return build_real(Preparation(world, tokenizer, random, recorder), corpus, HH)
 
 
 def read_pairs(files: Sequence[Path], dropped: Counter[str]) -> list[Pair]:
-    """Read pairs of whole dialogues and split off their last answers; count unusable rows by reason.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Read pairs of whole dialogues and split off their last answers; count unusable ones by reason (`read_rows`)."""
     pairs = []
     for row in read_rows(files, ("chosen", "rejected"), dropped):
         pair = _pair(row["chosen"], row["rejected"])
@@ -90,15 +87,11 @@ def _short_prompts(pairs: Sequence[Pair]) -> set[str]:
     }
 
 
-def _texts(pairs: Sequence[Pair]) -> Iterator[str]:
-    for pair in pairs:
-        yield from (pair.prompt, pair.chosen, pair.rejected)
-
-
 def _corpus(splits: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> Corpus:
     prompts, comparable = {}, {}
     for split, pairs in splits.items():
-        lengths = zip(*(_lengths(tokenizer, texts) for texts in _columns(pairs)), strict=True)
+        sides = ([getattr(pair, side) for pair in pairs] for side in ("prompt", "chosen", "rejected"))
+        lengths = zip(*(map(len, tokenizer(texts)["input_ids"]) for texts in sides), strict=True)
         measured = [(pair, sizes) for pair, sizes in zip(pairs, lengths, strict=True) if sizes[0] <= _PROMPT_TOKENS]
         gold = {pair.prompt: _row(pair) for pair, sizes in measured if sizes[1] <= _GOLD_TOKENS}
         prompts[split] = list(gold.values())[: SPLIT_SIZES.get(split)]
@@ -113,14 +106,6 @@ def _corpus(splits: Mapping[str, Sequence[Pair]], tokenizer: PreTrainedTokenizer
         reward_meaning=_MEANING,
         facts=facts,
     )
-
-
-def _columns(pairs: Sequence[Pair]) -> list[list[str]]:
-    return [[p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]]
-
-
-def _lengths(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[int]:
-    return [len(ids) for ids in tokenizer(texts)["input_ids"]]
 
 
 def _row(pair: Pair) -> dict[str, str]:

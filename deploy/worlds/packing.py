@@ -38,17 +38,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of packed groups.
+    """A batch of packed groups."""
 
-    Attributes:
-        input_ids: [b, s], padded on the right.
-        position_ids: [b, s].
-        attention_mask: [b, 1, s, s], added to attention scores: 0 or the smallest float32.
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    input_ids: torch.Tensor  # [b, s], padded on the right
+    position_ids: torch.Tensor  # [b, s]
+    attention_mask: torch.Tensor  # [b, 1, s, s], added to attention scores: 0 or the smallest float32
 
 
 def group_of(rows: Sequence[Sequence[int]], keep: int) -> Group:

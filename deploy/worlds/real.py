@@ -8,7 +8,6 @@ pairs are few.
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -25,10 +24,9 @@ from brain_align.deploy.worlds.language_model import (
 )
 from brain_align.deploy.worlds.packing import Group, batches_by_length
 from brain_align.deploy.worlds.reward_model import RewardModel, encode, pair_loss, reward_facts
-from brain_align.deploy.worlds.training import OptimiserPlan, Packable, Preparation, optimise
+from brain_align.deploy.worlds.training import Item, OptimiserPlan, Preparation, optimise
 from brain_align.scorer.text_models.formats import RewardFormat
 
-_Item = TypeVar("_Item", bound=Packable)
 _SIZE = ModelSize(layers=4, width=192, heads=3, context=512)
 _BATCH_TOKENS = 2560
 _LANGUAGE_RATE, _SFT_RATE, _REWARD_RATE = 3e-3, 1e-3, 1e-3
@@ -91,8 +89,8 @@ def _example(
 def _optimise(
     task: Preparation,
     model: torch.nn.Module,
-    items: Sequence[_Item],
-    batch_loss: Callable[[list[_Item]], torch.Tensor],
+    items: Sequence[Item],
+    batch_loss: Callable[[list[Item]], torch.Tensor],
     epochs: float,
     learning_rate: float,
     label: str,

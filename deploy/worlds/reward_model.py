@@ -51,17 +51,14 @@ def encode(
     preferences: Sequence[Preferences], form: RewardFormat, tokenizer: PreTrainedTokenizerFast, context: int
 ) -> list[EncodedPreferences]:
     """Encode texts with the scorer's code for the format, so that training and scoring read the same tokens."""
-    return [_encode_one(item, form, tokenizer, context) for item in preferences]
-
-
-def _encode_one(
-    item: Preferences, form: RewardFormat, tokenizer: PreTrainedTokenizerFast, context: int
-) -> EncodedPreferences:
-    encoded = form.encode(tokenizer, [form.text(item.prompt, output) for output in item.outputs], context)
-    rows, reads = [text.token_ids for text in encoded], [text.read_index for text in encoded]
-    group = group_of(rows, keep=max(len(row) - read for row, read in zip(rows, reads, strict=True)))
-    places = tuple(group.place(number, read) for number, read in enumerate(reads))
-    return EncodedPreferences(group, places, item.pairs)
+    found = []
+    for item in preferences:
+        encoded = form.encode(tokenizer, [form.text(item.prompt, output) for output in item.outputs], context)
+        rows, reads = [text.token_ids for text in encoded], [text.read_index for text in encoded]
+        group = group_of(rows, keep=max(len(row) - read for row, read in zip(rows, reads, strict=True)))
+        places = tuple(group.place(number, read) for number, read in enumerate(reads))
+        found.append(EncodedPreferences(group, places, item.pairs))
+    return found
 
 
 def pair_loss(model: RewardModel, items: Sequence[EncodedPreferences]) -> torch.Tensor:

@@ -42,7 +42,8 @@ def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder
     with recorder.stage("data"):
         dropped: Counter[str] = Counter()
         rows = read_summaries(files, dropped)
-        splits = split_by_prompt([(row["prompt"], row) for row in rows], _with_short_label(rows), random)
+        short = {row["prompt"] for row in rows if len(row["label"]) <= _LABEL_TOKENS * _CHARACTERS_PER_TOKEN}
+        splits = split_by_prompt([(row["prompt"], row) for row in rows], short, random)
         texts = (text for row in splits["train"] for text in (START, row["prompt"], row["label"]))
         tokenizer = train_tokenizer(texts, _VOCABULARY)
         prompts = {split: _fitting(tokenizer, found, dropped) for split, found in splits.items()}
@@ -53,11 +54,7 @@ def build_tldr(world: Path, seed: int, files: Sequence[Path], recorder: Recorder
 
 
 def read_summaries(files: Sequence[Path], dropped: Counter[str]) -> list[Row]:
-    """Read posts and their summaries, which start with one space; count unusable rows by reason.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Read posts and their summaries, which start with one space; count unusable rows by reason, see `read_rows`."""
     rows: dict[str, Row] = {}
     for row in read_rows(files, ("prompt", "label"), dropped):
         if _MARKER not in row["prompt"]:
@@ -82,10 +79,6 @@ def baselines(random: Random, prompt: str, label: str, other: str) -> list[str]:
     lead = body[1].split()[: len(words)] if body else []
     texts = [other, *(" " + " ".join(part) for part in (words[: len(words) // 2], shuffled, lead) if part)]
     return [text for text in dict.fromkeys(texts) if text != label]
-
-
-def _with_short_label(rows: Sequence[Row]) -> set[str]:
-    return {row["prompt"] for row in rows if len(row["label"]) <= _LABEL_TOKENS * _CHARACTERS_PER_TOKEN}
 
 
 def _fitting(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row], dropped: Counter[str]) -> list[Row]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from brain_align.deploy.worlds.packing import Group, batches_by_length
+from brain_align.deploy.worlds.language_model import Example
+from brain_align.deploy.worlds.packing import batches_by_length
+from brain_align.deploy.worlds.reward_model import EncodedPreferences
 
 Progress = Callable[[str], None]
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -54,21 +56,13 @@ class OptimiserPlan:
     warmup: float = 0.05
 
 
-class Packable(Protocol):
-    """An item of training data that is one packed group."""
-
-    @property
-    def group(self) -> Group:
-        """Its token sequences."""
-
-
-_Item = TypeVar("_Item", bound=Packable)
+Item = TypeVar("Item", Example, EncodedPreferences)
 
 
 def optimise(
     model: torch.nn.Module,
-    items: Sequence[_Item],
-    batch_loss: Callable[[list[_Item]], torch.Tensor],
+    items: Sequence[Item],
+    batch_loss: Callable[[list[Item]], torch.Tensor],
     plan: OptimiserPlan,
     batch_tokens: int,
     random: Random,
@@ -77,18 +71,9 @@ def optimise(
 ) -> float:
     """Train a model in place, epoch after epoch: linear warm-up, then a cosine decay to a tenth of the learning rate.
 
-    Args:
-        model: is left in evaluation mode.
-        items: the training data.
-        batch_loss: returns the scalar loss of a batch of items.
-        plan: number of steps and learning rate.
-        batch_tokens: the most padded tokens of a batch.
-        random: shuffles the batches.
-        label: begins the progress lines.
-        progress: called every few seconds.
-
-    Returns:
-        The mean loss over the last tenth of the steps.
+    The batches are shuffled and have at most `batch_tokens` padded tokens. `progress` gets a line that begins with
+    `label` every few seconds. The model is left in evaluation mode; the mean loss over the last tenth of the steps is
+    returned.
     """
     lengths = [len(item.group) for item in items]
     optimizer = torch.optim.AdamW(

@@ -26,16 +26,9 @@ def two_or_more(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
 
 
 def brain(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
-    """Return the BRAIn loss of each prompt.
+    """Return the BRAIn loss of each prompt, ≥ 0.
 
     A slot that is not valid is −inf in both softmaxes, as if it had never been sampled.
-
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: goodness model and temperature.
-
-    Returns:
-        [b], all ≥ 0.
 
     Example:
         n = 2, r = (1, 0), q_θ = q' = p: α = (0.7311, 0.2689), β = (0.5, 0.5), so
@@ -48,13 +41,6 @@ def brain(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
 def brain_no_baseline(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
     """−Σ_i α_i log q_θ(y_i): BRAIn with β = 0 (paper, §9.3).
 
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: goodness model and temperature.
-
-    Returns:
-        [b]
-
     Example:
         n = 2, r = (1, 0), log q_θ = log q' = log p = (−3, −3): α = (0.7311, 0.2689), loss = 3, and its
         gradient for log q_θ is −α.
@@ -66,13 +52,6 @@ def brain_no_baseline(values: GroupValues, settings: GoodnessSection) -> torch.T
 def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
     """KL(softmax(r) ‖ softmax(log q_θ − log p)): BRAIn with q' taken to be p, whatever was recorded (paper, §9.2).
 
-    Args:
-        values: [b, n] log-probabilities and rewards; the proposal's are not read.
-        settings: goodness model and temperature.
-
-    Returns:
-        [b], all ≥ 0.
-
     Example:
         n = 2, r = (1, 0), log q_θ − log p = (0.5, 0): softmax(r) = (0.7311, 0.2689) and softmax(s) =
         (0.6225, 0.3775), so loss = 0.0263.
@@ -81,20 +60,13 @@ def dpo_sft_iw_n(values: GroupValues, settings: GoodnessSection) -> torch.Tensor
 
 
 def log_goodness(rewards: torch.Tensor, settings: GoodnessSection) -> torch.Tensor:
-    """Return log p(G=1|x,y) from the reward, up to a constant per prompt.
+    """Return log p(G=1|x,y) from the reward r(x, y), up to a constant per prompt.  # [b, n] -> [b, n].
 
     γ (`objective.temperature`, 1 in the paper) divides the reward in both models: r/γ takes the place of r.
     With `bradley-terry` the posterior is then p·exp(r/γ)/Z, the optimum of RLHF at KL coefficient γ (eq. 23).
 
     * `bradley-terry`: r/γ; only ratios of goodness are known, and only they are needed (eq. 19).
     * `logistic`: log σ(r/γ), for an absolute reward model (eq. 15).
-
-    Args:
-        rewards: r(x, y).  # [b, n]
-        settings: the goodness model and γ.
-
-    Returns:
-        log p(G=1|x,y).  # [b, n]
 
     Example:
         r = 2, γ = 1: bradley-terry gives 2, logistic log σ(2) = −0.1269.
@@ -121,13 +93,7 @@ def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: t
 def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return what the paper recommends watching: the spread of the posterior's weights, and the policy's distance.
 
-    Args:
-        values: as the loss receives them, so that the weights are the loss's own.
-        settings: goodness model and temperature.
-        rewards: as stored, of which `reward_posterior` is the mean under α.  # [b, n]
-
-    Returns:
-        [b] each.
+    The weights are the loss's own; `reward_posterior` is the mean of the rewards as stored under α.  # [b] each.
     """
     log_alpha = posterior_log_weights(values, settings)
     alpha = torch.where(values.valid, log_alpha.exp(), 0.0)

@@ -29,13 +29,6 @@ def paired(values: GroupValues, settings: PairSection) -> torch.Tensor:
 def dpo(values: GroupValues, settings: LogisticPairSection) -> torch.Tensor:
     """−log σ(βΔ) (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing and β.
-
-    Returns:
-        [b]
-
     Example:
         β = 0.1, s_w = 2, s_l = −1: Δ = 3, loss = −log σ(0.3) = 0.5544.
     """
@@ -44,13 +37,6 @@ def dpo(values: GroupValues, settings: LogisticPairSection) -> torch.Tensor:
 
 def dpo_sft_iw(values: GroupValues, settings: WeightedPairSection) -> torch.Tensor:
     """−σ(r_w − r_l) log σ(Δ) − σ(r_l − r_w) log σ(−Δ) (BRAIn, eq. 22).
-
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing and goodness model.
-
-    Returns:
-        [b]
 
     Example:
         r_w − r_l = 1, Δ = 0.5: 0.7311·0.4741 + 0.2689·0.9741 = 0.6085.
@@ -62,13 +48,6 @@ def dpo_sft_iw(values: GroupValues, settings: WeightedPairSection) -> torch.Tens
 
 def cdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
     """−(1−ε) log σ(βΔ) − ε log σ(−βΔ): conservative DPO (Mitchell 2023; arXiv 2403.00409).
-
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing, β and ε.
-
-    Returns:
-        [b]
 
     Example:
         β = 0.1, ε = 0.1, Δ = 3: 0.9·0.5544 + 0.1·0.8544 = 0.5844.
@@ -83,13 +62,6 @@ def rdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
 
     An unbiased estimate of DPO's loss where a share ε of the labels is flipped.
 
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing, β and ε.
-
-    Returns:
-        [b]
-
     Example:
         β = 0.1, ε = 0.1, Δ = 3: (0.9·0.5544 − 0.1·0.8544) / 0.8 = 0.5169.
     """
@@ -102,13 +74,6 @@ def rdpo(values: GroupValues, settings: SmoothedSection) -> torch.Tensor:
 def ipo(values: GroupValues, settings: IpoSection) -> torch.Tensor:
     """(Δ − 1/(2τ))² (Azar et al. 2023, arXiv 2310.12036, eq. 17), on sums of log-probabilities, as printed.
 
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing and τ.
-
-    Returns:
-        [b]
-
     Example:
         τ = 0.1, Δ = 3: (3 − 5)² = 4.
     """
@@ -117,13 +82,6 @@ def ipo(values: GroupValues, settings: IpoSection) -> torch.Tensor:
 
 def simpo(values: GroupValues, settings: SimpoSection) -> torch.Tensor:
     """−log σ(β(l_w − l_l) − margin), l = log q_θ / |y| (Meng et al. 2024, arXiv 2405.14734, eq. 6).
-
-    Args:
-        values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
-        settings: pairing, β and the margin, the paper's γ.
-
-    Returns:
-        [b]
 
     Example:
         β = 2, margin = 1, l_w = −1, l_l = −2: −log σ(1) = 0.3133.

@@ -7,32 +7,21 @@ def masked_log_softmax(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor
     """Return the log-softmax over the used slots of each row; −inf in the others.
 
     A row without a used slot would be NaN, and so would its gradient; zeros replace it, and its values mean nothing.
-
-    Args:
-        scores: read only where used.  # [b, n]
-        used: [b, n] bool
-
-    Returns:
-        [b, n]
+    Scores are read only where used.  # [b, n], [b, n] bool -> [b, n].
     """
-    has_any = used.any(dim=-1, keepdim=True)
-    fill = torch.where(has_any, -torch.inf, 0.0)  # [b, 1]
-    return torch.where(used, scores, fill).log_softmax(dim=-1)
+    return _filled(scores, used).log_softmax(dim=-1)
 
 
 def masked_logsumexp(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     """Return the log-sum-exp over the used slots of the last dimension; 0 where there is none.
 
-    Args:
-        scores: finite, read only where used.  # [..., n]
-        used: [..., n] bool
-
-    Returns:
-        [...]
+    Scores are finite, and read only where used.  # [..., n], [..., n] bool -> [...].
     """
-    has_any = used.any(dim=-1, keepdim=True)
-    fill = torch.where(has_any, -torch.inf, 0.0)
-    return torch.where(has_any[..., 0], torch.where(used, scores, fill).logsumexp(dim=-1), 0.0)
+    return torch.where(used.any(dim=-1), _filled(scores, used).logsumexp(dim=-1), 0.0)
+
+
+def _filled(scores: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    return torch.where(used, scores, torch.where(used.any(dim=-1, keepdim=True), -torch.inf, 0.0))
 
 
 def masked_mean(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:

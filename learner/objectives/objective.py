@@ -12,26 +12,17 @@ from brain_align.learner.objectives.values import Definition, GroupValues, Objec
 
 
 class Objective:
-    """A definition with its settings, and its state.
-
-    Attributes:
-        settings: its section of the recipe.
-        normaliser: the running mean of P/q' of dpg and gdc++; a checkpoint must hold it.
-    """
+    """A definition with its settings, and its state."""
 
     def __init__(self, definition: Definition, settings: ObjectiveBase) -> None:
         self.settings = settings
-        self.normaliser = RunningMean()
+        self.normaliser = RunningMean()  # of P/q', for dpg and gdc++; a checkpoint must hold it
         self._definition = definition
 
     def used(self, values: GroupValues) -> torch.Tensor:
         """Return the outputs that a step computes and trains on; a prompt without any is not trained.
 
-        Args:
-            values: the policy's log-probabilities are not read.
-
-        Returns:
-            [b, n] bool
+        The policy's log-probabilities are not read.  # [b, n] bool.
         """
         used = self._definition.used(self._transformed(values.without_gaps()), self.settings)
         if self.settings.needs_gold:
@@ -45,14 +36,7 @@ class Objective:
             self.normaliser = self.normaliser.including(log_importance(clean, self.settings)[clean.valid])
 
     def losses(self, values: GroupValues) -> torch.Tensor:
-        """Return one loss per prompt, 0 where it has no valid output.
-
-        Args:
-            values: `valid` marks the outputs that `used` chose.
-
-        Returns:
-            [b]
-        """
+        """Return one loss per prompt, 0 where it has no valid output: `valid` marks those that `used` chose.  # [b]."""
         clean = replace(values.without_gaps(), log_normaliser=self.normaliser.log_mean)
         losses = self._definition.losses(self._transformed(clean), self.settings)
         return torch.where(values.valid.any(dim=-1), losses, 0.0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from math import isclose
+from typing import Any
 
 import torch
 
@@ -35,7 +36,9 @@ def _try(function: Losses, settings: OwnSection) -> None:
             or _problem_alone(losses, leaf, lambda values: function(values, settings))
         )
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"objective.name={settings.name} fails on a trial batch: {_named(error)}.") from error
+        raise UserError(
+            f"objective.name={settings.name} fails on a trial batch: {type(error).__name__}: {error}."
+        ) from error
     if problem:
         raise UserError(f"objective.name={settings.name} {problem}; docs/objectives.md says what it must return.")
 
@@ -88,27 +91,11 @@ def _same(one: float, other: float) -> bool:
 
 
 def _of_prompt(values: GroupValues, row: int, columns: torch.Tensor) -> GroupValues:
-    """Return one prompt with some of its slots.
-
-    Args:
-        values: [b, n]
-        row: index of the prompt.
-        columns: [n] bool
-    """
-    one = slice(row, row + 1)
-    return replace(
-        values,
-        policy_logprobs=values.policy_logprobs[one, columns],
-        prior_logprobs=values.prior_logprobs[one, columns],
-        proposal_logprobs=values.proposal_logprobs[one, columns],
-        rewards=values.rewards[one, columns],
-        complete=values.complete[one, columns],
-        valid=values.valid[one, columns],
-        lengths=values.lengths[one, columns],
-        gold_logprobs=values.gold_logprobs[one],
-        gold_lengths=values.gold_lengths[one],
-        seeds=values.seeds[one],
-    )
+    """Return one prompt with some of its slots.  # columns: [n] bool."""
+    tensors: dict[str, Any] = {
+        name: value[row : row + 1] for name, value in vars(values).items() if isinstance(value, torch.Tensor)
+    }
+    return replace(values, **{name: value[:, columns] if value.ndim == 2 else value for name, value in tensors.items()})
 
 
 def _trial_values() -> GroupValues:
@@ -129,7 +116,3 @@ def _trial_values() -> GroupValues:
         seeds=torch.arange(2),
         log_normaliser=0.0,
     )
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -14,9 +14,7 @@ def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
     * `all`: every two outputs.
     * `best-worst`: one pair; the first of several with the same reward.
 
-    Args:
-        values: only `rewards` and `complete` are read, so the result does not depend on which outputs are trained on.
-        pairing: which outputs are candidates.
+    Only `rewards` and `complete` are read, so the result does not depend on which outputs are trained on.
 
     Returns:
         [b, n, n] bool: output i (second dimension) beats output j (third).
@@ -31,7 +29,7 @@ def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
     elif pairing == "best-worst":
         candidates = _first(values, highest=True)[:, :, None] & _first(values, highest=False)[:, None, :]
     else:
-        candidates = torch.ones_like(complete)[:, :, None] & torch.ones_like(complete)[:, None, :]
+        candidates = torch.ones_like(complete)[:, :, None]
     both = complete[:, :, None] & complete[:, None, :]
     return both & candidates & (values.rewards[:, :, None] > values.rewards[:, None, :])
 
@@ -54,12 +52,7 @@ def mean_over_pairs(terms: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
 def win_rates(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Replace r_i by the mean over the other valid outputs j of σ(r_i − r_j) (SPO, Swamy et al. 2024, 2401.04056).
 
-    Args:
-        rewards: finite where valid.  # [b, n]
-        valid: [b, n] bool
-
-    Returns:
-        [b, n], between 0 and 1; 0 where there is no other output.
+    Rewards are finite where valid; the result is between 0 and 1, and 0 where there is no other output.  # [b, n].
 
     Example:
         r = (1, 0, 0): σ(1) = 0.7311 for the first, (0.2689 + 0.5)/2 = 0.3845 for the others.

@@ -9,6 +9,7 @@ gradients are the methods'.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from brain_align.common.config.objective_sections import GoodnessSection, PolicyGradientSection
@@ -19,14 +20,9 @@ from brain_align.learner.objectives.values import Definition, GroupValues
 
 @dataclass(frozen=True)
 class RunningMean:
-    """The mean of positive numbers, in log space; part of checkpoints.
+    """The mean of `count` positive numbers, in log space; part of checkpoints."""
 
-    Attributes:
-        log_mean: its logarithm; 0 before the first number.
-        count: how many numbers it is the mean of.
-    """
-
-    log_mean: float = 0.0
+    log_mean: float = 0.0  # 0 before the first number
     count: int = 0
 
     def including(self, logs: torch.Tensor) -> "RunningMean":
@@ -36,7 +32,7 @@ class RunningMean:
         total = torch.logsumexp(logs.double(), dim=0).item()
         if self.count:
             before = self.log_mean + math.log(self.count)
-            total = max(total, before) + math.log1p(math.exp(-abs(total - before)))
+            total = float(np.logaddexp(total, before))
         count = self.count + len(logs)
         return RunningMean(total - math.log(count), count)
 
@@ -54,13 +50,6 @@ def log_importance(values: GroupValues, settings: GoodnessSection) -> torch.Tens
 def dpg(values: GroupValues, settings: PolicyGradientSection) -> torch.Tensor:
     """Mean of w_i (log w_i − log u_i): gradient −w_i ∇ log q_θ(y_i).
 
-    Args:
-        values: [b, n] log-probabilities and rewards, and log Z.
-        settings: goodness model.
-
-    Returns:
-        [b]
-
     Example:
         n = 2, r = (1, 0), q_θ = q' = p, Z = 1: w = (e, 1), loss = (e·1 + 1·0)/2 = 1.3591, and its gradient for
         log q_θ is −w/2 = (−1.3591, −0.5).
@@ -73,13 +62,6 @@ def gdc_pp(values: GroupValues, settings: PolicyGradientSection) -> torch.Tensor
     """GDC++: mean of w_i (log w_i − log u_i) − w_i + u_i ≥ 0: gradient −(w_i − u_i) ∇ log q_θ(y_i).
 
     The policy's own u_i is the baseline; its expectation changes nothing, since Σ_y q_θ(y) = 1.
-
-    Args:
-        values: [b, n] log-probabilities and rewards, and log Z.
-        settings: goodness model.
-
-    Returns:
-        [b], all ≥ 0.
 
     Example:
         n = 2, r = (1, 0), q_θ = q' = p, Z = 1: w = (e, 1), u = (1, 1), loss = ((e·1 − e + 1) + 0)/2 = 0.5, and its

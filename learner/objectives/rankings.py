@@ -24,12 +24,7 @@ def ranked(values: GroupValues, settings: RankingSection) -> torch.Tensor:
 def plackett_luce(values: GroupValues, settings: PlackettLuceSection) -> torch.Tensor:
     """−Σ_k [βs_(k) − log Σ_{j≥k} exp βs_(j)], in the order of rewards (Rafailov et al. 2023, appendix).
 
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: β.
-
-    Returns:
-        [b]; with two outputs DPO's loss.
+    With two outputs it is DPO's loss.
 
     Example:
         β = 1, s = (1, 0, 0) in the order of rewards: (log(e + 2) − 1) + log 2 = 0.5514 + 0.6931 = 1.2446.
@@ -44,13 +39,6 @@ def plackett_luce(values: GroupValues, settings: PlackettLuceSection) -> torch.T
 def rrhf(values: GroupValues, settings: RrhfSection) -> torch.Tensor:
     """Σ_{r_i<r_j} max(0, l_i − l_j) − log q_θ(y_best), l = log q_θ / |y| (Yuan et al. 2023, arXiv 2304.05302).
 
-    Args:
-        values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
-        settings: weight of the second term, and its output.
-
-    Returns:
-        [b]
-
     Example:
         l = (−2, −1), r = (1, 0), two tokens each: max(0, −1 + 2) + 4 = 5.
     """
@@ -64,13 +52,6 @@ def pro(values: GroupValues, settings: ProSection) -> torch.Tensor:
 
     In the order of rewards r/γ, with T_ki = 1/(r_k − r_i) and T_kk = min_{i>k} T_ki, l = log q_θ / |y|. The SFT term is
     −λ(n−1)² l of the best output, or of gold.
-
-    Args:
-        values: [b, n] log-probabilities, lengths and rewards; the prior's are not read.
-        settings: λ (`sft_weight`) and which output is fine-tuned on (`sft_on`).
-
-    Returns:
-        [b]
 
     Example:
         l = (−1, −2), r = (2, 0), λ = 0: 1/T = 2, so −log[e^−2 / (e^−2 + e^−4)] = 0.1269.

@@ -29,15 +29,10 @@ def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -
 
     Each pass goes through the remaining candidates and accepts i if u < exp((r_i − r_max)/β), with u uniform on [0, 1)
     and r_max over the candidates at the start of the pass. Passes end when enough are accepted, or none is left.
-
-    Args:
-        rewards: [n]
-        wanted: how many to accept.
-        beta: the temperature; a large one accepts nearly at random.
-        seed: of the uniform numbers.
+    A large β accepts nearly at random.
 
     Returns:
-        Indices in the order of acceptance.
+        Indices in the order of acceptance.  # rewards: [n]
 
     Example:
         r = (0, 10), wanted = 1, beta = 0.5: a pass accepts output 0 with probability e^−20, output 1 with 1.
@@ -57,14 +52,7 @@ def rejection_sample(rewards: np.ndarray, wanted: int, beta: float, seed: int) -
 
 
 def rso(values: GroupValues, settings: RsoSection) -> torch.Tensor:
-    """Return sigmoid-norm −log σ(γΔ) or hinge-norm max(0, 1 − γΔ), over pairs of accepted outputs.
-
-    Args:
-        values: [b, n] log-probabilities and rewards; `valid` marks the accepted outputs.
-        settings: pairing, loss and γ.
-
-    Returns:
-        [b]
+    """Return sigmoid-norm −log σ(γΔ) or hinge-norm max(0, 1 − γΔ), over pairs of accepted (`valid`) outputs.
 
     Example:
         γ = 0.05, Δ = 4: sigmoid-norm −log σ(0.2) = 0.5981, hinge-norm 1 − 0.2 = 0.8.

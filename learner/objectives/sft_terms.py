@@ -32,13 +32,6 @@ def paired_or_best(values: GroupValues, settings: SlicSection) -> torch.Tensor:
 def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
     """max(0, δ − log q_w + log q_l) − λ log q_θ(y_ref) (SLiC-HF, Zhao et al. 2023, arXiv 2305.10425).
 
-    Args:
-        values: [b, n] log-probabilities and rewards; the prior's are not read.
-        settings: pairing, δ (`margin`), λ (`sft_weight`) and y_ref (`sft_on`: the gold or the best output).
-
-    Returns:
-        [b]
-
     Example:
         δ = 1, λ = 0.1, log q_w = −10, log q_l = −10.5, log q_ref = −8: 0.5 + 0.8 = 1.3.
     """
@@ -49,13 +42,6 @@ def slic(values: GroupValues, settings: SlicSection) -> torch.Tensor:
 
 def dpo_nll(values: GroupValues, settings: DpoNllSection) -> torch.Tensor:
     """−log σ(βΔ) − ηβ log q_θ(y_w): the SFT loss as adversarial regulariser (RPO, Liu et al. 2024, 2405.16436).
-
-    Args:
-        values: [b, n] log-probabilities and rewards.
-        settings: pairing, β, η (`sft_weight`), and what is fine-tuned on (`sft_on`: each pair's winner, or gold).
-
-    Returns:
-        [b]
 
     Example:
         β = 0.1, Δ = 3, η = 0.005, log q_w = −10: 0.5544 + 0.005 = 0.5594.

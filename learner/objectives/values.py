@@ -24,34 +24,21 @@ class GroupValues:
     """Sequence log-probabilities (sums over the completion, in nats) and rewards of b groups of n outputs.
 
     Values in a slot that is not complete are never used, and may be NaN.
-
-    Attributes:
-        policy_logprobs: log q_θ(y|x); only this and that of gold carry a gradient.  # [b, n] float32
-        prior_logprobs: log p(y|x).  # [b, n] float32
-        proposal_logprobs: log q'(y|x) of the distribution sampled from.  # [b, n] float32
-        rewards: r(x, y).  # [b, n] float32
-        complete: the slot holds an output, and none of its values is missing; pairs, the best output and transformed
-            rewards are determined among these.  # [b, n] bool
-        valid: the complete outputs that are trained on; for others the policy's values are unknown.  # [b, n] bool
-        lengths: tokens of each output.  # [b, n] int64
-        gold_logprobs: log q_θ of the gold output; NaN where the objective needs none.  # [b] float32
-        gold_lengths: its tokens; 1 where there is none.  # [b] int64
-        seeds: of random draws for a group, the same whenever it is trained.  # [b] int64
-        log_normaliser: log Z, the running mean of P/q' over all trained outputs, this step included; 0 where the
-            objective needs none.
     """
 
-    policy_logprobs: torch.Tensor
-    prior_logprobs: torch.Tensor
-    proposal_logprobs: torch.Tensor
-    rewards: torch.Tensor
+    policy_logprobs: torch.Tensor  # [b, n] float32: log q_θ(y|x); only this and that of gold carry a gradient
+    prior_logprobs: torch.Tensor  # [b, n] float32: log p(y|x)
+    proposal_logprobs: torch.Tensor  # [b, n] float32: log q'(y|x) of the distribution sampled from
+    rewards: torch.Tensor  # [b, n] float32: r(x, y)
+    # [b, n] bool: the slot holds an output, and none of its values is missing; pairs, the best output and transformed
+    # rewards are determined among these.
     complete: torch.Tensor
-    valid: torch.Tensor
-    lengths: torch.Tensor
-    gold_logprobs: torch.Tensor
-    gold_lengths: torch.Tensor
-    seeds: torch.Tensor
-    log_normaliser: float
+    valid: torch.Tensor  # [b, n] bool: complete outputs that are trained on; of others the policy's values are unknown
+    lengths: torch.Tensor  # [b, n] int64: tokens of each output
+    gold_logprobs: torch.Tensor  # [b] float32: log q_θ of the gold output; NaN where the objective needs none
+    gold_lengths: torch.Tensor  # [b] int64: its tokens; 1 where there is none
+    seeds: torch.Tensor  # [b] int64: of random draws for a group, the same whenever it is trained
+    log_normaliser: float  # log Z: mean of P/q' over all trained outputs, this step included; 0 where none is needed
 
     def without_gaps(self) -> "GroupValues":
         """Return a copy with zeros, and lengths of one, in slots that are not valid, so that nothing there can be NaN.
@@ -84,17 +71,11 @@ class GroupValues:
 
 @dataclass(frozen=True)
 class ObjectiveResult:
-    """The losses of a batch of groups.
+    """The losses of a batch of groups."""
 
-    Attributes:
-        losses: one per prompt; 0 where the prompt is not trained.  # [b] float32
-        trained: the prompt carries a gradient.  # [b] bool
-        metrics: means over the trained prompts, without gradient; empty where there is none.
-    """
-
-    losses: torch.Tensor
-    trained: torch.Tensor
-    metrics: dict[str, float]
+    losses: torch.Tensor  # [b] float32: one per prompt; 0 where the prompt is not trained
+    trained: torch.Tensor  # [b] bool: the prompt carries a gradient
+    metrics: dict[str, float]  # means over the trained prompts, without gradient; empty where there is none
 
     @property
     def loss(self) -> torch.Tensor:
@@ -104,14 +85,8 @@ class ObjectiveResult:
 
 @dataclass(frozen=True)
 class Definition:
-    """An entry of a file's `OBJECTIVES`.
-
-    Attributes:
-        losses: the loss itself.
-        used: the outputs that it reads.
-        metrics: further metrics, besides `diagnostics`.
-    """
+    """An entry of a file's `OBJECTIVES`."""
 
     losses: Losses
     used: Used
-    metrics: Metrics | None = None
+    metrics: Metrics | None = None  # besides `diagnostics`

@@ -1,6 +1,7 @@
 """Rewards from any sequence classifier of transformers with one label."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -25,12 +26,12 @@ _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
 
 
+@dataclass(frozen=True)
 class WholeTexts(ValuesOfTexts):
     """Values from the classifier's own forward pass, on padded batches with a mask: for encoders, above all."""
 
-    def __init__(self, model: PreTrainedModel, max_tokens: int) -> None:
-        self._model = model
-        self._max_tokens = max_tokens
+    _model: PreTrainedModel
+    _max_tokens: int
 
     @override
     @torch.no_grad()
@@ -51,38 +52,17 @@ class WholeTexts(ValuesOfTexts):
         return [value for _, value in sorted(zip(order, values, strict=True))]
 
 
+@dataclass
 class ClassifierScorer(Scorer):
     """r(x, y) of every output of a group, and of its gold output, from texts encoded by the classifier's tokenizer."""
 
-    def __init__(
-        self,
-        name: str,
-        digest: str,
-        values: ValuesOfTexts,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: ClassifierSection,
-        padding: int | None,
-        *,
-        together: bool,
-    ) -> None:
-        """Combine the parts.
-
-        Args:
-            name: of the scorer.
-            digest: of the scorer.
-            values: computes the values of encoded texts.
-            tokenizer: the classifier's own.
-            settings: of the recipe.
-            padding: the padding id, which a causal classifier skips at the end of a text; None: it skips nothing.
-            together: see `annotate_texts`.
-        """
-        self.name = name
-        self.digest = digest
-        self._values = values
-        self._tokenizer = tokenizer
-        self._settings = settings
-        self._padding = padding
-        self._together = together
+    name: str
+    digest: str
+    _values: ValuesOfTexts
+    _tokenizer: PreTrainedTokenizerBase
+    _settings: ClassifierSection
+    _padding: int | None  # the id that a causal classifier skips at the end of a text; None: it skips nothing
+    _together: bool  # see `annotate_texts`
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -125,7 +105,7 @@ def load_classifier(name: str, settings: ClassifierSection, resources: Resources
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
     files = digest_of_loaded(settings.path, model.config, tokenizer=True)
     identity = digest("classifier", files, read, max_tokens)
-    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, together=resources.together)
+    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, resources.together)
 
 
 def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:

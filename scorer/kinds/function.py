@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -24,6 +25,7 @@ _AGAIN = 1.0
 """Seconds until the error is raised again in a block that swallowed it, or that waits for its threads."""
 
 
+@dataclass
 class FunctionScorer(Scorer):
     """A function's value for every output of a group, in one call, and for its gold output, in another.
 
@@ -31,19 +33,10 @@ class FunctionScorer(Scorer):
     finite, or takes too long.
     """
 
-    def __init__(self, name: str, digest: str, function: RewardFunction, timeout: float) -> None:
-        """Wrap a function.
-
-        Args:
-            name: of the scorer.
-            digest: of the scorer.
-            function: returns the values.
-            timeout: seconds per call.
-        """
-        self.name = name
-        self.digest = digest
-        self._function = function
-        self._timeout = timeout
+    name: str
+    digest: str
+    _function: RewardFunction
+    _timeout: float  # seconds per call
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -73,10 +66,6 @@ class FunctionScorer(Scorer):
 
 def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
     """Make the scorer of the function at an import path.
-
-    Args:
-        name: of the scorer.
-        settings: its section of the recipe.
 
     Raises:
         UserError: there is no such module or function, or importing the module fails.

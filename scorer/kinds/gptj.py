@@ -1,5 +1,7 @@
 """Rewards from one of the two GPT-J reward models."""
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
@@ -15,28 +17,16 @@ from brain_align.scorer.text_models.gptj_model import load_gptj_reward
 from brain_align.scorer.text_models.text_values import TextValues
 
 
+@dataclass
 class RewardModelScorer(Scorer):
-    """r(x, y) of every output of a group, and of its gold output.
+    """r(x, y) of every output of a group, and of its gold output, from texts encoded by the model's own tokenizer."""
 
-    Texts are encoded by the reward model's own tokenizer.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        digest: str,
-        values: TextValues,
-        format: RewardFormat,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        together: bool,
-    ) -> None:
-        self.name = name
-        self.digest = digest
-        self._values = values
-        self._format = format
-        self._tokenizer = tokenizer
-        self._together = together
+    name: str
+    digest: str
+    _values: TextValues
+    _format: RewardFormat
+    _tokenizer: PreTrainedTokenizerBase
+    _together: bool  # see `annotate_texts`
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -65,7 +55,7 @@ def load_reward_model(name: str, settings: GPTJRewardSection, resources: Resourc
     check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
     identity = digest("reward model", checkpoint.digest(), settings.dtype, max_tokens)
     values = TextValues(model.transformer, model.v_head, max_tokens)
-    return RewardModelScorer(name, identity, values, format, tokenizer, together=resources.together)
+    return RewardModelScorer(name, identity, values, format, tokenizer, resources.together)
 
 
 def _check(_name: str, settings: GPTJRewardSection) -> None:

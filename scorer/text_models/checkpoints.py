@@ -25,13 +25,8 @@ INDEX = ".index.json"
 _CONFIG = "config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 
-TOKENIZER_FILES = (
-    *_VOCABULARIES,
-    "tokenizer_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+_MORE_OF_TOKENIZERS = ("tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (*_VOCABULARIES, *_MORE_OF_TOKENIZERS)
 
 _LOADED_WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, SHARDED_BIN, SHARDED_BIN + INDEX)  # in transformers' order
 _TOKENIZERS = (*TOKENIZER_FILES, "vocab.txt", "*.model", "*.jinja")
@@ -40,19 +35,12 @@ _ADAPTER = ("adapter_config.json", "adapter_model.*")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The files of one reward model.
-
-    Attributes:
-        format: of its texts and files.
-        weights: the file of weights, or its shards.
-        config: the configuration beside it; the original checkpoints have none.
-        tokenizer: a directory, or a hub id.
-    """
+    """The files of one reward model."""
 
     format: RewardFormat
-    weights: tuple[Path, ...]
-    config: Path | None
-    tokenizer: str
+    weights: tuple[Path, ...]  # one file, or its shards
+    config: Path | None  # beside the weights; the original checkpoints have none
+    tokenizer: str  # a directory, or a hub id
 
     @property
     def root(self) -> Path:
@@ -92,20 +80,14 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
         )
     config = directory / _CONFIG
     beside = any((directory / name).is_file() for name in _VOCABULARIES)
-    return Checkpoint(
-        format, weights, config if config.is_file() else None, str(directory) if beside else format.tokenizer
-    )
+    tokenizer = str(directory) if beside else format.tokenizer
+    return Checkpoint(format, weights, config if config.is_file() else None, tokenizer)
 
 
 def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | None:
-    """Find the files of a model's weights in a directory.
+    """Return the file of a model's weights, or its shards; None if none of the names exists in the directory.
 
-    Args:
-        directory: of the model.
-        names: of files of weights, or of indices of shards; the first that exists counts.
-
-    Returns:
-        One file, or the shards; None if none of the names exists.
+    The names are those of files of weights, or of indices of shards; the first that exists counts.
 
     Raises:
         UserError: an index cannot be read, or shards are missing.
@@ -160,14 +142,10 @@ def _download(source: str, weights: Sequence[str]) -> Path:
 def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool = False) -> str:
     """Return the digest of the files that transformers loads of a model, and of no others beside them.
 
-    Args:
-        source: a directory, or a hub id whose files have been fetched.
-        config: the model's configuration, loaded from there.
-        tokenizer: whether its tokenizer is used.
+    The source is a directory, or a hub id whose files have been fetched; the configuration was loaded from there.
     """
-    if Path(source).is_dir():
-        root = Path(source)
-    else:  # all files of one commit are in one directory of the hub's cache
+    root = Path(source)
+    if not root.is_dir():  # all files of one commit are in one directory of the hub's cache
         root = Path(hf_hub_download(source, _CONFIG, revision=config._commit_hash)).parent
     weights = find_weights(root, _LOADED_WEIGHTS)
     if weights is None:  # the configuration gives them other names

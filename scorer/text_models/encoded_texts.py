@@ -23,16 +23,11 @@ class ValuesOfTexts(Protocol):
 def annotate_texts(
     scorer: Scorer, batch: pa.RecordBatch, encode: Encode, values: ValuesOfTexts, *, together: bool, plain: bool
 ) -> pa.RecordBatch:
-    """Annotate the groups of a batch with a scorer that reads encoded texts.
+    """Annotate the GROUPS rows of a batch with a scorer that reads encoded texts.
 
-    Args:
-        scorer: the scorer.
-        batch: GROUPS rows.
-        encode: encodes a group's texts.
-        values: computes the values of encoded texts.
-        together: whether forward passes are filled with the texts of several groups; if not, a group's values do not
-            depend on the rest of the batch, not even in their rounding.
-        plain: whether the scorer reads prompts as plain text, so that conversations get no values.
+    With `together`, forward passes are filled with the texts of several groups; without it, a group's values do not
+    depend on the rest of the batch, not even in their rounding. A `plain` scorer reads prompts as plain text, so that
+    conversations get no values.
     """
     groups = batch.to_pylist()
     parts = [groups] if together else [[group] for group in groups]

@@ -23,15 +23,10 @@ _TLDR_MARKER = "TL;DR:"
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as a reward model reads it.
+    """A text as a reward model reads it."""
 
-    Attributes:
-        token_ids: of the whole text, truncated.
-        read_index: index of the token whose value is the text's reward.
-    """
-
-    token_ids: list[int]
-    read_index: int
+    token_ids: list[int]  # of the whole text, truncated
+    read_index: int  # index of the token whose value is the text's reward
 
     @property
     def read(self) -> list[int]:
@@ -41,30 +36,19 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class RewardFormat:
-    """The text format of one family of reward models.
+    """The text format of one family of reward models."""
 
-    Attributes:
-        name: the name in recipes.
-        checkpoint_file: the file that holds the weights.
-        tokenizer: hub id of the tokenizer if there is none beside the checkpoint.
-        max_tokens: longer texts are truncated to this many tokens.
-        truncation_side: the side that loses tokens.
-        reads: "before_eos": the token before the first EOS, or the last one where truncation cut EOS off;
-            "at_eos": the first EOS itself, which truncation from the left always keeps.
-        prefix: text before every prompt.
-        may_hold_copies: whether the file may hold the weights a second time, under `model.`.
-        gold_marker: if set, gold texts follow the prompt's last marker and exactly one space.
-    """
-
-    name: str
-    checkpoint_file: str
-    tokenizer: str
-    max_tokens: int
-    truncation_side: Literal["left", "right"]
+    name: str  # in recipes
+    checkpoint_file: str  # holds the weights
+    tokenizer: str  # hub id of the tokenizer if there is none beside the checkpoint
+    max_tokens: int  # longer texts are truncated to this many tokens
+    truncation_side: Literal["left", "right"]  # the side that loses tokens
+    # before_eos: the token before the first EOS, or the last one where truncation cut EOS off; at_eos: the first EOS
+    # itself, which truncation from the left always keeps.
     reads: Literal["before_eos", "at_eos"]
-    prefix: str = ""
-    may_hold_copies: bool = False
-    gold_marker: str | None = None
+    prefix: str = ""  # before every prompt
+    may_hold_copies: bool = False  # the file may hold the weights a second time, under `model.`
+    gold_marker: str | None = None  # gold texts follow the prompt's last marker and exactly one space
 
     def text(self, prompt: str, output: str) -> str:
         """Return the text that is scored for an output; an empty output is scored like any other.
@@ -88,17 +72,15 @@ class RewardFormat:
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", texts: list[str], max_positions: int | None = None
     ) -> list[EncodedText]:
-        """Encode texts made by `text` or `gold_text`.
+        """Encode texts made by `text` or `gold_text`: at least one text, each with at least one token.
 
-        Args:
-            tokenizer: the reward model's own tokenizer; see `check_tokenizer`.
-            texts: at least one text, each with at least one token.
-            max_positions: the model's context length; bounds `max_tokens` for small models.
+        The tokenizer is the reward model's own; the context length `max_positions` bounds `max_tokens`.
         """
         limit = min(self.max_tokens, max_positions or self.max_tokens)
         # The tokenizer's own settings (truncation, padding, BOS) are not used.
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [self._read(self._truncated(row, limit), tokenizer.eos_token_id) for row in rows]
+        truncated = [row[:limit] if self.truncation_side == "right" else row[-limit:] for row in rows]
+        return [self._read(row, tokenizer.eos_token_id) for row in truncated]
 
     def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
         """Refuse a tokenizer that would silently encode this format's texts differently.
@@ -122,9 +104,6 @@ class RewardFormat:
         # Without an EOS, the last token is "the one before EOS": truncation cut EOS off.
         first_eos = ids.index(eos_id) if eos_id in ids else len(ids)
         return EncodedText(ids, first_eos - 1 if self.reads == "before_eos" else first_eos)
-
-    def _truncated(self, ids: list[int], limit: int) -> list[int]:
-        return ids[:limit] if self.truncation_side == "right" else ids[-limit:]
 
 
 TLDR = RewardFormat(
@@ -157,10 +136,8 @@ FORMATS = {"tldr": TLDR, "hh": HH}
 def normalise_tldr_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens: int = 500) -> str:
     """Return a TL;DR prompt in the form that SFT and reward model were trained on: ending in "TL;DR:", and truncated.
 
-    Args:
-        tokenizer: the policy's tokenizer.
-        prompt: the raw post; everything from its first "TL;DR:" on is dropped.
-        max_tokens: context length minus the tokens to generate (550 - 50).
+    Everything from the post's first "TL;DR:" on is dropped. By default, `max_tokens` of the policy's tokenizer are the
+    context length minus the tokens to generate (550 - 50).
     """
     end = f"\n{_TLDR_MARKER}"
     room = max_tokens - len(tokenizer(end, add_special_tokens=False)["input_ids"])  # 5 with GPT-2's vocabulary

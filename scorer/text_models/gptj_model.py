@@ -49,12 +49,8 @@ def load_gptj_reward(checkpoint: Checkpoint, dtype: Dtype, devices: Sequence[str
     """Load a reward model in the format of CarperAI's (TL;DR) or Dahoas' (HH).
 
     There are never two copies of the weights: files are mapped into memory, and the model adopts their tensors (on a
-    CPU, if the type is the file's), or each one is converted and then released.
-
-    Args:
-        checkpoint: its files.
-        dtype: of the weights.
-        devices: the layers are spread over these, in order.
+    CPU, if the type is the file's), or each one is converted and then released. The layers are spread over the devices,
+    in order.
 
     Raises:
         UserError: a file cannot be read, or the files do not hold exactly the configuration's weights.
@@ -80,8 +76,8 @@ def _place(name: str, blocks: Sequence[torch.device]) -> torch.device:
 
 
 def _config(checkpoint: Checkpoint) -> GPTJConfig:
-    if checkpoint.config is None:
-        return _gptj_6b()
+    if checkpoint.config is None:  # GPT-J-6B, spelt out, because the defaults of transformers may change
+        return GPTJConfig(n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, vocab_size=50400, n_positions=2048)
     try:
         config = GPTJConfig.from_json_file(checkpoint.config)
     except (OSError, ValueError) as error:
@@ -89,11 +85,6 @@ def _config(checkpoint: Checkpoint) -> GPTJConfig:
     if config.model_type != "gptj":
         raise UserError(f"{checkpoint.config} describes a {config.model_type} model, not a gptj one.")
     return config
-
-
-def _gptj_6b() -> GPTJConfig:
-    # Spelt out, because the defaults of transformers may change.
-    return GPTJConfig(n_embd=4096, n_layer=28, n_head=16, rotary_dim=64, vocab_size=50400, n_positions=2048)
 
 
 def _read(files: Sequence[Path]) -> Weights:
@@ -139,19 +130,17 @@ def _is_copy(name: str, weights: Weights) -> bool:
 
 
 def _require_exactly(expected: Weights, actual: Weights, checkpoint: Checkpoint) -> None:
-    problems = []
-    if missing := sorted(expected.keys() - actual.keys()):
-        problems.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(actual.keys() - expected.keys()):
-        problems.append(f"unexpected: {_listed(unexpected)}")
     differing = [
         f"{name} is {list(actual[name].shape)}, expected {list(expected[name].shape)}"
         for name in sorted(expected.keys() & actual.keys())
         if expected[name].shape != actual[name].shape
     ]
-    if differing:
-        problems.append(f"of another shape: {_listed(differing)}")
-    if problems:
+    found = {
+        "missing": sorted(expected.keys() - actual.keys()),
+        "unexpected": sorted(actual.keys() - expected.keys()),
+        "of another shape": differing,
+    }
+    if problems := [f"{what}: {_listed(names)}" for what, names in found.items() if names]:
         config = checkpoint.config or "GPT-J-6B's configuration (there is no config.json beside it)"
         files = checkpoint.weights[0] if len(checkpoint.weights) == 1 else checkpoint.root
         raise UserError(f"The weights in {files} do not fit {config}; {'; '.join(problems)}.")
@@ -180,12 +169,7 @@ def layer_devices(layers: int, devices: Sequence[torch.device]) -> list[torch.de
 
 
 def connect(layers: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
-    """Move each layer's input to the layer's device, for layers that are on their devices already.
-
-    Args:
-        layers: called one after the other.
-        devices: of each layer.
-    """
+    """Move each layer's input to the layer's device, for layers, called in order, that are on their devices already."""
     for layer, before, device in zip(layers, [devices[0], *devices], devices, strict=False):
         # Positions always come from the first device, hidden states only need moving where a run of layers begins.
         if device != devices[0] or device != before:

@@ -20,25 +20,17 @@ from brain_align.common.nn.prefix.packing import Request
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Texts that begin with the same tokens.
+    """Texts that begin with the same tokens."""
 
-    Attributes:
-        length: number of common tokens, at least 1.
-        texts: their indices.
-    """
-
-    length: int
-    texts: tuple[int, ...]
+    length: int  # number of common tokens, at least 1
+    texts: tuple[int, ...]  # their indices
 
 
 def shared_prefixes(texts: Sequence[list[int]]) -> list[SharedPrefix]:
     """Partition texts so that the fewest tokens are computed, with each part's common beginning computed once.
 
     In sorted order, texts with the same beginning are neighbours, and parts are runs of them; the best of all ways to
-    cut the sorted texts into runs is found. The result depends on the texts alone.
-
-    Args:
-        texts: token ids, at least one per text.
+    cut the sorted texts into runs is found. The result depends on the texts alone: token ids, at least one per text.
     """
     order = sorted(range(len(texts)), key=lambda index: texts[index])
     shared = [_common(texts[a], texts[b]) for a, b in itertools.pairwise(order)]
@@ -56,20 +48,10 @@ def shared_prefixes(texts: Sequence[list[int]]) -> list[SharedPrefix]:
 
 
 class TextValues:
-    """Computes values of texts.
-
-    Attributes:
-        decoder: the model without its head.
-    """
+    """Computes values of texts: a causal decoder, and a head from a hidden state to one value."""
 
     def __init__(self, model: PreTrainedModel, head: nn.Linear, max_tokens: int) -> None:
-        """Try the model on packed rows, and use padded ones if the results differ.
-
-        Args:
-            model: a causal decoder.
-            head: from a hidden state to one value.
-            max_tokens: tokens per forward pass, padding included.
-        """
+        """Try the model on packed rows, and use padded ones if the results differ; a pass has max_tokens at most."""
         self.decoder = PrefixDecoder(model)
         self._head = head
         self._max_tokens = max_tokens
@@ -78,8 +60,7 @@ class TextValues:
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         """Return the value of each text; other texts in the call affect it by rounding only.
 
-        Args:
-            texts: token ids, at least one per text and at most the model's context.
+        A text has at least one token id, and at most the model's context.
         """
         if not texts:
             return []

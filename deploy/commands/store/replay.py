@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> None:
 def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
     """Return the recipe that trains a run's recorded steps again, in another run directory.
 
-    Raises:
-        UserError: `run` is not a run directory, or an override would change more than how the steps are trained.
+    A place that is not a run directory, and overrides of more than how the steps are trained, are refused.
     """
     source = open_source(run)
     if source.recipe is None or source.directory is None:

@@ -9,7 +9,6 @@ Examples:
 
 import argparse
 import asyncio
-from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,6 +87,7 @@ async def score_missing(
             still lacks values.
     """
     room = asyncio.Semaphore(2 * recipe.scorers[name].replicas)
+    rows = recipe.sampler.lease_prompts
     without: list[pa.RecordBatch] = []
 
     async def score(groups: pa.RecordBatch) -> None:
@@ -106,17 +106,12 @@ async def score_missing(
     async with scorers_at_work({name: pool}, recipe) as scorers:
         scorer = scorers[name]
         async with asyncio.TaskGroup() as tasks:
-            for groups in _pieces(store, missing, recipe.sampler.lease_prompts):
-                await room.acquire()
-                tasks.create_task(score(groups))
+            for batch in store.batches(group_ids=missing):
+                for start in range(0, batch.num_rows, rows):
+                    await room.acquire()
+                    tasks.create_task(score(batch.slice(start, rows)))
     if scorer.failed_groups:
         store.append_scores(pa.concat_batches(without))
-
-
-def _pieces(store: SampleStore, groups: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    for batch in store.batches(group_ids=groups):
-        for start in range(0, batch.num_rows, rows):
-            yield batch.slice(start, rows)
 
 
 def _report(store: SampleStore, name: str, new: int) -> None:

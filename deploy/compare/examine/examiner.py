@@ -23,18 +23,13 @@ TOP_K = 10
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """The likelihoods of stored groups under one version.
+    """The likelihoods of stored groups under one version."""
 
-    Attributes:
-        logprobs: log q(y|x) of each group's outputs, nats; NaN where there is none.  # groups x [n]
-        top_k_entropy: entropy of the ten most probable next tokens, renormalised; mean over the positions of a group's
-            first output, nats.  # [groups]
-        top_k_mass: the total probability of these tokens; the same mean.  # [groups]
-    """
-
-    logprobs: list[np.ndarray]
+    logprobs: list[np.ndarray]  # log q(y|x) of each group's outputs, nats; NaN where there is none.  # groups x [n]
+    # entropy of the ten most probable next tokens, renormalised; mean over the positions of a group's first output,
+    # nats.  # [groups]
     top_k_entropy: np.ndarray
-    top_k_mass: np.ndarray
+    top_k_mass: np.ndarray  # the total probability of these tokens; the same mean.  # [groups]
 
 
 class ExaminerActor:
@@ -57,11 +52,7 @@ class ExaminerActor:
         self._device = "cuda" if prior.gpus > 0 and torch.cuda.is_available() else "cpu"
 
     def examine(self, policies: str, version: int, groups: pa.Table) -> Likelihoods:
-        """Compute the likelihoods of GROUPS rows under a published version.
-
-        Raises:
-            UserError: the version is missing or damaged.
-        """
+        """Compute the likelihoods of GROUPS rows under a published version; UserError if it is missing or damaged."""
         from brain_align.common.nn.policy_versions import PolicyVersions
 
         if self._versions is None:
@@ -97,17 +88,12 @@ def _group_logprobs(policy: "SequenceLogprobs", row: dict[str, Any]) -> np.ndarr
 
 @dataclass(frozen=True)
 class ExaminedGroups:
-    """The groups of a seed that its versions are examined on.
-
-    Attributes:
-        held_back: values of groups of validation prompts, on which no method trains.
-        rows: GROUPS rows of the held-back groups, then of the first round's.
-    """
+    """The groups of a seed that its versions are examined on."""
 
     recipe: Recipe
-    held_back: StoredValues
+    held_back: StoredValues  # values of groups of validation prompts, on which no method trains
     first_round: StoredValues
-    rows: pa.Table
+    rows: pa.Table  # GROUPS rows of the held-back groups, then of the first round's
 
 
 async def examine(
@@ -115,10 +101,8 @@ async def examine(
 ) -> Examination:
     """Examine a published version on its seed's groups, with a pool of `ExaminerActor`s.
 
-    `trained` means that the run trained on the seed's first round, rather than on human pairs.
-
-    Raises:
-        PipelineError, UserError: the examiner failed.
+    `trained` means that the run trained on the seed's first round, rather than on human pairs. PipelineError or
+    UserError is raised if the examiner failed.
     """
     timeout = groups.recipe.timeouts.lease
     likelihoods = await examiner.call("examine", str(directory.policies), version, groups.rows, timeout=timeout)

@@ -17,25 +17,23 @@ class Examination:
     "Chosen" is a group's output with the highest reward, "rejected" the one with the lowest; drift is the mean of
     log q − log p, nats.
 
-    Attributes:
-        ranking_accuracy: share of the pairs with different rewards in which log q is higher for the higher reward.
-        ideal_ranking_accuracy: the same for the exact posterior p·exp(r/γ), the target of the training (idealized, in
-            arXiv 2405.19534). γ is the base recipe's, even for a method with a γ of its own. It is not an upper bound:
-            it depends on p, and a policy may rank the pairs better.
-        held_back_chosen_drift, held_back_rejected_drift: on prompts on which no method trained.
-        trained_chosen_drift, trained_rejected_drift: on the first round's groups; None for a method that trained on
-            human pairs instead.
-        top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows as a fall of both.
-
     Figures of rewards are None if no group has outputs with different rewards.
     """
 
+    # share of the pairs with different rewards in which log q is higher for the higher reward.
     ranking_accuracy: float | None
+    # the same for the exact posterior p·exp(r/γ), the target of the training (idealized, in arXiv 2405.19534). γ is the
+    # base recipe's, even for a method with a γ of its own. It is not an upper bound: it depends on p, and a policy may
+    # rank the pairs better.
     ideal_ranking_accuracy: float | None
+    # held_back_chosen_drift, held_back_rejected_drift: on prompts on which no method trained.
     held_back_chosen_drift: float | None
     held_back_rejected_drift: float | None
+    # trained_chosen_drift, trained_rejected_drift: on the first round's groups; None for a method that trained on human
+    # pairs instead.
     trained_chosen_drift: float | None
     trained_rejected_drift: float | None
+    # top_k_entropy, top_k_mass: of next tokens, see `Likelihoods`; over-optimisation shows as a fall of both.
     top_k_entropy: float
     top_k_mass: float
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from brain_align.common.config.recipe import Recipe
@@ -16,7 +15,6 @@ _OF_EACH_RUN = ("seed", "objective.name", "learner.learning_rate")
 """Settings of the base recipe that are not used: each training run has its own."""
 
 
-@dataclass(frozen=True)
 class ComparisonDirectory:
     """The layout of a comparison's directory.
 
@@ -24,27 +22,16 @@ class ComparisonDirectory:
     training run; services/ holds logs and golden values of the shared services.
     """
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        """The base recipe."""
-        return self.root / "compare.yaml"
-
-    @property
-    def facts(self) -> Path:
-        """The digests of its inputs."""
-        return self.root / "inputs.json"
-
-    @property
-    def request(self) -> Path:
-        """The request so far: everything that earlier starts asked for."""
-        return self.root / "request.json"
-
-    @property
-    def services(self) -> RunDirectory:
-        """The run directory of the services that all runs share."""
-        return RunDirectory(self.root / "services")
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "compare.yaml"  # the base recipe
+        self.facts = root / "inputs.json"  # the digests of its inputs
+        self.request = root / "request.json"  # the request so far: everything that earlier starts asked for
+        self.services = RunDirectory(root / "services")  # the run directory of the services that all runs share
+        self.results = root / "compare.json"  # all figures
+        self.tables = root / "compare.md"  # all tables as Markdown
+        self.page = root / "compare.html"  # all tables and plots, as one HTML file
+        self.plots = root / "plots"  # the plots as PNG and SVG
 
     def seed(self, seed: int) -> RunDirectory:
         """Return the run directory of a seed's groups."""
@@ -77,26 +64,6 @@ class ComparisonDirectory:
     def examination(self, name: str) -> Path:
         """Return the path of the examination of a run's best version; written last, so that it marks the run's end."""
         return self.run(name).root / "examination.json"
-
-    @property
-    def results(self) -> Path:
-        """All figures."""
-        return self.root / "compare.json"
-
-    @property
-    def tables(self) -> Path:
-        """All tables as Markdown."""
-        return self.root / "compare.md"
-
-    @property
-    def page(self) -> Path:
-        """All tables and plots, as one HTML file."""
-        return self.root / "compare.html"
-
-    @property
-    def plots(self) -> Path:
-        """The plots as PNG and SVG."""
-        return self.root / "plots"
 
 
 def check_comparison(directory: ComparisonDirectory, recipe: Recipe) -> None:

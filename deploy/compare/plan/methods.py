@@ -19,17 +19,11 @@ from brain_align.deploy.run.recipe_files import apply_override
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, optionally with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`.
+    """An objective, optionally with settings of its own: `dpo-sft`, or `dpo-sft:beta=0.5`."""
 
-    Attributes:
-        label: as written in the request; the method's name everywhere.
-        objective: the recipe's `objective.name`.
-        overrides: `setting=value` of the objective's section.
-    """
-
-    label: str
-    objective: str
-    overrides: tuple[str, ...] = ()
+    label: str  # as written in the request; the method's name everywhere
+    objective: str  # the recipe's `objective.name`
+    overrides: tuple[str, ...] = ()  # `setting=value` of the objective's section
 
     @property
     def slug(self) -> str:
@@ -90,11 +84,7 @@ def objective_settings(base: Recipe, method: Method) -> dict[str, Any]:
 
 
 def refuse_equal(base: Recipe, methods: Sequence[Method]) -> None:
-    """Refuse two methods that are the same objective with the same settings, however these are written.
-
-    Raises:
-        UserError: with both labels.
-    """
+    """Raise UserError if two methods are the same objective with the same settings, however these are written."""
     labels: dict[str, str] = {}
     for method in methods:
         section = TypeAdapter(ObjectiveSection).validate_python(objective_settings(base, method))
@@ -122,11 +112,8 @@ def method_recipe(
 ) -> Recipe:
     """Return the recipe that trains a method; apart from `sections`, only the objective differs from the base.
 
-    Args:
-        base: the recipe of the comparison.
-        method: the trained one.
-        pairs: a store of human pairs, for a method that trains on these.
-        sections: settings that replace the base's, by section (or a value such as `seed`).
+    `sections` are settings that replace the base's, by section (or a value such as `seed`), and `pairs` a store of
+    human pairs, for a method that trains on these.
 
     Raises:
         UserError: the recipe and the method's objective are incompatible, or the method lacks its pairs.

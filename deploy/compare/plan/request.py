@@ -38,23 +38,15 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that a comparison's directory was asked for so far.
+    """Everything that a comparison's directory was asked for so far."""
 
-    Attributes:
-        methods: in the order in which they are shown.
-        seeds: of prompts, samples and adapters; learning rates are chosen on the first.
-        learning_rates: the grid, the same for every method, in increasing order.
-        group_sizes: values of n below the recipe's with which the swept methods are also trained, in increasing order.
-        swept: labels of these methods.
-        pairs: a store of human preference pairs.
-    """
-
-    methods: tuple[Method, ...]
-    seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...]
+    methods: tuple[Method, ...]  # in the order in which they are shown
+    seeds: tuple[int, ...]  # of prompts, samples and adapters; learning rates are chosen on the first
+    learning_rates: tuple[float, ...]  # the grid, the same for every method, in increasing order
+    # values of n below the recipe's with which the swept methods are also trained, in increasing order.
     group_sizes: tuple[int, ...] = ()
-    swept: tuple[str, ...] = ()
-    pairs: str | None = None
+    swept: tuple[str, ...] = ()  # labels of these methods
+    pairs: str | None = None  # a store of human preference pairs
 
 
 def parse_request(
@@ -82,13 +74,15 @@ def parse_request(
     sizes = tuple(sorted(_joined(before.group_sizes, _sizes(group_sizes, recipe))))
     labels = _swept(methods, swept, before)
     _refuse_idle_sweep(sizes, labels, swept)
+    if pairs is not None and "://" not in pairs:
+        pairs = str(Path(pairs).expanduser().absolute())
     return Request(
         methods=methods,
         seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
         learning_rates=_rates(learning_rates, recipe, before),
         group_sizes=sizes,
         swept=labels,
-        pairs=before.pairs if pairs is None else _address(pairs),
+        pairs=before.pairs if pairs is None else pairs,
     )
 
 
@@ -153,10 +147,6 @@ def _joined(
     for item in (*before, *asked):
         named.setdefault(name(item), item)
     return tuple(named.values())
-
-
-def _address(pairs: str) -> str:
-    return pairs if "://" in pairs else str(Path(pairs).expanduser().absolute())
 
 
 def _refuse_idle_sweep(sizes: Sequence[int], labels: Sequence[str], asked: str | None) -> None:

@@ -72,8 +72,7 @@ def at_edge(rate: float, grid: Sequence[float]) -> bool:
 def run_recipe(base: Recipe, run: TrainingRun, directory: ComparisonDirectory, pairs: str | None = None) -> Recipe:
     """Return the recipe of a training run: the base's, with its objective, learning rate, seed and n.
 
-    Raises:
-        UserError: see `method_recipe`, which takes `pairs`.
+    For `pairs` and errors see `method_recipe`.
     """
     return method_recipe(
         base,

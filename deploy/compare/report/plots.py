@@ -31,6 +31,8 @@ LEAST_R_SQUARED = 0.5
 CLOSEST = 0.05
 """√nats; smaller distances from the prior are drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
 
+_BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "ncols": 3}  # of legends
+
 Plot = Callable[[Comparison], "Figure | None"]
 
 
@@ -64,8 +66,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
 
 def win_rates(comparison: Comparison) -> Figure | None:
     """Plot the win rate (training reward) of each method: mean, interval, and each seed."""
-    shown = [one for one in (comparison.prior, *comparison.methods.values()) if one is not None]
-    shown = [one for one in shown if one.train_rm_win_rate is not None]
+    shown = [one for one in comparison.with_prior() if one.train_rm_win_rate is not None]
     if not shown:
         return None
     figure, axes = _figure(7, 0.9 + 0.36 * len(shown))
@@ -94,7 +95,8 @@ def group_size(comparison: Comparison) -> Figure | None:
     figure, axes = _figure(6, 3.6)
     styles = plot_styles(list(comparison.methods))
     labels = list(dict.fromkeys(point.label for point in known))
-    for label, offset in zip(labels, _offsets(len(labels)), strict=True):
+    for index, label in enumerate(labels):
+        offset = float(2 ** (0.06 * (index - (len(labels) - 1) / 2)))  # on a logarithmic axis: error bars side by side
         points = [point for point in known if point.label == label]
         rates, errors = [point.win_rate or 0 for point in points], [point.win_rate_ci95 or 0 for point in points]
         places = [point.n * offset for point in points]
@@ -107,11 +109,6 @@ def group_size(comparison: Comparison) -> Figure | None:
     axes.set_ylabel("win rate (training reward), %")
     axes.legend()
     return figure
-
-
-def _offsets(count: int) -> list[float]:
-    """Return the factors of methods' places on a logarithmic axis that set their error bars side by side."""
-    return [float(2 ** (0.06 * (index - (count - 1) / 2))) for index in range(count)]
 
 
 def reward_against_distance(comparison: Comparison) -> Figure | None:
@@ -149,7 +146,7 @@ def _against_distance(
     _spread_out(axes)
     axes.set_xlabel("distance from the prior, √KL(q‖p), nats^½")
     axes.set_ylabel(what)
-    _legend_below(figure)
+    figure.legend(**_BELOW)
     return figure
 
 
@@ -194,7 +191,7 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation win rate, %")
-    _legend_below(figure)
+    figure.legend(**_BELOW)
     return figure
 
 
@@ -222,10 +219,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_facecolor("none")
     return figure, axes
-
-
-def _legend_below(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", fontsize=8, ncols=3)
 
 
 def plot_styles(labels: Sequence[str]) -> dict[str, PlotStyle]:

@@ -2,9 +2,13 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from rich.console import Console
 from rich.measure import Measurement
 
@@ -13,8 +17,7 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
-from brain_align.deploy.compare.report.page import page
-from brain_align.deploy.compare.report.plots import draw
+from brain_align.deploy.compare.report.plots import CLOSEST, LEAST_R_SQUARED, draw
 from brain_align.deploy.compare.report.tables import (
     all_tables,
     failures_table,
@@ -24,7 +27,9 @@ from brain_align.deploy.compare.report.tables import (
 )
 from brain_align.deploy.compare.report.text_table import TextTable
 from brain_align.deploy.compare.results.comparison import Comparison, collect
-from brain_align.deploy.plotting import as_png, as_svg
+from brain_align.deploy.plotting import INK, as_png, as_svg
+
+_OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "not reproduced": "bad"}
 
 
 def report(
@@ -53,12 +58,7 @@ def report(
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
         console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
-    _check_complete(comparison)
-
-
-def _check_complete(comparison: Comparison) -> None:
-    """Raise if a method lacks a result for a seed or a group size; single learning rates may have failed."""
-    lacking = comparison.lacking()
+    lacking = comparison.lacking()  # of a seed or a group size; single learning rates may have failed
     if lacking:
         named = "; ".join(f"{name}: seed {', '.join(map(str, missing))}" for name, missing in lacking.items())
         raise PipelineError(f"The comparison is not complete, it lacks {named}; see the reasons above.")
@@ -81,3 +81,38 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def page(comparison: Comparison, tables: Sequence[TextTable], plots: Mapping[str, str]) -> str:
+    """Return the HTML page with all tables and with plots, which are SVG documents by name."""
+    templates = Environment(
+        loader=PackageLoader(__package__, ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    return templates.get_template("page.html").render(
+        comparison=comparison,
+        protocol=comparison.protocol,
+        rates=", ".join(f"{rate:g}" for rate in comparison.protocol.learning_rates),
+        tables=tables,
+        plots={name: Markup(inline_svg(name, svg)) for name, svg in plots.items()},
+        outcome_class=_OUTCOME_CLASS,
+        closest=f"{CLOSEST:g}",
+        least_r_squared=f"{LEAST_R_SQUARED:g}",
+    )
+
+
+def inline_svg(name: str, svg: str) -> str:
+    """Return matplotlib's SVG as an element of the page, in the reader's text colour, with ids that begin with `name`.
+
+    Without it, ids of two plots on one page would clash.
+    """
+    element = svg[svg.index("<svg") :]
+    element = element.replace(INK, "currentColor")
+    element = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', element)
+    element = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', element)
+    element = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", element)
+    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

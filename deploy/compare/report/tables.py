@@ -36,7 +36,7 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
 
 def methods_table(comparison: Comparison) -> TextTable:
     """Return the paper's Table 1: each method's win rates, reward, KL and seconds."""
-    shown = _with_prior(comparison)
+    shown = comparison.with_prior()
     judges = list(shown[0].judges) if shown else []
     columns = ["method", "win rate (training reward), %", "each seed", *(f"{name}, mean" for name in judges)]
     columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "each seed", "tokens"]
@@ -139,21 +139,19 @@ def sizes_table(comparison: Comparison) -> TextTable:
 
 def likelihoods_table(comparison: Comparison) -> TextTable:
     """Return ranking accuracy, drift and concentration of each method."""
-    rows = []
-    for figures in _with_prior(comparison):
-        examination = figures.examination
-        rows.append(
-            [
-                figures.label,
-                percent(examination.ranking_accuracy),
-                number(examination.trained_chosen_drift, 2),
-                number(examination.trained_rejected_drift, 2),
-                number(examination.held_back_chosen_drift, 2),
-                number(examination.held_back_rejected_drift, 2),
-                number(examination.top_k_entropy, 3),
-                number(examination.top_k_mass, 4),
-            ]
-        )
+    rows = [
+        [
+            label,
+            percent(examination.ranking_accuracy),
+            number(examination.trained_chosen_drift, 2),
+            number(examination.trained_rejected_drift, 2),
+            number(examination.held_back_chosen_drift, 2),
+            number(examination.held_back_rejected_drift, 2),
+            number(examination.top_k_entropy, 3),
+            number(examination.top_k_mass, 4),
+        ]
+        for label, examination in ((figures.label, figures.examination) for figures in comparison.with_prior())
+    ]
     ideal = "–" if comparison.prior is None else percent(comparison.prior.examination.ideal_ranking_accuracy)
     return TextTable(
         "Likelihoods of outputs sampled from the prior",
@@ -204,7 +202,7 @@ def _of_judge(name: str, test: PairedTest) -> PairedDifference | None:
 def _tests_table(
     comparison: Comparison, what: str, difference: Callable[[PairedTest], PairedDifference | None], digits: int
 ) -> TextTable:
-    labels = [figures.label for figures in _with_prior(comparison)]
+    labels = [figures.label for figures in comparison.with_prior()]
     of_pair = {(test.ours, test.theirs): difference(test) for test in comparison.tests}
     rows = [[ours, *(_against(of_pair.get((ours, theirs)), digits) for theirs in labels)] for ours in labels]
     return TextTable(
@@ -257,8 +255,3 @@ def _against(difference: PairedDifference | None, digits: int) -> str:
         return ""
     certain = difference.low > 0 or difference.high < 0
     return f"{difference.difference:+.{digits}f}{'*' if certain else ''}"
-
-
-def _with_prior(comparison: Comparison) -> list[MethodFigures]:
-    prior = [] if comparison.prior is None else [comparison.prior]
-    return [*prior, *comparison.methods.values()]

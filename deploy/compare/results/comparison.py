@@ -32,25 +32,18 @@ from brain_align.deploy.compare.results.series import (
 
 @dataclass(frozen=True)
 class Protocol:
-    """The settings that all methods share.
+    """The settings that all methods share."""
 
-    Attributes:
-        learning_rates: the grid.
-        seeds: the first chooses the rates.
-        n: outputs per group.
-        sizes: the group sizes that each method is to be trained with, by its label; n is the first.
-        rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
-        validation_prompts, test_prompts: prompts for choices, and for the reported figures.
-    """
-
-    learning_rates: list[float]
-    seeds: list[int]
-    n: int
-    sizes: dict[str, list[int]]
+    learning_rates: list[float]  # the grid
+    seeds: list[int]  # the first chooses the rates
+    n: int  # outputs per group
+    sizes: dict[str, list[int]]  # the group sizes that each method is to be trained with, by its label; n is the first
+    # rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
     rounds: int
     prompts_per_round: int
     updates_per_round: int
     batch_prompts: int
+    # validation_prompts, test_prompts: prompts for choices, and for the reported figures.
     validation_prompts: int
     test_prompts: int
 
@@ -65,33 +58,24 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All figures: the contents of compare.json.
+    """All figures: the contents of compare.json."""
 
-    Attributes:
-        name: of the recipe.
-        prior: the policy before training; None until a run is finished.
-        methods: by label, in the order of the request; only those with finished runs.
-        tests: every pair of methods, the prior among them.
-        findings: what the tests say of the paper's claims.
-        grid: all learning rates of all methods.
-        group_sizes: win rate against n, each n at its own learning rate.
-        size_grid: the learning rates from which these were chosen.
-        curves: reward against the distance from the prior.
-        failed: why a run is missing, by its name.
-    """
-
-    name: str
+    name: str  # of the recipe
     recipe_digest: str
     protocol: Protocol
-    prior: MethodFigures | None
-    methods: dict[str, MethodFigures]
-    tests: list[PairedTest]
-    findings: list[Finding]
-    grid: list[GridPoint]
-    group_sizes: list[SizePoint]
-    size_grid: list[GridPoint]
-    curves: list[RewardCurve]
-    failed: dict[str, str]
+    prior: MethodFigures | None  # the policy before training; None until a run is finished
+    methods: dict[str, MethodFigures]  # by label, in the order of the request; only those with finished runs
+    tests: list[PairedTest]  # every pair of methods, the prior among them
+    findings: list[Finding]  # what the tests say of the paper's claims
+    grid: list[GridPoint]  # all learning rates of all methods
+    group_sizes: list[SizePoint]  # win rate against n, each n at its own learning rate
+    size_grid: list[GridPoint]  # the learning rates from which these were chosen
+    curves: list[RewardCurve]  # reward against the distance from the prior
+    failed: dict[str, str]  # why a run is missing, by its name
+
+    def with_prior(self) -> list[MethodFigures]:
+        """Return the figures of the prior, if known, and of all methods."""
+        return [*([] if self.prior is None else [self.prior]), *self.methods.values()]
 
     def lacking(self) -> dict[str, list[int]]:
         """Return the seeds without a result, by method (and group size, if it is not the recipe's)."""
@@ -133,7 +117,9 @@ def collect(
     """Read the finished runs of a plan and compute all figures; `failed` tells why a run could not be trained."""
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
     finished = {label: runs for label, runs in read.items() if runs.full.chosen}
-    prior = _prior(directory, finished)
+    by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
+    prior = [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
+    rates = plan.request.learning_rates
     tested = {**({"prior": prior} if prior else {}), **{label: runs.full.chosen for label, runs in finished.items()}}
     pairs = combinations(tested, 2)
     made = (paired_test(ours, tested[ours], theirs, tested[theirs]) for ours, theirs in pairs)
@@ -144,7 +130,10 @@ def collect(
         recipe_digest=recipe_digest(recipe),
         protocol=_protocol(recipe, plan),
         prior=method_figures("prior", prior, rate_at_edge=False) if prior else None,
-        methods={label: _figures(label, runs.full.chosen, plan) for label, runs in finished.items()},
+        methods={
+            label: method_figures(label, chosen, rate_at_edge=at_edge(chosen[0].run.learning_rate, rates))
+            for label, chosen in ((label, runs.full.chosen) for label, runs in finished.items())
+        },
         tests=tests,
         findings=[*findings(tests), *_size_findings(finished)],
         grid=[grid_point(result) for runs in finished.values() for result in runs.full.grid],
@@ -172,17 +161,6 @@ def _read_runs(directory: ComparisonDirectory, plan: ComparisonPlan, method: Met
     grid = finished(plan.grid(method, n))
     rate = best_rate({result.run.learning_rate: result.merit for result in grid})
     return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)))
-
-
-def _figures(label: str, chosen: list[FinishedRun], plan: ComparisonPlan) -> MethodFigures:
-    rate = chosen[0].run.learning_rate
-    return method_figures(label, chosen, rate_at_edge=at_edge(rate, plan.request.learning_rates))
-
-
-def _prior(directory: ComparisonDirectory, finished: Mapping[str, _Method]) -> list[FinishedRun]:
-    """Return the prior's results, in the form of a method's runs, for every seed that a method has."""
-    by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
-    return [read_prior(directory, by_seed[seed]) for seed in sorted(by_seed)]
 
 
 def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:

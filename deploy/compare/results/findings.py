@@ -40,17 +40,13 @@ SAME_METHOD = (LADDER[2], "brain-fixed-proposal")
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a claim in a comparison.
-
-    Attributes:
-        outcome: `shown` where the whole 95 % interval of the difference is above 0, and so is the difference of each
-            of two or more seeds; `not reproduced` where the difference is below 0.
-        difference: of the win rate (training reward)s, percentage points.
-    """
+    """The outcome of a claim in a comparison."""
 
     claim: PaperClaim
+    # `shown` where the whole 95 % interval of the difference is above 0, and so is the difference of each of two or
+    # more seeds; `not reproduced` where the difference is below 0.
     outcome: Outcome
-    difference: PairedDifference
+    difference: PairedDifference  # of the win rate (training reward)s, percentage points
 
 
 def findings(tests: Sequence[PairedTest]) -> list[Finding]:

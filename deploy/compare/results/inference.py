@@ -29,21 +29,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a − b over seeds and prompts, with a bootstrap's 95 % interval and two-sided p-values.
-
-    Attributes:
-        low, high: the interval, over prompts and seeds; with one seed it does not include the variation over seeds.
-        p_value: the bootstrap's. With few seeds it is too small if seeds differ much: a resample of three seeds of one
-            sign never has the other.
-        by_seed: the mean of each seed.
-        p_seeds: of a t-test of these means against 0, which assumes only that seeds are exchangeable; None for one.
-    """
+    """Mean of a − b over seeds and prompts, with a bootstrap's 95 % interval and two-sided p-values."""
 
     difference: float
+    # low, high: the interval, over prompts and seeds; with one seed it does not include the variation over seeds.
     low: float
     high: float
+    # the bootstrap's. With few seeds it is too small if seeds differ much: a resample of three seeds of one sign never
+    # has the other.
     p_value: float
-    by_seed: list[float]
+    by_seed: list[float]  # the mean of each seed
+    # of a t-test of these means against 0, which assumes only that seeds are exchangeable; None for one.
     p_seeds: float | None
 
     def turned(self) -> "PairedDifference":
@@ -162,14 +158,10 @@ class OverOptimisation:
 
 
 def fit_over_optimisation(distances: Floats, gains: Floats) -> OverOptimisation | None:
-    """Fit d(a − b·log d), which is linear in a and b, to gains over the prior by least squares.
+    """Fit d(a − b·log d), which is linear in a and b, to gains [points] over the prior by least squares.
 
-    Args:
-        distances: √KL, nats^½; those that are not positive are left out.  # [points]
-        gains: of the mean reward.  # [points]
-
-    Returns:
-        None for fewer than four points at different distances: two coefficients fit any two.
+    Distances [points], √KL in nats^½, that are not positive are left out. None for fewer than four different distances:
+    two coefficients fit any two.
     """
     used = distances > 0
     d, gain = distances[used], gains[used]

@@ -1,6 +1,6 @@
 """The figures of methods, and tests between them, from their finished runs; pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,76 +22,59 @@ PERCENT = 100.0
 
 @dataclass(frozen=True)
 class JudgeFigures:
-    """Figures of a scorer on which no method was trained.
+    """Figures of a scorer on which no method was trained."""
 
-    Attributes:
-        value, gold_value: mean over the outputs, and over gold.
-        value_ci95, value_by_seed: half-width of `clustered_mean`'s interval of the first, and each seed's mean.
-        win_rate, win_rate_ci95: percent of prompts whose output it prefers to gold; None without gold.
-    """
-
+    # value, gold_value: mean over the outputs, and over gold.
     value: float
+    # value_ci95, value_by_seed: half-width of `clustered_mean`'s interval of the first, and each seed's mean.
     value_ci95: float
     value_by_seed: list[float]
     gold_value: float | None
+    # win_rate, win_rate_ci95: percent of prompts whose output it prefers to gold; None without gold.
     win_rate: float | None
     win_rate_ci95: float | None
 
 
 @dataclass(frozen=True)
 class MethodFigures:
-    """A method at its learning rate: means over seeds, on test prompts, of each seed's best version on validation.
+    """A method at its learning rate: means over seeds, on test prompts, of each seed's best version on validation."""
 
-    Attributes:
-        label: of the method; `prior` for the policy before training.
-        objective: the recipe's `objective.name`; `prior` for the prior.
-        learning_rate: chosen on the first seed; None for the prior.
-        rate_at_edge: whether it is the smallest or largest of the grid.
-        train_rm_win_rate, train_rm_win_rate_ci95: percent, with the half-width of `clustered_mean`'s interval.
-        judges: by name of the scorer.
-        mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
-        kl_to_prior_ci95, kl_to_prior_by_seed: nats.
-        seconds: per run, from the learner's start to the end of evaluation; of a resumed one, from its last start.
-    """
-
-    label: str
-    objective: str
-    learning_rate: float | None
-    rate_at_edge: bool
+    label: str  # of the method; `prior` for the policy before training
+    objective: str  # the recipe's `objective.name`; `prior` for the prior
+    learning_rate: float | None  # chosen on the first seed; None for the prior
+    rate_at_edge: bool  # whether it is the smallest or largest of the grid
     seeds: list[int]
     best_versions: list[int]
+    # train_rm_win_rate, train_rm_win_rate_ci95: percent, with the half-width of `clustered_mean`'s interval.
     train_rm_win_rate: float | None
     train_rm_win_rate_ci95: float | None
     train_rm_win_rate_by_seed: list[float]
-    judges: dict[str, JudgeFigures]
+    judges: dict[str, JudgeFigures]  # by name of the scorer
+    # mean_reward, kl_to_prior, mean_tokens, ended: as in `Result`.
     mean_reward: float
     kl_to_prior: float
+    # kl_to_prior_ci95, kl_to_prior_by_seed: nats.
     kl_to_prior_ci95: float
     kl_to_prior_by_seed: list[float]
     mean_tokens: float
     ended: float
     examination: Examination
-    seconds: float
+    seconds: float  # per run, from the learner's start to the end of evaluation; of a resumed one, from its last start
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two methods on the same prompts and seeds.
+    """Two methods on the same prompts and seeds."""
 
-    Attributes:
-        ours, theirs: labels.
-        win_rate: difference of the win rate (training reward)s, percentage points; None without gold.
-        reward: difference of the mean rewards.
-        judges: difference of the means of each scorer on which no method was trained, by its name.
-        mcnemar_p: exact, of each seed separately; empty without gold.
-    """
-
+    # ours, theirs: labels.
     ours: str
     theirs: str
+    # difference of the win rate (training reward)s, percentage points; None without gold.
     win_rate: PairedDifference | None
-    reward: PairedDifference
+    reward: PairedDifference  # difference of the mean rewards
+    # difference of the means of each scorer on which no method was trained, by its name.
     judges: dict[str, PairedDifference]
-    mcnemar_p: list[float]
+    mcnemar_p: list[float]  # exact, of each seed separately; empty without gold
 
     def turned(self) -> "PairedTest":
         """Return the test with the methods exchanged."""
@@ -101,10 +84,9 @@ class PairedTest:
 
 
 def wins(results: Sequence[FinishedRun]) -> Floats | None:
-    """Return 1 where a test prompt's output has a strictly higher reward than gold, else 0; NaN where unknown.
+    """Return 1 where an output's reward is strictly above gold's, else 0, NaN where unknown; None without gold.
 
-    Returns:
-        [seeds, prompts]; None without gold.
+    # [seeds, prompts]
     """
     return _above_gold(results, "reward")
 
@@ -149,20 +131,15 @@ def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: 
         if won is None or rate is None
         else [PERCENT * float(np.nanmean(row)) for row in won],
         judges={name: _judge(results, name) for name in _judges(results)},
-        **{name: mean(test[name] for test in tests) for name in _AVERAGED},
+        **{name: float(np.mean([test[name] for test in tests])) for name in _AVERAGED},
         kl_to_prior_ci95=clustered_mean(known(outcomes(results, "log_ratio"))).half_width,
         kl_to_prior_by_seed=[test["kl_to_prior"] for test in tests],
         examination=mean_examination([result.examination for result in results]),
-        seconds=mean(result.seconds for result in results),
+        seconds=float(np.mean([result.seconds for result in results])),
     )
 
 
 _AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
-
-
-def mean(values: Iterable[float]) -> float:
-    """Return the mean of an iterable."""
-    return float(np.mean(list(values)))
 
 
 def _judges(results: Sequence[FinishedRun]) -> list[str]:
@@ -193,7 +170,7 @@ def mean_examination(examinations: Sequence[Examination]) -> Examination:
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def paired_test(

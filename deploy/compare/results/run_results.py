@@ -18,26 +18,16 @@ from brain_align.deploy.schedule.evaluation import Merit, merit
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The results of one finished training run.
-
-    Attributes:
-        best_version: chosen on validation prompts.
-        test: `Result` of the best version on test prompts, by field.
-        prior: the same of version 0.
-        validation: the same of every evaluated version on validation prompts.
-        outcomes: one row per test prompt, see `Evaluation.outcomes`.
-        examination: likelihoods of the best version.
-        seconds: from the learner's last start to the end of the evaluation.
-    """
+    """The results of one finished training run."""
 
     run: TrainingRun
-    best_version: int
-    test: dict[str, Any]
-    prior: dict[str, Any]
-    validation: dict[int, dict[str, Any]]
-    outcomes: pa.Table
-    examination: Examination
-    seconds: float
+    best_version: int  # chosen on validation prompts
+    test: dict[str, Any]  # `Result` of the best version on test prompts, by field
+    prior: dict[str, Any]  # the same of version 0
+    validation: dict[int, dict[str, Any]]  # the same of every evaluated version on validation prompts
+    outcomes: pa.Table  # one row per test prompt, see `Evaluation.outcomes`
+    examination: Examination  # likelihoods of the best version
+    seconds: float  # from the learner's last start to the end of the evaluation
 
     @property
     def merit(self) -> Merit:
@@ -97,11 +87,11 @@ PRIOR_METHOD = Method("prior", "prior")
 def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun:
     """Read the prior's results, in the form of a method's run; `like` is any finished run of the same seed."""
     run = replace(like.run, method=PRIOR_METHOD)
-    return FinishedRun(
+    return replace(
+        like,
         run=run,
         best_version=0,
         test=like.prior,
-        prior=like.prior,
         validation={0: like.validation[0]},
         outcomes=pa.ipc.open_file(directory.prior_outcomes(run.seed)).read_all(),
         examination=read_examination(directory.prior_examination(run.seed)),

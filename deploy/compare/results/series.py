@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from brain_align.deploy.compare.results.inference import OverOptimisation, fit_over_optimisation
-from brain_align.deploy.compare.results.method_results import mean, percentage, wins
+from brain_align.deploy.compare.results.method_results import percentage, wins
 from brain_align.deploy.compare.results.run_results import FinishedRun
 
 
@@ -81,8 +81,8 @@ def size_point(results: Sequence[FinishedRun]) -> SizePoint:
         [result.run.seed for result in results],
         None if rate is None else rate.mean,
         None if rate is None else rate.half_width,
-        mean(result.test["mean_reward"] for result in results),
-        mean(result.test["kl_to_prior"] for result in results),
+        float(np.mean([result.test["mean_reward"] for result in results])),
+        float(np.mean([result.test["kl_to_prior"] for result in results])),
     )
 
 

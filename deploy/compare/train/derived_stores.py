@@ -16,11 +16,7 @@ from brain_align.common.store.sample_store import SampleStore
 
 
 def check_pairs(source: Store, algorithm: AlgorithmSection) -> None:
-    """Refuse a store that lacks what `dpo` trains on.
-
-    Raises:
-        UserError: the store holds no human preference pairs, or fewer than a round takes.
-    """
+    """Raise UserError if a store holds no human preference pairs, which `dpo` trains on, or too few for a round."""
     chosen = _chosen(source)
     if not chosen:
         raise UserError(

@@ -66,9 +66,6 @@ class Runner:
 
     Each has a conductor of its own, as any run has, all in one event loop; samplers and scorers are shared. `parallel`
     runs are trained side by side, and `say` is called with one line when a run ends.
-
-    Attributes:
-        failed: the reason why a run could not be trained, by its name.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class Runner:
         parallel: int,
         say: Callable[[str], None],
     ) -> None:
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # the reason why a run could not be trained, by its name
         self._setup = setup
         self._plan = plan
         self._services = services

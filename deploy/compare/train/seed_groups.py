@@ -36,17 +36,11 @@ HELD_BACK_GROUPS = 64
 
 @dataclass(frozen=True)
 class SeedGroups:
-    """The groups of one seed.
+    """The groups of one seed."""
 
-    Attributes:
-        run_id: see `seed_run_id`.
-        recipe: the seed's, see `seed_recipe`, with `{world}` replaced.
-        directory: of stores, logs and version 0; a run directory without training.
-    """
-
-    run_id: str
-    recipe: Recipe
-    directory: RunDirectory
+    run_id: str  # see `seed_run_id`
+    recipe: Recipe  # the seed's, see `seed_recipe`, with `{world}` replaced
+    directory: RunDirectory  # of stores, logs and version 0; a run directory without training
     inputs: Inputs
 
     def open(self, *, read_only: bool = True) -> SampleStore:

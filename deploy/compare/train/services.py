@@ -34,11 +34,7 @@ class SharedServices:
         return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
 
     def raise_failure(self) -> None:
-        """Raise the failure of a service that all runs share, if one has failed for good.
-
-        Raises:
-            PipelineError, UserError: that failure.
-        """
+        """Raise the PipelineError or UserError of a service that all runs share, if one has failed for good."""
         for pool in [self.shared.samplers, *self.shared.scorers.values(), self.examiner]:
             pool.raise_failure()
 

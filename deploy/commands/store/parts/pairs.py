@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from brain_align.common.schemas import PRIOR, batch_from_rows
+from brain_align.common.schemas import GROUPS, PRIOR, batch_from_rows
 from brain_align.common.store.flat_rows import rewards_of, scores_of
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.stored_source import Ranking
@@ -38,20 +38,15 @@ PAIRINGS: dict[str, Callable[[Rewards], Iterator[tuple[int, int]]]] = {
     "all": every,
 }
 
+_OF_GROUP = ("prompt_id", "group_id", "round", "proposal_version")
 _SCHEMA = pa.schema(
     [
-        pa.field("prompt", pa.string()),
-        pa.field("chosen", pa.string()),
-        pa.field("rejected", pa.string()),
-        pa.field("score_chosen", pa.float32()),
-        pa.field("score_rejected", pa.float32()),
-        pa.field("margin", pa.float32()),
-        pa.field("ref_chosen_logps", pa.float32()),  # log p(y|x) of the prior, under the name that TRL reads
-        pa.field("ref_rejected_logps", pa.float32()),
-        pa.field("prompt_id", pa.string()),
-        pa.field("group_id", pa.string()),
-        pa.field("round", pa.int32()),
-        pa.field("proposal_version", pa.int32()),
+        *((name, pa.string()) for name in ("prompt", "chosen", "rejected")),
+        *((name, pa.float32()) for name in ("score_chosen", "score_rejected", "margin")),
+        *(
+            (name, pa.float32()) for name in ("ref_chosen_logps", "ref_rejected_logps")
+        ),  # the prior's, as TRL names them
+        *((name, GROUPS.field(name).type) for name in _OF_GROUP),
     ]
 )
 
@@ -80,7 +75,7 @@ class Pairs:
 
     def _pairs(self, group: dict[str, Any], rewards: Rewards, prior: Rewards) -> Iterator[dict[str, Any]]:
         texts = [output["text"] for output in group["outputs"]]
-        shared = {name: group[name] for name in ("prompt_id", "group_id", "round", "proposal_version")}
+        shared = {name: group[name] for name in _OF_GROUP}
         for pair in self._pairing(rewards):
             first, second = (rewards[number] for number in pair)
             if first is None or second is None:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -25,19 +25,28 @@ def write_jsonl(path: Path, _schema: pa.Schema, batches: Iterable[pa.RecordBatch
     return count
 
 
+def joined(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Join batches into tables of at least `rows` rows, but for the last."""
+    held: list[pa.RecordBatch] = []
+    waiting = 0
+    for batch in batches:
+        held.append(batch)
+        waiting += batch.num_rows
+        if waiting >= rows:
+            yield pa.Table.from_batches(held)
+            held, waiting = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
 def write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write one parquet file."""
-    count, waiting = 0, 0
-    held: list[pa.RecordBatch] = []
+    count = 0
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in batches:
-            held.append(batch)
-            waiting += batch.num_rows
-            if waiting >= _ROW_GROUP:
-                writer.write_table(pa.Table.from_batches(held, schema))
-                count, waiting, held = count + waiting, 0, []
-        writer.write_table(pa.Table.from_batches(held, schema))
-    return count + waiting
+        for table in joined(batches, _ROW_GROUP):
+            writer.write_table(table)
+            count += table.num_rows
+    return count
 
 
 def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
@@ -61,11 +70,7 @@ def write_dataset(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def import_datasets() -> ModuleType:
-    """Import the optional library `datasets`.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Import the optional library `datasets`; say how to install it where it is missing."""
     try:
         return importlib.import_module("datasets")
     except ImportError:

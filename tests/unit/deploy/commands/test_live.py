@@ -14,9 +14,8 @@ from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.scale import parse_replicas
-from brain_align.deploy.monitor.autoscale import Load
 from brain_align.deploy.monitor.requests import Answer, ScaleRequest, answer, ask, take_requests
-from brain_align.deploy.monitor.scaling import Scaler
+from brain_align.deploy.monitor.scaling import Load, Scaler
 from brain_align.deploy.monitor.status import Status, read_status, write_status
 from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalSampler, Simulation, reward_and_prior

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.report.page import inline_svg, page
 from brain_align.deploy.compare.report.plots import CLOSEST, draw, legend_names, plot_styles
-from brain_align.deploy.compare.report.report import report
+from brain_align.deploy.compare.report.report import inline_svg, page, report
 from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
 from brain_align.deploy.compare.report.text_table import number, p_value
 from brain_align.deploy.compare.results.comparison import Comparison, collect

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from brain_align.deploy.cli import main
-from brain_align.deploy.lab.gradients import gradient_figures
+from brain_align.deploy.lab.figures import gradient_figures
 from brain_align.deploy.lab.training import Budget, train
 from brain_align.deploy.lab.world import METHODS, World, draw, make_world
 from brain_align.learner.objectives.catalogue import make_objective

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from brain_align.common.config.sampling import AutoscaleSection
-from brain_align.deploy.monitor.autoscale import Load, decide
+from brain_align.deploy.monitor.scaling import Load, decide
 
 SETTINGS = AutoscaleSection(min=2, max=8, window=60, up_when_waiting=0.2, down_when_ahead=2, settle=100)
 

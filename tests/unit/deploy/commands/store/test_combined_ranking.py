@@ -11,7 +11,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.store.parts.group_view import group_view
+from brain_align.deploy.commands.store.show import group_view
 from brain_align.deploy.run.recipe_files import dump_yaml
 from brain_align.deploy.run.stored_source import open_source, ranking
 from tests.unit.factories import recipe_settings, scores

@@ -9,7 +9,7 @@ from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.training_batch import training_batch
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.store.parts.human_pairs import choices, groups_of, prior_scores, read_pairs
+from brain_align.deploy.commands.store.import_pairs import choices, groups_of, prior_scores, read_pairs
 from brain_align.deploy.demo.pairs import draw_pairs
 from brain_align.deploy.demo.truth import quality
 from brain_align.deploy.run.directory import RunDirectory

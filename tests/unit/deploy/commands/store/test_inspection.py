@@ -14,7 +14,7 @@ from brain_align.common.store.flat_rows import readable
 from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
-from brain_align.deploy.commands.store.parts.group_view import find_group
+from brain_align.deploy.commands.store.show import find_group
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.learner.objectives.brain import log_goodness
 from brain_align.learner.objectives.masked import masked_log_softmax
