@@ -21,7 +21,7 @@ def check_output(path: Path, *, force: bool) -> None:
     if not path.exists():
         return
     if not force:
-        raise UserError(f"{path} exists already; name another --output, or say --force to replace it.")
+        raise UserError(f"{path} exists already; name another --output, or pass --force to replace it.")
     if path.is_dir() and not (path / _DATASET_MARKER).exists():
         raise UserError(f"{path} is a directory that no export has made, so --force does not replace it.")
 

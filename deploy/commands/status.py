@@ -71,7 +71,9 @@ def view(status: Status, state: str) -> RenderableType:
         shown.append(Text(f"{at} {change.service} {change.before} -> {change.after}: {change.reason}"))
     for item in status.quarantined:
         shown.append(
-            Text(f"left out: {item.purpose} round {item.round} prompt {item.prompt_id}, {item.service}: {item.error}")
+            Text(
+                f"quarantined: {item.purpose} round {item.round} prompt {item.prompt_id}, {item.service}: {item.error}"
+            )
         )
     if state == "dead":
         shown.append(Text("The run's process is gone; the same `brain run` command resumes it."))

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Pending:
-    """The groups that are being sampled or scored, or will be; others wait here for what comes of them."""
+    """The groups that are being sampled or scored, or will be; others wait here until they are complete."""
 
     def __init__(self, store: str) -> None:
         self._store = store  # for messages
@@ -52,8 +52,8 @@ class Pending:
         while (value := found()) is None:
             if not self._groups:
                 raise PipelineError(
-                    f"The run waits for {what}, which nobody is making: the sample store {self._store} has lost what "
-                    f"it once held; put back what is in its `damaged` folder, or set another run.dir."
+                    f"The run waits for {what}, which no request will produce: the sample store {self._store} has "
+                    f"lost data; restore the files in its `damaged` folder, or set another run.dir."
                 )
             self._changed.clear()
             await self._changed.wait()
@@ -188,7 +188,7 @@ class TrainingLane(StoreLane):
 
     @override
     def next_request(self) -> SampleRequest:
-        """Take a request: from the newest version, and without prompts that were found deadly while it waited."""
+        """Take a request: from the newest version, and without prompts that were quarantined while it waited."""
         request = super().next_request()
         if self._plan is None:
             return request

@@ -15,7 +15,7 @@ from brain_align.deploy.actors.replica import Slot
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 
 FATAL_LOSSES = 5
-"""A prompt is given up when it has brought down so many samplers, all but the first while it was alone there.
+"""A prompt is given up when it has crashed so many samplers, all but the first while it was alone there.
 
 The number is this high because samplers are also lost for other reasons, e.g. machines that are taken away.
 """
@@ -100,8 +100,8 @@ class Sampling:
                 losses = 0 if culprits else losses
             elif losses > FATAL_LOSSES:
                 raise PipelineError(
-                    f"Request {request.lease_id} has brought down {losses} samplers, but not its parts; the "
-                    f"last error: {outcome}"
+                    f"Request {request.lease_id} crashed {losses} samplers as a whole, but none of its parts does "
+                    f"alone; the last error: {outcome}"
                 )
             slot = await self.pool.acquire(alone=True)
 

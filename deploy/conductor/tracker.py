@@ -145,7 +145,7 @@ class Tracker:
     def quarantined(self, item: Item) -> None:
         """Say that the run continues without a prompt or a group."""
         self.say(
-            f"left out: prompt {item.prompt_id} of {item.purpose} round {item.round}, which keeps failing in "
+            f"quarantined: prompt {item.prompt_id} of {item.purpose} round {item.round}, which keeps failing in "
             f"{item.service}; the last error: {item.error}"
         )
 

@@ -117,7 +117,9 @@ def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
     sampled_then = not isinstance(sampler, Mapping) or sampler.get("replicas") != 0
     if sampled_then != (recipe.sampler.replicas > 0):
         held = "samples its own groups" if sampled_then else "trains from another store"
-        raise UserError(f"{root} holds a run that {held}, and sampler.replicas says otherwise; set run.dir.")
+        raise UserError(
+            f"{root} holds a run that {held}, but this recipe's sampler.replicas means the opposite; choose another run.dir."
+        )
 
 
 def has_begun(directory: RunDirectory) -> bool:

@@ -72,7 +72,7 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
 def _check_scores_can_be_added(recipe: Recipe, name: str, need: str) -> None:
     if name == HUMAN:
         raise UserError(
-            f"{need}, people's choices, which objective.name={recipe.objective.name} trains on; make a store of "
+            f"{need}, human preference pairs, which objective.name={recipe.objective.name} trains on; make a store of "
             f"pairs from a file with the columns prompt, chosen and rejected (brain store import-pairs), or choose "
             f"dpo-sft, whose pairs the reward ranks."
         )

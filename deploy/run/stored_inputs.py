@@ -103,7 +103,7 @@ def _recorded_steps(source: Source) -> list[list[str]]:
     """Return the groups of all recorded steps; refuse a store that lacks a step or one of its groups."""
     rows = source.store.steps()
     if not rows:
-        raise UserError(f"The store {source.store.root} records no step, so that there is nothing to replay.")
+        raise UserError(f"The store {source.store.root} records no step; there is nothing to replay.")
     for number, row in enumerate(rows, start=1):
         if row["step"] != number:
             raise UserError(

@@ -95,7 +95,7 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     if left_out := summary.get("left_out"):
-        console.print(f"left out: {', '.join(left_out)} (brain status says why)", highlight=False, soft_wrap=True)
+        console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", highlight=False, soft_wrap=True)
     places = {
         "time": spent,
         "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",

@@ -49,7 +49,7 @@ def _problem(losses: object, values: GroupValues) -> str | None:
         shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
         return f"must return one loss per prompt, here a tensor of shape ({prompts},), but returned {shape}"
     if not losses.requires_grad:
-        return "returns losses that do not depend on policy_logprobs, so that there is nothing to train"
+        return "returns losses that do not depend on policy_logprobs; there is nothing to train"
     (gradient,) = torch.autograd.grad(losses.sum(), values.policy_logprobs)
     if not (losses.isfinite().all() and gradient.isfinite().all()):
         return "gives losses or gradients that are not finite on a trial batch with a slot that is not valid"

@@ -20,7 +20,7 @@ def winners(values: GroupValues, pairing: Pairing) -> torch.Tensor:
         [b, n, n] bool: output i (second dimension) beats output j (third).
 
     Example:
-        r = (1, 3, 2, 2), consecutive: output 1 beats output 0; 2 and 3 tie, and are no pair.
+        r = (1, 3, 2, 2), consecutive: output 1 beats output 0; 2 and 3 tie, and are not a pair.
     """
     complete = values.complete
     if pairing == "consecutive":

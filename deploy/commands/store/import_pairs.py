@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         store.append_scores(choices(groups))
         store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
     rounds = len(set(groups["round"].to_pylist()))
-    left_out = f"\nleft out: {reasons(pairs.skipped)}" if pairs.skipped else ""
+    left_out = f"\nskipped: {reasons(pairs.skipped)}" if pairs.skipped else ""
     terminal().print(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}", soft_wrap=True)
 
 

@@ -170,7 +170,7 @@ def test_later_rounds_of_the_source_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "replay", "sentence"),
     [
-        (0, True, "records no step, so that there is nothing to replay"),
+        (0, True, "records no step; there is nothing to replay"),
         (0, False, r"has 0 groups of round 3 \(rounds count from 0\), fewer than algorithm.batch_prompts=2"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_deadly_prompt_is_left_out_for_good_and_everything_else_goes_on(tmp_pa
         result = subject.evaluation.result("validation", version)
         assert (result.prompts, result.failed) == (2, 1)
     assert len(subject.evaluation.texts("validation", 0)) == 3
-    assert "left out: prompt p5 of train round" in subject.said.getvalue()
+    assert "quarantined: prompt p5 of train round" in subject.said.getvalue()
     assert {item.prompt_id for item in read_status(subject.directory).quarantined} == {"p5", "e1"}
 
 

@@ -103,7 +103,7 @@ def test_nothing_is_replaced_unless_told_so(
     target = tmp_path / "rows.jsonl"
     target.write_text("mine")
     assert export(run_directory, "jsonl", target) == 2
-    assert "exists already; name another --output, or say --force to replace it" in capsys.readouterr().err
+    assert "exists already; name another --output, or pass --force to replace it" in capsys.readouterr().err
     assert target.read_text() == "mine"
     assert export(run_directory, "jsonl", target, "--force") == 0
     assert len(lines(target)) == 4 * N

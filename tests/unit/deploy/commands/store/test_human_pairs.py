@@ -165,7 +165,7 @@ def test_dpo_on_a_store_without_choices_is_refused_before_anything_starts(tmp_pa
         "store": {"uri": str(tmp_path / "store")},
     }
     with pytest.raises(
-        UserError, match=r"lack values of 'human', people's choices, .*import-pairs.* or choose dpo-sft"
+        UserError, match=r"lack values of 'human', human preference pairs, .*import-pairs.* or choose dpo-sft"
     ):
         check_inputs(recipe(**stored), RunDirectory(tmp_path / "run"))
 
