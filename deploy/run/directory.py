@@ -118,7 +118,8 @@ def _check_kind(root: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
     if sampled_then != (recipe.sampler.replicas > 0):
         held = "samples its own groups" if sampled_then else "trains from another store"
         raise UserError(
-            f"{root} holds a run that {held}, but this recipe's sampler.replicas means the opposite; choose another run.dir."
+            f"{root} holds a run that {held}, but this recipe's sampler.replicas means the opposite; choose another "
+            f"run.dir."
         )
 
 
