@@ -37,13 +37,13 @@ def test_a_bare_store_has_no_recipe_to_replay(tmp_path: Path) -> None:
 
 def test_overrides_may_stand_before_and_after_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, output = str(stored_run(tmp_path)), str(tmp_path / "new")
-    for arguments in ([run, "seed=1", "--output", output], [run, "--output", output, "seed=1"]):
+    for arguments in ([run, "seed=1", "--output", output], [run, "--output", output, "--seed=1"]):
         assert main(["store", "replay", *arguments]) == 2
         assert "'seed=1': a replay trains the steps as they were sampled" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["store", "replay", run, "--output", output, "--sed=1"])
+        main(["store", "replay", run, "--output", output, "--sed"])
     assert (
-        "brain store replay: --sed=1 is not an option; settings are written as section.setting=value"
+        "brain store replay: --sed is not an option; settings are written as section.setting=value"
         in capsys.readouterr().err
     )
 
