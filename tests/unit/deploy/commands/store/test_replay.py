@@ -67,7 +67,7 @@ def test_a_run_directory_stays_what_it_is(tmp_path: Path) -> None:
     """`brain run RECIPE sampler.replicas=0 store.uri=…` on a directory in which that recipe has sampled."""
     directory = RunDirectory(stored_run(tmp_path))
     stored = {"sampler": {"replicas": 0}, "store": {"uri": "elsewhere"}, "objective": {"temperature": 0.5}}
-    with pytest.raises(UserError, match=r"holds a run that samples its own groups.*set run\.dir"):
+    with pytest.raises(UserError, match=r"holds a run that samples its own groups.*choose another run\.dir"):
         check_config(directory, Recipe.model_validate(recipe_settings(**stored)))
 
 
