@@ -82,11 +82,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-def kill(folder: Path, name: str) -> None:
-    """kill -9 of a process that has said that it is ready."""
-    marker = next(folder.glob(f"{name}@*"))
+def kill(folder: Path, name: str) -> str:
+    """kill -9 of a process that has said that it is ready; returns its name, of which `name` is the beginning."""
+    marker = next(iter(folder.glob(f"{name}*@*")))
     marker.unlink()
-    os.kill(int(marker.name.rpartition("@")[2]), signal.SIGKILL)
+    killed, _, pid = marker.name.rpartition("@")
+    os.kill(int(pid), signal.SIGKILL)
+    return killed
 
 
 def assert_complete(subject: Simulation, *, left_out: int = 0) -> None:
@@ -104,8 +106,8 @@ def assert_complete(subject: Simulation, *, left_out: int = 0) -> None:
 def test_a_killed_sampler_is_restarted_and_nothing_is_lost_or_sampled_twice(tmp_path: Path) -> None:
     async def murder(subject: Simulation) -> None:
         await until(lambda: subject.tracker.progress().sampled >= 4)
-        kill(tmp_path / "pids", "sampler-0")
-        await until(lambda: subject.services.samplers.replicas["sampler-0"].losses == 1)
+        killed = kill(tmp_path / "pids", "sampler-")  # the other one may still be starting
+        await until(lambda: subject.services.samplers.replicas[killed].losses == 1)
 
     subject = simulation(tmp_path)
     run(subject, murder)

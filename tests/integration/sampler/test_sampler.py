@@ -191,10 +191,12 @@ def test_whole_models_take_turns_and_truncated_sampling_is_accounted_for(
     async def lose_the_engine():
         under_way = asyncio.create_task(sampled(started, whole.lease(0, alone=False, prompts=[[5] * 9] * 64)))
         await asyncio.sleep(0.05)
-        for child in psutil.Process().children():
-            if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline()):
-                newest = child
-        newest.kill()
+        engines = [
+            child
+            for child in psutil.Process().children()
+            if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline())
+        ]
+        max(engines, key=lambda child: child.create_time()).kill()  # numbers of processes wrap around
         await under_way
 
     try:
