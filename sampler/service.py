@@ -56,7 +56,7 @@ class SamplerActor:
             self._end(error)
 
     async def heartbeat(self) -> Heartbeat:
-        """See `Sampler.heartbeat`."""
+        """Return the sign of life of `Sampler.heartbeat`."""
         try:
             return self._sampler.heartbeat()
         except EngineLostError as error:
