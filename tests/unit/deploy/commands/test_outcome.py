@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_run_s_traceback_is_in_its_log_and_without_any_file_the_place_is_named
     assert [entry.name for entry in tmp_path.iterdir()] == ["brain.log"]
 
 
-def started(code: str, **options) -> subprocess.Popen[bytes]:
+def started(code: str, **options: Any) -> Any:  # a Popen
     return subprocess.Popen(
         [sys.executable, "-c", f"from brain_align.deploy import cli\n{code}\nimport sys; sys.exit(cli.main())"],
         cwd=ROOT,
