@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 
 from brain_align.common.config.sampling import SamplingSection
@@ -9,7 +11,7 @@ from tests.unit.tiny_models import gpt2_like_tokenizer
 TOKENS = ["ab", "c", "\n", "d", "e\nf", "<end>"]
 
 
-def decode(ids: list[int]) -> str:
+def decode(ids: Sequence[int]) -> str:
     return "".join(TOKENS[token] for token in ids)
 
 

@@ -15,6 +15,7 @@ WORDS = ["▁", "▁for", "▁the", "for", "s", ".", "▁.", ":", "TL", ";", "DR
 def sentencepiece(decoder: decoders.Decoder, *, unigram: bool = False) -> PreTrainedTokenizerFast:
     """Llama-2's kind: `▁` for spaces, bytes for characters that have no piece."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    model: models.Model
     if unigram:
         model = models.Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], 0, byte_fallback=True)
     else:
