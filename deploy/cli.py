@@ -1,5 +1,6 @@
 """The `brain` command: collects the commands of deploy/commands, and turns errors into sentences and exit statuses."""
 
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.logs import quiet_libraries
 from brain_align.common.user_code import add_to_path
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
+from brain_align.deploy.console import say
 
 _RESUME = "run the same command again to resume"
 
@@ -21,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     add_to_path(os.getcwd())  # where a user's own functions are
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows what it can
     try:
         return int(options.command(options) or 0)
     except UserError as error:
@@ -45,7 +49,7 @@ def _parser() -> CommandParser:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"brain: {message}", file=sys.stderr)
+    say(f"brain: {message}", stderr=True)
     return status
 
 
