@@ -62,7 +62,7 @@ def view(status: Status, state: str) -> RenderableType:
         _services(status.services),
     ]
     if status.store_trouble and state != "ended":
-        shown.append(Text(f"The sample store does not answer and is asked again: {status.store_trouble}"))
+        shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
     shown += [f"{one.name} ({one.losses}x lost): {one.trouble}" for one in troubled]
     if status.automatic:
