@@ -7,7 +7,6 @@ file survives a power cut. A file's content never changes afterwards.
 import contextlib
 import mmap
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,19 +140,6 @@ class LocalBackend(StorageBackend):
             return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
         finally:
             os.close(handle)
-
-
-def shown(uri: str) -> str:
-    """Return a URI as messages may show it: without its user part and its query, which may hold keys."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    authority = re.split("[/?]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        rest = rest[authority.rindex("@") + 1 :]
-    elif ":" in authority:  # perhaps a key that is not escaped and holds arbitrary characters
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 def unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:
