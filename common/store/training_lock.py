@@ -57,7 +57,7 @@ def this_process() -> Process:
 @functools.cache
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return uuid.uuid4().hex  # a sandbox: matches no other process, so that only ages decide
 
@@ -65,7 +65,7 @@ def _boot() -> str:
 def _started(pid: int) -> int:
     """Return when a process started, `_NONE` if it does not exist, or `_HIDDEN` if it cannot be inspected."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
     state, *numbers = status.rpartition(")")[2].split()  # a program's name may hold any character, even parentheses

@@ -63,9 +63,9 @@ def _existing(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = load_yaml(path.read_text())
+        settings = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a recipe is YAML.") from None
+        raise UserError(f"{path} is not UTF-8 text; a recipe is YAML, written in UTF-8.") from None
     except OSError as error:
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; make it readable.") from None
     except yaml.YAMLError as error:

@@ -95,7 +95,7 @@ def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
 def _only_one(world: Path, progress: Progress) -> Iterator[None]:
     """Hold the lock for building `world`; the system releases it if the process dies."""
     path = world.with_name(f".{world.name}.lock")
-    with open(path, "w") as lock:
+    with open(path, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
