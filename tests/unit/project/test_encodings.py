@@ -9,7 +9,8 @@ from tests.locations import ROOT
 from tests.unit.project.test_import_rules import sources
 
 _OPENERS = {"open", "fdopen", "FileHandler", "NamedTemporaryFile", "TemporaryFile", "TextIOWrapper", "makefile"}
-_MODE_IS_BINARY = {"NamedTemporaryFile", "TemporaryFile"}  # unless it is given
+_BINARY_BY_DEFAULT = {"NamedTemporaryFile", "TemporaryFile", "makefile"}
+_ALWAYS_TEXT = {"read_text", "write_text", "getoutput", "getstatusoutput"}
 _PROCESSES = {"run", "Popen", "check_output", "check_call", "call"}
 
 
@@ -25,24 +26,19 @@ def _uses_locale(call: ast.Call) -> bool:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in keywords:
         return False
-    if name in ("read_text", "write_text"):
-        return True
     if name in _PROCESSES:
         return "text" in keywords or "universal_newlines" in keywords
-    if name in ("getoutput", "getstatusoutput"):
-        return True
-    if name not in _OPENERS:
-        return False
+    return name in _ALWAYS_TEXT or (name in _OPENERS and _opens_text(call, name, keywords.get("mode")))
+
+
+def _opens_text(call: ast.Call, name: str, mode: ast.expr | None) -> bool:
     modes = [
         one.value
-        for one in (*call.args, keywords.get("mode"))
+        for one in (*call.args, mode)
         if isinstance(one, ast.Constant) and isinstance(one.value, str) and set(one.value) <= set("rwxabt+")
     ]
-    if isinstance(call.func, ast.Attribute) and name == "open":
-        # A method `open` of anything: a mode shows that it is a file's. os.open and the like have flags.
-        return any("b" not in mode for mode in modes)
-    if name in _MODE_IS_BINARY and not modes:
-        return False
+    if not modes:  # a method `open` may be of anything, such as os.open, which has flags
+        return name not in _BINARY_BY_DEFAULT and (name != "open" or isinstance(call.func, ast.Name))
     return not any("b" in mode for mode in modes)
 
 
