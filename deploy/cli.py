@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from brain_align.common.logs import forgiving_output, quiet_libraries
+from brain_align.common.printable import printable
 from brain_align.common.user_code import add_to_path
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
 from brain_align.deploy.commands.outcome import Terminated, close_output, interrupted_by, outcome
@@ -61,7 +62,7 @@ def _here() -> str:
 
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads that either
-        print(f"brain: {message}", file=sys.stderr, flush=True)
+        print(printable(f"brain: {message}"), file=sys.stderr, flush=True)
 
 
 def _obey_signals(resumes: bool) -> None:

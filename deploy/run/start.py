@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import LearnerOutOfMemoryError, TryAgainError, UserError
 from brain_align.common.locks import file_lock
 from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
 T = TypeVar("T")
@@ -41,9 +40,9 @@ class Stopwatch:
         return {**self.seconds, "total": time.monotonic() - self._began}
 
 
-def reporter(console: Console) -> Callable[[str], None]:
+def reporter(console: PlainConsole) -> Callable[[str], None]:
     """Return a function that prints one line of text as it is, however long."""
-    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    return partial(console.print, soft_wrap=True)
 
 
 @contextlib.contextmanager
