@@ -14,7 +14,7 @@ from brain_align.common.config.run_identity import differing_settings, recipe_di
 from brain_align.common.config.validation import parse_recipe
 from brain_align.common.durable import is_temporary, write_file
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_problem
+from brain_align.deploy.run.yaml_text import dump_yaml, load_yaml, yaml_problem
 
 LOCK = ".lock"
 

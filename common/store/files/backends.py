@@ -8,7 +8,6 @@ import contextlib
 import errno
 import mmap
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -146,26 +145,13 @@ class LocalBackend(StorageBackend):
 
     def _mapped(self, path: str) -> mmap.mmap | bytes:
         handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
+        with open(handle, "rb", buffering=0) as file:
             try:
                 return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
             except OSError as error:
                 if error.errno != errno.ENODEV:  # a file system that maps no files, as some of FUSE
                     raise
                 return file.read()
-
-
-def shown(uri: str) -> str:
-    """Return a URI as messages may show it: without its user part and its query, which may hold keys."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    authority = re.split("[/?]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        rest = rest[authority.rindex("@") + 1 :]
-    elif ":" in authority:  # perhaps a key that is not escaped and holds arbitrary characters
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
 
 
 def unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:
