@@ -81,7 +81,7 @@ def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Pa
 
 def _read(path: Path) -> _Golden:
     try:
-        kept = _Golden.model_validate(json.loads(path.read_text()))
+        kept = _Golden.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         gone = f"{path} is gone; restore it, or start another run."
         raise UserError(f"The golden values: {unreadable(path, error, path.parent, gone)}") from None
