@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -61,11 +61,14 @@ class GuestCode:
         self._streams = [getattr(sys, name) for name in _STREAMS]
         self._descriptors = [_copied(descriptor) for descriptor in range(len(_STREAMS))]
         self._environment = dict(os.environ)
+        self._exit = os._exit
+        os._exit = self._refuse_to_exit
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        os._exit = self._exit
         if os.getpid() != self._process:
             _leave(error)
         self._restore_descriptors()
@@ -76,6 +79,11 @@ class GuestCode:
             _Belongings.directory = now
             _go_to(self._directory)
         self._restore_handlers()
+
+    def _refuse_to_exit(self, status: int) -> NoReturn:
+        if os.getpid() == self._process:
+            raise RuntimeError(f"it called os._exit({status!r})")
+        self._exit(status)
 
     def _restore_handlers(self) -> None:
         if not self._handlers:

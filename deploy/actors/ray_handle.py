@@ -12,6 +12,19 @@ from typing_extensions import override
 
 from brain_align.deploy.actors.actor import CallFailedError, Handle, LostError
 
+_REASONS = {
+    "Worker unexpectedly exits": "its process was killed by SIGKILL, as the system does when memory runs out, or "
+    "crashed",
+    "node has died": "its node was lost",
+    "node running low on memory": "Ray ended it, since its node was running out of memory",
+}
+"""What Ray's pages on a lost actor come to."""
+
+
+def _reason(error: RayError) -> str:
+    text, name = str(error), type(error).__name__
+    return next((f"{name}: {reason}" for words, reason in _REASONS.items() if words in text), name)
+
 
 class RayHandle(Handle):
     """One actor in the Ray cluster."""
@@ -38,7 +51,7 @@ class RayHandle(Handle):
         except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(type(error).__name__) from error
+            raise LostError(_reason(error)) from error
 
     @override
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
@@ -54,7 +67,7 @@ class RayHandle(Handle):
         except RayTaskError as error:
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(type(error).__name__) from error
+            raise LostError(_reason(error)) from error
 
     @override
     def kill(self) -> None:

@@ -31,6 +31,12 @@ def exiting():
     return 1
 
 
+def ending_at_once():
+    if not os.fork():
+        os._exit(8)
+    return 1
+
+
 def saying():
     if not os.fork():
         sys.exit("a reason")
@@ -59,6 +65,7 @@ STATUSES = {
     returning: {0},
     raising: {1},
     exiting: {7},
+    ending_at_once: {8},
     saying: {1},
     twice: {0},
     in_a_thread: {0, -signal.SIGABRT},
@@ -151,6 +158,12 @@ def test_an_environment_that_was_emptied_is_restored_and_single_changes_stay(mon
 def test_a_function_that_ends_the_process_raises_an_error():
     with pytest.raises(RuntimeError, match=r"it called sys.exit\(3\)"):
         guarded(sys.exit)(3)
+
+
+def test_the_process_is_not_ended_without_cleaning_up_either():
+    with pytest.raises(RuntimeError, match=r"it called os._exit\(3\)"):
+        guarded(lambda: os._exit(3))()
+    assert os._exit.__name__ == "_exit" and os._exit.__module__ == "posix"
 
 
 def test_a_module_that_cancels_everything_is_refused(tmp_path, monkeypatch):
