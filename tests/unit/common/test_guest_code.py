@@ -115,7 +115,8 @@ def test_what_a_function_changes_is_its_own_and_there_again_when_it_is_called_ne
     assert os.getcwd() == here and signal.getsignal(signal.SIGTERM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert guarded(lambda: (os.getcwd(), signal.getsignal(signal.SIGTERM)))() == (str(tmp_path), signal.SIG_IGN)
-    guarded(lambda: (os.chdir(here), signal.signal(signal.SIGTERM, before)))()
+    guarded(lambda: os.chdir(here))()
+    guarded(lambda: signal.signal(signal.SIGTERM, before))()
 
 
 def test_a_directory_that_is_gone_is_no_obstacle(tmp_path):

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -312,7 +313,7 @@ FORMS = {
     "a coroutine": lambda values: later(values),
     "a coroutine of an array": lambda values: later(np.array(values)),
 }
-STRANGE = {
+STRANGE: dict[str, tuple[Any, str]] = {
     "a column": (lambda values: torch.tensor(values)[:, None], "returned [2.0], which is not a number"),
     "a dictionary": (lambda values: {"scores": values}, "returned a dict, not a list of numbers"),
     "a set": (set, "returned a set, not a list of numbers"),
@@ -320,10 +321,15 @@ STRANGE = {
     "nobody ends it": (lambda values: itertools.count(), "returned 3 values for 2 outputs"),
     "one fails": (lambda values: (1 / value for value in (1.0, 0.0)), "raised ZeroDivisionError"),
     "it ends": (lambda values: (sys.exit(4) for value in values), "raised SystemExit: 4"),
-    "it hangs": (lambda values: (time.sleep(60) for value in values), "returned no values within 0.5 s"),
+    "it hangs": (lambda values: (sleeping(value) for value in values), "returned no values within 0.5 s"),
     "it waits": (lambda values: asyncio.sleep(60), "returned no values within 0.5 s"),
     "cancelled": (lambda values: cancelled(), "raised CancelledError: "),
 }
+
+
+def sleeping(value):
+    time.sleep(60)
+    return value
 
 
 async def later(values):
