@@ -303,7 +303,7 @@ def kinds_of_numbers(prompts, outputs):
     return (True, np.float64(2.5), 10**400)[: len(outputs)]
 
 
-FORMS = {
+FORMS: dict[str, Any] = {
     "a tensor": torch.tensor,
     "a tensor with a gradient": lambda values: torch.tensor(values, requires_grad=True),
     "an array": np.array,
