@@ -1,6 +1,6 @@
 """Adapters added into the base model's weights, inside vLLM's processes, which then compute without adapters.
 
-Each version is computed from the base model's own files, W + s·B·A, so that nothing accumulates from version to version.
+Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions.
 """
 
 from collections.abc import Iterable, Iterator
