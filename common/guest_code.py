@@ -97,7 +97,7 @@ class GuestCode:
     def _restore_streams(self) -> None:
         for descriptor, (name, stream) in enumerate(zip(_STREAMS, self._streams, strict=True)):
             if stream is not None and stream.closed:
-                stream = os.fdopen(descriptor, stream.mode, 1, "utf-8", "backslashreplace", closefd=False)
+                stream = os.fdopen(descriptor, stream.mode, 1, encoding="utf-8", errors="replace", closefd=False)
             setattr(sys, name, stream)
 
     def _restore_descriptors(self) -> None:

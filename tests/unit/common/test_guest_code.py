@@ -136,11 +136,11 @@ def test_output_still_goes_where_it_went_after_a_function_has_closed_it(tmp_path
     def check():
         log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
         guarded(lambda: os.closerange(0, 3))()
         guarded(lambda: sys.stdout.close())()
         guarded(lambda: setattr(sys, "stdout", None))()
-        with open(tmp_path / "other", "w") as other:
+        with open(tmp_path / "other", "w", encoding="utf-8") as other:
             print("printed")
             return 0 if other.fileno() > 2 else 50
 

@@ -467,7 +467,7 @@ def test_a_function_may_set_alarms_of_its_own_and_is_limited_all_the_same():
 def test_a_function_that_forks_leaves_one_process(how, tmp_path):
     def check():
         rows = score(function(f"{HERE}:forking"), *[group(name=f"{i}", outputs=(how, "b"), gold=how) for i in range(3)])
-        with open(tmp_path / "seen", "a") as seen:
+        with open(tmp_path / "seen", "a", encoding="utf-8") as seen:
             seen.write("once\n")
         return 0 if all(row["values"] == [1, 1] and row["gold_value"] == 1 for row in rows) else 50
 
