@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from brain_align.common.config.scorers import ScorerPool
-from brain_align.common.errors import ScorerAwayError
+from brain_align.common.errors import ScorerAwayError, without_secrets
 from brain_align.common.schemas import SCORES, batch_from_rows
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -126,7 +126,7 @@ def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annot
             "scorer_digest": scorer.digest,
             "values": annotation.values,
             "gold_value": annotation.gold_value,
-            "error": "; ".join(dict.fromkeys((*annotation.away, *annotation.errors))) or None,
+            "error": _sentence(dict.fromkeys((*annotation.away, *annotation.errors))),
             "scored_at": time.time(),
         }
         for group_id, annotation in zip(ids, annotations, strict=True)
@@ -136,6 +136,11 @@ def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annot
     if away:
         raise ScorerAwayError(next(iter(away.values())), scores, frozenset(away))
     return scores
+
+
+def _sentence(reasons: Iterable[str]) -> str | None:
+    """Return the reasons as one text that may be stored: they quote what users' code, services and models say."""
+    return without_secrets("; ".join(reasons)).encode(errors="backslashreplace").decode() or None
 
 
 def finite_or_null(values: Sequence[float | None], what: str) -> tuple[list[float | None], list[str]]:

@@ -102,8 +102,13 @@ class RemotePool(ScorerPool):
         None, description="environment variable with the bearer token; recipes never contain the token itself"
     )
     timeout: float = Field(60, gt=0, description="seconds per request")
-    attempts: int = Field(4, ge=1, description="attempts per request, before its values are null")
-    backoff: float = Field(1, ge=0, description="seconds before the second attempt; doubled before each further one")
+    attempts: int = Field(4, ge=1, description="attempts per request, before the service counts as away")
+    backoff: float = Field(
+        1,
+        ge=0,
+        description="seconds before the second attempt; doubled before each further one; a service's "
+        "own `Retry-After` is observed, up to `timeout`",
+    )
     concurrency: int = Field(8, ge=1, description="concurrent requests per replica")
 
 
@@ -139,6 +144,11 @@ class JudgeSection(RemotePool):
     pattern: str = Field(
         r"\[\[(-?\d+(?:\.\d+)?)\]\]",
         description="regular expression; group 1 of its last match in an answer is the rating",
+    )
+    quote: bool = Field(
+        False,
+        description="mark prompt and output as data, between tags that they cannot contain, so that instructions in "
+        "an output are not followed",
     )
     lowest: float = Field(1, description="lowest valid rating")
     highest: float = Field(10, description="highest valid rating")
