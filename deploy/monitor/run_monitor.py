@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.processes import this_process
+from brain_align.common.system.processes import this_process
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
