@@ -74,6 +74,7 @@ class Status(StatusPart):
     progress: Progress
     backlog: Backlog
     services: dict[str, PoolStatus]
+    learner: str | None = None  # its state, and why it waits; earlier versions did not write it
     automatic: bool
     scaling: list[Scaling]
     quarantined: list[LeftOut]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from brain_align.common.config.recipe import Recipe
@@ -14,6 +15,7 @@ from brain_align.deploy.actors.actor import Handle
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.actors.ray_handle import RayHandle
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.services.room import shortage
 from brain_align.deploy.services.services import LearnerGroup, Services
 from brain_align.learner.service import LearnerActor
 from brain_align.sampler.service import SamplerActor
@@ -44,7 +46,8 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel, sta
 
     timeouts = recipe.timeouts
     settings = PoolSettings(timeouts.start, slots, timeouts.silence)
-    return Pool("sampler", recipe.sampler.replicas, spawn, directory.log, settings)
+    room = partial(shortage, recipe.sampler)
+    return Pool("sampler", recipe.sampler.replicas, spawn, directory.log, settings, room)
 
 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory, start: Path | None = None) -> Pool:
@@ -53,11 +56,12 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory, start: Path 
     options = actor_options(service, start)
 
     def spawn(_label: str, log_path: str) -> Handle:
-        settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
-        arguments = (name, settings, policies, str(directory.golden(name)), log_path)
+        recipe_, policies = recipe.model_dump(mode="json"), str(directory.policies)
+        arguments = (name, recipe_, policies, str(directory.golden(name)), log_path)
         return RayHandle.spawn(ScorerActor, options, *arguments)
 
-    return Pool(f"scorer-{name}", service.replicas, spawn, directory.log, PoolSettings(recipe.timeouts.start))
+    settings = PoolSettings(recipe.timeouts.start)
+    return Pool(f"scorer-{name}", service.replicas, spawn, directory.log, settings, partial(shortage, service))
 
 
 def _learner(recipe: Recipe, directory: RunDirectory, start: Path) -> LearnerGroup:
@@ -67,7 +71,8 @@ def _learner(recipe: Recipe, directory: RunDirectory, start: Path) -> LearnerGro
         arguments = (recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
         return RayHandle.spawn(LearnerActor, options, *arguments)
 
-    return LearnerGroup(recipe.learner.ranks, spawn, directory.log, recipe.timeouts)
+    room = partial(shortage, recipe.learner)
+    return LearnerGroup(recipe.learner.ranks, spawn, directory.log, recipe.timeouts, room)
 
 
 def actor_options(service: Service, start: Path | None = None) -> dict[str, object]:

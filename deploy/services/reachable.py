@@ -8,6 +8,7 @@ import sys
 from brain_align.common.errors import UserError
 
 _CONNECTING = 10.0  # seconds
+_GREETING = 5.0  # seconds, for the first bytes
 _ANSWERING = 15.0  # seconds, with the start of a process
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # the preface, and empty SETTINGS
 _SETTINGS = 4  # the type of the frame with which a server of HTTP/2 begins, in the fourth byte
@@ -34,7 +35,7 @@ def check_reachable(address: str | None) -> None:
 
 def _check_protocol(address: str | None, connection: socket.socket) -> None:
     """Tell Ray's ports from others: gRPC answers a client of HTTP/2 with its settings."""
-    connection.settimeout(5)
+    connection.settimeout(_GREETING)
     answer = b""
     try:
         connection.sendall(_HTTP2)
@@ -70,5 +71,8 @@ def _check_cluster(address: str) -> None:
             f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (else ~/.ray/auth_token is read)."
         )
     if done.returncode:
-        reason = next((line for line in reversed(said.splitlines()) if line.strip()), f"status {done.returncode}")
-        raise UserError(f"The Ray cluster at {address} cannot be used: {reason.strip()}; {_CORRECT}.")
+        reason = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+        raise UserError(
+            f"What answers at {address} is not the head of a Ray cluster ({reason or f'status {done.returncode}'}); "
+            f"{_PORT}: {_CORRECT}."
+        )
