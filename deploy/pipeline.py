@@ -46,7 +46,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
-        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
+        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()}, inputs.template)
         with own_log(directory):
             with watch.stage("checks"):
                 model = proposal_model(resolved.recipe, directory)
