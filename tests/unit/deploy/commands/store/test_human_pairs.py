@@ -131,9 +131,7 @@ def test_a_pair_that_cannot_be_encoded_is_named_by_its_row(tmp_path):
 def test_a_file_without_pairs_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "label": "b"}\n')
-    with pytest.raises(
-        UserError, match=r"row 1, has no text in column 'chosen' \(its columns: .*; pairs need"
-    ):
+    with pytest.raises(UserError, match=r"row 1, has no text in column 'chosen' \(its columns: .*; pairs need"):
         read_pairs(path, recipe(), encode, completion)
     with pytest.raises(UserError, match=r"has 1 usable pairs, fewer than algorithm.batch_prompts=2"):
         read_pairs(pairs_file(path, count=1), recipe(), encode, completion)
