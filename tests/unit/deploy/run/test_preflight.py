@@ -188,6 +188,6 @@ def test_a_conversation_that_the_assistant_has_ended_is_named_by_its_row(policy:
     file = policy.parent / "chat.jinja"
     file.write_text(TEMPLATE)
     ended = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
-    rows = [ROWS[0], {"prompt": ended, "label": "x"}]
+    rows: list[dict[str, Any]] = [ROWS[0], {"prompt": ended, "label": "x"}]
     with pytest.raises(UserError, match=r"row 2, cannot be encoded \(it ends with the assistant's turn: remove"):
         check(policy, rows, chat_template=str(file))
