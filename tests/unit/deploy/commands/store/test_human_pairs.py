@@ -95,10 +95,11 @@ def test_outputs_may_be_messages_as_in_ultrafeedback(tmp_path):
         {"chosen": turns("ab", "good"), "rejected": turns("ab", "bad")},  # TRL, implicit
         {"prompt": "ab", "chosen": "good", "rejected": "bad"},
     ]
+    data = {"train": "a", "validation": "b", "test": "c", "chat_template": "model"}
     for shape in shapes:
         path = tmp_path / "pairs.jsonl"
         path.write_text(json.dumps(shape) + "\n" + json.dumps(shape) + "\n")
-        read = read_pairs(path, recipe(data={"chat_template": "model"}), encode, completion)
+        read = read_pairs(path, recipe(data=data), encode, completion)
         assert {(pair.prompt, pair.texts) for pair in read.usable} == {("ab", ("good", "bad"))}, shape
         if shape is not shapes[-1]:
             with pytest.raises(UserError, match=r"row 1, has (a list of messages|no text) in column"):
