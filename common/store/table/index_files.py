@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
 from brain_align.common.store.format.names import checksum, plain_file
-from brain_align.common.store.format.part_files import encode_table
+from brain_align.common.store.format.part_files import decode_table, encode_table
 from brain_align.common.store.format.part_map import Commits, PartMap
 from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.row_index import LOCATED, RowIndex
@@ -84,7 +84,7 @@ class IndexFiles:
                 for name in sorted(self._names()):
                     try:
                         usable.append((name, self._decoded(name)))
-                    except (ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
                         _LOG.warning("The index file %s is not used: %s", f"{self._backend.uri}/{_path(name)}", error)
                         self._unusable.append(name)
             except FileNotFoundError:
@@ -138,8 +138,9 @@ class IndexFiles:
         content = self._backend.read_checked(_path(name))
         if content is None:
             raise ValueError("its bytes do not match the checksum in its name")
-        table = pa.ipc.open_file(content).read_all()
-        metadata = table.schema.metadata
+        batch = decode_table(content)
+        metadata = batch.schema.metadata or {}
+        table = pa.Table.from_batches([batch])
         if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[self._kind]):
             raise ValueError("it has another version")
         stated = [json.loads(metadata[key]) for key in (_COMMITS_KEY, _SIZES_KEY, _COMPACTED_KEY)]
