@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import shortcomings
 from brain_align.common.policies import ProposalModel
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
@@ -47,13 +48,15 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
     with locked(directory):
         check_config(directory, recipe)
         save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
+        for note in shortcomings():
+            report(note)
         with own_log(directory):
             with watch.stage("checks"):
                 model = proposal_model(resolved.recipe, directory)
 
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
-                with plan.store.training():
+                with plan.store.training(report):
                     return Run(recipe, directory, plan, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved.recipe, report)

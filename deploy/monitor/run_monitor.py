@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from dataclasses import asdict
 from types import TracebackType
@@ -12,6 +10,7 @@ from typing import Literal, Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
+from brain_align.common.processes import this_process
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
@@ -47,6 +46,7 @@ class RunMonitor:
         self._tracker = tracker
         self._autoscale = recipe.sampler.autoscale
         self._scaler = Scaler(services.pools, self._autoscale)
+        self._process = this_process()
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
@@ -127,8 +127,9 @@ class RunMonitor:
     def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
         return Status(
             state=state,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=self._process.host,
+            pid=self._process.pid,
+            process=self._process,
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(

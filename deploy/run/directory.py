@@ -132,7 +132,7 @@ def has_begun(directory: RunDirectory) -> bool:
 
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
-        settings = load_yaml(directory.config.read_text())
+        settings = load_yaml(directory.config.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,7 +156,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
-    begun = json.loads(facts_path.read_text())
+    begun = json.loads(facts_path.read_text(encoding="utf-8"))
     for name, value in inputs.items():
         before = begun.get(name)
         if before != value:

@@ -69,7 +69,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as file:  # perhaps a pipe, or a device without an end
             settings = load_yaml(file.read(LARGEST + 1))
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a recipe is YAML.") from None
+        raise UserError(f"{path} is not UTF-8 text; a recipe is YAML, written in UTF-8.") from None
     except OSError as error:
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; make it readable.") from None
     except yaml.YAMLError as error:

@@ -1,9 +1,7 @@
 """Parts of every start of a run or a comparison: clock, terminal, log, lock, the samplers' model, starting again."""
 
 import contextlib
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +9,8 @@ from typing import TypeVar
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
-from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.common.errors import LearnerOutOfMemoryError, TryAgainError, UserError
+from brain_align.common.locks import file_lock
 from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
 from brain_align.deploy.console import PlainConsole
@@ -67,21 +66,17 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
     """Lock the run directory until this process ends, however it does; refuse one that is locked or not writable."""
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory.root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(directory.root / LOCK))
         except BlockingIOError:
-            raise UserError(
+            raise TryAgainError(
                 f"Another process is running on {directory.root}; wait for it, stop it, or set another run.dir."
             ) from None
+        except OSError as error:
+            raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:

@@ -80,7 +80,7 @@ def _trained(work: RunPlan, version: int) -> dict[str, Any]:
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
     """Return the summary of a run that has ended, or None."""
-    return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
+    return json.loads(directory.summary.read_text(encoding="utf-8")) if directory.summary.exists() else None
 
 
 def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
 
 def _begun_on(directory: ComparisonDirectory) -> dict[str, str | None]:
     try:
-        begun = json.loads(directory.facts.read_text())
+        begun = json.loads(directory.facts.read_text(encoding="utf-8"))
     except ValueError:
         begun = None
     if not isinstance(begun, dict):
