@@ -36,7 +36,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             yield from rows_of(_arrow_batches(path), columns)
         else:
             raise UserError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; convert it to one of these.")
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException, MemoryError) as error:
         raise UserError(
             f"{path} is damaged or of another kind than its suffix tells: {str(error).rstrip('.')}; restore or convert "
             f"it."
@@ -53,6 +53,7 @@ def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ..
     """Yield the rows of Arrow data as Python values: the needed columns, or all where one of them is missing."""
     for batch in batches:
         kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
+        kept.validate(full=True)  # a wrong offset would be followed, out of the file or out of memory
         for start in range(0, kept.num_rows, _ROWS):
             yield from kept.slice(start, _ROWS).to_pylist()
 
