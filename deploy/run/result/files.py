@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,12 @@ def _snapshot(source: Base, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = {"revision": source.revision, "allow_patterns": list(patterns)}
+    fetch = partial(snapshot_download, source.name, revision=source.revision, allow_patterns=list(patterns))
     with contextlib.suppress(LocalEntryNotFoundError):
-        cached = Path(snapshot_download(source.name, local_files_only=True, **wanted))
+        cached = Path(fetch(local_files_only=True))
         if patterns is _OF_MODELS or any(next(cached.glob(pattern), None) for pattern in patterns):
             return cached
-    return Path(snapshot_download(source.name, **wanted))
+    return Path(fetch(local_files_only=False))
 
 
 def _copy(found: tuple[Path, Path], target: Path) -> Path:
