@@ -14,7 +14,7 @@ from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.generation import Generation, check_prompts, generate_groups
 from brain_align.sampler.reports import Heartbeat
-from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
+from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, MergedAdapters, WeightsByFile, WeightsByTransfer
 from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 
@@ -97,19 +97,21 @@ class Sampler:
 def _delivery(name: str, engine: Engine, recipe: Recipe, model: ProposalModel, capacity: int) -> Delivery:
     weights = EngineWeights(engine)
     if model.adapter_rank is not None:
-        return AdapterSwap(weights, capacity)
+        return MergedAdapters(weights) if recipe.sampler.delivery == "merged" else AdapterSwap(weights, capacity)
     if recipe.sampler.delivery == "transfer":
         return WeightsByTransfer(name, weights, recipe.timeouts.load)
     return WeightsByFile(weights)
 
 
 def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:
+    delivery = recipe.sampler.delivery
     return EngineSettings(
         model=model.source,
         dtype=recipe.policy.dtype,
-        adapter_rank=model.adapter_rank,
+        adapter_rank=None if delivery == "merged" else model.adapter_rank,
         adapters=adapters,
-        receives=recipe.sampler.delivery == "transfer",
+        receives=delivery == "transfer",
+        merges=delivery == "merged",
         max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
         tensor_parallel=recipe.sampler.tensor_parallel,
         repeatable=recipe.algorithm.strict,

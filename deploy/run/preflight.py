@@ -124,7 +124,7 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     encode: Encode = _uncounted  # where the policy is at fault, the files are checked all the same
     with problems.noted():
         encode = _checked_encoding(recipe)
-    notes = _notes_on_batches(recipe)
+    notes = [*_notes_on_batches(recipe), *notes_on_delivery(recipe)]
     read: dict[str, PromptSet] = {}
     for split in ("train", "validation", "test"):
         with problems.noted():
@@ -186,6 +186,16 @@ def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> No
                 f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
                 f"classifier with chat_template=true."
             )
+
+
+def notes_on_delivery(recipe: Recipe) -> list[str]:
+    """Return a note where samplers hold one version at a time although a run samples from several."""
+    if recipe.sampler.delivery != "merged" or recipe.algorithm.strict:
+        return []
+    return [
+        "note: with sampler.delivery=merged a sampler holds one version at a time; with algorithm.max_staleness="
+        f"{recipe.algorithm.max_staleness}, its requests of one version finish before it samples from the next"
+    ]
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

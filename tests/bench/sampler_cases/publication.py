@@ -31,8 +31,8 @@ WINDOW = 20  # steps before a publication that say what a step usually takes
 def measure(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
     """One row a publication."""
     settings = EngineSettings(
-        model=str(policy.model), dtype="float32", adapter_rank=RANK, receives=False, adapters=VERSIONS_HELD,
-        max_model_tokens=PROMPT_TOKENS + LONG, tensor_parallel=1, repeatable=False, threads=1,
+        model=str(policy.model), dtype="float32", adapter_rank=RANK, receives=False, merges=False,
+        adapters=VERSIONS_HELD, max_model_tokens=PROMPT_TOKENS + LONG, tensor_parallel=1, repeatable=False, threads=1,
         kv_cache_gib=1, extra={},
     )  # fmt: skip
     policy.publish(0)
