@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
-        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
+        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()}, inputs.template)
         for note in shortcomings():
             report(note)
         with own_log(directory):

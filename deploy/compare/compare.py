@@ -43,7 +43,7 @@ def compare(
     check_comparison(directory, recipe)
     plan = ComparisonPlan(request, recipe.sampling.n)
     resolved = resolve(recipe, reporter(console))
-    inputs = check_inputs(resolved.recipe, directory.services)
+    inputs = check_inputs(resolved.recipe, directory.services, directory.facts)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
     for note in inputs.notes:
         console.print(note, soft_wrap=True)
