@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.nn.models.causal_lm import load_tokenizer
+from brain_align.common.nn.models.end_tokens import end_tokens
 from brain_align.common.policies import ProposalModel
 from brain_align.common.requests import SampleRequest
 from brain_align.sampler.engine.engine import Engine
@@ -40,7 +41,7 @@ class Sampler:
             recipe.timeouts.load,
         )
         tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
-        self._how = Generation(recipe.sampling, tokenizer.eos_token_id, tokenizer, name)
+        self._how = Generation(recipe.sampling, end_tokens(recipe.policy.model, tokenizer), tokenizer, name)
         self._in_flight = 0  # outputs
         self._at_work_since = time.monotonic()
         self._outputs = 0

@@ -11,19 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from typing_extensions import override
 
 from brain_align.deploy.actors.actor import CallFailedError, Handle, LostError
-
-_REASONS = {
-    "Worker unexpectedly exits": "its process was killed by SIGKILL, as the system does when memory runs out, or "
-    "crashed",
-    "node has died": "its node was lost",
-    "node running low on memory": "Ray ended it, since its node was running out of memory",
-}
-"""What Ray's pages on a lost actor come to."""
-
-
-def _reason(error: RayError) -> str:
-    text, name = str(error), type(error).__name__
-    return next((f"{name}: {reason}" for words, reason in _REASONS.items() if words in text), name)
+from brain_align.deploy.actors.ray_causes import cause
 
 
 class RayHandle(Handle):
@@ -38,7 +26,7 @@ class RayHandle(Handle):
         try:
             return cls(ray.remote(service).options(**options).remote(*args))
         except RayError as error:
-            raise LostError(f"{type(error).__name__}: {error}") from error
+            raise LostError(cause(error)) from error
 
     @override
     async def placed(self) -> None:
@@ -51,7 +39,7 @@ class RayHandle(Handle):
         except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(_reason(error)) from error
+            raise LostError(await asyncio.to_thread(cause, error)) from error
 
     @override
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
@@ -67,7 +55,7 @@ class RayHandle(Handle):
         except RayTaskError as error:
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(_reason(error)) from error
+            raise LostError(await asyncio.to_thread(cause, error)) from error
 
     @override
     def kill(self) -> None:

@@ -104,5 +104,5 @@ async def _bring(
 
 async def _sample(engine: Engine, texts: list[list[int]], adapter: Any, tokens: int) -> None:
     sampling = SamplingSection(n=N, max_tokens=tokens)
-    async for _ in engine.sample(texts, sampling, n=N, eos_token_id=VOCABULARY - 1, adapter=adapter, seed=None):
+    async for _ in engine.sample(texts, sampling, n=N, end_tokens=[VOCABULARY - 1], adapter=adapter, seed=None):
         pass

@@ -263,7 +263,7 @@ def test_a_probe_goes_before_outputs_that_wait(loop: asyncio.Runner, policies: P
 
     async def flood() -> None:
         prompts, sampling = [[5 + place] * 8 for place in range(16)], SamplingSection(n=4, max_tokens=16)
-        async for place, _ in engine.sample(prompts, sampling, n=4, eos_token_id=EOS_ID, adapter=None, seed=None):
+        async for place, _ in engine.sample(prompts, sampling, n=4, end_tokens=[EOS_ID], adapter=None, seed=None):
             finished.append(place)
 
     async def probe_meanwhile() -> int:
