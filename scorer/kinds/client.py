@@ -110,7 +110,7 @@ class Client:
                 if not refused.again or self._seems_down or attempt == self._settings.attempts:
                     self._seems_down = refused.away
                     times = "once" if attempt == 1 else f"{attempt} times"
-                    failure = f"{shown(url)} was asked {times}: {refused.reason}"
+                    failure = self._without_token(f"{shown(url)} was asked {times}: {refused.reason}")
                     _LOG.warning("%s", failure)
                     raise RequestFailedError(failure, away=refused.away) from None
                 pause = min(self._settings.backoff * 2 ** (attempt - 1), _LONGEST_PAUSE)
@@ -175,10 +175,13 @@ class Client:
             return replace(refused, reason=asked, again=False)
         return replace(refused, pause=pause)
 
+    def _without_token(self, text: str) -> str:
+        return text.replace(self._token, "…") if self._token else text
+
     def _quoted(self, content: bytes | str) -> str:
         """Return the beginning of what a service says, without the token that it may repeat."""
         text = content if isinstance(content, str) else content[:_MOST_TO_QUOTE].decode(errors="replace")
-        text = " ".join((text.replace(self._token, "…") if self._token else text).split())
+        text = " ".join(self._without_token(text).split())
         return repr(text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…")
 
 

@@ -63,7 +63,9 @@ class EndpointScorer(Scorer):
         except RequestFailedError as error:
             return Annotation(nothing, **{"away" if error.away else "errors": (str(error),)})
         if "scores" not in answer:
-            return Annotation(nothing, errors=(f"{url} answered without `scores`, but {', '.join(answer) or 'nothing':.120}",))
+            return Annotation(
+                nothing, errors=(f"{url} answered without `scores`, but {', '.join(answer) or 'nothing':.120}",)
+            )
         values, errors = numbers_or_null(answer["scores"], len(outputs), url, "output", nulls=True)
         return Annotation(values, errors=tuple(errors))
 

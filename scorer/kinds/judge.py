@@ -9,7 +9,6 @@ import regex
 from typing_extensions import override
 
 from brain_align.common.config.scorers import JudgeSection
-from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.uris import shown
 from brain_align.scorer.kinds.client import Client, RequestFailedError, annotate_by_asking, check_service
@@ -35,9 +34,9 @@ class JudgeScorer(Scorer):
         """Take the settings; no request is made.
 
         Raises:
-            UserError: the token is not in the environment, or is none; the address or the pattern is not valid.
+            UserError: the token is not in the environment, or is none; the address is not valid.
         """
-        _check(settings)
+        check_service(settings)
         self.name = name
         self.digest = digest("judge", settings.model_dump(include=_ASKED | ({"quote"} if settings.quote else set())))
         self._settings = settings
@@ -119,18 +118,10 @@ class JudgeScorer(Scorer):
         return rating
 
 
-def _check(settings: JudgeSection) -> None:
-    check_service(settings)
-    try:
-        regex.compile(settings.pattern)
-    except regex.error as error:
-        raise UserError(f"The judge's pattern {settings.pattern!r} is not valid: {error}.") from None
-
-
 KIND = Kind(
     section=JudgeSection,
     load=lambda name, settings, _: JudgeScorer(name, settings),
-    check=lambda _, settings: _check(settings),
+    check=lambda _, settings: check_service(settings),
     tolerance=lambda _: None,
     must_answer=True,
     reads_turns=lambda _: True,
