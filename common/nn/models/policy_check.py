@@ -35,10 +35,9 @@ def check_policy(policy: PolicySection, *, sampled: bool) -> list[str]:
 
 def _without_weights(source: str) -> PreTrainedModel | None:
     """Return a model whose parameters have no values; None where transformers cannot make it so."""
-    config = load_config(source)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(load_config(source))
     except Exception:  # noqa: BLE001 - loading says what is wrong; some models compute while they are made
         return None
     model.name_or_path = source
