@@ -62,6 +62,13 @@ class OverlaidStore:
         own = self._upper.unscored(scorer)
         return list(compress(names, ~self._upper.has_scores(names, scorer))) + own
 
+    def nulls(self, scorer: str) -> pa.Table:
+        """Return the groups for which the store that counts has null values; see `SampleStore.nulls`."""
+        lower = self._lower.nulls(scorer)
+        lower = lower.filter(pc.is_in(lower["group_id"], value_set=self._below["group_id"].combine_chunks()))
+        counts = pa.array(~self._upper.has_scores(lower["group_id"].to_pylist(), scorer))
+        return pa.concat_tables([lower.filter(counts), self._upper.nulls(scorer)])
+
     def scorers(self) -> list[ScorerSummary]:
         """Return the scorers of both stores; one that both have is there twice."""
         return [*self._lower.scorers(), *self._upper.scorers()]

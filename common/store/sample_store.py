@@ -185,6 +185,12 @@ class SampleStore:
         groups = self._kinds["groups"].rows.listed()["group_id"]
         return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
 
+    def nulls(self, scorer: str) -> pa.Table:
+        """Return `group_id`, `values` and `nulls` (how many outputs have one) of groups with nulls; read no part."""
+        rows = self._kinds["scores"].rows.listed()
+        wanted = pc.and_(pc.equal(rows["scorer"].cast(pa.string()), scorer), pc.greater(rows["nulls"], 0))
+        return rows.filter(wanted).select(["group_id", "values", "nulls"])
+
     def scorers(self) -> list[ScorerSummary]:
         """Return the scorers whose values are in the store, by name and digest; read no part."""
         return scorer_summaries(self._kinds["scores"].rows.listed())

@@ -40,7 +40,8 @@ class StoredInputs:
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan training alone, with the scorers that have values to add."""
-        store = OverlaidStore(SampleStore(directory.store, run_id), self.source.store, recipe.algorithm.rounds)
+        own = SampleStore(directory.store, run_id)
+        store = OverlaidStore(own, self.source.store, recipe.algorithm.rounds)
         needed = training_scorers(recipe)
         schedule: Schedule
         if self.steps is None:
@@ -51,7 +52,11 @@ class StoredInputs:
             store=store,
             schedule=schedule,
             training_scorers=needed,
-            started_scorers=[name for name in needed if store.unscored(name)],
+            started_scorers=[
+                name
+                for name in needed
+                if store.unscored(name) or (recipe.may_recover(name) and own.nulls(name).num_rows)
+            ],
             requests=None,
             evaluation=None,
             quarantine=Quarantine(directory.quarantine),

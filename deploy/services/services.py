@@ -44,8 +44,12 @@ class LearnerGroup:
         return cast(int, await self._call("start", host, port, timeout=timeout))
 
     async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
-        """Train a step on TRAIN_BATCH rows."""
+        """Train a step on TRAIN_BATCH rows; where these train nothing, it is still to be trained."""
         return cast(StepReport, await self._call("train_step", step, batch, timeout=self._timeouts.step))
+
+    async def skip(self, step: int) -> None:
+        """Count a step that is on record, although it trains nothing."""
+        await self._call("skip", step, timeout=self._timeouts.step)
 
     async def save(self, step: int, *, keep: Sequence[int]) -> None:
         """Write the checkpoint of a step; older ones are deleted, except those of the steps to keep."""
