@@ -18,6 +18,10 @@ class UserError(Exception):
     """
 
 
+class TryAgainError(UserError):
+    """Something that is needed is in use, or away, and may be there later; the exit status is 75 (EX_TEMPFAIL)."""
+
+
 class DamagedPartError(UserError):
     """A file of the sample store is truncated, altered or foreign."""
 

@@ -109,7 +109,7 @@ class PolicyRegistry:
         """
         directory = self.path(version)
         try:
-            facts = json.loads((directory / _MARKER).read_text())
+            facts = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
             facts |= {"path": directory, "files": tuple(facts["files"]), "probe": Probe(**facts["probe"])}
             known = {field.name: facts[field.name] for field in fields(ProposalVersion)}  # a newer version may say more
             return ProposalVersion(**known)

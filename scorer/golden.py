@@ -81,7 +81,7 @@ def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Pa
 
 def _read(path: Path) -> _Golden:
     try:
-        kept = _Golden.model_validate(json.loads(path.read_text()))
+        kept = _Golden.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); restore or delete it.") from None
     if len(kept.values) != len(_OUTPUTS):

@@ -165,6 +165,10 @@ class SamplerSection(Section):
         taken = sorted(self.vllm.keys() & _ENGINE_S_OWN)
         if taken:
             yield f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
+        if "hf_token" in self.vllm:
+            yield "vllm.hf_token is a secret, which recipes never hold; remove it, and set the variable HF_TOKEN"
+        if self.vllm.get("trust_remote_code"):
+            yield "vllm.trust_remote_code would run programs that come with a model; remove it"
         if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
             yield (
                 f"tensor_parallel={self.tensor_parallel} needs as many GPUs per replica, but gpus={self.gpus:g}; "

@@ -14,7 +14,7 @@ from brain_align.common.config.run_identity import differing_settings, recipe_di
 from brain_align.common.config.validation import parse_recipe
 from brain_align.common.durable import is_temporary, write_file
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_problem
+from brain_align.deploy.run.yaml_text import dump_yaml, load_yaml, yaml_problem
 
 LOCK = ".lock"
 
@@ -132,7 +132,7 @@ def has_begun(directory: RunDirectory) -> bool:
 
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
-        settings = load_yaml(directory.config.read_text())
+        settings = load_yaml(directory.config.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,7 +156,7 @@ def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, st
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
-    begun = json.loads(facts_path.read_text())
+    begun = json.loads(facts_path.read_text(encoding="utf-8"))
     for name, value in inputs.items():
         before = begun.get(name)
         if before != value:

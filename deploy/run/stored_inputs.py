@@ -13,9 +13,9 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.text_groups import NOBODY
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest
-from brain_align.common.store.files.backends import shown
 from brain_align.common.store.overlay import OverlaidStore
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.uris import shown
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
 from brain_align.deploy.run.stored_source import Source, open_source

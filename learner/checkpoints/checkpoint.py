@@ -66,7 +66,7 @@ class CheckpointDirectory:
             return None
         checkpoint = complete[-1]
         try:
-            facts = json.loads((checkpoint.path / _MARKER).read_text())
+            facts = json.loads((checkpoint.path / _MARKER).read_text(encoding="utf-8"))
             intact = digest_files(checkpoint.path, facts["files"]) == facts["digest"]
         except (OSError, ValueError, KeyError):
             intact = False

@@ -129,7 +129,7 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     settings = model.active_peft_config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

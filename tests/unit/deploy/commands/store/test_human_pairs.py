@@ -13,8 +13,8 @@ from brain_align.deploy.commands.store.import_pairs import choices, groups_of, p
 from brain_align.deploy.demo.pairs import draw_pairs
 from brain_align.deploy.demo.truth import quality
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.recipe_files import dump_yaml
 from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit import tiny_models
 from tests.unit.factories import groups, recipe_settings, scores
 
