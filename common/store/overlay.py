@@ -26,7 +26,7 @@ class OverlaidStore:
         self._lower = lower
         below = lower.index()
         self._below = below.filter(pc.less(below["round"], rounds))
-        self.root, self.run_id = upper.root, upper.run_id
+        self.root, self.run_id, self.own_nulls = upper.root, upper.run_id, upper.nulls
         self.training, self.append_groups, self.append_step = upper.training, upper.append_groups, upper.append_step
         self.steps, self.step_batches = upper.steps, upper.step_batches
         self.step_groups, self.recorded_after = upper.step_groups, upper.recorded_after

@@ -15,6 +15,7 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.conductor.training_batches import TrainingBatches
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.services.services import Services
+from brain_align.deploy.services.trial import notes_of
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Conductor:
 
     def __init__(self, recipe: Recipe, plan: RunPlan, tracker: Tracker, services: Services) -> None:
         self._store = plan.store
+        self._trial, self._trial_timeout = plan.trial, recipe.timeouts.lease
         self._schedule = plan.schedule
         self._checkpoint_steps = recipe.learner.checkpoint_steps
         self._objective = f"objective.name={recipe.objective.name}"
@@ -126,8 +128,11 @@ class Conductor:
 
     async def _start(self) -> int:
         """Start all services; returns the step of the learner's checkpoint, 0 for a new run."""
-        pools = [self._services.samplers, *self._services.scorers.values()]
-        step, _ = await asyncio.gather(self._learner.start(), asyncio.gather(*(pool.start() for pool in pools)))
+        step, tried = await asyncio.gather(
+            self._learner.start(), self._services.start_scorers_first(self._trial, self._trial_timeout)
+        )
+        self._tracker.say(*notes_of(tried))
+        self.groups.scoring.tried(tried)
         self._tracker.started(step)
         return step
 

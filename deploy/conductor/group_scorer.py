@@ -17,6 +17,7 @@ from brain_align.deploy.conductor.background import Begin, background_tasks
 from brain_align.deploy.conductor.scoring import Scoring
 from brain_align.deploy.conductor.waiting_groups import Lane, Samples
 from brain_align.deploy.schedule.quarantine import most_left_out
+from brain_align.deploy.services.trial import raise_problems, try_scorers
 
 
 class GroupScorer(Lane):
@@ -35,15 +36,15 @@ class GroupScorer(Lane):
         self._finished = 0
         self._waiting: dict[str, asyncio.Future[pa.RecordBatch]] = {}  # one row, by the group's id
         self.scorers = [name]
-        self._scoring = Scoring({name: pool}, {name: rows}, [self], timeouts, say)
-        self._scoring.start(begin)
+        self.scoring = Scoring({name: pool}, {name: rows}, [self], timeouts, say)
+        self.scoring.start(begin)
 
     async def score(self, groups: pa.RecordBatch) -> pa.RecordBatch:
         """Return SCORES rows for one or more GROUPS rows, in their order; no other call in progress may have any."""
         loop = asyncio.get_running_loop()
         rows = {group: loop.create_future() for group in groups["group_id"].to_pylist()}
         self._waiting |= rows
-        self._scoring.put(Samples(self, groups))
+        self.scoring.put(Samples(self, groups))
         return pa.concat_batches(await asyncio.gather(*rows.values()))
 
     @override
@@ -84,19 +85,24 @@ class GroupScorer(Lane):
 
 @asynccontextmanager
 async def scorers_at_work(
-    pools: Mapping[str, Pool], recipe: Recipe, say: Callable[[str], object]
+    pools: Mapping[str, Pool], recipe: Recipe, say: Callable[[str], object], trial: pa.RecordBatch | None = None
 ) -> AsyncIterator[dict[str, GroupScorer]]:
     """Yield scorers that are ready to score, until the block ends.
 
     The pools, by scorer, are not yet started; the recipe sets the groups per call and the time limits. `say` shows a
-    sentence to the user.
+    sentence to the user. Every scorer must give values to one of the `trial` groups at least.
 
     Raises:
         PipelineError, UserError: a scorer failed for good, before the block or within it; or the block's own error.
     """
     await asyncio.gather(*(pool.start() for pool in pools.values()))
+    tried = await try_scorers(pools, trial, recipe.timeouts.lease)
+    raise_problems(tried)
     async with background_tasks() as begin:
-        yield {
+        scorers = {
             name: GroupScorer(name, pool, recipe.groups_per_call(name), recipe.timeouts, begin, say)
             for name, pool in pools.items()
         }
+        for scorer in scorers.values():
+            scorer.scoring.tried(tried)
+        yield scorers

@@ -117,7 +117,7 @@ class StoreLane(Lane):
             recent = set(index["group_id"].filter(pc.greater_equal(index["round"], first_round)).to_pylist())
             lacking = {name: set(self._store.unscored(name)) for name in self.scorers}
             for name in filter(self._recipe.may_recover, lacking.keys() & self._started):
-                lacking[name] |= recent.intersection(self._store.nulls(name)["group_id"].to_pylist()) - recorded
+                lacking[name] |= recent.intersection(self._store.own_nulls(name)["group_id"].to_pylist()) - recorded
             return index, {name: groups - quarantined for name, groups in lacking.items()}
 
         index, unscored = await self.queue.call(look)
@@ -178,6 +178,11 @@ class TrainingLane(StoreLane):
             nulls = self._store.nulls(name)
             groups = nulls["group_id"].filter(pc.equal(nulls["values"], 0)).to_pylist()
             self._valueless.update((name, group) for group in groups if group not in recorded)
+
+    @property
+    def valueless(self) -> set[str]:
+        """The groups of which no output can be trained on: a scorer that is needed gives none a value."""
+        return {group for _, group in self._valueless}
 
     def next_batch(self, step: int) -> list[str] | None:
         """Return the groups of the next step, or None while too few are ready.

@@ -14,6 +14,7 @@ from brain_align.deploy.actors.replica import Slot
 from brain_align.deploy.conductor.availability import Availability, has_values
 from brain_align.deploy.conductor.background import Begin
 from brain_align.deploy.conductor.waiting_groups import Lane, Piece, Queue, Samples, joined
+from brain_align.deploy.services.trial import Trial
 
 
 class Scoring:
@@ -49,6 +50,12 @@ class Scoring:
         self._most = max([1024, *(32 * most for most in rows.values())])  # no scorer runs where all is scored
         self.longest_queue = 0
         self._begin: Begin
+
+    def tried(self, trials: Mapping[str, Trial]) -> None:
+        """Note what scorers have given values: that is what they are asked for when they may be away."""
+        for name, trial in trials.items():
+            if name in self.availability and trial.groups is not None and trial.scores is not None:
+                self.availability[name].answered(trial.groups, trial.scores)
 
     @property
     def waiting(self) -> int:
@@ -147,10 +154,10 @@ class Scoring:
     async def _is_to_blame(self, name: str, reason: str, sample: Samples, failures: int, away: Collection[str]) -> bool:
         """Judge a group that failed alone: return whether it has failed for good; if not, it is asked for again.
 
-        A scorer that is up and says that a group has no value (it is not `away`) need not say so three times.
+        A scorer that is up and says that a group has no value (it is not `away`) says so once more, alone.
         """
         is_up = await self.availability[name].is_up(time.monotonic(), reason)
-        if is_up and failures + 1 >= (MAX_ATTEMPTS if away else 1):
+        if is_up and failures + 1 >= (MAX_ATTEMPTS if away else 2):
             return True
         self._begin(self._score_part(name, sample, failures + is_up))
         return False

@@ -12,6 +12,7 @@ import pyarrow as pa
 from brain_align.common.config.run import TimeoutsSection
 from brain_align.deploy.actors.actor import Actor, Handle
 from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.services.trial import Trial, raise_problems, try_scorers
 from brain_align.learner.step_report import StepReport
 
 
@@ -78,6 +79,18 @@ class Services:
     samplers: Pool
     scorers: dict[str, Pool]
     learner: LearnerGroup
+
+    async def start_scorers_first(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
+        """Start the scorers, try them on `trial`, and only then start the samplers; `timeout` is that of a call.
+
+        Raises:
+            PipelineError, UserError: a pool does not come up, or a scorer gives no values.
+        """
+        await asyncio.gather(*(pool.start() for pool in self.scorers.values()))
+        tried = await try_scorers(self.scorers, trial, timeout)
+        raise_problems(tried)
+        await self.samplers.start()
+        return tried
 
     @property
     def pools(self) -> dict[str, Pool]:
