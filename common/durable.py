@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,6 +113,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _as_if_opened(temporary)
         for entry in sorted(temporary.rglob("*")):
             fsync_path(entry)
         fsync_path(temporary)
@@ -120,6 +121,21 @@ def new_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
+
+
+def _as_if_opened(directory: Path) -> None:
+    """Give all files below a directory the mode that `open` gives new ones: the user's umask, or its ACL, decides.
+
+    Libraries that write to a temporary file first (safetensors) leave it readable by its owner alone.
+    """
+    opened = temporary_sibling(directory / "mode")
+    opened.touch()
+    mode = opened.stat().st_mode & 0o777
+    opened.unlink()
+    for entry in directory.rglob("*"):
+        if entry.is_file() and not entry.is_symlink() and entry.stat().st_mode & 0o777 != mode:
+            with suppress(PermissionError):  # a file system without modes
+                entry.chmod(mode)
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -149,10 +149,11 @@ class SamplerSection(Section):
     autoscale: AutoscaleSection | None = Field(
         None, description="add and remove replicas during the run; default: their number is `replicas`"
     )
-    delivery: Literal["files", "transfer"] = Field(
+    delivery: Literal["files", "transfer", "merged"] = Field(
         "files",
-        description="delivery of whole models' weights. files: samplers read them; transfer: the learner sends them, "
-        "and samplers read the files if that fails",
+        description="how versions get into samplers. files: they read adapters, which vLLM computes with beside the "
+        "model, or whole models; transfer: the learner sends whole models, and samplers read the files if that fails; "
+        "merged: adapters are added to the model's weights, for models that vLLM has no adapters for, and for speed",
     )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: GiB of memory for keys and values")
     tensor_parallel: int = Field(1, ge=1, description="GPUs per replica that share each layer")

@@ -32,6 +32,7 @@ class StoredInputs:
     index: pa.Table  # one row per group of the recipe's rounds
     steps: list[list[str]] | None  # the groups of each step where recorded steps are trained again
     notes: list[str]  # for the user
+    template: str | None = None  # the chat template of the recipe
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""
