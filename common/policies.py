@@ -17,6 +17,8 @@ from brain_align.common.durable import new_directory, remove_leftovers, write_fi
 from brain_align.common.errors import UserError, unreadable
 from brain_align.common.identity import digest_files
 
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of an adapter, in PEFT's format."""
 _MARKER = "version.json"
 _RESTORE = "restore the directory from a copy, or start a new run"
 

@@ -19,7 +19,7 @@ _JSON = (".jsonl", ".jsonl.gz")
 _ARROW = (".arrow", ".feather", ".ipc")
 SUFFIXES = (*_JSON, ".parquet", *_ARROW)  # of readable files
 _ROWS = 1024
-_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException, MemoryError)
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 
 
@@ -63,6 +63,7 @@ def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ..
         if twice:
             raise UserError(f"The column {twice[0]!r} is there more than once; rename or remove one of them.")
         kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
+        kept.validate(full=True)  # a wrong offset would be followed, out of the file or out of memory
         for start in range(0, kept.num_rows, _ROWS):
             yield from kept.slice(start, _ROWS).to_pylist()
 
