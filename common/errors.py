@@ -106,6 +106,14 @@ class EngineLostError(PipelineError):
     """A service's engine has died; the service cannot continue and must be restarted."""
 
 
+class EngineUnfitError(EngineLostError):
+    """A service's engine has died before it did anything for anybody: no request can be at fault."""
+
+
+class NotSharedError(PipelineError):
+    """A node does not see what the run has written: the service's place is at fault, others may work."""
+
+
 class DeliveryError(PipelineError):
     """A version did not get into an engine, for a reason that may pass: memory, a device, a file system, time.
 

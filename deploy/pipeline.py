@@ -17,7 +17,7 @@ from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
-from brain_align.deploy.services.cluster import ray_cluster, required_resources
+from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
 
@@ -81,7 +81,9 @@ class Run:
             self._console.print(message, soft_wrap=True)
         tracker.recovered(self._plan.store)
         try:
-            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._plan.started_scorers)):
+            scorers = self._plan.started_scorers
+            needs, services = required_resources(self._recipe, scorers), started_services(self._recipe, scorers)
+            with ray_cluster(self._recipe.ray, needs, services=services):
                 self._conduct(tracker)
         finally:
             tracker.close()
