@@ -61,7 +61,8 @@ class EndpointScorer(Scorer):
         try:
             answer = await client.post(self._settings.url, {"prompts": [prompt] * len(outputs), "outputs": outputs})
         except RequestFailedError as error:
-            return Annotation(nothing, **{"away" if error.away else "errors": (str(error),)})
+            reasons = (str(error),)
+            return Annotation(nothing, away=reasons) if error.away else Annotation(nothing, errors=reasons)
         if "scores" not in answer:
             return Annotation(
                 nothing, errors=(f"{url} answered without `scores`, but {', '.join(answer) or 'nothing':.120}",)

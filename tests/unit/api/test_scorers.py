@@ -1,5 +1,6 @@
 import asyncio
 import math
+from typing import cast
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_text_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"'\\ud800' is not a text of Unicode characters"):
         brain_align.load_scorer(RECIPE, "length")(["p"], ["\ud800"])
     with pytest.raises(ValueError, match="None is not a text"):
-        brain_align.load_scorer(RECIPE, "length")(["p"], [None])
+        brain_align.load_scorer(RECIPE, "length")(["p"], cast(list[str], [None]))
 
 
 def test_a_notebook_which_has_an_event_loop_may_score():

@@ -72,7 +72,7 @@ def speaking(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[str]
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             asked = self.request.recv(1 << 16)
-            length = int(re.search(rb"(?i)content-length: (\d+)", asked)[1])
+            length = int(re.findall(rb"(?i)content-length: (\d+)", asked)[0])
             while len(asked.partition(b"\r\n\r\n")[2]) < length:
                 asked += self.request.recv(1 << 16)
             answer = left.pop(0) if len(left) > 1 else left[0]

@@ -187,7 +187,7 @@ def test_a_token_that_is_none_is_refused_without_showing_it(
             endpoint("http://here", token_variable="SOME_VARIABLE")
         else:
             settings = {"url": "http://here", "model": "m", "instructions": "{prompt}{output}"}
-            JudgeScorer("j", JudgeSection(kind="judge", token_variable="SOME_VARIABLE", **settings))  # type: ignore[arg-type]
+            JudgeScorer("j", JudgeSection(kind="judge", token_variable="SOME_VARIABLE", **settings))
     assert "0123" not in str(refused.value)
 
 
