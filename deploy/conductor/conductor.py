@@ -37,6 +37,8 @@ class Conductor:
         self._tracker = tracker
         self._services = services
         self._learner = services.learner
+        self._taking_a_step = asyncio.Lock()
+        self._done = self._saved = 0  # the last step that is recorded, and the last of which there is a checkpoint
         self.groups = GroupPipeline(recipe, plan, tracker, services)
 
     async def run(self) -> None:
@@ -52,22 +54,39 @@ class Conductor:
             await self._train(step)
             await self.groups.evaluate_best()
 
+    async def stop(self) -> int | None:
+        """Finish the step under way, let no other begin, and write a checkpoint; returns its step, None if it is old.
+
+        What is asked of the services in `run` goes on meanwhile: cancel that afterwards.
+        """
+        await self._taking_a_step.acquire()  # for good
+        if self._done == self._saved:
+            return None
+        keep = await self.groups.checkpoints_to_keep(self._schedule.round_of(self._done))
+        await self._learner.save(self._done, keep=keep)
+        return self._done
+
     async def _train(self, done: int) -> None:
         """Lines 4-22: k optimiser steps per round on stored groups, then the policy becomes the proposal."""
+        self._done = self._saved = done
         for step in range(done + 1, self._schedule.last_step + 1):
             group_ids = await self.groups.ready_for(step)
             batch = await self._stored(self._batches.batch, group_ids)
+            await self._taking_a_step.acquire()  # until the step is recorded, and saved where it should be
             report = await self._learner.train_step(step, batch)
             self._tracker.say(*report.notes)
             self._batches.check_prior(step, report.metrics)
             await self._record(step, batch, report.metrics)
             self._schedule.take(group_ids)
+            self._done = step
             ends_round = self._schedule.ends_round(step)
             if ends_round or step % self._checkpoint_steps == 0:
                 keep = await self.groups.checkpoints_to_keep(self._schedule.round_of(step))
                 await self._learner.save(step, keep=keep)
+                self._saved = step
             if ends_round:
                 await self._publish(step)
+            self._taking_a_step.release()
 
     async def _record(self, step: int, batch: pa.RecordBatch, metrics: dict[str, float]) -> None:
         """Write the step's row: groups are in the store before this, and the checkpoint comes after it."""
