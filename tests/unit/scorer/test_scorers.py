@@ -34,7 +34,7 @@ from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
 from tests.unit.forked import in_child
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write
-from tests.unit.tiny_models import CONTEXT, EOS_ID, gpt2_like_tokenizer, llama, save
+from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
 
 PROMPT = "the cat\nTL;DR:"
 
@@ -177,10 +177,10 @@ def test_a_reward_models_digest_depends_on_its_weights_and_type(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     config, weights = tiny_weights()
+    config.eos_token_id = 3
     write(tmp_path, HH, weights, config)
-    larger = gpt2_like_tokenizer(len(TOKENIZER) + 50)
-    larger.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"The tokenizer in .* (ends texts with|has token ids up to)"):
+    TOKENIZER.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"ends texts with token {len(TOKENIZER) - 1}, the model with 3"):
         load_reward(tmp_path, "hh")
 
 
