@@ -74,7 +74,11 @@ class ClassifierSection(ScorerPool):
     chat_template: bool = Field(
         False, description="prompt and output become turns of user and assistant in the tokenizer's chat template"
     )
-    max_tokens: int = Field(2048, ge=1, description="texts are truncated to this many tokens")
+    max_tokens: int = Field(
+        2048,
+        ge=1,
+        description="texts are truncated to this many tokens; by default to fewer where the model reads fewer",
+    )
     truncation: Literal["left", "right"] = Field("left", description="the side that is cut off; left keeps outputs")
 
 

@@ -74,6 +74,11 @@ class PromptSet(Sequence[Prompt]):
             for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
                 yield _prompt_id(row, text), gold
 
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Yield each prompt's row (1-based) and text."""
+        for part in self._parts:
+            yield from zip(part["row"].to_pylist(), part["text"].to_pylist(), strict=True)
+
     def token_digest(self) -> str:
         """Return the digest of all prompts' token ids, in their order."""
         ids, lengths = (hashlib.blake2b(digest_size=16) for _ in range(2))

@@ -78,5 +78,6 @@ KIND = Kind(
     tolerance=lambda _: ROUNDING["bfloat16"],  # the service may compute in 16 bits
     must_answer=True,
     reads_turns=lambda _: True,
+    reading=lambda _: None,
     source=lambda settings: settings.url,
 )

@@ -120,5 +120,6 @@ KIND = Kind(
     tolerance=lambda _: EXACT,
     must_answer=False,  # a function may rightly have no values for the golden texts
     reads_turns=lambda _: True,
+    reading=lambda _: None,
     source=lambda settings: settings.function,
 )

@@ -125,5 +125,6 @@ KIND = Kind(
     tolerance=lambda _: None,
     must_answer=True,
     reads_turns=lambda _: True,
+    reading=lambda _: None,
     source=lambda settings: settings.url,
 )
