@@ -8,9 +8,10 @@ import pytest
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR
-from brain_align.deploy.commands.doctor import Problems, examine
+from brain_align.deploy.commands.doctor import examine
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.services.trial import Trial
 from tests.unit.factories import recipe_settings
 
 ABSENT: dict[str, Any] = {  # and no hub ids
@@ -19,11 +20,18 @@ ABSENT: dict[str, Any] = {  # and no hub ids
 }
 
 
+Problems = dict[str, str | None]
+
+
+def trials(problems: Problems) -> dict[str, Trial]:
+    return {name: Trial(None, None, problem) for name, problem in problems.items()}
+
+
 def examined(recipe: Recipe, problems: Problems | UserError) -> tuple[int, str]:
-    def try_scorers(_: Recipe, __: RunDirectory) -> Problems:
+    def try_scorers(*_: object) -> dict[str, Trial]:
         if isinstance(problems, UserError):
             raise problems
-        return problems
+        return trials(problems)
 
     text = io.StringIO()
     return examine(recipe, PlainConsole(file=text, width=100), try_scorers), text.getvalue()
@@ -54,10 +62,10 @@ def test_logs_stay_where_something_is_wrong(tmp_path_factory: pytest.TempPathFac
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
-    def try_scorers(_: Recipe, scratch: RunDirectory) -> Problems:
+    def try_scorers(_: Recipe, scratch: RunDirectory, __: object) -> dict[str, Trial]:
         scratch.logs.mkdir()
         scratch.log("reward-0").write_text("why")
-        return {PRIOR: None, "reward": "it has drifted"}
+        return trials({PRIOR: None, "reward": "it has drifted"})
 
     examine(Recipe.model_validate(recipe_settings(**ABSENT)), PlainConsole(file=io.StringIO()), try_scorers)
     assert [log.name for log in temporary.glob("brain-doctor-*/logs/*")] == ["reward-0.log"]
@@ -71,9 +79,9 @@ def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, m
     golden.write_text("kept")
     seen = []
 
-    def try_scorers(_: Recipe, logs: RunDirectory) -> Problems:
+    def try_scorers(_: Recipe, logs: RunDirectory, __: object) -> dict[str, Trial]:
         seen.append(logs.golden("reward").read_text())
-        return {PRIOR: None, "reward": None}
+        return trials({PRIOR: None, "reward": None})
 
     text = io.StringIO()
     examine(recipe, PlainConsole(file=text, width=100), try_scorers)
