@@ -27,9 +27,7 @@ def test_data_and_settings_that_this_user_may_not_read(tmp_path, another_user) -
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [(errno.EIO, "check the disk"), (errno.ENOENT, "is damaged or")]
-)
+@pytest.mark.parametrize(("number", "said"), [(errno.EIO, "check the disk"), (errno.ENOENT, "is damaged or")])
 def test_a_failing_disk_is_named(number, said) -> None:
     with pytest.raises(UserError, match=said), readable("rows.jsonl"):
         raise OSError(number, "it failed", "rows.jsonl")
