@@ -65,8 +65,7 @@ class Result:
     def _complete(self, target: Path, rank: int | None) -> list[str]:
         tokenizer = self.recipe.policy.tokenizer
         notes = _add(_found(tokenizer, None) if tokenizer else self.base, _OF_TOKENIZERS, target, "tokenizer")
-        template = used_template(self.directory)
-        if template is not None:
+        if (template := used_template(self.directory)) is not None:
             _set_template(target, template)
         card = Card(self.recipe, self.version.version, self.version.step, self.summary, self.base, rank)
         _write(target / "README.md", model_card(card))
