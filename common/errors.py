@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _HEADING = re.compile(r".*:$|\d+ validation errors? for |\d+ (Client|Server) Error")
 """The beginning of a line that says nothing without the line after it."""
@@ -37,6 +38,10 @@ class UserError(Exception):
     """
 
 
+class TryAgainError(UserError):
+    """Something that is needed is in use, or away, and may be there later; the exit status is 75 (EX_TEMPFAIL)."""
+
+
 class DamagedPartError(UserError):
     """A file of the sample store is truncated, altered or foreign."""
 
@@ -54,6 +59,23 @@ class LearnerOutOfMemoryError(PipelineError):
     def __init__(self, message: str, smaller: int) -> None:
         super().__init__(message, smaller)  # both, so that Ray can pickle it
         self.smaller = smaller
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ScorerAwayError(PipelineError):
+    """A scorer gave no values, and the texts are not known to be the cause: its service is away, its function fails.
+
+    The caller waits and asks again, alone: only then is it known whether a text has no value. `rows` are the SCORES
+    rows of all groups of the call, as far as they are known, if there are any; those of the groups in `away` lack
+    values for this reason, and are not to be kept before that is known.
+    """
+
+    def __init__(self, message: str, rows: Any = None, away: frozenset[str] = frozenset()) -> None:
+        super().__init__(message, rows, away)  # all, so that Ray can pickle it
+        self.rows = rows
+        self.away = away
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -40,13 +40,7 @@ class Sampler:
             recipe.timeouts.load,
         )
         tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
-        self._how = Generation(
-            recipe.sampling,
-            tokenizer.eos_token_id,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-            name,
-        )
+        self._how = Generation(recipe.sampling, tokenizer.eos_token_id, tokenizer, name)
         self._in_flight = 0  # outputs
         self._at_work_since = time.monotonic()
         self._outputs = 0

@@ -6,12 +6,11 @@ A prompt is encoded as it is, or as a conversation in a chat template; a complet
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from brain_align.common.data.conversations import turns_of
+from brain_align.common.data.conversations import RenderingError, rendered, turns_of
 from brain_align.common.data.prompts import Encode, RefusedPromptError
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError
 
 AS_THEY_ARE = "none"
 OF_THE_MODEL = "model"
@@ -67,15 +66,13 @@ def _conversations(tokenizer: PreTrainedTokenizerBase, template: str | None) -> 
     template rejects raises a RefusedPromptError.
     """
 
-    def rendered(index: int, text: str) -> str:
+    def prompt(index: int, text: str) -> str:
         try:
-            return tokenizer.apply_chat_template(
-                turns_of(text), tokenize=False, add_generation_prompt=True, chat_template=template
-            )
-        except TemplateError as error:
-            raise RefusedPromptError(index, f"the chat template rejects it: {first_line(error)}") from None
+            return rendered(tokenizer, turns_of(text), template, then="reply")
+        except RenderingError as error:
+            raise RefusedPromptError(index, str(error)) from None
 
-    return lambda texts: _token_ids(tokenizer, [rendered(index, text) for index, text in enumerate(texts)])
+    return lambda texts: _token_ids(tokenizer, [prompt(index, text) for index, text in enumerate(texts)])
 
 
 def _read_template(file: str) -> str:

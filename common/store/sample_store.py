@@ -56,6 +56,11 @@ class SampleStore:
         self._appended: set[str] = set()  # names of scorers whose values this opening has appended
 
     @property
+    def trouble(self) -> str | None:
+        """The error of a request that is being repeated; None while requests succeed. Any thread may read it."""
+        return self._opening.backend.trouble
+
+    @property
     def damaged(self) -> list[str]:
         """A sentence for each part that was found damaged, with its present path."""
         return self._opening.damaged

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from brain_align.common.printable import printable
+from brain_align.deploy.console import say
+
 _GROUPS = ("Train", "Inspect", "Use", "Maintain", "Data", "Research")  # in this order in help, others last
 _OTHER_NAMES = {"train": "run", "resume": "run", "check": "doctor", "list": "ls"}  # what other tools call it
 _DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.[\w-]+)+)(=.*)?", re.DOTALL)
@@ -27,7 +30,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2 and a sentence."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: {message} (see {self.prog} --help)\n"))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
@@ -63,7 +66,7 @@ def add_commands(parser: argparse.ArgumentParser, package: str) -> None:
     listing = "\n\n".join(f"{group}:\n" + "\n".join(lines) for group, lines in sorted(listed.items(), key=_place))
     parser.usage = "%(prog)s COMMAND [argument ...]"
     parser.description = f"{parser.description}\n\n{listing}"
-    parser.set_defaults(command=lambda _options: print(parser.format_help(), end=""))
+    parser.set_defaults(command=lambda _options: say(parser.format_help(), end=""))
 
 
 def _modules(package: str) -> list[tuple[str, ModuleType]]:

@@ -17,6 +17,7 @@ from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.deploy.commands.arguments import add_run
+from brain_align.deploy.console import say
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.summary import read_summary
@@ -36,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export a version."""
-    print(export(options.run, options.version, options.output, merge=options.merge))
+    say(export(options.run, options.version, options.output, merge=options.merge))
 
 
 def export(run: Path, version: str, output: Path, *, merge: bool) -> str:

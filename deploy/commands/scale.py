@@ -13,6 +13,7 @@ import argparse
 
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_run
+from brain_align.deploy.console import say
 from brain_align.deploy.monitor.requests import ScaleRequest, ask
 from brain_align.deploy.monitor.status import is_alive, read_status
 from brain_align.deploy.run.directory import RunDirectory
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     answer = ask(directory, request, options.timeout)
     if answer.refusal is not None:
         raise UserError(answer.refusal)
-    print(*answer.lines, sep="\n")
+    say("\n".join(answer.lines))
 
 
 def parse_replicas(arguments: list[str]) -> ScaleRequest:

@@ -51,6 +51,7 @@ class RunMonitor:
         self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
         self._most_waiting = 0  # requests, in the window
+        self._store_waits_since: float | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
 
@@ -80,6 +81,7 @@ class RunMonitor:
 
     async def _look_after(self) -> None:
         self._follow_load()
+        self._follow_store()
         status = self._status("running" if self._tracker.is_running else "starting")
         await asyncio.to_thread(write_status, self._directory, status)
         for name, request in await asyncio.to_thread(take_requests, self._directory):
@@ -111,6 +113,15 @@ class RunMonitor:
         if scaling is not None:
             self._tracker.say(f"samplers: {scaling.before} -> {scaling.after}: {scaling.reason}")
 
+    def _follow_store(self) -> None:
+        trouble, since = self._plan.store_trouble, self._store_waits_since
+        if trouble is not None and since is None:
+            self._store_waits_since = time.monotonic()
+            self._tracker.say(f"The sample store does not answer and is asked again: {trouble}")
+        elif trouble is None and since is not None:
+            self._store_waits_since = None
+            self._tracker.say(f"The sample store answers again, after {time.monotonic() - since:.0f} s.")
+
     # -- the status --------------------------------------------------------------------------------------------------
 
     def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
@@ -128,6 +139,7 @@ class RunMonitor:
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
+            store_trouble=self._plan.store_trouble,
             quarantined=[LeftOut(**asdict(item)) for item in self._plan.quarantine][-_SHOWN:],
         )
 

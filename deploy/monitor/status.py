@@ -73,6 +73,7 @@ class Status(StatusPart):
     automatic: bool
     scaling: list[Scaling]
     quarantined: list[LeftOut]
+    store_trouble: str | None = None  # what the sample store waits for, while its requests are repeated
 
 
 def write_status(directory: RunDirectory, status: Status) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
 T = TypeVar("T")
@@ -41,9 +41,9 @@ class Stopwatch:
         return {**self.seconds, "total": time.monotonic() - self._began}
 
 
-def reporter(console: Console) -> Callable[[str], None]:
+def reporter(console: PlainConsole) -> Callable[[str], None]:
     """Return a function that prints one line of text as it is, however long."""
-    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    return partial(console.print, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -51,7 +51,8 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
     """Send what this process and its libraries log to the run's log file, not to the terminal."""
     path = directory.log("brain")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    log_here(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -6,13 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.durable import new_directory, write_file
 from brain_align.common.policies import PolicyRegistry
+from brain_align.common.printable import code_span, fenced
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
@@ -82,7 +83,7 @@ def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
     return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
 
 
-def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> None:
+def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]) -> None:
     """Print before and after side by side, if anything was evaluated, and where the results are."""
     evaluated = "before" in summary
     if evaluated:
@@ -92,10 +93,10 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
             f"{name} {summary['last_step'][name]:.3f}" for name in _REACHED if name in summary["last_step"]
         )
         trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
-        console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
+        console.print(f"{trained}\nevaluation {summary['evaluation']}", soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     if left_out := summary.get("left_out"):
-        console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", highlight=False, soft_wrap=True)
+        console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", soft_wrap=True)
     places = {
         "time": spent,
         "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",
@@ -104,7 +105,7 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         "metrics": f"{directory.metrics}, {directory.tensorboard}",
     }
     for label, text in places.items():
-        console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
+        console.print(f"{label:9} {text}", soft_wrap=True)
 
 
 def _before_and_after(summary: dict[str, Any]) -> Table:
@@ -142,9 +143,7 @@ def _examples(evaluation: Evaluation, best: int, count: int) -> str:
     for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(islice(pairs, count), start=1):
         lines += [
             f"## {number}",
-            "```",
-            prompt.strip(),
-            "```",
+            *fenced(prompt.strip()),
             f"- gold: {_one_line(gold)}",
             f"- SFT (reward {_figure(r_before)}): {_one_line(before)}",
             f"- aligned (reward {_figure(r_after)}): {_one_line(after)}",
@@ -154,7 +153,7 @@ def _examples(evaluation: Evaluation, best: int, count: int) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    return "-" if text is None else " ".join(text.split())
+    return code_span(text) if text and text.strip() else "-"
 
 
 def _figure(value: float | None) -> str:

@@ -182,7 +182,9 @@ def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
 def _restore_buffers(model: PreTrainedModel) -> None:
     """Compute constants (rotary frequencies) again in float32, since DeepSpeed rounds them where it partitions."""
     for module in model.modules():
-        rounded = [name for name, value in module.named_buffers(recurse=False) if value.dtype == torch.bfloat16]
+        constants = module._non_persistent_buffers_set  # other buffers were read from the model's files
+        buffers = module.named_buffers(recurse=False)
+        rounded = [name for name, value in buffers if name in constants and value.dtype == torch.bfloat16]
         for name in rounded:
             module.register_buffer(name, module.get_buffer(name).float(), persistent=False)
         if rounded:

@@ -39,6 +39,8 @@ class StorageBackend(Protocol):
     """The backend's name in messages: without the keys that its URI may hold."""
     fetches: bool
     """Return whether every read transfers the bytes again, over a network: they have to be checked again."""
+    trouble: str | None = None
+    """The error of a request that is being repeated; None while requests succeed. Any thread may read it."""
 
     def prepare(self) -> None:
         """Create what has to be there before the first file is written."""

@@ -114,7 +114,7 @@ class ObjectStore(StorageBackend):
             try:
                 result = request()
             except _LASTING:
-                self._patience = _PATIENCE
+                self._patience, self.trouble = _PATIENCE, None
                 raise
             except OSError as error:
                 advice = next((advice for sign, advice in _ADVICE.items() if sign in str(error)), None)
@@ -124,9 +124,10 @@ class ObjectStore(StorageBackend):
                     self._patience = _FIRST_PATIENCE  # it is down: later requests do not wait that long again
                     raise
                 left = self._patience - waited
+                self.trouble = f"{self.uri}: {error}"
                 _LOG.warning("%s: %s; retrying in %.1f s, for %.0f s more", self.uri, error, pause, left)
             else:
-                self._patience = _PATIENCE
+                self._patience, self.trouble = _PATIENCE, None
                 return result
             time.sleep(pause)
             waited += pause

@@ -30,7 +30,7 @@ from brain_align.common.identity import digest, group_id
 from brain_align.common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_rows
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
-from brain_align.deploy.commands.store.parts.terminal import terminal
+from brain_align.deploy.console import say, terminal
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import reporter
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
     rounds = len(set(groups["round"].to_pylist()))
     left_out = f"\nskipped: {reasons(pairs.skipped)}" if pairs.skipped else ""
-    terminal().print(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}", soft_wrap=True)
+    say(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}")
 
 
 @dataclass(frozen=True)

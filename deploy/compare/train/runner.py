@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError, first_failure
 from brain_align.common.identity import digest
@@ -35,6 +33,7 @@ from brain_align.deploy.compare.train.seed_groups import SeedGroups, make_run_pl
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.resolve import ResolvedRecipe
@@ -237,4 +236,4 @@ def _write_results(recipe: Recipe, directory: RunDirectory, run_plan: RunPlan, w
 
 
 def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:
-    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, Console(quiet=True))
+    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, PlainConsole(quiet=True))

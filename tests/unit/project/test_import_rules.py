@@ -42,7 +42,7 @@ LAYERS = (
         ("deploy.services",),
         ("deploy.run",),
         ("deploy.worlds", "deploy.demo"),
-        ("deploy.actors", "deploy.schedule", "deploy.plotting"),
+        ("deploy.actors", "deploy.schedule", "deploy.plotting", "deploy.console"),
     ),
     (
         ("common.store.maintenance",),

@@ -77,7 +77,9 @@ def test_templates_that_are_not_there_are_refused(tmp_path: Path) -> None:
 )
 def test_what_a_template_refuses_is_named_by_its_place(tmp_path: Path, template: str, reason: str) -> None:
     file = tmp_path / "chat.jinja"
-    refusing = f"{{% if messages[0].role == 'system' %}}{template}{{% endif %}}" if "raise" in template else template
+    refusing = (
+        f"{{% if messages[0].role == 'system' %}}{template}{{% endif %}}{TEMPLATE}" if "raise" in template else template
+    )
     file.write_text(refusing)
     with pytest.raises(RefusedPromptError, match=reason) as refused:
         prompt_encoding(gpt2_like_tokenizer(), str(file))(["the cat", as_text(TALK)])
