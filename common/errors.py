@@ -1,7 +1,7 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,12 @@ def first_line(error: BaseException) -> str:
     if len(told) > _LONGEST_LINE:
         told = told[:_LONGEST_LINE] + " …"
     return told or type(error).__name__
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """Return the first items of a list as text, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 class UserError(Exception):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,17 +10,25 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from brain_align.common.config.inputs import AdapterSection
-from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.errors import UserError, first_line, listed
+from brain_align.common.nn.models.configuration import ADAPTER_CONFIG as CONFIG
+from brain_align.common.nn.models.exactness import decoder_of
+from brain_align.common.nn.models.sources import find_source, hub_failure
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+_WEIGHTS = (WEIGHTS, "adapter_model.bin")
+
+ALL_LINEAR = "all-linear"
+"""The target that stands for all linear layers but the output layer, as in PEFT."""
+
+_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) .*?Size\(\[([\d, ]*)\]\)")
+"""What torch says of a weight of another shape."""
 
 
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
@@ -30,16 +39,18 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     Raises:
         UserError: the model lacks one of the target modules.
     """
-    _check_targets(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,
-        target_modules=sorted(settings.targets),
+        target_modules=checked_targets(model, settings.targets),
         lora_dropout=0.0,
         bias="none",
     )
-    peft_model = get_peft_model(model, config)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:  # layers that it knows not to bear an adapter (Mamba's)
+        raise UserError(f"policy.adapter.targets: {first_line(error)}") from error
     _initialise(peft_model, seed)
     return peft_model
 
@@ -50,12 +61,30 @@ def find_adapter(source: str) -> Path:
     Raises:
         UserError: the directory or repository does not exist.
     """
-    if is_local(source, "The adapter"):
+    place = find_source(source, "The adapter")
+    if place.local:
         return Path(source)
+    offline = hub_failure() is not None
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"The adapter: {source} could not be fetched from the hub: {first_line(error)}") from error
+        patterns = [CONFIG, *_WEIGHTS]
+        return Path(
+            snapshot_download(place.name, revision=place.revision, allow_patterns=patterns, local_files_only=offline)
+        )
+    except Exception as error:  # of the hub, or of the network
+        raise place.failure("adapter", error) from error
+
+
+def adapter_weights(directory: Path) -> Path:
+    """Return the file of an adapter's weights; old versions of PEFT wrote another one.
+
+    Raises:
+        UserError: the directory has neither.
+    """
+    found = next((directory / name for name in _WEIGHTS if (directory / name).is_file()), None)
+    if found is None:
+        whole = " It holds a whole model: set policy.model to it." if (directory / "config.json").is_file() else ""
+        raise UserError(f"The adapter in {directory} could not be loaded: it has no {WEIGHTS}.{whole}")
+    return found
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
@@ -66,7 +95,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     """
     try:
         config = PeftConfig.from_pretrained(str(directory))
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a user's file may bring anything about in PEFT's code
         raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"The adapter in {directory} is of type {config.peft_type}; only LoRA adapters are supported.")
@@ -78,7 +107,11 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         "a rank above 512": config.r > 512,
         "bias": config.bias != "none",
         # PiSSA and similar methods also change the base weights when such an adapter is attached.
-        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian"),
+        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"),
+        "lora_bias": config.lora_bias,
+        "alora_invocation_tokens": config.alora_invocation_tokens,
+        "use_qalora": config.use_qalora,
+        "use_bdlora": config.use_bdlora,
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
@@ -86,6 +119,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
             f"The adapter in {directory} uses {', '.join(found)}, which vLLM cannot sample from; merge it into the "
             f"model instead."
         )
+    adapter_weights(directory)
     return config
 
 
@@ -99,10 +133,12 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     config.lora_dropout = 0.0
     config.inference_mode = not trainable
     try:
-        saved = load_file(directory / WEIGHTS)
+        saved = _read_weights(adapter_weights(directory))
         peft_model = PeftModel.from_pretrained(model, str(directory), config=config, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a user's files may bring anything about in PEFT's code
+        raise _not_loaded(directory, error) from error
     # PEFT only warns about these, and leaves missing weights at random values.
     differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
     if differing:
@@ -132,15 +168,48 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:
+    """Return the names of the layers that get an adapter; the model may be without weights (on the "meta" device).
+
+    Raises:
+        UserError: the model lacks one of them, or it is not a layer that can have one.
+    """
+    layers = {name: type(module) for name, module in decoder_of(model).named_modules()}
+    linear = {name for name, kind in layers.items() if issubclass(kind, nn.Linear)}
+    possible = sorted({name.rpartition(".")[2] for name in linear})
+    if targets == [ALL_LINEAR] and possible:
+        return possible
     absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if absent:
-        present = sorted({name.rpartition(".")[2] for name in linear})
+    if not absent:
+        return sorted(targets)
+    kind = f"a {model.config.model_type} model"
+    if not possible:
+        others = "; its layers are Conv1D, which get no adapters here" if Conv1D in layers.values() else ""
         raise UserError(
-            f"policy.adapter.targets: a {model.config.model_type} model has no {', '.join(absent)}; "
-            f"it has {', '.join(present)}."
+            f"policy.adapter.targets: {kind} has no linear layers{others}; set policy.method=full, which trains it."
         )
+    raise UserError(
+        f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {', '.join(possible)} "
+        f"(or {ALL_LINEAR} for all of them)."
+    )
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def _not_loaded(directory: Path, error: Exception) -> UserError:
+    shapes = [f"{name} is [{there}] there, [{here}] here" for name, there, here in _MISMATCH.findall(str(error))]
+    reason = first_line(error)
+    if shapes:
+        reason = (
+            f"its weights do not fit the model or its own configuration: {listed(shapes)}; give the model that it was "
+            f"made with, or merge it into that model"
+        )
+    return UserError(f"The adapter in {directory} could not be loaded: {reason}")
 
 
 @torch.no_grad()

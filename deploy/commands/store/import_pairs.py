@@ -194,7 +194,8 @@ def reasons(skipped: Counter[str]) -> str:
 
 
 def _read(path: Path, recipe: Recipe) -> Pairs:
-    from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+    from brain_align.common.nn.models.causal_lm import check_tokenizer, load_tokenizer
+    from brain_align.common.nn.models.configuration import load_config
     from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
 
     source = recipe.policy.tokenizer or recipe.policy.model
