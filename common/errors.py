@@ -1,8 +1,12 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+import getpass
+import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _HEADING = re.compile(r".*:$|\d+ validation errors? for |\d+ (Client|Server) Error")
@@ -34,6 +38,43 @@ def listed(items: Sequence[str], most: int = 3) -> str:
     """Return the first items of a list as text, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
+    """Return why a file that should be there cannot be read by this process, and what to do about it.
+
+    Only a file that is not in its folder is lost, or was never there. Others may be in order, and must not be restored.
+
+    Args:
+        path: the file.
+        error: what reading it raised.
+        root: the folder that every node must see, which exists if this one does.
+        gone: what to say of a file that is not there, though `root` is.
+    """
+    node = socket.gethostname()
+    if isinstance(error, PermissionError):
+        return (
+            f"user {_user()} on node {node} may not read {error.filename or path} ({error.strerror}); give that user "
+            f"read access (chmod -R a+rX {root}), or run as the user who wrote it."
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if root.is_dir():
+            return gone
+        return (
+            f"node {node} does not see {root}; mount the file system that holds it on that node, in the same place, or "
+            f"set run.dir to a place that every node sees."
+        )
+    return (
+        f"{error.filename or path} cannot be read on node {node} ({error.strerror or error}); check the disk or the "
+        f"file server, and run the same command again."
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser() if os.geteuid() == os.getuid() else str(os.geteuid())
+    except (KeyError, OSError):  # a user without a name, as in many containers
+        return str(os.geteuid())
 
 
 class UserError(Exception):
@@ -89,6 +130,14 @@ class ScorerAwayError(PipelineError):
 
 class EngineLostError(PipelineError):
     """A service's engine has died; the service cannot continue and must be restarted."""
+
+
+class EngineUnfitError(EngineLostError):
+    """A service's engine has died before it did anything for anybody: no request can be at fault."""
+
+
+class NotSharedError(PipelineError):
+    """A node does not see what the run has written: the service's place is at fault, others may work."""
 
 
 class DeliveryError(PipelineError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import shortcomings
 from brain_align.common.policies import ProposalModel
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
@@ -16,7 +17,7 @@ from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
-from brain_align.deploy.services.cluster import ray_cluster, required_resources
+from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
 
@@ -46,14 +47,16 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
-        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
+        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()}, inputs.template)
+        for note in shortcomings():
+            report(note)
         with own_log(directory):
             with watch.stage("checks"):
                 model = proposal_model(resolved.recipe, directory)
 
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
-                with plan.store.training():
+                with plan.store.training(report):
                     return Run(recipe, directory, plan, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved.recipe, report)
@@ -78,7 +81,9 @@ class Run:
             self._console.print(message, soft_wrap=True)
         tracker.recovered(self._plan.store)
         try:
-            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._plan.started_scorers)):
+            scorers = self._plan.started_scorers
+            needs, services = required_resources(self._recipe, scorers), started_services(self._recipe, scorers)
+            with ray_cluster(self._recipe.ray, needs, services=services):
                 self._conduct(tracker)
         finally:
             tracker.close()

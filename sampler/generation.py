@@ -27,7 +27,7 @@ class Generation:
     """A sampler's settings, which are the same for all requests."""
 
     sampling: SamplingSection
-    eos_token_id: int
+    end_tokens: Sequence[int]  # each ends an output
     tokenizer: PreTrainedTokenizerBase
     sampler_id: str
 
@@ -45,7 +45,7 @@ async def generate_groups(
         [prompt.token_ids for prompt in request.prompts],
         how.sampling,
         n=request.n,
-        eos_token_id=how.eos_token_id,
+        end_tokens=how.end_tokens,
         adapter=used.adapter,
         seed=request.seed if request.alone else None,
     )

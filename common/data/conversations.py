@@ -44,25 +44,68 @@ def is_conversation(text: str) -> bool:
     return _parsed(text) is not None
 
 
-def messages_of(value: Any) -> list[Message] | None:
-    """Return a value from a file as messages; None where it is not a list of `{"role", "content"}` texts."""
-    if not isinstance(value, list) or not value:
-        return None
-    for turn in value:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return None
-    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
+class MessagesError(Exception):
+    """A value is not a list of messages with texts; the message says what it is instead."""
+
+
+def messages_of(value: Any) -> list[Message]:
+    """Return a value from a file as messages; parts of a content, all of type text, are joined.
+
+    Raises:
+        MessagesError: it is something else.
+    """
+    if not isinstance(value, list):
+        raise MessagesError(f"it is {described(value)}")
+    if not value:
+        raise MessagesError("it is an empty list")
+    return [_message(turn, place) for place, turn in enumerate(value, start=1)]
+
+
+def described(value: Any) -> str:
+    """Return what a value from a file is, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"the {'truth value' if isinstance(value, bool) else 'number'} {value}"
+    kinds: dict[type, str] = {str: "a text", list: "a list", dict: "an object", bytes: "binary data"}
+    return kinds.get(type(value), f"of type {type(value).__name__}")
 
 
 def reply_to(prompt: Sequence[Message], messages: Sequence[Message]) -> str | None:
     """Return the assistant's reply, given alone or as the end of the whole conversation, which begins with the prompt.
 
     Returns:
-        The text; None where anything but one assistant turn follows the prompt.
+        The text, without what the prompt has of it; None where anything but one assistant turn follows the prompt.
     """
+    begun = ""
+    if prompt[-1]["role"] == ASSISTANT:
+        begun, prompt = prompt[-1]["content"], prompt[:-1]
     start = len(prompt) if list(messages[: len(prompt)]) == list(prompt) else 0
     rest = messages[start:]
-    return rest[0]["content"] if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
+    return rest[0]["content"].removeprefix(begun) if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
+
+
+def _message(turn: Any, place: int) -> Message:
+    if not isinstance(turn, dict):
+        raise MessagesError(f"message {place} is {described(turn)}, not an object with role and content")
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(role, str):
+        raise MessagesError(f"message {place} has no role and content (its keys: {', '.join(turn)})")
+    if calls := next((name for name in ("tool_calls", "function_call") if turn.get(name)), None):
+        raise MessagesError(f"message {place} has {calls}, which are not supported")
+    if isinstance(content, list):
+        content = "".join(_part(part, place) for part in content)
+    if not isinstance(content, str):
+        raise MessagesError(f"the content of message {place} is {described(content)}, not a text")
+    return Message(role=role, content=content)
+
+
+def _part(part: Any, place: int) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+    if not isinstance(text, str):
+        what = f"of type {part['type']!r}" if isinstance(part, dict) and "type" in part else described(text)
+        raise MessagesError(f"message {place} has a part {what}; only text is supported")
+    return text
 
 
 class RenderingError(Exception):
@@ -188,5 +231,5 @@ def _parsed(text: str) -> list[Message] | None:
         return None
     try:
         return messages_of(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError, MessagesError):
         return None

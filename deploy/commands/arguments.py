@@ -14,11 +14,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from brain_align.common.printable import printable
+from brain_align.common.uris import check_uri
 from brain_align.deploy.console import say
 
 _GROUPS = ("Train", "Inspect", "Use", "Maintain", "Data", "Research")  # in this order in help, others last
 _OTHER_NAMES = {"train": "run", "resume": "run", "check": "doctor", "list": "ls"}  # what other tools call it
 _DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.[\w-]+)+)(=.*)?", re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")  # of an option or a setting
 _TOP_LEVEL = re.compile(r"--([A-Za-z_]\w*=.*)", re.DOTALL)
 
 
@@ -107,7 +109,14 @@ def add_overrides(parser: argparse.ArgumentParser, what: str = "settings that re
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments; overrides may also stand after other options, and may begin with dashes."""
+    """Parse the arguments; overrides may also stand after other options, and may begin with dashes.
+
+    A URI with a secret in it is refused first, before any message can show it.
+    """
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        check_uri(argument, "An argument")
+        check_uri(value if separator and _NAME.fullmatch(name) else "", name)
     options, rest = parser.parse_known_args(undashed(arguments))
     if "overrides" in options:  # `--seed=1`, which no option of the command is called, is a setting
         rest = [_TOP_LEVEL.sub(r"\1", argument) for argument in rest]

@@ -18,7 +18,7 @@ from rich.table import Table
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
 from brain_align.deploy.console import PlainConsole, say
-from brain_align.deploy.monitor.status import PoolStatus, Status, is_alive, read_status
+from brain_align.deploy.monitor.status import Liveness, PoolStatus, Status, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -34,22 +34,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Show the progress."""
     directory = RunDirectory(options.run.absolute())
-    status = read_status(directory)
+    status, liveness = read_status(directory), Liveness(directory)
+    state = _state(status, liveness)
     if options.json:
-        shown = status.model_copy(update={"state": _state(directory, status)})
+        shown = status.model_copy(update={"state": state})
         say(shown.model_dump_json(indent=1, ensure_ascii=True))
     elif not options.watch:
-        PlainConsole().print(view(status, _state(directory, status)))
+        PlainConsole().print(view(status, state))
     else:
-        with Live(view(status, _state(directory, status)), console=PlainConsole(), auto_refresh=False) as live:
-            while is_alive(directory, status):
+        with Live(view(status, state), console=PlainConsole(), auto_refresh=False) as live:
+            while state not in ("ended", "dead"):
                 time.sleep(1)
                 status = read_status(directory)
-                live.update(view(status, _state(directory, status)), refresh=True)
+                state = _state(status, liveness)
+                live.update(view(status, state), refresh=True)
 
 
-def _state(directory: RunDirectory, status: Status) -> str:
-    return status.state if status.state == "ended" or is_alive(directory, status) else "dead"
+def _state(status: Status, liveness: Liveness) -> str:
+    return status.state if status.state == "ended" or liveness.is_alive(status) else "dead"
 
 
 def view(status: Status, state: str) -> RenderableType:
@@ -61,6 +63,8 @@ def view(status: Status, state: str) -> RenderableType:
         f"groups for the learner",
         _services(status.services),
     ]
+    if status.learner not in (None, "ready"):
+        shown.append(f"learner: {status.learner}")
     if status.store_trouble and state != "ended":
         shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from dataclasses import asdict
 from types import TracebackType
@@ -12,6 +10,7 @@ from typing import Literal, Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
+from brain_align.common.system.processes import this_process
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
@@ -47,6 +46,7 @@ class RunMonitor:
         self._tracker = tracker
         self._autoscale = recipe.sampler.autoscale
         self._scaler = Scaler(services.pools, self._autoscale)
+        self._process = this_process()
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
@@ -54,6 +54,9 @@ class RunMonitor:
         self._store_waits_since: float | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
+        for pool in services.pools.values():
+            pool.tell = tracker.say
+        services.learner.tell = tracker.say
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(forget_former_requests, self._directory)
@@ -127,8 +130,9 @@ class RunMonitor:
     def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
         return Status(
             state=state,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=self._process.host,
+            pid=self._process.pid,
+            process=self._process,
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(
@@ -137,6 +141,7 @@ class RunMonitor:
                 ready=self._plan.schedule.backlog,
             ),
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
+            learner=self._services.learner.trouble or self._services.learner.state,
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
             store_trouble=self._plan.store_trouble,

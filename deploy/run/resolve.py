@@ -107,7 +107,7 @@ def _world_of(directory: RunDirectory, recipe: Recipe) -> Path | None:
     saved = saved_recipe(directory)
     if saved.prepare is None or _asked(saved) != _asked(recipe):
         return None
-    name = json.loads(directory.facts.read_text())["world"]
+    name = json.loads(directory.facts.read_text(encoding="utf-8"))["world"]
     worlds = (output_path(cache) / name for cache in (recipe.prepare.cache, saved.prepare.cache))
     return next((world for world in worlds if world.is_dir()), None)
 

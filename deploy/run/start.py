@@ -1,9 +1,7 @@
 """Parts of every start of a run or a comparison: clock, terminal, log, lock, the samplers' model, starting again."""
 
 import contextlib
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,9 +9,10 @@ from typing import TypeVar
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
-from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError, TryAgainError, UserError
 from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
+from brain_align.common.system.locks import file_lock
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
@@ -59,6 +58,9 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
     root.setLevel(logging.INFO)
     try:
         yield
+    except (UserError, PipelineError) as error:
+        root.error("%s", error)
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()
@@ -67,21 +69,17 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
     """Lock the run directory until this process ends, however it does; refuse one that is locked or not writable."""
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory.root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(directory.root / LOCK))
         except BlockingIOError:
-            raise UserError(
+            raise TryAgainError(
                 f"Another process is running on {directory.root}; wait for it, stop it, or set another run.dir."
             ) from None
+        except OSError as error:
+            raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:

@@ -1,7 +1,6 @@
 """The result of a finished run: the best adapter, summary.json, examples, and the table that is shown."""
 
 import json
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,12 @@ from brain_align.common.policies import PolicyRegistry
 from brain_align.common.printable import code_span, fenced
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.result.card import FIGURES
+from brain_align.deploy.run.result.files import Result
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
 
-_ROWS = (
-    ("win rate vs. reference (training reward), %", "train_rm_win_rate", "{:.1f}"),
-    ("  ± 95 % interval", "train_rm_win_rate_ci95", "{:.1f}"),
-    ("mean reward", "mean_reward", "{:.3f}"),
-    ("ground-truth score", "truth_quality", "{:.3f}"),
-    ("KL to the prior, nats", "kl_to_prior", "{:.2f}"),
-    ("output length, tokens", "mean_tokens", "{:.1f}"),
-    ("finished (EOS), %", "ended", "{:.0f}"),
-    ("test prompts", "prompts", "{}"),
-)
+_ROWS = (*FIGURES, ("test prompts", "prompts", "{}"))
 _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
 _NOT_EVALUATED = "skipped: evaluation prompts cannot be sampled without samplers; the result is the newest version"
 
@@ -41,7 +33,6 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         version = newest.version
     else:
         version = evaluation.best_version()
-    result = _result(recipe, directory, version)
     figures = _trained(work, version) if evaluation is None else _evaluated(recipe, directory, evaluation, version)
     summary = {
         "name": recipe.name,
@@ -49,8 +40,8 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         **figures,
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
-        "result": str(result),
     }
+    summary["result"] = str(_result(recipe, directory, version, summary))
     write_file(directory.summary, json.dumps(summary, indent=1))
     return summary
 
@@ -80,7 +71,7 @@ def _trained(work: RunPlan, version: int) -> dict[str, Any]:
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
     """Return the summary of a run that has ended, or None."""
-    return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
+    return json.loads(directory.summary.read_text(encoding="utf-8")) if directory.summary.exists() else None
 
 
 def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]) -> None:
@@ -120,21 +111,20 @@ def _before_and_after(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _result(recipe: Recipe, directory: RunDirectory, version: int) -> Path:
+def _result(recipe: Recipe, directory: RunDirectory, version: int, summary: dict[str, Any]) -> Path:
     """Return the place of the best version; an adapter is copied out of the published versions, a model is not."""
-    source = PolicyRegistry(directory.policies).verify(version).path
+    found = PolicyRegistry(directory.policies).verify(version)
     if recipe.policy.method == "full":
-        return source
+        return found.path
     if not directory.adapter.exists():
         with new_directory(directory.adapter) as target:
-            for file in sorted(source.iterdir()):
-                shutil.copyfile(file, target / file.name)
+            Result(recipe, directory, found, summary).write_adapter(target)
     return directory.adapter
 
 
 def _loader(result: Path) -> str:
     is_adapter = (result / "adapter_config.json").exists()
-    return f"{'PeftModel' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
+    return f"{'AutoPeftModelForCausalLM' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
 
 
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:

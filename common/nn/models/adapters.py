@@ -17,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line, listed
-from brain_align.common.nn.models.configuration import ADAPTER_CONFIG as CONFIG
 from brain_align.common.nn.models.exactness import decoder_of
 from brain_align.common.nn.models.sources import find_source, hub_failure
+from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
 _WEIGHTS = (WEIGHTS, "adapter_model.bin")
 
 ALL_LINEAR = "all-linear"
@@ -165,7 +165,10 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     settings = model.active_peft_config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    base = settings["base_model_name_or_path"]
+    if base is not None and Path(base).is_dir():  # found from any directory, not only from where the run began
+        settings["base_model_name_or_path"] = str(Path(base).absolute())
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:

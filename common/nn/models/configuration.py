@@ -10,8 +10,7 @@ from transformers.core_model_loading import PrefixChange
 
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.sources import find_source
-
-ADAPTER_CONFIG = "adapter_config.json"
+from brain_align.common.policies import ADAPTER_CONFIG
 
 _TEXT_MODEL_S_NAMES = {
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",

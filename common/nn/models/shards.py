@@ -102,7 +102,7 @@ def _name_files(directory: Path, stem: str, shards: list[list[str]], total: int)
     if count > 1:
         weight_map = {name: file for names, file in zip(shards, final, strict=True) for name in names}
         index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{stem}.safetensors{INDEX}").write_text(json.dumps(index_file, indent=1) + "\n")
+        (directory / f"{stem}.safetensors{INDEX}").write_text(json.dumps(index_file, indent=1) + "\n", encoding="utf-8")
 
 
 class ShardReader:

@@ -16,8 +16,9 @@ from pyarrow import fs
 from typing_extensions import override
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import Entry, StorageBackend, shown
+from brain_align.common.store.files.backends import Entry, StorageBackend
 from brain_align.common.store.format.names import checksum, checksum_of
+from brain_align.common.uris import shown
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 300.0  # seconds of pauses in total, if the service has answered before
@@ -91,6 +92,10 @@ class ObjectStore(StorageBackend):
                 file.write(content)
 
         self._tried(upload)
+
+    @override
+    def time(self) -> float:
+        return time.time()  # services refuse requests of clients whose clocks differ by more than minutes
 
     @override
     def move(self, path: str, target: str) -> None:

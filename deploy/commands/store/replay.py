@@ -15,7 +15,7 @@ from typing import Any
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import shown
+from brain_align.common.uris import shown
 from brain_align.deploy.commands.arguments import add_overrides
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import overridden

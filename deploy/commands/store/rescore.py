@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import shown
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.uris import shown
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.commands.arguments import add_overrides
 from brain_align.deploy.commands.scoring import Advance, progress_bar, resolved_for_scoring

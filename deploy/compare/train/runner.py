@@ -136,7 +136,7 @@ class Runner:
         resolved = setup.base.derived(run_recipe(setup.base.saved, run, setup.directory, pairs))
         recipe = resolved.recipe
         check_config(directory, resolved.saved)
-        save_config(directory, resolved.saved, setup.facts)
+        save_config(directory, resolved.saved, setup.facts, setup.inputs.template)
         below = await self._groups_below(recipe, run, groups)
         run_plan = await asyncio.to_thread(make_run_plan, recipe, resolved.run_id, directory, groups, below)
         with run_plan.store.training():
@@ -207,7 +207,7 @@ class Runner:
         recipe, directory = groups.recipe, groups.directory
         saved = seed_recipe(self._setup.base.saved, recipe.seed, self._setup.directory)
         check_config(directory, saved)
-        save_config(directory, saved, self._setup.facts)
+        save_config(directory, saved, self._setup.facts, self._setup.inputs.template)
         services = self._services.of_run(recipe, directory)
         async with self._free:  # its learner takes the room of a run's
             await publish_prior(recipe, services)

@@ -53,7 +53,7 @@ def test_a_stop_string_of_several_bytes_ends_where_its_last_byte_is() -> None:
 def outputs_of(prompt: list[str], output: list[str], finish_reason: str, stop: list[str]) -> dict:
     tokenizer = llama()
     sampling = SamplingSection(n=2, stop=stop, allow_truncated_support=bool(stop))
-    how = Generation(sampling, tokenizer.eos_token_id, tokenizer, "sampler-0")
+    how = Generation(sampling, [tokenizer.eos_token_id], tokenizer, "sampler-0")
     ids = ids_of(tokenizer, *output)
     [one] = _outputs(ids_of(tokenizer, *prompt), [Completion(ids, [0.0] * len(ids), finish_reason)], how)
     return one
