@@ -76,6 +76,10 @@ class LearnerActor:
         """Train a step, see `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
 
+    def skip(self, step: int) -> None:
+        """Count a step that trains nothing, see `Trainer.skip`."""
+        self._trainer.skip(step)
+
     def save(self, step: int, kept_steps: Sequence[int]) -> None:
         """Save a checkpoint, see `Trainer.save`."""
         self._trainer.save(step, kept_steps)

@@ -162,10 +162,9 @@ def rendered(
             raise RenderingError(f"the chat template rejects it: {kind}{first_line(error)}".rstrip(": ")) from None
 
     text = render(turns)
-    squeezed = _squeezed(text)
     users = [place for place, turn in enumerate(turns) if turn["role"] == USER]
     for place in {*users[-1:], len(turns) - 1}:
-        if not _is_in(turns[place], squeezed) or not _reacts(render, turns, place):
+        if not _is_in(turns[place], text) or not _reacts(render, turns, place):
             raise RenderingError(
                 f"the chat template leaves out what the {turns[place]['role']} said in message {place + 1}: it must "
                 f"write message['content'] as a text"
@@ -175,8 +174,7 @@ def rendered(
 
 def lost_turns(turns: Sequence[Message], rendering: str) -> list[str]:
     """Return the roles of the turns that a chat template left out of a rendering, such as system turns."""
-    squeezed = _squeezed(rendering)
-    return [turn["role"] for turn in turns if not _is_in(turn, squeezed)]
+    return [turn["role"] for turn in turns if not _is_in(turn, rendering)]
 
 
 def _check_roles(turns: Sequence[Message], template: str, then: Then) -> None:
@@ -207,8 +205,11 @@ def _reacts(render: Callable[[Sequence[Message]], str], turns: Sequence[Message]
         return True
 
 
-def _is_in(turn: Message, squeezed: str) -> bool:
-    """Return whether a turn's text is in a squeezed rendering, as it is or as JSON."""
+def _is_in(turn: Message, rendering: str) -> bool:
+    """Return whether a turn's text is in a rendering, as it is or as JSON, in other white space or letters' case."""
+    if turn["content"].strip() in rendering:
+        return True
+    squeezed = _squeezed(rendering)
     return any(_squeezed(form) in squeezed for form in _forms(turn))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, ScorerAwayError, UserError
 from brain_align.deploy.actors.actor import Actor, ActorLostError, Spawn
 from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
@@ -233,6 +233,11 @@ class Pool:
             self.identity = await replica.actor.call("ready", timeout=self._settings.start)
         except _NoRoomError:
             raise
+        except ScorerAwayError as error:
+            if not self._first_ready.is_set():  # no outage, most likely, but a wrong address
+                raise UserError(str(error)) from error
+            self._did_not_come_up(replica, error)
+            return False
         except PipelineError as error:
             self._did_not_come_up(replica, error)
             return False
@@ -266,7 +271,7 @@ class Pool:
 
     def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
         replica.actor.kill()
-        replica.starts_failed += 1
+        replica.starts_failed += not isinstance(error, ScorerAwayError)  # it comes up once its service is back
         replica.failures_in_a_row += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING

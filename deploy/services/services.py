@@ -15,6 +15,7 @@ from brain_align.common.errors import PipelineError
 from brain_align.deploy.actors.actor import Actor, Handle
 from brain_align.deploy.actors.pool import WAITS_SILENTLY, Pool
 from brain_align.deploy.actors.replica import State
+from brain_align.deploy.services.trial import Trial, raise_problems, try_scorers
 from brain_align.learner.step_report import StepReport
 
 
@@ -62,8 +63,12 @@ class LearnerGroup:
         return step
 
     async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
-        """Train a step on TRAIN_BATCH rows."""
+        """Train a step on TRAIN_BATCH rows; where these train nothing, it is still to be trained."""
         return cast(StepReport, await self._call("train_step", step, batch, timeout=self._timeouts.step))
+
+    async def skip(self, step: int) -> None:
+        """Count a step that is on record, although it trains nothing."""
+        await self._call("skip", step, timeout=self._timeouts.step)
 
     async def save(self, step: int, *, keep: Sequence[int]) -> None:
         """Write the checkpoint of a step; older ones are deleted, except those of the steps to keep."""
@@ -122,6 +127,18 @@ class Services:
     samplers: Pool
     scorers: dict[str, Pool]
     learner: LearnerGroup
+
+    async def start_scorers_first(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
+        """Start the scorers, try them on `trial`, and only then start the samplers; `timeout` is that of a call.
+
+        Raises:
+            PipelineError, UserError: a pool does not come up, or a scorer gives no values.
+        """
+        await asyncio.gather(*(pool.start() for pool in self.scorers.values()))
+        tried = await try_scorers(self.scorers, trial, timeout)
+        raise_problems(tried)
+        await self.samplers.start()
+        return tried
 
     @property
     def pools(self) -> dict[str, Pool]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,13 +22,24 @@ from brain_align.common.nn.models.sources import find_source, hub_failure
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
-_WEIGHTS = (WEIGHTS, "adapter_model.bin")
-
 ALL_LINEAR = "all-linear"
 """The target that stands for all linear layers but the output layer, as in PEFT."""
 
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) .*?Size\(\[([\d, ]*)\]\)")
 """What torch says of a weight of another shape."""
+
+_PICKLED = "adapter_model.bin"
+_VARIANTS = (
+    "lora_bias",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""Settings of adapters that compute something other than W + s·B·A."""
 
 
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
@@ -49,7 +60,7 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     )
     try:
         peft_model = get_peft_model(model, config)
-    except ValueError as error:  # layers that it knows not to bear an adapter (Mamba's)
+    except ValueError as error:  # layers that PEFT knows not to bear an adapter (Mamba's)
         raise UserError(f"policy.adapter.targets: {first_line(error)}") from error
     _initialise(peft_model, seed)
     return peft_model
@@ -64,34 +75,21 @@ def find_adapter(source: str) -> Path:
     place = find_source(source, "The adapter")
     if place.local:
         return Path(source)
-    offline = hub_failure() is not None
+    offline, wanted = hub_failure() is not None, [CONFIG, WEIGHTS]
     try:
-        patterns = [CONFIG, *_WEIGHTS]
         return Path(
-            snapshot_download(place.name, revision=place.revision, allow_patterns=patterns, local_files_only=offline)
+            snapshot_download(place.name, revision=place.revision, allow_patterns=wanted, local_files_only=offline)
         )
     except Exception as error:  # of the hub, or of the network
         raise place.failure("adapter", error) from error
-
-
-def adapter_weights(directory: Path) -> Path:
-    """Return the file of an adapter's weights; old versions of PEFT wrote another one.
-
-    Raises:
-        UserError: the directory has neither.
-    """
-    found = next((directory / name for name in _WEIGHTS if (directory / name).is_file()), None)
-    if found is None:
-        whole = " It holds a whole model: set policy.model to it." if (directory / "config.json").is_file() else ""
-        raise UserError(f"The adapter in {directory} could not be loaded: it has no {WEIGHTS}.{whole}")
-    return found
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
     """Read an adapter's configuration.
 
     Raises:
-        UserError: it is missing, or not that of a LoRA adapter that vLLM and training support.
+        UserError: it is missing, or not that of a LoRA adapter that vLLM and training support; or the weights are
+            missing.
     """
     try:
         config = PeftConfig.from_pretrained(str(directory))
@@ -107,11 +105,8 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         "a rank above 512": config.r > 512,
         "bias": config.bias != "none",
         # PiSSA and similar methods also change the base weights when such an adapter is attached.
-        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"),
-        "lora_bias": config.lora_bias,
-        "alora_invocation_tokens": config.alora_invocation_tokens,
-        "use_qalora": config.use_qalora,
-        "use_bdlora": config.use_bdlora,
+        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"),
+        **{name: getattr(config, name, None) for name in _VARIANTS},
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
@@ -119,7 +114,12 @@ def read_adapter_config(directory: Path) -> LoraConfig:
             f"The adapter in {directory} uses {', '.join(found)}, which vLLM cannot sample from; merge it into the "
             f"model instead."
         )
-    adapter_weights(directory)
+    if not (directory / WEIGHTS).exists():
+        old = f"only {_PICKLED}, which PEFT before 0.7 wrote" if (directory / _PICKLED).exists() else "no weights"
+        raise UserError(
+            f"The adapter in {directory} has {old}, and no {WEIGHTS}; write it with a newer PEFT: "
+            f"PeftModel.from_pretrained(base, {str(directory)!r}).save_pretrained(DIR)."
+        )
     return config
 
 
@@ -133,10 +133,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     config.lora_dropout = 0.0
     config.inference_mode = not trainable
     try:
-        saved = _read_weights(adapter_weights(directory))
+        saved = load_file(directory / WEIGHTS)
         peft_model = PeftModel.from_pretrained(model, str(directory), config=config, is_trainable=trainable)
-    except UserError:
-        raise
     except Exception as error:  # a user's files may bring anything about in PEFT's code
         raise _not_loaded(directory, error) from error
     # PEFT only warns about these, and leaves missing weights at random values.
@@ -172,47 +170,47 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
 
 
 def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:
-    """Return the names of the layers that get an adapter; the model may be without weights (on the "meta" device).
+    """Return the names of the layers that get an adapter, refusing those that a model lacks or that can have none.
 
     Raises:
-        UserError: the model lacks one of them, or it is not a layer that can have one.
+        UserError: naming the layers that the model has.
     """
-    layers = {name: type(module) for name, module in decoder_of(model).named_modules()}
-    linear = {name for name, kind in layers.items() if issubclass(kind, nn.Linear)}
-    possible = sorted({name.rpartition(".")[2] for name in linear})
-    if targets == [ALL_LINEAR] and possible:
-        return possible
-    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
+    layers = dict(decoder_of(model).named_modules())
+    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    if targets == [ALL_LINEAR] and linear:
+        return sorted({name.rpartition(".")[2] for name in linear})
+    absent = [target for target in targets if not _named(target, linear)]
     if not absent:
         return sorted(targets)
     kind = f"a {model.config.model_type} model"
-    if not possible:
-        others = "; its layers are Conv1D, which get no adapters here" if Conv1D in layers.values() else ""
+    transposed = [name for name, module in layers.items() if isinstance(module, Conv1D)]
+    if not linear or any(_named(target, transposed) for target in absent):
         raise UserError(
-            f"policy.adapter.targets: {kind} has no linear layers{others}; set policy.method=full, which trains it."
+            f"policy.adapter.targets: the layers of {kind} ({_last_names(transposed)}) are Conv1D layers, which get no "
+            f"adapters here; policy.method=full trains it."
         )
     raise UserError(
-        f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {', '.join(possible)} "
-        f"(or {ALL_LINEAR} for all of them)."
+        f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)} (or "
+        f"{ALL_LINEAR} alone, for all of them)."
     )
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    weights: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return weights
-
-
 def _not_loaded(directory: Path, error: Exception) -> UserError:
-    shapes = [f"{name} is [{there}] there, [{here}] here" for name, there, here in _MISMATCH.findall(str(error))]
     reason = first_line(error)
-    if shapes:
+    if shapes := [f"{name} is [{there}] there, [{here}] here" for name, there, here in _MISMATCH.findall(str(error))]:
         reason = (
             f"its weights do not fit the model or its own configuration: {listed(shapes)}; give the model that it was "
             f"made with, or merge it into that model"
         )
-    return UserError(f"The adapter in {directory} could not be loaded: {reason}")
+    return UserError(f"The adapter in {directory} could not be loaded: {reason}.")
+
+
+def _named(target: str, layers: Iterable[str]) -> bool:
+    return any(f".{name}".endswith(f".{target}") for name in layers)
+
+
+def _last_names(layers: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
 
 
 @torch.no_grad()

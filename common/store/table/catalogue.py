@@ -139,10 +139,12 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch) -> None:
-        """Add a part that this opening has written, with these rows; their keys are new."""
+    def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch, replaced: Rows) -> None:
+        """Add a part that this opening has written, with these rows; their keys are new, or of `replaced` rows."""
         self.part_map.add({plain_file(commit): content.size}, {})
         self._reader.keep_written(plain_file(commit), content)
+        if len(replaced):
+            self.rows.hide(replaced)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
 
     def refresh(self) -> None:

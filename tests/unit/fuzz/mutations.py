@@ -85,5 +85,6 @@ def _buffers(content: bytes) -> Iterator[tuple[int, int]]:
         return
     for column in columns:
         for buffer in column.buffers():
-            if buffer is not None and buffer.size:
-                yield buffer.address - source.address, buffer.size
+            first = 0 if buffer is None else buffer.address - source.address
+            if buffer is not None and buffer.size and 0 < first < len(content):  # not one that was compressed
+                yield first, buffer.size
