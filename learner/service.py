@@ -61,7 +61,7 @@ class LearnerActor:
         from brain_align.learner.trainer import Trainer
 
         torch.set_num_threads(self._recipe.learner.threads)
-        join_ranks()
+        join_ranks(ray.util.get_node_ip_address())
         self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine, self._weight_server(master_addr))
         return self._trainer.start()
 

@@ -85,6 +85,13 @@ def reply_to(prompt: Sequence[Message], messages: Sequence[Message]) -> str | No
     return rest[0]["content"].removeprefix(begun) if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
 
 
+def answered(prompt: Sequence[Message], output: str) -> list[Message]:
+    """Return a conversation with the policy's output: as the assistant's turn, or as the rest of one that has begun."""
+    if prompt and prompt[-1]["role"] == ASSISTANT:
+        return [*prompt[:-1], Message(role=ASSISTANT, content=prompt[-1]["content"] + output)]
+    return [*prompt, Message(role=ASSISTANT, content=output)]
+
+
 def _message(turn: Any, place: int) -> Message:
     if not isinstance(turn, dict):
         raise MessagesError(f"message {place} is {described(turn)}, not an object with role and content")

@@ -183,9 +183,10 @@ class TextEncoding:
         rows = token_ids(self.tokenizer, renderings)
         for index, turns in enumerate(conversations):
             self._lost.update(lost_turns(turns, renderings[index]))
-            if self._literals.spelt_in([turn["content"] for turn in turns]):
+            contents = [turn["content"] for turn in turns]
+            if self._literals.spelt_in(contents):
                 self._literal += 1
-                rows[index] = self._literals.encode(partial(self._changed, index, turns))
+                rows[index] = self._literals.encode(partial(self._changed, index, turns), contents)
         return rows
 
     def _changed(self, index: int, turns: Sequence[Message], change: Callable[[str], str]) -> str:

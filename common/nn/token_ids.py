@@ -55,8 +55,11 @@ class LiteralContents:
         """Return whether one of these texts spells a control token."""
         return any(self._pattern.search(content) for content in contents)
 
-    def encode(self, render: Callable[[Callable[[str], str]], str]) -> list[int]:
-        """Return the ids of a conversation; `render` renders it after applying a function to each content."""
+    def encode(self, render: Callable[[Callable[[str], str]], str], contents: Sequence[str]) -> list[int]:
+        """Return the ids of a conversation; `render` renders it after applying a function to each of its contents."""
+        if not self.spelt_in(contents):
+            [row] = token_ids(self._tokenizer, [render(lambda content: content)])
+            return row
         rendering = render(lambda content: self._pattern.sub(lambda found: self._marks[found[0]], content))
         ids: list[int] = []
         before = ""  # the control token, written by the template, that a piece follows

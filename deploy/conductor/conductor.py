@@ -40,6 +40,8 @@ class Conductor:
         self._tracker = tracker
         self._services = services
         self._learner = services.learner
+        self._taking_a_step, self._saving = asyncio.Lock(), asyncio.Lock()
+        self._done = self._saved = 0  # the last step that is recorded, and the last of which there is a checkpoint
         self.groups = GroupPipeline(recipe, plan, tracker, services)
 
     async def run(self) -> None:
@@ -55,8 +57,27 @@ class Conductor:
             await self._train(step)
             await self.groups.evaluate_best()
 
+    async def stop(self) -> int | None:
+        """Finish the step under way, let no other begin, and write a checkpoint; returns its step, None if it is old.
+
+        What is asked of the services in `run` goes on meanwhile: cancel that afterwards.
+        """
+        await self._taking_a_step.acquire()  # for good
+        return self._done if await self._save(self._done) else None
+
+    async def _save(self, step: int) -> bool:
+        """Write the checkpoint of a step, unless there is one; return whether it was written."""
+        async with self._saving:
+            if step == self._saved:
+                return False
+            keep = await self.groups.checkpoints_to_keep(self._schedule.round_of(step))
+            await self._learner.save(step, keep=keep)
+            self._saved = step
+            return True
+
     async def _train(self, done: int) -> None:
         """Lines 4-22: k optimiser steps per round on stored groups, then the policy becomes the proposal."""
+        self._done = self._saved = done
         ended = done if self._schedule.ends_round(done) else 0
         step = done
         while step < self._schedule.last_step:
@@ -65,8 +86,7 @@ class Conductor:
             elif step < self._schedule.last_step or step == ended:
                 continue  # with other groups; or what turned out to be the last step has ended its round already
             if self._schedule.ends_round(step) or step % self._checkpoint_steps == 0:
-                keep = await self.groups.checkpoints_to_keep(self._schedule.round_of(step))
-                await self._learner.save(step, keep=keep)
+                await self._save(step)
             if self._schedule.ends_round(step):
                 ended = step
                 await self._publish(step)
@@ -80,6 +100,11 @@ class Conductor:
             self._schedule.pass_over(group_ids)
             return False
         batch = await self._stored(self._batches.batch, group_ids)
+        async with self._taking_a_step:
+            return await self._take_step(step, group_ids, batch, recorded=recorded)
+
+    async def _take_step(self, step: int, group_ids: list[str], batch: pa.RecordBatch, *, recorded: bool) -> bool:
+        """Train a batch as a step, and record it; return whether it trained anything."""
         report = await self._learner.train_step(step, batch)
         self._tracker.say(*report.notes)
         if report.metrics["trained_prompts"]:
@@ -95,6 +120,7 @@ class Conductor:
             self._schedule.pass_over(group_ids)
             return False
         self._schedule.take(group_ids)
+        self._done = step
         return True
 
     async def _record(self, step: int, batch: pa.RecordBatch, metrics: dict[str, float]) -> None:
