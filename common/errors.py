@@ -1,5 +1,6 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+import errno
 import getpass
 import os
 import re
@@ -40,6 +41,11 @@ def listed(items: Sequence[str], most: int = 3) -> str:
     return ", ".join(items[:most]) + more
 
 
+_OF_THE_DISK = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.EHOSTDOWN}
+)
+
+
 def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
     """Return why a file that should be there cannot be read by this process, and what to do about it.
 
@@ -68,6 +74,15 @@ def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
         f"{error.filename or path} cannot be read on node {node} ({error.strerror or error}); check the disk or the "
         f"file server, and run the same command again."
     )
+
+
+def refuse_unreadable(path: Path, error: BaseException) -> None:
+    """Raise a UserError if a file was not read because of a right, disk or file server: it is not known to be damaged.
+
+    Do nothing for other errors.
+    """
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
+        raise UserError(f"{path} is not read: {unreadable(path, error, path, '')}") from error
 
 
 def _user() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, refuse_unreadable
 
 Row = dict[str, Any]
 
@@ -50,6 +50,7 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
+        refuse_unreadable(Path(where), error)
         raise UserError(
             f"{where} is damaged or of another kind than its suffix tells: {first_line(error).rstrip('.')}; restore or "
             f"convert it."
