@@ -96,13 +96,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the directory is missing, or the tokenizer could not be loaded.
     """
-    return _from_pretrained(AutoTokenizer, source, "tokenizer")
+    # With vLLM's mistral-common installed, Mistral's models would get a tokenizer without a chat template.
+    return _from_pretrained(AutoTokenizer, source, "tokenizer", mistral_format=False)
 
 
-def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: str) -> Any:
+def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: str, **more: Any) -> Any:
     local = is_local(source, f"The {what}")
     try:
-        return auto.from_pretrained(source, local_files_only=local)
+        return auto.from_pretrained(source, local_files_only=local, **more)
     except (OSError, ValueError, RuntimeError) as error:
         where = source if local else f"{source}, which is not a local directory and so must be a hub id"
         raise UserError(f"No {what} could be loaded from {where}: {first_line(error)}") from error
