@@ -185,7 +185,7 @@ def test_a_store_that_vanished_is_not_said_to_be_another_run_s(root: Path) -> No
     store = SampleStore(root, "run")
     with store.training():
         root.rename(root.with_name("moved"))
-        with pytest.raises(UserError, match="has lost this run.s training lock: its directory was removed"):
+        with pytest.raises(UserError, match="has lost this run's training lock: its directory"):
             store.append_step(step(1, ["a"]))
 
 
