@@ -1,23 +1,62 @@
 """Files and directories that appear complete or not at all, and survive a power cut once they have appeared."""
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 _TEMPORARY = ".tmp-"
+_NOTHING_TO_FLUSH = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_shortcomings: dict[str, None] = {}
+
+
+def note_shortcoming(sentence: str) -> None:
+    """Note something that a file system lacks, and that this process does without."""
+    _shortcomings.setdefault(sentence)
+
+
+def shortcomings() -> list[str]:
+    """Return a sentence for each thing that file systems lack, as far as this process has noticed."""
+    return list(_shortcomings)
 
 
 def fsync_path(path: Path) -> None:
     """Flush one file or directory entry to stable storage."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _fsync(handle, path)
     finally:
         os.close(handle)
+
+
+def _fsync(handle: int, path: Path) -> None:
+    """Flush what is open; CIFS, FUSE and others refuse it where they have nothing to flush, directories above all."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOTHING_TO_FLUSH:
+            error.filename = str(path)
+            raise
+        folder = path if path.is_dir() else path.parent
+        note_shortcoming(
+            f"The file system of {folder} cannot flush {'directories' if path.is_dir() else 'files'} to the disk: what "
+            f"was written last may be lost in a power cut."
+        )
+
+
+def time_at(directory: Path) -> float:
+    """Return the present time by the clock that sets the times of files in a directory: a file server has its own."""
+    probe = temporary_sibling(directory / "time")
+    with _created(probe):
+        pass
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
 
 
 def make_directories(path: Path) -> None:
@@ -45,7 +84,7 @@ def write_file(path: Path, content: bytes | str | memoryview) -> None:
         with _created(temporary) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno(), temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,6 +113,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _as_if_opened(temporary)
         for entry in sorted(temporary.rglob("*")):
             fsync_path(entry)
         fsync_path(temporary)
@@ -81,6 +121,21 @@ def new_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
+
+
+def _as_if_opened(directory: Path) -> None:
+    """Give all files below a directory the mode that `open` gives new ones: the user's umask, or its ACL, decides.
+
+    Libraries that write to a temporary file first (safetensors) leave it readable by its owner alone.
+    """
+    opened = temporary_sibling(directory / "mode")
+    opened.touch()
+    mode = opened.stat().st_mode & 0o777
+    opened.unlink()
+    for entry in directory.rglob("*"):
+        if entry.is_file() and not entry.is_symlink() and entry.stat().st_mode & 0o777 != mode:
+            with suppress(PermissionError):  # a file system without modes
+                entry.chmod(mode)
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -1,12 +1,54 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+import getpass
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message, without the pages that some libraries append."""
     return str(error).strip().split("\n")[0]
+
+
+def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
+    """Return why a file that should be there cannot be read by this process, and what to do about it.
+
+    Only a file that is not in its folder is lost, or was never there. Others may be in order, and must not be restored.
+
+    Args:
+        path: the file.
+        error: what reading it raised.
+        root: the folder that every node must see, which exists if this one does.
+        gone: what to say of a file that is not there, though `root` is.
+    """
+    node = socket.gethostname()
+    if isinstance(error, PermissionError):
+        return (
+            f"user {_user()} on node {node} may not read {error.filename or path} ({error.strerror}); give that user "
+            f"read access (chmod -R a+rX {root}), or run as the user who wrote it."
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if root.is_dir():
+            return gone
+        return (
+            f"node {node} does not see {root}; mount the file system that holds it on that node, in the same place, or "
+            f"set run.dir to a place that every node sees."
+        )
+    return (
+        f"{error.filename or path} cannot be read on node {node} ({error.strerror or error}); check the disk or the "
+        f"file server, and run the same command again."
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser() if os.geteuid() == os.getuid() else str(os.geteuid())
+    except (KeyError, OSError):  # a user without a name, as in many containers
+        return str(os.geteuid())
 
 
 class UserError(Exception):
@@ -15,6 +57,10 @@ class UserError(Exception):
     The message is one sentence (or a short list) that states the mistake, its place and the remedy. The command line
     prints only the message and exits with status 2.
     """
+
+
+class TryAgainError(UserError):
+    """Something that is needed is in use, or away, and may be there later; the exit status is 75 (EX_TEMPFAIL)."""
 
 
 class DamagedPartError(UserError):
@@ -34,6 +80,23 @@ class LearnerOutOfMemoryError(PipelineError):
     def __init__(self, message: str, smaller: int) -> None:
         super().__init__(message, smaller)  # both, so that Ray can pickle it
         self.smaller = smaller
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ScorerAwayError(PipelineError):
+    """A scorer gave no values, and the texts are not known to be the cause: its service is away, its function fails.
+
+    The caller waits and asks again, alone: only then is it known whether a text has no value. `rows` are the SCORES
+    rows of all groups of the call, as far as they are known, if there are any; those of the groups in `away` lack
+    values for this reason, and are not to be kept before that is known.
+    """
+
+    def __init__(self, message: str, rows: Any = None, away: frozenset[str] = frozenset()) -> None:
+        super().__init__(message, rows, away)  # all, so that Ray can pickle it
+        self.rows = rows
+        self.away = away
 
     def __str__(self) -> str:
         return str(self.args[0])

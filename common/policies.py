@@ -8,15 +8,19 @@ weights, and the address that serves the files. A version appears complete or no
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from brain_align.common.durable import new_directory, remove_leftovers, write_file
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, unreadable
 from brain_align.common.identity import digest_files
 
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of an adapter, in PEFT's format."""
 _MARKER = "version.json"
+_RESTORE = "restore the directory from a copy, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -109,14 +113,16 @@ class PolicyRegistry:
         """
         directory = self.path(version)
         try:
-            facts = json.loads((directory / _MARKER).read_text())
+            facts = json.loads((directory / _MARKER).read_text(encoding="utf-8"))
             facts |= {"path": directory, "files": tuple(facts["files"]), "probe": Probe(**facts["probe"])}
             known = {field.name: facts[field.name] for field in fields(ProposalVersion)}  # a newer version may say more
             return ProposalVersion(**known)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise self._unreadable(version, directory / _MARKER, error) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise UnreadableVersionError(
-                f"Proposal version {version} in {directory} is not complete ({error}): it was never published, or its "
-                f"files were changed; restore the directory from a copy, or start a new run."
+                f"Proposal version {version} in {directory} is damaged: {_MARKER} is not what was written ({error}); "
+                f"{_RESTORE}."
             ) from error
 
     def verify(self, version: int) -> ProposalVersion:
@@ -130,23 +136,37 @@ class PolicyRegistry:
         try:
             actual = digest_files(found.path, list(found.files))
         except OSError as error:
-            raise UnreadableVersionError(
-                f"A file of proposal version {version} in {found.path} cannot be read ({error}); restore the directory "
-                f"from a copy, or start a new run."
-            ) from error
+            raise self._unreadable(version, found.path, error) from error
         if actual != found.digest:
             raise UserError(
                 f"Proposal version {version} in {found.path} is damaged: its digest is {actual}, but "
-                f"{found.digest} was published; restore the directory from a copy, or start a new run."
+                f"{found.digest} was published; {_RESTORE}."
             )
         return found
 
     def versions(self) -> list[int]:
-        """Return the numbers of all published versions, oldest first."""
-        names = (entry.name for entry in self.root.glob("v*")) if self.root.exists() else ()
-        return sorted(int(name[1:]) for name in names if name[1:].isdigit())
+        """Return the numbers of all published versions, oldest first.
+
+        Raises:
+            UserError: this user may not look, or the file system fails.
+        """
+        try:
+            names = os.listdir(self.root)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"The versions of the policy: {unreadable(self.root, error, self.root, '')}") from error
+        return sorted(int(name[1:]) for name in names if name[0] == "v" and name[1:].isdigit())
 
     def newest(self) -> ProposalVersion | None:
         """Return the newest published version, or None before the first."""
         versions = self.versions()
         return self.get(versions[-1]) if versions else None
+
+    def _unreadable(self, version: int, path: Path, error: OSError) -> UnreadableVersionError:
+        gone = (
+            f"it is not complete in {self.path(version)}: it was never published, or files of it were removed; "
+            f"{_RESTORE}."
+        )
+        reason = unreadable(path, error, self.root, gone)
+        return UnreadableVersionError(f"Proposal version {version} cannot be read: {reason}")

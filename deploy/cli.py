@@ -1,35 +1,44 @@
 """The `brain` command: collects the commands of deploy/commands, and turns errors into sentences and exit statuses."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from brain_align.common.errors import PipelineError, UserError
-from brain_align.common.logs import quiet_libraries
+from brain_align.common.logs import forgiving_output, quiet_libraries
+from brain_align.common.printable import printable
 from brain_align.common.user_code import add_to_path
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
-
-_RESUME = "run the same command again to resume"
+from brain_align.deploy.commands.outcome import Terminated, close_output, interrupted_by, outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 the pipeline failed, 2 bad input, 130 interrupted."""
-    options = parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
-    quiet_libraries()
-    add_to_path(os.getcwd())  # where a user's own functions are
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command; returns the exit status.
+
+    0: done; 1: the pipeline, or something unexpected, failed; 2: bad input; 75: what is needed is in use, and may be
+    free later; 130: interrupted; 143 (128 + the number of the signal): ended by SIGTERM.
+    """
+    forgiving_output()
+    resumes = False
     try:
-        return int(options.command(options) or 0)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except PipelineError as error:
-        resume = f"\nNothing that was committed is lost: {_RESUME}." if options.resumes else ""
-        return _fail(f"{error}{resume}", 1)
-    except KeyboardInterrupt:
-        return _fail(f"Interrupted: {_RESUME}." if options.resumes else "Interrupted.", 130)
+        options = parsed(_parser(), sys.argv[1:] if arguments is None else arguments)
+        resumes = options.resumes
+        quiet_libraries()
+        add_to_path(_here())  # where a user's own functions are
+        _obey_signals(resumes)
+        status = int(options.command(options) or 0)
+        sys.stdout.flush()  # now, where a failure is still an error
+        return status
+    except BaseException as error:  # noqa: BLE001 - the last place where it can become a sentence
+        ended = outcome(error, resumes=resumes)
+        if ended.message is not None:
+            _say(ended.message)
+        return ended.status
+    finally:
+        close_output()
 
 
 def _parser() -> CommandParser:
@@ -44,13 +53,34 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _fail(message: str, status: int) -> int:
-    print(f"brain: {message}", file=sys.stderr)
-    return status
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "the current directory does not exist any more", ".") from None
 
 
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads that either
+        print(printable(f"brain: {message}"), file=sys.stderr, flush=True)
+
+
+def _obey_signals(resumes: bool) -> None:
+    """End by an exception, which cleans up, where a signal would end the process at once; tell the user first."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt(resumes))
+
+
+def _interrupt(resumes: bool) -> Callable[[int, object], NoReturn]:
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        # Written without Python's buffers, which the signal may have interrupted.
+        sentence = interrupted_by(signal.Signals(number).name, resumes=resumes)
+        with contextlib.suppress(OSError):  # the terminal is gone
+            os.write(2, f"brain: {sentence}\n".encode())
+        raise Terminated(number)
+
+    return interrupt
 
 
 if __name__ == "__main__":

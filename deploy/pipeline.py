@@ -5,12 +5,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import shortcomings
 from brain_align.common.policies import ProposalModel
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.resolve import resolve, run_directory
@@ -22,7 +22,7 @@ from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
 
 
-def run_recipe(recipe: Recipe, console: Console) -> None:
+def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
     """Run a recipe to its end, or resume it; a finished run only shows its result.
 
     Raises:
@@ -33,7 +33,7 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
     directory = run_directory(recipe)
     check_config(directory, recipe)
     if (summary := read_summary(directory)) is not None:
-        console.print(f"{directory.root} holds this run, finished.", highlight=False)
+        console.print(f"{directory.root} holds this run, finished.")
         show(console, directory, summary)
         return
     report = reporter(console)
@@ -47,14 +47,16 @@ def run_recipe(recipe: Recipe, console: Console) -> None:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
-        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()})
+        save_config(directory, resolved.saved, {**resolved.facts(), **inputs.facts()}, inputs.template)
+        for note in shortcomings():
+            report(note)
         with own_log(directory):
             with watch.stage("checks"):
                 model = proposal_model(resolved.recipe, directory)
 
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
-                with plan.store.training():
+                with plan.store.training(report):
                     return Run(recipe, directory, plan, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved.recipe, report)
@@ -70,13 +72,13 @@ class Run:
     _plan: RunPlan
     _model: ProposalModel
     _watch: Stopwatch
-    _console: Console
+    _console: PlainConsole
 
     def to_the_end(self) -> dict[str, Any]:
         """Start the services, run the conductor, stop the services; return the summary."""
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
-            self._console.print(message, highlight=False, soft_wrap=True)
+            self._console.print(message, soft_wrap=True)
         tracker.recovered(self._plan.store)
         try:
             with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._plan.started_scorers)):

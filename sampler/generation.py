@@ -2,22 +2,24 @@
 
 import time
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from brain_align.common.config.sampling import SamplingSection
 from brain_align.common.errors import UserError
+from brain_align.common.nn.continuation_text import ContinuationText, Decode
 from brain_align.common.requests import SampleRequest
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.sampler.engine.data import Completion
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.versions import Use
 
-Decode = Callable[[list[int]], str]
+_NOT_TEXT = "\ufffd"  # what decoders write for bytes that are no character
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,8 @@ class Generation:
     """A sampler's settings, which are the same for all requests."""
 
     sampling: SamplingSection
-    eos_token_id: int
-    decode: Decode  # without special tokens
-    decode_all: Decode  # with them, for stop strings
+    end_tokens: Sequence[int]  # each ends an output
+    tokenizer: PreTrainedTokenizerBase
     sampler_id: str
 
 
@@ -44,7 +45,7 @@ async def generate_groups(
         [prompt.token_ids for prompt in request.prompts],
         how.sampling,
         n=request.n,
-        eos_token_id=how.eos_token_id,
+        end_tokens=how.end_tokens,
         adapter=used.adapter,
         seed=request.seed if request.alone else None,
     )
@@ -68,7 +69,7 @@ async def generate_groups(
                 "prompt_text": prompt.text,
                 "prompt_token_ids": list(prompt.token_ids),
                 "gold_text": prompt.gold_text,
-                "outputs": [_output(one, how) for one in completions],
+                "outputs": _outputs(prompt.token_ids, completions, how),
                 **shared,
                 "finished_at": time.time(),
             }
@@ -98,17 +99,25 @@ def check_prompts(request: SampleRequest, *, vocabulary: int, max_prompt_tokens:
             )
 
 
-def _output(completion: Completion, how: Generation) -> dict[str, Any]:
-    cut = cut_at_stop(completion, how.sampling.stop, how.decode_all)
+def _outputs(prompt: Sequence[int], completions: Sequence[Completion], how: Generation) -> list[dict[str, Any]]:
+    text = ContinuationText(how.tokenizer, prompt)
+    searched = [text, ContinuationText(how.tokenizer, prompt, special_tokens=True)] if how.sampling.stop else []
+    return [_output(completion, how.sampling.stop, text, searched) for completion in completions]
+
+
+def _output(completion: Completion, stop: Sequence[str], text: Decode, searched: Sequence[Decode]) -> dict[str, Any]:
+    cut = cut_at_stop(completion, stop, searched)
+    # The token that ends an output is not a part of its text, also where the tokenizer does not call it special.
+    by_eos = cut is completion and completion.finish_reason == "stop"
     return {
         "token_ids": cut.token_ids,
         "token_logprobs": cut.token_logprobs,
-        "text": how.decode(cut.token_ids),
+        "text": text(cut.token_ids[:-1] if by_eos else cut.token_ids),
         "finish_reason": cut.finish_reason,
     }
 
 
-def cut_at_stop(completion: Completion, stop: Sequence[str], decode: Decode) -> Completion:
+def cut_at_stop(completion: Completion, stop: Sequence[str], texts: Sequence[Decode]) -> Completion:
     """Cut an output after the token that completes the first stop string.
 
     Tokens are never split: the output includes the whole stop string and any further text of its last token. So ids and
@@ -117,18 +126,24 @@ def cut_at_stop(completion: Completion, stop: Sequence[str], decode: Decode) -> 
     Args:
         completion: the output.
         stop: the stop strings.
-        decode: token ids to the searched text, including special tokens, which stop strings may contain.
+        texts: token ids to the searched texts: the stored one, and the one with special tokens, which stop strings may
+            contain.
 
     Returns:
-        The output, with finish reason "stop" where it was cut.
+        The output, with finish reason "stop" where it was cut; the same object where it was not.
     """
+    if not stop:
+        return completion
     ids = completion.token_ids
 
     def has_stop(count: int) -> bool:
-        text = decode(ids[:count])
-        return any(one in text for one in stop)
+        return any(one in text for text in (decode(ids[:count]) for decode in texts) for one in stop)
 
-    if not stop or not has_stop(len(ids)):
+    if any(_NOT_TEXT in decode(ids) for decode in texts):
+        # Bytes that are not text may undo characters before them, and so a stop string that was complete already.
+        count = next((count for count in range(1, len(ids) + 1) if has_stop(count)), None)
+    else:
+        count = bisect_left(range(len(ids)), True, key=has_stop) if has_stop(len(ids)) else None
+    if count is None:
         return completion
-    count = bisect_left(range(len(ids)), True, key=has_stop)  # the fewest tokens that contain a stop string
     return Completion(ids[:count], completion.token_logprobs[:count], "stop")

@@ -8,13 +8,14 @@ import pyarrow as pa
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.nn.models.causal_lm import load_tokenizer
+from brain_align.common.nn.models.end_tokens import end_tokens
 from brain_align.common.policies import ProposalModel
 from brain_align.common.requests import SampleRequest
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.generation import Generation, check_prompts, generate_groups
 from brain_align.sampler.reports import Heartbeat
-from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, WeightsByFile, WeightsByTransfer
+from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, MergedAdapters, WeightsByFile, WeightsByTransfer
 from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 
@@ -40,13 +41,7 @@ class Sampler:
             recipe.timeouts.load,
         )
         tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
-        self._how = Generation(
-            recipe.sampling,
-            tokenizer.eos_token_id,
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-            name,
-        )
+        self._how = Generation(recipe.sampling, end_tokens(recipe.policy.model, tokenizer), tokenizer, name)
         self._in_flight = 0  # outputs
         self._at_work_since = time.monotonic()
         self._outputs = 0
@@ -103,19 +98,21 @@ class Sampler:
 def _delivery(name: str, engine: Engine, recipe: Recipe, model: ProposalModel, capacity: int) -> Delivery:
     weights = EngineWeights(engine)
     if model.adapter_rank is not None:
-        return AdapterSwap(weights, capacity)
+        return MergedAdapters(weights) if recipe.sampler.delivery == "merged" else AdapterSwap(weights, capacity)
     if recipe.sampler.delivery == "transfer":
         return WeightsByTransfer(name, weights, recipe.timeouts.load)
     return WeightsByFile(weights)
 
 
 def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:
+    delivery = recipe.sampler.delivery
     return EngineSettings(
         model=model.source,
         dtype=recipe.policy.dtype,
-        adapter_rank=model.adapter_rank,
+        adapter_rank=None if delivery == "merged" else model.adapter_rank,
         adapters=adapters,
-        receives=recipe.sampler.delivery == "transfer",
+        receives=delivery == "transfer",
+        merges=delivery == "merged",
         max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
         tensor_parallel=recipe.sampler.tensor_parallel,
         repeatable=recipe.algorithm.strict,

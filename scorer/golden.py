@@ -14,7 +14,7 @@ from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.durable import write_file
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, unreadable
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.scorer.catalogue import kind_of
 from brain_align.scorer.scorer import ROUNDING, Scorer
@@ -81,8 +81,11 @@ def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Pa
 
 def _read(path: Path) -> _Golden:
     try:
-        kept = _Golden.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError, ValidationError) as error:
+        kept = _Golden.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        gone = f"{path} is gone; restore it, or start another run."
+        raise UserError(f"The golden values: {unreadable(path, error, path.parent, gone)}") from None
+    except (ValueError, ValidationError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); restore or delete it.") from None
     if len(kept.values) != len(_OUTPUTS):
         raise UserError(f"{path} holds {len(kept.values)} values for {len(_OUTPUTS)} texts; restore or delete it.")

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from brain_align.common.config.scorers import ScorerPool
+from brain_align.common.errors import ScorerAwayError
 from brain_align.common.schemas import SCORES, batch_from_rows
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -35,7 +36,11 @@ class Scorer(Protocol):
         """Return SCORES rows for GROUPS rows, one each, in the same order.
 
         A group's values do not depend on the other groups in the batch, except for rounding if the scorer computes
-        groups together. A value that could not be computed is null, and the row's `error` gives the reason.
+        groups together. A text that has no value, whenever it is asked for, has a null one, and the row's `error` gives
+        the reason.
+
+        Raises:
+            ScorerAwayError: the scorer itself is away or fails, so that nothing is known about some groups' values.
         """
         ...
 
@@ -67,13 +72,18 @@ class Kind(Generic[Settings]):
     source: Callable[[Settings], str]  # of the values, for messages: a path, function or URL
 
 
+class NoValueError(Exception):
+    """A text has no value, whenever it is asked for: its value is null, and the message is the reason."""
+
+
 @dataclass(frozen=True)
 class Annotation:
     """A scorer's values for one group: one per output, and one for gold if there is any."""
 
     values: list[float | None]
     gold_value: float | None = None
-    errors: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()  # why texts have no value
+    away: tuple[str, ...] = ()  # why values are missing although the texts may have some: the scorer is away, or fails
 
 
 def texts_of(group: Group) -> list[str]:
@@ -82,20 +92,33 @@ def texts_of(group: Group) -> list[str]:
     return [output["text"] for output in group["outputs"]] + ([] if gold is None else [gold])
 
 
-def annotation_of_texts(group: Group, values: Sequence[float | None], errors: Iterable[str]) -> Annotation:
+def annotation_of_texts(
+    group: Group, values: Sequence[float | None], errors: Iterable[str], away: Iterable[str] = ()
+) -> Annotation:
     """Return the annotation of a group from the values of `texts_of`."""
     if group["gold_text"] is None:
-        return Annotation(list(values), None, tuple(errors))
-    return Annotation(list(values[:-1]), values[-1], tuple(errors))
+        return Annotation(list(values), None, tuple(errors), tuple(away))
+    return Annotation(list(values[:-1]), values[-1], tuple(errors), tuple(away))
 
 
 def annotate(scorer: Scorer, batch: pa.RecordBatch, score_group: Callable[[Group], Annotation]) -> pa.RecordBatch:
-    """Apply a function of one group to each group of a batch."""
-    return scores_of(scorer, batch, [score_group(group) for group in batch.to_pylist()])
+    """Apply a function of one group to each group of a batch; after one that finds the scorer away, none is asked."""
+    annotations: list[Annotation] = []
+    for group in batch.to_pylist():
+        if annotations and annotations[-1].away:
+            annotations.append(Annotation([None] * len(group["outputs"]), away=annotations[-1].away))
+        else:
+            annotations.append(score_group(group))
+    return scores_of(scorer, batch, annotations)
 
 
 def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annotation]) -> pa.RecordBatch:
-    """Return SCORES rows for the groups of a batch from a scorer's annotation of each."""
+    """Return SCORES rows for the groups of a batch from a scorer's annotation of each.
+
+    Raises:
+        ScorerAwayError: an annotation says so; the error has the rows of all groups.
+    """
+    ids = batch["group_id"].to_pylist()
     rows = [
         {
             "group_id": group_id,
@@ -103,12 +126,16 @@ def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annot
             "scorer_digest": scorer.digest,
             "values": annotation.values,
             "gold_value": annotation.gold_value,
-            "error": "; ".join(annotation.errors) or None,
+            "error": "; ".join(dict.fromkeys((*annotation.away, *annotation.errors))) or None,
             "scored_at": time.time(),
         }
-        for group_id, annotation in zip(batch["group_id"].to_pylist(), annotations, strict=True)
+        for group_id, annotation in zip(ids, annotations, strict=True)
     ]
-    return batch_from_rows(SCORES, rows)
+    scores = batch_from_rows(SCORES, rows)
+    away = {group_id: one.away[0] for group_id, one in zip(ids, annotations, strict=True) if one.away}
+    if away:
+        raise ScorerAwayError(next(iter(away.values())), scores, frozenset(away))
+    return scores
 
 
 def finite_or_null(values: Sequence[float | None], what: str) -> tuple[list[float | None], list[str]]:

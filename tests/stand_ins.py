@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError, UserError
@@ -19,6 +18,7 @@ from brain_align.deploy.actors.actor import CallFailedError, LostError, Spawn
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
@@ -210,7 +210,7 @@ class Simulation:
             learner or LocalLearner(),
         )
         self.said = io.StringIO()
-        console = Console(file=self.said, width=1000)
+        console = PlainConsole(file=self.said, width=1000)
         self.tracker = Tracker(section, self.directory.metrics, self.directory.tensorboard, console)
         self.conductor = Conductor(self.recipe, self.work, self.tracker, self.services)
 

@@ -8,6 +8,11 @@ from typing_extensions import override
 
 from brain_align.common.config.section import Section
 
+AS_THEY_ARE = "none"
+"""The value of `data.chat_template` for prompts that are plain texts."""
+OF_THE_MODEL = "model"
+"""Its value for the template of the policy's tokenizer; any other is a file."""
+
 
 def _or_a_path(schema: dict[str, Any]) -> None:
     section = dict(schema)
@@ -64,11 +69,21 @@ class DataSection(Section):
         "label", description="column of reference outputs: texts, or lists of messages that end with the assistant's"
     )
     chat_template: str = Field(
-        "none",
+        AS_THEY_ARE,
         description="none: prompts are plain texts. model: prompts become conversations in the tokenizer's own "
         "template. Anything else: the file of a Jinja template",
     )
+    continue_final_message: bool = Field(
+        False,
+        description="with a chat template: continue a prompt that ends with the assistant's turn from where that ends; "
+        "otherwise such a prompt is refused",
+    )
     max_prompt_tokens: int = Field(500, ge=1, description="longer prompts are skipped, and counted")
+
+    @property
+    def templated(self) -> bool:
+        """Whether prompts are conversations in a chat template."""
+        return self.chat_template != AS_THEY_ARE
 
 
 class AdapterSection(Section):

@@ -184,6 +184,11 @@ class Recipe(Section):
                 f"sampler.delivery=transfer sends the weights of whole models, and policy.method={policy.method} "
                 f"publishes adapters, which are small and loaded from their files; set sampler.delivery=files"
             )
+        if self.sampler.delivery == "merged" and policy.method == "full":
+            yield (
+                "sampler.delivery=merged adds adapters to the model's weights, and policy.method=full publishes whole "
+                "models; set sampler.delivery to files or transfer"
+            )
 
     def _problems_of_the_proposal(self) -> Iterator[str]:
         if self.logprobs.proposal == "recomputed" and not self.sampling.tokens_are_the_policy_s:

@@ -40,7 +40,10 @@ class PrepareSection(Section):
     """
 
     kind: Literal["demo", "hh", "tldr"] = Field(description="what to build; `{world}` in paths is its directory")
-    cache: str = Field("build/worlds", description="directory that keeps what was built")
+    cache: str = Field(
+        "build/worlds",
+        description="directory that keeps what was built; inside a Ray job, relative to where the run directory lies",
+    )
     seed: int = Field(0, ge=0, description="seed of what is built")
 
 

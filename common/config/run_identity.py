@@ -49,15 +49,20 @@ _OPERATIONAL = (
 when a run is resumed."""
 
 
+_CAME_LATER: dict[str, Any] = {"data.continue_final_message": False}
+"""Settings that the first recipes did not have, with the value under which a run is what it was without them."""
+
+
 def identity_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide what a run learns, flat: all but the operational ones.
+    """Return the settings that decide what a run learns, flat: all but the operational ones, and what came later.
 
     Functions of this project count the same with and without `brain_align.`, which the first recipes left out.
     """
     return {
         name: value.removeprefix(PACKAGE) if isinstance(value, str) else value
         for name, value in _dotted(settings).items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in _OPERATIONAL)
+        if not (name in _CAME_LATER and value == _CAME_LATER[name])
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _OPERATIONAL)
     }
 
 

@@ -149,10 +149,11 @@ class SamplerSection(Section):
     autoscale: AutoscaleSection | None = Field(
         None, description="add and remove replicas during the run; default: their number is `replicas`"
     )
-    delivery: Literal["files", "transfer"] = Field(
+    delivery: Literal["files", "transfer", "merged"] = Field(
         "files",
-        description="delivery of whole models' weights. files: samplers read them; transfer: the learner sends them, "
-        "and samplers read the files if that fails",
+        description="how versions get into samplers. files: they read adapters, which vLLM computes with beside the "
+        "model, or whole models; transfer: the learner sends whole models, and samplers read the files if that fails; "
+        "merged: adapters are added to the model's weights, for models that vLLM has no adapters for, and for speed",
     )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: GiB of memory for keys and values")
     tensor_parallel: int = Field(1, ge=1, description="GPUs per replica that share each layer")
@@ -165,6 +166,10 @@ class SamplerSection(Section):
         taken = sorted(self.vllm.keys() & _ENGINE_S_OWN)
         if taken:
             yield f"vllm.{', vllm.'.join(taken)} is set by the sampler itself, which relies on it; remove it"
+        if "hf_token" in self.vllm:
+            yield "vllm.hf_token is a secret, which recipes never hold; remove it, and set the variable HF_TOKEN"
+        if self.vllm.get("trust_remote_code"):
+            yield "vllm.trust_remote_code would run programs that come with a model; remove it"
         if self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
             yield (
                 f"tensor_parallel={self.tensor_parallel} needs as many GPUs per replica, but gpus={self.gpus:g}; "

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import re
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from brain_align.common.errors import UserError
 
 _NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 """pydantic's names for a value in place of a section."""
+
+_MOST_LINES = 50
+_LONGEST_LINE = 2000
 
 _ELSEWHERE = {
     "lr": "learner.learning_rate",
@@ -77,7 +81,10 @@ def parse_recipe(settings: Mapping[str, Any], source: str) -> Recipe:
         return Recipe.model_validate(settings)
     except ValidationError as error:
         problems = [*_sentences(error), *_further_contradictions(settings, error)]
-        raise UserError("\n".join(f"{source}: {problem}" for problem in problems)) from None
+        lines = [f"{source}: {problem}"[:_LONGEST_LINE] for problem in problems[:_MOST_LINES]]
+        if len(problems) > _MOST_LINES:
+            lines.append(f"{source}: {len(problems) - _MOST_LINES} further settings are refused.")
+        raise UserError("\n".join(lines)) from None
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -134,7 +141,16 @@ def _sentence(problem: dict[str, Any], location: list[str]) -> str:
     message = problem["msg"]
     if problem["type"] in _NO_SECTION:
         message = f"it is a section; write {field}.setting=value"
-    return f"{field}={problem['input']!r} is refused: {message[0].lower()}{message[1:]}."
+    value = "…" if location[-1:] == ["token_variable"] else _shown(problem["input"])  # perhaps the token itself
+    return f"{field}={value} is refused: {message[0].lower()}{message[1:]}."
+
+
+def _shown(value: Any) -> str:
+    """Return the value of a refused setting, which may be of any size."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxlong = 3, 20, 20, 40
+    short.maxstring = short.maxother = 200
+    return short.repr(value)
 
 
 def _hint(location: list[str]) -> str:

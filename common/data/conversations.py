@@ -1,15 +1,23 @@
 """Conversations as texts: the form in which scorers, reward functions and people see a prompt of several turns.
 
 GROUPS has one text per prompt. The text of a single user turn is its content; the text of any other conversation is the
-JSON of its messages, from which `turns_of` restores the turns.
+JSON of its messages, from which `turns_of` restores the turns. `rendered` is the only way into a chat template.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol, TypedDict
+
+from brain_align.common.errors import first_line
 
 USER = "user"
 ASSISTANT = "assistant"
+_SYSTEM = ("system", "developer")
+_ASSISTANTS = (ASSISTANT, "model", "gpt", "bot", "chatbot", "ai")  # as data sets and templates call it
+_ROLES = (USER, ASSISTANT, "tool", *_SYSTEM)  # those that chat templates know; others must stand in the template
+_SHORT = 24  # characters: a shorter text may be found in the template's own words
+_PROBE = "zq7vx0kj3w"
+_THOUGHT = "</think>"  # templates drop what an assistant thought
 
 
 class Message(TypedDict):
@@ -36,25 +44,186 @@ def is_conversation(text: str) -> bool:
     return _parsed(text) is not None
 
 
-def messages_of(value: Any) -> list[Message] | None:
-    """Return a value from a file as messages; None where it is not a list of `{"role", "content"}` texts."""
-    if not isinstance(value, list) or not value:
-        return None
-    for turn in value:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return None
-    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
+class MessagesError(Exception):
+    """A value is not a list of messages with texts; the message says what it is instead."""
+
+
+def messages_of(value: Any) -> list[Message]:
+    """Return a value from a file as messages; parts of a content, all of type text, are joined.
+
+    Raises:
+        MessagesError: it is something else.
+    """
+    if not isinstance(value, list):
+        raise MessagesError(f"it is {described(value)}")
+    if not value:
+        raise MessagesError("it is an empty list")
+    return [_message(turn, place) for place, turn in enumerate(value, start=1)]
+
+
+def described(value: Any) -> str:
+    """Return what a value from a file is, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"the {'truth value' if isinstance(value, bool) else 'number'} {value}"
+    kinds: dict[type, str] = {str: "a text", list: "a list", dict: "an object", bytes: "binary data"}
+    return kinds.get(type(value), f"of type {type(value).__name__}")
 
 
 def reply_to(prompt: Sequence[Message], messages: Sequence[Message]) -> str | None:
     """Return the assistant's reply, given alone or as the end of the whole conversation, which begins with the prompt.
 
     Returns:
-        The text; None where anything but one assistant turn follows the prompt.
+        The text, without what the prompt has of it; None where anything but one assistant turn follows the prompt.
     """
+    begun = ""
+    if prompt[-1]["role"] == ASSISTANT:
+        begun, prompt = prompt[-1]["content"], prompt[:-1]
     start = len(prompt) if list(messages[: len(prompt)]) == list(prompt) else 0
     rest = messages[start:]
-    return rest[0]["content"] if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
+    return rest[0]["content"].removeprefix(begun) if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
+
+
+def _message(turn: Any, place: int) -> Message:
+    if not isinstance(turn, dict):
+        raise MessagesError(f"message {place} is {described(turn)}, not an object with role and content")
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(role, str):
+        raise MessagesError(f"message {place} has no role and content (its keys: {', '.join(turn)})")
+    if calls := next((name for name in ("tool_calls", "function_call") if turn.get(name)), None):
+        raise MessagesError(f"message {place} has {calls}, which are not supported")
+    if isinstance(content, list):
+        content = "".join(_part(part, place) for part in content)
+    if not isinstance(content, str):
+        raise MessagesError(f"the content of message {place} is {described(content)}, not a text")
+    return Message(role=role, content=content)
+
+
+def _part(part: Any, place: int) -> str:
+    text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+    if not isinstance(text, str):
+        what = f"of type {part['type']!r}" if isinstance(part, dict) and "type" in part else described(text)
+        raise MessagesError(f"message {place} has a part {what}; only text is supported")
+    return text
+
+
+class RenderingError(Exception):
+    """A conversation cannot be put into a chat template; the message, about "it", says why."""
+
+
+class ChatTokenizer(Protocol):
+    """The part of transformers' tokenizers that renders conversations."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **settings: Any) -> Any:
+        """Render a conversation."""
+
+
+Then = Literal["reply", "continue", "end"]
+"""What follows a rendered conversation: the assistant's reply; that, or the rest of its turn; nothing."""
+
+
+def rendered(
+    tokenizer: ChatTokenizer,
+    turns: Sequence[Message],
+    template: str | None = None,
+    *,
+    then: Then,
+    clock: Callable[[str], str] | None = None,
+) -> str:
+    """Return a conversation in a chat template, checked to hold what the last user, and whoever came last, said.
+
+    Args:
+        tokenizer: it renders.
+        turns: of the conversation.
+        template: default: the tokenizer's own.
+        then: what follows; before a reply, a conversation that ends with the assistant's turn is refused.
+        clock: formats the time for templates that write the date (`strftime_now`); default: the present.
+
+    Raises:
+        RenderingError: the template fails, loses what was said, or does not know a role.
+    """
+    _check_roles(turns, str(template or tokenizer.chat_template), then)
+    more = then == "continue" and turns[-1]["role"] in _ASSISTANTS
+    settings = {
+        "chat_template": template,
+        "tokenize": False,
+        "add_generation_prompt": then != "end" and not more,
+        "continue_final_message": more,
+    } | ({} if clock is None else {"strftime_now": clock})
+
+    def render(turns: Sequence[Message]) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(list(turns), **settings))
+        except Exception as error:  # noqa: BLE001  a template is a program: it may raise anything
+            kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
+            raise RenderingError(f"the chat template rejects it: {kind}{first_line(error)}".rstrip(": ")) from None
+
+    text = render(turns)
+    squeezed = _squeezed(text)
+    users = [place for place, turn in enumerate(turns) if turn["role"] == USER]
+    for place in {*users[-1:], len(turns) - 1}:
+        if not _is_in(turns[place], squeezed) or not _reacts(render, turns, place):
+            raise RenderingError(
+                f"the chat template leaves out what the {turns[place]['role']} said in message {place + 1}: it must "
+                f"write message['content'] as a text"
+            )
+    return text
+
+
+def lost_turns(turns: Sequence[Message], rendering: str) -> list[str]:
+    """Return the roles of the turns that a chat template left out of a rendering, such as system turns."""
+    squeezed = _squeezed(rendering)
+    return [turn["role"] for turn in turns if not _is_in(turn, squeezed)]
+
+
+def _check_roles(turns: Sequence[Message], template: str, then: Then) -> None:
+    for place, turn in enumerate(turns, start=1):
+        role = turn["role"]
+        if role not in _ROLES and f"'{role}'" not in template and f'"{role}"' not in template:
+            raise RenderingError(
+                f"message {place} has the role {role!r}, which the chat template does not name: use user, assistant, "
+                f"system or tool"
+            )
+    if not turns:
+        raise RenderingError("it has no messages")
+    if then == "reply" and turns[-1]["role"] in _ASSISTANTS:
+        raise RenderingError(
+            "it ends with the assistant's turn: remove that turn, or set data.continue_final_message=true to have the "
+            "model continue it"
+        )
+
+
+def _reacts(render: Callable[[Sequence[Message]], str], turns: Sequence[Message], place: int) -> bool:
+    """Return whether another text in place of a short one is found in the rendering, too."""
+    if len(turns[place]["content"]) > _SHORT or not turns[place]["content"].strip():
+        return True
+    other = [*turns[:place], Message(role=turns[place]["role"], content=_PROBE), *turns[place + 1 :]]
+    try:
+        return _PROBE in _squeezed(render(other))
+    except RenderingError:  # the template wants this very text
+        return True
+
+
+def _is_in(turn: Message, squeezed: str) -> bool:
+    """Return whether a turn's text is in a squeezed rendering, as it is or as JSON."""
+    return any(_squeezed(form) in squeezed for form in _forms(turn))
+
+
+def _forms(turn: Message) -> Iterator[str]:
+    text = turn["content"]
+    yield text
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    if turn["role"] in _ASSISTANTS and _THOUGHT in text:
+        yield text.rpartition(_THOUGHT)[2]
+
+
+def _squeezed(text: str) -> str:
+    """Return a text without what templates change: white space and letters' case."""
+    return "".join(text.split()).casefold()
 
 
 def _parsed(text: str) -> list[Message] | None:
@@ -62,5 +231,5 @@ def _parsed(text: str) -> list[Message] | None:
         return None
     try:
         return messages_of(json.loads(text))
-    except ValueError:
+    except (ValueError, RecursionError, MessagesError):
         return None

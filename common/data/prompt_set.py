@@ -1,11 +1,13 @@
 """The prompts of a run, held compactly: a million prompts take only the memory of their texts and token ids."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from brain_align.common.data.conversations import is_conversation
 from brain_align.common.identity import digest
@@ -36,6 +38,7 @@ class PromptSet(Sequence[Prompt]):
     def __init__(self) -> None:
         self.too_long = Skipped()  # rows whose prompt has too many tokens
         self.empty = Skipped()  # rows whose prompt is null or only whitespace
+        self.without_gold = Skipped()  # rows whose gold output is null
         self.conversations = 0  # prompts that are conversations other than a single user turn
         self._parts: list[pa.RecordBatch] = []
         self._starts = [0]
@@ -70,6 +73,14 @@ class PromptSet(Sequence[Prompt]):
         for part in self._parts:
             for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
                 yield _prompt_id(row, text), gold
+
+    def token_digest(self) -> str:
+        """Return the digest of all prompts' token ids, in their order."""
+        ids, lengths = (hashlib.blake2b(digest_size=16) for _ in range(2))
+        for part in self._parts:
+            ids.update(part["token_ids"].flatten().to_numpy().astype("<i4").tobytes())
+            lengths.update(pc.list_value_length(part["token_ids"]).to_numpy().astype("<i4").tobytes())
+        return digest(ids.hexdigest(), lengths.hexdigest())
 
     def add(self, rows: Sequence[tuple[int, str, list[int], str | None]]) -> None:
         """Add prompts: row (1-based), text, token ids, gold output."""

@@ -6,7 +6,15 @@ from itertools import islice
 
 import numpy as np
 
-from brain_align.common.data.conversations import USER, Message, as_text, messages_of, reply_to, turns_of
+from brain_align.common.data.conversations import (
+    USER,
+    Message,
+    MessagesError,
+    as_text,
+    messages_of,
+    reply_to,
+    turns_of,
+)
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.row_files import Row
 from brain_align.common.errors import UserError
@@ -16,6 +24,9 @@ _ROWS = 1024
 _Texts = tuple[int, str, str | None]  # a row's number (1-based), its prompt and its gold output
 
 Encode = Callable[[Sequence[str]], list[list[int]]]  # converts texts of prompts to the model's token ids of each
+
+
+CheckText = Callable[[str], list[int]]  # raises a RefusedPromptError for a text that cannot be encoded
 
 
 class RefusedPromptError(Exception):
@@ -33,17 +44,25 @@ class PromptColumns:
     prompt: str
     gold: str | None  # of gold outputs, if there are any
     conversations: bool = False  # whether a prompt may be a list of messages
+    settings: str = "data.prompt_column and data.gold_column"  # for messages: where the names come from
 
     def names(self) -> tuple[str, ...]:
         """Return the columns to read."""
         return (self.prompt,) if self.gold is None else (self.prompt, self.gold)
 
 
-def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, max_tokens: int, where: str) -> PromptSet:
-    """Read prompts from rows and tokenise them; skip and count empty ones and those over `max_tokens`.
+def load_prompts(
+    rows: Iterable[Row],
+    columns: PromptColumns,
+    encode: Encode,
+    max_tokens: int,
+    where: str,
+    check_gold: CheckText | None = None,
+) -> PromptSet:
+    """Read prompts from rows and tokenise them; skip and count empty ones, those over `max_tokens` or without gold.
 
     Two rows with the same prompt are two prompts: a prompt's id is made from its row and its text. Errors call the
-    source `where`.
+    source `where`. `check_gold` raises a RefusedPromptError for a gold output that cannot be encoded.
 
     Raises:
         UserError: a row lacks a column, holds neither text nor messages, or cannot be encoded (the row is named); or
@@ -53,16 +72,28 @@ def load_prompts(rows: Iterable[Row], columns: PromptColumns, encode: Encode, ma
     numbered = enumerate(rows, start=1)
     while part := list(islice(numbered, _ROWS)):
         texts = [(number, *_read(row, number, columns, where)) for number, row in part]
-        _take(found, texts, encode, max_tokens, where)
+        _take(found, texts, encode, max_tokens, where, columns, check_gold)
     if not found:
-        raise UserError(
-            f"{where} holds no usable prompt: {found.empty} are empty and {found.too_long} are longer than "
-            f"{max_tokens} tokens; check it, or raise data.max_prompt_tokens."
-        )
+        nothing = f"{where} holds no usable prompt: {found.empty} are empty and {found.too_long} are longer than "
+        advice = "check it, or raise data.max_prompt_tokens."
+        if found.without_gold.count:
+            advice = (
+                f"{found.without_gold} have null in column {columns.gold!r}; set data.gold_column=null if there are no "
+                f"reference outputs."
+            )
+        raise UserError(f"{nothing}{max_tokens} tokens; {advice}")
     return found
 
 
-def _take(found: PromptSet, texts: Sequence[_Texts], encode: Encode, max_tokens: int, where: str) -> None:
+def _take(
+    found: PromptSet,
+    texts: Sequence[_Texts],
+    encode: Encode,
+    max_tokens: int,
+    where: str,
+    columns: PromptColumns,
+    check_gold: CheckText | None,
+) -> None:
     """Tokenise some rows, and add the usable prompts."""
     written = [one for one in texts if one[1].strip()]
     token_ids = dict(zip((number for number, _, _ in written), _encoded(written, encode, where), strict=True))
@@ -73,7 +104,11 @@ def _take(found: PromptSet, texts: Sequence[_Texts], encode: Encode, max_tokens:
             found.empty.add(number)
         elif len(ids) > max_tokens:
             found.too_long.add(number)
+        elif gold is None and columns.gold is not None:
+            found.without_gold.add(number)
         else:
+            if check_gold is not None and gold is not None:
+                _encoded([(number, gold, None)], lambda texts: [check_gold(texts[0])], where)
             usable.append((number, text, ids, gold))
     found.add(usable)
 
@@ -85,52 +120,72 @@ def _encoded(rows: Sequence[_Texts], encode: Encode, where: str) -> list[list[in
         return encode([text for _, text, _ in rows])
     except RefusedPromptError as error:
         raise UserError(
-            f"{where}, row {rows[error.index][0]}, cannot be encoded ({error}); fix or remove the row, or set "
+            f"{where}, row {rows[error.index][0]}, cannot be encoded ({error}); fix or remove the row, or set another "
             f"data.chat_template."
         ) from None
 
 
 def _read(row: Row, number: int, columns: PromptColumns, where: str) -> tuple[str, str | None]:
-    """Return the texts of a row's prompt (empty for null) and gold output."""
-    prompt = _text(row, number, columns.prompt, columns, where)
-    if prompt is None or columns.gold is None:
+    """Return the texts of a row's prompt (empty for null) and gold output (None for null, and where there are none)."""
+    prompt = prompt_text(row, number, columns, where)
+    if not prompt or columns.gold is None:
         return prompt or "", None
-    gold = row.get(columns.gold)
-    if columns.conversations and (messages := messages_of(gold)) is not None:
-        reply = reply_to(turns_of(prompt), messages)
-        if reply is None:
-            raise UserError(
-                f"{where}, row {number}, column {columns.gold!r}: the prompt is not followed by exactly one assistant "
-                f"turn; fix or remove the row."
-            )
-        return prompt, reply
-    if not isinstance(gold, str):
-        raise _no_text(row, number, columns.gold, where)
-    return prompt, gold
+    return prompt, reply_text(row, number, columns.gold, prompt, columns, where)
 
 
-def _text(row: Row, number: int, column: str, columns: PromptColumns, where: str) -> str | None:
-    value = row.get(column)
+def prompt_text(row: Row, number: int, columns: PromptColumns, where: str) -> str | None:
+    """Return the text of a row's prompt; None for null.
+
+    Raises:
+        UserError: the row, which the message names, has no text there, and no messages that may be one.
+    """
+    value = row.get(columns.prompt)
     if isinstance(value, str):  # a text, even if it looks like messages
         return as_text([Message(role=USER, content=value)]) if columns.conversations else value
-    if value is None and column in row:
-        return None
-    messages: list[Message] | None = messages_of(value)
+    messages = _messages(row, number, columns.prompt, columns, where)
+    return None if messages is None else as_text(messages)
+
+
+def reply_text(row: Row, number: int, column: str, prompt: str, columns: PromptColumns, where: str) -> str | None:
+    """Return the text of an output that a row gives for its prompt; None for null. Raises as `prompt_text` does."""
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    messages = _messages(row, number, column, columns, where)
     if messages is None:
-        raise _no_text(row, number, column, where)
+        return None
+    reply = reply_to(turns_of(prompt), messages)
+    if reply is None:
+        raise UserError(
+            f"{where}, row {number}, column {column!r}: the prompt is not followed by exactly one assistant turn; fix "
+            f"or remove the row."
+        )
+    return reply
+
+
+def _messages(row: Row, number: int, column: str, columns: PromptColumns, where: str) -> list[Message] | None:
+    value = row.get(column)
+    if column not in row:
+        raise UserError(
+            f"{where}, row {number}, has no text in column {column!r} (its columns: {', '.join(row)}); set "
+            f"{columns.settings}."
+        )
+    if value is None:
+        return None
+    try:
+        messages = messages_of(value)
+    except MessagesError as error:
+        wanted = "a text or a list of messages" if columns.conversations else "a text"
+        raise UserError(
+            f"{where}, row {number}, has no text in column {column!r}: {error}; it must be {wanted}, fix or remove the "
+            f"row."
+        ) from None
     if not columns.conversations:
         raise UserError(
             f"{where}, row {number}, has a list of messages in column {column!r}; set data.chat_template to model or "
             f"to a template file."
         )
-    return as_text(messages)
-
-
-def _no_text(row: Row, number: int, column: str, where: str) -> UserError:
-    return UserError(
-        f"{where}, row {number}, has no text in column {column!r} (its columns: {', '.join(row)}); set "
-        f"data.prompt_column and data.gold_column."
-    )
+    return messages
 
 
 class PromptOrder:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, first_line
 
 Row = dict[str, Any]
 
@@ -17,6 +19,7 @@ _JSON = (".jsonl", ".jsonl.gz")
 _ARROW = (".arrow", ".feather", ".ipc")
 SUFFIXES = (*_JSON, ".parquet", *_ARROW)  # of readable files
 _ROWS = 1024
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException)
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 
 
@@ -29,17 +32,17 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     require_file(path)
     try:
         if path.name.endswith(_JSON):
-            yield from _json_lines(path)
+            yield from _json_lines(path, columns)
         elif path.suffix == ".parquet":
             yield from _parquet_rows(path, columns)
         elif path.suffix in _ARROW:
             yield from rows_of(_arrow_batches(path), columns)
         else:
             raise UserError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; convert it to one of these.")
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except _UNREADABLE as error:
         raise UserError(
-            f"{path} is damaged or of another kind than its suffix tells: {str(error).rstrip('.')}; restore or convert "
-            f"it."
+            f"{path} is damaged or of another kind than its suffix tells: {first_line(error).rstrip('.')}; restore or "
+            f"convert it."
         ) from None
 
 
@@ -50,8 +53,15 @@ def require_file(path: Path) -> None:
 
 
 def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ...]) -> Iterator[Row]:
-    """Yield the rows of Arrow data as Python values: the needed columns, or all where one of them is missing."""
+    """Yield the rows of Arrow data as Python values: the needed columns, or all where one of them is missing.
+
+    Raises:
+        UserError: two columns have the same name.
+    """
     for batch in batches:
+        twice = [name for name, count in Counter(batch.schema.names).items() if count > 1]
+        if twice:
+            raise UserError(f"The column {twice[0]!r} is there more than once; rename or remove one of them.")
         kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
         for start in range(0, kept.num_rows, _ROWS):
             yield from kept.slice(start, _ROWS).to_pylist()
@@ -76,9 +86,9 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield reader.get_batch(index)
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -90,6 +100,19 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except (ValueError, RecursionError) as error:  # JSON, but an integer with too many digits, or too deep
                 what = str(error).partition(";")[0]
                 raise UserError(f"{path}, line {number}, cannot be read ({what}); fix or remove the line.") from None
+            if half := _half_character(line, row, columns):
+                raise UserError(
+                    f"{path}, line {number}, has {half!r}, which is half of a character (an emoji that was cut, say); "
+                    f"fix or remove the line."
+                )
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}, is not a JSON object; fix or remove the line.")
             yield row
+
+
+def _half_character(line: str, row: Any, columns: tuple[str, ...]) -> str | None:
+    """Return a surrogate that stands alone in one of these columns: JSON can spell it, but no encoding has it."""
+    if "\\ud" not in line.lower() or not isinstance(row, dict):
+        return None
+    text = json.dumps([row.get(column) for column in columns], ensure_ascii=False)
+    return next((character for character in text if "\ud800" <= character <= "\udfff"), None)

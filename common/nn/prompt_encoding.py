@@ -3,99 +3,277 @@
 A prompt is encoded as it is, or as a conversation in a chat template; a completion given as text as if it was sampled.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from brain_align.common.data.conversations import turns_of
-from brain_align.common.data.prompts import Encode, RefusedPromptError
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.config.inputs import AS_THEY_ARE, OF_THE_MODEL, DataSection, PolicySection
+from brain_align.common.data.conversations import (
+    ASSISTANT,
+    USER,
+    Message,
+    RenderingError,
+    Then,
+    lost_turns,
+    rendered,
+    turns_of,
+)
+from brain_align.common.data.prompts import RefusedPromptError
+from brain_align.common.errors import UserError
+from brain_align.common.identity import digest
+from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+from brain_align.common.nn.models.end_tokens import end_tokens, model_end_tokens
+from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, control_tokens, token_ids
 
-AS_THEY_ARE = "none"
-OF_THE_MODEL = "model"
+_SYSTEM = "system"
+_REPLY = "REPLY"
+_MARGIN = "\t"  # white space that templates do not write, but some remove
 
 
-def prompt_encoding(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Encode:
-    """Return the encoding of prompts by the policy's tokenizer and the recipe's `data.chat_template`.
+def policy_encoding(policy: PolicySection, data: DataSection, moment: datetime | None = None) -> "TextEncoding":
+    """Load the policy's tokenizer, check that it fits the model, and return the encoding of the recipe's texts.
+
+    A template that writes the date is given that of `moment`; default: now.
 
     Raises:
-        UserError: the template does not exist.
+        UserError: the tokenizer or the template is missing, or the tokenizer is another model's.
+    """
+    source = policy.tokenizer or policy.model
+    tokenizer = load_tokenizer(source)
+    config = load_config(policy.model)
+    notes = check_tokenizer(tokenizer, config, source)
+    ends = end_tokens(policy.model, tokenizer)
+    if ends[1:] and tokenizer.eos_token_id not in model_end_tokens(policy.model):
+        notes.append(
+            f"note: the tokenizer in {source} ends texts with another token than the model's files name; outputs end "
+            f"with any of {listed_tokens(tokenizer, ends)}"
+        )
+    return TextEncoding(
+        tokenizer,
+        template_text(tokenizer, data.chat_template),
+        ends=ends,
+        rows=config.get_text_config().vocab_size,
+        continues=data.continue_final_message,
+        clock=Clock(moment or datetime.now()),
+        noted=notes,
+    )
+
+
+def template_text(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str | None:
+    """Return the text of the recipe's `data.chat_template`; None where prompts are plain texts.
+
+    Raises:
+        UserError: there is no such template.
     """
     if chat_template == AS_THEY_ARE:
-        return _plain_texts(tokenizer)
+        return None
     if chat_template != OF_THE_MODEL:
-        return _conversations(tokenizer, _read_template(chat_template))
+        return _read_template(chat_template)
     if not tokenizer.chat_template:
         raise UserError(
             "data.chat_template=model, but the policy's tokenizer has no chat template; set it to the file of one, or "
             "to none."
         )
-    return _conversations(tokenizer, None)
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them is the default
+        raise UserError(
+            f"data.chat_template=model, but the policy's tokenizer has several chat templates and no default "
+            f"({', '.join(tokenizer.chat_template)}); set it to the file of one."
+        ) from error
 
 
-def completion_encoding(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """Return the encoding of completions given as texts: without BOS, with the end-of-text token."""
+@dataclass
+class Clock:
+    """Formats one moment for templates that write the date."""
 
-    def encode(text: str) -> list[int]:
-        [ids] = _token_ids(tokenizer, [text])
-        return [*ids, tokenizer.eos_token_id]
+    moment: datetime
+    was_asked: bool = False
 
-    return encode
+    def __call__(self, how: str) -> str:
+        """Return the moment in the form that `strftime` gives it."""
+        self.was_asked = True
+        return self.moment.strftime(how)
 
 
-def _plain_texts(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Return the encoding of texts as they are, after the tokens that the tokenizer puts before every text (BOS).
+@dataclass
+class TextEncoding:
+    """Encodes prompts and completions, and remembers what the user should know of them."""
 
-    A text that already begins with those tokens (`<s>`, say) does not get them twice. Tokens that a tokenizer appends
-    to a text, such as EOS, are left out: they would end the prompt before its output begins.
-    """
-    before = _put_before_texts(tokenizer)
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None  # None: prompts are texts as they are
+    ends: Sequence[int]  # the ids that end an output
+    rows: int  # of the model's embedding: ids are below it
+    continues: bool = False  # whether a conversation that ends with the assistant's turn is continued
+    clock: Clock = field(default_factory=lambda: Clock(datetime.now()))
+    noted: list[str] = field(default_factory=list)
+    _lost: Counter[str] = field(default_factory=Counter)  # turns that the template left out, by role
+    _literal: int = 0  # prompts that spell control tokens
 
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        rows = _token_ids(tokenizer, texts)
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of prompts; raise a RefusedPromptError for one that cannot be encoded."""
+        encode = self._plain_texts if self.template is None else self._conversations
+        found = encode(texts)
+        for index, row in enumerate(found):
+            self._require_rows(index, row)
+        return found
+
+    def completion(self, text: str) -> list[int]:
+        """Return the token ids of a completion given as text: without BOS, ended as the template or the tokenizer does.
+
+        A completion whose text brings its end does not get another. Raises a RefusedPromptError for a text with a token
+        that the model does not know.
+        """
+        literal = self.template is not None
+        ids = continuation_ids(self.tokenizer, self._frame.around(text), literal=literal)
+        self._require_rows(0, ids)
+        return ids if ids and ids[-1] in self.ends else [*ids, *self._frame.end]
+
+    @property
+    def knows_all_tokens(self) -> bool:
+        """Whether the model has a row for each token of the tokenizer."""
+        return max(self.tokenizer.get_vocab().values()) < self.rows
+
+    def digest(self) -> str:
+        """Return the digest of all that decides token ids besides texts: for completions, and for reading outputs."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        return digest(vocabulary, list(self.ends), self._frame.start, self._frame.end)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the texts encoded so far."""
+        found = list(self.noted)
+        if self.clock.was_asked:
+            found.append(
+                f"note: the chat template writes the date or time; the run keeps {self.clock.moment:%d %b %Y %H:%M}, "
+                f"also when it is resumed"
+            )
+        found += [f"note: the chat template leaves out {count} {role} turns" for role, count in self._lost.items()]
+        if self._literal:
+            found.append(f"note: {self._literal} prompts spell control tokens of the tokenizer, which are read as text")
+        return found + self._frame.notes
+
+    def _require_rows(self, index: int, ids: Sequence[int]) -> None:
+        if ids and (largest := max(ids)) >= self.rows:
+            raise RefusedPromptError(
+                index,
+                f"it has the token {self.tokenizer.convert_ids_to_tokens(largest)!r} (id {largest}), but the model has "
+                f"{self.rows} tokens",
+            )
+
+    def _plain_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as they are, after the tokens that the tokenizer puts before every text (BOS).
+
+        A text that already begins with those tokens (`<s>`, say) does not get them twice. Tokens that a tokenizer
+        appends to a text, such as EOS, are left out: they would end the prompt before its output begins.
+        """
+        before = self._put_before_texts
+        rows = token_ids(self.tokenizer, texts)
         return [row if row[: len(before)] == before else before + row for row in rows]
 
-    return encode
+    def _conversations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode conversations in the template, up to the beginning of the assistant's turn.
 
+        The template writes all control tokens itself; the tokenizer adds none.
+        """
+        conversations = [turns_of(text) for text in texts]
+        renderings = [self._rendered(index, turns) for index, turns in enumerate(conversations)]
+        rows = token_ids(self.tokenizer, renderings)
+        for index, turns in enumerate(conversations):
+            self._lost.update(lost_turns(turns, renderings[index]))
+            if self._literals.spelt_in([turn["content"] for turn in turns]):
+                self._literal += 1
+                rows[index] = self._literals.encode(partial(self._changed, index, turns))
+        return rows
 
-def _conversations(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Encode:
-    """Return the encoding of conversations in a chat template, up to the beginning of the assistant's turn.
+    def _changed(self, index: int, turns: Sequence[Message], change: Callable[[str], str]) -> str:
+        return self._rendered(index, [Message(role=turn["role"], content=change(turn["content"])) for turn in turns])
 
-    The template (None: the tokenizer's own) writes all special tokens itself; the tokenizer adds none. A text that the
-    template rejects raises a RefusedPromptError.
-    """
-
-    def rendered(index: int, text: str) -> str:
+    def _rendered(self, index: int, turns: Sequence[Message]) -> str:
         try:
-            return tokenizer.apply_chat_template(
-                turns_of(text), tokenize=False, add_generation_prompt=True, chat_template=template
-            )
-        except TemplateError as error:
-            raise RefusedPromptError(index, f"the chat template rejects it: {first_line(error)}") from None
+            return self._render(turns, "continue" if self.continues else "reply")
+        except RenderingError as error:
+            raise RefusedPromptError(index, str(error)) from None
 
-    return lambda texts: _token_ids(tokenizer, [rendered(index, text) for index, text in enumerate(texts)])
+    def _render(self, turns: Sequence[Message], then: Then) -> str:
+        return rendered(self.tokenizer, turns, self.template, then=then, clock=self.clock)
+
+    @cached_property
+    def _literals(self) -> LiteralContents:
+        return LiteralContents(self.tokenizer)
+
+    @cached_property
+    def _put_before_texts(self) -> list[int]:
+        """The tokens that the tokenizer puts before every text."""
+        [bare] = token_ids(self.tokenizer, ["a"])
+        whole = list(self.tokenizer("a")["input_ids"])
+        places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
+        return whole[: places[0]] if places else []
+
+    @cached_property
+    def _frame(self) -> "Frame":
+        """What stands around the assistant's text: in the template, or, without one, the tokenizer's end."""
+        for opening in ([], [Message(role=_SYSTEM, content=_REPLY.lower())]):
+            asked = [*opening, Message(role=USER, content=_REPLY.lower())]
+            answer = Message(role=ASSISTANT, content=_MARGIN + _REPLY + _MARGIN)
+            with suppress(RenderingError):  # the template wants another conversation
+                if self.template is not None:
+                    return self._frame_in(self._render(asked, "reply"), self._render([*asked, answer], "end"))
+        return Frame(end=[self.tokenizer.eos_token_id])
+
+    def _frame_in(self, prompt: str, whole: str) -> "Frame":
+        before, _, after = whole.rpartition(_REPLY)
+        trims = not before.endswith(_MARGIN), not after.startswith(_MARGIN)
+        before, after = before.removesuffix(_MARGIN), after.removeprefix(_MARGIN)
+        between = before.removeprefix(prompt)
+        start = between if between.isspace() else ""  # an empty block of thoughts, say, is not in the completion
+        ids = continuation_ids(self.tokenizer, after)
+        if (ended := next((place for place, token in enumerate(ids) if token in self.ends), None)) is not None:
+            return Frame(start, ids[: ended + 1], *trims)
+        controls = set(self.tokenizer.convert_tokens_to_ids(control_tokens(self.tokenizer)))
+        closing = next((place for place, token in enumerate(ids) if token in controls), None)
+        if closing is None:  # words, behind which models are trained to end the text
+            return Frame(start, [self.tokenizer.eos_token_id], *trims)
+        token = self.tokenizer.convert_ids_to_tokens(ids[closing])
+        note = (
+            f"note: the chat template ends the assistant's turn with {token!r}, which does not end outputs: the files "
+            f"of the model name {listed_tokens(self.tokenizer, self.ends)}; add it to eos_token_id in "
+            f"generation_config.json"
+        )
+        return Frame(start, ids[: closing + 1], *trims, notes=[note])
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a completion's text stands between."""
+
+    start: str = ""  # white space
+    end: list[int] = field(default_factory=list)
+    trims_start: bool = False
+    trims_end: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def around(self, text: str) -> str:
+        """Return a text as it stands in the template, without its end."""
+        text = text.lstrip() if self.trims_start else text
+        return self.start + (text.rstrip() if self.trims_end else text)
+
+
+def listed_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return tokens with their ids, for messages."""
+    return " and ".join(f"{token} {tokenizer.convert_ids_to_tokens(token)!r}" for token in ids)
 
 
 def _read_template(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template={file} cannot be read as a template file ({error}); give a file's path, or set model "
             f"or none."
         ) from None
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [list(row) for row in rows]
-
-
-def _put_before_texts(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that a tokenizer puts before every text."""
-    [bare] = _token_ids(tokenizer, ["a"])
-    whole = list(tokenizer("a")["input_ids"])
-    places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
-    return whole[: places[0]] if places else []

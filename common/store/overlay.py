@@ -32,6 +32,11 @@ class OverlaidStore:
         self.step_groups, self.recorded_after = upper.step_groups, upper.recorded_after
 
     @property
+    def trouble(self) -> str | None:
+        """The error of a request that is being repeated; None while requests succeed. Any thread may read it."""
+        return self._upper.trouble or self._lower.trouble
+
+    @property
     def damaged(self) -> list[str]:
         """A sentence for each damaged file of either store."""
         return [*self._upper.damaged, *self._lower.damaged]

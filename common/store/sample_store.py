@@ -1,6 +1,6 @@
 """The sample store: append-only Arrow parts that are the source of truth of a run; docs/store.md has their layout."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ class SampleStore:
         self._appended: set[str] = set()  # names of scorers whose values this opening has appended
 
     @property
+    def trouble(self) -> str | None:
+        """The error of a request that is being repeated; None while requests succeed. Any thread may read it."""
+        return self._opening.backend.trouble
+
+    @property
     def damaged(self) -> list[str]:
         """A sentence for each part that was found damaged, with its present path."""
         return self._opening.damaged
@@ -63,13 +68,16 @@ class SampleStore:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the training lock, which `append_step` needs; others may append groups and scores meanwhile.
 
+        `waiting`: see `hold_training_lock`.
+
         Raises:
-            UserError: another process holds it, or the store cannot be written.
+            TryAgainError: another process holds it.
+            UserError: the store cannot be written.
         """
-        with hold_training_lock(self._opening.backend) as self._lock:
+        with hold_training_lock(self._opening.backend, waiting) as self._lock:
             try:
                 self.refresh()  # its previous holder may have recorded steps
                 yield

@@ -8,76 +8,26 @@ at its second look at the latest, since the first can only miss a request that j
 states when a lock ends. An age is the difference between the times of two files, both by the clock of the backend.
 """
 
-import functools
 import json
 import logging
-import os
-import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import pyarrow as pa
 
-from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import StorageBackend, unusable
+from brain_align.common.errors import TryAgainError, UserError
+from brain_align.common.processes import Process, this_process
+from brain_align.common.store.files.backends import Entry, StorageBackend, unusable
 
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without renewal
-_DEAD = frozenset("ZXx")  # states of an ended process that its parent has not waited for yet
-_NONE, _HIDDEN = -1, -2  # in place of a start time
+_LOOKS_EVERY = 2.0  # seconds, while it waits for a holder that may be dead
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Process:
-    """The identity of a process among all processes."""
-
-    host: str  # for messages
-    machine: str  # differs between machines, boots, and containers that do not see each other's processes
-    pid: int
-    started: int  # clock ticks since the machine's boot, as another process may get the same pid later
-
-    def is_gone(self, here: "Process") -> bool | None:
-        """Return whether it has ended, or None if it runs where the process `here` cannot see it."""
-        started = _started(self.pid) if self.machine == here.machine else _HIDDEN
-        return None if started == _HIDDEN else started != self.started
-
-
-def this_process() -> Process:
-    """Return the identity of the current process."""
-    pid = os.getpid()
-    return Process(socket.gethostname(), f"{_boot()} {os.readlink('/proc/self/ns/pid')}", pid, _started(pid))
-
-
-@functools.cache
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        return uuid.uuid4().hex  # a sandbox: matches no other process, so that only ages decide
-
-
-def _started(pid: int) -> int:
-    """Return when a process started, `_NONE` if it does not exist, or `_HIDDEN` if it cannot be inspected."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
-    state, *numbers = status.rpartition(")")[2].split()  # a program's name may hold any character, even parentheses
-    return _NONE if state in _DEAD else int(numbers[18])
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
-    return True
 
 
 class TrainingLock:
@@ -132,13 +82,50 @@ class TrainingLock:
                 _LOG.warning("The training lock of %s was not renewed: %s", self._backend.uri, error)
 
 
+class _HeldError(TryAgainError):
+    """Another process holds the lock, or asks for it."""
+
+    def __init__(self, message: str, holder: Entry, seconds_left: float | None) -> None:
+        super().__init__(message)
+        self.holder = holder
+        self.seconds_left = seconds_left  # until the lock ends if the holder is dead; None: it is alive
+
+
 @contextmanager
-def hold_training_lock(backend: StorageBackend) -> Iterator[TrainingLock]:
+def hold_training_lock(backend: StorageBackend, waiting: Callable[[str], None] | None = None) -> Iterator[TrainingLock]:
     """Hold the training lock of a store.
 
+    If `waiting` is given, a holder that may be dead is waited for, until it has renewed the lock or the lock ends;
+    `waiting` is called once with a sentence on it.
+
     Raises:
-        UserError: another process holds it.
+        TryAgainError: another process holds it.
+        UserError: the store cannot be written.
     """
+    lock = _acquired(backend) if waiting is None else _acquired_after_waiting(backend, waiting)
+    try:
+        yield lock
+    finally:
+        lock.end()
+
+
+def _acquired_after_waiting(backend: StorageBackend, waiting: Callable[[str], None]) -> TrainingLock:
+    seen: dict[str, float] = {}  # when a holder's file was last renewed, at the first look
+    deadline, said = time.monotonic() + STALE_AFTER + RENEWED_EVERY, False
+    while True:
+        try:
+            return _acquired(backend)
+        except _HeldError as held:
+            renewed = seen.setdefault(held.holder.name, held.holder.modified) != held.holder.modified
+            if held.seconds_left is None or renewed or time.monotonic() > deadline:
+                raise
+            if not said:
+                waiting(f"waiting up to {held.seconds_left:.0f} s: {held}")
+            said = True
+        time.sleep(_LOOKS_EVERY)
+
+
+def _acquired(backend: StorageBackend) -> TrainingLock:
     token = uuid.uuid4().hex[:8]
     asking, holding = f"asks-{token}.json", f"holds-{token}.json"
     try:
@@ -149,11 +136,7 @@ def hold_training_lock(backend: StorageBackend) -> Iterator[TrainingLock]:
         raise unusable(backend, "written", error) from error
     finally:
         _remove(backend, asking)
-    lock = TrainingLock(backend, holding, ended)
-    try:
-        yield lock
-    finally:
-        lock.end()
+    return TrainingLock(backend, holding, ended)
 
 
 def _write(backend: StorageBackend, name: str) -> None:
@@ -189,7 +172,7 @@ def _refuse_others_in_sight(backend: StorageBackend, asking: str, sort: str) -> 
                 continue  # it has just ended, or acquired the lock
             gone, silent = other.is_gone(here), now - entry.modified
             if not gone and (gone is False or silent <= STALE_AFTER):
-                raise _held(backend, other, silent, on_this_machine=gone is False)
+                raise _held(backend, other, entry, silent, on_this_machine=gone is False)
             backend.remove(path)
             ended.add(entry.name.replace("asks-", "holds-"))
     return frozenset(ended)
@@ -203,15 +186,20 @@ def _decoded(content: pa.Buffer) -> Process:
         return Process("an unknown host", "", 0, 0)
 
 
-def _held(backend: StorageBackend, holder: Process, silent: float, *, on_this_machine: bool) -> UserError:
+def _held(
+    backend: StorageBackend, holder: Process, entry: Entry, silent: float, *, on_this_machine: bool
+) -> _HeldError:
     process = f"process {holder.pid} on {holder.host}"
     if on_this_machine and silent > STALE_AFTER:
-        return UserError(
+        stopped = (
             f"The sample store {backend.uri} is held for training by {process}, which has been silent for "
             f"{silent:.0f} s but is stopped, not dead; end it (kill -9 {holder.pid}), or set another store.uri."
         )
-    dead = "" if on_this_machine else f" (if it is dead, the lock expires in {STALE_AFTER - silent:.0f} s)"
-    return UserError(
+        return _HeldError(stopped, entry, None)
+    left = None if on_this_machine else STALE_AFTER - silent
+    dead = "" if left is None else f" (if it is dead, the lock expires in {left:.0f} s)"
+    held = (
         f"The sample store {backend.uri} is being trained on by {process}{dead}, and only one run at a time can; "
         f"wait for it, stop it, or set another store.uri."
     )
+    return _HeldError(held, entry, left)

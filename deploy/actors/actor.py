@@ -7,7 +7,7 @@ from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, UserError
+from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, ScorerAwayError, UserError
 
 
 class LostError(Exception):
@@ -130,7 +130,7 @@ class Actor:
 
         Raises:
             ActorLostError: the actor died, or gave no answer in time and was ended.
-            PipelineError: the method raised.
+            PipelineError: the method raised; a ScorerAwayError stays one.
             UserError: the method raised one.
         """
         handle = self._running()
@@ -195,6 +195,8 @@ class Actor:
         if isinstance(cause, DeliveryError):
             self.kill()
             return ActorLostError(f"{cause} ({self.name}; its log is {self._log_path}).", sent_away=True)
+        if isinstance(cause, ScorerAwayError):
+            return ScorerAwayError(f"{cause} ({self.name}; its log is {self._log_path})", cause.rows, cause.away)
         if isinstance(cause, LearnerOutOfMemoryError):
             return LearnerOutOfMemoryError(f"{cause} ({self.name}; its log is {self._log_path}).", cause.smaller)
         return PipelineError(

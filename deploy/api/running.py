@@ -15,6 +15,7 @@ from brain_align.common.config.inputs import PolicySection
 from brain_align.common.logs import quiet_libraries
 from brain_align.common.policies import PolicyRegistry
 from brain_align.deploy.api.samples import Samples, open_store
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 from brain_align.deploy.run.recipe_files import AnyRecipe, load_recipe
 from brain_align.deploy.run.resolve import resolve, run_directory
@@ -104,7 +105,7 @@ def run(recipe: AnyRecipe, /, *, console: Console | None = None, **overrides: An
     quiet_libraries()
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
-    shown = console or Console()
+    shown = PlainConsole() if console is None else PlainConsole.like(console)
     _without_event_loop(lambda: run_recipe(read, shown))
     directory = run_directory(read)
     summary = read_summary(directory)

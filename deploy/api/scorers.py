@@ -4,11 +4,10 @@ import math
 import warnings
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import AnyRecipe, load_recipe
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
@@ -68,6 +67,6 @@ def load_scorer(recipe: AnyRecipe, name: str) -> LoadedScorer:
             raise UserError(f"{name!r} scores token ids, not texts: use sequence_logprobs on the model itself.")
         made = f", which {name!r} is made of" if name in read.rewards else ""
         raise UserError(f"{name!r} does not name a scorer; the recipe has {', '.join(read.scorers)}{made}.")
-    resolved = resolve(read, reporter(Console(stderr=True)), begun=run_directory(read), scorers=[name]).recipe
+    resolved = resolve(read, reporter(PlainConsole(stderr=True)), begun=run_directory(read), scorers=[name]).recipe
     directory = run_directory(read)
     return LoadedScorer(build_scorer(resolved.scorers[name], name, resolved.policy, directory.policies))

@@ -13,9 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from brain_align.common.printable import printable
+from brain_align.common.uris import check_uri
+from brain_align.deploy.console import say
+
 _GROUPS = ("Train", "Inspect", "Use", "Maintain", "Data", "Research")  # in this order in help, others last
 _OTHER_NAMES = {"train": "run", "resume": "run", "check": "doctor", "list": "ls"}  # what other tools call it
 _DASHED = re.compile(r"--([A-Za-z_]\w*(?:\.[\w-]+)+)(=.*)?", re.DOTALL)
+_NAME = re.compile(r"[\w.-]+")  # of an option or a setting
 _TOP_LEVEL = re.compile(r"--([A-Za-z_]\w*=.*)", re.DOTALL)
 
 
@@ -27,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2 and a sentence."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: {message} (see {self.prog} --help)\n"))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
@@ -63,7 +68,7 @@ def add_commands(parser: argparse.ArgumentParser, package: str) -> None:
     listing = "\n\n".join(f"{group}:\n" + "\n".join(lines) for group, lines in sorted(listed.items(), key=_place))
     parser.usage = "%(prog)s COMMAND [argument ...]"
     parser.description = f"{parser.description}\n\n{listing}"
-    parser.set_defaults(command=lambda _options: print(parser.format_help(), end=""))
+    parser.set_defaults(command=lambda _options: say(parser.format_help(), end=""))
 
 
 def _modules(package: str) -> list[tuple[str, ModuleType]]:
@@ -104,7 +109,14 @@ def add_overrides(parser: argparse.ArgumentParser, what: str = "settings that re
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments; overrides may also stand after other options, and may begin with dashes."""
+    """Parse the arguments; overrides may also stand after other options, and may begin with dashes.
+
+    A URI with a secret in it is refused first, before any message can show it.
+    """
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        check_uri(argument, "An argument")
+        check_uri(value if separator and _NAME.fullmatch(name) else "", name)
     options, rest = parser.parse_known_args(undashed(arguments))
     if "overrides" in options:  # `--seed=1`, which no option of the command is called, is a setting
         rest = [_TOP_LEVEL.sub(r"\1", argument) for argument in rest]

@@ -13,12 +13,11 @@ Examples:
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request, read_request
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import output_path
 
@@ -70,4 +69,4 @@ def run(options: argparse.Namespace) -> None:
     )
     from brain_align.deploy.compare.compare import compare  # Ray and torch take seconds
 
-    compare(recipe, request, directory, options.parallel, Console())
+    compare(recipe, request, directory, options.parallel, PlainConsole())

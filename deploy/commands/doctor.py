@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.training import PriorSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import PRIOR
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.scoring import take_over_golden
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
@@ -43,13 +42,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check a recipe."""
-    return 2 if examine(load_recipe(options.recipe, options.overrides), Console()) else 0
+    return 2 if examine(load_recipe(options.recipe, options.overrides), PlainConsole()) else 0
 
 
 class Findings:
     """A printed list of what was checked, with the number of failures."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self.failed = 0
         self._console = console
 
@@ -58,7 +57,7 @@ class Findings:
         problems = [] if problem is None else problem.splitlines()
         self.failed += len(problems)
         for text in [f"FAILED  {subject}: {one}" for one in problems] or [f"ok      {subject}{note}"]:
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(text, soft_wrap=True)
 
     @contextmanager
     def check(self, subject: str) -> Iterator[None]:
@@ -72,7 +71,7 @@ class Findings:
 
 
 def examine(
-    recipe: Recipe, console: Console, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
+    recipe: Recipe, console: PlainConsole, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
 ) -> int:
     """Check a recipe's inputs, the cluster's size, and every scorer; report all problems, and return their number.
 
@@ -86,7 +85,7 @@ def examine(
     resolved = prepared.recipe
     with findings.check("prompts, policy, and files of scorers"):
         for note in check_inputs(resolved, prepared.directory).notes:
-            console.print(f"        {note}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"        {note}", soft_wrap=True)
     scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):
         names = [PRIOR, *recipe.scorers]

@@ -1,6 +1,7 @@
 """Write a run's policy for use elsewhere.
 
-Writes one version of the policy as an adapter (PEFT), or as a whole model (transformers).
+Writes one version of the policy as an adapter (PEFT), or as a whole model (transformers), with the tokenizer, the chat
+template that the run used, and a model card.
 
 Examples:
   brain export runs/demo --output my-adapter
@@ -8,7 +9,7 @@ Examples:
 """
 
 import argparse
-import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.deploy.commands.arguments import add_run
+from brain_align.deploy.console import say
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.result.files import Result
 from brain_align.deploy.run.summary import read_summary
 
 GROUP = "Train"
@@ -30,13 +33,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_run(parser)
     parser.add_argument("--version", default="best", help="best (on validation prompts; the default), newest, or N")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a directory that does not exist yet")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty directory")
     parser.add_argument("--merge", action="store_true", help="merge an adapter into its model, and write the whole")
 
 
 def run(options: argparse.Namespace) -> None:
     """Export a version."""
-    print(export(options.run, options.version, options.output, merge=options.merge))
+    say(export(options.run, options.version, options.output, merge=options.merge))
 
 
 def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
@@ -46,24 +49,35 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     and a model that cannot be loaded are refused.
     """
     directory = RunDirectory(run.absolute())
-    policy = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
+    recipe = resolve(saved_recipe(directory), None, begun=directory).recipe
     found = _find_version(directory, version)
-    if output.exists():
-        raise UserError(f"{output} exists already; name a new directory with --output.")
-    from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS  # torch and peft: seconds
-
-    with new_directory(output.absolute()) as target:
-        if policy.method == "lora" and not merge:
-            for name in (CONFIG, WEIGHTS):
-                shutil.copyfile(found.path / name, target / name)
-            base = f"{policy.model}{', quantised to nf4' if policy.quantization else ''}"
-            return f"version {found.version}: {output} (PeftModel.from_pretrained; its base is {base})"
-        if policy.method == "lora":
-            _write_merged(policy, found.path, target)
+    output = output.expanduser().absolute()
+    _make_way(output)
+    result = Result(recipe, directory, found, read_summary(directory))
+    is_adapter = recipe.policy.method == "lora" and not merge
+    with new_directory(output) as target:
+        if is_adapter:
+            notes = result.write_adapter(target)
         else:
-            shutil.copytree(found.path, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MARKER))
-        _write_companions(policy, target)
-    return f"version {found.version}: {output} (AutoModelForCausalLM.from_pretrained)"
+            _write_model(recipe.policy, result.base.name if result.base.local else None, found.path, target)
+            notes = result.complete_model(target)
+    loader = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
+    quantized = f", quantised to {recipe.policy.quantization}" if recipe.policy.quantization else ""
+    base = f"; its base is {result.base.name}{quantized}" if is_adapter else ""
+    said = f"Exported version {found.version} to {output}. Load it with {loader}.from_pretrained{base}."
+    return "\n".join([said, *(f"note: {note}" for note in notes)])
+
+
+def _make_way(output: Path) -> None:
+    """Refuse a place that holds anything; an empty directory may become the result."""
+    try:
+        if output.is_dir() and not output.is_symlink() and not any(output.iterdir()):
+            output.rmdir()
+            return
+    except OSError as error:
+        raise UserError(f"{output} cannot be used ({error.strerror}); name another directory with --output.") from None
+    if os.path.lexists(output):
+        raise UserError(f"{output} exists already; name a new directory with --output.")
 
 
 def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
@@ -86,25 +100,15 @@ def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
     return registry.verify(int(version))
 
 
-def _write_merged(policy: PolicySection, adapter: Path, target: Path) -> None:
-    """Write the model with the adapter added to its weights, which are dequantised first if need be."""
-    from brain_align.common.nn.models.adapters import load_adapter
+def _write_model(policy: PolicySection, base: str | None, version: Path, target: Path) -> None:
+    """Write whole weights: the version's, or the model's with its adapter added, dequantised if need be."""
+    if policy.method == "full":
+        shutil.copytree(version, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MARKER))
+        return
+    from brain_align.common.nn.models.adapters import load_adapter  # torch and peft: seconds
     from brain_align.common.nn.models.causal_lm import load_causal_lm
     from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 
-    if policy.quantization is None:
-        model = load_causal_lm(policy.model, policy.dtype)
-    else:
-        model = load_dequantized(policy.model, policy.dtype)
-    save_causal_lm(load_adapter(model, adapter).merge_and_unload(), target)
-
-
-def _write_companions(policy: PolicySection, target: Path) -> None:
-    """Write the tokenizer and the generation config, which belong to a whole model."""
-    from transformers import GenerationConfig
-
-    from brain_align.common.nn.models.causal_lm import load_tokenizer
-
-    load_tokenizer(policy.tokenizer or policy.model).save_pretrained(target)
-    with contextlib.suppress(OSError):  # a model need not have one
-        GenerationConfig.from_pretrained(policy.model).save_pretrained(target)
+    load = load_causal_lm if policy.quantization is None else load_dequantized
+    model = load(base or policy.model, policy.dtype)
+    save_causal_lm(load_adapter(model, version).merge_and_unload(), target)

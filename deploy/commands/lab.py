@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
+from brain_align.deploy.console import PlainConsole
 
 _FILE = "lab.json"
 _SHOWN = {
@@ -56,12 +56,12 @@ def run(options: argparse.Namespace) -> None:
     plots = write_plots(figures, directory)
     report = figures.as_json()
     write_file(directory / _FILE, json.dumps(report, indent=1))
-    console = Console()
+    console = PlainConsole()
     _print(report, console)
-    console.print(f"{directory / _FILE} and {len(plots)} plots", highlight=False, soft_wrap=True)
+    console.print(f"{directory / _FILE} and {len(plots)} plots", soft_wrap=True)
 
 
-def _print(report: dict[str, Any], console: Console) -> None:
+def _print(report: dict[str, Any], console: PlainConsole) -> None:
     console.print(f"By number of outputs, n: the mean over {len(report['seeds'])} problems, and the range.")
     for name, (title, form) in _SHOWN.items():
         console.print(title)

@@ -11,9 +11,8 @@ Examples:
 
 import argparse
 
-from rich.console import Console
-
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import load_recipe
 
 GROUP = "Train"
@@ -31,4 +30,4 @@ def run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
-    run_recipe(recipe, Console())
+    run_recipe(recipe, PlainConsole())

@@ -13,8 +13,9 @@ import argparse
 
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_run
+from brain_align.deploy.console import say
 from brain_align.deploy.monitor.requests import ScaleRequest, ask
-from brain_align.deploy.monitor.status import is_alive, read_status
+from brain_align.deploy.monitor.status import Liveness, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Train"
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     """Ask the run for other numbers of replicas."""
     request = parse_replicas(options.replicas)
     directory = RunDirectory(options.run.absolute())
-    if not is_alive(directory, read_status(directory)):
+    if not Liveness(directory).is_alive(read_status(directory)):
         raise UserError(
             f"No run is alive in {directory.root}; start it with `brain run` and the numbers in its recipe "
             f"(sampler.replicas, scorers.NAME.replicas)."
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     answer = ask(directory, request, options.timeout)
     if answer.refusal is not None:
         raise UserError(answer.refusal)
-    print(*answer.lines, sep="\n")
+    say("\n".join(answer.lines))
 
 
 def parse_replicas(arguments: list[str]) -> ScaleRequest:

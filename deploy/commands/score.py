@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.row_files import read_rows
@@ -30,6 +29,7 @@ from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.output import check_output, new_lines, new_output
 from brain_align.deploy.commands.scoring import Advance, progress_bar, resolved_for_scoring, take_over_golden
 from brain_align.deploy.conductor.group_scorer import GroupScorer, scorers_at_work
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import run_directory
@@ -58,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score the file."""
     recipe = load_recipe(options.recipe, options.overrides)
-    score(recipe, options.input, options.output, Console(), force=options.force)
+    score(recipe, options.input, options.output, PlainConsole(), force=options.force)
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Outcome:
     errors: dict[str, str] = field(default_factory=dict)  # the first reason for one, per scorer
 
 
-def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force: bool) -> None:
+def score(recipe: Recipe, source: Path, target: Path, console: PlainConsole, *, force: bool) -> None:
     """Score a file with all scorers of a recipe; the target appears whole or not at all.
 
     The source has rows with `prompt` and `outputs` (.jsonl, .jsonl.gz, .parquet or Arrow); the target gets a row
@@ -94,10 +94,10 @@ def score(recipe: Recipe, source: Path, target: Path, console: Console, *, force
         take_over_golden(recipe, recipe.scorers, logs)
         task = bar.add_task("", total=count)
         outcome = _score_with_services(resolved, logs, source, write, lambda rows: bar.advance(task, rows))
-    console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", highlight=False, soft_wrap=True)
+    console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", soft_wrap=True)
     for name, missing in outcome.missing.items():
         reason = outcome.errors[name]
-        console.print(f"WARNING: {name} has no value for {missing} outputs: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"WARNING: {name} has no value for {missing} outputs: {reason}", soft_wrap=True)
 
 
 @contextmanager

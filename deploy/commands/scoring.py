@@ -3,11 +3,11 @@
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
@@ -15,12 +15,12 @@ from brain_align.deploy.run.start import reporter
 Advance = Callable[[int], object]  # counts further rows that are done
 
 
-def progress_bar(what: str, console: Console) -> Progress:
+def progress_bar(what: str, console: PlainConsole) -> Progress:
     """Return a bar that counts rows."""
     return Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
 
 
-def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: Console) -> Recipe:
+def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: PlainConsole) -> Recipe:
     """Resolve a recipe as far as the named scorers need it, and check that they can be loaded; see `resolve`."""
     from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 

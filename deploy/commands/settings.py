@@ -18,7 +18,6 @@ from dataclasses import replace
 from itertools import groupby
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +25,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.reference import SectionReference, Setting, all_sections
 from brain_align.common.config.validation import setting_elsewhere
 from brain_align.common.errors import UserError
+from brain_align.deploy.console import PlainConsole, say
 
 _NAMED = ("scorers", "rewards")  # sections whose parts have names of the user's choice
 
@@ -74,13 +74,13 @@ def run(options: argparse.Namespace) -> int:
         UserError: no setting has the prefix.
     """
     if options.schema:
-        print(schema(), end="")
+        say(schema(), end="")
     elif options.markdown:
-        print(page(), end="")
+        say(page(), end="")
     elif options.prefix:
-        _print(sections_below(options.prefix), Console())
+        _print(sections_below(options.prefix), PlainConsole())
     else:
-        _print_overview(Console())
+        _print_overview(PlainConsole())
     return 0
 
 
@@ -134,18 +134,18 @@ def _nearest(parts: Sequence[str]) -> str:
     return f"did you mean {', '.join(meant)}?" if meant else f"sections: {', '.join(sections)}."
 
 
-def _print_overview(console: Console) -> None:
+def _print_overview(console: PlainConsole) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     for section in all_sections():
         if not section.kinds:  # `objective` stands for all objectives, `scorers.NAME` for all kinds of scorer
             name = section.name or ", ".join(setting.name for setting in section.settings)
-            table.add_row(Text(name), Text(f"{section.summary.rstrip('.').partition('. ')[0]}."))
+            table.add_row(name, f"{section.summary.rstrip('.').partition('. ')[0]}.")
     console.print(table)
-    console.print(Text("\nbrain settings sampling: one section; brain settings sampling.n: one setting."))
+    console.print("\nbrain settings sampling: one section; brain settings sampling.n: one setting.")
 
 
-def _print(sections: Sequence[SectionReference], console: Console) -> None:
+def _print(sections: Sequence[SectionReference], console: PlainConsole) -> None:
     for section in sections:
         title = section.name + (f" ({', '.join(section.kinds)})" if section.kinds else "")
         console.print(Text.assemble((title, "bold"), "  ", section.summary))
@@ -154,7 +154,7 @@ def _print(sections: Sequence[SectionReference], console: Console) -> None:
             table.add_column(header, overflow="fold", no_wrap=header == "setting")
         for setting in section.settings:
             name = setting.name.removeprefix(f"{section.name}.")
-            table.add_row(*map(Text, (name, _values(setting), setting.default, setting.description)))
+            table.add_row(name, _values(setting), setting.default, setting.description)
         console.print(table)
 
 

@@ -11,14 +11,14 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
-from brain_align.deploy.monitor.status import PoolStatus, Status, is_alive, read_status
+from brain_align.deploy.console import PlainConsole, say
+from brain_align.deploy.monitor.status import Liveness, PoolStatus, Status, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -34,21 +34,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Show the progress."""
     directory = RunDirectory(options.run.absolute())
-    status = read_status(directory)
+    status, liveness = read_status(directory), Liveness(directory)
+    state = _state(status, liveness)
     if options.json:
-        print(status.model_copy(update={"state": _state(directory, status)}).model_dump_json(indent=1))
+        shown = status.model_copy(update={"state": state})
+        say(shown.model_dump_json(indent=1, ensure_ascii=True))
     elif not options.watch:
-        Console().print(view(status, _state(directory, status)), highlight=False)
+        PlainConsole().print(view(status, state))
     else:
-        with Live(view(status, _state(directory, status)), console=Console(), auto_refresh=False) as live:
-            while is_alive(directory, status):
+        with Live(view(status, state), console=PlainConsole(), auto_refresh=False) as live:
+            while state not in ("ended", "dead"):
                 time.sleep(1)
                 status = read_status(directory)
-                live.update(view(status, _state(directory, status)), refresh=True)
+                state = _state(status, liveness)
+                live.update(view(status, state), refresh=True)
 
 
-def _state(directory: RunDirectory, status: Status) -> str:
-    return status.state if status.state == "ended" or is_alive(directory, status) else "dead"
+def _state(status: Status, liveness: Liveness) -> str:
+    return status.state if status.state == "ended" or liveness.is_alive(status) else "dead"
 
 
 def view(status: Status, state: str) -> RenderableType:
@@ -56,27 +59,25 @@ def view(status: Status, state: str) -> RenderableType:
     waiting = status.backlog
     shown: list[RenderableType] = [
         as_table([("state", state), *status.progress.figures()]),
-        Text(
-            f"waiting: {waiting.leases} requests for samplers, {waiting.unscored} groups for scorers, {waiting.ready} "
-            f"groups for the learner"
-        ),
+        f"waiting: {waiting.leases} requests for samplers, {waiting.unscored} groups for scorers, {waiting.ready} "
+        f"groups for the learner",
         _services(status.services),
     ]
+    if status.store_trouble and state != "ended":
+        shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
-    shown += [Text(f"{one.name} ({one.losses}x lost): {one.trouble}") for one in troubled]
+    shown += [f"{one.name} ({one.losses}x lost): {one.trouble}" for one in troubled]
     if status.automatic:
-        shown.append(Text("samplers follow the load (sampler.autoscale)"))
+        shown.append("samplers follow the load (sampler.autoscale)")
     for change in status.scaling[-5:]:
         at = datetime.fromtimestamp(change.at, UTC).astimezone().strftime("%H:%M:%S")
-        shown.append(Text(f"{at} {change.service} {change.before} -> {change.after}: {change.reason}"))
+        shown.append(f"{at} {change.service} {change.before} -> {change.after}: {change.reason}")
     for item in status.quarantined:
         shown.append(
-            Text(
-                f"quarantined: {item.purpose} round {item.round} prompt {item.prompt_id}, {item.service}: {item.error}"
-            )
+            f"quarantined: {item.purpose} round {item.round} prompt {item.prompt_id}, {item.service}: {item.error}"
         )
     if state == "dead":
-        shown.append(Text("The run's process is gone; the same `brain run` command resumes it."))
+        shown.append("The run's process is gone; the same `brain run` command resumes it.")
     return Group(*shown)
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import HUMAN
@@ -16,6 +14,7 @@ from brain_align.deploy.compare.results.run_results import unfinished
 from brain_align.deploy.compare.train.derived_stores import check_pairs, pairs_digest
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.resolve import resolve
@@ -29,7 +28,7 @@ MOST_PARALLEL = 2
 
 
 def compare(
-    recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int | None, console: Console
+    recipe: Recipe, request: Request, directory: ComparisonDirectory, parallel: int | None, console: PlainConsole
 ) -> None:
     """Train the runs that are not finished, and report on all; resume what was begun in the directory.
 
@@ -44,10 +43,10 @@ def compare(
     check_comparison(directory, recipe)
     plan = ComparisonPlan(request, recipe.sampling.n)
     resolved = resolve(recipe, reporter(console))
-    inputs = check_inputs(resolved.recipe, directory.services)
+    inputs = check_inputs(resolved.recipe, directory.services, directory.facts)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
     for note in inputs.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     facts = {**resolved.facts(), **inputs.facts()}
     setup = ComparisonSetup(resolved, inputs, facts, directory)
     failed: dict[str, str] = {}
@@ -68,7 +67,7 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
     return {"pairs": pairs_digest(open_source(request.pairs).store)}
 
 
-def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: Console) -> dict[str, str]:
+def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: PlainConsole) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
     recipe, directory = setup.base.recipe, setup.directory
     model = proposal_model(recipe, directory.services)

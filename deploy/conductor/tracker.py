@@ -8,7 +8,6 @@ from collections import deque
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
 from rich.live import Live
 from tensorboardX import SummaryWriter
 
@@ -16,6 +15,7 @@ from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress, as_table
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.schedule.evaluation import Result, Split
 from brain_align.deploy.schedule.quarantine import Item
 
@@ -56,7 +56,7 @@ class Rate:
 class Tracker:
     """Counts what the services do, shows it, and records it."""
 
-    def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: Console) -> None:
+    def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: PlainConsole) -> None:
         self._algorithm = algorithm
         self._metrics = metrics
         self._board = SummaryWriter(str(tensorboard))
@@ -152,7 +152,7 @@ class Tracker:
     def say(self, *texts: str) -> None:
         """Show sentences, and log them."""
         for text in texts:
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(text, soft_wrap=True)
             logging.getLogger(__name__).info(text)
 
     def close(self) -> None:

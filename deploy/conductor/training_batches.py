@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.training_batch import of_another_run, training_batch
@@ -51,14 +52,19 @@ class TrainingBatches:
 def gold_encoder(recipe: Recipe) -> Callable[[str], list[int]] | None:
     """Return what makes a gold output's token ids from its text; None if the objective reads no gold outputs.
 
-    The ids are those of the policy's tokenizer, with its end of text, as the SFT model has learnt them. Like a sampled
-    output, a gold output that is longer than `sampling.max_tokens` is cut off there, without an end.
+    The ids are those of the policy's tokenizer, ended as the chat template or, without one, the tokenizer ends texts.
+    Like a sampled output, a gold output that is longer than `sampling.max_tokens` is cut off there, without an end.
     """
     if not recipe.objective.needs_gold:
         return None
-    from brain_align.common.nn.models.causal_lm import load_tokenizer  # transformers: only where it is needed
-    from brain_align.common.nn.prompt_encoding import completion_encoding
+    from brain_align.common.nn.prompt_encoding import policy_encoding  # transformers: only where it is needed
 
-    encode = completion_encoding(load_tokenizer(recipe.policy.tokenizer or recipe.policy.model))
-    limit = recipe.sampling.max_tokens
-    return lambda text: encode(text)[:limit]
+    encoding = policy_encoding(recipe.policy, recipe.data)
+
+    def encode(text: str) -> list[int]:
+        try:
+            return encoding.completion(text)[: recipe.sampling.max_tokens]
+        except RefusedPromptError as error:
+            raise UserError(f"The reference output {text[:60]!r} cannot be encoded ({error}); remove it.") from None
+
+    return encode

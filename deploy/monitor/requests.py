@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from brain_align.common.durable import is_temporary, write_file
+from brain_align.common.durable import is_temporary, time_at, write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory
 
@@ -81,8 +81,10 @@ def forget_former_requests(directory: RunDirectory) -> None:
     """Delete requests to a former start of the run, and answers that nobody has read."""
     for file in _requests(directory).glob("*.json"):
         file.unlink(missing_ok=True)
-    for file in _answers(directory).glob("*.json"):
-        if time.time() - file.stat().st_mtime > _FORGOTTEN_AFTER:
+    answers = list(_answers(directory).glob("*.json"))
+    now = time_at(_answers(directory)) if answers else 0.0
+    for file in answers:
+        if now - file.stat().st_mtime > _FORGOTTEN_AFTER:
             file.unlink(missing_ok=True)
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from dataclasses import asdict
 from types import TracebackType
@@ -12,6 +10,7 @@ from typing import Literal, Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
+from brain_align.common.processes import this_process
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
@@ -47,10 +46,12 @@ class RunMonitor:
         self._tracker = tracker
         self._autoscale = recipe.sampler.autoscale
         self._scaler = Scaler(services.pools, self._autoscale)
+        self._process = this_process()
         self._started_at = time.time()
         self._strict = recipe.algorithm.strict
         self._window = (time.monotonic(), 0.0, 0)  # when it began; seconds waited and groups trained by then
         self._most_waiting = 0  # requests, in the window
+        self._store_waits_since: float | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
 
@@ -80,6 +81,7 @@ class RunMonitor:
 
     async def _look_after(self) -> None:
         self._follow_load()
+        self._follow_store()
         status = self._status("running" if self._tracker.is_running else "starting")
         await asyncio.to_thread(write_status, self._directory, status)
         for name, request in await asyncio.to_thread(take_requests, self._directory):
@@ -111,13 +113,23 @@ class RunMonitor:
         if scaling is not None:
             self._tracker.say(f"samplers: {scaling.before} -> {scaling.after}: {scaling.reason}")
 
+    def _follow_store(self) -> None:
+        trouble, since = self._plan.store_trouble, self._store_waits_since
+        if trouble is not None and since is None:
+            self._store_waits_since = time.monotonic()
+            self._tracker.say(f"The sample store does not answer and is asked again: {trouble}")
+        elif trouble is None and since is not None:
+            self._store_waits_since = None
+            self._tracker.say(f"The sample store answers again, after {time.monotonic() - since:.0f} s.")
+
     # -- the status --------------------------------------------------------------------------------------------------
 
     def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
         return Status(
             state=state,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=self._process.host,
+            pid=self._process.pid,
+            process=self._process,
             started_at=self._started_at,
             progress=self._tracker.progress(),
             backlog=Backlog(
@@ -128,6 +140,7 @@ class RunMonitor:
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
+            store_trouble=self._plan.store_trouble,
             quarantined=[LeftOut(**asdict(item)) for item in self._plan.quarantine][-_SHOWN:],
         )
 

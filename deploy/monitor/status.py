@@ -1,17 +1,20 @@
 """The status of a run: it writes it into its directory every second, and others read it there."""
 
 import os
-import socket
 import time
 from typing import Literal
 
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
+from brain_align.common.processes import Process, this_process
 from brain_align.deploy.conductor.progress import Progress, StatusPart
 from brain_align.deploy.run.directory import RunDirectory
 
 STALE_SECONDS = 15.0
-"""A run that has not written its status for so long is not alive, whatever its last status says."""
+"""A run that is being watched, and has not written its status for so long, is not alive."""
+MOVES_WITHIN = 5.0
+"""Seconds within which a live run that cannot be seen from here has certainly written its status again."""
+_LOOK_EVERY = 0.2  # seconds
 
 
 class ReplicaStatus(StatusPart):
@@ -66,6 +69,7 @@ class Status(StatusPart):
     state: Literal["starting", "running", "ended"]
     host: str
     pid: int
+    process: Process | None = None  # earlier versions did not write it
     started_at: float
     progress: Progress
     backlog: Backlog
@@ -73,6 +77,7 @@ class Status(StatusPart):
     automatic: bool
     scaling: list[Scaling]
     quarantined: list[LeftOut]
+    store_trouble: str | None = None  # what the sample store waits for, while its requests are repeated
 
 
 def write_status(directory: RunDirectory, status: Status) -> None:
@@ -97,23 +102,48 @@ def read_status(directory: RunDirectory) -> Status:
         raise UserError(f"{directory.status} is not a status of a run of this version of brain-align.") from None
 
 
-def is_alive(directory: RunDirectory, status: Status) -> bool:
-    """Return whether the run that wrote this status is still alive.
+class Liveness:
+    """Whether the run that writes a directory's status is still alive, for somebody who looks once, or again and again.
 
-    On the run's own machine its process must exist; in any case its last status must be recent.
+    A process that can be seen from here is looked up. Of another, the status must move: it is written every second, and
+    its time is compared with its own earlier time alone, since the clocks of two machines differ.
     """
-    if status.state == "ended":
-        return False
-    if status.host == socket.gethostname() and not _process_exists(status.pid):
-        return False
-    return time.time() - directory.status.stat().st_mtime < STALE_SECONDS
 
+    def __init__(self, directory: RunDirectory) -> None:
+        self._file = directory.status
+        self._mark: tuple[int, int] | None = None
+        self._moved_at = 0.0  # by this process's own monotonic clock
 
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is another user's
-    return True
+    def is_alive(self, status: Status) -> bool:
+        """Return whether the run that wrote this status is still alive; where it cannot be seen, this takes seconds."""
+        if status.state == "ended":
+            return False
+        gone = None if status.process is None else status.process.is_gone(this_process())
+        return self._moves() if gone is None else not gone
+
+    def _moves(self) -> bool:
+        if self._mark is None:
+            self._mark = self._look()
+            deadline = time.monotonic() + MOVES_WITHIN
+            while time.monotonic() < deadline:
+                time.sleep(_LOOK_EVERY)
+                if self._has_moved():
+                    return True
+            return False
+        return self._has_moved() or time.monotonic() - self._moved_at < STALE_SECONDS
+
+    def _has_moved(self) -> bool:
+        mark = self._look()
+        if mark is None or mark == self._mark:
+            return False
+        self._mark, self._moved_at = mark, time.monotonic()
+        return True
+
+    def _look(self) -> tuple[int, int] | None:
+        """Return what every rewriting changes; opening the file has a network file system ask its server."""
+        try:
+            with open(self._file, "rb") as file:
+                found = os.fstat(file.fileno())
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from brain_align.common.config.run_identity import differing_settings, recipe_di
 from brain_align.common.config.validation import parse_recipe
 from brain_align.common.durable import is_temporary, write_file
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.recipe_files import dump_yaml, load_yaml, yaml_problem
+from brain_align.deploy.run.yaml_text import dump_yaml, load_yaml, yaml_problem
 
 LOCK = ".lock"
 
@@ -25,6 +26,7 @@ class RunDirectory:
     def __init__(self, root: Path, store_uri: str | None = None) -> None:
         self.root = root
         self.config = root / "config.yaml"  # the resolved recipe
+        self.chat_template = root / "chat_template.jinja"  # in which the prompts were rendered; absent for plain texts
         self.facts = root / "run.json"  # what identifies the run and its inputs
         self.own_store = root / "store"
         self.store: str | Path = self.own_store if store_uri is None else store_uri  # what is sampled, scored, trained
@@ -132,7 +134,7 @@ def has_begun(directory: RunDirectory) -> bool:
 
 def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     try:
-        settings = load_yaml(directory.config.read_text())
+        settings = load_yaml(directory.config.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{directory.config} is not valid YAML: {yaml_problem(error)}; restore it.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -142,25 +144,59 @@ def _saved_config(directory: RunDirectory) -> dict[str, Any]:
     return settings
 
 
-def save_config(directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
-    """Save the resolved recipe and what identifies its inputs; later starts must find the same.
+def used_template(directory: RunDirectory) -> str | None:
+    """Return the chat template that a run's prompts were rendered in, which belongs to the policy that was aligned.
 
-    The inputs are "world", the name of the prepared data; "prompts", the digest of all prompts; "source", the digest
-    of the groups of another store that are trained on; each None where there is none.
-    Other inputs than those that the run began on are refused.
+    An export sets it as the written tokenizer's `chat_template`. None: prompts were plain texts, or the run was begun
+    by an earlier version; the tokenizer then keeps its own.
+    """
+    try:
+        return directory.chat_template.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def rendered_at(facts: Path) -> datetime | None:
+    """Return the time that chat templates wrote into the prompts when a run (or a comparison) began, from its facts."""
+    try:
+        return datetime.fromisoformat(json.loads(facts.read_text(encoding="utf-8"))["rendered_at"])
+    except (OSError, ValueError, KeyError, TypeError):  # not begun, or begun by an earlier version
+        return None
+
+
+def save_config(
+    directory: RunDirectory, recipe: Recipe, inputs: Mapping[str, str | None], template: str | None = None
+) -> None:
+    """Save the resolved recipe, what identifies its inputs, and the chat template; later starts must find the same.
+
+    The inputs are "world", the name of the prepared data; "prompts", the digest of all prompts as texts; "token_ids",
+    that of their token ids and of what else decides these; "rendered_at", the time that chat templates write; "source",
+    the digest of the groups of another store that are trained on; each None where there is none.
+    Other inputs than those that the run began on are refused; those that an earlier version did not save are added.
     """
     facts_path = directory.facts
     if not has_begun(directory):
         for made in (directory.own_store, directory.evaluation, directory.golden_values):
             shutil.rmtree(made, ignore_errors=True)  # empty, but perhaps of a recipe that has been corrected since
         facts = {"recipe_digest": recipe_digest(recipe), **inputs, "created_at": time.time()}
+        directory.chat_template.unlink(missing_ok=True)
         write_file(directory.config, dump_yaml(recipe.model_dump(mode="json")))
         write_file(facts_path, json.dumps(facts, indent=1))
-    begun = json.loads(facts_path.read_text())
+    begun = json.loads(facts_path.read_text(encoding="utf-8"))
     for name, value in inputs.items():
-        before = begun.get(name)
+        before = begun.get(name, value)
+        if before != value and name == "token_ids":
+            raise UserError(
+                f"{directory.root} was begun with other token ids of the same prompts: the tokenizer or the chat "
+                f"template has changed since (the run's template is in {directory.chat_template}); restore it, or set "
+                f"another run.dir."
+            )
         if before != value:
             raise UserError(
                 f"{directory.root} was begun with the {name} {before}, which is now {value}: the data or the way it is "
                 f"prepared has changed; restore it, or set another run.dir."
             )
+    if not begun.keys() >= inputs.keys():
+        write_file(facts_path, json.dumps({**begun, **inputs}, indent=1))
+    if template is not None and not directory.chat_template.exists():
+        write_file(directory.chat_template, template)

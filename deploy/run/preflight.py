@@ -1,7 +1,9 @@
 """Checks before anything is started: scorers, tokenizer, context length, prompts or stored groups."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -12,11 +14,11 @@ from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
-from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_config, load_tokenizer
-from brain_align.common.nn.prompt_encoding import AS_THEY_ARE, prompt_encoding
+from brain_align.common.nn.models.causal_lm import context_length, load_config, load_tokenizer
+from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding, template_text
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
-from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, sampling_work
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
@@ -32,25 +34,35 @@ class Inputs:
     train: PromptSet
     held_back: dict[Split, list[Prompt]]
     notes: list[str]
+    encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies the prompts' token ids
+    template: str | None = None  # the chat template in which they were rendered
 
     def digest(self) -> str:
-        """Return the digest of all prompts, by their ids, which depend on place and text."""
+        """Return the digest of all prompts as texts, by their ids, which depend on place and text."""
         held_back = [[(prompt.prompt_id, prompt.gold_text) for prompt in split] for split in self.held_back.values()]
         return digest(digest_of_many(self.train.identities()), held_back)
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""
-        return {"prompts": self.digest(), "source": None}
+        return {"prompts": self.digest(), "source": None, **self.encoded}
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan sampling, scoring, training and evaluation."""
         return sampling_work(recipe, run_id, directory, self.train, self.held_back)
 
 
-def check_inputs(recipe: Recipe, directory: RunDirectory) -> Inputs | StoredInputs:
-    """Check all that a run needs, and read its prompts or its store; a UserError names all that does not fit."""
+def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = None) -> Inputs | StoredInputs:
+    """Check all that a run needs, and read its prompts or its store; a UserError names all that does not fit.
+
+    `facts` is the file with the facts of what is resumed; default: those of the run in the directory.
+    """
     make_objective(recipe.objective)
-    return _check_prompts(recipe) if recipe.sampler.replicas else _check_store(recipe, directory)
+    if not recipe.sampler.replicas:
+        return _check_store(recipe, directory)
+    if facts is None and has_begun(directory):
+        facts = directory.facts
+    now = datetime.now().replace(microsecond=0)
+    return _check_prompts(recipe, (rendered_at(facts) if facts else None) or now)
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
@@ -65,6 +77,10 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
             inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
     with problems.noted():
         _check_first_group(recipe, inputs)
+    if recipe.data.templated:
+        with problems.noted():
+            tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
+            inputs = replace(inputs, template=template_text(tokenizer, recipe.data.chat_template))
     problems.raise_any()
     return inputs
 
@@ -116,19 +132,19 @@ def _check_gold(recipe: Recipe, inputs: StoredInputs) -> None:
         )
 
 
-def _check_prompts(recipe: Recipe) -> Inputs:
+def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     problems = Problems()
     for name, scorer in recipe.scorers.items():
         with problems.noted():
             check_scorer(name, scorer)
-    encode: Encode = _uncounted  # where the policy is at fault, the files are checked all the same
+    encoding: TextEncoding | None = None  # where the policy is at fault, the files are checked all the same
     with problems.noted():
-        encode = _checked_encoding(recipe)
-    notes = _notes_on_batches(recipe)
+        encoding = _checked_encoding(recipe, moment)
+    notes = [*_notes_on_batches(recipe), *notes_on_delivery(recipe)]
     read: dict[str, PromptSet] = {}
     for split in ("train", "validation", "test"):
         with problems.noted():
-            read[split] = _read(recipe, split, getattr(recipe.data, split), encode, notes)
+            read[split] = _read(recipe, split, getattr(recipe.data, split), encoding, notes)
     if "train" in read and recipe.algorithm.prompts_per_round > len(read["train"]):
         with problems.noted():
             raise UserError(
@@ -141,33 +157,46 @@ def _check_prompts(recipe: Recipe) -> Inputs:
     for held, count in wanted.items():
         if len(read[held]) < count:
             notes.append(f"{held}: only {len(read[held])} prompts, evaluation.{held}_prompts asks for {count}")
-    return Inputs(read["train"], {held: read[held][:count] for held, count in wanted.items()}, notes)
+    assert encoding is not None, "else there was a problem"
+    held_back = {held: read[held][:count] for held, count in wanted.items()}
+    ids = [[prompt.token_ids for prompt in split] for split in held_back.values()]
+    encoded = {
+        "token_ids": digest(encoding.digest(), read["train"].token_digest(), ids),
+        "rendered_at": moment.isoformat() if encoding.clock.was_asked else None,
+    }
+    return Inputs(read["train"], held_back, notes + encoding.notes(), encoded, encoding.template)
 
 
-def _checked_encoding(recipe: Recipe) -> Encode:
-    """Check that the policy's tokenizer and context fit, and return the encoding of prompts."""
-    source = recipe.policy.tokenizer or recipe.policy.model
-    tokenizer = load_tokenizer(source)
-    config = load_config(recipe.policy.model)
-    check_tokenizer(tokenizer, config, source)
-    context = context_length(config)
+def _checked_encoding(recipe: Recipe, moment: datetime) -> TextEncoding:
+    """Check that the policy's tokenizer and context fit, and return the encoding of texts."""
+    encoding = policy_encoding(recipe.policy, recipe.data, moment)
+    context = context_length(load_config(recipe.policy.model))
     needed = recipe.data.max_prompt_tokens + recipe.sampling.max_tokens
     if needed > context:
         raise UserError(
             f"data.max_prompt_tokens + sampling.max_tokens = {needed} is more than the context of {recipe.policy.model}"
             f" ({context} tokens); lower one of them."
         )
-    return prompt_encoding(tokenizer, recipe.data.chat_template)
+    return encoding
 
 
 def _uncounted(texts: Sequence[str]) -> list[list[int]]:
     return [[0]] * len(texts)
 
 
-def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, notes: list[str]) -> PromptSet:
-    found = read_prompts(recipe.data, source, encode)
+def _read(
+    recipe: Recipe, split: str, source: PromptSource, encoding: TextEncoding | None, notes: list[str]
+) -> PromptSet:
+    encode: Encode = _uncounted if encoding is None else encoding.prompts
+    trains_on_gold = split == "train" and recipe.objective.needs_gold
+    check_gold = encoding.completion if encoding and trains_on_gold and not encoding.knows_all_tokens else None
+    found = read_prompts(recipe.data, source, encode, check_gold)
     _check_turns(recipe, source, found)
-    reasons = ((found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"), (found.empty, "empty"))
+    reasons = (
+        (found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"),
+        (found.empty, "empty"),
+        (found.without_gold, f"without a reference output in {recipe.data.gold_column!r}"),
+    )
     skipped = [f"{many} {what}" for many, what in reasons if many.count]
     notes.append(
         f"{split}: {len(found):,} prompts of {named(source)}" + (f"; skipped {', '.join(skipped)}" if skipped else "")
@@ -177,7 +206,7 @@ def _read(recipe: Recipe, split: str, source: PromptSource, encode: Encode, note
 
 def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> None:
     """Refuse scorers that would read the messages of a conversation as the prompt's text."""
-    if recipe.data.chat_template == AS_THEY_ARE or not prompts.conversations:
+    if not recipe.data.templated or not prompts.conversations:
         return
     for name, scorer in recipe.scorers.items():
         if not kind_of(scorer).reads_turns(scorer):
@@ -186,6 +215,16 @@ def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> No
                 f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
                 f"classifier with chat_template=true."
             )
+
+
+def notes_on_delivery(recipe: Recipe) -> list[str]:
+    """Return a note where samplers hold one version at a time although a run samples from several."""
+    if recipe.sampler.delivery != "merged" or recipe.algorithm.strict:
+        return []
+    return [
+        "note: with sampler.delivery=merged a sampler holds one version at a time; with algorithm.max_staleness="
+        f"{recipe.algorithm.max_staleness}, its requests of one version finish before it samples from the next"
+    ]
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from brain_align.common.config.inputs import DataSection, PromptSource
 from brain_align.common.data.prompt_set import PromptSet
-from brain_align.common.data.prompts import Encode, PromptColumns, load_prompts
+from brain_align.common.data.prompts import CheckText, Encode, PromptColumns, load_prompts
 from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, rows_of
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.models.sources import is_local
-from brain_align.common.nn.prompt_encoding import AS_THEY_ARE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,11 +17,13 @@ if TYPE_CHECKING:
 _ROWS = 1024
 
 
-def read_prompts(data: DataSection, source: PromptSource, encode: Encode) -> PromptSet:
+def read_prompts(
+    data: DataSection, source: PromptSource, encode: Encode, check_gold: CheckText | None = None
+) -> PromptSet:
     """Read and tokenise the prompts of one split; refuse a source that does not exist or holds no prompts."""
-    columns = PromptColumns(data.prompt_column, data.gold_column, conversations=data.chat_template != AS_THEY_ARE)
+    columns = PromptColumns(data.prompt_column, data.gold_column, conversations=data.templated)
     rows = _rows(source, columns.names())
-    return load_prompts(rows, columns, encode, data.max_prompt_tokens, named(source))
+    return load_prompts(rows, columns, encode, data.max_prompt_tokens, named(source), check_gold)
 
 
 def named(source: PromptSource) -> str:

@@ -11,6 +11,8 @@ import yaml
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.validation import parse_recipe
 from brain_align.common.errors import Problems, UserError
+from brain_align.common.uris import check_uri
+from brain_align.deploy.run.yaml_text import LARGEST, load_yaml, yaml_problem
 
 AnyRecipe = str | Path | Mapping[str, Any]
 """A YAML file; else the name of a shipped recipe, with or without `.yaml`; a run directory; or nested settings."""
@@ -22,10 +24,11 @@ Overrides = Sequence[str] | Mapping[str, Any]
 def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
     """Read a recipe and apply overrides, to a copy; refuse a missing or malformed recipe, overrides and settings."""
     if isinstance(recipe, Mapping):
-        return overridden(copy.deepcopy(dict(recipe)), overrides, "the recipe")
+        return overridden(_without_secrets(copy.deepcopy(dict(recipe))), overrides, "the recipe")
+    check_uri(str(recipe), "The recipe")
     path = Path(recipe).expanduser()
     if not path.is_dir():
-        return overridden(_read_yaml(_existing(path)), overrides, path.name)
+        return overridden(_without_secrets(_read_yaml(_existing(path))), overrides, path.name)
     config = path / "config.yaml"
     if not config.is_file():
         raise UserError(f"{path} is not a run directory (it has no config.yaml); name a recipe or a run directory.")
@@ -63,9 +66,10 @@ def _existing(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = load_yaml(path.read_text())
+        with open(path, encoding="utf-8-sig") as file:  # perhaps a pipe, or a device without an end
+            settings = load_yaml(file.read(LARGEST + 1))
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a recipe is YAML.") from None
+        raise UserError(f"{path} is not UTF-8 text; a recipe is YAML, written in UTF-8.") from None
     except OSError as error:
         raise UserError(f"Cannot read the recipe {path}: {error.strerror}; make it readable.") from None
     except yaml.YAMLError as error:
@@ -75,35 +79,45 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader whose errors name the place of a value that Python cannot hold, such as the date 2024-13-45."""
+def _without_secrets(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings from outside; refuse those with a secret before any message can show a value.
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except ValueError as error:
-            problem = str(error).partition(";")[0]
-        except (KeyError, AttributeError, IndexError):  # what PyYAML makes of a tag that its text does not suit
-            problem = f"{node.value!r} is not a valid {node.tag.rpartition(':')[2]}"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-
-
-def load_yaml(text: str) -> Any:
-    """Read a YAML text of plain values; a value that Python cannot hold is a `yaml.YAMLError`, too."""
-    return yaml.load(text, Loader=_Loader)
+    What a run directory holds was accepted when it was written.
+    """
+    problems = Problems()
+    for name, text in _texts(settings):
+        with problems.noted():
+            check_uri(text, name)
+            _check_characters(text, name)
+    problems.raise_any()
+    return settings
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """Say on one line what is wrong with a YAML text, and where."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+def _texts(settings: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all texts below nested settings, and their names."""
+    if isinstance(settings, str):
+        yield name, settings
+    elif isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(settings, list | tuple):
+        for number, value in enumerate(settings):
+            yield from _texts(value, f"{name}[{number}]")
+
+
+def _check_characters(text: str, name: str) -> None:
+    """Refuse characters that neither files nor their names can hold."""
+    for character in text:
+        if character == "\0" or "\ud800" <= character <= "\udfff":
+            raise UserError(
+                f"{name} holds the character {character!a}, which is not text; remove it, or rename the file."
+            )
 
 
 def apply_override(settings: dict[str, Any], override: str | tuple[str, Any]) -> None:
     """Put one `section.setting=value`, or a dotted name and its value, into nested settings, or refuse it."""
     name, value = _parsed(override) if isinstance(override, str) else (override[0], _plain(*override))
+    _without_secrets({name: value})
     *sections, last = name.split(".")
     target = settings
     for section in sections:
@@ -138,8 +152,3 @@ def _plain(name: str, value: Any) -> Any:
         return load_yaml(yaml.safe_dump(str(value) if isinstance(value, Path) else value))
     except yaml.YAMLError:
         raise UserError(f"{name} is a {type(value).__name__}; give a plain value, list or dictionary.") from None
-
-
-def dump_yaml(settings: Mapping[str, Any]) -> str:
-    """Write settings as YAML, in the order of the recipe."""
-    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)

@@ -107,7 +107,7 @@ def _world_of(directory: RunDirectory, recipe: Recipe) -> Path | None:
     saved = saved_recipe(directory)
     if saved.prepare is None or _asked(saved) != _asked(recipe):
         return None
-    name = json.loads(directory.facts.read_text())["world"]
+    name = json.loads(directory.facts.read_text(encoding="utf-8"))["world"]
     worlds = (output_path(cache) / name for cache in (recipe.prepare.cache, saved.prepare.cache))
     return next((world for world in worlds if world.is_dir()), None)
 
@@ -122,10 +122,17 @@ def output_path(path: str) -> Path:
 
     Ray deletes a job's current directory; the default of `$BRAIN_HOME` is `~/brain` on the cluster's head node.
     """
-    wanted = Path(path).expanduser()
-    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job else Path.cwd()
-    return (base / wanted).absolute()
+    base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if _in_ray_job() else Path.cwd()
+    return (base / Path(path).expanduser()).absolute()
+
+
+def _cache_path(path: str, run_dir: Path) -> Path:
+    """Make the cache of prepared data absolute: inside a Ray job beside the run, which all nodes must see as well."""
+    return (run_dir.parent / Path(path).expanduser()).absolute() if _in_ray_job() else output_path(path)
+
+
+def _in_ray_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def placed(recipe: Recipe) -> Recipe:
@@ -141,7 +148,7 @@ def placed(recipe: Recipe) -> Recipe:
         absolute = output_path(uri) if is_output else Path(uri).expanduser().absolute()
         changes["store"] = recipe.store.model_copy(update={"uri": str(absolute)})
     if recipe.prepare is not None:
-        cache = str(output_path(recipe.prepare.cache))
+        cache = str(_cache_path(recipe.prepare.cache, run_dir))
         changes["prepare"] = recipe.prepare.model_copy(update={"cache": cache})
     return recipe.model_copy(update=changes)
 

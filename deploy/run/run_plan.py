@@ -29,6 +29,12 @@ class RunPlan:
     quarantine: Quarantine  # prompts and groups that the run continues without
 
     @property
+    def store_trouble(self) -> str | None:
+        """What a store is waiting for: the error of a request that it repeats; None while requests succeed."""
+        evaluated = None if self.evaluation is None else self.evaluation.store.trouble
+        return self.store.trouble or evaluated
+
+    @property
     def damaged(self) -> list[str]:
         """A sentence for each damaged part that was found when the stores were opened."""
         evaluated = [] if self.evaluation is None else self.evaluation.store.damaged

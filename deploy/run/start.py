@@ -1,20 +1,19 @@
 """Parts of every start of a run or a comparison: clock, terminal, log, lock, the samplers' model, starting again."""
 
 import contextlib
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
-from brain_align.common.errors import LearnerOutOfMemoryError, UserError
+from brain_align.common.errors import LearnerOutOfMemoryError, TryAgainError, UserError
+from brain_align.common.locks import file_lock
+from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
 T = TypeVar("T")
@@ -41,9 +40,9 @@ class Stopwatch:
         return {**self.seconds, "total": time.monotonic() - self._began}
 
 
-def reporter(console: Console) -> Callable[[str], None]:
+def reporter(console: PlainConsole) -> Callable[[str], None]:
     """Return a function that prints one line of text as it is, however long."""
-    return partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    return partial(console.print, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -51,7 +50,8 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
     """Send what this process and its libraries log to the run's log file, not to the terminal."""
     path = directory.log("brain")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    log_here(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -66,21 +66,17 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(directory: RunDirectory) -> Iterator[None]:
     """Lock the run directory until this process ends, however it does; refuse one that is locked or not writable."""
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory.root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(directory.root / LOCK))
         except BlockingIOError:
-            raise UserError(
+            raise TryAgainError(
                 f"Another process is running on {directory.root}; wait for it, stop it, or set another run.dir."
             ) from None
+        except OSError as error:
+            raise UserError(f"Cannot use the run directory {directory.root}: {error.strerror}; set run.dir.") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def proposal_model(recipe: Recipe, directory: RunDirectory) -> ProposalModel:

@@ -13,9 +13,9 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.text_groups import NOBODY
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest
-from brain_align.common.store.files.backends import shown
 from brain_align.common.store.overlay import OverlaidStore
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.uris import shown
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan, training_scorers
 from brain_align.deploy.run.stored_source import Source, open_source
@@ -32,6 +32,7 @@ class StoredInputs:
     index: pa.Table  # one row per group of the recipe's rounds
     steps: list[list[str]] | None  # the groups of each step where recorded steps are trained again
     notes: list[str]  # for the user
+    template: str | None = None  # the chat template of the recipe
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""

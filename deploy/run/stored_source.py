@@ -8,9 +8,9 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.scorers import CombinationSection
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.schemas import PRIOR, PROPOSAL
-from brain_align.common.store.files.backends import shown
 from brain_align.common.store.overlay import OverlaidStore, Store
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.uris import shown
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import run_directory

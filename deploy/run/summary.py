@@ -1,32 +1,25 @@
 """The result of a finished run: the best adapter, summary.json, examples, and the table that is shown."""
 
 import json
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.durable import new_directory, write_file
 from brain_align.common.policies import PolicyRegistry
+from brain_align.common.printable import code_span, fenced
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.result.card import FIGURES
+from brain_align.deploy.run.result.files import Result
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
 
-_ROWS = (
-    ("win rate vs. reference (training reward), %", "train_rm_win_rate", "{:.1f}"),
-    ("  ± 95 % interval", "train_rm_win_rate_ci95", "{:.1f}"),
-    ("mean reward", "mean_reward", "{:.3f}"),
-    ("ground-truth score", "truth_quality", "{:.3f}"),
-    ("KL to the prior, nats", "kl_to_prior", "{:.2f}"),
-    ("output length, tokens", "mean_tokens", "{:.1f}"),
-    ("finished (EOS), %", "ended", "{:.0f}"),
-    ("test prompts", "prompts", "{}"),
-)
+_ROWS = (*FIGURES, ("test prompts", "prompts", "{}"))
 _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
 _NOT_EVALUATED = "skipped: evaluation prompts cannot be sampled without samplers; the result is the newest version"
 
@@ -40,7 +33,6 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         version = newest.version
     else:
         version = evaluation.best_version()
-    result = _result(recipe, directory, version)
     figures = _trained(work, version) if evaluation is None else _evaluated(recipe, directory, evaluation, version)
     summary = {
         "name": recipe.name,
@@ -48,8 +40,8 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         **figures,
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
-        "result": str(result),
     }
+    summary["result"] = str(_result(recipe, directory, version, summary))
     write_file(directory.summary, json.dumps(summary, indent=1))
     return summary
 
@@ -79,10 +71,10 @@ def _trained(work: RunPlan, version: int) -> dict[str, Any]:
 
 def read_summary(directory: RunDirectory) -> dict[str, Any] | None:
     """Return the summary of a run that has ended, or None."""
-    return json.loads(directory.summary.read_text()) if directory.summary.exists() else None
+    return json.loads(directory.summary.read_text(encoding="utf-8")) if directory.summary.exists() else None
 
 
-def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> None:
+def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]) -> None:
     """Print before and after side by side, if anything was evaluated, and where the results are."""
     evaluated = "before" in summary
     if evaluated:
@@ -92,10 +84,10 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
             f"{name} {summary['last_step'][name]:.3f}" for name in _REACHED if name in summary["last_step"]
         )
         trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
-        console.print(f"{trained}\nevaluation {summary['evaluation']}", highlight=False, soft_wrap=True)
+        console.print(f"{trained}\nevaluation {summary['evaluation']}", soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     if left_out := summary.get("left_out"):
-        console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", highlight=False, soft_wrap=True)
+        console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", soft_wrap=True)
     places = {
         "time": spent,
         "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",
@@ -104,7 +96,7 @@ def show(console: Console, directory: RunDirectory, summary: dict[str, Any]) -> 
         "metrics": f"{directory.metrics}, {directory.tensorboard}",
     }
     for label, text in places.items():
-        console.print(f"{label:9} {text}", highlight=False, soft_wrap=True)
+        console.print(f"{label:9} {text}", soft_wrap=True)
 
 
 def _before_and_after(summary: dict[str, Any]) -> Table:
@@ -119,21 +111,20 @@ def _before_and_after(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _result(recipe: Recipe, directory: RunDirectory, version: int) -> Path:
+def _result(recipe: Recipe, directory: RunDirectory, version: int, summary: dict[str, Any]) -> Path:
     """Return the place of the best version; an adapter is copied out of the published versions, a model is not."""
-    source = PolicyRegistry(directory.policies).verify(version).path
+    found = PolicyRegistry(directory.policies).verify(version)
     if recipe.policy.method == "full":
-        return source
+        return found.path
     if not directory.adapter.exists():
         with new_directory(directory.adapter) as target:
-            for file in sorted(source.iterdir()):
-                shutil.copyfile(file, target / file.name)
+            Result(recipe, directory, found, summary).write_adapter(target)
     return directory.adapter
 
 
 def _loader(result: Path) -> str:
     is_adapter = (result / "adapter_config.json").exists()
-    return f"{'PeftModel' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
+    return f"{'AutoPeftModelForCausalLM' if is_adapter else 'AutoModelForCausalLM'}.from_pretrained"
 
 
 def _examples(evaluation: Evaluation, best: int, count: int) -> str:
@@ -142,9 +133,7 @@ def _examples(evaluation: Evaluation, best: int, count: int) -> str:
     for number, ((prompt, gold, before, r_before), (_, _, after, r_after)) in enumerate(islice(pairs, count), start=1):
         lines += [
             f"## {number}",
-            "```",
-            prompt.strip(),
-            "```",
+            *fenced(prompt.strip()),
             f"- gold: {_one_line(gold)}",
             f"- SFT (reward {_figure(r_before)}): {_one_line(before)}",
             f"- aligned (reward {_figure(r_after)}): {_one_line(after)}",
@@ -154,7 +143,7 @@ def _examples(evaluation: Evaluation, best: int, count: int) -> str:
 
 
 def _one_line(text: str | None) -> str:
-    return "-" if text is None else " ".join(text.split())
+    return code_span(text) if text and text.strip() else "-"
 
 
 def _figure(value: float | None) -> str:

@@ -87,7 +87,7 @@ class Quarantine:
 
 def _read(path: Path) -> list[Item]:
     try:
-        return [Item(**row) for row in json.loads(path.read_text())]
+        return [Item(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:

@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -37,7 +39,8 @@ def ray_cluster(
     own = {} if address else {"num_cpus": settings.num_cpus or cores, "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        with _own_signal_handlers():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         raise UserError(
             f"Cannot start or reach the Ray cluster ({address or 'a local one'}): {error}; check ray.address."
@@ -48,6 +51,17 @@ def ray_cluster(
         yield offers
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Take back what SIGTERM does: Ray would end the process in the middle of everything, and abort it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Ray cannot have set any
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str | None) -> None:

@@ -47,26 +47,33 @@ def _samplers(recipe: Recipe, directory: RunDirectory, model: ProposalModel) -> 
 def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory) -> Pool:
     """Return the pool of one scorer, not yet started."""
     service = recipe.scorer(name)
+    options = actor_options(service)
 
     def spawn(_label: str, log_path: str) -> Handle:
         settings, policies = recipe.model_dump(mode="json"), str(directory.policies)
         arguments = (name, settings, policies, str(directory.golden(name)), log_path)
-        return RayHandle.spawn(ScorerActor, actor_options(service), *arguments)
+        return RayHandle.spawn(ScorerActor, options, *arguments)
 
     return Pool(f"scorer-{name}", service.replicas, spawn, directory.log, PoolSettings(recipe.timeouts.start))
 
 
 def _learner(recipe: Recipe, directory: RunDirectory) -> LearnerGroup:
+    options = actor_options(recipe.learner)
+
     def spawn(rank: int, log_path: str) -> Handle:
         arguments = (recipe.model_dump(mode="json"), str(directory.root), rank, log_path)
-        return RayHandle.spawn(LearnerActor, actor_options(recipe.learner), *arguments)
+        return RayHandle.spawn(LearnerActor, options, *arguments)
 
     return LearnerGroup(recipe.learner.ranks, spawn, directory.log, recipe.timeouts)
 
 
 def actor_options(service: Service) -> dict[str, object]:
-    """Return what Ray reserves for an actor, and the environment that its libraries read when imported."""
+    """Return what Ray reserves for an actor, and the environment that its libraries read when imported.
+
+    It is made once, when the services are: later, Ray may have replaced the current directory of a job by another.
+    """
     python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
     threads = str(service.threads)
     environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path}
+    environment["PYTHONUTF8"] = "1"  # whatever the locale of the node: libraries and users' functions read text, too
     return {"num_cpus": service.cpus, "num_gpus": service.gpus, "runtime_env": {"env_vars": environment}}

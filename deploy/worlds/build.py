@@ -3,12 +3,11 @@
 The directory that holds them is called a world: data splits, tokenizer, SFT policy and reward model.
 """
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from brain_align.common.config.run import PrepareSection
 from brain_align.common.durable import is_temporary, new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest, digest_files
+from brain_align.common.locks import file_lock
 from brain_align.deploy.demo.world import build_demo
 from brain_align.deploy.worlds.files import save_facts
 from brain_align.deploy.worlds.hh import build_hh
@@ -51,16 +51,26 @@ def ensure_world(
     if world.is_dir():
         return world
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(world, progress):
+    with _only_one(world, progress) as locked:
         if not world.is_dir():
-            _build(settings, world, files, progress)
+            if locked:  # so no builder of it is alive
+                _remove_leftovers(world)
+            try:
+                _build(settings, world, files, progress)
+            except OSError:
+                if not world.is_dir():  # else another, that no lock has stopped, was faster; it has the same content
+                    raise
     return world
 
 
-def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
-    for entry in world.parent.iterdir():  # what killed builders of this world left; the lock means that none is alive
+def _remove_leftovers(world: Path) -> None:
+    """Delete what killed builders of this world left."""
+    for entry in world.parent.iterdir():
         if is_temporary(entry) and world.name in entry.name:
             shutil.rmtree(entry)
+
+
+def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
     recorder = Recorder(progress)
     started = time.monotonic()
     with new_directory(world) as directory, _quiet_and_seeded(settings.seed):
@@ -92,16 +102,16 @@ def _data_files(kind: str, data_path: str | Sequence[str] | None) -> list[Path]:
 
 
 @contextmanager
-def _only_one(world: Path, progress: Progress) -> Iterator[None]:
+def _only_one(world: Path, progress: Progress) -> Iterator[bool]:
     """Hold the lock for building `world`; the system releases it if the process dies."""
     path = world.with_name(f".{world.name}.lock")
-    with open(path, "w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = held.enter_context(file_lock(path))
         except BlockingIOError:
             progress(f"{world.name}: another process is preparing it; waiting")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            locked = held.enter_context(file_lock(path, wait=True))
+        yield locked
 
 
 @contextmanager

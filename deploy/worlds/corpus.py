@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,9 @@ def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[
     for path in files:
         try:
             with (
-                gzip.open(path, "rt", encoding="utf-8")
+                gzip.open(path, "rt", encoding="utf-8-sig")
                 if path.suffix == ".gz"
-                else open(path, encoding="utf-8") as file
+                else open(path, encoding="utf-8-sig") as file
             ):
                 for line in file:
                     row = _row(line, columns)
@@ -49,7 +50,7 @@ def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[
                         dropped["malformed"] += 1
                     else:
                         yield row
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise UserError(f"{path} cannot be read as JSON lines: {error}; replace the file.") from error
 
 
@@ -80,8 +81,13 @@ def split_by_prompt(items: Sequence[tuple[str, Item]], heldable: set[str], rando
 def _row(line: str, columns: tuple[str, str]) -> dict[str, str] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not all(isinstance(row.get(column), str) for column in columns):
         return None
-    return {column: row[column] for column in columns}
+    texts = {column: row[column] for column in columns}
+    try:
+        "".join(texts.values()).encode()
+    except UnicodeEncodeError:  # half of a character, which JSON can spell
+        return None
+    return texts

@@ -6,13 +6,14 @@ its own name with its marker is complete.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from brain_align.common.durable import new_directory, remove_leftovers, write_file
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, unreadable
 from brain_align.common.identity import digest_files
 
 _MARKER = "checkpoint.json"
@@ -59,16 +60,20 @@ class CheckpointDirectory:
         """Return the newest complete checkpoint, checked against its digest; None before the first.
 
         Raises:
-            UserError: its files differ from what was written.
+            UserError: its files cannot be read, or differ from what was written.
         """
         complete = self._complete()
         if not complete:
             return None
         checkpoint = complete[-1]
         try:
-            facts = json.loads((checkpoint.path / _MARKER).read_text())
+            facts = json.loads((checkpoint.path / _MARKER).read_text(encoding="utf-8"))
             intact = digest_files(checkpoint.path, facts["files"]) == facts["digest"]
-        except (OSError, ValueError, KeyError):
+        except FileNotFoundError:
+            intact = False
+        except OSError as error:
+            raise self._unreadable(checkpoint.path, error) from error
+        except (ValueError, KeyError, TypeError):
             intact = False
         if not intact:
             raise UserError(
@@ -81,7 +86,7 @@ class CheckpointDirectory:
         """Delete the remains of interrupted saves; only the one saving process may call this."""
         remove_leftovers(self.root)
         marked = {checkpoint.path for checkpoint in self._complete()}
-        for entry in self.root.glob(f"{_PREFIX}*"):
+        for entry in self._entries():
             if entry not in marked:
                 _remove(entry)
 
@@ -89,13 +94,26 @@ class CheckpointDirectory:
         return self.root / f"{_PREFIX}{step:06d}"
 
     def _complete(self) -> list[Checkpoint]:
-        """Return all checkpoints with a marker, oldest first."""
-        found = (
-            Checkpoint(int(marker.parent.name.removeprefix(_PREFIX)), marker.parent)
-            for marker in self.root.glob(f"{_PREFIX}*/{_MARKER}")
-            if marker.parent.name.removeprefix(_PREFIX).isdigit()
-        )
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        """Return all checkpoints with a marker, oldest first; a folder that cannot be read is not an empty one."""
+        found = [entry for entry in self._entries() if entry.name.removeprefix(_PREFIX).isdigit()]
+        try:
+            marked = [entry for entry in found if (entry / _MARKER).exists()]
+        except OSError as error:
+            raise self._unreadable(self.root, error) from error
+        complete = (Checkpoint(int(entry.name.removeprefix(_PREFIX)), entry) for entry in marked)
+        return sorted(complete, key=lambda checkpoint: checkpoint.step)
+
+    def _entries(self) -> list[Path]:
+        try:
+            names = os.listdir(self.root)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unreadable(self.root, error) from error
+        return [self.root / name for name in names if name.startswith(_PREFIX)]
+
+    def _unreadable(self, path: Path, error: OSError) -> UserError:
+        return UserError(f"The learner's checkpoints: {unreadable(path, error, self.root, '')}")
 
 
 def _remove(directory: Path) -> None:

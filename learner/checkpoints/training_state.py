@@ -68,7 +68,7 @@ def write_training_state(
         "lessons": asdict(state.stepper),
         "partition": asdict(state.normaliser),
     }
-    (directory / _STATE).write_text(json.dumps(facts, indent=1))
+    (directory / _STATE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
@@ -77,7 +77,7 @@ def read_training_state(directory: Path, expected_digest: str) -> TrainingState:
     Raises:
         UserError: it was made with other settings.
     """
-    facts = json.loads((directory / _STATE).read_text())
+    facts = json.loads((directory / _STATE).read_text(encoding="utf-8"))
     if facts["settings_digest"] != expected_digest:
         raise UserError(
             f"The checkpoint {directory} was made with other settings of seed, policy, objective or learner (their "

@@ -165,7 +165,7 @@ def main() -> None:
     root, host, time_limit, answer = sys.argv[1:]
     server = WeightServer(PolicyRegistry(Path(root)), host, float(time_limit))
     threading.Thread(target=_end_with_input, daemon=True).start()
-    with open(int(answer), "w") as pipe:
+    with open(int(answer), "w", encoding="utf-8") as pipe:
         print(server.address, file=pipe)
     server.serve()  # if it fails, so does the process, which is restarted
 

@@ -85,7 +85,7 @@ class Engine:
         sampling: SamplingSection,
         *,
         n: int,
-        eos_token_id: int,
+        end_tokens: Sequence[int],
         adapter: Adapter | None,
         seed: int | None,
     ) -> AsyncGenerator[tuple[int, list[Completion]]]:
@@ -95,7 +95,7 @@ class Engine:
             prompts: token ids of each.
             sampling: the distribution, and the length.
             n: outputs per prompt.
-            eos_token_id: ends an output; it is then the output's last id.
+            end_tokens: each ends an output, and is then its last id.
             adapter: to sample with; None: the model itself.
             seed: equal calls with equal seeds give equal bytes, whatever was sampled before: the engine is paused until
                 it has all requests, starts from an empty prefix cache, and its generator is seeded. Nothing else may
@@ -108,7 +108,7 @@ class Engine:
             EngineLostError: the engine has died.
             PipelineError: vLLM returned something other than the request asked for.
         """
-        parameters = sampling_parameters(sampling, n, eos_token_id)
+        parameters = sampling_parameters(sampling, n, end_tokens)
         requests: list[Any] = []
         finishing: list[asyncio.Task[tuple[int, list[Completion]]]] = []
         try:

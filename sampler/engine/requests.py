@@ -53,7 +53,7 @@ class Requests:
         await self._llm.abort([one.request_id for one in requests], internal=True)
 
 
-def sampling_parameters(sampling: SamplingSection, n: int, eos_token_id: int) -> Any:
+def sampling_parameters(sampling: SamplingSection, n: int, end_tokens: Sequence[int]) -> Any:
     """Return the parameters of a request for n outputs, each with the log-probabilities of its own tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -68,7 +68,7 @@ def sampling_parameters(sampling: SamplingSection, n: int, eos_token_id: int) ->
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         max_tokens=sampling.max_tokens,
-        stop_token_ids=[eos_token_id],
+        stop_token_ids=list(end_tokens),
         logprobs=0,  # the sampled token's own, and no other
         flat_logprobs=True,
         detokenize=False,

@@ -10,6 +10,7 @@ TRANSFER_BACKEND = "brain"
 """The name under which sampler/weights/transfer.py registers its transfer engine with vLLM."""
 
 _RECEIVING_EXTENSION = "brain_align.sampler.weights.transfer.ReceivingExtension"
+_MERGING_EXTENSION = "brain_align.sampler.weights.merging.MergingExtension"
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has kernels for these
 
@@ -20,9 +21,10 @@ class EngineSettings:
 
     model: str  # directory or hub id of the base model
     dtype: str  # of weights and computation; the learner's own, so that both evaluate the same policy
-    adapter_rank: int | None  # the largest rank of the LoRA adapters to load; None where whole models are loaded
+    adapter_rank: int | None  # the largest rank of the LoRA adapters to load; None where it computes without adapters
     adapters: int  # held at once
     receives: bool  # whether whole models are sent to it, besides being read from files
+    merges: bool  # whether adapters are added to its weights
     max_model_tokens: int  # prompt and output together
     tensor_parallel: int  # devices that share each layer
     repeatable: bool  # whether `sample` will be called with seeds
@@ -49,6 +51,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     if settings.receives:
         arguments["worker_extension_cls"] = _RECEIVING_EXTENSION
         arguments["weight_transfer_config"] = {"backend": TRANSFER_BACKEND}
+    if settings.merges:
+        arguments["worker_extension_cls"] = _MERGING_EXTENSION
     if settings.repeatable:
         arguments["async_scheduling"] = False  # it composes the next step before it is known which outputs finished
         arguments["scheduling_policy"] = "fcfs"  # the priority policy orders equals by their time of arrival

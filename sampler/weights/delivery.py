@@ -100,6 +100,14 @@ class WeightsByFile(Delivery):
         """Do nothing: the next version's weights replace these."""
 
 
+class MergedAdapters(WeightsByFile):
+    """Adapters, one after the other, each added to the base model's weights: the engine computes without adapters."""
+
+    @override
+    async def put(self, version: ProposalVersion) -> None:
+        await self._weights.load_merged(version.path)
+
+
 class WeightsByTransfer(WeightsByFile):
     """Whole models, one after the other, sent by the learner's weight server; read from files where that fails.
 

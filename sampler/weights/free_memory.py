@@ -15,7 +15,7 @@ def free_memory() -> int:
 
 def _of_containers() -> Iterator[int]:
     """Yield the bytes that this process's control groups (version 1 or 2) leave, from its own to the outermost."""
-    lines = _GROUPS.read_text().splitlines() if _GROUPS.exists() else []
+    lines = _GROUPS.read_text(encoding="utf-8").splitlines() if _GROUPS.exists() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -32,14 +32,14 @@ def _of_containers() -> Iterator[int]:
 
 
 def _of_group(limit: Path, usage: Path, statistics: Path, prefix: str) -> Iterator[int]:
-    most = limit.read_text().strip()
+    most = limit.read_text(encoding="utf-8").strip()
     if most != "max":
         lists = _fields(statistics)
         reclaimable = lists[f"{prefix}inactive_file"] + lists[f"{prefix}active_file"]  # caches of files
-        yield max(0, int(most) - int(usage.read_text()) + reclaimable)
+        yield max(0, int(most) - int(usage.read_text(encoding="utf-8")) + reclaimable)
 
 
 def _fields(path: Path) -> dict[str, int]:
     """Read a file that has a name and a number per line."""
-    lines = (line.split() for line in path.read_text().splitlines())
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return {name: int(number) for name, number, *_ in lines}

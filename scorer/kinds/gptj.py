@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from brain_align.common.config.scorers import GPTJRewardSection
+from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_tokenizer
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer
@@ -52,7 +53,8 @@ def load_reward_model(name: str, settings: GPTJRewardSection, resources: Resourc
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     format.check_tokenizer(tokenizer, checkpoint.tokenizer)
     model = load_gptj_reward(checkpoint, settings.dtype, resources.devices)
-    check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
+    if misfit := check_tokenizer(tokenizer, model.config, checkpoint.tokenizer):
+        raise UserError(misfit[0].removeprefix("note: "))
     identity = digest("reward model", checkpoint.digest(), settings.dtype, max_tokens)
     values = TextValues(model.transformer, model.v_head, max_tokens)
     return RewardModelScorer(name, identity, values, format, tokenizer, resources.together)

@@ -109,7 +109,7 @@ def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | No
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
 

@@ -26,13 +26,18 @@ def main() -> None:
         published = publication.measure(make_policy(Path(place) / "a"), PUBLICATIONS)
         print(table(published), "\n")
         ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
-        (Path(place) / "b").mkdir()
-        rates = throughput.measure(make_policy(Path(place) / "b"), Path(place) / "sampler.log", REPEATS)
+        rates = {}
+        for case, merged in (("adapters", False), ("merged", True)):
+            root = Path(place) / case
+            root.mkdir()
+            rates[case] = throughput.measure(make_policy(root), root / "sampler.log", REPEATS, merged=merged)
+            print(f"{case}:\n{table(rates[case])}")
         ray.shutdown()
-        print(table(rates))
-    bare, ours = (row["tokens/s"] for row in rates)
+    speed = {case: [row["tokens/s"] for row in rows] for case, rows in rates.items()}
     figures = {
-        "throughput_vs_bare_vllm": ours / bare,
+        "throughput_vs_bare_vllm": speed["adapters"][1] / speed["adapters"][0],
+        "merged_throughput_vs_bare": speed["merged"][1] / speed["merged"][0],
+        "merged_vs_adapters": speed["merged"][1] / speed["adapters"][1],
         "publication_seconds": max(row["first group s"] for row in published),
         "publication_delay_steps": max(row["delay in steps"] for row in published),
     }

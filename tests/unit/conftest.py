@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,23 @@ def no_engine_is_loaded(request):
     if all(HERE in item.path.parents for item in request.session.items):
         loaded = [name for name in FORBIDDEN if name in sys.modules]
         assert not loaded, f"the unit tests imported {', '.join(loaded)}: see the rules in CONTRIBUTING.md"
+
+
+@pytest.fixture
+def another_user(tmp_path) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which this process has the rights of a user who owns nothing; root may read everything."""
+
+    @contextmanager
+    def become() -> Iterator[None]:
+        if os.geteuid():
+            yield
+            return
+        for folder in (tmp_path, *tmp_path.parents[:2]):
+            folder.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return become

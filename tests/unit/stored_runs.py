@@ -7,7 +7,7 @@ import numpy as np
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit.factories import group, output, recipe_settings, scores, step
 
 N = 4

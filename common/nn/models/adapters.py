@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.models.sources import is_local
+from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
 
 
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
@@ -129,7 +129,10 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     settings = model.active_peft_config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    base = settings["base_model_name_or_path"]
+    if base is not None and Path(base).is_dir():  # found from any directory, not only from where the run began
+        settings["base_model_name_or_path"] = str(Path(base).absolute())
+    (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

@@ -108,27 +108,34 @@ def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: 
         raise UserError(f"No {what} could be loaded from {where}: {first_line(error)}") from error
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> list[str]:
     """Refuse a tokenizer, which errors call `where`, that does not fit the model.
 
+    Returns:
+        A note on added tokens for which the model has no embedding, as some models' own tokenizers have them: a text
+            with one of them cannot be used.
+
     Raises:
-        UserError: it has ids without an embedding in the model, lacks an end-of-text token, or has another than the
-            model.
+        UserError: other tokens have no embedding in the model, or there is no end-of-text token.
     """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= config.vocab_size:
+    rows, vocabulary = config.get_text_config().vocab_size, tokenizer.get_vocab()
+    beyond = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if not {token for _, token in beyond} <= tokenizer.get_added_vocab().keys():
         raise UserError(
-            f"The tokenizer in {where} does not fit the model: it has token ids up to {largest}, the "
-            f"model's vocabulary has {config.vocab_size} entries."
+            f"The tokenizer in {where} does not fit the model: it has token ids up to {beyond[-1][0]}, the "
+            f"model's vocabulary has {rows} entries."
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer in {where} has no end-of-text token; set its eos_token.")
-    expected = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.eos_token_id is not None and tokenizer.eos_token_id not in expected:
+    if tokenizer.eos_token_id >= rows:
         raise UserError(
-            f"The tokenizer in {where} ends texts with token {tokenizer.eos_token_id}, the model with "
-            f"{' or '.join(map(str, expected))}; give the tokenizer that the model was trained with."
+            f"The tokenizer in {where} ends texts with token {tokenizer.eos_token_id}, but the model's vocabulary has "
+            f"{rows} entries; give the tokenizer that the model was trained with."
         )
+    if not beyond:
+        return []
+    names = ", ".join(repr(token) for _, token in beyond[:3]) + (" …" if len(beyond) > 3 else "")
+    return [f"note: the model has {rows} tokens, its tokenizer also {names}: texts with these are refused"]
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -182,7 +189,9 @@ def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
 def _restore_buffers(model: PreTrainedModel) -> None:
     """Compute constants (rotary frequencies) again in float32, since DeepSpeed rounds them where it partitions."""
     for module in model.modules():
-        rounded = [name for name, value in module.named_buffers(recurse=False) if value.dtype == torch.bfloat16]
+        constants = module._non_persistent_buffers_set  # other buffers were read from the model's files
+        buffers = module.named_buffers(recurse=False)
+        rounded = [name for name, value in buffers if name in constants and value.dtype == torch.bfloat16]
         for name in rounded:
             module.register_buffer(name, module.get_buffer(name).float(), persistent=False)
         if rounded:

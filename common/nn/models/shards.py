@@ -57,7 +57,9 @@ def _name_files(directory: Path, stem: str, shards: list[list[str]], total: int)
     if count > 1:
         weight_map = {name: file for names, file in zip(shards, final, strict=True) for name in names}
         index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index_file, indent=1) + "\n")
+        (directory / f"{stem}.safetensors.index.json").write_text(
+            json.dumps(index_file, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 class ShardReader:
@@ -66,7 +68,7 @@ class ShardReader:
     def __init__(self, directory: Path, stem: str) -> None:
         index = directory / f"{stem}.safetensors.index.json"
         if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             files = [f"{stem}.safetensors"]
         opened = [safe_open(directory / file, framework="pt") for file in files]

@@ -1,14 +1,13 @@
-"""Storage backends: six operations on the files of a store, in a local directory or any file system of pyarrow.
+"""Storage backends: seven operations on the files of a store, in a local directory or any file system of pyarrow.
 
 For every backend `put` is atomic and durable: a reader sees the whole file or nothing, and once `put` has returned the
 file survives a power cut. A file's content never changes afterwards.
 """
 
 import contextlib
+import errno
 import mmap
 import os
-import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +15,7 @@ from typing import Protocol
 import pyarrow as pa
 from typing_extensions import override
 
-from brain_align.common.durable import fsync_path, is_temporary, make_directories, write_file
+from brain_align.common.durable import fsync_path, is_temporary, make_directories, time_at, write_file
 from brain_align.common.errors import UserError
 from brain_align.common.store.format.names import checksum, checksum_of
 
@@ -39,6 +38,8 @@ class StorageBackend(Protocol):
     """The backend's name in messages: without the keys that its URI may hold."""
     fetches: bool
     """Return whether every read transfers the bytes again, over a network: they have to be checked again."""
+    trouble: str | None = None
+    """The error of a request that is being repeated; None while requests succeed. Any thread may read it."""
 
     def prepare(self) -> None:
         """Create what has to be there before the first file is written."""
@@ -58,6 +59,9 @@ class StorageBackend(Protocol):
 
     def put(self, directory: str, name: str, content: pa.Buffer) -> None:
         """Write a new file, or replace one, atomically and durably."""
+
+    def time(self) -> float:
+        """Return the present time by the clock of `Entry.modified`, in seconds since the epoch."""
 
     def move(self, path: str, target: str) -> None:
         """Rename a file; do nothing if it is gone already."""
@@ -112,6 +116,10 @@ class LocalBackend(StorageBackend):
         write_file(self.root / directory / name, content)  # tmp + fsync + rename + directory fsync
 
     @override
+    def time(self) -> float:
+        return time_at(self.root)
+
+    @override
     def move(self, path: str, target: str) -> None:
         make_directories((self.root / target).parent)
         try:
@@ -128,30 +136,22 @@ class LocalBackend(StorageBackend):
     def remove_unfinished(self, directory: str, older_than: float) -> None:
         """Delete what interrupted writers left, if it is older (in seconds): other writers are still at work."""
         folder = self.root / directory
-        for path in folder.iterdir() if folder.exists() else ():
+        unfinished = [path for path in folder.iterdir() if is_temporary(path)] if folder.exists() else []
+        now = time_at(folder) if unfinished else 0.0
+        for path in unfinished:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-                if is_temporary(path) and time.time() - path.stat().st_mtime > older_than:
+                if now - path.stat().st_mtime > older_than:
                     path.unlink()
 
     def _mapped(self, path: str) -> mmap.mmap | bytes:
         handle = os.open(f"{self.root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
-        finally:
-            os.close(handle)
-
-
-def shown(uri: str) -> str:
-    """Return a URI as messages may show it: without its user part and its query, which may hold keys."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    authority = re.split("[/?]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        rest = rest[authority.rindex("@") + 1 :]
-    elif ":" in authority:  # perhaps a key that is not escaped and holds arbitrary characters
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}{separator}{rest.partition('?')[0].rstrip('/')}"
+        with open(handle, "rb", buffering=0) as file:
+            try:
+                return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
+            except OSError as error:
+                if error.errno != errno.ENODEV:  # a file system that maps no files, as some of FUSE
+                    raise
+                return file.read()
 
 
 def unusable(backend: StorageBackend, how: str, error: OSError) -> UserError:

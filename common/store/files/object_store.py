@@ -16,8 +16,9 @@ from pyarrow import fs
 from typing_extensions import override
 
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import Entry, StorageBackend, shown
+from brain_align.common.store.files.backends import Entry, StorageBackend
 from brain_align.common.store.format.names import checksum, checksum_of
+from brain_align.common.uris import shown
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 300.0  # seconds of pauses in total, if the service has answered before
@@ -93,6 +94,10 @@ class ObjectStore(StorageBackend):
         self._tried(upload)
 
     @override
+    def time(self) -> float:
+        return time.time()  # services refuse requests of clients whose clocks differ by more than minutes
+
+    @override
     def move(self, path: str, target: str) -> None:
         try:
             self._tried(lambda: self._files.copy_file(self._path(path), self._path(target)))
@@ -114,7 +119,7 @@ class ObjectStore(StorageBackend):
             try:
                 result = request()
             except _LASTING:
-                self._patience = _PATIENCE
+                self._patience, self.trouble = _PATIENCE, None
                 raise
             except OSError as error:
                 advice = next((advice for sign, advice in _ADVICE.items() if sign in str(error)), None)
@@ -124,9 +129,10 @@ class ObjectStore(StorageBackend):
                     self._patience = _FIRST_PATIENCE  # it is down: later requests do not wait that long again
                     raise
                 left = self._patience - waited
+                self.trouble = f"{self.uri}: {error}"
                 _LOG.warning("%s: %s; retrying in %.1f s, for %.0f s more", self.uri, error, pause, left)
             else:
-                self._patience = _PATIENCE
+                self._patience, self.trouble = _PATIENCE, None
                 return result
             time.sleep(pause)
             waited += pause

@@ -5,7 +5,6 @@ their order, nor which of two rows with the same key counts. The small parts sta
 finds a part gone finds its commits in the larger one.
 """
 
-import time
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -66,12 +65,12 @@ def compact(backend: StorageBackend, catalogue: Catalogue, author: Author, sizes
 def remove_superseded(backend: StorageBackend, catalogue: Catalogue, grace: float = GRACE_SECONDS) -> list[str]:
     """Delete parts whose commits have been read from other parts for at least the grace period; return their names.
 
-    The parts that are read instead are first verified on disk. A clock that was set back keeps parts longer.
+    The parts that are read instead are first verified on disk.
     """
     superseded = catalogue.part_map.superseded()
     if not superseded:
         return []
-    now, modified = time.time(), {entry.name: entry.modified for entry in backend.list(catalogue.kind)}
+    now, modified = backend.time(), {entry.name: entry.modified for entry in backend.list(catalogue.kind)}
     safe = {
         file
         for file in set().union(*superseded.values())

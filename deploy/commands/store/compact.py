@@ -11,6 +11,7 @@ import argparse
 
 from brain_align.common.store.table.compaction import LARGE, Sizes, compact, remove_superseded
 from brain_align.deploy.commands.store.parts.terminal import add_grace, add_store, opened_for_maintenance
+from brain_align.deploy.console import say
 
 GROUP = "Maintain"
 
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         replaced = compact(store.backend, catalogue, store.author, Sizes(target // 2, target, LARGE.fewest))
         removed = remove_superseded(store.backend, catalogue, options.grace)
         catalogue.write_index(at_least=1)
-        print(f"{kind}: {replaced} of {before} parts compacted, {len(removed)} removed (replaced earlier)")
+        say(f"{kind}: {replaced} of {before} parts compacted, {len(removed)} removed (replaced earlier)")
 
 
 def _megabytes(text: str) -> int:

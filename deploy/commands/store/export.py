@@ -20,8 +20,9 @@ from brain_align.common.store.flat_rows import FlatRows, readable
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.commands.output import new_output, writing
 from brain_align.deploy.commands.store.parts.pairs import PAIRINGS, Pairs
-from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened
 from brain_align.deploy.commands.store.parts.writers import import_datasets, write_dataset, write_jsonl, write_parquet
+from brain_align.deploy.console import say, terminal
 from brain_align.deploy.run.stored_source import Ranking, ranking
 
 Write = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], int]
@@ -54,9 +55,9 @@ def run(options: argparse.Namespace) -> None:
     source = opened(options.place)
     store = source.store
     ranked_by = ranking(source, options.scorer) if options.format == "pairs" else None
-    terminal().print(f"{_write(store, ranked_by, write, options)}: {options.output}", soft_wrap=True)
+    say(f"{_write(store, ranked_by, write, options)}: {options.output}")
     for damage in store.damaged:
-        terminal(stderr=True).print(f"left out, as it is damaged: {damage}", soft_wrap=True)
+        say(f"left out, as it is damaged: {damage}", stderr=True)
 
 
 def _write(store: Store, ranked_by: Ranking | None, write: Write, options: argparse.Namespace) -> str:

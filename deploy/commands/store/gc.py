@@ -14,6 +14,7 @@ import argparse
 from brain_align.common.store.maintenance.removal import Criterion, plan_removal, remove
 from brain_align.common.store.table.compaction import remove_superseded
 from brain_align.deploy.commands.store.parts.terminal import add_grace, add_store, age, opened_for_maintenance
+from brain_align.deploy.console import say
 
 GROUP = "Maintain"
 
@@ -33,18 +34,18 @@ def run(options: argparse.Namespace) -> None:
     store = opened_for_maintenance(options.place, read_only=not options.delete)
     criterion = Criterion(options.below_version, options.older_than, options.untrained)
     if criterion.below_version is None and criterion.older_than is None:
-        print("groups: none, as neither --below-version nor --older-than is given")
+        say("groups: none, as neither --below-version nor --older-than is given")
     else:
         plan = plan_removal(store, criterion)
         commits = ", ".join(f"{len(names)} commits of {kind}" for kind, names in plan.commits.items())
-        print(f"groups: {len(plan.group_ids)} ({commits})")
-        print(f"kept: {plan.kept_untrained} groups that match, but are untrained or belong to the newest round")
+        say(f"groups: {len(plan.group_ids)} ({commits})")
+        say(f"kept: {plan.kept_untrained} groups that match, but are untrained or belong to the newest round")
         if options.delete:
-            print(f"deleted {remove(store, plan)} parts")
+            say(f"deleted {remove(store, plan)} parts")
     superseded = {kind: len(catalogue.part_map.superseded()) for kind, catalogue in store.kinds.items()}
-    print(f"parts that compaction has replaced: {sum(superseded.values())}")
+    say(f"parts that compaction has replaced: {sum(superseded.values())}")
     if options.delete:
         removed = [remove_superseded(store.backend, catalogue, options.grace) for catalogue in store.kinds.values()]
-        print(f"deleted {sum(map(len, removed))} of them; the others are younger than --grace")
+        say(f"deleted {sum(map(len, removed))} of them; the others are younger than --grace")
     else:
-        print("nothing was deleted; run it with --delete to do so")
+        say("nothing was deleted; run it with --delete to do so")

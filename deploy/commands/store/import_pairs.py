@@ -12,6 +12,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,21 +22,24 @@ import pyarrow as pa
 from rich.progress import track
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.data.prompts import Encode, RefusedPromptError
-from brain_align.common.data.row_files import read_rows, require_file
+from brain_align.common.data.prompts import Encode, PromptColumns, RefusedPromptError, prompt_text, reply_text
+from brain_align.common.data.row_files import Row, read_rows, require_file
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
-from brain_align.common.identity import digest, group_id
+from brain_align.common.identity import digest, digest_of_many, group_id
 from brain_align.common.schemas import GROUPS, HUMAN, PRIOR, SCORES, batch_from_rows
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
-from brain_align.deploy.commands.store.parts.terminal import terminal
+from brain_align.deploy.console import say, terminal
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import reporter
 
 GROUP = "Use"
+
+_OUTPUTS = ("chosen", "rejected")
+_NEEDED = "data.prompt_column; pairs need a prompt, chosen and rejected"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +61,9 @@ def run(options: argparse.Namespace) -> None:
     require_file(options.input)
     console = terminal(stderr=True)
     recipe = resolve(load_recipe(options.recipe, options.overrides), reporter(console)).recipe
-    pairs = _read(options.input, recipe)
-    run_id = digest("pairs", recipe.policy.model_dump(mode="json"), [pair.prompt_id for pair in pairs.usable])
+    pairs = _read(options.input, recipe, reporter(console))
+    texts = digest_of_many((pair.prompt_id, pair.prompt_ids, pair.outputs) for pair in pairs.usable)
+    run_id = digest("pairs", recipe.policy.model_dump(mode="json"), texts)
     logprobs = track(_logprobs(pairs.usable, recipe), "prior", total=len(pairs.usable), console=console)
     groups = groups_of(pairs.usable, logprobs, run_id, recipe)
     with new_directory(target) as directory:
@@ -68,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
     rounds = len(set(groups["round"].to_pylist()))
     left_out = f"\nskipped: {reasons(pairs.skipped)}" if pairs.skipped else ""
-    terminal().print(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}", soft_wrap=True)
+    say(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}")
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,20 @@ def read_pairs(
     """Read a file with the columns prompt, chosen and rejected, and put the pairs into the order of training.
 
     Raises:
-        UserError: the file is missing or damaged, lacks a column, holds a prompt that the chat template refuses, or
-            has too few usable pairs.
+        UserError: the file is missing or damaged, lacks a column, holds a text that cannot be encoded, or has too few
+            usable pairs.
     """
-    columns = (recipe.data.prompt_column, "chosen", "rejected")
+    columns = PromptColumns(recipe.data.prompt_column, None, conversations=recipe.data.templated, settings=_NEEDED)
     pairs = Pairs()
-    for number, row in enumerate(read_rows(path, columns)):
-        prompt, *texts = (_text(path, number, row, column) for column in columns)
-        prompt_ids = _prompt_ids(path, number, prompt, encode_prompts)
-        chosen, rejected = map(encode_completion, texts)
+    for number, row in enumerate(read_rows(path, (columns.prompt, *_OUTPUTS))):
+        prompt, *texts = _texts(row, number + 1, columns, path)
+        with _named(path, number + 1):
+            prompt_ids = encode_prompts([prompt])[0] if prompt.strip() else []
+            chosen, rejected = ([] if text is None else encode_completion(text) for text in texts)
         if not prompt_ids or len(prompt_ids) > recipe.data.max_prompt_tokens:
             pairs.skipped["prompt empty or over data.max_prompt_tokens"] += 1
+        elif texts[0] is None or texts[1] is None:
+            pairs.skipped["chosen or rejected is null"] += 1
         elif max(len(chosen), len(rejected)) > recipe.sampling.max_tokens:
             pairs.skipped["output over sampling.max_tokens"] += 1
         elif chosen == rejected:
@@ -167,25 +175,30 @@ def _scores(groups: pa.RecordBatch, name: str, scorer_digest: str, values: list[
     )
 
 
-def _prompt_ids(path: Path, number: int, prompt: str, encode: Encode) -> list[int]:
-    if not prompt.strip():
-        return []
+def _texts(row: Row, number: int, columns: PromptColumns, path: Path) -> tuple[str, str | None, str | None]:
+    """Return the texts of a row's prompt, chosen and rejected output; null outputs are None, a null prompt is empty.
+
+    Without a column of prompts, chosen and rejected are whole conversations that differ in their last turn.
+    """
+    row = dict(row)
+    if columns.conversations and columns.prompt not in row:
+        before = [row[name][:-1] if isinstance(row.get(name), list) else None for name in _OUTPUTS]
+        if before[0] and before[0] == before[1]:
+            row[columns.prompt] = before[0]
+    prompt = prompt_text(row, number, columns, str(path)) or ""
+    chosen, rejected = (reply_text(row, number, name, prompt, columns, str(path)) for name in _OUTPUTS)
+    return prompt, chosen, rejected
+
+
+@contextmanager
+def _named(path: Path, number: int) -> Iterator[None]:
     try:
-        return encode([prompt])[0]
+        yield
     except RefusedPromptError as error:
         raise UserError(
-            f"{path}, row {number + 1}, cannot be encoded ({error}); fix or remove the row, or set data.chat_template."
+            f"{path}, row {number}, cannot be encoded ({error}); fix or remove the row, or set another "
+            f"data.chat_template."
         ) from None
-
-
-def _text(path: Path, number: int, row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise UserError(
-            f"{path}, row {number + 1}, has no text in column {column!r} (its columns: {', '.join(row)}); pairs need "
-            f"a prompt (data.prompt_column), chosen and rejected."
-        )
-    return value
 
 
 def reasons(skipped: Counter[str]) -> str:
@@ -193,15 +206,14 @@ def reasons(skipped: Counter[str]) -> str:
     return "; ".join(f"{count} × {reason}" for reason, count in skipped.items()) or "none was left out"
 
 
-def _read(path: Path, recipe: Recipe) -> Pairs:
-    from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
-    from brain_align.common.nn.prompt_encoding import completion_encoding, prompt_encoding
+def _read(path: Path, recipe: Recipe, report: Callable[[str], None]) -> Pairs:
+    from brain_align.common.nn.prompt_encoding import policy_encoding  # torch and transformers
 
-    source = recipe.policy.tokenizer or recipe.policy.model
-    tokenizer = load_tokenizer(source)
-    check_tokenizer(tokenizer, load_config(recipe.policy.model), source)
-    encode_prompts = prompt_encoding(tokenizer, recipe.data.chat_template)
-    return read_pairs(path, recipe, encode_prompts, completion_encoding(tokenizer))
+    encoding = policy_encoding(recipe.policy, recipe.data)
+    pairs = read_pairs(path, recipe, encoding.prompts, encoding.completion)
+    for note in encoding.notes():
+        report(note)
+    return pairs
 
 
 def _logprobs(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[list[list[float]]]:

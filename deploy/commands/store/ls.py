@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -26,8 +25,9 @@ from brain_align.common.statistics import Moments
 from brain_align.common.store.files.backends import open_backend
 from brain_align.common.store.opened_store import FOLDERS
 from brain_align.common.store.overlay import Store
-from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened
 from brain_align.deploy.commands.store.parts.writers import joined
+from brain_align.deploy.console import PlainConsole, say, terminal
 from brain_align.deploy.run.stored_source import Source
 
 GROUP = "Inspect"
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     """List the contents."""
     found = overview(opened(options.place))
     if options.json:
-        print(json.dumps(found.as_dict(), indent=1))
+        say(json.dumps(found.as_dict(), indent=1))
     else:
         show_overview(found, terminal())
 
@@ -193,7 +193,7 @@ def _figures(moments: Moments) -> dict[str, float] | None:
     return {"mean": moments.mean, "std": moments.std, "min": moments.least, "max": moments.greatest}
 
 
-def show_overview(found: Overview, console: Console) -> None:
+def show_overview(found: Overview, console: PlainConsole) -> None:
     """Print an overview as tables."""
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
     sizes = ", ".join(f"{folder} {decimal(size)}" for folder, size in sorted(found.sizes.items()))

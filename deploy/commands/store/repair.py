@@ -11,6 +11,7 @@ import argparse
 
 from brain_align.common.store.maintenance.repair import repair
 from brain_align.deploy.commands.store.parts.terminal import add_store
+from brain_align.deploy.console import say
 from brain_align.deploy.run.stored_source import locate
 
 GROUP = "Maintain"
@@ -21,4 +22,4 @@ add = add_store
 def run(options: argparse.Namespace) -> None:
     """Repair the store."""
     done = repair(locate(options.place).uri)
-    print("\n".join(done) if done else "nothing was damaged; the index was rebuilt")
+    say("\n".join(done) if done else "nothing was damaged; the index was rebuilt")

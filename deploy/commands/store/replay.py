@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import shown
+from brain_align.common.uris import shown
 from brain_align.deploy.commands.arguments import add_overrides
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import overridden
 from brain_align.deploy.run.stored_source import open_source
 
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = replay_recipe(options.run, options.output, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 
-    run_recipe(recipe, Console())
+    run_recipe(recipe, PlainConsole())
 
 
 def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:

@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.store.files.backends import shown
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.uris import shown
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.commands.arguments import add_overrides
 from brain_align.deploy.commands.scoring import Advance, progress_bar, resolved_for_scoring
-from brain_align.deploy.commands.store.parts.terminal import add_store, terminal
+from brain_align.deploy.commands.store.parts.terminal import add_store
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
+from brain_align.deploy.console import say, terminal
 from brain_align.deploy.run.recipe_files import load_recipe, overridden
 from brain_align.deploy.run.resolve import run_directory
 from brain_align.deploy.run.stored_source import Location, locate
@@ -118,4 +119,4 @@ def _report(store: SampleStore, name: str, new: int) -> None:
     facts = [one for one in store.scorers() if one.name == name]
     total, nulls = sum(one.groups for one in facts), sum(one.nulls for one in facts)
     without = f"; {nulls} outputs have no value (brain store show says why)" if nulls else ""
-    terminal().print(f"{store.root}: {name} has values for {total} groups, {new} of them new{without}", soft_wrap=True)
+    say(f"{store.root}: {name} has values for {total} groups, {new} of them new{without}")

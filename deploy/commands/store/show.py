@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
@@ -25,7 +23,8 @@ from brain_align.common.store.overlay import Store
 from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.api.samples import policy_logprobs
-from brain_align.deploy.commands.store.parts.terminal import add_store, opened, terminal
+from brain_align.deploy.commands.store.parts.terminal import add_store, opened
+from brain_align.deploy.console import PlainConsole, terminal
 from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
 
 _PROMPT_SHOWN = 300  # characters of a prompt without --full
@@ -153,7 +152,7 @@ def group_view(
     )
 
 
-def show_group(view: GroupView, console: Console, *, full: bool) -> None:
+def show_group(view: GroupView, console: PlainConsole, *, full: bool) -> None:
     """Print a group."""
     row = view.row
     sampled = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(row["finished_at"]))
@@ -163,21 +162,18 @@ def show_group(view: GroupView, console: Console, *, full: bool) -> None:
         f"sampled in round {row['round']} from version {row['proposal_version']} (digest "
         f"{row['proposal_digest'][:8]}) by {row['sampler_id']}, {sampled} UTC, temperature {row['temperature']:g}; "
         f"{trained}",
-        markup=False,
     )
     prompt = row["prompt_text"].strip()
     if not full and len(prompt) > _PROMPT_SHOWN:
         prompt = f"{prompt[:_PROMPT_SHOWN]} … (--full shows all)"
-    console.print(f"\n{prompt}\n", markup=False)
+    console.print(f"\n{prompt}\n")
     if row["gold_text"] is not None:
         golds = [f"{name} {value:.3f}" for name, value in view.gold.items() if value is not None]
         figures = f" ({', '.join(golds)})" if golds else ""
-        console.print(
-            f"gold{figures}: {_one_line(row['gold_text'])}\n", markup=False, no_wrap=not full, overflow="ellipsis"
-        )
+        console.print(f"gold{figures}: {_one_line(row['gold_text'])}\n", no_wrap=not full, overflow="ellipsis")
     console.print(_outputs(view, console.width, full=full))
     for name, error in view.errors.items():
-        console.print(f"{name} could not compute everything: {error}", markup=False, style="red")
+        console.print(f"{name} could not compute everything: {error}", style="red")
 
 
 def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
@@ -204,7 +200,7 @@ def _outputs(view: GroupView, console_width: int, *, full: bool) -> Table:
     left = max(_NARROWEST_TEXT, console_width - sum(widths) - len(names))  # one space between columns
     table.add_column("output", no_wrap=not full, overflow="fold" if full else "ellipsis", width=left)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     return table
 
 

@@ -11,6 +11,7 @@ import argparse
 
 from brain_align.common.store.maintenance.verification import verify
 from brain_align.deploy.commands.store.parts.terminal import add_store
+from brain_align.deploy.console import say
 from brain_align.deploy.run.stored_source import locate
 
 GROUP = "Inspect"
@@ -22,10 +23,10 @@ def run(options: argparse.Namespace) -> int:
     """Verify the store."""
     found = verify(locate(options.place).uri)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
-    print(f"{found.uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
+    say(f"{found.uri}: {counts} in {found.parts:,} parts, {found.size / 2**20:,.1f} MiB read")
     for note in found.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     for problem in found.problems:
-        print(f"damaged: {problem}")
-    print(f"{len(found.problems)} problems" if found.problems else "nothing is damaged")
+        say(f"damaged: {problem}")
+    say(f"{len(found.problems)} problems" if found.problems else "nothing is damaged")
     return 1 if found.problems else 0

@@ -9,7 +9,8 @@ from brain_align.common.config.run_identity import differing_settings
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory, is_in_use
-from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.yaml_text import dump_yaml
 
 _OF_EACH_RUN = ("seed", "objective.name", "learner.learning_rate")
 """Settings of the base recipe that are not used: each training run has its own."""
@@ -126,7 +127,7 @@ def save_comparison(directory: ComparisonDirectory, recipe: Recipe, inputs: Mapp
 
 def _begun_on(directory: ComparisonDirectory) -> dict[str, str | None]:
     try:
-        begun = json.loads(directory.facts.read_text())
+        begun = json.loads(directory.facts.read_text(encoding="utf-8"))
     except ValueError:
         begun = None
     if not isinstance(begun, dict):

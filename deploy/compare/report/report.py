@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Console
 from rich.measure import Measurement
 
 from brain_align.common.config.recipe import Recipe
@@ -27,13 +26,14 @@ from brain_align.deploy.compare.report.tables import (
 )
 from brain_align.deploy.compare.report.text_table import TextTable
 from brain_align.deploy.compare.results.comparison import Comparison, collect
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.plotting import INK, as_png, as_svg
 
 _OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "not reproduced": "bad"}
 
 
 def report(
-    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: dict[str, str], console: Console
+    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: dict[str, str], console: PlainConsole
 ) -> None:
     """Write all results and print the most important.
 
@@ -57,21 +57,21 @@ def report(
         if table.rows:
             _show(table, console)
     for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
-        console.print(f"{label:9} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{label:9} {path}", soft_wrap=True)
     lacking = comparison.lacking()  # of a seed or a group size; single learning rates may have failed
     if lacking:
         named = "; ".join(f"{name}: seed {', '.join(map(str, missing))}" for name, missing in lacking.items())
         raise PipelineError(f"The comparison is not complete, it lacks {named}; see the reasons above.")
 
 
-def _show(table: TextTable, console: Console) -> None:
+def _show(table: TextTable, console: PlainConsole) -> None:
     """Print a table at its full width: a narrower terminal wraps lines, and a file has no width."""
     drawn = table.for_console()
     natural = Measurement.get(console, console.options.update(width=1000), drawn).maximum
     console.width = max(natural, console.width)
     console.print(drawn)
     if table.note:
-        console.print(f"{table.note}\n", highlight=False, soft_wrap=True)
+        console.print(f"{table.note}\n", soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """A table as rows of text, for the console and for documents, and the formats of its figures."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
 
+from brain_align.common.printable import printable
 from brain_align.deploy.compare.results.inference import SMALLEST_P, PairedDifference
 
 
@@ -31,8 +33,13 @@ class TextTable:
     def for_markdown(self) -> str:
         """Return the table and its note as a section of a Markdown document."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        drawn = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+        drawn = "\n".join(f"| {' | '.join(map(_in_markdown, line))} |" for line in lines)
         return f"### {self.title}\n\n{drawn}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def _in_markdown(cell: str) -> str:
+    """Return a text, perhaps an error of anything, as a cell that shows it: no HTML, image, link or further cell."""
+    return re.sub(r"([\\`<>\[\]&])", r"\\\1", " ".join(printable(cell).replace("|", "/").split()))
 
 
 def number(value: float | None, digits: int) -> str:

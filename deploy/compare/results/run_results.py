@@ -106,7 +106,7 @@ def write_examination(path: Path, examination: Examination) -> None:
 
 def read_examination(path: Path) -> Examination:
     """Read an examination that `write_examination` saved."""
-    return Examination(**json.loads(path.read_text()))
+    return Examination(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def chosen_rate(directory: ComparisonDirectory, grid: list[TrainingRun]) -> float | None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import PipelineError, first_failure
 from brain_align.common.identity import digest
@@ -35,6 +33,7 @@ from brain_align.deploy.compare.train.seed_groups import SeedGroups, make_run_pl
 from brain_align.deploy.compare.train.services import SharedServices
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.resolve import ResolvedRecipe
@@ -137,7 +136,7 @@ class Runner:
         resolved = setup.base.derived(run_recipe(setup.base.saved, run, setup.directory, pairs))
         recipe = resolved.recipe
         check_config(directory, resolved.saved)
-        save_config(directory, resolved.saved, setup.facts)
+        save_config(directory, resolved.saved, setup.facts, setup.inputs.template)
         below = await self._groups_below(recipe, run, groups)
         run_plan = await asyncio.to_thread(make_run_plan, recipe, resolved.run_id, directory, groups, below)
         with run_plan.store.training():
@@ -208,7 +207,7 @@ class Runner:
         recipe, directory = groups.recipe, groups.directory
         saved = seed_recipe(self._setup.base.saved, recipe.seed, self._setup.directory)
         check_config(directory, saved)
-        save_config(directory, saved, self._setup.facts)
+        save_config(directory, saved, self._setup.facts, self._setup.inputs.template)
         services = self._services.of_run(recipe, directory)
         async with self._free:  # its learner takes the room of a run's
             await publish_prior(recipe, services)
@@ -237,4 +236,4 @@ def _write_results(recipe: Recipe, directory: RunDirectory, run_plan: RunPlan, w
 
 
 def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:
-    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, Console(quiet=True))
+    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, PlainConsole(quiet=True))

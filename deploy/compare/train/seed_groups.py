@@ -160,7 +160,9 @@ def make_run_plan(recipe: Recipe, run_id: str, directory: RunDirectory, groups: 
     """
     plan = request_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
     if groups.directory.quarantine.exists() and not directory.quarantine.exists():
-        write_file(directory.quarantine, groups.directory.quarantine.read_text())  # no training run has these groups
+        write_file(
+            directory.quarantine, groups.directory.quarantine.read_text(encoding="utf-8")
+        )  # no training run has these groups
     prompts = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
     evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)

@@ -31,8 +31,8 @@ WINDOW = 20  # steps before a publication that say what a step usually takes
 def measure(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
     """One row a publication."""
     settings = EngineSettings(
-        model=str(policy.model), dtype="float32", adapter_rank=RANK, receives=False, adapters=VERSIONS_HELD,
-        max_model_tokens=PROMPT_TOKENS + LONG, tensor_parallel=1, repeatable=False, threads=1,
+        model=str(policy.model), dtype="float32", adapter_rank=RANK, receives=False, merges=False,
+        adapters=VERSIONS_HELD, max_model_tokens=PROMPT_TOKENS + LONG, tensor_parallel=1, repeatable=False, threads=1,
         kv_cache_gib=1, extra={},
     )  # fmt: skip
     policy.publish(0)
@@ -104,5 +104,5 @@ async def _bring(
 
 async def _sample(engine: Engine, texts: list[list[int]], adapter: Any, tokens: int) -> None:
     sampling = SamplingSection(n=N, max_tokens=tokens)
-    async for _ in engine.sample(texts, sampling, n=N, eos_token_id=VOCABULARY - 1, adapter=adapter, seed=None):
+    async for _ in engine.sample(texts, sampling, n=N, end_tokens=[VOCABULARY - 1], adapter=adapter, seed=None):
         pass

@@ -26,9 +26,12 @@ from tests.bench.sampler_cases.policy import (
 
 
 class BareVllm:
-    """`vllm.LLM` with its own defaults, in an actor: the same adapter, lengths and log-probabilities, nothing else."""
+    """`vllm.LLM` with its own defaults, in an actor: the same adapter, lengths and log-probabilities, nothing else.
 
-    def __init__(self, model: str, adapter: str) -> None:
+    Without an adapter, it samples from the model itself.
+    """
+
+    def __init__(self, model: str, adapter: str | None) -> None:
         import os
 
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -36,11 +39,11 @@ class BareVllm:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
-        self._adapter = LoRARequest("adapter", 1, adapter)
+        self._adapter = None if adapter is None else LoRARequest("adapter", 1, adapter)
+        adapters = {} if adapter is None else {"enable_lora": True, "max_loras": 3, "max_lora_rank": RANK}
         self._llm = LLM(
             model=model, dtype="float32", skip_tokenizer_init=True, max_model_len=PROMPT_TOKENS + OUTPUT_TOKENS,
-            enable_lora=True, max_loras=3, max_lora_rank=RANK, enforce_eager=True,
-            logprobs_mode="processed_logprobs",
+            enforce_eager=True, logprobs_mode="processed_logprobs", **adapters,
         )  # fmt: skip
 
     def generate(self, texts: list[list[int]]) -> tuple[int, float]:
@@ -79,14 +82,16 @@ async def sampled(actor: Any, leases: list[SampleRequest]) -> tuple[int, float]:
     return sum(counts), time.perf_counter() - began
 
 
-def measure(policy: BenchedPolicy, log: Path, repeats: int) -> list[dict[str, Any]]:
-    """Tokens a second of both, in turns on the same prompts; the first turn of each warms up and is not counted."""
+def measure(policy: BenchedPolicy, log: Path, repeats: int, *, merged: bool) -> list[dict[str, Any]]:
+    """Tokens a second of both, in turns on the same prompts; the first turn of each warms up and is not counted.
+
+    With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none.
+    """
     version = policy.publish(0)
-    ours = ray.remote(SamplerActor).remote(
-        "sampler-0", policy.recipe().model_dump(mode="json"), ProposalModel(str(policy.model), RANK), str(log)
-    )
+    recipe = policy.recipe(delivery="merged" if merged else "files").model_dump(mode="json")
+    ours = ray.remote(SamplerActor).remote("sampler-0", recipe, ProposalModel(str(policy.model), RANK), str(log))
     ray.get(ours.ready.remote())
-    bare = ray.remote(BareVllm).remote(str(policy.model), str(version.path))
+    bare = ray.remote(BareVllm).remote(str(policy.model), None if merged else str(version.path))
     rates: dict[str, list[float]] = {"bare vllm.LLM.generate": [], "leases through a sampler actor": []}
     for turn in range(repeats + 1):
         texts = prompts(LEASES * LEASE_PROMPTS, turn)

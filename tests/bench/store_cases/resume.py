@@ -7,11 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.schedule.round_prompts import StoredGroups
 from brain_align.deploy.schedule.rounds import Rounds
 from tests.bench.store_cases.million import RUN, SCORERS, resident_mb, timed
@@ -23,7 +22,7 @@ def resumed(root: Path) -> dict[str, float]:
 
     def resume() -> None:
         store = SampleStore(root, RUN)
-        tracker = Tracker(algorithm, root.parent / "metrics.jsonl", root.parent / "board", Console(quiet=True))
+        tracker = Tracker(algorithm, root.parent / "metrics.jsonl", root.parent / "board", PlainConsole(quiet=True))
         tracker.recovered(store)
         tracker.close()
         missing = {group for scorer in SCORERS for group in store.unscored(scorer)}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
@@ -22,6 +21,7 @@ from brain_align.deploy.actors.actor import Spawn
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
@@ -148,7 +148,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     evaluation = Evaluation(recipe, held_back, plan, {"validation": HELD_BACK, "test": HELD_BACK}, [PRIOR, "reward"])
     pools = stand_in_pools(world, RunDirectory(root), (PRIOR, "reward"))
     services = Services(pools.pop(""), pools, StandInLearner(world))
-    tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
+    tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", PlainConsole(quiet=True))
     tracker.recovered(store)
     round_prompts = DrawnPrompts(recipe.algorithm, TRAIN, 0)
     scorers = [PRIOR, "reward"]

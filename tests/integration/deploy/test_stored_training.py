@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
@@ -16,6 +15,7 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
 from brain_align.deploy.services.services import Services
@@ -63,7 +63,7 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     pools = stand_in_pools(world, directory, work.started_scorers)
     samplers = Pool("sampler", 0, stranger, directory.log, PoolSettings(start=5))
     services = Services(samplers, {name: pools[name] for name in work.started_scorers}, StandInLearner(world))
-    tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", Console(quiet=True))
+    tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", PlainConsole(quiet=True))
     tracker.recovered(work.store)
     try:
         conductor = Conductor(settings, work, tracker, services)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection
@@ -48,10 +49,15 @@ class Policies:
         rank = None if full else RANK
         return Sampler("sampler-0", self.recipe(**changes), ProposalModel(str(self.model), rank))
 
-    def adapted(self, seed: int, rank: int = RANK) -> PeftModel:
+    def adapted(self, seed: int, rank: int = RANK, *, rslora: bool = False) -> PeftModel:
         """The model with a random adapter that changes its outputs a lot."""
         base = load_causal_lm(str(self.model), "float32")
         adapted = attach_new_adapter(base, AdapterSection(r=rank, alpha=16, targets=TARGETS), seed)
+        if rslora:
+            adapted.active_peft_config.use_rslora = True
+            for module in adapted.modules():
+                if isinstance(module, LoraLayer):
+                    module.scaling["default"] = 16 / rank**0.5
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, value in sorted(adapted.named_parameters()):

@@ -14,6 +14,7 @@ import torch
 
 from brain_align.common.config.sampling import SamplingSection
 from brain_align.common.errors import EngineLostError, UserError
+from brain_align.common.policies import PolicyRegistry
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.sampler import Sampler
@@ -210,6 +211,32 @@ def test_whole_models_take_turns_and_truncated_sampling_is_accounted_for(
         started.close()
 
 
+def test_adapters_that_are_merged_are_sampled_exactly_and_leave_nothing_behind(
+    loop: asyncio.Runner, policies: Policies, tmp_path: Path
+) -> None:
+    own = Policies(policies.model, PolicyRegistry(tmp_path))
+    adapted = [own.adapted(0), own.adapted(1, rank=16), own.adapted(2, rslora=True)]
+    for version, model in enumerate(adapted):
+        own.publish(version, model)
+    started = own.sampler(sampler={"delivery": "merged"}, algorithm={"max_staleness": 1})
+
+    async def in_turns():
+        return await asyncio.gather(*(sampled(started, own.lease(version, alone=False)) for version in (0, 1, 2, 0)))
+
+    try:
+        for version, rows in zip((0, 1, 2, 0), loop.run(in_turns()), strict=True):
+            assert {row["proposal_digest"] for row in rows} == {own.registry.get(version).digest}
+            assert worst_gap(rows, adapted[version]) < 1e-4
+        first, _, again = (loop.run(sampled(started, own.lease(version, alone=True))) for version in (1, 2, 1))
+        assert outputs(first) == outputs(again)
+        wide = Policies(tmp_path / "wide", own.registry)
+        save(base_model(head=64), wide.model)
+        own.publish(3, wide.adapted(3))
+        refuse(loop, started, own, 3, r"in phase `load`.*weights have the shape \[")
+    finally:
+        started.close()
+
+
 def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyncio.Runner, tmp_path: Path) -> None:
     """vLLM would refuse the next version too, since it keeps what it had of this one."""
     whole = make_policies(tmp_path)
@@ -228,15 +255,15 @@ def test_an_engine_whose_weights_were_half_replaced_is_not_used_again(loop: asyn
 
 def test_a_probe_goes_before_outputs_that_wait(loop: asyncio.Runner, policies: Policies) -> None:
     settings = EngineSettings(
-        model=str(policies.model), dtype="float32", adapter_rank=None, adapters=1, receives=False, max_model_tokens=64,
-        tensor_parallel=1, repeatable=False, threads=1, kv_cache_gib=1, extra={"max_num_seqs": 2},
+        model=str(policies.model), dtype="float32", adapter_rank=None, adapters=1, receives=False, merges=False,
+        max_model_tokens=64, tensor_parallel=1, repeatable=False, threads=1, kv_cache_gib=1, extra={"max_num_seqs": 2},
     )  # fmt: skip
     engine = Engine(settings)
     finished: list[int] = []
 
     async def flood() -> None:
         prompts, sampling = [[5 + place] * 8 for place in range(16)], SamplingSection(n=4, max_tokens=16)
-        async for place, _ in engine.sample(prompts, sampling, n=4, eos_token_id=EOS_ID, adapter=None, seed=None):
+        async for place, _ in engine.sample(prompts, sampling, n=4, end_tokens=[EOS_ID], adapter=None, seed=None):
             finished.append(place)
 
     async def probe_meanwhile() -> int:

@@ -13,7 +13,7 @@ import yaml
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.deploy.run.recipe_files import dump_yaml
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.integration.deploy.pipeline_runs import BRAIN, environment, kill_tree
 from tests.unit.factories import groups, recipe_settings
 from tests.unit.scorer.http_service import serving

@@ -177,10 +177,17 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(
 ) -> None:
     filled(uri)
     pauses: list[float] = []
-    with mock.patch("time.sleep", pauses.append):
+    troubles: list[str | None] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        troubles.append(backend.trouble)
+
+    with mock.patch("time.sleep", pause):
         passing = Failing(uri, 3, OSError("AWS Error SLOW_DOWN"))
         backend = ObjectStore(uri, passing, passing.root)
         assert len(backend.list("groups")) == 3 and passing.failed == 3
+        assert troubles == [f"{backend.uri}: AWS Error SLOW_DOWN"] * 3 and backend.trouble is None
         pauses.clear()
         passing.fail(20)  # it has answered, so minutes of trouble are waited for
         assert len(backend.list("groups")) == 3 and passing.failed == 20

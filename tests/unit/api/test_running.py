@@ -8,7 +8,8 @@ import torch
 import brain_align
 from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.deploy.api.running import _without_event_loop
-from brain_align.deploy.run.recipe_files import dump_yaml, load_recipe
+from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit.api.test_samples import expected_alpha
 from tests.unit.deploy.commands.test_export import a_run, logprobs
 from tests.unit.factories import recipe_settings

@@ -73,3 +73,10 @@ def test_damage_is_named(checkpoints, damage):
             (path / "checkpoint.json").write_text("{")
     with pytest.raises(UserError, match="step-000001 is damaged"):
         checkpoints.newest()
+
+
+@pytest.mark.parametrize("place", ["state", "checkpoint.json", ".", ".."])
+def test_checkpoints_that_this_user_may_not_read_are_neither_damaged_nor_absent(checkpoints, another_user, place):
+    (checkpoints.save(1, write("one")).path / place).chmod(0)
+    with another_user(), pytest.raises(UserError, match=r"may not read .*; give that user read access"):
+        checkpoints.newest()

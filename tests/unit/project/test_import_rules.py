@@ -16,12 +16,13 @@ PACKAGE = "brain_align"
 ROOMS = ("common", "sampler", "scorer", "learner", "deploy")
 STAGES = ("sampler", "scorer", "learner")
 # The files that may import an engine. Of the sampler's, requests.py and engine_weights.py make vLLM's arguments;
-# transfer.py has a subclass of one of vLLM's classes, and vLLM imports it in its own processes.
+# merging.py and transfer.py are imported by vLLM in its own processes.
 ENGINES = {
     "vllm": (
         PurePosixPath("sampler/engine/engine.py"),
         PurePosixPath("sampler/engine/requests.py"),
         PurePosixPath("sampler/weights/engine_weights.py"),
+        PurePosixPath("sampler/weights/merging.py"),
         PurePosixPath("sampler/weights/transfer.py"),
     ),
     "deepspeed": (PurePosixPath("learner/engine.py"),),
@@ -42,7 +43,7 @@ LAYERS = (
         ("deploy.services",),
         ("deploy.run",),
         ("deploy.worlds", "deploy.demo"),
-        ("deploy.actors", "deploy.schedule", "deploy.plotting"),
+        ("deploy.actors", "deploy.schedule", "deploy.plotting", "deploy.console"),
     ),
     (
         ("common.store.maintenance",),

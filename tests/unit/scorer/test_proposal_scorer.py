@@ -70,5 +70,5 @@ def test_full_weights_are_loaded_whole(tmp_path):
 
 
 def test_a_version_that_is_not_there_is_named(published):
-    with pytest.raises(UserError, match=r"Proposal version 9 in .*v000009 is not complete"):
+    with pytest.raises(UserError, match=r"Proposal version 9 .* is not complete in .*v000009"):
         score(scorer(published), sampled(9))

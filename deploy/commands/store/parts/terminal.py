@@ -1,15 +1,13 @@
-"""The store commands' arguments and their console."""
+"""The store commands' arguments, and how they open a store."""
 
 import argparse
 import re
 
-from rich.console import Console
-
 from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.compaction import GRACE_SECONDS
+from brain_align.deploy.console import say
 from brain_align.deploy.run.stored_source import Source, locate, open_source
 
-_PLAIN_WIDTH = 100  # columns where the output is not a terminal
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -18,19 +16,11 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="STORE", help="a run directory, a store directory, or a store's URI")
 
 
-def terminal(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal, or 100 columns where there is none; progress goes to stderr."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
-    return console
-
-
 def opened(place: str) -> Source:
     """Open the store that `place` names; print a note on stderr if its run's recipe cannot be used."""
     source = open_source(place)
     if source.location.problem is not None:
-        terminal(stderr=True).print(f"note: {source.location.problem} The store is shown without it.", soft_wrap=True)
+        say(f"note: {source.location.problem} The store is shown without it.", stderr=True)
     return source
 
 
@@ -38,7 +28,7 @@ def opened_for_maintenance(place: str, *, read_only: bool) -> OpenedStore:
     """Open a store, and print what is damaged."""
     store = OpenedStore(locate(place).uri, None, read_only=read_only)
     for message in store.damaged:
-        print(f"damaged: {message}")
+        say(f"damaged: {message}")
     return store
 
 

@@ -59,6 +59,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
             {"sampler": {"delivery": "transfer"}},
             "policy.method=lora publishes adapters, which are small and loaded from their files",
         ),
+        (
+            {"sampler": {"delivery": "merged"}, "policy": {"model": "m", "method": "full", "dtype": "float32"}},
+            "delivery=merged adds adapters to the model's weights, and policy.method=full publishes whole models",
+        ),
         ({"sampling": {"temperature": 0.7}}, "temperature=0.7 makes the proposal q' a different distribution"),
         ({"learner": {"zero_stage": 9}}, "learner.zero_stage=9 is refused"),
         ({"learnr": {}}, "unknown setting learnr; did you mean learner?"),

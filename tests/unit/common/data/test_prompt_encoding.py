@@ -6,9 +6,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from brain_align.common.data.conversations import Message, as_text
-from brain_align.common.data.prompts import RefusedPromptError
+from brain_align.common.data.prompts import Encode, RefusedPromptError
 from brain_align.common.errors import UserError
-from brain_align.common.nn.prompt_encoding import prompt_encoding
+from brain_align.common.nn.prompt_encoding import TextEncoding, template_text
 from tests.unit.tiny_models import gpt2_like_tokenizer
 
 EOS = "<|endoftext|>"
@@ -27,6 +27,11 @@ def tokenizer_of(special: str) -> PreTrainedTokenizerFast:
     ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (BOS, EOS)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=special, special_tokens=ids)
     return tokenizer
+
+
+def prompt_encoding(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Encode:
+    template = template_text(tokenizer, chat_template)
+    return TextEncoding(tokenizer, template, ends=[tokenizer.eos_token_id], rows=len(tokenizer)).prompts
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -77,7 +82,9 @@ def test_templates_that_are_not_there_are_refused(tmp_path: Path) -> None:
 )
 def test_what_a_template_refuses_is_named_by_its_place(tmp_path: Path, template: str, reason: str) -> None:
     file = tmp_path / "chat.jinja"
-    refusing = f"{{% if messages[0].role == 'system' %}}{template}{{% endif %}}" if "raise" in template else template
+    refusing = (
+        f"{{% if messages[0].role == 'system' %}}{template}{{% endif %}}{TEMPLATE}" if "raise" in template else template
+    )
     file.write_text(refusing)
     with pytest.raises(RefusedPromptError, match=reason) as refused:
         prompt_encoding(gpt2_like_tokenizer(), str(file))(["the cat", as_text(TALK)])

@@ -71,12 +71,74 @@ def test_nothing_usable_is_refused() -> None:
 def test_rows_that_hold_something_else_are_named() -> None:
     with pytest.raises(UserError, match=r"here, row 1, has no text in column 'text' \(its columns: prompt, label\)"):
         load(ROWS, PromptColumns("text", None))
-    with pytest.raises(UserError, match="row 2, has no text in column 'label'"):
-        load([ROWS[0], {"prompt": "a", "label": None}])
     with pytest.raises(UserError, match=r"row 1, has a list of messages in column 'prompt'; set data\.chat_template"):
         load([{"prompt": [USER], "label": "a"}])
-    with pytest.raises(UserError, match="row 1, has no text in column 'prompt'"):
-        load([{"prompt": [{"role": "user"}], "label": "a"}], CHAT)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (3, "it is the number 3; it must be a text"),
+        (True, "it is the truth value True"),
+        ({"a": 1}, "it is an object"),
+        (b"x", "it is binary data"),
+        ([], "it is an empty list"),
+        (["Hi"], "message 1 is a text, not an object with role and content"),
+        ([{"from": "human", "value": "Hi"}], r"message 1 has no role and content \(its keys: from, value\)"),
+        ([USER, {"role": "assistant", "content": None}], "the content of message 2 is null, not a text"),
+        ([{"role": "user"}], "the content of message 1 is null"),
+        ([{"role": "user", "content": 3}], "the content of message 1 is the number 3"),
+        ([USER, {"role": "assistant", "content": None, "tool_calls": [{}]}], "message 2 has tool_calls, which are not"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "message 1 has a part of type 'image'; only text is"),
+        ([{"role": "user", "content": [3]}], "message 1 has a part the number 3"),
+    ],
+)
+def test_what_a_value_is_instead_of_a_text_is_said(value: Any, what: str) -> None:
+    for column, row in (("prompt", {"prompt": value, "label": "a"}), ("label", {"prompt": "a", "label": value})):
+        with pytest.raises(UserError, match=rf"^here, row 1, has no text in column '{column}': {what}"):
+            load([row], CHAT)
+
+
+def test_parts_of_a_content_that_are_texts_are_joined() -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i", "image": None}]
+    row = {"prompt": [{"role": "user", "content": parts, "tool_calls": None}], "label": [ANSWER]}
+    (found,) = load([row], CHAT)
+    assert (found.text, found.gold_text) == ("Hi", "Hello")
+
+
+def test_rows_without_a_reference_output_are_skipped_and_counted() -> None:
+    rows = [{"prompt": "a", "label": "x"}, {"prompt": "b", "label": None}, {"prompt": None, "label": None}]
+    found = load(rows)
+    assert [prompt.text for prompt in found] == ["a"]
+    assert (str(found.without_gold), str(found.empty)) == ("1 (first: row 2)", "1 (first: row 3)")
+    with pytest.raises(UserError, match=r"have null in column 'label'; set data\.gold_column=null if"):
+        load(rows[1:])
+
+
+def test_a_reference_output_that_cannot_be_encoded_is_named_by_its_row() -> None:
+    def refuse(text: str) -> list[int]:
+        if text == "bad":
+            raise RefusedPromptError(0, "it has the token '<image>'")
+        return [1]
+
+    rows = [{"prompt": "a", "label": "x"}, {"prompt": "b", "label": "bad"}]
+    with pytest.raises(UserError, match=r"here, row 2, cannot be encoded \(it has the token '<image>'\)"):
+        load_prompts(rows, COLUMNS, encode, 9, "here", refuse)
+
+
+def test_a_reply_that_the_prompt_begins_is_what_follows() -> None:
+    begun = Message(role="assistant", content="Hel")
+    for label in ([USER, ANSWER], [ANSWER], "lo"):
+        (found,) = load([{"prompt": [USER, begun], "label": label}], CHAT, max_tokens=100)
+        assert found.gold_text == "lo"
+
+
+def test_the_digest_of_token_ids_is_that_of_each_prompt_s_ids() -> None:
+    def digest_of(*texts: str) -> str:
+        return load([{"prompt": text, "label": "x"} for text in texts], max_tokens=9).token_digest()
+
+    assert digest_of("ab cd", "e") == digest_of("xy zw", "f")  # the ids, not the texts, count
+    assert len({digest_of("ab cd", "e"), digest_of("ab", "cd e"), digest_of("a", "b"), digest_of("ab cd e")}) == 4
 
 
 def test_a_prompt_that_cannot_be_encoded_is_named_by_its_row() -> None:

@@ -73,3 +73,49 @@ def test_json_that_python_cannot_hold_is_named_with_its_line(tmp_path: Path, val
     (tmp_path / "a.jsonl").write_text(f'{{"prompt": "p"}}\n{{"prompt": {value}}}\n')
     with pytest.raises(UserError, match=rf"a\.jsonl, line 2, cannot be read \({what}.*\); fix or remove the line\.$"):
         list(read_rows(tmp_path / "a.jsonl", WANTED))
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p", "turns": []}\r\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        assert list(read_rows(tmp_path / name, WANTED)) == [{"prompt": "p", "turns": []}]
+
+
+@pytest.mark.parametrize("value", ['"so happy \\ud83d"', '[{"content": "\\uDE00"}]', '{"a": ["\\udc00"]}'])
+def test_half_a_character_is_named_with_its_line(tmp_path: Path, value: str) -> None:
+    whole = '{"prompt": "\\ud83d\\ude00 and \\\\ud83d", "turns": null, "other": "\\ud83d"}'
+    (tmp_path / "a.jsonl").write_text(whole)
+    assert next(read_rows(tmp_path / "a.jsonl", WANTED))["prompt"] == "😀 and \\ud83d"
+    (tmp_path / "a.jsonl").write_text(f'{whole}\n{{"prompt": "p", "turns": {value}}}')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2, has '\\ud\w+', which is half of a character"):
+        list(read_rows(tmp_path / "a.jsonl", WANTED))
+
+
+def test_a_corrupt_archive_is_named(tmp_path: Path) -> None:
+    WRITERS["a.jsonl.gz"](tmp_path / "a.jsonl.gz")
+    whole = bytearray((tmp_path / "a.jsonl.gz").read_bytes())
+    whole[len(whole) // 2 :] = bytes(byte ^ 0x5A for byte in whole[len(whole) // 2 :])
+    (tmp_path / "a.jsonl.gz").write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz(, line \d+, is not JSON| is damaged)"):
+        list(read_rows(tmp_path / "a.jsonl.gz", WANTED))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    table = pa.table([["a"], ["b"]], names=["prompt", "prompt"])
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    else:
+        make = pa.ipc.new_file if name == "file.arrow" else pa.ipc.new_stream
+        with pa.OSFile(str(tmp_path / name), "wb") as file, make(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match="column 'prompt' is there more than once"):
+        list(read_rows(tmp_path / name, ("prompt",)))
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    column = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet is damaged or of another kind"):
+        list(read_rows(tmp_path / "a.parquet", ("prompt",)))

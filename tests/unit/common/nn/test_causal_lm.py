@@ -128,13 +128,21 @@ def test_tokenizer_checks(tmp_path):
     assert loaded("the cat<|endoftext|>").input_ids == tokenizer("the cat<|endoftext|>").input_ids
 
     size = len(tokenizer)
-    check_tokenizer(tokenizer, gptj_config(vocabulary=size), "here")
-    check_tokenizer(tokenizer, GPT2Config(vocab_size=size + 7, eos_token_id=[1, size - 1]), "here")
-    check_tokenizer(tokenizer, GPT2Config(vocab_size=size, eos_token_id=None), "here")
-    with pytest.raises(UserError, match=f"ids up to {size - 1}, the model's vocabulary has {size - 1}"):
+    assert check_tokenizer(tokenizer, gptj_config(vocabulary=size), "here") == []
+    assert check_tokenizer(tokenizer, GPT2Config(vocab_size=size + 7, eos_token_id=[1, 2]), "here") == []
+    assert check_tokenizer(tokenizer, GPT2Config(vocab_size=size, eos_token_id=None), "here") == []
+    with pytest.raises(UserError, match=f"ids up to {size - 1}, the model's vocabulary has {size - 2}"):
+        check_tokenizer(tokenizer, gptj_config(vocabulary=size - 2), "here")
+    with pytest.raises(
+        UserError, match=rf"ends texts with token {size - 1}, but the model's .* has {size - 1} entries"
+    ):
         check_tokenizer(tokenizer, gptj_config(vocabulary=size - 1), "here")
-    with pytest.raises(UserError, match=rf"ends texts with token {size - 1}, the model with {size}"):
-        check_tokenizer(tokenizer, gptj_config(vocabulary=size + 1), "here")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    [note] = check_tokenizer(tokenizer, gptj_config(vocabulary=size), "here")
+    assert (
+        note
+        == f"note: the model has {size} tokens, its tokenizer also '<image_soft_token>': texts with these are refused"
+    )
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no end-of-text token"):
         check_tokenizer(tokenizer, gptj_config(vocabulary=size), "here")

@@ -14,7 +14,7 @@ from pyarrow import fs
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.store import manifest, opened_store
-from brain_align.common.store.files.backends import LocalBackend, shown
+from brain_align.common.store.files.backends import LocalBackend
 from brain_align.common.store.files.object_store import ObjectStore, open_object_store
 from brain_align.common.store.format.names import checksum, commit_name, is_part, plain_file
 from brain_align.common.store.format.part_files import encode_part
@@ -27,6 +27,7 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.table import compaction
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import LARGE, SMALL, compact, remove_superseded
+from brain_align.common.uris import shown
 from brain_align.deploy.run.stored_source import locate
 from tests.locations import memory_directory
 from tests.unit.factories import groups, scores, step

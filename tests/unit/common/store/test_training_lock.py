@@ -17,11 +17,13 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from brain_align.common.errors import UserError
+from brain_align.common import processes
+from brain_align.common.errors import TryAgainError, UserError
+from brain_align.common.processes import this_process
 from brain_align.common.store import training_lock
 from brain_align.common.store.files.backends import Entry, LocalBackend
 from brain_align.common.store.sample_store import SampleStore
-from brain_align.common.store.training_lock import hold_training_lock, this_process
+from brain_align.common.store.training_lock import hold_training_lock
 from tests.locations import ROOT
 from tests.unit.factories import groups, scores, step
 
@@ -77,7 +79,7 @@ def test_a_trainer_that_was_killed_is_followed_at_once(root: Path, reaped: bool)
     process.send_signal(signal.SIGKILL)
     if reaped:
         process.wait(10)
-    assert eventually(lambda: training_lock._started(process.pid) == training_lock._NONE)
+    assert eventually(lambda: processes._started(process.pid) == processes._NONE)
     with store.training():
         assert len(claim_files(root)) == 1
     process.wait(10)
@@ -125,6 +127,45 @@ def test_a_trainer_on_another_machine_is_believed_for_a_minute(root: Path, conte
     os.utime(theirs, (time.time() - 61, time.time() - 61))
     with store.training():
         assert theirs.name not in claim_files(root)
+
+
+def elsewhere(root: Path, silent: float) -> Path:
+    """A lock that is held on another machine, and was last renewed so many seconds ago."""
+    theirs = root / "claims" / "holds-0000abcd.json"
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_text(json.dumps(asdict(replace(this_process(), machine="another"))))
+    os.utime(theirs, (time.time() - silent, time.time() - silent))
+    return theirs
+
+
+def test_a_holder_that_may_be_dead_is_waited_for_until_its_lock_ends(root: Path) -> None:
+    store = SampleStore(root, "run")
+    said: list[str] = []
+    theirs = elsewhere(root, silent=59.7)
+    with mock.patch.object(training_lock, "_LOOKS_EVERY", 0.05), store.training(said.append):
+        assert theirs.name not in claim_files(root)
+    (sentence,) = said
+    assert sentence.startswith(f"waiting up to 0 s: The sample store {root} is being trained on by process")
+
+
+def test_a_holder_that_renews_its_lock_is_alive_and_not_waited_for(root: Path) -> None:
+    store = SampleStore(root, "run")
+    said: list[str] = []
+    theirs = elsewhere(root, silent=5)
+    with (
+        mock.patch.object(training_lock, "_LOOKS_EVERY", 0.01),
+        mock.patch.object(training_lock.time, "sleep", lambda _: os.utime(theirs)),
+        pytest.raises(TryAgainError, match="is being trained on by process"),
+        store.training(said.append),
+    ):
+        pass
+    assert len(said) == 1 and claim_files(root) == [theirs.name]
+
+
+def test_a_holder_of_this_machine_is_not_waited_for(root: Path) -> None:
+    first, second = SampleStore(root, "run"), SampleStore(root, "run")
+    with first.training(), pytest.raises(TryAgainError), second.training(pytest.fail):
+        pass
 
 
 def test_who_was_taken_for_dead_records_nothing_more(root: Path) -> None:

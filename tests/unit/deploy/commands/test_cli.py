@@ -199,3 +199,23 @@ def test_the_current_directory_comes_after_libraries_and_before_this_repository(
     main([])
     expected = [*libraries, str(tmp_path), *repository]
     assert sys.path[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["store", "ls", "s3://KEY:SECRET4@bucket/x"],
+        ["store", "ls", "s3:/KEY:SECRET4@bucket/x"],
+        ["store", "lx", "s3://KEY:SECRET4@bucket/x"],
+        ["run", "s3://KEY:SECRET4@bucket/x.yaml"],
+        ["run", "demo", "store.uri=s3://KEY:SECRET4@bucket/x"],
+        ["run", "demo", "--store.uri", "s3://KEY:SECRET4@bucket/x"],
+        ["run", "demo", "store={uri: 's3://KEY:SECRET4@bucket/x'}", "nonsense"],
+        ["score", "demo", "--input=https://u:SECRET4@host/x", "--output", "x"],
+        ["compare", "demo", "--pairs", "s3://KEY:SECRET4@bucket/x", "--out", "x"],
+    ],
+)
+def test_a_secret_in_an_argument_is_not_repeated(arguments, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "SECRET4" not in out + err and "KEY:" not in out + err and err.startswith("brain: ")

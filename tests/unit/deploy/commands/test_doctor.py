@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR
 from brain_align.deploy.commands.doctor import Problems, examine
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from tests.unit.factories import recipe_settings
 
@@ -26,7 +26,7 @@ def examined(recipe: Recipe, problems: Problems | UserError) -> tuple[int, str]:
         return problems
 
     text = io.StringIO()
-    return examine(recipe, Console(file=text, width=100), try_scorers), text.getvalue()
+    return examine(recipe, PlainConsole(file=text, width=100), try_scorers), text.getvalue()
 
 
 def test_all_that_is_wrong_is_said(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
@@ -59,7 +59,7 @@ def test_logs_stay_where_something_is_wrong(tmp_path_factory: pytest.TempPathFac
         scratch.log("reward-0").write_text("why")
         return {PRIOR: None, "reward": "it has drifted"}
 
-    examine(Recipe.model_validate(recipe_settings(**ABSENT)), Console(file=io.StringIO()), try_scorers)
+    examine(Recipe.model_validate(recipe_settings(**ABSENT)), PlainConsole(file=io.StringIO()), try_scorers)
     assert [log.name for log in temporary.glob("brain-doctor-*/logs/*")] == ["reward-0.log"]
 
 
@@ -76,7 +76,7 @@ def test_golden_values_of_the_run_are_what_scorers_are_held_to(tmp_path: Path, m
         return {PRIOR: None, "reward": None}
 
     text = io.StringIO()
-    examine(recipe, Console(file=text, width=100), try_scorers)
+    examine(recipe, PlainConsole(file=text, width=100), try_scorers)
     assert seen == ["kept"]
     assert "scorer reward loads and agrees with the run's golden values" in text.getvalue()
 

@@ -87,7 +87,9 @@ def test_an_adapter_is_what_peft_loads(tmp_path, kind):
     export(directory.root, "1", tmp_path / "adapter", merge=False)
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(logprobs(loaded), logprobs(policy), rtol=0, atol=1e-5)
-    assert len(list((tmp_path / "adapter").iterdir())) == 2
+    files = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"} <= set(files)
+    assert set(files.values()) == {0o644}
 
 
 def test_the_best_version_is_the_default(tmp_path, capsys):

@@ -3,6 +3,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 
 from brain_align.common.config.sampling import AutoscaleSection
 from brain_align.common.durable import write_file
+from brain_align.common.processes import this_process
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.scale import parse_replicas
 from brain_align.deploy.monitor.requests import Answer, ScaleRequest, answer, ask, take_requests
 from brain_align.deploy.monitor.scaling import Load, Scaler
-from brain_align.deploy.monitor.status import Status, read_status, write_status
+from brain_align.deploy.monitor.status import Liveness, Status, read_status, write_status
 from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalSampler, Simulation, reward_and_prior
 
@@ -47,8 +49,8 @@ def test_status_of_a_run_that_has_ended(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_run_whose_process_is_gone_is_called_dead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = ended(tmp_path).directory
-    gone = read_status(directory).model_copy(update={"state": "running", "pid": 2**22 + 1})
-    write_status(directory, gone)
+    process = replace(this_process(), pid=2**22 + 1)
+    write_status(directory, read_status(directory).model_copy(update={"state": "running", "process": process}))
     assert main(["status", str(tmp_path)]) == 0
     assert "dead" in (shown := capsys.readouterr().out) and "brain run" in shown
     assert main(["scale", str(tmp_path), "samplers=3"]) == 2
@@ -74,8 +76,60 @@ def test_an_argument_that_is_no_number_is_refused(
 def alive(root: Path) -> RunDirectory:
     """The directory of a run that this process pretends to be."""
     directory = ended(root).directory
-    write_status(directory, read_status(directory).model_copy(update={"state": "running", "pid": os.getpid()}))
+    write_status(directory, read_status(directory).model_copy(update={"state": "running", "process": this_process()}))
     return directory
+
+
+@pytest.fixture(params=["another machine", "another pid namespace", "an earlier version's status"])
+def hidden(request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunDirectory, Status]:
+    """The directory and status of a run whose process cannot be looked up: host name and number say nothing."""
+    monkeypatch.setattr("brain_align.deploy.monitor.status.MOVES_WITHIN", 0.5)
+    monkeypatch.setattr("brain_align.deploy.monitor.status._LOOK_EVERY", 0.02)
+    here = this_process()
+    boot, _, space = here.machine.partition(" ")
+    process = {
+        "another machine": replace(here, machine=f"0{boot} {space}", pid=2**22 + 1),
+        "another pid namespace": replace(here, machine=f"{boot} pid:[1]", pid=2**22 + 1),
+        "an earlier version's status": None,
+    }[request.param]
+    directory = ended(tmp_path).directory
+    status = read_status(directory).model_copy(update={"state": "running", "pid": 2**22 + 1, "process": process})
+    return directory, status
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 20.0, 3600.0])
+def test_a_run_that_cannot_be_seen_is_alive_while_its_status_moves_whatever_the_clocks_say(
+    hidden: tuple[RunDirectory, Status], skew: float
+) -> None:
+    directory, status = hidden
+    done = threading.Event()
+
+    def live() -> None:
+        while not done.wait(0.05):
+            write_status(directory, status)
+            os.utime(directory.status, (time.time() + skew, time.time() + skew))
+
+    write_status(directory, status)
+    run = threading.Thread(target=live)
+    run.start()
+    try:
+        assert Liveness(directory).is_alive(status)
+    finally:
+        done.set()
+        run.join()
+
+
+def test_a_run_that_cannot_be_seen_is_dead_when_its_status_stands_still(
+    hidden: tuple[RunDirectory, Status], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, status = hidden
+    write_status(directory, status)
+    watching = Liveness(directory)
+    assert not watching.is_alive(status)
+    write_status(directory, status)  # it was slow
+    assert watching.is_alive(status) and watching.is_alive(status)
+    monkeypatch.setattr("brain_align.deploy.monitor.status.STALE_SECONDS", 0.0)
+    assert not watching.is_alive(status)
 
 
 def test_no_answer_in_time_is_said_and_the_request_withdrawn(

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
-from rich.console import Console
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.scorers import FunctionSection
@@ -19,6 +18,7 @@ from brain_align.deploy.cli import main
 from brain_align.deploy.commands.score import Outcome, Write, read_texts, score, score_rows
 from brain_align.deploy.commands.scoring import Advance, resolved_for_scoring
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory, save_config
 from brain_align.deploy.run.resolve import placed, run_directory
 from brain_align.scorer.kinds.function import load_function
@@ -176,7 +176,7 @@ def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothi
 
     monkeypatch.setattr("brain_align.deploy.commands.score._score_with_services", services)
     with pytest.raises(type(error), match=str(error)):
-        score(RECIPE, tmp_path / "in.jsonl", Path("new/deep/out.jsonl"), Console(file=io.StringIO()), force=False)
+        score(RECIPE, tmp_path / "in.jsonl", Path("new/deep/out.jsonl"), PlainConsole(file=io.StringIO()), force=False)
     assert seen == ["kept"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.jsonl", "runs"]
 
@@ -187,7 +187,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_prepared(t
     with pytest.raises(
         UserError, match=r"Cannot write .*out\.jsonl: \S+/file is not a directory; name another --output"
     ):
-        score(RECIPE, tmp_path / "in.jsonl", tmp_path / "file/out.jsonl", Console(), force=False)
+        score(RECIPE, tmp_path / "in.jsonl", tmp_path / "file/out.jsonl", PlainConsole(), force=False)
 
 
 def test_a_world_is_there_for_the_scorers_that_lie_in_it_alone(tmp_path: Path, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_world_is_there_for_the_scorers_that_lie_in_it_alone(tmp_path: Path, m
             "reward": {"kind": "hh", "path": "{world}/reward"},
         },
     )
-    recipe, console = Recipe.model_validate(settings), Console(file=io.StringIO())
+    recipe, console = Recipe.model_validate(settings), PlainConsole(file=io.StringIO())
     run = run_directory(recipe)
     assert resolved_for_scoring(recipe, ["length"], run, console) == placed(recipe)
     with pytest.raises(UserError, match=r"set data\.path"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
@@ -20,6 +19,7 @@ from brain_align.deploy.compare.results.findings import CLAIMS, SAME_METHOD, fin
 from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
 from brain_align.deploy.compare.results.method_results import PairedTest
 from brain_align.deploy.compare.results.run_results import write_table
+from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.plotting import INK, as_svg
 from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
 
@@ -285,7 +285,7 @@ def test_ids_of_two_plots_do_not_clash() -> None:
 def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
     work = plan()
     directory = finished_comparison(tmp_path, work)
-    console = Console(record=True, width=160, file=(tmp_path / "console").open("w"))
+    console = PlainConsole(record=True, width=160, file=(tmp_path / "console").open("w"))
     report(directory, recipe(), work, {}, console)
     saved = json.loads(directory.results.read_text())
     assert saved["methods"]["brain"]["train_rm_win_rate"] == 60.0
@@ -296,19 +296,19 @@ def test_a_report_leaves_figures_plots_and_page(tmp_path: Path) -> None:
     assert {file.suffix for file in directory.plots.iterdir()} == {".png", ".svg"}
     assert "60.0 ± 15.2" in console.export_text()
     before = directory.page.read_bytes()
-    report(directory, recipe(), work, {}, Console(quiet=True))
+    report(directory, recipe(), work, {}, PlainConsole(quiet=True))
     assert directory.page.read_bytes() == before
 
 
 def test_without_a_finished_cell_the_reasons_are_given(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"No training run of .* succeeded\. the disk is full"):
-        report(ComparisonDirectory(tmp_path), recipe(), plan(), {"run": "the disk is full"}, Console(quiet=True))
+        report(ComparisonDirectory(tmp_path), recipe(), plan(), {"run": "the disk is full"}, PlainConsole(quiet=True))
 
 
 def test_a_method_without_a_seed_is_reported_as_far_as_it_went_and_then_refused(tmp_path: Path) -> None:
     directory = finished_comparison(tmp_path, plan())
     with pytest.raises(PipelineError, match="is not complete, it lacks brain: seed 2; brain:temperature=2: seed 2"):
-        report(directory, recipe(), plan(seeds=(0, 1, 2)), {}, Console(quiet=True))
+        report(directory, recipe(), plan(seeds=(0, 1, 2)), {}, PlainConsole(quiet=True))
     assert json.loads(directory.results.read_text())["methods"]["brain"]["seeds"] == [0, 1]
 
 
@@ -319,7 +319,7 @@ def test_smaller_groups_that_could_not_be_trained_are_missed(tmp_path: Path) -> 
     for run in failing:
         directory.examination(run.name).unlink(missing_ok=True)
     with pytest.raises(PipelineError, match=r"it lacks brain, n = 2: seed 1; brain, n = 4: seed 0, 1; see the reasons"):
-        report(directory, recipe(), work, {failing[0].name: "broke"}, Console(quiet=True))
+        report(directory, recipe(), work, {failing[0].name: "broke"}, PlainConsole(quiet=True))
     written = directory.tables.read_text()
     assert "| brain, n = 4 | failed | failed |" in written
     assert "Not over all 2 seeds: brain, n = 2 (lacks seed 1); brain, n = 4 (lacks" in directory.page.read_text()

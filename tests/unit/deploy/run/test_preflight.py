@@ -2,15 +2,17 @@
 
 import json
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.preflight import Inputs, check_inputs
+from brain_align.deploy.run.directory import RunDirectory, save_config, used_template
+from brain_align.deploy.run.preflight import Inputs, check_inputs, notes_on_delivery
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -52,6 +54,15 @@ def test_each_split_s_prompts_are_counted(policy: Path) -> None:
     assert re.search(counted, inputs.notes[0])
 
 
+@pytest.mark.parametrize(("staleness", "notes"), [(0, 0), (1, 1)])
+def test_what_one_version_at_a_time_costs_is_said(policy: Path, staleness: int, notes: int) -> None:
+    settings = recipe_settings(
+        policy={"model": str(policy)}, sampler={"delivery": "merged"}, algorithm={"max_staleness": staleness}
+    )
+    said = [note for note in notes_on_delivery(Recipe.model_validate(settings)) if "one version at a time" in note]
+    assert len(said) == notes
+
+
 def test_what_identifies_the_prompts_is_their_place_text_and_gold(policy: Path) -> None:
     rows = [{"prompt": "the cat", "label": "x"}, {"prompt": "sat", "label": "y"}]
     digests = {check(policy, variant).digest() for variant in (rows, rows[::-1], [rows[0], {**rows[1], "label": "z"}])}
@@ -60,9 +71,7 @@ def test_what_identifies_the_prompts_is_their_place_text_and_gold(policy: Path) 
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(policy: Path) -> None:
-    larger = gpt2_like_tokenizer()
-    larger.add_tokens(["<pad>"])
-    larger.save_pretrained(policy)
+    save(llama(vocabulary=len(TOKENIZER) - 5), policy)
     with pytest.raises(UserError, match=r"policy does not fit the model: it has token ids up to \d+, the model's"):
         check(policy, [{"prompt": "the cat", "label": "x"}] * 2)
 
@@ -101,3 +110,93 @@ def test_all_that_is_wrong_is_reported_together_and_once(policy: Path) -> None:
         "algorithm.prompts_per_round=2 is more than the 1 usable",
     ):
         assert sum(expected in problem for problem in problems) == 1, expected
+
+
+# -- what tokenizer and chat template make of the prompts
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+ROWS = [{"prompt": "the cat", "label": "x"}, {"prompt": "sat", "label": "y"}]
+
+
+def test_only_texts_with_a_token_that_the_model_lacks_are_refused(policy: Path) -> None:
+    larger = gpt2_like_tokenizer()
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    larger.save_pretrained(policy)
+    assert any("its tokenizer also '<image_soft_token>'" in note for note in check(policy, ROWS).notes)
+    with pytest.raises(UserError, match=r"prompts\.jsonl, row 2, cannot be encoded \(it has the token '<image_soft"):
+        check(policy, [ROWS[0], {"prompt": "<image_soft_token> sat", "label": "y"}])
+    check(policy, [ROWS[0], {"prompt": "sat", "label": "<image_soft_token>"}])  # which is not trained on
+
+
+def begun(policy: Path, inputs: Inputs) -> RunDirectory:
+    directory = RunDirectory(policy.parent / "run")
+    save_config(directory, Recipe.model_validate(recipe_settings()), inputs.facts(), inputs.template)
+    (directory.policies / "v000000").mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def test_a_template_that_has_changed_since_the_run_began_is_refused(policy: Path) -> None:
+    file = policy.parent / "chat.jinja"
+    file.write_text(f"Today: 01 Jan 2026{TEMPLATE}")
+    first = check(policy, ROWS, chat_template=str(file))
+    directory = begun(policy, first)
+    assert used_template(directory) == first.template == file.read_text()
+    begun(policy, check(policy, ROWS, chat_template=str(file)))
+    file.write_text(f"Today: 02 Jan 2026{TEMPLATE}")
+    changed = check(policy, ROWS, chat_template=str(file))
+    assert changed.digest() == first.digest()
+    with pytest.raises(UserError, match=r"begun with other token ids of the same .*chat_template\.jinja\); restore it"):
+        begun(policy, changed)
+    assert used_template(directory) == first.template
+
+
+def test_a_tokenizer_that_has_changed_since_the_run_began_is_refused(policy: Path) -> None:
+    begun(policy, check(policy, ROWS))
+    other = gpt2_like_tokenizer()
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    other.save_pretrained(policy)
+    begun(policy, check(policy, ROWS))  # these prompts are the same to it
+    with_capitals = [{"prompt": "The cat", "label": "x"}, ROWS[1]]
+    lowered = check(policy, with_capitals).facts()
+    TOKENIZER.save_pretrained(policy)
+    assert check(policy, with_capitals).facts()["token_ids"] != lowered["token_ids"]
+    fewer = gpt2_like_tokenizer(eos="<|end|>")
+    fewer.save_pretrained(policy)
+    with pytest.raises(UserError, match="the tokenizer or the chat template has changed since"):
+        begun(policy, check(policy, ROWS))
+
+
+def test_a_template_that_writes_the_time_keeps_that_of_the_run(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=3, seconds=7)
+
+    file = policy.parent / "chat.jinja"
+    file.write_text("{{ strftime_now('%d %b %Y %H:%M:%S') }}" + TEMPLATE)
+    first = check(policy, ROWS, chat_template=str(file))
+    assert any("writes the date or time; the run keeps" in note for note in first.notes)
+    begun(policy, first)
+    monkeypatch.setattr("brain_align.deploy.run.preflight.datetime", Later)
+    again = check(policy, ROWS, chat_template=str(file))
+    assert list(again.train) == list(first.train)
+    begun(policy, again)
+
+
+def test_a_run_of_an_earlier_version_gains_what_that_did_not_save(policy: Path) -> None:
+    inputs = check(policy, ROWS)
+    directory = begun(policy, inputs)
+    facts = json.loads(directory.facts.read_text())
+    directory.facts.write_text(json.dumps({name: facts[name] for name in ("recipe_digest", "prompts", "source")}))
+    begun(policy, inputs)
+    assert json.loads(directory.facts.read_text())["token_ids"] == facts["token_ids"]
+    assert used_template(directory) is None
+
+
+def test_a_conversation_that_the_assistant_has_ended_is_named_by_its_row(policy: Path) -> None:
+    file = policy.parent / "chat.jinja"
+    file.write_text(TEMPLATE)
+    ended = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    rows: list[dict[str, Any]] = [ROWS[0], {"prompt": ended, "label": "x"}]
+    with pytest.raises(UserError, match=r"row 2, cannot be encoded \(it ends with the assistant's turn: remove"):
+        check(policy, rows, chat_template=str(file))

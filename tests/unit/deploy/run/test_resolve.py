@@ -18,6 +18,14 @@ def test_outputs_of_a_ray_job_do_not_go_into_its_throwaway_directory(
     monkeypatch.setenv("BRAIN_HOME", str(tmp_path))
     assert output_path("runs/x") == tmp_path / "runs/x"
     assert output_path("/abs/x") == Path("/abs/x")
+    for run, cache, wanted in (
+        ("/shared/runs/x", "build/worlds", "/shared/runs/build/worlds"),  # every node that sees the run sees its data
+        ("runs/x", "build/worlds", f"{tmp_path}/runs/build/worlds"),
+        ("/shared/runs/x", "/tasks", "/tasks"),
+    ):
+        recipe = Recipe.model_validate(recipe_settings(prepare={"kind": "demo", "cache": cache}, run={"dir": run}))
+        assert (saved := placed(recipe)).prepare is not None and saved.prepare.cache == wanted
+        assert placed(saved) == saved
 
 
 # -- found from any current directory

@@ -12,8 +12,8 @@ from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.store.show import group_view
-from brain_align.deploy.run.recipe_files import dump_yaml
 from brain_align.deploy.run.stored_source import open_source, ranking
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit.factories import recipe_settings, scores
 from tests.unit.stored_runs import REWARDS, stored_run
 

@@ -4,6 +4,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.sample_store import SampleStore
@@ -13,8 +14,8 @@ from brain_align.deploy.commands.store.import_pairs import choices, groups_of, p
 from brain_align.deploy.demo.pairs import draw_pairs
 from brain_align.deploy.demo.truth import quality
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.recipe_files import dump_yaml
 from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit import tiny_models
 from tests.unit.factories import groups, recipe_settings, scores
 
@@ -84,10 +85,54 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     assert sorted(read.skipped.values()) == [1, 1, 2]
 
 
+def test_outputs_may_be_messages_as_in_ultrafeedback(tmp_path):
+    def turns(*contents):
+        return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(contents)]
+
+    shapes = [
+        {"prompt": "ab", "chosen": turns("ab", "good"), "rejected": turns("ab", "bad")},  # ultrafeedback_binarized
+        {"prompt": turns("ab"), "chosen": turns("ab", "good")[1:], "rejected": turns("ab", "bad")[1:]},  # TRL, explicit
+        {"chosen": turns("ab", "good"), "rejected": turns("ab", "bad")},  # TRL, implicit
+        {"prompt": "ab", "chosen": "good", "rejected": "bad"},
+    ]
+    data = {"train": "a", "validation": "b", "test": "c", "chat_template": "model"}
+    for shape in shapes:
+        path = tmp_path / "pairs.jsonl"
+        path.write_text(json.dumps(shape) + "\n" + json.dumps(shape) + "\n")
+        read = read_pairs(path, recipe(data=data), encode, completion)
+        assert {(pair.prompt, pair.texts) for pair in read.usable} == {("ab", ("good", "bad"))}, shape
+        if shape is not shapes[-1]:
+            with pytest.raises(UserError, match=r"row 1, has (a list of messages|no text) in column"):
+                read_pairs(path, recipe(), encode, completion)
+
+
+def test_pairs_without_a_text_are_counted_or_named(tmp_path):
+    path = pairs_file(tmp_path / "pairs.jsonl")
+    with open(path, "a") as file:
+        for row in ({"prompt": None, "chosen": "a", "rejected": "b"}, {"prompt": "a", "chosen": None, "rejected": "b"}):
+            file.write(json.dumps(row) + "\n")
+    skipped = read_pairs(path, recipe(), encode, completion).skipped
+    assert skipped == {"prompt empty or over data.max_prompt_tokens": 1, "chosen or rejected is null": 1}
+    path.write_text(json.dumps({"prompt": "a", "chosen": 3, "rejected": "b"}))
+    with pytest.raises(UserError, match=r"pairs\.jsonl, row 1, has no text in column 'chosen': it is the number 3"):
+        read_pairs(path, recipe(), encode, completion)
+
+
+def test_a_pair_that_cannot_be_encoded_is_named_by_its_row(tmp_path):
+    def refuse(text):
+        if text == " c":
+            raise RefusedPromptError(0, "it has the token '<image>'")
+        return completion(text)
+
+    path = pairs_file(tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match=r"pairs\.jsonl, row 3, cannot be encoded \(it has the token '<image>'\)"):
+        read_pairs(path, recipe(), encode, refuse)
+
+
 def test_a_file_without_pairs_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "a", "label": "b"}\n')
-    with pytest.raises(UserError, match=r"row 1, has no text in column 'chosen' \(its columns: prompt, label\)"):
+    with pytest.raises(UserError, match=r"row 1, has no text in column 'chosen' \(its columns: .*; pairs need"):
         read_pairs(path, recipe(), encode, completion)
     with pytest.raises(UserError, match=r"has 1 usable pairs, fewer than algorithm.batch_prompts=2"):
         read_pairs(pairs_file(path, count=1), recipe(), encode, completion)

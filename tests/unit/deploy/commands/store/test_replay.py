@@ -9,8 +9,8 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.store.replay import replay_recipe
 from brain_align.deploy.run.directory import RunDirectory, check_config
-from brain_align.deploy.run.recipe_files import dump_yaml
 from brain_align.deploy.run.stored_source import open_source
+from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit.factories import groups, recipe_settings, scores, step
 from tests.unit.stored_runs import stored_run
 

@@ -1,0 +1,55 @@
+"""The tokens that end a text of a model: one in most tokenizers, several in most chat models."""
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from brain_align.common.errors import UserError
+from brain_align.common.nn.models.causal_lm import load_config
+from brain_align.common.nn.models.sources import is_local
+
+_GENERATION = "generation_config.json"
+
+
+def end_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return all ids that end an output of a model, the tokenizer's own first.
+
+    They are what config.json, generation_config.json and the tokenizer call `eos_token_id`, as vLLM takes them.
+    """
+    return list(dict.fromkeys([*_listed(tokenizer.eos_token_id), *model_end_tokens(source)]))
+
+
+def model_end_tokens(source: str) -> list[int]:
+    """Return the ids that config.json and generation_config.json name."""
+    config = load_config(source)
+    inner = config.get_text_config()
+    named = (config.eos_token_id, getattr(inner, "eos_token_id", None), _generation(source).get("eos_token_id"))
+    return list(dict.fromkeys(token for ids in named for token in _listed(ids)))
+
+
+def _listed(ids: Any) -> list[int]:
+    return [token for token in (ids if isinstance(ids, list | tuple) else [ids]) if isinstance(token, int)]
+
+
+def _generation(source: str) -> dict[str, Any]:
+    """Return generation_config.json as it is: transformers' class refuses files that many models have."""
+    local = is_local(source, "The model")
+    name, _, revision = (source, "", "") if local else source.partition("@")
+    try:
+        path = cached_file(
+            name,
+            _GENERATION,
+            revision=revision or None,
+            local_files_only=local,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            return {}
+        with open(path, encoding="utf-8-sig") as file:
+            settings = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{_GENERATION} of {source} cannot be read ({error}); restore or remove it.") from None
+    return settings if isinstance(settings, dict) else {}

@@ -1,0 +1,86 @@
+"""Adapters added into the base model's weights, inside vLLM's processes, which then compute without adapters.
+
+Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.model_executor.model_loader import get_model_loader
+
+from brain_align.sampler.engine.worker import WorkerExtension
+
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The matrices of one adapted layer; its weights change by `scaling * b @ a`."""
+
+    a: torch.Tensor  # [rank, inputs]
+    b: torch.Tensor  # [outputs, rank]
+    scaling: float
+
+    def added_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the changed weights in the model's dtype, rounded once, from base weights rounded as the learner's."""
+        if weight.shape != (self.b.shape[0], self.a.shape[1]):
+            shapes = f"{[*weight.shape]}, and the adapter was made for {[self.b.shape[0], self.a.shape[1]]}"
+            raise ValueError(f"the model's weights have the shape {shapes}")
+        a, b = (matrix.to(weight.device, torch.float32) for matrix in (self.a, self.b))
+        return (weight.to(dtype).float() + self.scaling * (b @ a)).to(dtype)
+
+
+def merged(
+    base: Iterable[tuple[str, torch.Tensor]], adapter: Path, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a model's weights with an adapter added to them.
+
+    Args:
+        base: names and tensors of the base model's files, in any order.
+        adapter: the directory of the adapter, in PEFT's format.
+        dtype: the dtype that the model computes in.
+
+    Raises:
+        ValueError: the adapter changes weights that the model does not have, or of another shape.
+    """
+    changes = _changes(adapter)
+    for name, weight in base:
+        change = changes.pop(name, None)
+        yield name, weight if change is None else change.added_to(weight, dtype)
+    if changes:
+        raise ValueError(
+            f"the adapter in {adapter} changes {len(changes)} weights that the model's files do not have; the first is "
+            f"{min(changes)}"
+        )
+
+
+def _changes(directory: Path) -> dict[str, _Change]:
+    """Read an adapter: the change of each weight, by its name in the model's files."""
+    settings = PEFTHelper.from_local_dir(str(directory), None)
+    matrices = load_file(directory / "adapter_model.safetensors")
+    modules = [name.removeprefix(_PREFIX).removesuffix(_A) for name in matrices if name.endswith(_A)]
+    if len(matrices) != 2 * len(modules):
+        raise ValueError(f"the adapter in {directory} has weights besides pairs of lora_A and lora_B")
+    return {
+        f"{module}.weight": _Change(
+            matrices[f"{_PREFIX}{module}{_A}"],
+            matrices[f"{_PREFIX}{module}{_B}"],
+            settings.get_rank_and_scaling(module)[1],
+        )
+        for module in modules
+    }
+
+
+class MergingExtension(WorkerExtension):
+    """Methods of workers that merge adapters into their weights."""
+
+    def load_merged(self, adapter: str) -> None:
+        """Replace the model's weights by those of the base model with an adapter added to them."""
+        runner = self.model_runner
+        config = runner.vllm_config
+        base = get_model_loader(config.load_config).get_all_weights(config.model_config, runner.get_model())
+        runner.reload_weights(weights_iterator=merged(base, Path(adapter), config.model_config.dtype))
