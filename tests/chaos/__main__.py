@@ -63,9 +63,9 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> Figures:
     """Make the run with its faults; the figures that are integers must be 0."""
     began = time.monotonic()
+    machines = Machines(script(), FOLDER / "machines")
     shutil.rmtree(FOLDER, ignore_errors=True)
     (FOLDER / "logs").mkdir(parents=True)
-    machines = Machines(script(), FOLDER / "machines")
     try:
         with machines:
             figures = _on(machines, options)

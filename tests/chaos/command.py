@@ -20,7 +20,7 @@ from tests.locations import ROOT
 
 BRAIN = str(Path(sys.executable).parent / "brain")
 RECIPE = ROOT / "tests/chaos/recipe.yaml"
-_HELD = "is being trained on by"  # what a start says while the lock of a dead predecessor has not expired
+_TRY_AGAIN = 75  # the exit status where the same command may work later: a dead predecessor's lock has not expired
 
 
 class Command:
@@ -59,7 +59,7 @@ class Command:
             until("the resumed run is at work, or ends", lambda: self.works() or self.ended() is not None, self._limit)
             if self.ended() is None:
                 return refusals
-            if _HELD not in self.log.read_text() or time.monotonic() > deadline:
+            if self.ended() != _TRY_AGAIN or time.monotonic() > deadline:
                 raise ChaosError(f"The run did not resume: {self.last_words()}")
             refusals += 1
             time.sleep(5)

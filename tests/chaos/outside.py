@@ -81,6 +81,13 @@ class ObjectService:
         return [_EXPIRED]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients that lose their power or their network do not wait for an answer
+
+
 class RewardService:
     """Answers with the true quality of summaries, one request at a time, each after `pace` seconds."""
 
@@ -130,8 +137,7 @@ class RewardService:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(self._address, Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(self._address, Handler)
         self._address = self._address[0], self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
