@@ -1,5 +1,6 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+import errno
 import getpass
 import os
 import socket
@@ -12,6 +13,11 @@ from typing import Any
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message, without the pages that some libraries append."""
     return str(error).strip().split("\n")[0]
+
+
+_OF_THE_DISK = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.EHOSTDOWN}
+)
 
 
 def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
@@ -42,6 +48,15 @@ def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
         f"{error.filename or path} cannot be read on node {node} ({error.strerror or error}); check the disk or the "
         f"file server, and run the same command again."
     )
+
+
+def refuse_unreadable(path: Path, error: BaseException) -> None:
+    """Raise a UserError if a file was not read because of a right, disk or file server: it is not known to be damaged.
+
+    Do nothing for other errors.
+    """
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
+        raise UserError(f"{path} is not read: {unreadable(path, error, path, '')}") from error
 
 
 def _user() -> str:
@@ -104,6 +119,14 @@ class ScorerAwayError(PipelineError):
 
 class EngineLostError(PipelineError):
     """A service's engine has died; the service cannot continue and must be restarted."""
+
+
+class EngineUnfitError(EngineLostError):
+    """A service's engine has died before it did anything for anybody: no request can be at fault."""
+
+
+class NotSharedError(PipelineError):
+    """A node does not see what the run has written: the service's place is at fault, others may work."""
 
 
 class DeliveryError(PipelineError):

@@ -72,13 +72,18 @@ def redirect_output(path: Path) -> None:
 
     It redirects the file descriptors, so that C++ libraries and child processes are covered, and replaces `sys.stdout`
     and `sys.stderr`, for which a Ray worker has objects of its own. Existing loggers keep their streams. The file's
-    directory is created. Later calls may name another file.
+    directory is created. Later calls may name another file. Where the file cannot be written, nothing changes: Ray's
+    own log of the process has it then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"{path} cannot be written: {error}", file=sys.stderr)
+        return
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

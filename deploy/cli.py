@@ -2,17 +2,16 @@
 
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
 
 from brain_align.common.logs import forgiving_output, quiet_libraries
 from brain_align.common.printable import printable
+from brain_align.common.system.interruption import end_by_exceptions
 from brain_align.common.user_code import add_to_path
 from brain_align.deploy.commands.arguments import CommandParser, add_commands, parsed
-from brain_align.deploy.commands.outcome import Terminated, close_output, interrupted_by, outcome
+from brain_align.deploy.commands.outcome import close_output, outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resumes = options.resumes
         quiet_libraries()
         add_to_path(_here())  # where a user's own functions are
-        _obey_signals(resumes)
+        end_by_exceptions(resumes=resumes)
         status = int(options.command(options) or 0)
         sys.stdout.flush()  # now, where a failure is still an error
         return status
@@ -63,24 +62,6 @@ def _here() -> str:
 def _say(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads that either
         print(printable(f"brain: {message}"), file=sys.stderr, flush=True)
-
-
-def _obey_signals(resumes: bool) -> None:
-    """End by an exception, which cleans up, where a signal would end the process at once; tell the user first."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt(resumes))
-
-
-def _interrupt(resumes: bool) -> Callable[[int, object], NoReturn]:
-    def interrupt(number: int, _frame: object) -> NoReturn:
-        # Written without Python's buffers, which the signal may have interrupted.
-        sentence = interrupted_by(signal.Signals(number).name, resumes=resumes)
-        with contextlib.suppress(OSError):  # the terminal is gone
-            os.write(2, f"brain: {sentence}\n".encode())
-        raise Terminated(number)
-
-    return interrupt
 
 
 if __name__ == "__main__":

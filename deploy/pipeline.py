@@ -2,24 +2,28 @@
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import shortcomings
 from brain_align.common.policies import ProposalModel
+from brain_align.common.system.interruption import Terminated, asked_to_end
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
-from brain_align.deploy.run.resolve import resolve, run_directory
+from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
-from brain_align.deploy.services.cluster import ray_cluster, required_resources
+from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
+
+_GRACE_OF_A_JOB = 2.0  # seconds; `ray job stop` kills after three
 
 
 def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
@@ -81,7 +85,9 @@ class Run:
             self._console.print(message, soft_wrap=True)
         tracker.recovered(self._plan.store)
         try:
-            with ray_cluster(self._recipe.ray, required_resources(self._recipe, self._plan.started_scorers)):
+            scorers = self._plan.started_scorers
+            needs, services = required_resources(self._recipe, scorers), started_services(self._recipe, scorers)
+            with ray_cluster(self._recipe.ray, needs, services=services):
                 self._conduct(tracker)
         finally:
             tracker.close()
@@ -98,5 +104,33 @@ class Run:
             services.kill()
 
     async def _run(self, conductor: Conductor, services: Services, tracker: Tracker) -> None:
-        async with RunMonitor(self._recipe, self._directory, self._plan, conductor.groups, services, tracker):
-            await conductor.run()
+        async with (
+            RunMonitor(self._recipe, self._directory, self._plan, conductor.groups, services, tracker),
+            asked_to_end() as asked,
+        ):
+            run = asyncio.create_task(conductor.run())
+            ends: set[asyncio.Future[Any]] = {run, asked}
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if not run.done():
+                    await self._stop(conductor, run, tracker)
+                    raise Terminated(asked.result())
+                run.result()
+            finally:
+                run.cancel()
+                await asyncio.wait([run])
+
+    async def _stop(self, conductor: Conductor, run: asyncio.Task[None], tracker: Tracker) -> None:
+        """Save what has been trained, as far as there is time for it, and as the services are still there."""
+        grace = min(self._recipe.timeouts.grace, _GRACE_OF_A_JOB if in_ray_job() else math.inf)
+        stop = asyncio.create_task(conductor.stop())
+        await asyncio.wait([stop, run], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            stop.cancel()
+            why = f"there was not enough time (timeouts.grace: {grace:g} s)"
+        elif (error := stop.exception()) is not None:
+            why = str(error)
+        else:
+            tracker.say(*(f"checkpoint of step {step}" for step in [stop.result()] if step is not None))
+            return
+        tracker.say(f"no checkpoint was written, so some steps are trained again: {why}")

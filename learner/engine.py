@@ -27,6 +27,7 @@ from deepspeed.utils import (
 
 from brain_align.common.config.training import LearnerSection
 from brain_align.common.nn.prefix.packing import Request
+from brain_align.common.system.network import have_gloo_listen_on
 from brain_align.learner.engine_protocol import Engine, ParameterState
 from brain_align.learner.policy import elements
 
@@ -37,11 +38,13 @@ _LARGEST_UNSHARED = 100_000
 """Elements of the largest parameter that ZeRO-3 leaves whole on every rank (a layer norm's): DeepSpeed's default."""
 
 
-def join_ranks() -> None:
+def join_ranks(address: str) -> None:
     """Join the process group that the environment describes, by NCCL on GPUs and by gloo on CPUs.
 
-    The environment must have MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE and LOCAL_RANK.
+    The environment must have MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE and LOCAL_RANK; `address` is this machine's,
+    at which the other ranks reach it.
     """
+    have_gloo_listen_on(address)
     # DeepSpeed would compile collectives of its own for CPUs, which takes 20 s and a compiler; gloo's suffice.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False)

@@ -11,6 +11,7 @@ import ray
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.logs import redirect_output
+from brain_align.common.system.run_place import check_place
 from brain_align.learner.publishing.server_process import WeightServerProcess
 from brain_align.learner.step_report import StepReport
 
@@ -29,13 +30,23 @@ class LearnerActor:
         self._trainer: Trainer
 
     def address(self) -> tuple[str, int]:
-        """Return where the other ranks can reach rank 0: this machine, and a port that is free now."""
+        """Return where the other ranks can reach rank 0: this machine, and a port that is free now.
+
+        Raises:
+            NotSharedError: this node does not see the run directory.
+        """
+        check_place()
         with socket.socket() as free:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def start(self, master_addr: str, master_port: int) -> int:
-        """Join the other ranks and load the model; returns the step that the run resumes from (0: none)."""
+        """Join the other ranks and load the model; returns the step that the run resumes from (0: none).
+
+        Raises:
+            NotSharedError: this node does not see the run directory.
+        """
+        check_place()
         os.environ |= {
             "MASTER_ADDR": master_addr,
             "MASTER_PORT": str(master_port),
@@ -50,7 +61,7 @@ class LearnerActor:
         from brain_align.learner.trainer import Trainer
 
         torch.set_num_threads(self._recipe.learner.threads)
-        join_ranks()
+        join_ranks(ray.util.get_node_ip_address())
         self._trainer = Trainer(self._recipe, self._run_dir, DeepSpeedEngine, self._weight_server(master_addr))
         return self._trainer.start()
 
@@ -64,6 +75,10 @@ class LearnerActor:
     def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """Train a step, see `Trainer.train_step`."""
         return self._trainer.train_step(step, batch)
+
+    def skip(self, step: int) -> None:
+        """Count a step that trains nothing, see `Trainer.skip`."""
+        self._trainer.skip(step)
 
     def save(self, step: int, kept_steps: Sequence[int]) -> None:
         """Save a checkpoint, see `Trainer.save`."""

@@ -113,9 +113,9 @@ class Trainer:
     def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """Take one optimiser step on a TRAIN_BATCH.
 
-        A batch in which no prompt has outputs that the objective can use has no gradient: it changes neither weights
-        nor optimiser, but counts as a step, with `trained_prompts` 0 and no `loss` in the metrics. A step whose loss or
-        gradient is not finite is skipped in the same way, with `skipped_step` 1.
+        A batch in which no prompt has outputs that the objective can use is no step: it changes nothing, and the report
+        has `trained_prompts` 0 and no `loss`. The same step can be asked for again, with other groups. A step whose
+        loss or gradient is not finite counts, but changes neither weights nor optimiser, with `skipped_step` 1.
 
         Args:
             step: the number after the last step's.
@@ -139,10 +139,19 @@ class Trainer:
         metrics |= sampler_gap(self._recipe, groups, result.policy_logprobs, self._published_at(step - 1))
         if warning := gap_warning(self._recipe, step, metrics):
             self._say(warning)
-        self.step = step
+        self.step = step if metrics["trained_prompts"] else self.step
         metrics["seconds"] = time.perf_counter() - started
         notes, self._notes = self._notes, []
         return StepReport(metrics, notes)
+
+    def skip(self, step: int) -> None:
+        """Count a step that is on record, although it trains nothing.
+
+        Raises:
+            PipelineError: the step is out of turn.
+        """
+        self._check_position(step - 1, "go on after")
+        self.step = step
 
     def save(self, step: int, kept_steps: Sequence[int] = ()) -> None:
         """Save a checkpoint of the present state; return on every rank when it is complete.

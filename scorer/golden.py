@@ -14,7 +14,7 @@ from brain_align.common.config.inputs import PolicySection
 from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.durable import write_file
-from brain_align.common.errors import UserError, first_line, unreadable
+from brain_align.common.errors import ScorerAwayError, UserError, first_line, unreadable
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.scorer.catalogue import kind_of
 from brain_align.scorer.scorer import ROUNDING, Scorer
@@ -31,7 +31,7 @@ _TOKENS = ((9, 2, 6), (5,), (3, 5, 8, 9, 7), ())
 
 
 class _Golden(BaseModel):
-    """The file's content: the scorer's name and digest when the values were computed, and the value of each text."""
+    """The file's content: the scorer's name, its digest when values were last added, and the value of each text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,38 +45,57 @@ def check_golden(scorer: Scorer, section: ScorerPool | PolicySection, path: Path
 
     The section is the scorer's in the recipe; for the prior, the policy's.
 
+    A scorer that gives a golden text no value may be right, unless it has given it one before: there is nothing to
+    compare then, and null is never kept. A later start adds what is missing.
+
     Raises:
-        UserError: a value has moved (with both numbers), the file is damaged, or a remote scorer cannot be reached.
+        UserError: a value has moved (with both numbers), or the file is damaged.
+        ScorerAwayError: there are no values where there must be some: the service cannot be reached, say.
     """
-    row = scorer.score(_golden_groups()).to_pylist()[0]
-    values = row["values"]
     if isinstance(section, ScorerPool):
         kind = kind_of(section)
-        if kind.must_answer and values.count(None) == len(values):
-            raise UserError(f"scorers.{scorer.name} returns no values: {row['error']}")
-        tolerance = kind.tolerance(section)
+        must_answer, tolerance = kind.must_answer, kind.tolerance(section)
     else:
-        tolerance = ROUNDING[section.dtype]
+        must_answer, tolerance = False, ROUNDING[section.dtype]
+    kept = _read(path) if tolerance is not None and path.exists() else None
+    values, reason = _values(scorer)
+    if values.count(None) == len(values) and (must_answer or kept is not None):
+        raise ScorerAwayError(f"scorers.{scorer.name} returns no values: {reason}")
     if tolerance is None:
         return
-    if path.exists():
-        _compare(scorer, values, _read(path), path, tolerance)
-    else:
-        kept = _Golden(scorer=scorer.name, digest=scorer.digest, values=values)
-        write_file(path, kept.model_dump_json(indent=1))
+    before = [None] * len(_OUTPUTS) if kept is None else kept.values
+    if kept is not None:
+        _compare(scorer, values, reason, kept, path, tolerance)
+    known = [now if former is None else former for former, now in zip(before, values, strict=True)]
+    if known != before:
+        write_file(path, _Golden(scorer=scorer.name, digest=scorer.digest, values=known).model_dump_json(indent=1))
 
 
-def _compare(scorer: Scorer, values: list[float | None], kept: _Golden, path: Path, tolerance: float) -> None:
+def _values(scorer: Scorer) -> tuple[list[float | None], str]:
+    """Return the value of each golden text, None where there is none, and why."""
+    try:
+        row = scorer.score(_golden_groups()).to_pylist()[0]
+    except ScorerAwayError as away:
+        if away.rows is None:
+            return [None] * len(_OUTPUTS), str(away)
+        row = away.rows.to_pylist()[0]
+    return row["values"], row["error"] or "they are null"
+
+
+def _compare(
+    scorer: Scorer, values: list[float | None], reason: str, kept: _Golden, path: Path, tolerance: float
+) -> None:
     for output, before, now in zip(_OUTPUTS, kept.values, values, strict=True):
-        if before is None and now is None:
+        if before is None or (now is not None and abs(before - now) <= tolerance * (1 + abs(before))):
             continue
-        if before is None or now is None or not abs(before - now) <= tolerance * (1 + abs(before)):
-            files = "its files are the same" if kept.digest == scorer.digest else "its files have changed"
-            raise UserError(
-                f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now it "
-                f"has {now} (rounding explains {tolerance:g} of it); {files}. Restore the scorer, or, if the "
-                f"change is intended, start another run; the values are in {path}."
-            )
+        files = "its files are the same" if kept.digest == scorer.digest else "its files have changed"
+        found = (
+            f"it has {now} (rounding explains {tolerance:g} of it)" if now is not None else f"it has none ({reason})"
+        )
+        raise UserError(
+            f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now {found}; "
+            f"{files}. Restore the scorer, or, if the change is intended, start another run; the values are in {path}."
+        )
 
 
 def _read(path: Path) -> _Golden:

@@ -9,6 +9,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.training import PriorSection
 from brain_align.common.logs import redirect_output
 from brain_align.common.schemas import PROPOSAL
+from brain_align.common.system.run_place import check_place
 
 if TYPE_CHECKING:
     from brain_align.scorer.scorer import Scorer
@@ -34,7 +35,9 @@ class ScorerActor:
 
         Raises:
             UserError: the scorer cannot be loaded, or its values have changed.
+            NotSharedError: this node does not see the run directory.
         """
+        check_place()
         import torch  # imported late, so that its output at import goes to the log
 
         from brain_align.scorer.catalogue import build_scorer

@@ -134,7 +134,7 @@ class LocalLearner(LearnerGroup):
     async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         await asyncio.sleep(self.seconds)
         self.busy_seconds += self.seconds
-        return StepReport({"loss": 1.0, "tokens": 10.0}, notes=[])
+        return StepReport({"loss": 1.0, "tokens": 10.0, "trained_prompts": float(batch.num_rows)}, notes=[])
 
     async def save(self, step: int, *, keep: Sequence[int]) -> None: ...
 

@@ -80,6 +80,11 @@ class DataSection(Section):
     )
     max_prompt_tokens: int = Field(500, ge=1, description="longer prompts are skipped, and counted")
 
+    @override
+    def problems(self) -> Iterator[str]:
+        if self.continue_final_message and not self.templated:
+            yield "continue_final_message=true continues conversations; set chat_template to model or a file, too"
+
     @property
     def templated(self) -> bool:
         """Whether prompts are conversations in a chat template."""

@@ -108,6 +108,29 @@ class PolicyGradientSection(GoodnessSection):
     name: Literal["dpg", "gdc++"]
 
 
+class ClippedSection(ObjectiveBase):
+    """Policy gradients on advantages within a group, with the ratio of a whole output to q', clipped as in PPO."""
+
+    ORIGIN = Origin.PROPOSAL
+
+    epsilon_low: float = Field(0.2, gt=0, lt=1, description="an output's ratio is clipped below 1 − epsilon_low")
+    epsilon_high: float = Field(0.2, gt=0, description="an output's ratio is clipped above 1 + epsilon_high")
+
+
+class RlooSection(ClippedSection):
+    """REINFORCE leave-one-out, with the KL to the prior in the reward (weight γ)."""
+
+    name: Literal["rloo"]
+
+
+class GspoSection(ClippedSection):
+    """Group sequence policy optimisation: normalised advantages, ratio per token; without KL to the prior."""
+
+    name: Literal["gspo"]
+    epsilon_low: float = Field(3e-4, gt=0, lt=1, description="the ratio per token is clipped below 1 − epsilon_low")
+    epsilon_high: float = Field(4e-4, gt=0, description="the ratio per token is clipped above 1 + epsilon_high")
+
+
 class FixedProposalSection(GoodnessSection):
     """BRAIn with q' = p: sampled from the prior throughout (§9.5), or treated as if it had been (§9.2)."""
 

@@ -69,6 +69,10 @@ class Recipe(Section):
         seconds = scorer.seconds_per_group if isinstance(scorer, ScorerPool) else None
         return most if seconds is None else min(most, int(_TIME_FOR_FUNCTIONS * self.timeouts.lease / seconds))
 
+    def may_recover(self, name: str) -> bool:
+        """Return whether a scorer may give values later where it gave null before."""
+        return name in self.scorers and self.scorers[name].NULLS_MAY_RECOVER
+
     @property
     def reward(self) -> str | CombinationSection:
         """Return the reward that `objective.reward` names: a scorer, or a combination of several."""

@@ -76,7 +76,16 @@ class TimeoutsSection(Section):
     silence: float = Field(
         300, gt=0, description="a sampler that does not answer, or makes no progress, for this long is restarted"
     )
+    outage: float = Field(
+        600, gt=0, description="a scorer that gives no value at all is asked again for so long; then the run ends"
+    )
     step: float = Field(1800, gt=0, description="one optimiser step, checkpoint or publication")
+    grace: float = Field(
+        25,
+        ge=0,
+        description="after SIGTERM: time for the step under way and a checkpoint (most clusters kill after 30 s); in a "
+        "Ray job at most 2 s; 0: end at once",
+    )
 
 
 class RaySection(Section):

@@ -19,6 +19,8 @@ class ScorerPool(Section):
 
     FILE: ClassVar[str]
     """The file of scorer/kinds that computes the values: each kind names its own."""
+    NULLS_MAY_RECOVER: ClassVar[bool] = False
+    """Whether a text that got null may get a value when it is asked for again: services and programs may recover."""
 
     kind: str = Field(description="what computes the values (docs/scorers.md)")
     use: Literal["training", "evaluation"] = Field(
@@ -84,6 +86,7 @@ class FunctionSection(ScorerPool):
     """
 
     FILE = "function"
+    NULLS_MAY_RECOVER = True
     kind: Literal["function"]
     function: str = Field(description="import path, module:function; the current directory is searched, too")
     timeout: float = Field(60, gt=0, description="seconds per call, which has the outputs of one group")
@@ -97,6 +100,7 @@ class FunctionSection(ScorerPool):
 class RemotePool(ScorerPool):
     """Scorers behind HTTP."""
 
+    NULLS_MAY_RECOVER = True
     url: Url = Field(description="where requests are posted to")
     token_variable: Variable | None = Field(
         None, description="environment variable with the bearer token; recipes never contain the token itself"

@@ -56,12 +56,12 @@ _ELSEWHERE = {
 }
 """Settings of other libraries (TRL, OpenRLHF, verl, transformers), and those that they correspond to here."""
 
-_POLICY_GRADIENTS = ("ppo", "grpo", "dr-grpo", "dapo", "gspo", "rloo", "reinforce", "reinforce++")
+_POLICY_GRADIENTS = ("ppo", "grpo", "dr-grpo", "dapo", "reinforce", "reinforce++")
 _NOT_IMPLEMENTED = {
     **dict.fromkeys(
         _POLICY_GRADIENTS,
-        "the closest is brain, which also trains on groups of the policy's own samples; its optimum is RLHF's, with "
-        "objective.temperature as the KL coefficient",
+        "the closest is brain, which also trains on groups of the policy's own samples (its optimum is RLHF's, with "
+        "objective.temperature as the KL coefficient); rloo and gspo are clipped policy gradients",
     ),
     "online-dpo": "it is cdpo with objective.epsilon=0 and algorithm.proposal=updated",
     "orpo": "the closest is simpo, which needs no reference model either",

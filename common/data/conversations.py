@@ -85,6 +85,13 @@ def reply_to(prompt: Sequence[Message], messages: Sequence[Message]) -> str | No
     return rest[0]["content"].removeprefix(begun) if len(rest) == 1 and rest[0]["role"] == ASSISTANT else None
 
 
+def answered(prompt: Sequence[Message], output: str) -> list[Message]:
+    """Return a conversation with the policy's output: as the assistant's turn, or as the rest of one that has begun."""
+    if prompt and prompt[-1]["role"] == ASSISTANT:
+        return [*prompt[:-1], Message(role=ASSISTANT, content=prompt[-1]["content"] + output)]
+    return [*prompt, Message(role=ASSISTANT, content=output)]
+
+
 def _message(turn: Any, place: int) -> Message:
     if not isinstance(turn, dict):
         raise MessagesError(f"message {place} is {described(turn)}, not an object with role and content")
@@ -162,10 +169,9 @@ def rendered(
             raise RenderingError(f"the chat template rejects it: {kind}{first_line(error)}".rstrip(": ")) from None
 
     text = render(turns)
-    squeezed = _squeezed(text)
     users = [place for place, turn in enumerate(turns) if turn["role"] == USER]
     for place in {*users[-1:], len(turns) - 1}:
-        if not _is_in(turns[place], squeezed) or not _reacts(render, turns, place):
+        if not _is_in(turns[place], text) or not _reacts(render, turns, place):
             raise RenderingError(
                 f"the chat template leaves out what the {turns[place]['role']} said in message {place + 1}: it must "
                 f"write message['content'] as a text"
@@ -175,8 +181,7 @@ def rendered(
 
 def lost_turns(turns: Sequence[Message], rendering: str) -> list[str]:
     """Return the roles of the turns that a chat template left out of a rendering, such as system turns."""
-    squeezed = _squeezed(rendering)
-    return [turn["role"] for turn in turns if not _is_in(turn, squeezed)]
+    return [turn["role"] for turn in turns if not _is_in(turn, rendering)]
 
 
 def _check_roles(turns: Sequence[Message], template: str, then: Then) -> None:
@@ -207,8 +212,11 @@ def _reacts(render: Callable[[Sequence[Message]], str], turns: Sequence[Message]
         return True
 
 
-def _is_in(turn: Message, squeezed: str) -> bool:
-    """Return whether a turn's text is in a squeezed rendering, as it is or as JSON."""
+def _is_in(turn: Message, rendering: str) -> bool:
+    """Return whether a turn's text is in a rendering, as it is or as JSON, in other white space or letters' case."""
+    if turn["content"].strip() in rendering:
+        return True
+    squeezed = _squeezed(rendering)
     return any(_squeezed(form) in squeezed for form in _forms(turn))
 
 

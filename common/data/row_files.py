@@ -2,24 +2,27 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, refuse_unreadable
 
 Row = dict[str, Any]
 
 _JSON = (".jsonl", ".jsonl.gz")
 _ARROW = (".arrow", ".feather", ".ipc")
 SUFFIXES = (*_JSON, ".parquet", *_ARROW)  # of readable files
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON spells it
 _ROWS = 1024
-_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException)
+_UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException, MemoryError)
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 
 
@@ -30,7 +33,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         UserError: the file is missing, of another kind, or damaged (the line is named).
     """
     require_file(path)
-    try:
+    with readable(str(path)):
         if path.name.endswith(_JSON):
             yield from _json_lines(path, columns)
         elif path.suffix == ".parquet":
@@ -39,9 +42,17 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             yield from rows_of(_arrow_batches(path), columns)
         else:
             raise UserError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}; convert it to one of these.")
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Turn whatever libraries raise on a damaged source of rows into a UserError that calls the source `where`."""
+    try:
+        yield
     except _UNREADABLE as error:
+        refuse_unreadable(Path(where), error)
         raise UserError(
-            f"{path} is damaged or of another kind than its suffix tells: {first_line(error).rstrip('.')}; restore or "
+            f"{where} is damaged or of another kind than its suffix tells: {first_line(error).rstrip('.')}; restore or "
             f"convert it."
         ) from None
 
@@ -63,6 +74,7 @@ def rows_of(batches: Iterable[pa.RecordBatch | pa.Table], columns: tuple[str, ..
         if twice:
             raise UserError(f"The column {twice[0]!r} is there more than once; rename or remove one of them.")
         kept = batch.select(columns) if set(columns) <= set(batch.schema.names) else batch
+        kept.validate(full=True)  # a wrong offset would be followed, out of the file or out of memory
         for start in range(0, kept.num_rows, _ROWS):
             yield from kept.slice(start, _ROWS).to_pylist()
 
@@ -112,7 +124,7 @@ def _json_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 def _half_character(line: str, row: Any, columns: tuple[str, ...]) -> str | None:
     """Return a surrogate that stands alone in one of these columns: JSON can spell it, but no encoding has it."""
-    if "\\ud" not in line.lower() or not isinstance(row, dict):
+    if not _SURROGATE.search(line) or not isinstance(row, dict):
         return None
     text = json.dumps([row.get(column) for column in columns], ensure_ascii=False)
     return next((character for character in text if "\ud800" <= character <= "\udfff"), None)

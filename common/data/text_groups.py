@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import GROUPS, batch_from_rows
+
 NOBODY = ""  # the value of columns that name the sampler in groups of a run
+
+_PROMPTS = 4
+_OUTPUTS = (" I would say so.", " That depends on what you want.")
+"""What outputs may be where the data has no references."""
 
 
 def text_group(
@@ -40,3 +49,15 @@ def text_group(
         "started_at": 0.0,
         "finished_at": 0.0,
     }
+
+
+def trial_groups(prompts: Sequence[Prompt]) -> pa.RecordBatch:
+    """Return groups of a few prompts, with their references as outputs where there are any."""
+    tried = list(prompts)[:_PROMPTS]
+    references = [prompt.gold_text for prompt in tried if prompt.gold_text is not None]
+    rows = []
+    for number, prompt in enumerate(tried):
+        own = [] if prompt.gold_text is None else [prompt.gold_text]
+        outputs = [*own, *(text for text in references if text not in own), *_OUTPUTS][: len(_OUTPUTS)]
+        rows.append({**text_group(f"trial-{number}", prompt.text, outputs), "gold_text": prompt.gold_text})
+    return batch_from_rows(GROUPS, rows)

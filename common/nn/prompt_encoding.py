@@ -5,18 +5,16 @@ A prompt is encoded as it is, or as a conversation in a chat template; a complet
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from brain_align.common.config.inputs import AS_THEY_ARE, OF_THE_MODEL, DataSection, PolicySection
 from brain_align.common.data.conversations import (
-    ASSISTANT,
-    USER,
     Message,
     RenderingError,
     Then,
@@ -27,13 +25,10 @@ from brain_align.common.data.conversations import (
 from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
+from brain_align.common.nn.completion_frame import Frame, frame_of_template, listed_tokens
 from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
 from brain_align.common.nn.models.end_tokens import end_tokens, model_end_tokens
-from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, control_tokens, token_ids
-
-_SYSTEM = "system"
-_REPLY = "REPLY"
-_MARGIN = "\t"  # white space that templates do not write, but some remove
+from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, token_ids
 
 
 def policy_encoding(policy: PolicySection, data: DataSection, moment: datetime | None = None) -> "TextEncoding":
@@ -115,6 +110,8 @@ class TextEncoding:
     noted: list[str] = field(default_factory=list)
     _lost: Counter[str] = field(default_factory=Counter)  # turns that the template left out, by role
     _literal: int = 0  # prompts that spell control tokens
+    _plain: int = 0  # prompts encoded as plain texts
+    _control: bool = False  # whether one of these has control tokens, as texts that were rendered beforehand do
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of prompts; raise a RefusedPromptError for one that cannot be encoded."""
@@ -130,10 +127,12 @@ class TextEncoding:
         A completion whose text brings its end does not get another. Raises a RefusedPromptError for a text with a token
         that the model does not know.
         """
-        literal = self.template is not None
-        ids = continuation_ids(self.tokenizer, self._frame.around(text), literal=literal)
+        frame, literal = self._frame, self.template is not None
+        ids = continuation_ids(self.tokenizer, frame.text(text), literal=literal)
+        if not self.continues:  # else the prompt may have the beginning of the turn
+            ids = [*frame.opening, *ids]
         self._require_rows(0, ids)
-        return ids if ids and ids[-1] in self.ends else [*ids, *self._frame.end]
+        return ids if ids and ids[-1] in self.ends else [*ids, *frame.end]
 
     @property
     def knows_all_tokens(self) -> bool:
@@ -143,7 +142,7 @@ class TextEncoding:
     def digest(self) -> str:
         """Return the digest of all that decides token ids besides texts: for completions, and for reading outputs."""
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-        return digest(vocabulary, list(self.ends), self._frame.start, self._frame.end)
+        return digest(vocabulary, list(self.ends), self._frame.opening, self._frame.space, self._frame.end)
 
     def notes(self) -> list[str]:
         """Return what the user should know of the texts encoded so far."""
@@ -156,6 +155,11 @@ class TextEncoding:
         found += [f"note: the chat template leaves out {count} {role} turns" for role, count in self._lost.items()]
         if self._literal:
             found.append(f"note: {self._literal} prompts spell control tokens of the tokenizer, which are read as text")
+        if self._plain and not self._control and self.tokenizer.chat_template:
+            found.append(
+                "note: the tokenizer has a chat template, but data.chat_template=none gives the model the prompts as "
+                "plain texts; set data.chat_template=model if it is a chat model"
+            )
         return found + self._frame.notes
 
     def _require_rows(self, index: int, ids: Sequence[int]) -> None:
@@ -174,6 +178,9 @@ class TextEncoding:
         """
         before = self._put_before_texts
         rows = token_ids(self.tokenizer, texts)
+        control = set(self.tokenizer.all_special_ids) - set(before)
+        self._plain += len(rows)
+        self._control = self._control or not control.isdisjoint(chain.from_iterable(rows))
         return [row if row[: len(before)] == before else before + row for row in rows]
 
     def _conversations(self, texts: Sequence[str]) -> list[list[int]]:
@@ -186,9 +193,10 @@ class TextEncoding:
         rows = token_ids(self.tokenizer, renderings)
         for index, turns in enumerate(conversations):
             self._lost.update(lost_turns(turns, renderings[index]))
-            if self._literals.spelt_in([turn["content"] for turn in turns]):
+            contents = [turn["content"] for turn in turns]
+            if self._literals.spelt_in(contents):
                 self._literal += 1
-                rows[index] = self._literals.encode(partial(self._changed, index, turns))
+                rows[index] = self._literals.encode(partial(self._changed, index, turns), contents)
         return rows
 
     def _changed(self, index: int, turns: Sequence[Message], change: Callable[[str], str]) -> str:
@@ -217,56 +225,10 @@ class TextEncoding:
 
     @cached_property
     def _frame(self) -> "Frame":
-        """What stands around the assistant's text: in the template, or, without one, the tokenizer's end."""
-        for opening in ([], [Message(role=_SYSTEM, content=_REPLY.lower())]):
-            asked = [*opening, Message(role=USER, content=_REPLY.lower())]
-            answer = Message(role=ASSISTANT, content=_MARGIN + _REPLY + _MARGIN)
-            with suppress(RenderingError):  # the template wants another conversation
-                if self.template is not None:
-                    return self._frame_in(self._render(asked, "reply"), self._render([*asked, answer], "end"))
-        return Frame(end=[self.tokenizer.eos_token_id])
-
-    def _frame_in(self, prompt: str, whole: str) -> "Frame":
-        before, _, after = whole.rpartition(_REPLY)
-        trims = not before.endswith(_MARGIN), not after.startswith(_MARGIN)
-        before, after = before.removesuffix(_MARGIN), after.removeprefix(_MARGIN)
-        between = before.removeprefix(prompt)
-        start = between if between.isspace() else ""  # an empty block of thoughts, say, is not in the completion
-        ids = continuation_ids(self.tokenizer, after)
-        if (ended := next((place for place, token in enumerate(ids) if token in self.ends), None)) is not None:
-            return Frame(start, ids[: ended + 1], *trims)
-        controls = set(self.tokenizer.convert_tokens_to_ids(control_tokens(self.tokenizer)))
-        closing = next((place for place, token in enumerate(ids) if token in controls), None)
-        if closing is None:  # words, behind which models are trained to end the text
-            return Frame(start, [self.tokenizer.eos_token_id], *trims)
-        token = self.tokenizer.convert_ids_to_tokens(ids[closing])
-        note = (
-            f"note: the chat template ends the assistant's turn with {token!r}, which does not end outputs: the files "
-            f"of the model name {listed_tokens(self.tokenizer, self.ends)}; add it to eos_token_id in "
-            f"generation_config.json"
-        )
-        return Frame(start, ids[: closing + 1], *trims, notes=[note])
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a completion's text stands between."""
-
-    start: str = ""  # white space
-    end: list[int] = field(default_factory=list)
-    trims_start: bool = False
-    trims_end: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    def around(self, text: str) -> str:
-        """Return a text as it stands in the template, without its end."""
-        text = text.lstrip() if self.trims_start else text
-        return self.start + (text.rstrip() if self.trims_end else text)
-
-
-def listed_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return tokens with their ids, for messages."""
-    return " and ".join(f"{token} {tokenizer.convert_ids_to_tokens(token)!r}" for token in ids)
+        """What stands around a completion's text."""
+        if self.template is None:
+            return Frame([self.tokenizer.eos_token_id])
+        return frame_of_template(self.tokenizer, self.ends, self._render)
 
 
 def _read_template(file: str) -> str:

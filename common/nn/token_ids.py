@@ -14,7 +14,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, liter
 
     Control tokens that a `literal` text spells are read as any other text.
     """
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False, split_special_tokens=literal)["input_ids"]
+    kept = tokenizer.split_special_tokens
+    tokenizer.split_special_tokens = literal  # as an argument, tokenizers without Rust ignore it
+    try:
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    finally:
+        tokenizer.split_special_tokens = kept
     return [list(row) for row in rows]
 
 
@@ -33,7 +38,8 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, literal: 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts that a tokenizer reads as control tokens, the longest first."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted((token for token in added if token.strip()), key=lambda token: (-len(token), token))
+    known = {token for token in added | set(tokenizer.all_special_tokens) if token.strip()}
+    return sorted(known, key=lambda token: (-len(token), token))
 
 
 class LiteralContents:
@@ -49,8 +55,11 @@ class LiteralContents:
         """Return whether one of these texts spells a control token."""
         return any(self._pattern.search(content) for content in contents)
 
-    def encode(self, render: Callable[[Callable[[str], str]], str]) -> list[int]:
-        """Return the ids of a conversation; `render` renders it after applying a function to each content."""
+    def encode(self, render: Callable[[Callable[[str], str]], str], contents: Sequence[str]) -> list[int]:
+        """Return the ids of a conversation; `render` renders it after applying a function to each of its contents."""
+        if not self.spelt_in(contents):
+            [row] = token_ids(self._tokenizer, [render(lambda content: content)])
+            return row
         rendering = render(lambda content: self._pattern.sub(lambda found: self._marks[found[0]], content))
         ids: list[int] = []
         before = ""  # the control token, written by the template, that a piece follows

@@ -124,7 +124,7 @@ def readable(read: Callable[[Sequence[str]], pa.Table], group_ids: Sequence[str]
         return
     try:
         yield read(group_ids)
-    except DamagedPartError:
+    except (DamagedPartError, KeyError):  # a group whose part was found damaged is in the store no longer
         if len(group_ids) == 1:
             return
         half = len(group_ids) // 2

@@ -6,6 +6,7 @@ import socket
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from brain_align.common.errors import UserError
@@ -16,9 +17,11 @@ from brain_align.common.store.format.part_files import encode_part
 from brain_align.common.store.manifest import open_manifest
 from brain_align.common.store.table.catalogue import Catalogue
 from brain_align.common.store.table.compaction import SMALL, Author, compact, remove_superseded
+from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.training_lock import DIRECTORY as LOCKS
 
 _LOG = logging.getLogger(__name__)
+_NONE = np.zeros(0, dtype=np.int64)
 _UNFINISHED_SECONDS = 3600.0  # age at which an unfinished file is considered abandoned
 IN_ORDER_OF_DEPENDENCE = ("steps", "scores", "groups")
 """The order in which the kinds are listed, so that all that a listed row refers to is listed as well."""
@@ -54,8 +57,8 @@ class OpenedStore:
         except OSError as error:
             raise unusable(self.backend, "opened", error) from error
 
-    def append(self, kind: str, batch: pa.RecordBatch) -> None:
-        """Commit rows with new keys; when this returns, they survive a power cut.
+    def append(self, kind: str, batch: pa.RecordBatch, replaced: Rows = _NONE) -> None:
+        """Commit rows with new keys, or in place of `replaced` ones; when this returns, they survive a power cut.
 
         Raises:
             UserError: the disk is full, read-only or gone; no row of the batch was committed.
@@ -70,7 +73,7 @@ class OpenedStore:
         except OSError as error:
             failure = unusable(self.backend, "written", error)
             raise UserError(f"{failure} No acknowledged row is lost; fix the cause and run again.") from error
-        catalogue.committed(commit, content, batch)
+        catalogue.committed(commit, content, batch, replaced)
         self._keep_in_order(kind)
 
     def _keep_in_order(self, kind: str) -> None:

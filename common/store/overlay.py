@@ -26,7 +26,7 @@ class OverlaidStore:
         self._lower = lower
         below = lower.index()
         self._below = below.filter(pc.less(below["round"], rounds))
-        self.root, self.run_id = upper.root, upper.run_id
+        self.root, self.run_id, self.own_nulls = upper.root, upper.run_id, upper.nulls
         self.training, self.append_groups, self.append_step = upper.training, upper.append_groups, upper.append_step
         self.steps, self.step_batches = upper.steps, upper.step_batches
         self.step_groups, self.recorded_after = upper.step_groups, upper.recorded_after
@@ -66,6 +66,13 @@ class OverlaidStore:
         names = below.filter(pc.is_in(below, value_set=lacking)).to_pylist()
         own = self._upper.unscored(scorer)
         return list(compress(names, ~self._upper.has_scores(names, scorer))) + own
+
+    def nulls(self, scorer: str) -> pa.Table:
+        """Return the groups for which the store that counts has null values; see `SampleStore.nulls`."""
+        lower = self._lower.nulls(scorer)
+        lower = lower.filter(pc.is_in(lower["group_id"], value_set=self._below["group_id"].combine_chunks()))
+        counts = pa.array(~self._upper.has_scores(lower["group_id"].to_pylist(), scorer))
+        return pa.concat_tables([lower.filter(counts), self._upper.nulls(scorer)])
 
     def scorers(self) -> list[ScorerSummary]:
         """Return the scorers of both stores; one that both have is there twice."""

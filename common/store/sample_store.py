@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from brain_align.common.errors import UserError
-from brain_align.common.schemas import KINDS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.common.schemas import KINDS, batch_from_rows
 from brain_align.common.store.files.backends import unusable
 from brain_align.common.store.opened_store import IN_ORDER_OF_DEPENDENCE, OpenedStore
-from brain_align.common.store.table.summary_rows import KEYS, SUMMARY_SCHEMAS, ScorerSummary, scorer_summaries
+from brain_align.common.store.scorer_digests import ScorerDigests, scorers_of
+from brain_align.common.store.table.new_rows import new_rows
+from brain_align.common.store.table.summary_rows import SUMMARY_SCHEMAS, ScorerSummary, scorer_summaries
 from brain_align.common.store.training_lock import TrainingLock, hold_training_lock
 
 Found = npt.NDArray[np.bool_]
@@ -24,7 +25,8 @@ class SampleStore:
     """Groups, scores and steps of one run, durable as soon as an append returns.
 
     Rows have keys (groups: id; scores: group and scorer; steps: number). Appending a row whose key the store has
-    already is harmless: the first row stays, and the second is dropped before it is written.
+    already is harmless: the first row stays, and the second is dropped before it is written. Only null values can still
+    be filled: scores that have a value where the store has null add it.
 
     Any number of processes may read and write at the same time. An opening sees the rows that existed when it was
     opened, those that it appended, and those that `refresh` has added; scores are refreshed before the first append of
@@ -52,7 +54,7 @@ class SampleStore:
         self.root = self._opening.backend.uri
         self.run_id = self._opening.run_id
         self._lock: TrainingLock | None = None
-        self._digests: dict[str, set[str]] | None = None  # by scorer name, once they were needed
+        self._digests = ScorerDigests(self.root, self.scorers)
         self._appended: set[str] = set()  # names of scorers whose values this opening has appended
 
     @property
@@ -95,13 +97,13 @@ class SampleStore:
 
     def append_scores(self, batch: pa.RecordBatch) -> int:
         """Commit scores; return how many were new. Raise as `append_groups` and `refuse_another_scorer` do."""
-        scorers = _scorers_of(batch)
+        scorers = scorers_of(batch)
         if any(name not in self._appended for name, _ in scorers):  # others may have appended some since the last look
             self._refresh("scores")
         self.refuse_another_scorer(batch)
         appended = self._append("scores", batch)
         for name, digest in scorers:
-            self._digests_of(name).add(digest)
+            self._digests.of(name).add(digest)
             self._appended.add(name)
         return appended
 
@@ -111,17 +113,7 @@ class SampleStore:
         Raises:
             UserError: the store has values of another scorer under the name of one in these SCORES rows.
         """
-        for name, digest in _scorers_of(batch):
-            known = self._digests_of(name)
-            if known and digest not in known:
-                # The names of log-probability scorers are fixed, so another name is not an option for them.
-                other_name = ", or score the groups under another name (brain store rescore --scorer NEW scorers.NEW.…)"
-                raise UserError(
-                    f"The sample store {self.root} has values of another scorer under the name {name!r} (digest "
-                    f"{', '.join(sorted(known))}; this one's is {digest}), and a name has one scorer; restore the "
-                    f"files and settings of the former one, or start another run"
-                    f"{'' if name in (PRIOR, PROPOSAL) else other_name}."
-                )
+        self._digests.refuse_another(batch)
 
     def append_step(self, row: Mapping[str, Any]) -> int:
         """Commit one STEPS row; return 1, or 0 if the step was recorded before (a replay after a crash).
@@ -192,6 +184,14 @@ class SampleStore:
         scored = rows["group_id"].filter(wanted).combine_chunks()
         groups = self._kinds["groups"].rows.listed()["group_id"]
         return groups.filter(pc.invert(pc.is_in(groups, value_set=scored))).to_pylist()
+
+    def nulls(self, scorer: str) -> pa.Table:
+        """Return `group_id`, `values` and `nulls` (how many outputs have one) of groups with nulls; read no part."""
+        rows = self._kinds["scores"].rows.listed()
+        wanted = pc.and_(pc.equal(rows["scorer"].cast(pa.string()), scorer), pc.greater(rows["nulls"], 0))
+        return rows.filter(wanted).select(["group_id", "values", "nulls"])
+
+    own_nulls = nulls  # of this store alone, also where it lies over another
 
     def scorers(self) -> list[ScorerSummary]:
         """Return the scorers whose values are in the store, by name and digest; read no part."""
@@ -273,24 +273,13 @@ class SampleStore:
         except OSError as error:
             raise unusable(self._opening.backend, "read", error) from error
         if kind == "scores":
-            self._digests = None
-
-    def _digests_of(self, scorer: str) -> set[str]:
-        if self._digests is None:
-            self._digests = {}
-            for found in self.scorers():
-                self._digests.setdefault(found.name, set()).add(found.digest)
-        return self._digests.setdefault(scorer, set())
+            self._digests.forget()
 
     def _append(self, kind: str, batch: pa.RecordBatch) -> int:
-        columns = [batch[name] for name in KEYS[kind]]
-        keys = list(zip(*(column.to_pylist() for column in columns), strict=True))
-        first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))  # of several equal ones in the batch
-        found = self._kinds[kind].find(*columns)
-        fresh = [row for row, key in enumerate(keys) if found[row] < 0 and first[key] == row]
-        if fresh:
-            self._opening.append(kind, batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh)))
-        return len(fresh)
+        new = new_rows(self._kinds[kind], batch)
+        if new.batch.num_rows:
+            self._opening.append(kind, new.batch, new.replaced)
+        return new.batch.num_rows
 
     def _take(self, kind: str, keys: Sequence[Sequence[str]], columns: Sequence[str] | None) -> pa.Table:
         catalogue = self._kinds[kind]
@@ -298,8 +287,3 @@ class SampleStore:
         if (missing := np.flatnonzero(numbers < 0)).size:
             raise KeyError(tuple(column[missing[0]] for column in keys))
         return catalogue.take(numbers, columns)
-
-
-def _scorers_of(batch: pa.RecordBatch) -> set[tuple[str, str]]:
-    """Return (name, digest) of the scorers of some SCORES rows."""
-    return set(zip(batch["scorer"].to_pylist(), batch["scorer_digest"].to_pylist(), strict=True))

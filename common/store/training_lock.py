@@ -20,8 +20,8 @@ from dataclasses import asdict
 import pyarrow as pa
 
 from brain_align.common.errors import TryAgainError, UserError
-from brain_align.common.processes import Process, this_process
 from brain_align.common.store.files.backends import Entry, StorageBackend, unusable
+from brain_align.common.system.processes import Process, this_process
 
 DIRECTORY = "claims"
 RENEWED_EVERY = 10.0  # seconds

@@ -1,13 +1,22 @@
 """One actor: calls with a time limit, and errors that name the actor and its log."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-from brain_align.common.errors import DeliveryError, LearnerOutOfMemoryError, PipelineError, ScorerAwayError, UserError
+from brain_align.common.errors import (
+    DeliveryError,
+    LearnerOutOfMemoryError,
+    NotSharedError,
+    PipelineError,
+    ScorerAwayError,
+    UserError,
+)
+from brain_align.common.system.last_error import last_error, log_size
 
 
 class LostError(Exception):
@@ -110,9 +119,11 @@ class Actor:
         self._spawn = spawn
         self._handle: Handle | None = None
         self._sent_away = False
+        self._log_start = 0  # what its log held before this actor was created
 
     def create(self) -> None:
         """Create the actor, without waiting for it; raise an ActorLostError if the cluster refuses."""
+        self._log_start = log_size(self._log_path)
         try:
             self._handle = self._spawn(self.name, self._log_path)
         except LostError as error:
@@ -165,9 +176,15 @@ class Actor:
         self._sent_away = True
         self.kill()
 
+    @property
+    def _log(self) -> str:
+        if os.path.exists(self._log_path):
+            return f"its log is {self._log_path}"
+        return f"its log, {self._log_path}, is not visible here"
+
     def _running(self) -> Handle:
         if self._handle is None:
-            raise ActorLostError(f"{self.name} is not running; its log is {self._log_path}.", sent_away=self._sent_away)
+            raise ActorLostError(f"{self.name} is not running; {self._log}.", sent_away=self._sent_away)
         return self._handle
 
     @contextmanager
@@ -181,24 +198,30 @@ class Actor:
             raise self._lost(repr(method), str(error)) from error
         except TimeoutError:
             self.kill()
-            overdue = f"{self.name} gave no answer to {method!r} within {timeout:g} s; its log is {self._log_path}."
+            overdue = f"{self.name} gave no answer to {method!r} within {timeout:g} s{self._last_error()}; {self._log}."
             raise ActorLostError(overdue) from None
 
     def _lost(self, where: str, why: str) -> ActorLostError:
         self.kill()
-        message = f"{self.name} was lost in {where} ({why}); its log is {self._log_path}."
+        message = f"{self.name} was lost in {where} ({why}){self._last_error()}; {self._log}."
         return ActorLostError(message, sent_away=self._sent_away)
+
+    def _last_error(self, told: str = "") -> str:
+        """Return the last error of its log, unless that is what has been told already."""
+        found = last_error(self._log_path, self._log_start)
+        return "" if found is None or found in told else f"; the last error in its log: {found}"
 
     def _explained(self, cause: Exception, method: str) -> Exception:
         if isinstance(cause, UserError):
-            return UserError(f"{cause} ({self.name}; its log is {self._log_path})")
+            return UserError(f"{cause} ({self.name}; {self._log})")
         if isinstance(cause, DeliveryError):
             self.kill()
-            return ActorLostError(f"{cause} ({self.name}; its log is {self._log_path}).", sent_away=True)
+            return ActorLostError(f"{cause} ({self.name}; {self._log}).", sent_away=True)
         if isinstance(cause, ScorerAwayError):
-            return ScorerAwayError(f"{cause} ({self.name}; its log is {self._log_path})", cause.rows, cause.away)
+            return ScorerAwayError(f"{cause} ({self.name}; {self._log})", cause.rows, cause.away)
         if isinstance(cause, LearnerOutOfMemoryError):
-            return LearnerOutOfMemoryError(f"{cause} ({self.name}; its log is {self._log_path}).", cause.smaller)
-        return PipelineError(
-            f"{self.name} failed in {method!r}: {type(cause).__name__}: {cause}; its log is {self._log_path}."
-        )
+            return LearnerOutOfMemoryError(f"{cause} ({self.name}; {self._log}).", cause.smaller)
+        if isinstance(cause, NotSharedError):
+            return NotSharedError(f"{cause} ({self.name})")
+        what = f"{type(cause).__name__}: {cause}"
+        return PipelineError(f"{self.name} failed in {method!r}: {what}{self._last_error(what)}; {self._log}.")

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, ScorerAwayError, UserError
 from brain_align.deploy.actors.actor import Actor, ActorLostError, Spawn
 from brain_align.deploy.actors.free_slots import FreeSlots
 from brain_align.deploy.actors.replica import Replica, Slot, State
@@ -17,6 +18,8 @@ MAX_ATTEMPTS = 3  # attempts at a call, each on a live replica, and at a start i
 # The run ends when each replica was lost so often in a row without an answer: prompts cannot be the cause then.
 MAX_LOSSES = 15
 _LONGEST_BACKOFF = 60.0  # seconds
+WAITS_SILENTLY = 10.0  # seconds, for room in the cluster, before it says so
+_LOG = logging.getLogger(__name__)
 
 
 class _NoRoomError(PipelineError):
@@ -42,15 +45,25 @@ class Pool:
     """
 
     def __init__(
-        self, name: str, replicas: int, spawn: Spawn, log_of: Callable[[str], Path], settings: PoolSettings
+        self,
+        name: str,
+        replicas: int,
+        spawn: Spawn,
+        log_of: Callable[[str], Path],
+        settings: PoolSettings,
+        shortage: Callable[[], str] = lambda: "it is full",
     ) -> None:
+        """Store the arguments; nothing is started. `shortage` says what an actor asks for, and what there is."""
         self.name = name
+        self.tell: Callable[[str], None] = _LOG.warning  # what has become of replicas
         self.busy_seconds = 0.0
         self.identity: Any = None  # the answer to `ready` of the replica that came up last
         self.replicas: dict[str, Replica] = {}
         self._spawn = spawn
         self._log_of = log_of
         self._settings = settings
+        self._shortage = shortage
+        self._has_told_of_shortage = False
         self._initial = self._wanted = replicas
         self._named = 0  # replicas so far
         self._free = FreeSlots(settings.slots)
@@ -189,10 +202,12 @@ class Pool:
                     self._last_ready = time.monotonic()
                     self._free.withdraw(replica)
                 if replica.state is State.RESTARTING:
+                    self.tell(f"{replica.trouble} It is started again.")
                     self._check_not_all_fail(replica)
                     backoff = self._settings.backoff * 2.0 ** (replica.failures_in_a_row - 1)
                     await asyncio.sleep(min(backoff, _LONGEST_BACKOFF))
                 elif replica.state is State.GONE:
+                    self.tell(f"{replica.trouble} It is given up for now, after {MAX_ATTEMPTS} starts.")
                     await asyncio.sleep(_LONGEST_BACKOFF)
                     if len(self._staying()) >= self._wanted:  # another has taken its place
                         replica.state = State.LEAVING
@@ -218,6 +233,11 @@ class Pool:
             self.identity = await replica.actor.call("ready", timeout=self._settings.start)
         except _NoRoomError:
             raise
+        except ScorerAwayError as error:
+            if not self._first_ready.is_set():  # no outage, most likely, but a wrong address
+                raise UserError(str(error)) from error
+            self._did_not_come_up(replica, error)
+            return False
         except PipelineError as error:
             self._did_not_come_up(replica, error)
             return False
@@ -230,21 +250,28 @@ class Pool:
     async def _find_room(self, replica: Replica) -> None:
         """Wait until the cluster has room for a replica: without a limit while others work or start."""
         placed = asyncio.ensure_future(replica.actor.placed())
+        trouble = replica.trouble
         try:
-            while not (await asyncio.wait([placed], timeout=self._settings.start))[0]:
+            while not (await asyncio.wait([placed], timeout=min(WAITS_SILENTLY, self._settings.start)))[0]:
+                shortage = await asyncio.to_thread(self._shortage)
+                replica.trouble = f"{replica.name} waits for room in the cluster: {shortage}."
+                if not self._has_told_of_shortage:
+                    self._has_told_of_shortage = True
+                    self.tell(replica.trouble)
                 nobody_for = 0.0 if self.ready else time.monotonic() - self._last_ready
                 if nobody_for >= self._settings.start and self.count(State.WAITING) == len(self._staying()):
                     raise _NoRoomError(
-                        f"No {self.name} found room in the cluster within {nobody_for:.3g} s; add nodes, or lower the "
-                        f"cpus or gpus of the services."
+                        f"No {self.name} found room in the cluster within {nobody_for:.3g} s: {shortage}; add nodes, "
+                        f"or lower the cpus or gpus of the services."
                     )
             await placed
+            replica.trouble, self._has_told_of_shortage = trouble, False
         finally:
             placed.cancel()
 
     def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
         replica.actor.kill()
-        replica.starts_failed += 1
+        replica.starts_failed += not isinstance(error, ScorerAwayError)  # it comes up once its service is back
         replica.failures_in_a_row += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING

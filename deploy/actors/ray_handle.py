@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from typing_extensions import override
 
 from brain_align.deploy.actors.actor import CallFailedError, Handle, LostError
+from brain_align.deploy.actors.ray_causes import cause
 
 
 class RayHandle(Handle):
@@ -25,7 +26,7 @@ class RayHandle(Handle):
         try:
             return cls(ray.remote(service).options(**options).remote(*args))
         except RayError as error:
-            raise LostError(f"{type(error).__name__}: {error}") from error
+            raise LostError(cause(error)) from error
 
     @override
     async def placed(self) -> None:
@@ -38,7 +39,7 @@ class RayHandle(Handle):
         except RayTaskError as error:  # first: it is also an instance of what the method raised, say a TimeoutError
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(type(error).__name__) from error
+            raise LostError(await asyncio.to_thread(cause, error)) from error
 
     @override
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
@@ -54,7 +55,7 @@ class RayHandle(Handle):
         except RayTaskError as error:
             raise CallFailedError(error.cause) from error
         except RayError as error:
-            raise LostError(type(error).__name__) from error
+            raise LostError(await asyncio.to_thread(cause, error)) from error
 
     @override
     def kill(self) -> None:

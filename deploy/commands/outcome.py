@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from brain_align.common.errors import PipelineError, TryAgainError, UserError, first_line
 from brain_align.common.logs import keep_traceback
+from brain_align.common.system.interruption import RESUME, Terminated
 
-RESUME = "run the same command again to resume"
 FAILED, REFUSED, TRY_AGAIN, INTERRUPTED, PIPE_CLOSED = 1, 2, 75, 130, 141  # 75: EX_TEMPFAIL of sysexits.h
 
 _FULL = "Free some space there"
@@ -36,14 +36,6 @@ _ADVICE = {
     errno.ENAMETOOLONG: "Choose a shorter path",
 }
 _FOR_THE_USER = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR})
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end by a signal other than SIGINT; the user has been told already."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 class _OutputUnreadError(Exception):
@@ -76,11 +68,6 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
         what = "There is not enough memory" if isinstance(error, MemoryError) else f"Unexpected {type(error).__name__}"
         return Outcome(f"{': '.join(filter(None, (what, first_line(error))))}{_details(error)}", FAILED)
     raise error
-
-
-def interrupted_by(signal_name: str, *, resumes: bool) -> str:
-    """Return what the user is told at once when a signal ends the command."""
-    return f"Interrupted by {signal_name}: {RESUME}." if resumes else f"Interrupted by {signal_name}."
 
 
 def close_output() -> None:

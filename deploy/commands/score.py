@@ -33,11 +33,13 @@ from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import run_directory
+from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
 GROUP = "Inspect"
 
 _PART_ROWS = 16
+_TRIED_OUTPUTS = 2
 
 Write = Callable[[str], object]  # writes a line of the output, without its end
 
@@ -83,7 +85,7 @@ def score(recipe: Recipe, source: Path, target: Path, console: PlainConsole, *, 
     """
     bar = progress_bar("scoring", console)
     check_output(target, force=force)
-    count = sum(1 for _ in read_texts(source))
+    count, trial = _looked_through(source)
     resolved = resolved_for_scoring(recipe, list(recipe.scorers), run_directory(recipe), console)
     with (
         new_output(target, force=force) as temporary,
@@ -93,7 +95,8 @@ def score(recipe: Recipe, source: Path, target: Path, console: PlainConsole, *, 
     ):
         take_over_golden(recipe, recipe.scorers, logs)
         task = bar.add_task("", total=count)
-        outcome = _score_with_services(resolved, logs, source, write, lambda rows: bar.advance(task, rows))
+        say = reporter(console)
+        outcome = _score_with_services(resolved, logs, trial, source, write, lambda rows: bar.advance(task, rows), say)
     console.print(f"{target}: {outcome.outputs} outputs of {outcome.rows} prompts", soft_wrap=True)
     for name, missing in outcome.missing.items():
         reason = outcome.errors[name]
@@ -112,12 +115,30 @@ def _logs_beside(target: Path) -> Iterator[RunDirectory]:
             shutil.rmtree(logs.root, ignore_errors=True)
 
 
-def _score_with_services(recipe: Recipe, logs: RunDirectory, source: Path, write: Write, advance: Advance) -> Outcome:
+def _looked_through(source: Path) -> tuple[int, pa.RecordBatch]:
+    """Check all rows; return how many there are, and groups of a few of them, from all over the file, for a trial."""
+    tried = []
+    count = 0
+    for count, (prompt, outputs) in enumerate(read_texts(source), start=1):
+        if count.bit_count() == 1:  # 1, 2, 4, 8, …
+            tried.append(text_group(f"trial-{count}", prompt, outputs[:_TRIED_OUTPUTS]))
+    return count, batch_from_rows(GROUPS, tried)
+
+
+def _score_with_services(
+    recipe: Recipe,
+    logs: RunDirectory,
+    trial: pa.RecordBatch,
+    source: Path,
+    write: Write,
+    advance: Advance,
+    say: Callable[[str], object],
+) -> Outcome:
     with scoring_pools(recipe, list(recipe.scorers), logs) as pools:
 
         async def run() -> Outcome:
             most = 2 * max(scorer.replicas for scorer in recipe.scorers.values())
-            async with scorers_at_work(pools, recipe) as scorers:
+            async with scorers_at_work(pools, recipe, say, trial) as scorers:
                 return await score_rows(read_texts(source), scorers, write, advance, most)
 
         return asyncio.run(run())

@@ -63,6 +63,8 @@ def view(status: Status, state: str) -> RenderableType:
         f"groups for the learner",
         _services(status.services),
     ]
+    if status.learner not in (None, "ready"):
+        shown.append(f"learner: {status.learner}")
     if status.store_trouble and state != "ended":
         shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]

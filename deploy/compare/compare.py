@@ -13,6 +13,7 @@ from brain_align.deploy.compare.report.report import report
 from brain_align.deploy.compare.results.run_results import unfinished
 from brain_align.deploy.compare.train.derived_stores import check_pairs, pairs_digest
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
+from brain_align.deploy.compare.train.seed_groups import evaluation_scorers
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
@@ -20,7 +21,7 @@ from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import locked, own_log, proposal_model, reporter
 from brain_align.deploy.run.stored_source import open_source
-from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster
+from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, started_services
 from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
@@ -73,7 +74,8 @@ def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, cons
     model = proposal_model(recipe, directory.services)
     reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
-    with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy) as offers:
+    actors = started_services(recipe, evaluation_scorers(recipe))
+    with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy, actors) as offers:
         parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
         services = shared_services(recipe, directory, model)
         runner = Runner(setup, plan, services, parallel, reporter(console))

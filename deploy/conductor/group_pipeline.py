@@ -35,10 +35,11 @@ import pyarrow as pa
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.requests import Purpose, SampleRequest
 from brain_align.deploy.conductor.background import Begin, background_tasks
-from brain_align.deploy.conductor.lanes import EvaluationLane, Pending, StoreLane, TrainingLane
+from brain_align.deploy.conductor.lanes import EvaluationLane, StoreLane, TrainingLane
 from brain_align.deploy.conductor.sampling import Sampling
-from brain_align.deploy.conductor.scoring import Scoring, Turns
+from brain_align.deploy.conductor.scoring import Scoring
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.conductor.waiting_groups import Pending, Turns
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.deploy.schedule.quarantine import Item
@@ -71,7 +72,7 @@ class GroupPipeline:
             give_up=self._give_up,
         )
         rows = {name: recipe.groups_per_call(name) for name in services.scorers}
-        self.scoring = Scoring(services.scorers, rows, timeout, self._lanes)
+        self.scoring = Scoring(services.scorers, rows, self._lanes, recipe.timeouts, tracker.say)
         self._turns = Turns(self._lanes)
         self._some_requests = asyncio.Event()
         self._recorded: dict[int, list[str]] = {}  # by step, the groups of steps that the checkpoint lacks
@@ -105,8 +106,9 @@ class GroupPipeline:
         """Continue after a trained step: stored groups that lack scores are scored, the others count as ready."""
         if self.evaluation is not None:
             await self.evaluation.take_up()
-        await self.training.take_up(step // self._recipe.algorithm.updates_per_round)
         self._recorded = await self.training.queue.call(self._plan.store.recorded_after, step)
+        recorded = {group for groups in self._recorded.values() for group in groups}
+        await self.training.take_up(step // self._recipe.algorithm.updates_per_round, recorded)
 
     def admit(self, version: int) -> None:
         """Have sampled what may be sampled now that `version` is the newest."""
@@ -119,21 +121,21 @@ class GroupPipeline:
             self.pending.add(request.group_ids)
             self._some_requests.set()
 
-    async def ready_for(self, step: int) -> list[str]:
-        """Wait for the groups that train a step; returns their ids.
+    async def ready_for(self, step: int) -> tuple[list[str], bool]:
+        """Wait for the groups that train a step; returns their ids, and whether they are on record.
 
         If the step was trained before a crash, they are the recorded ones; otherwise the next that are ready. Groups
-        that nobody is making are a PipelineError.
+        that nobody is making are a PipelineError, and so are groups of which none can train.
         """
         recorded = self._recorded.pop(step, None)
-        schedule = self._plan.schedule
         self._waits_since = time.monotonic()
         try:
             if recorded is None:
-                return await self.pending.until(schedule.next_batch, f"groups for step {step}")
-            return await self.pending.until(
-                lambda: recorded if schedule.are_ready(recorded) else None, f"the recorded groups of step {step}"
-            )
+                what = f"groups for step {step}"
+                return await self.pending.until(lambda: self.training.next_batch(step), what), False
+            are_ready = self._plan.schedule.are_ready
+            what = f"the recorded groups of step {step}"
+            return await self.pending.until(lambda: recorded if are_ready(recorded) else None, what), True
         finally:
             self._waited, self._waits_since = self.waited_seconds, None
 

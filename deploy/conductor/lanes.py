@@ -3,8 +3,8 @@
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,49 +15,16 @@ from brain_align.common.errors import PipelineError
 from brain_align.common.requests import Purpose, SampleRequest
 from brain_align.common.store.commit_queue import CommitQueue
 from brain_align.common.store.overlay import Store
+from brain_align.deploy.conductor.availability import has_values
 from brain_align.deploy.conductor.background import Begin
-from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
+from brain_align.deploy.conductor.scoring import Scoring
 from brain_align.deploy.conductor.tracker import Tracker
+from brain_align.deploy.conductor.waiting_groups import Lane, Pending, Samples
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation, Split
-from brain_align.deploy.schedule.quarantine import SAMPLER, Item
+from brain_align.deploy.schedule.quarantine import SAMPLER, Item, MissingValues
 from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import without_prompts
-
-T = TypeVar("T")
-
-
-class Pending:
-    """The groups that are being sampled or scored, or will be; others wait here until they are complete."""
-
-    def __init__(self, store: str) -> None:
-        self._store = store  # for messages
-        self._groups: set[str] = set()
-        self._changed = asyncio.Event()
-
-    def add(self, groups: Iterable[str]) -> None:
-        """Expect groups."""
-        self._groups.update(groups)
-
-    def remove(self, groups: Iterable[str] = ()) -> None:
-        """Expect groups no longer: they are complete, or given up. Wakes everyone who waits."""
-        self._groups.difference_update(groups)
-        self._changed.set()
-
-    async def until(self, found: Callable[[], T | None], what: str) -> T:
-        """Wait for `what`: until `found()`, asked at each change, returns it.
-
-        This ends, as each call of a service has its time limit; if nobody is making it, with a PipelineError.
-        """
-        while (value := found()) is None:
-            if not self._groups:
-                raise PipelineError(
-                    f"The run waits for {what}, which no request will produce: the sample store {self._store} has "
-                    f"lost data; restore the files in its `damaged` folder, or set another run.dir."
-                )
-            self._changed.clear()
-            await self._changed.wait()
-        return value
 
 
 class StoreLane(Lane):
@@ -74,7 +41,9 @@ class StoreLane(Lane):
         self.requests: deque[SampleRequest] = deque()  # those that no sampler has yet
         self._store = store
         self._recipe = recipe
+        self._started = set(plan.started_scorers)
         self._quarantine = plan.quarantine
+        self._missing = MissingValues()
         self._tracker = tracker
         self._pending = pending
         self._begin: Begin
@@ -95,8 +64,18 @@ class StoreLane(Lane):
 
     @override
     async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        if scores["values"].flatten().null_count:
+            self._count_missing(scorer, samples, scores)
         await self.queue.append_scores(scores)
         self._tracker.scored(scorer, samples.groups, scores)
+
+    def _count_missing(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        columns = (*(samples.groups[name].to_pylist() for name in ("lease_id", "round")), scores["values"].to_pylist())
+        for lease, round_, values, error in zip(*columns, scores["error"].to_pylist(), strict=True):
+            if None in values:
+                purpose = self.purpose or RequestPlan.purpose_of(lease)
+                share = values.count(None) / len(values)
+                self._missing.add(scorer, purpose, round_, share, self._prompts_of(purpose), error)
 
     @override
     def failed(self, scorer: str, sample: Samples, error: PipelineError) -> None:
@@ -104,11 +83,15 @@ class StoreLane(Lane):
         purpose = self.purpose or RequestPlan.purpose_of(row["lease_id"])
         self.give_up(Item(purpose, row["round"], row["prompt_id"], row["group_id"], scorer, str(error)))
 
+    def _prompts_of(self, purpose: Purpose) -> int:
+        """Return the number of prompts of a round of training, or of an evaluation."""
+        evaluation = self._recipe.evaluation
+        sizes = {"validation": evaluation.validation_prompts, "test": evaluation.test_prompts}
+        return sizes.get(purpose, self._recipe.algorithm.prompts_per_round)
+
     def give_up(self, item: Item) -> None:
         """Go on without a prompt or a group, once that is on record; raises what `Quarantine.add` raises."""
-        recipe = self._recipe
-        sizes = {"validation": recipe.evaluation.validation_prompts, "test": recipe.evaluation.test_prompts}
-        self._quarantine.add(item, sizes.get(item.purpose, recipe.algorithm.prompts_per_round))
+        self._quarantine.add(item, self._prompts_of(item.purpose))
         self._tracker.quarantined(item)
         self.leave_out(item)
 
@@ -121,12 +104,21 @@ class StoreLane(Lane):
         self._tracker.sampled(groups)
         self._scoring.put(Samples(self, groups), rows)
 
-    async def _take_up(self) -> tuple[pa.Table, pa.Table]:
-        """Have stored groups scored that lack values; return the summary rows of all, and of those that lack none."""
+    async def _take_up(self, first_round: int = 0, recorded: Set[str] = frozenset()) -> tuple[pa.Table, pa.Table]:
+        """Have stored groups scored that lack values; return the summary rows of all, and of those that lack none.
+
+        Where an earlier start got null, a scorer that may have recovered is asked again: for groups of rounds from the
+        first on, except those of recorded steps, which are trained again as they were.
+        """
         quarantined = self._quarantine.groups
 
         def look() -> tuple[pa.Table, dict[str, set[str]]]:
-            return self._store.index(), {name: set(self._store.unscored(name)) - quarantined for name in self.scorers}
+            index = self._store.index()
+            recent = set(index["group_id"].filter(pc.greater_equal(index["round"], first_round)).to_pylist())
+            lacking = {name: set(self._store.unscored(name)) for name in self.scorers}
+            for name in filter(self._recipe.may_recover, lacking.keys() & self._started):
+                lacking[name] |= recent.intersection(self._store.own_nulls(name)["group_id"].to_pylist()) - recorded
+            return index, {name: groups - quarantined for name, groups in lacking.items()}
 
         index, unscored = await self.queue.call(look)
         unusable = pa.array(list(quarantined.union(*unscored.values())), pa.string())
@@ -160,18 +152,52 @@ class TrainingLane(StoreLane):
         self._plan = plan.requests
         self._admitted = 0  # rounds whose requests have been made
         self._sampled_before: dict[int, set[str]] = {}  # by round, ids of prompts that had a group at this start
+        # Those without which no output of a group can be trained on.
+        self._needed = {*recipe.logprob_scorers(), *(recipe.reward_scorers() or [recipe.objective.reward])}
+        self._valueless: set[tuple[str, str]] = set()  # (scorer, group) where one of these gives no value at all
+        self._reason = "they have no values, or equal rewards"  # why the last one is
 
-    async def take_up(self, round_: int) -> None:
-        """Have stored groups scored that lack values; those that have all and may train `round_` are ready at once."""
+    async def take_up(self, round_: int, recorded: Set[str]) -> None:
+        """Have stored groups scored that lack values; those that have all and may train `round_` are ready at once.
+
+        `recorded` are the groups of recorded steps that are trained again.
+        """
         for item in self._quarantine:
             if item.purpose == "train":
                 self.leave_out(item)
-        index, complete = await self._take_up()
-        trainable = pc.greater_equal(complete["round"], self._schedule.earliest_round(round_))
-        self._make_ready(complete.filter(trainable))
+        first = self._schedule.earliest_round(round_)
+        index, complete = await self._take_up(first, recorded)
+        await self.queue.call(self._find_valueless, recorded)
+        self._make_ready(complete.filter(pc.greater_equal(complete["round"], first)))
         self._tracker.ready(complete.num_rows)
         for row in index.filter(pc.greater_equal(index["round"], round_)).select(["round", "prompt_id"]).to_pylist():
             self._sampled_before.setdefault(row["round"], set()).add(row["prompt_id"])
+
+    def _find_valueless(self, recorded: Set[str]) -> None:
+        for name in self._needed:
+            nulls = self._store.nulls(name)
+            groups = nulls["group_id"].filter(pc.equal(nulls["values"], 0)).to_pylist()
+            self._valueless.update((name, group) for group in groups if group not in recorded)
+
+    @property
+    def valueless(self) -> set[str]:
+        """The groups of which no output can be trained on: a scorer that is needed gives none a value."""
+        return {group for _, group in self._valueless}
+
+    def next_batch(self, step: int) -> list[str] | None:
+        """Return the groups of the next step, or None while too few are ready.
+
+        Raises:
+            PipelineError: none of the groups that might train it can.
+        """
+        groups = self._schedule.next_batch()
+        if groups is None and self._schedule.is_exhausted:
+            raise PipelineError(
+                f"Step {step} of round {self._schedule.round_of(step)} has nothing to train on: every group that it "
+                f"could take was left out ({self._reason}). The step was not recorded, and no version was published "
+                f"from it; mend the cause, then run the same command again."
+            )
+        return groups
 
     def admit(self, version: int) -> list[SampleRequest]:
         """Return the requests that may be sampled now that `version` is the newest, and could not before."""
@@ -200,6 +226,19 @@ class TrainingLane(StoreLane):
         return new
 
     @override
+    async def append_scores(self, scorer: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        await super().append_scores(scorer, samples, scores)
+        found = has_values(scores)
+        if scorer not in self._needed or (all(found) and not self._valueless):
+            return
+        for group, has, error in zip(samples.ids, found, scores["error"].to_pylist(), strict=True):
+            if has:
+                self._valueless.discard((scorer, group))  # it may have had none before
+            else:
+                self._valueless.add((scorer, group))
+                self._reason = f"the last one, since {scorer!r} has no values for it: {error}"
+
+    @override
     def complete(self, samples: Samples) -> None:
         self._make_ready(samples.groups)
         self._tracker.ready(len(samples.ids))
@@ -221,7 +260,10 @@ class TrainingLane(StoreLane):
     def _make_ready(self, groups: pa.RecordBatch | pa.Table) -> None:
         columns = (groups[name].to_pylist() for name in ("round", "prompt_id", "group_id"))
         for round_, prompt_id, group in zip(*columns, strict=True):
-            self._schedule.add(round_, prompt_id, group)
+            if self._valueless and any((name, group) in self._valueless for name in self._needed):
+                self._schedule.leave_out(round_, prompt_id, group)
+            else:
+                self._schedule.add(round_, prompt_id, group)
 
 
 class EvaluationLane(StoreLane):

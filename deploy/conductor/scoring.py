@@ -1,154 +1,61 @@
 """From committed groups to scored ones: each scorer takes whatever waits for it, whichever sampler it came from."""
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections import deque
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.config.run import TimeoutsSection
+from brain_align.common.errors import PipelineError, ScorerAwayError
 from brain_align.deploy.actors.actor import ActorLostError
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, Pool
 from brain_align.deploy.actors.replica import Slot
+from brain_align.deploy.conductor.availability import Availability, has_values
 from brain_align.deploy.conductor.background import Begin
-
-EVALUATION_EVERY = 8
-"""While both lanes wait, one request in 8, and one call of a scorer in 8, is evaluation's.
-
-Results come in time this way, and training keeps nearly all samplers and scorers.
-"""
-
-
-class Lane(ABC):
-    """A use of scored groups, e.g. training: where their scores go, and what happens then."""
-
-    scorers: Sequence[str]  # those whose values a group needs
-
-    @abstractmethod
-    async def append_scores(self, scorer: str, samples: "Samples", scores: pa.RecordBatch) -> None:
-        """Make the SCORES rows durable that a scorer has returned for groups."""
-
-    @abstractmethod
-    def complete(self, samples: "Samples") -> None:
-        """React to groups that now have all the values that they need."""
-
-    @abstractmethod
-    def failed(self, scorer: str, sample: "Samples", error: PipelineError) -> None:
-        """React to one group that keeps failing in a scorer. It is not scored any more; called once per group."""
-
-
-L = TypeVar("L", bound=Lane)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Committed groups of one lane; `groups` are GROUPS rows."""
-
-    lane: Lane
-    groups: pa.RecordBatch
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """The ids of the groups."""
-        return self.groups["group_id"].to_pylist()
-
-    def only(self, ids: Set[str]) -> "Samples":
-        """Return the groups with these ids, in their order."""
-        if len(ids) == self.groups.num_rows:
-            return self
-        return Samples(self.lane, self.groups.filter(pa.array([one in ids for one in self.ids])))
-
-
-@dataclass
-class Turns(Generic[L]):
-    """Decides which lane is served next: training's, the first, but every `EVALUATION_EVERY`-th time another's."""
-
-    lanes: Sequence[L]
-    _in_a_row: int = 0  # turns of the first lane
-
-    def next(self, waits: Callable[[L], object]) -> L:
-        """Return the lane whose turn it is, of those that wait; at least one does."""
-        waiting = [lane for lane in self.lanes if waits(lane)]
-        lane = waiting[-1] if self._in_a_row >= EVALUATION_EVERY - 1 else waiting[0]
-        self._in_a_row = self._in_a_row + 1 if lane is self.lanes[0] else 0
-        return lane
-
-
-class _Piece(NamedTuple):
-    """Rows that stay together, of groups that were committed together: `rows` of them from `first` on."""
-
-    groups: pa.RecordBatch
-    first: int
-    rows: int
-
-
-class _Queue:
-    """Groups that wait for one scorer, in the order of their commits in each lane."""
-
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self._pieces: dict[Lane, deque[_Piece]] = {lane: deque() for lane in lanes}
-        self._turns = Turns(lanes)
-        self.rows = 0
-        self.some = asyncio.Event()
-
-    def put(self, lane: Lane, piece: _Piece) -> None:
-        self._pieces[lane].append(piece)
-        self.rows += piece.rows
-        self.some.set()
-
-    def take(self, most: int) -> Samples:
-        """Take up to `most` rows of one lane; no piece has more."""
-        lane = self._turns.next(self._pieces.__getitem__)
-        waiting = self._pieces[lane]
-        taken = [waiting.popleft()]
-        rows = taken[0].rows
-        while waiting and rows + waiting[0].rows <= most:
-            taken.append(waiting.popleft())
-            rows += taken[-1].rows
-        self.rows -= rows
-        if not self.rows:
-            self.some.clear()
-        return Samples(lane, _joined(taken))
-
-
-def _joined(pieces: Sequence[_Piece]) -> pa.RecordBatch:
-    """Return the rows of pieces, copied: a slice would be sent to another process with the whole batch."""
-    runs = [pieces[0]]
-    for piece in pieces[1:]:
-        groups, first, rows = runs[-1]
-        if piece.groups is groups and piece.first == first + rows:
-            runs[-1] = _Piece(groups, first, rows + piece.rows)
-        else:
-            runs.append(piece)
-    return pa.concat_batches([groups.slice(first, rows) for groups, first, rows in runs])
+from brain_align.deploy.conductor.waiting_groups import Lane, Piece, Queue, Samples, joined
+from brain_align.deploy.services.trial import Trial
 
 
 class Scoring:
     """Gives groups to scorers, and commits what they return.
 
     A group goes to an idle scorer at once. Where groups wait, a call takes up to `rows` of them, so that groups share
-    the cost of a call under load. A call that fails is repeated in halves until the group that makes it fail is alone;
-    that group is given up after it has failed `MAX_ATTEMPTS` times alone. `lanes` are in the order of their
-    priority.
+    the cost of a call under load.
+
+    Groups that get no value in a call are asked for again, each alone, and so are halves of a call that fails as a
+    whole. A group that fails alone is to blame only if the scorer is up then (`Availability`). It is given up after
+    `MAX_ATTEMPTS` such failures: with null values if the scorer says why, else it is quarantined. `lanes` are in the
+    order of their priority.
     """
 
     def __init__(
-        self, pools: Mapping[str, Pool], rows: Mapping[str, int], timeout: float, lanes: Sequence[Lane]
+        self,
+        pools: Mapping[str, Pool],
+        rows: Mapping[str, int],
+        lanes: Sequence[Lane],
+        timeouts: TimeoutsSection,
+        say: Callable[[str], object],
     ) -> None:
         self._pools = pools
         self._rows = rows  # groups per call, by scorer
-        self._timeout = timeout  # seconds for one call
-        self._queues = {name: _Queue(lanes) for name in pools}
+        self._timeout = timeouts.lease  # seconds for one call
+        self.availability = {
+            name: Availability(name, pool, timeouts.lease, timeouts.outage, say) for name, pool in pools.items()
+        }
+        self._queues = {name: Queue(lanes) for name in pools}
         self._lacking: dict[str, set[str]] = {}  # by group, the scorers whose values it still needs
         self._room = asyncio.Event()
         self._room.set()
         self._most = max([1024, *(32 * most for most in rows.values())])  # no scorer runs where all is scored
         self.longest_queue = 0
         self._begin: Begin
+
+    def tried(self, trials: Mapping[str, Trial]) -> None:
+        """Note what scorers have given values: that is what they are asked for when they may be away."""
+        for name, trial in trials.items():
+            if name in self.availability and trial.groups is not None and trial.scores is not None:
+                self.availability[name].answered(trial.groups, trial.scores)
 
     @property
     def waiting(self) -> int:
@@ -188,7 +95,7 @@ class Scoring:
         most, first = self._rows[name], 0
         for rows in together:
             for start in range(0, rows, most):
-                piece = _Piece(samples.groups, first + start, min(most, rows - start))
+                piece = Piece(samples.groups, first + start, min(most, rows - start))
                 self._queues[name].put(samples.lane, piece)
             first += rows
 
@@ -196,36 +103,72 @@ class Scoring:
         waiting = self._queues[name]
         while True:
             await waiting.some.wait()
+            await self.availability[name].until_back()
             slot = await self._pools[name].acquire()
             self._begin(self._score(name, waiting.take(self._rows[name]), slot, failures=0))
 
     async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
-        """Call a scorer once; if the call fails, begin what follows from that."""
+        """Call a scorer once, and see to what follows; `failures` counts those of a group that is alone."""
         try:
-            scores = await slot.call("score", samples.groups, timeout=self._timeout)
-        except UserError:
-            raise
-        except PipelineError as error:
-            is_blameless = isinstance(error, ActorLostError) and error.sent_away
-            self._retry(name, samples, failures if is_blameless else failures + 1, error)
-            return
+            scores: pa.RecordBatch | None = await slot.call("score", samples.groups, timeout=self._timeout)
+            error: PipelineError | None = None
+        except PipelineError as failure:
+            scores = failure.rows if isinstance(failure, ScorerAwayError) else None
+            error = failure
         finally:
             slot.release()
-        await samples.lane.append_scores(name, samples, scores)
-        self._done(name, samples)
+        if scores is None:
+            assert error is not None, "a call has an answer or an error"
+            await self._failed(name, samples, error, failures)
+        else:
+            away = error.away if isinstance(error, ScorerAwayError) else frozenset()
+            await self._take(name, samples, scores, away, failures)
 
-    def _retry(self, name: str, samples: Samples, failures: int, error: PipelineError) -> None:
+    async def _take(self, name: str, samples: Samples, scores: pa.RecordBatch, away: Set[str], failures: int) -> None:
+        """Commit the values of a call; groups without any, and those in `away`, are asked for again, alone."""
+        found = [has and group not in away for has, group in zip(has_values(scores), samples.ids, strict=True)]
+        doubtful = {group for group, has in zip(samples.ids, found, strict=True) if not has}
+        if any(found):
+            self.availability[name].answered(samples.groups, scores)
+            known = samples.only(set(samples.ids) - doubtful)
+            await self._commit(name, known, scores if all(found) else scores.filter(pa.array(found)))
+        if not doubtful or len(samples.ids) > 1:
+            for group in doubtful:
+                self._begin(self._score_part(name, samples.only({group}), 0))
+        elif await self._is_to_blame(name, str(scores["error"][0].as_py() or "it gave null."), samples, failures, away):
+            await self._commit(name, samples, scores)
+
+    async def _failed(self, name: str, samples: Samples, error: PipelineError, failures: int) -> None:
+        """Repeat a call that failed as a whole: in halves, until the group that makes it fail is alone."""
         rows = samples.groups.num_rows
-        if rows == 1 and failures >= MAX_ATTEMPTS:
+        if isinstance(error, ActorLostError) and error.sent_away:  # the groups are not to blame
+            self._begin(self._score_part(name, samples, failures))
+        elif rows > 1:
+            half = (rows + 1) // 2
+            for first in range(0, rows, half):
+                part = Samples(samples.lane, joined([Piece(samples.groups, first, min(half, rows - first))]))
+                self._begin(self._score_part(name, part, 0))
+        elif await self._is_to_blame(name, str(error), samples, failures, samples.ids):
             self._give_up(name, samples, error)
-            return
-        half = (rows + 1) // 2 if failures else rows
-        for first in range(0, rows, half):
-            part = Samples(samples.lane, _joined([_Piece(samples.groups, first, min(half, rows - first))]))
-            self._begin(self._score_part(name, part, failures if rows == 1 else 0))
+
+    async def _is_to_blame(self, name: str, reason: str, sample: Samples, failures: int, away: Collection[str]) -> bool:
+        """Judge a group that failed alone: return whether it has failed for good; if not, it is asked for again.
+
+        A scorer that is up and says that a group has no value (it is not `away`) says so once more, alone.
+        """
+        is_up = await self.availability[name].is_up(time.monotonic(), reason)
+        if is_up and failures + 1 >= (MAX_ATTEMPTS if away else 2):
+            return True
+        self._begin(self._score_part(name, sample, failures + is_up))
+        return False
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
+        await self.availability[name].until_back()
         await self._score(name, samples, await self._pools[name].acquire(), failures)
+
+    async def _commit(self, name: str, samples: Samples, scores: pa.RecordBatch) -> None:
+        await samples.lane.append_scores(name, samples, scores)
+        self._done(name, samples)
 
     def _give_up(self, name: str, sample: Samples, error: PipelineError) -> None:
         # From here on values of other scorers do not matter, nor that it fails in another one, too.

@@ -78,7 +78,9 @@ class Tracker:
         """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
         steps = store.steps()
         self._counts["sampled"] = store.counts()["groups"]
-        self._counts["trained"] = sum(len(row["group_ids"]) for row in steps)
+        self._counts["trained"] = sum(
+            int(row["metrics"].get("trained_prompts", len(row["group_ids"]))) for row in steps
+        )
         lines = [
             _line("step", row["step"], row["finished_at"], {"round": float(row["round"]), **row["metrics"]})
             for row in steps
@@ -163,7 +165,7 @@ class Tracker:
 
     @property
     def trained(self) -> int:
-        """The number of groups trained, each counted once per step."""
+        """The number of groups that were trained on, each counted once per step."""
         return self._counts["trained"]
 
     def progress(self) -> Progress:

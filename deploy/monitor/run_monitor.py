@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
-from brain_align.common.processes import this_process
+from brain_align.common.system.processes import this_process
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.actors.replica import State
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
@@ -54,6 +54,9 @@ class RunMonitor:
         self._store_waits_since: float | None = None
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None]
+        for pool in services.pools.values():
+            pool.tell = tracker.say
+        services.learner.tell = tracker.say
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(forget_former_requests, self._directory)
@@ -138,6 +141,7 @@ class RunMonitor:
                 ready=self._plan.schedule.backlog,
             ),
             services={name: _pool_status(pool) for name, pool in self._services.pools.items() if pool.elastic},
+            learner=self._services.learner.trouble or self._services.learner.state,
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
             store_trouble=self._plan.store_trouble,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
-from brain_align.common.processes import Process, this_process
+from brain_align.common.system.processes import Process, this_process
 from brain_align.deploy.conductor.progress import Progress, StatusPart
 from brain_align.deploy.run.directory import RunDirectory
 
@@ -74,6 +74,7 @@ class Status(StatusPart):
     progress: Progress
     backlog: Backlog
     services: dict[str, PoolStatus]
+    learner: str | None = None  # its state, and why it waits; earlier versions did not write it
     automatic: bool
     scaling: list[Scaling]
     quarantined: list[LeftOut]

@@ -15,6 +15,7 @@ from brain_align.common.data.prompts import Encode
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
 from brain_align.common.nn.models.causal_lm import context_length, load_config, load_tokenizer
+from brain_align.common.nn.models.policy_check import check_policy
 from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding, template_text
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
@@ -77,6 +78,8 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
             inputs.notes.append(f"{need}; its scorer adds them to this run's own store")
     with problems.noted():
         _check_first_group(recipe, inputs)
+    with problems.noted():
+        inputs.notes.extend(check_policy(recipe.policy, sampled=False))
     if recipe.data.templated:
         with problems.noted():
             tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
@@ -141,6 +144,8 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     with problems.noted():
         encoding = _checked_encoding(recipe, moment)
     notes = [*_notes_on_batches(recipe), *notes_on_delivery(recipe)]
+    with problems.noted():
+        notes += check_policy(recipe.policy, sampled=True)
     read: dict[str, PromptSet] = {}
     for split in ("train", "validation", "test"):
         with problems.noted():

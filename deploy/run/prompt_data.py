@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from brain_align.common.config.inputs import DataSection, PromptSource
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import CheckText, Encode, PromptColumns, load_prompts
-from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, rows_of
+from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, readable, rows_of
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.models.sources import is_local
 
@@ -39,7 +39,12 @@ def _rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
             raise UserError(f"{named(source)}: a file has neither config nor split; remove them, or name a data set.")
         return read_rows(path, columns)
     dataset = _saved(source) if is_local(source.path, "The prompts") else _from_hub(source)
-    return rows_of(dataset.with_format("arrow").iter(batch_size=_ROWS), columns)
+    return _rows_of(source, dataset, columns)
+
+
+def _rows_of(source: PromptSource, dataset: "Dataset", columns: tuple[str, ...]) -> Iterator[Row]:
+    with readable(named(source)):
+        yield from rows_of(dataset.with_format("arrow").iter(batch_size=_ROWS), columns)
 
 
 def _saved(source: PromptSource) -> "Dataset":
@@ -50,7 +55,7 @@ def _saved(source: PromptSource) -> "Dataset":
         raise UserError(f"{named(source)}: a saved data set has no config; remove it.")
     try:
         found = load_from_disk(source.path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source.path} is not a data set that `save_to_disk` wrote ({first_line(error)}); name one, or a file."
         ) from None
@@ -64,13 +69,12 @@ def _saved(source: PromptSource) -> "Dataset":
 
 
 def _from_hub(source: PromptSource) -> "Dataset":
-    from datasets import DatasetDict, load_dataset  # likewise
-    from datasets.exceptions import DatasetsError
+    from datasets import DatasetDict, load_dataset  # as above
 
     name, _, revision = source.path.partition("@")
     try:
         found = load_dataset(name, source.config, split=source.split, revision=revision or None)
-    except (DatasetsError, OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(
             f"The prompts: {named(source)} could not be fetched from the hub: {first_line(error)}"
         ) from error

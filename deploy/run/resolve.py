@@ -122,16 +122,17 @@ def output_path(path: str) -> Path:
 
     Ray deletes a job's current directory; the default of `$BRAIN_HOME` is `~/brain` on the cluster's head node.
     """
-    base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if _in_ray_job() else Path.cwd()
+    base = Path(os.environ.get("BRAIN_HOME", "~/brain")).expanduser() if in_ray_job() else Path.cwd()
     return (base / Path(path).expanduser()).absolute()
 
 
 def _cache_path(path: str, run_dir: Path) -> Path:
     """Make the cache of prepared data absolute: inside a Ray job beside the run, which all nodes must see as well."""
-    return (run_dir.parent / Path(path).expanduser()).absolute() if _in_ray_job() else output_path(path)
+    return (run_dir.parent / Path(path).expanduser()).absolute() if in_ray_job() else output_path(path)
 
 
-def _in_ray_job() -> bool:
+def in_ray_job() -> bool:
+    """Return whether this process is the driver of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.text_groups import trial_groups
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.overlay import Store
@@ -27,6 +30,7 @@ class RunPlan:
     requests: TrainingRequests | None  # for training; None where the groups are another run's
     evaluation: Evaluation | None  # of published versions; None where nothing is sampled
     quarantine: Quarantine  # prompts and groups that the run continues without
+    trial: pa.RecordBatch | None = None  # GROUPS rows that the scorers are tried on at the start
 
     @property
     def store_trouble(self) -> str | None:
@@ -51,7 +55,7 @@ def training_scorers(recipe: Recipe) -> list[str]:
 def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> RunPlan:
-    """Plan a run that samples its groups itself."""
+    """Plan a run that samples its groups itself; scorers are tried on a few prompts of each split."""
     plan = request_plan(recipe, run_id, directory.policies)
     round_prompts = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
@@ -65,4 +69,5 @@ def sampling_work(
         ),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
         quarantine=Quarantine(directory.quarantine),
+        trial=trial_groups([*train[:2], *(prompt for split in held_back.values() for prompt in split[:1])]),
     )

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import new_directory
-from brain_align.common.errors import LearnerOutOfMemoryError, TryAgainError, UserError
-from brain_align.common.locks import file_lock
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError, TryAgainError, UserError
 from brain_align.common.logs import log_here
 from brain_align.common.policies import ProposalModel
+from brain_align.common.system.locks import file_lock
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import LOCK, RunDirectory
 
@@ -58,6 +58,9 @@ def own_log(directory: RunDirectory) -> Iterator[None]:
     root.setLevel(logging.INFO)
     try:
         yield
+    except (UserError, PipelineError) as error:
+        root.error("%s", error)
+        raise
     finally:
         root.removeHandler(handler)
         handler.close()

@@ -39,6 +39,11 @@ class StoredInputs:
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
         return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
 
+    @property
+    def _first(self) -> list[str]:
+        """The ids of the first groups, which scorers are tried on."""
+        return self.index["group_id"].slice(0, 2).to_pylist()
+
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan training alone, with the scorers that have values to add."""
         store = OverlaidStore(SampleStore(directory.store, run_id), self.source.store, recipe.algorithm.rounds)
@@ -48,14 +53,18 @@ class StoredInputs:
             schedule = Rounds(recipe.algorithm, StoredGroups(self.index), recipe.seed)
         else:
             schedule = RecordedSteps(self.steps, recipe.algorithm.updates_per_round)
+        lacking = [name for name in needed if store.unscored(name)]
+        null = [name for name in needed if recipe.may_recover(name) and store.own_nulls(name).num_rows]
+        started = list(dict.fromkeys([*lacking, *null]))
         return RunPlan(
             store=store,
             schedule=schedule,
             training_scorers=needed,
-            started_scorers=[name for name in needed if store.unscored(name)],
+            started_scorers=started,
             requests=None,
             evaluation=None,
             quarantine=Quarantine(directory.quarantine),
+            trial=next(self.source.store.batches(group_ids=self._first), None) if started else None,
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from brain_align.common.durable import write_file
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, UserError, refuse_unreadable
 from brain_align.common.requests import Purpose
 
 SAMPLER = "sampler"
@@ -34,6 +34,28 @@ class Item:
     group_id: str
     service: str  # what failed: `SAMPLER`, or a scorer's name
     error: str  # the last error
+
+
+class MissingValues:
+    """Counts what scorers gave no value to: too much of it cannot be the texts' fault."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, Purpose, int], float] = {}  # by scorer, purpose and round; shares add up
+
+    def add(self, scorer: str, purpose: Purpose, round_: int, share: float, size: int, error: str | None) -> None:
+        """Count the share of a group's outputs that have no value; `size` is as in `Quarantine.add`.
+
+        Raises:
+            PipelineError: more than `most_left_out` groups' worth of outputs have no value.
+        """
+        key = (scorer, purpose, round_)
+        self._groups[key] = self._groups.get(key, 0.0) + share
+        if self._groups[key] > most_left_out(size):
+            raise PipelineError(
+                f"The scorer {scorer!r} gave no value to the outputs of {self._groups[key]:.3g} of the {size} prompts "
+                f"of {purpose} round {round_}, so the cause is hardly the texts; the last reason: "
+                f"{error or 'none given'}. Mend the scorer, then run the same command again."
+            )
 
 
 class Quarantine:
@@ -91,4 +113,5 @@ def _read(path: Path) -> list[Item]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path} is not a list of quarantined items ({error}); restore or remove it.") from None

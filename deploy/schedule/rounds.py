@@ -68,6 +68,15 @@ class Schedule(ABC):
     def take(self, groups: Sequence[str]) -> None:
         """Note that these groups have trained the next step."""
 
+    @abstractmethod
+    def pass_over(self, groups: Sequence[str]) -> None:
+        """Leave out what `next_batch` has returned: it trains nothing, and so is no step; others take its place."""
+
+    @property
+    @abstractmethod
+    def is_exhausted(self) -> bool:
+        """Return whether all groups that might train the next step are left out."""
+
 
 class Rounds(Schedule):
     """Trains k steps per round on the groups that are ready.
@@ -93,6 +102,7 @@ class Rounds(Schedule):
         self._left_out: set[Hashable] = set()
         self._round = -1
         self._pool: list[Hashable] = []
+        self._usable = 0  # groups of the pool that are not left out
         self._batch = self._steps_a_pass = 1
         self._pass = 0
         self._steps_taken = 0  # in the pass
@@ -148,7 +158,7 @@ class Rounds(Schedule):
         places: list[int] = []
         while self._candidates and len(places) < self._batch:
             place = heapq.heappop(self._candidates)
-            if self._group(place) not in self._used:
+            if self._group(place) not in self._used and self._order[place] not in self._left_out:
                 places.append(place)
         for place in places:  # until they are taken
             heapq.heappush(self._candidates, place)
@@ -162,11 +172,25 @@ class Rounds(Schedule):
             self._fresh.pop(group, None)
         self._steps_taken += 1
 
+    @override
+    def pass_over(self, groups: Sequence[str]) -> None:
+        left_out = set(groups)
+        self._left_out.update(key for key in self._order if self._group_of.get(key) in left_out)
+        for group in groups:
+            self._fresh.pop(group, None)
+        self._count_pool()
+
+    @property
+    @override
+    def is_exhausted(self) -> bool:
+        return not self._usable
+
     def _count_pool(self) -> None:
         """Set the steps per pass and the groups per step; too many left out end the run elsewhere (`Quarantine`)."""
-        groups = sum(key not in self._left_out for key in self._pool) if self._left_out else len(self._pool)
-        self._batch = max(1, min(self._algorithm.batch_prompts, groups))
-        self._steps_a_pass = max(1, groups // self._batch)
+        left_out = self._left_out
+        self._usable = sum(key not in left_out for key in self._pool) if left_out else len(self._pool)
+        self._batch = max(1, min(self._algorithm.batch_prompts, self._usable))
+        self._steps_a_pass = max(1, self._usable // self._batch)
 
     def _group(self, place: int) -> str:
         return self._group_of[self._order[place]]
@@ -200,7 +224,7 @@ class RecordedSteps(Schedule):
 
     def __init__(self, steps: Sequence[Sequence[str]], updates_per_round: int) -> None:
         super().__init__(len(steps), updates_per_round)
-        self._steps = steps
+        self._steps = list(steps)
         self._done = 0
         self._left_out: set[str] = set()
 
@@ -233,3 +257,14 @@ class RecordedSteps(Schedule):
     @override
     def take(self, groups: Sequence[str]) -> None:
         self._done += 1
+
+    @override
+    def pass_over(self, groups: Sequence[str]) -> None:
+        """Repeat one step less."""
+        del self._steps[self._done]
+        self.last_step -= 1
+
+    @property
+    @override
+    def is_exhausted(self) -> bool:
+        return not self.last_step

@@ -4,17 +4,19 @@ import logging
 import math
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run import RaySection
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, first_line
 from brain_align.deploy.services.make_services import Service
+from brain_align.deploy.services.reachable import check_reachable
+from brain_align.deploy.services.room import can_grow, check_each_fits
 
 LOWER_SERVICES = "lower their replicas, cpus or gpus"
 """The remedy where a cluster is too small."""
@@ -22,32 +24,39 @@ LOWER_SERVICES = "lower their replicas, cpus or gpus"
 
 @contextmanager
 def ray_cluster(
-    settings: RaySection, needs: Mapping[str, float], remedy: str = LOWER_SERVICES
+    settings: RaySection,
+    needs: Mapping[str, float],
+    remedy: str = LOWER_SERVICES,
+    services: Mapping[str, Service] | None = None,
 ) -> Iterator[Mapping[str, float]]:
     """Connect to the cluster of the settings or of the surrounding Ray job, else start one on this machine.
 
     A cluster started here offers as many logical cores as the services reserve: on a small machine they share the real
     cores instead of waiting for each other for ever. It ends with the block, which gets the cluster's amount of each
-    resource. `needs`: see `required_resources`; `remedy`: what the user can do, besides adding nodes, if too small.
+    resource. `needs`: see `required_resources`; `remedy`: what the user can do, besides adding nodes, if too small;
+    `services`: whose actors must each fit on a node.
 
     Raises:
         UserError: the cluster cannot be reached, or is too small for the services (named with the amounts).
     """
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    _check_reachable(address)
+    check_reachable(address)
     cores = math.ceil(needs["CPU"]) + (os.cpu_count() or 1)  # this machine's: for replicas that are added later
     own = {} if address else {"num_cpus": settings.num_cpus or cores, "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
     try:
         with _own_signal_handlers():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError, RayError) as error:
+        place = address or "a local one"
         raise UserError(
-            f"Cannot start or reach the Ray cluster ({address or 'a local one'}): {error}; check ray.address."
+            f"Cannot start or reach the Ray cluster ({place}): {first_line(error)}; check ray.address."
         ) from None
     try:
         offers = ray.cluster_resources()
-        _check_capacity(needs, offers, remedy)
+        if not can_grow():
+            _check_capacity(needs, offers, remedy)
+        check_each_fits(services or {})
         yield offers
     finally:
         ray.shutdown()
@@ -64,18 +73,13 @@ def _own_signal_handlers() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _check_reachable(address: str | None) -> None:
-    """Refuse a host and port where nobody listens; Ray would wait for many minutes and then abort."""
-    host, separator, port = (address or "").rpartition(":")
-    if not separator or "/" in host or not port.isdigit():
-        return  # a cluster started here, `auto`, or an address that only Ray understands
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise UserError(
-            f"No Ray cluster answers at {address}: {error.strerror or error}; start it, or correct ray.address or "
-            f"RAY_ADDRESS."
-        ) from None
+def started_services(recipe: Recipe, scorers: Sequence[str], *, scoring_only: bool = False) -> dict[str, Service]:
+    """Return the sections of the named scorers and, by default, of samplers and learner, by their names in recipes."""
+    services: dict[str, Service] = {name: recipe.scorer(name) for name in scorers}
+    if scoring_only:
+        return services
+    samplers = {"sampler": recipe.sampler} if recipe.sampler.replicas else {}
+    return {"learner": recipe.learner, **samplers, **services}
 
 
 def required_resources(recipe: Recipe, scorers: Sequence[str], *, scoring_only: bool = False) -> dict[str, float]:

@@ -20,10 +20,12 @@ def scoring_pools(
     Raises:
         UserError: the cluster cannot be reached, or is too small.
     """
-    from brain_align.deploy.services.cluster import ray_cluster, required_resources
+    from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
     from brain_align.deploy.services.make_services import scorer_pool  # Ray: not for what is refused before
 
-    with ray_cluster(recipe.ray, required_resources(recipe, names, scoring_only=not room_for_run)):
+    needs = required_resources(recipe, names, scoring_only=not room_for_run)
+    services = started_services(recipe, names, scoring_only=not room_for_run)
+    with ray_cluster(recipe.ray, needs, services=services):
         pools = {name: scorer_pool(name, recipe, logs) for name in names}
         try:
             yield pools

@@ -1,6 +1,7 @@
 """The services of a run: pools of samplers and scorers, and the learner's ranks."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from typing import Any, cast
 import pyarrow as pa
 
 from brain_align.common.config.run import TimeoutsSection
+from brain_align.common.errors import PipelineError
 from brain_align.deploy.actors.actor import Actor, Handle
-from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.actors.pool import WAITS_SILENTLY, Pool
+from brain_align.deploy.actors.replica import State
+from brain_align.deploy.services.trial import Trial, raise_problems, try_scorers
 from brain_align.learner.step_report import StepReport
 
 
@@ -20,14 +24,25 @@ class LearnerGroup:
 
     All calls raise PipelineError if a rank was lost or failed (named, with its log), and UserError if a rank raised
     one. A lost rank ends the run: its state is that of the checkpoint, and a new start of the run resumes from there.
-    `spawn` makes a new actor from a rank and its log file; `log_of` names the log file of an actor.
+    `spawn` makes a new actor from a rank and its log file; `log_of` names the log file of an actor; `shortage` says
+    what a rank asks for, and what there is.
     """
 
+    state = State.WAITING
+    trouble: str | None = None  # why it waits
+    tell: Callable[[str], None] = staticmethod(logging.getLogger(__name__).warning)
+
     def __init__(
-        self, ranks: int, spawn: Callable[[int, str], Handle], log_of: Callable[[str], Path], timeouts: TimeoutsSection
+        self,
+        ranks: int,
+        spawn: Callable[[int, str], Handle],
+        log_of: Callable[[str], Path],
+        timeouts: TimeoutsSection,
+        shortage: Callable[[], str] = lambda: "it is full",
     ) -> None:
         self.busy_seconds = 0.0  # in calls
         self._timeouts = timeouts
+        self._shortage = shortage
 
         def actor(rank: int) -> Actor:
             name = f"learner-{rank}"
@@ -40,12 +55,20 @@ class LearnerGroup:
         for rank in self._ranks:
             rank.create()
         timeout = self._timeouts.start
+        await self._find_room(timeout)
+        self.state = State.STARTING
         host, port = await self._ranks[0].call("address", timeout=timeout)
-        return cast(int, await self._call("start", host, port, timeout=timeout))
+        step = cast(int, await self._call("start", host, port, timeout=timeout))
+        self.state = State.READY
+        return step
 
     async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
-        """Train a step on TRAIN_BATCH rows."""
+        """Train a step on TRAIN_BATCH rows; where these train nothing, it is still to be trained."""
         return cast(StepReport, await self._call("train_step", step, batch, timeout=self._timeouts.step))
+
+    async def skip(self, step: int) -> None:
+        """Count a step that is on record, although it trains nothing."""
+        await self._call("skip", step, timeout=self._timeouts.step)
 
     async def save(self, step: int, *, keep: Sequence[int]) -> None:
         """Write the checkpoint of a step; older ones are deleted, except those of the steps to keep."""
@@ -59,6 +82,36 @@ class LearnerGroup:
         """End all ranks."""
         for rank in self._ranks:
             rank.kill()
+
+    async def _find_room(self, timeout: float) -> None:
+        """Wait until the cluster has room for all ranks at the same time."""
+        began = time.monotonic()
+        placed = {asyncio.ensure_future(rank.placed()): rank.name for rank in self._ranks}
+        waiting = set(placed)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=min(WAITS_SILENTLY, timeout))
+                for one in done:
+                    one.result()
+                if waiting and not done:
+                    await self._wait_on(sorted(placed[one] for one in waiting), time.monotonic() - began, timeout)
+        finally:
+            for one in placed:
+                one.cancel()
+        self.trouble = None
+
+    async def _wait_on(self, names: list[str], waited: float, timeout: float) -> None:
+        """Say what is short, and for whom; raise a PipelineError when it has been short for too long."""
+        ranks = ", ".join(names)
+        shortage = await asyncio.to_thread(self._shortage)
+        if waited >= timeout:
+            raise PipelineError(
+                f"{ranks} found no room in the cluster within {waited:.3g} s: {shortage}; add nodes, or lower "
+                f"learner.ranks, cpus or gpus."
+            )
+        before, self.trouble = self.trouble, f"{ranks} waits for room in the cluster: {shortage}."
+        if before is None:
+            self.tell(self.trouble)
 
     async def _call(self, method: str, *args: Any, timeout: float) -> Any:
         began = time.monotonic()
@@ -74,6 +127,18 @@ class Services:
     samplers: Pool
     scorers: dict[str, Pool]
     learner: LearnerGroup
+
+    async def start_scorers_first(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
+        """Start the scorers, try them on `trial`, and only then start the samplers; `timeout` is that of a call.
+
+        Raises:
+            PipelineError, UserError: a pool does not come up, or a scorer gives no values.
+        """
+        await asyncio.gather(*(pool.start() for pool in self.scorers.values()))
+        tried = await try_scorers(self.scorers, trial, timeout)
+        raise_problems(tried)
+        await self.samplers.start()
+        return tried
 
     @property
     def pools(self) -> dict[str, Pool]:

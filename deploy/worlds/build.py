@@ -17,7 +17,7 @@ from brain_align.common.config.run import PrepareSection
 from brain_align.common.durable import is_temporary, new_directory
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest, digest_files
-from brain_align.common.locks import file_lock
+from brain_align.common.system.locks import file_lock
 from brain_align.deploy.demo.world import build_demo
 from brain_align.deploy.worlds.files import save_facts
 from brain_align.deploy.worlds.hh import build_hh

@@ -31,6 +31,10 @@ def not_started(model: str, error: Exception) -> UserError:
 
 def not_loaded(what: str, error: Exception) -> UserError | DeliveryError:
     """Make the error for weights that vLLM did not load, which blames either the version or the moment."""
-    passing = any(sign in str(error).lower() for sign in _PASSING)
-    kind = DeliveryError if passing else UserError
+    kind = DeliveryError if may_pass(str(error)) else UserError
     return kind(f"vLLM does not load {what}: {first_line(error)}")
+
+
+def may_pass(message: str) -> bool:
+    """Return whether an error of vLLM, which is known by its message only, has a reason that may pass."""
+    return any(sign in message.lower() for sign in _PASSING)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
-from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.common.errors import DeliveryError, EngineLostError, EngineUnfitError, PipelineError, UserError
 from brain_align.common.policies import PolicyRegistry, ProposalVersion, UnreadableVersionError
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
@@ -78,6 +78,7 @@ class Versions:
         self._verified: dict[tuple[str, int], ProposalVersion] = {}
         self._entrance = asyncio.Lock()  # first come, first served
         self._left = asyncio.Event()
+        self._has_held = False  # any version: the engine can run the model
         self.phases = 0
 
     @asynccontextmanager
@@ -88,7 +89,7 @@ class Versions:
             UserError: the version is missing, damaged, made for another model, or not what the learner has. Versions
                 that were there before stay.
             DeliveryError: a phase took too long, or failed for another reason that may pass.
-            EngineLostError: the engine has died.
+            EngineLostError: the engine has died; an EngineUnfitError: before it had brought in any version.
         """
         proposal = await self._verify(policies, version)
         async with self._entrance:
@@ -149,6 +150,7 @@ class Versions:
             seconds,
             gap,
         )
+        self._has_held = True
         held = self._held[proposal.digest] = _Held(proposal.version, adapter, gap)
         return held
 
@@ -191,6 +193,8 @@ class Versions:
         self.phases += 1
         try:
             return await asyncio.wait_for(work, self._time_limit)
+        except EngineLostError as error:
+            raise error if self._has_held else EngineUnfitError(str(error)) from error
         except TimeoutError:
             raise DeliveryError(
                 f"{self._sampler} did not finish phase `{phase}` of proposal version {version} within "

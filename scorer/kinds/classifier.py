@@ -1,7 +1,8 @@
 """Rewards from any sequence classifier of transformers with one label."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from typing_extensions import override
 
 from brain_align.common.config.scorers import ClassifierSection
-from brain_align.common.data.conversations import ASSISTANT, Message, turns_of
+from brain_align.common.data.conversations import Message, RenderingError, answered, rendered, turns_of
 from brain_align.common.errors import UserError, first_line
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.token_ids import LiteralContents
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer, texts_of
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
@@ -69,25 +71,36 @@ class ClassifierScorer(Scorer):
         plain = not self._settings.chat_template
         return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=plain)
 
-    def _texts(self, group: Group) -> list[list[int]]:
+    def _texts(self, group: Group) -> list[list[int] | str]:
         return [self._encode(group["prompt_text"], output) for output in texts_of(group)]
 
-    def _encode(self, prompt: str, output: str) -> list[int]:
-        settings, text = self._settings, prompt + output
-        if settings.chat_template:
-            turns = [*turns_of(prompt), Message(role=ASSISTANT, content=output)]
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
-        ids = list(
-            self._tokenizer(
-                text,
-                add_special_tokens=not settings.chat_template,  # a template brings its own
-                truncation=True,
-                max_length=settings.max_tokens,
-            )["input_ids"]
-        )
+    def _encode(self, prompt: str, output: str) -> list[int] | str:
+        if self._settings.chat_template:
+            try:
+                ids = self._conversation(answered(turns_of(prompt), output))
+            except RenderingError as error:
+                return f"the classifier cannot read the conversation: {error}"
+        else:
+            limit = self._settings.max_tokens
+            ids = list(self._tokenizer(prompt + output, truncation=True, max_length=limit)["input_ids"])
         while len(ids) > 1 and ids[-1] == self._padding:
             ids.pop()
         return ids
+
+    def _conversation(self, turns: Sequence[Message]) -> list[int]:
+        """Encode a conversation in the classifier's template, which brings all control tokens."""
+
+        def render(change: Callable[[str], str]) -> str:
+            changed = [Message(role=turn["role"], content=change(turn["content"])) for turn in turns]
+            return rendered(self._tokenizer, changed, then="end")
+
+        ids = self._contents.encode(render, [turn["content"] for turn in turns])
+        limit = self._settings.max_tokens
+        return ids[-limit:] if self._settings.truncation == "left" else ids[:limit]
+
+    @cached_property
+    def _contents(self) -> LiteralContents:
+        return LiteralContents(self._tokenizer)
 
 
 def load_classifier(name: str, settings: ClassifierSection, resources: Resources) -> ClassifierScorer:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from brain_align.common.config.scorers import GPTJRewardSection
@@ -53,11 +53,21 @@ def load_reward_model(name: str, settings: GPTJRewardSection, resources: Resourc
     tokenizer = load_tokenizer(checkpoint.tokenizer)
     format.check_tokenizer(tokenizer, checkpoint.tokenizer)
     model = load_gptj_reward(checkpoint, settings.dtype, resources.devices)
-    if misfit := check_tokenizer(tokenizer, model.config, checkpoint.tokenizer):
-        raise UserError(misfit[0].removeprefix("note: "))
+    _check_tokenizer(tokenizer, model.config, checkpoint.tokenizer)
     identity = digest("reward model", checkpoint.digest(), settings.dtype, max_tokens)
     values = TextValues(model.transformer, model.v_head, max_tokens)
     return RewardModelScorer(name, identity, values, format, tokenizer, resources.together)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> None:
+    """Refuse a tokenizer that does not fit the model: these formats were trained with one tokenizer alone."""
+    if misfit := check_tokenizer(tokenizer, config, where):
+        raise UserError(misfit[0].removeprefix("note: "))
+    if config.eos_token_id not in (None, tokenizer.eos_token_id):
+        raise UserError(
+            f"The tokenizer in {where} ends texts with token {tokenizer.eos_token_id}, the model with "
+            f"{config.eos_token_id}; give the tokenizer that the model was trained with."
+        )
 
 
 def _check(_name: str, settings: GPTJRewardSection) -> None:

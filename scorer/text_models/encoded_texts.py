@@ -8,8 +8,8 @@ import pyarrow as pa
 from brain_align.common.data.conversations import is_conversation
 from brain_align.scorer.scorer import Annotation, Group, Scorer, annotation_of_texts, finite_or_null, scores_of
 
-Encode = Callable[[Group], list[list[int]]]
-"""The token ids of a group's texts, in the order of `texts_of`; a text may have none."""
+Encode = Callable[[Group], Sequence[list[int] | str]]
+"""The token ids of a group's texts, in the order of `texts_of`; instead of ids, the reason why a text has no value."""
 
 
 class ValuesOfTexts(Protocol):
@@ -36,11 +36,14 @@ def annotate_texts(
 
 def _annotations(groups: list[Group], encode: Encode, values: ValuesOfTexts, *, plain: bool) -> Iterator[Annotation]:
     encoded = [None if plain and is_conversation(group["prompt_text"]) else encode(group) for group in groups]
-    found = iter(values.of([text for texts in encoded for text in texts or () if text]))
+    found = iter(values.of([text for texts in encoded for text in texts or () if text and not isinstance(text, str)]))
     for group, texts in zip(groups, encoded, strict=True):
         if texts is None:
             reason = "the prompt is a conversation, and this scorer, which reads plain text, would see its JSON"
             yield Annotation([None] * len(group["outputs"]), errors=(reason,))
         else:
-            kept, errors = finite_or_null([next(found) if text else None for text in texts], "text")
-            yield annotation_of_texts(group, kept, errors)
+            reasons = {place: text for place, text in enumerate(texts) if isinstance(text, str)}
+            given = [0.0 if place in reasons else next(found) if text else None for place, text in enumerate(texts)]
+            kept, errors = finite_or_null(given, "text")
+            kept = [None if place in reasons else value for place, value in enumerate(kept)]
+            yield annotation_of_texts(group, kept, [*reasons.values(), *errors])

@@ -10,6 +10,7 @@ from tests.unit.learner.objectives.objective_values import apply, changed, rando
 
 trl_dpo = pytest.importorskip("trl.trainer.dpo_trainer", reason="TRL is not installed")
 trl_cpo = pytest.importorskip("trl.experimental.cpo.cpo_trainer", reason="TRL is not installed")
+trl_rloo = pytest.importorskip("trl.trainer.rloo_trainer", reason="TRL is not installed")
 
 PAIRS = 12
 
@@ -145,3 +146,34 @@ def test_slic_s_margin_against_cpo_trainer():
     ours = apply(values, settings_of("slic", sft_weight=0.0)).losses
     chosen, rejected = sides(values.policy_logprobs, values.rewards)
     torch.testing.assert_close(ours, cpo_losses(chosen, rejected, "hinge", beta=1.0))
+
+
+@pytest.mark.parametrize("gamma", [0.05, 1.0])
+def test_rloo_is_trl_s(gamma):
+    """TRL's rewards less β KL with its leave-one-out baseline, and its clipped loss; ours is divided by β = γ."""
+    values = random_values(b=5, n=4, seed=7)
+    rewards = values.rewards - gamma * (values.proposal_logprobs - values.prior_logprobs)
+    advantages = rewards - (rewards.sum(-1, keepdim=True) - rewards) / 3
+    ones = torch.ones(20, 1).long()
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (
+            values.policy_logprobs.reshape(20, 1),
+            torch.zeros(20, 1),
+            None,
+        ),
+        model=torch.nn.Module(),
+        accelerator=SimpleNamespace(reduce=lambda value, **_: value, gather=lambda value: value),
+        aux_loss_enabled=False,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        _metrics={"train": defaultdict(list)},
+    )
+    inputs = {
+        **{name: ones for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")},
+        "old_logps": values.proposal_logprobs.flatten(),
+        "advantages": advantages.flatten(),
+    }
+    theirs = trl_rloo.RLOOTrainer._compute_loss(trainer, trainer.model, inputs) / gamma
+    result = apply(values, settings_of("rloo", temperature=gamma))
+    same(values, result.loss, theirs)
+    assert result.metrics["clipped"] == pytest.approx(trainer._metrics["train"]["clip_ratio/region_mean"][0])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line
@@ -20,6 +21,18 @@ from brain_align.common.nn.models.sources import is_local
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
+_PICKLED = "adapter_model.bin"
+_VARIANTS = (
+    "lora_bias",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""Settings of adapters that compute something other than W + s·B·A."""
 
 
 def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: int) -> PeftModel:
@@ -30,7 +43,7 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     Raises:
         UserError: the model lacks one of the target modules.
     """
-    _check_targets(model, settings.targets)
+    check_targets(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
@@ -62,7 +75,8 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     """Read an adapter's configuration.
 
     Raises:
-        UserError: it is missing, or not that of a LoRA adapter that vLLM and training support.
+        UserError: it is missing, or not that of a LoRA adapter that vLLM and training support; or the weights are
+            missing.
     """
     try:
         config = PeftConfig.from_pretrained(str(directory))
@@ -78,13 +92,20 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         "a rank above 512": config.r > 512,
         "bias": config.bias != "none",
         # PiSSA and similar methods also change the base weights when such an adapter is attached.
-        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian"),
+        "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"),
+        **{name: getattr(config, name, None) for name in _VARIANTS},
     }
     found = [name for name, is_set in unsupported.items() if is_set]
     if found:
         raise UserError(
             f"The adapter in {directory} uses {', '.join(found)}, which vLLM cannot sample from; merge it into the "
             f"model instead."
+        )
+    if not (directory / WEIGHTS).exists():
+        old = f"only {_PICKLED}, which PEFT before 0.7 wrote" if (directory / _PICKLED).exists() else "no weights"
+        raise UserError(
+            f"The adapter in {directory} has {old}, and no {WEIGHTS}; write it with a newer PEFT: "
+            f"PeftModel.from_pretrained(base, {str(directory)!r}).save_pretrained(DIR)."
         )
     return config
 
@@ -135,15 +156,33 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
-    absent = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
-    if absent:
-        present = sorted({name.rpartition(".")[2] for name in linear})
+def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Refuse names of layers that a model lacks, or that get no adapters here.
+
+    Raises:
+        UserError: naming the layers that the model has.
+    """
+    layers = dict(model.base_model.named_modules())
+    linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    absent = [target for target in targets if not _named(target, linear)]
+    if not absent:
+        return
+    kind = f"a {model.config.model_type} model"
+    transposed = [name for name, module in layers.items() if isinstance(module, Conv1D)]
+    if not linear or any(_named(target, transposed) for target in absent):
         raise UserError(
-            f"policy.adapter.targets: a {model.config.model_type} model has no {', '.join(absent)}; "
-            f"it has {', '.join(present)}."
+            f"policy.adapter.targets: the layers of {kind} ({_last_names(transposed)}) are Conv1D layers, which get no "
+            f"adapters here; policy.method=full trains it."
         )
+    raise UserError(f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)}.")
+
+
+def _named(target: str, layers: Iterable[str]) -> bool:
+    return any(f".{name}".endswith(f".{target}") for name in layers)
+
+
+def _last_names(layers: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
 
 
 @torch.no_grad()

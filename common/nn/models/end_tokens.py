@@ -1,12 +1,13 @@
 """The tokens that end a text of a model: one in most tokenizers, several in most chat models."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, refuse_unreadable
 from brain_align.common.nn.models.causal_lm import load_config
 from brain_align.common.nn.models.sources import is_local
 
@@ -51,5 +52,6 @@ def _generation(source: str) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as file:
             settings = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
+        refuse_unreadable(Path(source) / _GENERATION, error)
         raise UserError(f"{_GENERATION} of {source} cannot be read ({error}); restore or remove it.") from None
     return settings if isinstance(settings, dict) else {}

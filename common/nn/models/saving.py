@@ -34,21 +34,27 @@ def save_causal_lm(
 
 
 def check_saveable(model: PreTrainedModel) -> None:
-    """Refuse a model whose files hold its weights in another form than the model does (merged experts, say).
-
-    A model without weights (on the "meta" device) can be checked, too.
+    """Refuse a model that cannot be written.
 
     Raises:
         UserError: its weights cannot be written tensor by tensor.
     """
+    if reason := unsaveable(model):
+        raise UserError(
+            f"{reason}; train an adapter without quantisation (policy.method=lora), and export it without --merge."
+        )
+
+
+def unsaveable(model: PreTrainedModel) -> str | None:
+    """Return why a model, which needs no weights, cannot be written: its files hold merged experts apart, say."""
     names = list(_own_tensors(model))
     for converter in _conversions(model):
         if isinstance(converter, WeightConverter) and _converts(converter, names):
-            raise UserError(
+            return (
                 f"The files of a {model.config.model_type} model ({model.name_or_path}) hold its weights in another "
-                f"form than the model does, so they cannot be written one by one; train an adapter without "
-                f"quantisation (policy.method=lora), and export it without --merge."
+                f"form than the model does, so they cannot be written one by one"
             )
+    return None
 
 
 def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from brain_align.common.store.files.backends import StorageBackend
 from brain_align.common.store.format.names import CHECKSUM, checksum
-from brain_align.common.store.format.part_files import encode_table
+from brain_align.common.store.format.part_files import decode_table, encode_table
 from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.table.compaction import rewrite_without
 
@@ -91,13 +91,18 @@ def removed_group_ids(backend: StorageBackend) -> tuple[set[str], list[str]]:
             )
             continue
         content = backend.read_checked(f"{_DIRECTORY}/{entry.name}")
-        if content is None:
+        try:
+            if content is None:
+                raise ValueError("its bytes do not match the checksum in its name")
+            listed = decode_table(content)
+            if not listed.schema.equals(_IDS):
+                raise ValueError("it does not list groups")
+            removed.update(listed["group_id"].to_pylist())
+        except ValueError as error:
             problems.append(
-                f"{backend.uri}/{_DIRECTORY}/{entry.name} is damaged: its bytes do not match the checksum in its name; "
-                f"restore it from a copy, or the groups that it lists count as lost."
+                f"{backend.uri}/{_DIRECTORY}/{entry.name} is damaged: {error}; restore it from a copy, or the groups "
+                f"that it lists count as lost."
             )
-        else:
-            removed.update(pa.ipc.open_file(content).read_all()["group_id"].to_pylist())
     return removed, problems
 
 

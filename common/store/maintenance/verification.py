@@ -54,7 +54,7 @@ def verify(uri: str | Path) -> Findings:
 
 
 def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
-    """Count the rows whose key an earlier commit has: harmless, unless their content differs."""
+    """Count the rows whose key another row has: harmless, unless their content differs."""
     hidden = catalogue.rows.hidden_numbers()
     if not len(hidden):
         return
@@ -64,8 +64,8 @@ def _check_duplicates(catalogue: Catalogue, found: Findings) -> None:
     others, kept = catalogue.take(hidden).select(columns), catalogue.take(first).select(columns)
     differing = sum(not others.slice(row, 1).equals(kept.slice(row, 1)) for row in range(len(hidden)))
     found.notes.append(
-        f"{catalogue.kind}: {len(hidden)} rows repeat the key of an earlier one, {differing} of them with other "
-        f"content; the earlier row counts."
+        f"{catalogue.kind}: {len(hidden)} rows repeat the key of another, {differing} of them with other content; the "
+        f"row with fewer null values counts, of equal ones the earlier."
     )
 
 

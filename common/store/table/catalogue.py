@@ -64,10 +64,7 @@ class Catalogue:
         commits, rows = self.rows.locate(numbers)
         order = np.argsort(commits, kind="stable")
         bounds = np.flatnonzero(np.diff(commits[order], prepend=-1, append=-1))
-        taken = [
-            self.read(self.rows.commits[commits[order[first]]]).select(names).take(pa.array(rows[order[first:last]]))
-            for first, last in pairwise(bounds)
-        ]
+        taken = [self._taken(commits[order[first]], rows[order[first:last]], names) for first, last in pairwise(bounds)]
         table = pa.Table.from_batches(taken)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
@@ -96,6 +93,18 @@ class Catalogue:
                 self._lose(extent.file)
                 reason = self._on_damage(self.kind, extent.file, str(error))
 
+    def _taken(self, number: int, rows: Rows, names: list[str]) -> pa.RecordBatch:
+        """Return columns of these rows of a commit, without copying if they are all of it."""
+        commit = self.rows.commits[number]
+        batch = self.read(commit).select(names)
+        if rows.max() >= batch.num_rows:
+            raise DamagedPartError(
+                f"{self._backend.uri}/index does not match commit {commit} of the {self.kind}; `brain store repair` "
+                f"rebuilds it."
+            )
+        whole = len(rows) == batch.num_rows and np.array_equal(rows, np.arange(len(rows)))
+        return batch if whole else batch.take(pa.array(rows))
+
     def read_again(self, commits: Sequence[str]) -> list[pa.RecordBatch]:
         """Return the rows of each commit from parts that are verified again now.
 
@@ -119,12 +128,10 @@ class Catalogue:
         numbers, rows = (wanted[name].to_numpy() for name in ("commit", "row"))
         for first, last in pairwise(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))):
             try:
-                batch = self.read(self.rows.commits[numbers[first]])
+                yield self._taken(numbers[first], rows[first:last], KINDS[self.kind].names)
             except DamagedPartError:
                 if not skip_damaged:
                     raise
-                continue
-            yield batch if last - first == batch.num_rows else batch.take(pa.array(rows[first:last]))
 
     def table(self) -> pa.Table:
         """Return the rows that count, in the order of commitment; raise as `read` does."""
@@ -132,10 +139,12 @@ class Catalogue:
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
-    def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch) -> None:
-        """Add a part that this opening has written, with these rows; their keys are new."""
+    def committed(self, commit: str, content: pa.Buffer, batch: pa.RecordBatch, replaced: Rows) -> None:
+        """Add a part that this opening has written, with these rows; their keys are new, or of `replaced` rows."""
         self.part_map.add({plain_file(commit): content.size}, {})
         self._reader.keep_written(plain_file(commit), content)
+        if len(replaced):
+            self.rows.hide(replaced)
         self.rows.add_fresh(CommittedRows(batch, self._number(commit)))
 
     def refresh(self) -> None:

@@ -11,14 +11,14 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from brain_align.common.store.files.backends import StorageBackend
-from brain_align.common.store.format.names import checksum, plain_file
-from brain_align.common.store.format.part_files import encode_table
+from brain_align.common.store.format.names import checksum, is_part, plain_file
+from brain_align.common.store.format.part_files import decode_table, encode_table
 from brain_align.common.store.format.part_map import Commits, PartMap
 from brain_align.common.store.table.keys import Rows
 from brain_align.common.store.table.row_index import LOCATED, RowIndex
@@ -84,7 +84,7 @@ class IndexFiles:
                 for name in sorted(self._names()):
                     try:
                         usable.append((name, self._decoded(name)))
-                    except (ValueError, KeyError, TypeError) as error:  # pa.ArrowInvalid is a ValueError
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
                         _LOG.warning("The index file %s is not used: %s", f"{self._backend.uri}/{_path(name)}", error)
                         self._unusable.append(name)
             except FileNotFoundError:
@@ -138,12 +138,20 @@ class IndexFiles:
         content = self._backend.read_checked(_path(name))
         if content is None:
             raise ValueError("its bytes do not match the checksum in its name")
-        table = pa.ipc.open_file(content).read_all()
-        metadata = table.schema.metadata
+        batch = decode_table(content)
+        metadata = batch.schema.metadata or {}
+        table = pa.Table.from_batches([batch])
         if int(metadata[_VERSION_KEY]) != _VERSION or not table.schema.equals(LOCATED[self._kind]):
             raise ValueError("it has another version")
-        stated = [json.loads(metadata[key]) for key in (_COMMITS_KEY, _SIZES_KEY, _COMPACTED_KEY)]
-        return IndexFile(table.replace_schema_metadata(None), *stated)
+        commits, sizes, compacted = (json.loads(metadata[key]) for key in (_COMMITS_KEY, _SIZES_KEY, _COMPACTED_KEY))
+        held = {str(file): (int(size), _commits(stated)) for file, (size, stated) in compacted.items()}
+        numbers, rows = (table[name].to_numpy() for name in ("commit", "row"))
+        places_exist = not len(numbers) or (numbers.min() >= 0 and numbers.max() < len(commits) and rows.min() >= 0)
+        if not places_exist or len(sizes) != len(commits) or any(table[name].null_count for name in ("commit", "row")):
+            raise ValueError("its rows have no place")
+        if not all(is_part(file) for file in (*map(plain_file, commits), *held)):
+            raise ValueError("it names files that are not parts")
+        return IndexFile(table.replace_schema_metadata(None), commits, sizes, held)
 
     def _write(self, index_file: IndexFile) -> str:
         metadata = {
@@ -158,6 +166,10 @@ class IndexFiles:
         name = f"{self._kind}-{checksum(content)}.arrow"
         self._backend.put(_DIRECTORY, name, content)
         return name
+
+
+def _commits(stated: Any) -> Commits:
+    return [(str(commit), int(rows)) for commit, rows in stated]
 
 
 def _path(name: str) -> str:

@@ -23,6 +23,7 @@ class PartReader:
         self._kind = kind
         self._run_id = run_id
         self._verified: set[str] = set()
+        self._own: set[str] = set()  # written by this opening
         self._kept: OrderedDict[str, tuple[pa.RecordBatch, int]] = OrderedDict()  # with the file's bytes
         self._kept_bytes = 0
 
@@ -42,7 +43,7 @@ class PartReader:
         """Return a part with its metadata; raise as `batch` does."""
         path = f"{self._backend.uri}/{self._kind}/{file}"
         content = self._content(path, file)
-        part = decode_part(path, content, self._kind)
+        part = decode_part(path, content, self._kind, validate=not (file in self._verified or file in self._own))
         if self._run_id not in (None, part.run_id):
             raise DamagedPartError(f"{path} belongs to run {part.run_id}, and the store to run {self._run_id}.")
         self._verified.add(file)
@@ -62,9 +63,14 @@ class PartReader:
                 self._kept_bytes -= size
 
     def keep_written(self, file: str, content: pa.Buffer) -> None:
-        """Keep a small part that was just written in memory if reading or compacting it would need a transfer."""
+        """Keep a small part that was just written in memory if reading or compacting it would need a transfer.
+
+        Its content needs no validation later, only its checksum.
+        """
+        self._own.add(file)
         if self._backend.fetches and content.size <= _SMALL:
-            batch = decode_part(f"{self._backend.uri}/{self._kind}/{file}", content, self._kind).batch
+            path = f"{self._backend.uri}/{self._kind}/{file}"
+            batch = decode_part(path, content, self._kind, validate=False).batch
             self._keep(file, batch, content.size)
 
     def _content(self, path: str, file: str) -> pa.Buffer:

@@ -52,8 +52,8 @@ def _located(kind: str, committed: Sequence[CommittedRows]) -> pa.Table:
 class RowIndex:
     """All summary rows of one kind.
 
-    Rows are numbered as they arrive. Of two rows with the same key, that of the earlier commit counts; the other keeps
-    its number and is neither found nor listed.
+    Rows are numbered as they arrive. Of two rows with the same key one counts: the one with fewer null values, and of
+    equal ones that of the earlier commit. The other keeps its number and is neither found nor listed.
     """
 
     def __init__(self, kind: str) -> None:
@@ -92,6 +92,22 @@ class RowIndex:
             self._summarise()
         if self._rows - self._settled > max(_RECENT_ROWS, self._settled // 16):
             self._settle()
+
+    def hide(self, numbers: Rows) -> None:
+        """Hide rows, for which better ones with the same keys are added next."""
+        if numbers.max() >= self._settled:
+            self._settle()
+        self._hidden[numbers] = True
+        self._hidden_rows = int(self._hidden.sum())
+        self._listed = None
+
+    def nulls(self, numbers: Rows) -> Rows:
+        """Return how many null values each of these rows has; those of other kinds than scores have none."""
+        nulls = np.zeros(len(numbers), dtype=np.int64)
+        if "nulls" in LOCATED[self._kind].names:
+            for chunk, which, local in self._by_chunk(numbers):
+                nulls[which] = chunk["nulls"].chunk(0).to_numpy()[local]
+        return nulls
 
     def add_any(self, tables: Sequence[pa.Table], gone: Sequence[int] = ()) -> None:
         """Add rows that may repeat known keys; from now on the commits in `gone` are hidden."""
@@ -196,8 +212,7 @@ class RowIndex:
         repeated = repeated[~self._hidden[repeated]]
         if not len(repeated):
             return
-        positions = self._positions()[repeated]
-        repeated = repeated[np.argsort(positions)]
+        repeated = repeated[np.lexsort((self._positions()[repeated], self.nulls(repeated)))]
         rows = self.table().take(pa.array(repeated))
         keys = zip(*(rows[name].to_pylist() for name in KEYS[self._kind]), strict=True)
         first: set[Any] = set()

@@ -50,7 +50,7 @@ SUMMARY_SCHEMAS = {
 }
 
 KEYS = {"groups": ("group_id",), "scores": ("group_id", "scorer"), "steps": ("step",)}
-"""The key columns: of several rows with the same key, the one committed first counts."""
+"""The key columns: of several rows with the same key one counts (`RowIndex`)."""
 
 _TOTALS = [("group_id", "count"), ("values", "sum"), ("nulls", "sum"), ("sum", "sum"), ("min", "min"), ("max", "max")]
 

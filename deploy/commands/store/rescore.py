@@ -1,7 +1,7 @@
 """Score stored groups with another scorer.
 
-Scores the groups that lack a scorer's values, and commits them to the store as they come: running it again continues
-where it stopped. The scorer is one of the recipe's; a new one gets a name of its own.
+Scores the groups that lack a scorer's values, or have null ones, and commits the values to the store as they come:
+running it again continues where it stopped. The scorer is one of the recipe's; a new one gets a name of its own.
 
 Examples:
   brain store rescore runs/demo --scorer second scorers.second.kind=hh scorers.second.path=DIR
@@ -9,6 +9,7 @@ Examples:
 
 import argparse
 import asyncio
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from brain_align.deploy.conductor.group_scorer import scorers_at_work
 from brain_align.deploy.console import say, terminal
 from brain_align.deploy.run.recipe_files import load_recipe, overridden
 from brain_align.deploy.run.resolve import run_directory
+from brain_align.deploy.run.start import reporter
 from brain_align.deploy.run.stored_source import Location, locate
 from brain_align.deploy.services.scoring_pools import scoring_pools
 
@@ -55,15 +57,20 @@ def run(options: argparse.Namespace) -> None:
         )
     console = terminal(stderr=True)
     store = SampleStore(location.uri, None)
-    missing = store.unscored(name)
+    unscored, null = store.unscored(name), store.nulls(name)["group_id"].to_pylist()
+    missing = [*unscored, *null]
     wanted = missing or list(store.group_ids)[:1]  # one again, to see that the values are this scorer's
     if wanted:
         directory = location.directory or run_directory(recipe)
         resolved = resolved_for_scoring(recipe, [name], directory, console)
         with progress_bar(name, console) as bar, scoring_pools(resolved, [name], directory) as pools:
             task = bar.add_task("", total=len(wanted))
-            asyncio.run(score_missing(store, name, wanted, pools[name], resolved, lambda rows: bar.advance(task, rows)))
-    _report(store, name, len(missing))
+
+            def advance(rows: int) -> None:
+                bar.advance(task, rows)
+
+            asyncio.run(score_missing(store, name, wanted, pools[name], resolved, advance, reporter(console)))
+    _report(store, name, len(unscored), null)
 
 
 def _recipe(location: Location, path: str | None, overrides: list[str]) -> Recipe:
@@ -76,11 +83,17 @@ def _recipe(location: Location, path: str | None, overrides: list[str]) -> Recip
 
 
 async def score_missing(
-    store: SampleStore, name: str, missing: list[str], pool: Pool, recipe: Recipe, advance: Advance
+    store: SampleStore,
+    name: str,
+    missing: list[str],
+    pool: Pool,
+    recipe: Recipe,
+    advance: Advance,
+    say: Callable[[str], object],
 ) -> None:
     """Score groups and commit their values as they come; those that keep failing get null values at the end.
 
-    The scorer's pool is not yet started; `advance` counts groups that are committed.
+    The scorer's pool is not yet started; `advance` counts groups that are committed, and `say` shows a sentence.
 
     Raises:
         UserError: the store has values of another scorer under this name; none was committed.
@@ -104,7 +117,7 @@ async def score_missing(
             store.append_scores(scores)
         advance(groups.num_rows)
 
-    async with scorers_at_work({name: pool}, recipe) as scorers:
+    async with scorers_at_work({name: pool}, recipe, say, _trial(store, name, missing)) as scorers:
         scorer = scorers[name]
         async with asyncio.TaskGroup() as tasks:
             for batch in store.batches(group_ids=missing):
@@ -115,8 +128,17 @@ async def score_missing(
         store.append_scores(pa.concat_batches(without))
 
 
-def _report(store: SampleStore, name: str, new: int) -> None:
+def _trial(store: SampleStore, name: str, missing: list[str]) -> pa.RecordBatch | None:
+    """Return groups to try the scorer on: those that it has given null are tried only if there are no others."""
+    null = set(store.nulls(name)["group_id"].to_pylist())
+    others = [group for group in (*missing, *store.group_ids) if group not in null]
+    return next(store.batches(group_ids=(others or missing)[:2]), None)
+
+
+def _report(store: SampleStore, name: str, new: int, null: list[str]) -> None:
     facts = [one for one in store.scorers() if one.name == name]
     total, nulls = sum(one.groups for one in facts), sum(one.nulls for one in facts)
     without = f"; {nulls} outputs have no value (brain store show says why)" if nulls else ""
-    say(f"{store.root}: {name} has values for {total} groups, {new} of them new{without}")
+    filled = len(set(null).difference(store.nulls(name)["group_id"].to_pylist()))
+    again = f"; {filled} of {len(null)} groups that had null values have all of them now" if null else ""
+    say(f"{store.root}: {name} has values for {total} groups, {new} of them new{again}{without}")

@@ -4,12 +4,12 @@ The groups and the prior's evaluation are sampled and scored once, as in any run
 trains, has groups of validation prompts: on these the methods' likelihoods are examined.
 """
 
-import asyncio
 from dataclasses import dataclass
 
 import numpy as np
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.data.text_groups import trial_groups
 from brain_align.common.durable import write_file
 from brain_align.common.requests import SampleRequest
 from brain_align.common.schemas import HUMAN, PRIOR
@@ -29,6 +29,7 @@ from brain_align.deploy.schedule.request_plan import RequestPlan, request_plan
 from brain_align.deploy.schedule.round_prompts import DrawnPrompts, StoredGroups, TrainingRequests
 from brain_align.deploy.schedule.rounds import Rounds
 from brain_align.deploy.services.services import Services
+from brain_align.deploy.services.trial import notes_of
 
 HELD_BACK_GROUPS = 64
 """The number of groups of validation prompts, and of the first round, that are examined."""
@@ -126,15 +127,19 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     )
     requests = groups.training_requests()
     wanted = {name for request in requests for name in request.group_ids}
-    await asyncio.gather(*(pool.start() for pool in [services.samplers, *services.scorers.values()]))
+    prompts = [*groups.inputs.train[:2], *(split[0] for split in groups.inputs.held_back.values())]
+    tried = await services.start_scorers_first(trial_groups(prompts), recipe.timeouts.lease)
+    tracker.say(*notes_of(tried))
     pipeline = GroupPipeline(recipe, run_plan, tracker, services)
+    pipeline.scoring.tried(tried)
     async with pipeline.running():
         await pipeline.take_up(0)
         there = await pipeline.training.queue.call(lambda: set(store.index()["group_id"].to_pylist()))
         pipeline.enqueue(request for request in requests if not there.issuperset(request.group_ids))
         await pipeline.evaluate(0)
         await pipeline.pending.until(
-            lambda: schedule.are_ready(wanted - run_plan.quarantine.groups) or None, f"the groups of seed {recipe.seed}"
+            lambda: schedule.are_ready(wanted - run_plan.quarantine.groups - pipeline.training.valueless) or None,
+            f"the groups of seed {recipe.seed}",
         )
         await pipeline.until_evaluated("validation", [0])
         await pipeline.until_evaluated("test", [0])

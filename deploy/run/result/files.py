@@ -12,7 +12,7 @@ from typing import Any
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import first_line
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ProposalVersion
-from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.directory import RunDirectory, used_template
 from brain_align.deploy.run.result.card import Base, Card, model_card
 
 _OF_TOKENIZERS = (
@@ -65,9 +65,8 @@ class Result:
     def _complete(self, target: Path, rank: int | None) -> list[str]:
         tokenizer = self.recipe.policy.tokenizer
         notes = _add(_found(tokenizer, None) if tokenizer else self.base, _OF_TOKENIZERS, target, "tokenizer")
-        template = self.directory.root / _TEMPLATE
-        if template.exists():
-            _set_template(target, template.read_text(encoding="utf-8"))
+        if (template := used_template(self.directory)) is not None:
+            _set_template(target, template)
         card = Card(self.recipe, self.version.version, self.version.step, self.summary, self.base, rank)
         _write(target / "README.md", model_card(card))
         return notes

@@ -86,7 +86,7 @@ def main(model, runs, *, die=False):
     from brain_align.learner.engine import DeepSpeedEngine, join_ranks
 
     torch.set_num_threads(1)
-    join_ranks()
+    join_ranks("127.0.0.1")
     for run in runs:
         recipe = learner_recipe(model, run.get("policy", {}), run["learner"])
         trainer = Trainer(recipe, Path(run["dir"]), DeepSpeedEngine)

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from brain_align.common.errors import DeliveryError, UserError
+from brain_align.common.errors import DeliveryError, EngineLostError, EngineUnfitError, UserError
 from brain_align.common.policies import PolicyRegistry
 from brain_align.sampler.engine.data import Adapter
 from brain_align.sampler.engine.engine import Engine
@@ -274,6 +274,22 @@ def test_a_fault_that_may_pass_is_not_blamed_on_the_version(world: World) -> Non
         with pytest.raises(DeliveryError, match=r"sampler-3 refuses proposal version 1 in phase `load` .*memory"):
             async with world.use(1):
                 pass
+
+    run(scene())
+
+
+def test_an_engine_that_dies_before_it_held_any_version_cannot_run_the_model(world: World) -> None:
+    async def scene() -> None:
+        world.delivery.error = EngineLostError("the engine has died")
+        with pytest.raises(EngineUnfitError, match="has died"):
+            await world.use(0, alone=False).__aenter__()
+        world.delivery.error = None
+        async with world.use(0):
+            pass
+        world.delivery.error = EngineLostError("the engine has died")
+        with pytest.raises(EngineLostError) as later:  # it has worked before: the moment, or a prompt, is to blame
+            await world.use(1, alone=False).__aenter__()
+        assert not isinstance(later.value, EngineUnfitError)
 
     run(scene())
 

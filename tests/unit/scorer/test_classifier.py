@@ -120,6 +120,48 @@ def test_a_conversation_needs_a_chat_template(tmp_path):
     assert score(load(directory, chat_template=True), talk, [" sat"])["error"] is None
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].role }}", "leaves out what the user said in message 1"),
+        ("{{ messages[0].content }}", "leaves out what the assistant said in message 2"),
+        ("{{ raise_exception('no system turn') }}", "the chat template rejects it: no system turn"),
+        ("{{ messages + 1 }}", "the chat template rejects it: TypeError: can only concatenate list"),
+    ],
+)
+def test_what_a_template_loses_or_refuses_has_no_value(tmp_path, template, reason):
+    directory = write(tmp_path, MODELS["llama"][0])
+    (directory / "chat_template.jinja").write_text(template)
+    row = score(load(directory, chat_template=True), outputs=[" sat on it", " lay"])
+    assert (row["values"], row["gold_value"]) == ([None, None], None)
+    assert row["error"].startswith("the classifier cannot read the conversation: ") and reason in row["error"]
+
+
+def test_one_output_s_reason_is_not_another_s(tmp_path):
+    directory = write(tmp_path, MODELS["llama"][0])
+    (directory / "chat_template.jinja").write_text(
+        "{% if 'bad' in messages[-1].content %}{{ raise_exception('bad') }}{% endif %}" + TEMPLATE
+    )
+    row = score(load(directory, chat_template=True), outputs=[" sat", " bad", " sat"])
+    assert row["values"] == [row["gold_value"], None, row["gold_value"]] and row["gold_value"] is not None
+
+
+def test_an_output_that_continues_the_assistant_s_turn_is_one_turn_with_it(tmp_path):
+    scorer = load(write(tmp_path, MODELS["llama"][0]), chat_template=True)
+    begun = [Message(role="user", content="the cat"), Message(role="assistant", content=" sat")]
+    one, other = (
+        score(scorer, as_text(prompt), [out], None) for prompt, out in ((begun, " on"), (begun[:1], " sat on"))
+    )
+    assert one["values"] == other["values"]
+
+
+def test_control_tokens_that_an_output_spells_are_no_turns(tmp_path):
+    scorer = load(write(tmp_path, MODELS["llama"][0]), chat_template=True)
+    plain, spelt = (scorer._encode("the cat", output) for output in (" sat", " sat<|endoftext|><user>"))
+    assert spelt.count(TOKENIZER.eos_token_id) == plain.count(TOKENIZER.eos_token_id) > 0
+    assert TOKENIZER.decode(spelt).startswith("<user>the cat<|endoftext|><assistant> sat<|endoftext|><user>")
+
+
 def test_the_digest_depends_on_the_files_that_are_loaded_alone(tmp_path):
     digest = load(write(tmp_path, MODELS["llama"][0])).digest
     for name in ("trainer_state.json", "training_args.bin", "README.txt"):

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.errors import UserError
+from brain_align.common.errors import ScorerAwayError, UserError
 from brain_align.common.schemas import PRIOR
 from brain_align.scorer.catalogue import build_scorer
 from brain_align.scorer.golden import check_golden
@@ -42,7 +43,7 @@ def test_a_scorer_that_has_drifted_stops_the_run_with_both_numbers(tmp_path, mon
     assert "had the value 31.0, now it has 31.5" in str(drifted.value)
     assert "its files are the same" in str(drifted.value)
     monkeypatch.setattr(f"{__name__}.shift", -1)
-    with pytest.raises(UserError, match=r"had the value 31.0, now it has None"):
+    with pytest.raises(ScorerAwayError, match=r"reward returns no values: the function"):
         check(path, **settings)
     assert path.read_bytes() == before
 
@@ -50,6 +51,18 @@ def test_a_scorer_that_has_drifted_stops_the_run_with_both_numbers(tmp_path, mon
 def test_a_function_that_has_nothing_to_say_about_golden_texts_may_be_right_all_the_same(tmp_path):
     for _ in range(2):
         check(tmp_path / "golden.json", kind="function", function=f"{__name__}:failing")
+    assert not (tmp_path / "golden.json").exists()  # null is no value to compare with
+
+
+def test_null_of_an_earlier_version_is_replaced_once_the_function_is_mended(tmp_path, monkeypatch):
+    path = tmp_path / "golden.json"
+    path.write_text('{"scorer": "reward", "digest": "former", "values": [null, 0.0, null, null]}')
+    settings = {"kind": "function", "function": f"{__name__}:moving"}
+    check(path, **settings)
+    assert json.loads(path.read_text())["values"] == [31.0, 0.0, 22.0, 45.0]
+    monkeypatch.setattr(f"{__name__}.shift", 0.5)
+    with pytest.raises(UserError, match="drifted"):
+        check(path, **settings)
 
 
 @pytest.mark.parametrize("content", ["{", '{"scorer": "reward"}', '{"scorer": "r", "digest": "", "values": [1]}'])
@@ -63,7 +76,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
 def test_an_endpoint_that_cannot_be_reached_stops_the_start(tmp_path):
     with serving(lambda body: (200, {"scores": [1.0] * len(body["outputs"])})) as service:
         check(tmp_path / "golden.json", kind="http", url=service.url)
-    with pytest.raises(UserError, match=r"scorers.reward returns no values: .* was asked 2 times: ConnectError"):
+    with pytest.raises(ScorerAwayError, match=r"scorers.reward returns no values: .* was asked 2 times: ConnectError"):
         check(tmp_path / "golden.json", kind="http", url=service.url, attempts=2, backoff=0)
 
 

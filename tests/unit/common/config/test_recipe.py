@@ -316,8 +316,9 @@ def test_the_identity_of_a_run_survives_changes_of_the_code(file: str, digest: s
         ({"sampling": {"num_generations": 4}}, "did you mean sampling.n?"),
         ({"sampling": {"max_new_tokens": 4}}, "did you mean sampling.max_tokens?"),
         ({"objective": {"name": "grpo"}}, "objective.name='grpo' is not implemented; the closest is brain, which"),
+        ({"objective": {"name": "grpo"}}, "rloo and gspo are clipped policy gradients"),
         ({"objective": {"name": "PPO"}}, "is not implemented; the closest is brain, which"),
-        ({"objective": {"name": "rloo"}}, "is not implemented; the closest is brain, which"),
+        ({"objective": {"name": "dapo"}}, "is not implemented; the closest is brain, which"),
     ],
 )
 def test_habits_of_other_libraries_are_understood(settings: dict[str, Any], sentence: str) -> None:

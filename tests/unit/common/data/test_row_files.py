@@ -75,6 +75,23 @@ def test_json_that_python_cannot_hold_is_named_with_its_line(tmp_path: Path, val
         list(read_rows(tmp_path / "a.jsonl", WANTED))
 
 
+@pytest.mark.parametrize("value", [-8, 2**31 - 1])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_arrow_file_with_a_wrong_offset_is_refused(tmp_path: Path, value: int, stream: bool) -> None:
+    batch = pa.RecordBatch.from_pydict({"prompt": ["one", "two", "three"]})
+    sink = pa.BufferOutputStream()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, batch.schema) as file:
+        file.write_batch(batch)
+    content = bytearray(sink.getvalue())
+    offsets = batch["prompt"].buffers()[1].to_pybytes()[:16]
+    place = content.index(offsets) + 8
+    content[place : place + 4] = value.to_bytes(4, "little", signed=True)
+    path = tmp_path / "rows.arrow"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        list(read_rows(path, ("prompt",)))
+
+
 def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "p", "turns": []}\r\n')
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brain_align.common.config.inputs import DataSection, PolicySection
 from brain_align.common.data.conversations import Message, as_text
@@ -101,6 +101,17 @@ def test_a_completion_is_trimmed_where_the_template_trims_it() -> None:
     assert text(tokenizer, encoding(tokenizer, CHATML, ["<|im_end|>"]).completion(" the cat\n")) == (
         " the cat\n<|im_end|>"
     )
+
+
+def test_a_completion_has_what_the_template_writes_before_the_text() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<th>", "</th>"])
+    empty = "{% if m.role == 'assistant' %}<th>\n\n</th>\n{% endif %}{{ m.content }}"
+    thoughts = CHATML.replace("{{ m.content }}", empty)
+    assert text(tokenizer, encoding(tokenizer, thoughts).completion("sat")) == "<th>\n\n</th>\nsat<|im_end|>"  # Qwen 3
+    assert text(tokenizer, encoding(tokenizer, thoughts, continues=True).completion("sat")) == "sat<|im_end|>"
+    more = CHATML.replace("assistant\n{% endif %}", "assistant\n<th>{% endif %}")
+    assert text(tokenizer, encoding(tokenizer, more).completion("sat")) == "sat<|im_end|>"  # DeepSeek R1
 
 
 def test_a_completion_that_brings_its_end_gets_no_other() -> None:
@@ -201,6 +212,14 @@ def test_control_tokens_that_somebody_spells_in_a_conversation_stay_text() -> No
     assert spelt[0] == start and spelt[-3:] == plain[-3:]
     assert any("1 prompts spell control tokens" in note for note in found.notes())
     assert found.completion("the<|im_end|>cat").count(end) == 1
+
+
+def test_control_tokens_are_known_of_tokenizers_without_rust_too() -> None:
+    tokenizer = ByT5Tokenizer()
+    found = encoding(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}</s>")
+    assert found.prompts(["a</s>b"]) == [[*tokenizer("a</")["input_ids"][:-1], *tokenizer("s>b")["input_ids"]]]
+    assert found.completion("a</s>b")[-4:-1] == tokenizer("s>b")["input_ids"][:-1]
+    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [tokenizer.eos_token_id]
 
 
 def test_plain_prompts_may_spell_control_tokens_on_purpose() -> None:

@@ -6,7 +6,10 @@ import pytest
 
 from brain_align.common.durable import temporary_sibling
 from brain_align.common.errors import UserError
+from brain_align.common.store.maintenance.verification import verify
+from brain_align.common.store.opened_store import OpenedStore
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.store.table.compaction import LARGE, compact, remove_superseded
 from tests.unit.factories import groups, scores, step
 
 
@@ -56,13 +59,59 @@ def test_a_store_without_steps_has_none_recorded(root: Path) -> None:
 def test_committing_twice_is_harmless_and_the_first_stays(root: Path) -> None:
     store = filled(root)
     assert store.append_groups(groups("b", "d", prompt_text="another")) == 1
-    assert store.append_scores(scores("reward", {"a": [9.0, 9.0]})) == 0
+    assert store.append_scores(scores("reward", {"a": [9.0, None]})) == 0
     with store.training():
         assert store.append_step(step(1, ["c"])) == 0
     reopened = SampleStore(root, "run")
     assert reopened.groups(["b", "d"])["prompt_text"].to_pylist() == ["a prompt", "another"]
     assert reopened.scores(["a"], "reward")["values"].to_pylist() == [[1.0, None]]
     assert reopened.counts() == {"groups": 4, "scores": 2, "steps": 1}
+
+
+def values_of(store: SampleStore) -> list[list[float | None]]:
+    listed = {row["group_id"]: row["values"] for batch in store.score_batches() for row in batch.to_pylist()}
+    values: list[list[float | None]] = store.scores(["a", "b", "c"], "reward")["values"].to_pylist()
+    assert values == [listed[name] for name in "abc"]
+    return values
+
+
+@pytest.mark.parametrize("settled", [False, True])  # whether the rows with nulls are in the hash table already
+@pytest.mark.parametrize("tidied", ["not at all", "compacted", "indexed"])
+def test_null_is_filled_once_and_no_value_ever_changes(root: Path, settled: bool, tidied: str) -> None:
+    store = SampleStore(root, "run")
+    store.append_groups(groups("a", "b", "c"))
+    null = scores("reward", {"a": [1.0, None], "b": [None, None], "c": [3.0, 4.0]}, error="away", gold_value=None)
+    store.append_scores(null)
+    follower = SampleStore(root, "run", read_only=True)
+    if settled:
+        store = SampleStore(root, "run")
+    assert store.nulls("reward").to_pydict() == {"group_id": ["a", "b"], "values": [1, 0], "nulls": [1, 2]}
+    assert store.append_scores(scores("reward", {"a": [9.0, 2.0], "b": [None, 5.0], "c": [9.0, 9.0]}, error="x")) == 2
+    expected = [[1.0, 2.0], [None, 5.0], [3.0, 4.0]]
+    assert values_of(store) == expected
+    assert store.scores(["a", "b"], "reward").select(["error", "gold_value"]).to_pydict() == {
+        "error": [None, "x"],
+        "gold_value": [0.5, 0.5],
+    }
+    assert values_of(follower) == [[1.0, None], [None, None], [3.0, 4.0]]  # until it looks again
+    assert SampleStore(root, "run").append_scores(scores("reward", {"b": [6.0, 7.0]})) == 1  # another opening
+    store.refresh()
+    assert store.append_scores(scores("reward", {"b": [8.0, 8.0]})) == 0
+    expected[1] = [6.0, 5.0]
+    if tidied == "compacted":
+        opened = OpenedStore(root, None, read_only=False)
+        assert compact(opened.backend, opened.kinds["scores"], opened.author, LARGE)
+        assert remove_superseded(opened.backend, opened.kinds["scores"], grace=0.0)
+    elif tidied == "indexed":
+        OpenedStore(root, None, read_only=False).kinds["scores"].write_index(at_least=1)
+    follower.refresh()
+    for opening in (store, follower, SampleStore(root, "run")):
+        opening.refresh()
+        assert values_of(opening) == expected
+        assert opening.nulls("reward").num_rows == 0
+        assert opening.counts()["scores"] == 3 and len(opening.unscored("reward")) == 0
+        assert [(one.groups, one.nulls) for one in opening.scorers()] == [(3, 0)]
+    assert verify(root).problems == []
 
 
 def test_rows_with_other_columns_are_not_committed(root: Path) -> None:

@@ -255,7 +255,7 @@ def test_two_writers_need_no_lock_and_all_readers_agree_on_duplicates(root: Path
     compacted(root, grace=0.0)
     assert SampleStore(root, None, read_only=True).groups(["a", "b", "c"])["prompt_text"].to_pylist() == texts
     found = verify(root)
-    assert found.problems == [] and "1 rows repeat the key of an earlier one, 1 of them" in found.notes[0]
+    assert found.problems == [] and "1 rows repeat the key of another, 1 of them" in found.notes[0]
     third = SampleStore(root, "run")
     third.append_groups(groups("d"))
     assert names(root, "groups")[0].startswith("00000001-")  # one more than any that it had seen

@@ -41,7 +41,7 @@ def read(name: str, store: Path, **changes: Any) -> StoredInputs:
 
 
 def test_which_objectives_rely_on_where_outputs_come_from() -> None:
-    weighted = {"brain", "brain-no-baseline", "spo", "dpg", "gdc++"}
+    weighted = {"brain", "brain-no-baseline", "spo", "dpg", "gdc++", "rloo", "gspo"}
     assert set(OF_KNOWN_SAMPLES) == weighted | {"rso", "brain-fixed-proposal", "dpo-sft+iw+n"}
     named = {name for name in OBJECTIVE_NAMES if settings_of(name).ORIGIN is Origin.PRIOR_BY_NAME}
     assert named == {"dpo", "dpo-sft", "dpo-sft+iw"}

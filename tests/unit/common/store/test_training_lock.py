@@ -17,13 +17,13 @@ from unittest import mock
 import pyarrow as pa
 import pytest
 
-from brain_align.common import processes
 from brain_align.common.errors import TryAgainError, UserError
-from brain_align.common.processes import this_process
 from brain_align.common.store import training_lock
 from brain_align.common.store.files.backends import Entry, LocalBackend
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.common.store.training_lock import hold_training_lock
+from brain_align.common.system import processes
+from brain_align.common.system.processes import this_process
 from tests.locations import ROOT
 from tests.unit.factories import groups, scores, step
 

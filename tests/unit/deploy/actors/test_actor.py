@@ -40,7 +40,8 @@ def test_what_the_caller_does_between_items_does_not_count() -> None:
 
 def test_all_items_together_have_the_limit() -> None:
     with pytest.raises(
-        ActorLostError, match=r"counter gave no answer to 'count' within 0\.5 s; its log is counter\.log"
+        ActorLostError,
+        match=r"counter gave no answer to 'count' within 0\.5 s; its log, counter\.log, is not",
     ):
         asyncio.run(counted(0.3, timeout=0.5, between=0.01))
 

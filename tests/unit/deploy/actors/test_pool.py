@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.deploy.actors import pool as pools
 from brain_align.deploy.actors.actor import ActorLostError, LostError, Spawn
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
 from brain_align.deploy.actors.replica import State
@@ -82,7 +83,7 @@ def test_a_call_that_loses_its_replica_each_time_fails_with_the_name_and_the_log
 
 def test_what_a_method_raises_is_named_and_does_not_cost_the_replica(tmp_path: Path) -> None:
     subject = pool(tmp_path, [UserError("the prompt is empty"), PipelineError("no memory")])
-    with pytest.raises(UserError, match=r"the prompt is empty \(worker-0; its log is"):
+    with pytest.raises(UserError, match=r"the prompt is empty \(worker-0; its log"):
         run(subject, lambda: subject.call("do", timeout=1))
     assert subject.replicas["worker-0"].losses == 0
 
@@ -415,3 +416,51 @@ def test_a_pool_that_was_ended_starts_nothing_again(tmp_path: Path) -> None:
 
     run(subject, end)
     assert starts == ["worker-0"]
+
+
+def test_each_loss_and_each_start_that_failed_is_told(tmp_path: Path) -> None:
+    subject = pool(tmp_path, ["die", "die"])
+    told: list[str] = []
+    subject.tell = told.append
+    assert run(subject, lambda: subject.call("do", timeout=1)) == "worker-0"
+    log = tmp_path / "logs" / "worker-0.log"
+    assert (
+        told == [f"worker-0 was lost in 'do' (killed); its log, {log}, is not visible here. It is started again."] * 2
+    )
+
+
+def test_the_last_error_of_its_log_is_told_but_not_that_of_an_earlier_start(tmp_path: Path) -> None:
+    log = RunDirectory(tmp_path).log("worker-0")
+    log.parent.mkdir(parents=True)
+    log.write_text("ValueError: of another start\n")
+
+    class Writing(Worker):
+        async def do(self) -> str:
+            with open(log, "a") as file:
+                file.write("KeyError: 'size'\n")
+            return await super().do()
+
+    behaviours = ["die"]
+    subject = Pool("worker", 1, lambda name, _log: Writing(name, behaviours), RunDirectory(tmp_path).log, QUICK)
+    told: list[str] = []
+    subject.tell = told.append
+    run(subject, lambda: subject.call("do", timeout=1))
+    (said,) = told
+    assert f"(killed); the last error in its log: KeyError: 'size'; its log is {log}." in said
+
+
+def test_who_waits_for_room_says_soon_what_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "WAITS_SILENTLY", 0.01)
+
+    class Waiting(Worker):
+        async def placed(self) -> None:
+            await asyncio.sleep(0.1)
+
+    settings = PoolSettings(start=5, backoff=0.001)
+    make = RunDirectory(tmp_path).log
+    subject = Pool("worker", 2, lambda name, _log: Waiting(name, []), make, settings, lambda: "it asks for 5 GPU")
+    told: list[str] = []
+    subject.tell = told.append
+    run(subject, lambda: until(lambda: subject.ready == 2))
+    assert told == ["worker-0 waits for room in the cluster: it asks for 5 GPU."]
+    assert [replica.trouble for replica in subject.replicas.values()] == [None, None]

@@ -11,9 +11,9 @@ import pytest
 
 from brain_align.common.config.sampling import AutoscaleSection
 from brain_align.common.durable import write_file
-from brain_align.common.processes import this_process
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
+from brain_align.common.system.processes import this_process
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.scale import parse_replicas
 from brain_align.deploy.monitor.requests import Answer, ScaleRequest, answer, ask, take_requests

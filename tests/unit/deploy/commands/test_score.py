@@ -16,7 +16,7 @@ from brain_align.common.errors import PipelineError, UserError
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.score import Outcome, Write, read_texts, score, score_rows
-from brain_align.deploy.commands.scoring import Advance, resolved_for_scoring
+from brain_align.deploy.commands.scoring import resolved_for_scoring
 from brain_align.deploy.conductor.group_scorer import scorers_at_work
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory, save_config
@@ -63,6 +63,7 @@ RECIPE = Recipe.model_validate(
             name: {"kind": "function", "function": f"{__name__}:lengths", "timeout": 10} for name in ("lengths", "long")
         },
         objective={"reward": "lengths"},
+        timeouts={"outage": 0.2},
     )
 )
 
@@ -78,7 +79,7 @@ def run(texts: Any, scorers: dict[str, InProcess], folder: Path, most: int = 4) 
             for name in scorers
         }
         try:
-            async with scorers_at_work(pools, RECIPE) as at_work:
+            async with scorers_at_work(pools, RECIPE, print) as at_work:
                 return await score_rows(texts, at_work, lines.append, advanced.append, most=most)
         finally:
             for pool in pools.values():
@@ -119,7 +120,7 @@ def test_a_scorer_that_fails_at_everything_ends_it(tmp_path: Path):
         def __contains__(self, _prompt: object) -> bool:
             return True
 
-    with pytest.raises(PipelineError, match=r"6 of the first 6 groups failed in the scorer 'long'.*no memory"):
+    with pytest.raises(PipelineError, match=r"'long' has given no values for 0.2 s .*no memory"):
         run(
             [("p", ["a"])] * 100,
             {"lengths": InProcess("lengths"), "long": InProcess("lengths", Everything())},
@@ -169,7 +170,7 @@ def test_what_fails_in_scoring_is_not_called_a_failure_to_write_and_leaves_nothi
     golden.write_text("kept")
     seen = []
 
-    def services(_recipe: Recipe, logs: RunDirectory, _source: Path, write: Write, _advance: Advance) -> Outcome:
+    def services(_recipe: Recipe, logs: RunDirectory, _trial: Any, _source: Path, write: Write, *_: Any) -> Outcome:
         seen.append(logs.golden("long").read_text())
         write("a line")
         raise error

@@ -62,12 +62,12 @@ class Ending(LocalLearner):
 
 
 def start(root: Path, staleness: int, sampler: type[LocalSampler] = Poisoned, **changes: Any) -> Simulation:
-    settings: dict[str, Any] = {"scorers": reward_and_prior(), "evaluated": 3, **changes}
+    settings: dict[str, Any] = {"scorers": reward_and_prior(), "evaluated": 3, "recipe": {}, **changes}
+    settings["recipe"] = {"sampler": {"lease_prompts": 4}, "seed": 3, **settings["recipe"]}
     subject = Simulation(
         root,
         {**ALGORITHM, "max_staleness": staleness},
         (2, lambda name, _log: sampler(name)),
-        recipe={"sampler": {"lease_prompts": 4}, "seed": 3},
         samplers_settings=PoolSettings(start=5, slots=1 if staleness == 0 else 2, backoff=0.001),
         **settings,
     )
@@ -261,5 +261,5 @@ def test_a_scorer_that_always_fails_ends_the_run_with_its_error(tmp_path: Path) 
             raise PipelineError("no such file")
 
     scorers = {**reward_and_prior(), PRIOR: (1, lambda _name, _log: Broken(PRIOR))}
-    with pytest.raises(PipelineError, match=r"More than 5 of the 12 .*train round 0 .*of prior: .*no such file"):
-        start(tmp_path, 1, LocalSampler, scorers=scorers, evaluated=0)
+    with pytest.raises(PipelineError, match=r"'prior' has given no values for 0.2 s .*no such file"):
+        start(tmp_path, 1, LocalSampler, scorers=scorers, evaluated=0, recipe={"timeouts": {"outage": 0.2}})

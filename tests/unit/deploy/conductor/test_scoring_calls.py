@@ -8,9 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from brain_align.common.config.run import TimeoutsSection
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.actors.pool import Pool, PoolSettings
-from brain_align.deploy.conductor.scoring import Lane, Samples, Scoring
+from brain_align.deploy.conductor.scoring import Scoring
+from brain_align.deploy.conductor.waiting_groups import Lane, Samples
 from brain_align.deploy.run.directory import RunDirectory
 from tests.stand_ins import LocalScorer
 from tests.unit.factories import groups
@@ -62,7 +64,7 @@ def scorer_of(folder: Path, commits: Sequence[tuple[Sequence[str], Sequence[int]
     async def score() -> None:
         pool = Pool("scorer", 1, lambda _name, _log: scorer, RunDirectory(folder).log, PoolSettings(start=5))
         heard = Heard(1 + sum(len(names) for names, _ in commits))
-        subject = Scoring({"reward": pool}, {"reward": MOST}, 5, [heard])
+        subject = Scoring({"reward": pool}, {"reward": MOST}, [heard], TimeoutsSection(lease=5), print)
         await pool.start()
         tasks: set[asyncio.Task[None]] = set()
         subject.start(lambda work: tasks.add(asyncio.create_task(work)))

@@ -140,6 +140,40 @@ def test_policy_gradients_at_a_known_z(name, loss, grad):
     assert actual.tolist()[0] == pytest.approx(grad, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "lengths", "grad"), [("rloo", [1, 1], [-0.5, 0.5]), ("gspo", [2, 4], [-0.17675, 0.08838])]
+)
+def test_advantages_of_outputs_of_the_policy_itself(name, lengths, grad):
+    values = small_values([-3.0, -3.0], [1.0, 0.0], lengths=lengths)
+    result = apply(values, settings_of(name))
+    (actual,) = torch.autograd.grad(result.loss, values.policy_logprobs)
+    assert result.loss.item() == pytest.approx(0.0, abs=1e-9)
+    assert actual.tolist()[0] == pytest.approx(grad, abs=1e-5)
+    assert result.metrics["clipped"] == 0
+
+
+def test_rloo_weighs_the_kl_by_gamma_and_stops_at_the_clipping_range():
+    # R = r/0.5 - log q'/p = (2 - 1, 0, 4 + 1), so A = (1 - 2.5, 0 - 3, 5 - 0.5); u = (1, e^-0.5, e^0.3)
+    values = small_values([-3.0, -4.5, -2.7], [1.0, 0.0, 2.0], prior=[-4.0, -4.0, -2.0], proposal=[-3.0, -4.0, -3.0])
+    result = apply(values, settings_of("rloo", temperature=0.5))
+    assert result.loss.item() == pytest.approx(-(-1.5 + 0.8 * -3.0 + 1.2 * 4.5) / 3)
+    (grad,) = torch.autograd.grad(result.loss, values.policy_logprobs)
+    assert grad.tolist()[0] == pytest.approx([0.5, 0.0, 0.0])
+    assert result.metrics["clipped"] == pytest.approx(2 / 3)
+
+
+def test_gspo_trains_no_prompt_whose_rewards_are_equal():
+    values = small_values([-3.0, -4.0], [1.0, 1.0])
+    objective = make_objective(settings_of("gspo"))
+    assert not objective.used(values).any()
+    # ratios per token of e^(1/2) and 1 with advantages of ±0.7070: the better one has left the clipping range
+    values = small_values([-3.0, -4.0], [1.0, 0.0], proposal=[-4.0, -4.0], lengths=[2, 2])
+    result = apply(values, settings_of("gspo"))
+    advantage = 0.5 / (0.5**0.5 + 1e-4)
+    assert result.loss.item() == pytest.approx(-(1.0004 * advantage - advantage) / 2)
+    assert result.metrics["clipped"] == 0.5
+
+
 def test_policy_gradients_where_z_is_not_1():
     w = [math.e / 2, 0.5]  # Z = 2
     kl = [weight * math.log(weight) for weight in w]

@@ -12,8 +12,8 @@ import pytest
 from brain_align.common import durable
 from brain_align.common.durable import new_directory, shortcomings, time_at, write_file
 from brain_align.common.errors import TryAgainError
-from brain_align.common.locks import file_lock
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.common.system.locks import file_lock
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.start import locked
 from tests.unit.factories import groups, step

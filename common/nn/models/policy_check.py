@@ -1,0 +1,44 @@
+"""What can be known of a policy before its weights are read: whether it can be trained, sampled from and written."""
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from brain_align.common.config.inputs import AdapterSection, PolicySection
+from brain_align.common.nn.models.adapters import check_targets
+from brain_align.common.nn.models.causal_lm import load_config
+from brain_align.common.nn.models.policy_model import adapter_rank
+from brain_align.common.nn.models.saving import check_saveable, unsaveable
+
+
+def check_policy(policy: PolicySection, *, sampled: bool) -> list[str]:
+    """Check a policy without its weights; return notes on what will not be possible.
+
+    Args:
+        policy: the recipe's section.
+        sampled: whether samplers load it, for which quantised weights are written.
+
+    Raises:
+        UserError: its adapter or its weights are such as cannot be trained, sampled from or written.
+    """
+    if policy.method == "lora":
+        adapter_rank(policy)  # reads the configuration of an SFT adapter
+    model = _without_weights(policy.model)
+    if model is None:
+        return []
+    if policy.method == "lora" and policy.sft_adapter is None:
+        check_targets(model, (policy.adapter or AdapterSection()).targets)
+    if policy.method == "full" or (policy.quantization is not None and sampled):
+        check_saveable(model)
+    reason = unsaveable(model)
+    return [] if reason is None else [f"note: {reason}: export the adapter, without --merge"]
+
+
+def _without_weights(source: str) -> PreTrainedModel | None:
+    """Return a model whose parameters have no values; None where transformers cannot make it so."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(source))
+    except Exception:  # noqa: BLE001 - loading says what is wrong; some models compute while they are made
+        return None
+    model.name_or_path = source
+    return model
