@@ -9,7 +9,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, g
 from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, revert_weight_conversion
 
 from brain_align.common.errors import UserError
-from brain_align.common.nn.models.causal_lm import Dtype, load_causal_lm, load_config
+from brain_align.common.nn.models.causal_lm import Dtype, load_causal_lm
+from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.shards import write_shards
 
 
