@@ -14,7 +14,8 @@ from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
-from brain_align.common.nn.models.causal_lm import context_length, load_config, load_tokenizer
+from brain_align.common.nn.models.causal_lm import load_tokenizer
+from brain_align.common.nn.models.configuration import context_length, load_config
 from brain_align.common.nn.models.policy_check import check_policy
 from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding, template_text
 from brain_align.common.requests import Prompt
