@@ -46,13 +46,13 @@ def test_all_that_is_wrong_is_said(tmp_path: Path, tmp_path_factory: pytest.Temp
     problems = [
         line for line in text.splitlines() if line.startswith("FAILED  prompts, policy, and files of scorers: ")
     ]
-    assert failed == len(problems) + 1 == 6  # policy, reward model, three files of prompts; and the scorer
+    assert failed == len(problems) + 1 == 7  # tokenizer, model and reward model, three files of prompts; and the scorer
     assert "ok      scorer prior loads and scores the self-test texts" in text
     assert "FAILED  scorer reward: it has drifted" in text
     assert "ok      the cluster has room" in text
     assert "scores the self-test texts: log-probabilities of ./none" in text
     failed, text = examined(recipe, UserError("The Ray cluster is too small"))
-    assert failed == 6
+    assert failed == 7
     assert "FAILED  the cluster has room for all services: The Ray cluster is too small" in text
     assert not list(tmp_path.iterdir())
     assert not list(temporary.glob("brain-doctor-*"))  # no service was started, so that there are no logs to read
