@@ -75,8 +75,8 @@ def check_stored_prompts(store: Store, prompts: PromptSet) -> None:
         if prompt is not None and list(prompt.token_ids) != row["prompt_token_ids"]:
             raise UserError(
                 f"The store {store.root} holds groups of this run whose prompts had other token ids (the first: prompt "
-                f"{prompt.prompt_id}): the tokenizer or the chat template has changed since; restore it, or set another "
-                f"store."
+                f"{prompt.prompt_id}): the tokenizer or the chat template has changed since; restore it, or set "
+                f"another store."
             )
 
 
