@@ -3,16 +3,42 @@
 import errno
 import getpass
 import os
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_HEADING = re.compile(r".*:$|\d+ validation errors? for |\d+ (Client|Server) Error")
+"""The beginning of a line that says nothing without the line after it."""
 
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message, without the pages that some libraries append."""
-    return str(error).strip().split("\n")[0]
+_LONGEST_LINE = 600
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error message that says something, without the pages that some append.
+
+    Headings (torch's "Error(s) in loading state_dict for …:", a hub's "404 Client Error …") are followed by the lines
+    that they announce; an error without a message is named by its type.
+    """
+    lines = [line for line in map(str.strip, str(error).splitlines()) if re.search(r"\w", line)]
+    if lines and lines[0].startswith("Traceback "):  # a process's, passed on as text: its end is what was raised
+        lines = lines[-1:]
+    told = ""
+    for line in lines:
+        told = f"{told} {line}".strip()
+        if not _HEADING.match(line):
+            break
+    if len(told) > _LONGEST_LINE:
+        told = told[:_LONGEST_LINE] + " …"
+    return told or type(error).__name__
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """Return the first items of a list as text, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 _OF_THE_DISK = frozenset(

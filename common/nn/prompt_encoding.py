@@ -26,7 +26,8 @@ from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.nn.completion_frame import Frame, frame_of_template, listed_tokens
-from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+from brain_align.common.nn.models.causal_lm import check_tokenizer, load_tokenizer
+from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.end_tokens import end_tokens, model_end_tokens
 from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, token_ids
 

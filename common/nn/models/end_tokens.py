@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from brain_align.common.errors import UserError, refuse_unreadable
-from brain_align.common.nn.models.causal_lm import load_config
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.models.configuration import load_any_config
+from brain_align.common.nn.models.sources import find_source, hub_failure
 
 _GENERATION = "generation_config.json"
 
@@ -24,9 +24,13 @@ def end_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def model_end_tokens(source: str) -> list[int]:
     """Return the ids that config.json and generation_config.json name."""
-    config = load_config(source)
+    config = load_any_config(source)
     inner = config.get_text_config()
-    named = (config.eos_token_id, getattr(inner, "eos_token_id", None), _generation(source).get("eos_token_id"))
+    named = (
+        getattr(config, "eos_token_id", None),
+        getattr(inner, "eos_token_id", None),
+        _generation(source).get("eos_token_id"),
+    )
     return list(dict.fromkeys(token for ids in named for token in _listed(ids)))
 
 
@@ -36,14 +40,13 @@ def _listed(ids: Any) -> list[int]:
 
 def _generation(source: str) -> dict[str, Any]:
     """Return generation_config.json as it is: transformers' class refuses files that many models have."""
-    local = is_local(source, "The model")
-    name, _, revision = (source, "", "") if local else source.partition("@")
+    place = find_source(source, "The model")
     try:
         path = cached_file(
-            name,
+            place.name,
             _GENERATION,
-            revision=revision or None,
-            local_files_only=local,
+            revision=place.revision,
+            local_files_only=place.local or hub_failure() is not None,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
