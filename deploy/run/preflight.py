@@ -14,10 +14,9 @@ from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
 from brain_align.common.errors import Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
-from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.configuration import context_length, load_config
 from brain_align.common.nn.models.policy_check import check_policy
-from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding, template_text
+from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
@@ -81,10 +80,13 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         _check_first_group(recipe, inputs)
     with problems.noted():
         inputs.notes.extend(check_policy(recipe.policy, sampled=False))
-    if recipe.data.templated:
+    if recipe.data.templated or recipe.objective.needs_gold:
         with problems.noted():
-            tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
-            inputs = replace(inputs, template=template_text(tokenizer, recipe.data.chat_template))
+            encoding = policy_encoding(recipe.policy, recipe.data)
+            inputs.notes.extend(encoding.notes())
+            inputs = replace(inputs, template=encoding.template)
+            if recipe.objective.needs_gold:
+                inputs = replace(inputs, encoded={"token_ids": encoding.digest()})
     problems.raise_any()
     return inputs
 

@@ -3,7 +3,8 @@
 The source store is only read. Scores that the run adds, and its steps, are kept in the run's own store.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,11 +34,12 @@ class StoredInputs:
     steps: list[list[str]] | None  # the groups of each step where recorded steps are trained again
     notes: list[str]  # for the user
     template: str | None = None  # the chat template of the recipe
+    encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies token ids of texts that it trains
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
-        return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
+        return {"prompts": None, "source": digest(self.source.store.run_id, trained), **self.encoded}
 
     @property
     def _first(self) -> list[str]:
