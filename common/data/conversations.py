@@ -5,6 +5,7 @@ JSON of its messages, from which `turns_of` restores the turns. `rendered` is th
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -18,6 +19,7 @@ _ROLES = (USER, ASSISTANT, "tool", *_SYSTEM)  # those that chat templates know; 
 _SHORT = 24  # characters: a shorter text may be found in the template's own words
 _PROBE = "zq7vx0kj3w"
 _THOUGHT = "</think>"  # templates drop what an assistant thought
+_SWITCH = re.compile(r"/(no_)?think\b")  # and what switches that on and off
 
 
 class Message(TypedDict):
@@ -225,6 +227,8 @@ def _forms(turn: Message) -> Iterator[str]:
     yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
+    if _SWITCH.search(text):
+        yield _SWITCH.sub("", text)
     if turn["role"] in _ASSISTANTS and _THOUGHT in text:
         yield text.rpartition(_THOUGHT)[2]
 

@@ -85,6 +85,14 @@ def test_thoughts_that_a_template_drops_are_no_loss() -> None:
     assert render(turns, template, then="end").strip().startswith("Because")
 
 
+def test_switches_that_a_template_obeys_and_drops_are_no_loss() -> None:
+    template = "{{ messages[0].content.replace('/no_think', '').replace('/think', '') }}"
+    for text in (f"{LONG} /no_think", f"/think {LONG}", f"why /no_think {LONG}", "/no_think"):
+        render(talk(("user", text)), template)
+    with pytest.raises(RenderingError, match="leaves out"):
+        render(talk(("user", f"{LONG} /no_think")), "{{ messages[0].content[:9] }}")
+
+
 def test_roles_that_the_template_does_not_know_are_refused() -> None:
     for role in ("human", "User", ""):
         with pytest.raises(RenderingError, match=rf"message 1 has the role '{role}', .* use user, assistant"):
