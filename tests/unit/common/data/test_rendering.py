@@ -121,4 +121,4 @@ def test_turns_that_a_template_leaves_out_are_named() -> None:
 def test_the_date_is_that_of_the_clock() -> None:
     template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}"
     assert render(talk(("user", "Hi")), template, clock=lambda how: f"<{how}>") == "<%d %b %Y>: Hi"
-    assert "20" in render(talk(("user", "Hi")), template)
+    assert render(talk(("user", "Hi")), template) == "26 Jul 2024: Hi"  # a scorer's values do not depend on the day
