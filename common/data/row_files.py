@@ -59,7 +59,12 @@ def readable(where: str) -> Iterator[None]:
 
 def require_file(path: Path) -> None:
     """Refuse a path that is not a file's, before work that would be lost without it."""
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # where its directory may not be read, say
+        refuse_unreadable(path, error)
+        raise
+    if not is_there:
         raise UserError(f"There is no file {path}; check its path.")
 
 

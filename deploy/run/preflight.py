@@ -1,9 +1,11 @@
 """Checks before anything is started: scorers, tokenizer, context length, prompts or stored groups."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -12,13 +14,14 @@ from brain_align.common.config.objective_sections import RsoSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
-from brain_align.common.errors import Problems, UserError
+from brain_align.common.errors import DamagedPartError, Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
 from brain_align.common.nn.models.configuration import context_length, load_config
 from brain_align.common.nn.models.policy_check import check_policy
 from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, sampling_work
@@ -26,6 +29,8 @@ from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, r
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
+
+_COMPARED = 16  # groups of a store, whose prompts' token ids are compared with this start's
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,30 @@ class Inputs:
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan sampling, scoring, training and evaluation."""
-        return sampling_work(recipe, run_id, directory, self.train, self.held_back)
+        plan = sampling_work(recipe, run_id, directory, self.train, self.held_back)
+        check_stored_prompts(plan.store, self.train)
+        return plan
+
+
+def check_stored_prompts(store: Store, prompts: PromptSet) -> None:
+    """Refuse a store with groups of these prompts that have other token ids: its run had another template or tokenizer.
+
+    A run directory remembers that (`token_ids`), but a store may outlive its directory, or lie elsewhere.
+    """
+    columns = ["prompt_id", "prompt_text", "prompt_token_ids"]
+    ids = store.index()["group_id"].slice(0, _COMPARED).to_pylist()
+    rows: list[dict[str, Any]] = []
+    with suppress(DamagedPartError):  # which whoever needs its rows will meet
+        for batch in store.batches(group_ids=ids, columns=columns):
+            rows += batch.to_pylist()
+    for row in rows:
+        prompt = prompts.find(row["prompt_id"], row["prompt_text"])
+        if prompt is not None and list(prompt.token_ids) != row["prompt_token_ids"]:
+            raise UserError(
+                f"The store {store.root} holds groups of this run whose prompts had other token ids (the first: prompt "
+                f"{prompt.prompt_id}): the tokenizer or the chat template has changed since; restore it, or set "
+                f"another store."
+            )
 
 
 def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = None) -> Inputs | StoredInputs:
