@@ -22,6 +22,10 @@ def has_values(scores: pa.RecordBatch) -> list[bool]:
     return [any(value is not None for value in values) for values in scores["values"].to_pylist()]
 
 
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
 class Availability:
     """Judges the failures of one scorer, and waits for it while it is away.
 
@@ -82,8 +86,8 @@ class Availability:
         if self.reason is None:
             self._away_since = time.monotonic()
             self._say(
-                f"WARNING: the scorer {self._name!r} gives no values at present: {trouble} It is asked again for up to "
-                f"{self._patience:g} s (timeouts.outage)."
+                f"WARNING: the scorer {self._name!r} gives no values at present: {_sentence(trouble)} It is "
+                f"asked again for up to {self._patience:g} s (timeouts.outage)."
             )
         while True:
             self.reason = trouble
@@ -92,7 +96,8 @@ class Availability:
             if left <= 0:
                 raise PipelineError(
                     f"The scorer {self._name!r} has given no values for {self._patience:g} s (timeouts.outage): "
-                    f"{trouble} No value was left out because of it: mend the scorer, then run the same command again."
+                    f"{_sentence(trouble)} No value was left out because of it: mend the scorer, then run the same "
+                    f"command again."
                 )
             await self._sleep(min(self._pause, left))
             if self._answered is None:

@@ -154,6 +154,38 @@ def test_what_a_scorer_gives_in_part_is_kept_when_it_stays_so(tmp_path: Path) ->
     assert rows["values"].to_pylist() == [[1.0, None]] * 3
 
 
+class GoldAway(LocalActor):
+    """Is down for a while in the middle of a group: its outputs have values, its reference has none."""
+
+    def __init__(self, down: int) -> None:
+        super().__init__()
+        self._down = down  # calls
+
+    async def ready(self) -> dict[str, str]:
+        return {"name": "reward", "digest": "digest"}
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        found: dict[str, list[float | None]] = {name: [1.0, 2.0] for name in batch["group_id"].to_pylist()}
+        self._down -= 1
+        return scores("reward", found) if self._down < 0 else scores("reward", found, gold_value=None, error="down")
+
+
+@pytest.mark.parametrize(("down", "gold"), [(2, 0.5), (1000, None)])
+def test_a_reference_without_a_value_is_asked_for_again_too(tmp_path: Path, down: int, gold: float | None) -> None:
+    scorer = GoldAway(down)
+
+    async def score() -> pa.RecordBatch:
+        pool = Pool("scorer-reward", 1, lambda *_: scorer, RunDirectory(tmp_path).log, PoolSettings(start=5))
+        await pool.start()
+        async with background_tasks() as begin:
+            subject = GroupScorer("reward", pool, 2, TimeoutsSection(outage=0.5, lease=5), begin, print)
+            subject.scoring.tried({"reward": Trial(groups("seen"), scores("reward", {"seen": [1.0, 2.0]}))})
+            return await subject.score(groups("a"))
+
+    (row,) = asyncio.run(asyncio.wait_for(score(), 20)).to_pylist()
+    assert (row["values"], row["gold_value"]) == ([1.0, 2.0], gold)
+
+
 class Unreliable(LocalScorer):
     """A reward that says of groups, by their place, what a test wants: the n-th one that it is asked for."""
 
