@@ -58,6 +58,11 @@ class Scoring:
                 self.availability[name].answered(trial.groups, trial.scores)
 
     @property
+    def away(self) -> dict[str, str]:
+        """The scorers that give no values at present, and why."""
+        return {name: one.reason for name, one in self.availability.items() if one.reason is not None}
+
+    @property
     def waiting(self) -> int:
         """The number of groups that lack a value."""
         return len(self._lacking)

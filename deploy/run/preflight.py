@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.config.inputs import PromptSource
@@ -24,7 +25,7 @@ from brain_align.common.schemas import HUMAN, PROPOSAL
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
-from brain_align.deploy.run.run_plan import RunPlan, sampling_work
+from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
@@ -51,6 +52,10 @@ class Inputs:
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""
         return {"prompts": self.digest(), "source": None, **self.encoded}
+
+    def trial(self) -> pa.RecordBatch | None:
+        """Return groups to try scorers on."""
+        return prompts_trial(self.train, self.held_back)
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan sampling, scoring, training and evaluation."""

@@ -41,10 +41,10 @@ class StoredInputs:
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
         return {"prompts": None, "source": digest(self.source.store.run_id, trained), **self.encoded}
 
-    @property
-    def _first(self) -> list[str]:
-        """The ids of the first groups, which scorers are tried on."""
-        return self.index["group_id"].slice(0, 2).to_pylist()
+    def trial(self) -> pa.RecordBatch | None:
+        """Return groups to try scorers on."""
+        first = self.index["group_id"].slice(0, 2).to_pylist()
+        return next(self.source.store.batches(group_ids=first), None)
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan training alone, with the scorers that have values to add."""
@@ -66,7 +66,7 @@ class StoredInputs:
             requests=None,
             evaluation=None,
             quarantine=Quarantine(directory.quarantine),
-            trial=next(self.source.store.batches(group_ids=self._first), None) if started else None,
+            trial=self.trial() if started else None,
         )
 
 
