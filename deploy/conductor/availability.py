@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, ScorerAwayError
 from brain_align.deploy.actors.pool import Pool
 
 _FIRST_PAUSE = 1.0
@@ -128,8 +128,8 @@ class Availability:
             return f"no {self._pool.name} is ready."
         try:
             answer = await slot.call("score", witness, timeout=self._timeout)
-        except UserError:
-            raise
+        except ScorerAwayError as error:  # for some of its outputs, perhaps
+            return None if error.rows is not None and any(has_values(error.rows)) else str(error)
         except PipelineError as error:
             return str(error)
         finally:
