@@ -17,6 +17,7 @@ from brain_align.deploy.conductor.background import background_tasks
 from brain_align.deploy.conductor.group_scorer import GroupScorer
 from brain_align.deploy.monitor.status import read_status
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.services.trial import Trial
 from brain_align.learner.step_report import StepReport
 from tests.stand_ins import LocalActor, LocalLearner, LocalSampler, LocalScorer, Simulation, reward_and_prior
 from tests.unit.factories import groups, scores
@@ -124,6 +125,65 @@ def test_a_text_that_rightly_has_no_value_is_asked_for_again_alone(tmp_path: Pat
     assert found["b"] == ([None, None], "no number")
     assert len(service.calls) == 5  # all; twice the one alone, and each time one that had a value
     assert said == []
+
+
+class HalfAway(LocalActor):
+    """Gives one output of each group a value, and says of the other that its service is away."""
+
+    async def ready(self) -> dict[str, str]:
+        return {"name": "reward", "digest": "digest"}
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        ids = batch["group_id"].to_pylist()
+        raise ScorerAwayError(
+            "busy", scores("reward", {name: [1.0, None] for name in ids}, error="busy"), frozenset(ids)
+        )
+
+
+def test_what_a_scorer_gives_in_part_is_kept_when_it_stays_so(tmp_path: Path) -> None:
+    async def score() -> pa.RecordBatch:
+        pool = Pool("scorer-reward", 1, lambda *_: HalfAway(), RunDirectory(tmp_path).log, PoolSettings(start=5))
+        await pool.start()
+        async with background_tasks() as begin:
+            scorer = GroupScorer("reward", pool, 2, TimeoutsSection(outage=0.5, lease=5), begin, print)
+            seen = groups("seen")
+            scorer.scoring.tried({"reward": Trial(seen, scores("reward", {"seen": [1.0, None]}))})
+            return await scorer.score(groups("a", "b", "c"))
+
+    rows = asyncio.run(asyncio.wait_for(score(), 20))
+    assert rows["values"].to_pylist() == [[1.0, None]] * 3
+
+
+class GoldAway(LocalActor):
+    """Is down for a while in the middle of a group: its outputs have values, its reference has none."""
+
+    def __init__(self, down: int) -> None:
+        super().__init__()
+        self._down = down  # calls
+
+    async def ready(self) -> dict[str, str]:
+        return {"name": "reward", "digest": "digest"}
+
+    async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        found: dict[str, list[float | None]] = {name: [1.0, 2.0] for name in batch["group_id"].to_pylist()}
+        self._down -= 1
+        return scores("reward", found) if self._down < 0 else scores("reward", found, gold_value=None, error="down")
+
+
+@pytest.mark.parametrize(("down", "gold"), [(2, 0.5), (1000, None)])
+def test_a_reference_without_a_value_is_asked_for_again_too(tmp_path: Path, down: int, gold: float | None) -> None:
+    scorer = GoldAway(down)
+
+    async def score() -> pa.RecordBatch:
+        pool = Pool("scorer-reward", 1, lambda *_: scorer, RunDirectory(tmp_path).log, PoolSettings(start=5))
+        await pool.start()
+        async with background_tasks() as begin:
+            subject = GroupScorer("reward", pool, 2, TimeoutsSection(outage=0.5, lease=5), begin, print)
+            subject.scoring.tried({"reward": Trial(groups("seen"), scores("reward", {"seen": [1.0, 2.0]}))})
+            return await subject.score(groups("a"))
+
+    (row,) = asyncio.run(asyncio.wait_for(score(), 20)).to_pylist()
+    assert (row["values"], row["gold_value"]) == ([1.0, 2.0], gold)
 
 
 class Unreliable(LocalScorer):
