@@ -1,10 +1,11 @@
 """The errors that users see: one clear sentence each, without a traceback."""
 
+import errno
 import getpass
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,40 @@ def without_secrets(text: str) -> str:
     return _AUTHORIZATION.sub(r"\1\2…", text)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message, without the pages that some append, and without secrets."""
-    return without_secrets(str(error).strip().split("\n")[0])
+_HEADING = re.compile(r".*:$|\d+ validation errors? for |\d+ (Client|Server) Error")
+"""The beginning of a line that says nothing without the line after it."""
+
+_LONGEST_LINE = 600
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's error message that says something, without the pages that some append.
+
+    Headings (torch's "Error(s) in loading state_dict for …:", a hub's "404 Client Error …") are followed by the lines
+    that they announce; an error without a message is named by its type.
+    """
+    lines = [line for line in map(str.strip, str(error).splitlines()) if re.search(r"\w", line)]
+    if lines and lines[0].startswith("Traceback "):  # a process's, passed on as text: its end is what was raised
+        lines = lines[-1:]
+    told = ""
+    for line in lines:
+        told = f"{told} {line}".strip()
+        if not _HEADING.match(line):
+            break
+    if len(told) > _LONGEST_LINE:
+        told = told[:_LONGEST_LINE] + " …"
+    return without_secrets(told) or type(error).__name__
+
+
+def listed(items: Sequence[str], most: int = 3) -> str:
+    """Return the first items of a list as text, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+_OF_THE_DISK = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.EHOSTDOWN}
+)
 
 
 def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
@@ -59,6 +91,15 @@ def unreadable(path: Path, error: OSError, root: Path, gone: str) -> str:
         f"{error.filename or path} cannot be read on node {node} ({error.strerror or error}); check the disk or the "
         f"file server, and run the same command again."
     )
+
+
+def refuse_unreadable(path: Path, error: BaseException) -> None:
+    """Raise a UserError if a file was not read because of a right, disk or file server: it is not known to be damaged.
+
+    Do nothing for other errors.
+    """
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
+        raise UserError(f"{path} is not read: {unreadable(path, error, path, '')}") from error
 
 
 def _user() -> str:

@@ -103,7 +103,7 @@ class AdapterSection(Section):
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
-        description="names of the linear layers that get an adapter",
+        description="names of the linear layers that get an adapter, or all-linear alone for all but the output layer",
     )
 
 

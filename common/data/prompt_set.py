@@ -79,6 +79,14 @@ class PromptSet(Sequence[Prompt]):
         for part in self._parts:
             yield from zip(part["row"].to_pylist(), part["text"].to_pylist(), strict=True)
 
+    def find(self, prompt_id: str, text: str) -> Prompt | None:
+        """Return the prompt of an id and text."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            for place in pc.indices_nonzero(pc.equal(part["text"], text)).to_pylist():
+                if (prompt := self[start + place]).prompt_id == prompt_id:
+                    return prompt
+        return None
+
     def token_digest(self) -> str:
         """Return the digest of all prompts' token ids, in their order."""
         ids, lengths = (hashlib.blake2b(digest_size=16) for _ in range(2))

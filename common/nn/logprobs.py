@@ -3,8 +3,9 @@
 Callers pass prompts and outputs; the decoder (common/nn/prefix/decoder.py) decides how to lay them out in a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +13,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, first_line
 from brain_align.common.nn.lm_head import LMHead
-from brain_align.common.nn.models.causal_lm import check_logits, context_length
+from brain_align.common.nn.models.exactness import check_exact
 from brain_align.common.nn.prefix.decoder import PackedCheck, PrefixDecoder, TextStates
 from brain_align.common.nn.prefix.packing import Request, TokenBudget
 
@@ -133,17 +134,29 @@ class SequenceLogprobs(nn.Module):
         """Compare packed with padded rows on a group; return None where its rows are padded anyway."""
         if not self.decoder.can_pack([request]):
             return None
-        packed, padded = (
-            torch.cat([_sums(compute([part])) for part in TokenBudget(max_tokens, packed=packs).split(request)])
-            for compute, packs in ((self._packed, True), (self._padded, False))
-        )
-        tokens = torch.tensor([max(1, len(output)) for output in request[1]], device=packed.device)
         tolerance = _TOLERANCE.get(self.decoder.dtype, _TOLERANCE_IN_16_BITS)
-        return PackedCheck(float(((packed - padded).abs() / tokens).max()), tolerance)
+        what = "log-probabilities (nats per token)"
+        padded, packed = (
+            partial(self._sums_of, compute, TokenBudget(max_tokens, packed=packs).split(request))
+            for compute, packs in ((self._padded, False), (self._packed, True))
+        )
+        tokens = torch.tensor([max(1, len(output)) for output in request[1]], device=self.decoder.device)
+        expected = padded()
+        try:
+            actual = packed()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of any kind: the model's own code
+            return PackedCheck(what, torch.nan, tolerance, first_line(error))
+        return PackedCheck(what, float(((actual - expected).abs() / tokens).max()), tolerance)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    @staticmethod
+    def _sums_of(compute: Callable[[list[Request]], list[torch.Tensor]], parts: list[Request]) -> torch.Tensor:
+        return torch.cat([_sums(compute([part])) for part in parts])
 
     def _at_once(self, requests: Sequence[Request]) -> list[torch.Tensor]:
         return self._packed(requests) if self.decoder.can_pack(requests) else self._padded(requests)
@@ -173,7 +186,7 @@ class SequenceLogprobs(nn.Module):
             raise ValueError("a group needs at least one output")
         if not len(prompt):
             raise ValueError("a prompt needs at least one token: the first output token is predicted from it")
-        limit, longest = context_length(self.decoder.config), len(prompt) + max(map(len, outputs))
+        limit, longest = self.decoder.longest_text, len(prompt) + max(map(len, outputs))
         if longest > limit:
             raise ValueError(f"prompt and output have {longest} tokens, the model reads {limit}")
 
@@ -198,7 +211,7 @@ def _checked(model: PreTrainedModel | PeftModel) -> SequenceLogprobs:
                 f"The output layer of this {base.config.model_type} model is a {type(head).__name__}, not a plain "
                 f"linear layer; merge an adapter on it into the model, and do not quantise it."
             )
-        check_logits(base, base.name_or_path or "as given")
+        check_exact(base, base.name_or_path or "as given")
         computer = SequenceLogprobs(model)
         computer.decoder.pad_unless_exact()
         _PADDED_BECAUSE[model] = computer.decoder.padded_because

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,8 @@ from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
 from brain_align.common.nn.completion_frame import Frame, frame_of_template, listed_tokens
-from brain_align.common.nn.models.causal_lm import check_tokenizer, load_config, load_tokenizer
+from brain_align.common.nn.models.causal_lm import check_tokenizer, load_tokenizer
+from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.end_tokens import end_tokens, model_end_tokens
 from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, token_ids, tokens_around
 
@@ -109,6 +111,8 @@ class TextEncoding:
     noted: list[str] = field(default_factory=list)
     _lost: Counter[str] = field(default_factory=Counter)  # turns that the template left out, by role
     _literal: int = 0  # prompts that spell control tokens
+    _plain: int = 0  # prompts encoded as plain texts
+    _control: bool = False  # whether one of these has control tokens, as texts that were rendered beforehand do
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of prompts; raise a RefusedPromptError for one that cannot be encoded."""
@@ -152,6 +156,11 @@ class TextEncoding:
         found += [f"note: the chat template leaves out {count} {role} turns" for role, count in self._lost.items()]
         if self._literal:
             found.append(f"note: {self._literal} prompts spell control tokens of the tokenizer, which are read as text")
+        if self._plain and not self._control and self.tokenizer.chat_template:
+            found.append(
+                "note: the tokenizer has a chat template, but data.chat_template=none gives the model the prompts as "
+                "plain texts; set data.chat_template=model if it is a chat model"
+            )
         return found + self._frame.notes
 
     def _require_rows(self, index: int, ids: Sequence[int]) -> None:
@@ -170,6 +179,9 @@ class TextEncoding:
         """
         before = self._put_before_texts
         rows = token_ids(self.tokenizer, texts)
+        control = set(self.tokenizer.all_special_ids) - set(before)
+        self._plain += len(rows)
+        self._control = self._control or not control.isdisjoint(chain.from_iterable(rows))
         return [row if row[: len(before)] == before else before + row for row in rows]
 
     def _conversations(self, texts: Sequence[str]) -> list[list[int]]:

@@ -7,7 +7,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from brain_align.common.durable import is_temporary
 from brain_align.common.errors import PipelineError, TryAgainError, UserError, first_line
 from brain_align.common.logs import keep_traceback
 from brain_align.common.system.interruption import RESUME, Terminated
@@ -66,7 +68,8 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
         return _of_the_system(error, error.errno, resumes)
     if isinstance(error, Exception):
         what = "There is not enough memory" if isinstance(error, MemoryError) else f"Unexpected {type(error).__name__}"
-        return Outcome(f"{': '.join(filter(None, (what, first_line(error))))}{_details(error)}", FAILED)
+        told = f"{what}: {first_line(error)}" if str(error) else what
+        return Outcome(f"{told}{_details(error)}", FAILED)
     raise error
 
 
@@ -112,6 +115,8 @@ def _interrupted(error: BaseException, resumes: bool) -> Outcome:
 def _of_the_system(error: OSError, number: int, resumes: bool) -> Outcome:
     """Return a sentence on a file, or another part of the system, that failed where no command expects it."""
     file = error.filename if error.filename is not None else error.filename2
+    if isinstance(file, str | bytes | os.PathLike) and is_temporary(path := Path(os.fsdecode(file))):
+        file = path.parent  # a name that the user has never seen
     place = "" if file is None or isinstance(file, int) else f"{os.fsdecode(file)}: "
     advice = f" {_ADVICE[number]}, and {RESUME if resumes else 'run it again'}." if number in _ADVICE else ""
     what = f"{place}{error.strerror or os.strerror(number)} (errno {number})."

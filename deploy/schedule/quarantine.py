@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from brain_align.common.durable import write_file
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, UserError, refuse_unreadable
 from brain_align.common.requests import Purpose
 
 SAMPLER = "sampler"
@@ -113,4 +113,5 @@ def _read(path: Path) -> list[Item]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
+        refuse_unreadable(path, error)
         raise UserError(f"{path} is not a list of quarantined items ({error}); restore or remove it.") from None

@@ -7,8 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
 from brain_align.common.config.recipe import Recipe
@@ -18,6 +20,7 @@ from brain_align.deploy.services.make_services import Service
 from brain_align.deploy.services.reachable import check_reachable
 from brain_align.deploy.services.room import can_grow, check_each_fits
 
+_LOG = logging.getLogger(__name__)
 LOWER_SERVICES = "lower their replicas, cpus or gpus"
 """The remedy where a cluster is too small."""
 
@@ -44,6 +47,7 @@ def ray_cluster(
     cores = math.ceil(needs["CPU"]) + (os.cpu_count() or 1)  # this machine's: for replicas that are added later
     own = {} if address else {"num_cpus": settings.num_cpus or cores, "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's new default; silences its warning
+    ray_worker.print_to_stdstream = _log
     try:
         with _own_signal_handlers():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -60,6 +64,11 @@ def ray_cluster(
         yield offers
     finally:
         ray.shutdown()
+
+
+def _log(data: Mapping[str, Any], **_options: object) -> None:
+    """Log Ray's pages on lost processes, which it would print on stdout: a run says itself, in a line, what it lost."""
+    _LOG.info("Ray: %s", "\n".join(data["lines"]))
 
 
 @contextmanager

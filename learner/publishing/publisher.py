@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import save_adapter
-from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.nn.models.configuration import context_length
 from brain_align.common.nn.models.saving import save_causal_lm
 from brain_align.common.nn.prefix.packing import Request
 from brain_align.common.policies import PolicyRegistry, Probe

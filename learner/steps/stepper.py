@@ -107,10 +107,7 @@ class Stepper:
         outputs = [groups.text(rows[0], column) for column in groups.computed[rows[0]].nonzero().flatten().tolist()]
         check = self._policy.check_packed((groups.prompts[rows[0]], outputs), self.max_tokens)
         if check is not None and not all(self._engine.gather(check.passed)):
-            self._policy.decoder.padded_because = (
-                f"packed rows give other log-probabilities: {check.difference:.2g} nats per token from padded ones, "
-                f"where rounding explains {check.tolerance:.2g}"
-            )
+            self._policy.decoder.padded_because = check.because
             self._note(
                 f"WARNING: this model's packed rows are not used, and training is several times slower: in group "
                 f"{groups.group_ids[rows[0]]}, {self._policy.decoder.padded_because}."

@@ -9,7 +9,8 @@ from typing_extensions import override
 from brain_align.common.config.scorers import GPTJRewardSection
 from brain_align.common.errors import UserError
 from brain_align.common.identity import digest
-from brain_align.common.nn.models.causal_lm import check_tokenizer, context_length, load_tokenizer
+from brain_align.common.nn.models.causal_lm import check_tokenizer, load_tokenizer
+from brain_align.common.nn.models.configuration import context_length
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer
 from brain_align.scorer.text_models.checkpoints import find_checkpoint
 from brain_align.scorer.text_models.encoded_texts import annotate_texts

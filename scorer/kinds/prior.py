@@ -11,7 +11,7 @@ from brain_align.common.config.inputs import PolicySection
 from brain_align.common.identity import digest, digest_files
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, find_adapter
-from brain_align.common.nn.models.causal_lm import load_config
+from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.policy_model import load_prior_model
 from brain_align.common.schemas import PRIOR
 from brain_align.scorer.scorer import Annotation, Group, Scorer, annotate, finite_or_null

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedConfig
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, refuse_unreadable
 from brain_align.common.identity import digest, digest_files
 from brain_align.common.nn.models.sources import is_local
 from brain_align.scorer.text_models.formats import RewardFormat
@@ -111,6 +111,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        refuse_unreadable(index, error)
         raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
 
 

@@ -18,7 +18,7 @@ from transformers import GPTJConfig, GPTJModel
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
 from brain_align.common.config.scorers import Dtype
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, listed
 from brain_align.common.nn.prefix.stock_models import is_layout
 from brain_align.scorer.text_models.checkpoints import Checkpoint
 from brain_align.scorer.text_models.formats import RewardFormat
@@ -92,7 +92,7 @@ def _read(files: Sequence[Path]) -> Weights:
     for file in files:
         read = _read_file(file)
         if twice := sorted(read.keys() & weights.keys()):
-            raise UserError(f"{file} holds weights that another shard holds, too: {_listed(twice)}.")
+            raise UserError(f"{file} holds weights that another shard holds, too: {listed(twice, 8)}.")
         weights |= read
     return weights
 
@@ -140,15 +140,10 @@ def _require_exactly(expected: Weights, actual: Weights, checkpoint: Checkpoint)
         "unexpected": sorted(actual.keys() - expected.keys()),
         "of another shape": differing,
     }
-    if problems := [f"{what}: {_listed(names)}" for what, names in found.items() if names]:
+    if problems := [f"{what}: {listed(names, 8)}" for what, names in found.items() if names]:
         config = checkpoint.config or "GPT-J-6B's configuration (there is no config.json beside it)"
         files = checkpoint.weights[0] if len(checkpoint.weights) == 1 else checkpoint.root
         raise UserError(f"The weights in {files} do not fit {config}; {'; '.join(problems)}.")
-
-
-def _listed(items: list[str], most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
 
 
 def _fill_position_buffers(model: GPTJReward, blocks: Sequence[torch.device]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,18 +10,24 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from brain_align.common.config.inputs import AdapterSection
-from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.errors import UserError, first_line, listed
+from brain_align.common.nn.models.exactness import decoder_of
+from brain_align.common.nn.models.sources import find_source, hub_failure
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
+ALL_LINEAR = "all-linear"
+"""The target that stands for all linear layers but the output layer, as in PEFT."""
+
+_MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) .*?Size\(\[([\d, ]*)\]\)")
+"""What torch says of a weight of another shape."""
+
 _PICKLED = "adapter_model.bin"
 _VARIANTS = (
     "lora_bias",
@@ -43,16 +50,18 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     Raises:
         UserError: the model lacks one of the target modules.
     """
-    check_targets(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.alpha,
-        target_modules=sorted(settings.targets),
+        target_modules=checked_targets(model, settings.targets),
         lora_dropout=0.0,
         bias="none",
     )
-    peft_model = get_peft_model(model, config)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:  # layers that PEFT knows not to bear an adapter (Mamba's)
+        raise UserError(f"policy.adapter.targets: {first_line(error)}") from error
     _initialise(peft_model, seed)
     return peft_model
 
@@ -63,12 +72,16 @@ def find_adapter(source: str) -> Path:
     Raises:
         UserError: the directory or repository does not exist.
     """
-    if is_local(source, "The adapter"):
+    place = find_source(source, "The adapter")
+    if place.local:
         return Path(source)
+    offline, wanted = hub_failure() is not None, [CONFIG, WEIGHTS]
     try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"The adapter: {source} could not be fetched from the hub: {first_line(error)}") from error
+        return Path(
+            snapshot_download(place.name, revision=place.revision, allow_patterns=wanted, local_files_only=offline)
+        )
+    except Exception as error:  # of the hub, or of the network
+        raise place.failure("adapter", error) from error
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
@@ -80,7 +93,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
     """
     try:
         config = PeftConfig.from_pretrained(str(directory))
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # a user's file may bring anything about in PEFT's code
         raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
     if not isinstance(config, LoraConfig):
         raise UserError(f"The adapter in {directory} is of type {config.peft_type}; only LoRA adapters are supported.")
@@ -122,8 +135,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
     try:
         saved = load_file(directory / WEIGHTS)
         peft_model = PeftModel.from_pretrained(model, str(directory), config=config, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"The adapter in {directory} could not be loaded: {first_line(error)}") from error
+    except Exception as error:  # a user's files may bring anything about in PEFT's code
+        raise _not_loaded(directory, error) from error
     # PEFT only warns about these, and leaves missing weights at random values.
     differing = sorted(set(saved) ^ set(get_peft_model_state_dict(peft_model)))
     if differing:
@@ -156,17 +169,19 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Refuse names of layers that a model lacks, or that get no adapters here.
+def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:
+    """Return the names of the layers that get an adapter, refusing those that a model lacks or that can have none.
 
     Raises:
         UserError: naming the layers that the model has.
     """
-    layers = dict(model.base_model.named_modules())
+    layers = dict(decoder_of(model).named_modules())
     linear = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
+    if targets == [ALL_LINEAR] and linear:
+        return sorted({name.rpartition(".")[2] for name in linear})
     absent = [target for target in targets if not _named(target, linear)]
     if not absent:
-        return
+        return sorted(targets)
     kind = f"a {model.config.model_type} model"
     transposed = [name for name, module in layers.items() if isinstance(module, Conv1D)]
     if not linear or any(_named(target, transposed) for target in absent):
@@ -174,7 +189,20 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
             f"policy.adapter.targets: the layers of {kind} ({_last_names(transposed)}) are Conv1D layers, which get no "
             f"adapters here; policy.method=full trains it."
         )
-    raise UserError(f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)}.")
+    raise UserError(
+        f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)} (or "
+        f"{ALL_LINEAR} alone, for all of them)."
+    )
+
+
+def _not_loaded(directory: Path, error: Exception) -> UserError:
+    reason = first_line(error)
+    if shapes := [f"{name} is [{there}] there, [{here}] here" for name, there, here in _MISMATCH.findall(str(error))]:
+        reason = (
+            f"its weights do not fit the model or its own configuration: {listed(shapes)}; give the model that it was "
+            f"made with, or merge it into that model"
+        )
+    return UserError(f"The adapter in {directory} could not be loaded: {reason}.")
 
 
 def _named(target: str, layers: Iterable[str]) -> bool:

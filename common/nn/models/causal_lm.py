@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -14,57 +13,76 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.errors import UserError, listed
+from brain_align.common.nn.models.configuration import has_other_parts, load_config, names_in_parts
+from brain_align.common.nn.models.exactness import check_exact
+from brain_align.common.nn.models.rotary import fix_rotary
+from brain_align.common.nn.models.shards import check_shards
+from brain_align.common.nn.models.sources import find_source
 
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["nf4"]
 
 
 def load_causal_lm(
-    source: str, dtype: Dtype, device: str | torch.device = "cpu", quantization: Quantization | None = None
+    source: str,
+    dtype: Dtype,
+    device: str | torch.device = "cpu",
+    quantization: Quantization | None = None,
+    *,
+    window: int | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model for exact log-probabilities: eval mode, no dropout, no cache.
 
     Dropout is removed, not only switched off, so that a later `train()` (which gradient checkpointing needs) leaves the
-    log-probabilities unchanged.
+    log-probabilities unchanged. Of a model that also reads images or sound, the text model alone is loaded.
 
     Args:
         source: HF directory, read without network access, or hub id.
         dtype: of the weights, and of the computation with quantised ones.
         device: for the weights.
         quantization: nf4: all linear layers except the output layer in 4 bits, doubly quantised.
+        window: the most tokens that prompt and output will have; it decides about rotary embeddings whose frequencies
+            depend on it (`rotary.py`).
 
     Raises:
         UserError: the directory is missing, does not hold a causal language model, lacks some of its weights, or holds
             a quantised model; or the model computes logits in a way that `common.nn.logprobs` does not reproduce.
     """
-    local = is_local(source, "The language model")
+    place = find_source(source, "The language model")
     config = load_config(source)
     _refuse_quantized(config, source)
     _remove_dropout(config)
     config.use_cache = False
+    check_shards(source)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source,
+            place.name,
             config=config,
             dtype=getattr(torch, dtype),
-            local_files_only=local,
             output_loading_info=True,
+            ignore_mismatched_sizes=not is_deepspeed_zero3_enabled(),  # `_refuse_incomplete` names them
+            key_mapping=names_in_parts(source, config),
+            **place.arguments(),
             **_placement(dtype, device, quantization),
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"No language model could be loaded from {source}: {first_line(error)}") from error
-    _refuse_incomplete(report, source)
+    except Exception as error:  # a user's files may bring anything about in transformers' code
+        raise place.failure("language model", error) from error
+    refuse_incomplete(report, source)
+    model.name_or_path = source
+    if has_other_parts(source, config):
+        model._weight_conversions = None  # it is saved as the text-only model that it now is
     model.eval()
     if is_deepspeed_zero3_enabled():
         _restore_buffers(model)
+        _fix_rotary(model, window)
         return model  # partitioned: no forward pass before DeepSpeed's engine exists
     if quantization is None:
         model.to(device)
     else:
         _compute_alike(model)
-    check_logits(model, source)
+    check_exact(model, source)
+    _fix_rotary(model, window)
     return model
 
 
@@ -81,31 +99,18 @@ def _placement(dtype: Dtype, device: str | torch.device, quantization: Quantizat
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def load_config(source: str) -> PreTrainedConfig:
-    """Load a model's configuration alone, from an HF directory without network access, or by hub id.
-
-    Raises:
-        UserError: the directory is missing, or the configuration could not be loaded.
-    """
-    return _from_pretrained(AutoConfig, source, "model configuration")
-
-
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from an HF directory without network access, or by hub id.
 
     Raises:
         UserError: the directory is missing, or the tokenizer could not be loaded.
     """
-    return _from_pretrained(AutoTokenizer, source, "tokenizer")
-
-
-def _from_pretrained(auto: type[AutoConfig | AutoTokenizer], source: str, what: str) -> Any:
-    local = is_local(source, f"The {what}")
+    place = find_source(source, "The tokenizer")
     try:
-        return auto.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, RuntimeError) as error:
-        where = source if local else f"{source}, which is not a local directory and so must be a hub id"
-        raise UserError(f"No {what} could be loaded from {where}: {first_line(error)}") from error
+        # With vLLM's mistral-common installed, Mistral's models would get a tokenizer without a chat template.
+        return AutoTokenizer.from_pretrained(place.name, mistral_format=False, **place.arguments())
+    except Exception as error:  # a user's files may bring anything about in transformers' code
+        raise place.failure("tokenizer", error) from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, where: str) -> list[str]:
@@ -138,19 +143,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
     return [f"note: the model has {rows} tokens, its tokenizer also {names}: texts with these are refused"]
 
 
-def context_length(config: PreTrainedConfig) -> int:
-    """Return the largest number of tokens (prompt and output together) that a model can read.
-
-    Raises:
-        UserError: the configuration does not state it.
-    """
-    # Configurations with another name for it (GPT-J: n_positions) map this one to theirs.
-    length = getattr(config, "max_position_embeddings", None)
-    if not isinstance(length, int):
-        raise UserError(f"A {config.model_type} model's configuration must state max_position_embeddings.")
-    return length
-
-
 def _compute_alike(model: PreTrainedModel) -> None:
     """Switch off the path that bitsandbytes takes on CPUs without gradients.
 
@@ -178,12 +170,24 @@ def _remove_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def _refuse_incomplete(report: dict[str, Any], source: str) -> None:
-    # transformers only warn here, and give missing weights random values.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        names = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
-        raise UserError(f"The model in {source} lacks {len(missing)} of its weights: {names}")
+def refuse_incomplete(report: dict[str, Any], source: str) -> None:
+    """Refuse a model whose files lack weights or have others, given what transformers report on its loading.
+
+    Transformers only warn here, and give such weights random values.
+
+    Raises:
+        UserError: weights are missing or of another shape.
+    """
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"The model in {source} lacks {len(missing)} of its weights: {listed(missing)}.")
+    if other := sorted(report.get("mismatched_keys") or ()):
+        shapes = [f"{name} is {list(there)}, expected {list(here)}" for name, there, here in other]
+        raise UserError(f"The weights in {source} do not fit its config.json: {listed(shapes)}.")
+
+
+def _fix_rotary(model: PreTrainedModel, window: int | None) -> None:
+    if window is not None:
+        fix_rotary(model, window)
 
 
 def _restore_buffers(model: PreTrainedModel) -> None:
@@ -196,26 +200,3 @@ def _restore_buffers(model: PreTrainedModel) -> None:
             module.register_buffer(name, module.get_buffer(name).float(), persistent=False)
         if rounded:
             model._init_weights(module)  # leaves loaded weights unchanged
-
-
-@torch.no_grad()
-def check_logits(model: PreTrainedModel, source: str) -> None:
-    """Refuse a model whose logits are not just its output layer applied to the decoder's last hidden states.
-
-    The model is on its device, without active dropout; messages call it `source`.
-
-    Raises:
-        UserError: its logits are transformed (soft-capped or scaled, say), or it takes no position ids.
-    """
-    positions = torch.arange(min(16, context_length(model.config)), device=model.device)[None]
-    ids = positions % model.config.vocab_size
-    try:
-        expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    except TypeError as error:
-        raise UserError(f"A {model.config.model_type} model ({source}) does not accept position ids.") from error
-    if not torch.allclose(expected, model.get_output_embeddings()(hidden), rtol=1e-3, atol=1e-4):
-        raise UserError(
-            f"A {model.config.model_type} model ({source}) transforms its logits after the output layer: "
-            f"this is not supported, its log-probabilities would be wrong."
-        )

@@ -1,14 +1,15 @@
 """The tokens that end a text of a model: one in most tokenizers, several in most chat models."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from brain_align.common.errors import UserError
-from brain_align.common.nn.models.causal_lm import load_config
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.errors import UserError, refuse_unreadable
+from brain_align.common.nn.models.configuration import load_any_config
+from brain_align.common.nn.models.sources import find_source, hub_failure
 
 _GENERATION = "generation_config.json"
 
@@ -23,9 +24,13 @@ def end_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def model_end_tokens(source: str) -> list[int]:
     """Return the ids that config.json and generation_config.json name."""
-    config = load_config(source)
+    config = load_any_config(source)
     inner = config.get_text_config()
-    named = (config.eos_token_id, getattr(inner, "eos_token_id", None), _generation(source).get("eos_token_id"))
+    named = (
+        getattr(config, "eos_token_id", None),
+        getattr(inner, "eos_token_id", None),
+        _generation(source).get("eos_token_id"),
+    )
     return list(dict.fromkeys(token for ids in named for token in _listed(ids)))
 
 
@@ -35,14 +40,13 @@ def _listed(ids: Any) -> list[int]:
 
 def _generation(source: str) -> dict[str, Any]:
     """Return generation_config.json as it is: transformers' class refuses files that many models have."""
-    local = is_local(source, "The model")
-    name, _, revision = (source, "", "") if local else source.partition("@")
+    place = find_source(source, "The model")
     try:
         path = cached_file(
-            name,
+            place.name,
             _GENERATION,
-            revision=revision or None,
-            local_files_only=local,
+            revision=place.revision,
+            local_files_only=place.local or hub_failure() is not None,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
@@ -51,5 +55,6 @@ def _generation(source: str) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as file:
             settings = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
+        refuse_unreadable(Path(source) / _GENERATION, error)
         raise UserError(f"{_GENERATION} of {source} cannot be read ({error}); restore or remove it.") from None
     return settings if isinstance(settings, dict) else {}

@@ -4,8 +4,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection, PolicySection
-from brain_align.common.nn.models.adapters import check_targets
-from brain_align.common.nn.models.causal_lm import load_config
+from brain_align.common.nn.models.adapters import checked_targets
+from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.policy_model import adapter_rank
 from brain_align.common.nn.models.saving import check_saveable, unsaveable
 
@@ -26,7 +26,7 @@ def check_policy(policy: PolicySection, *, sampled: bool) -> list[str]:
     if model is None:
         return []
     if policy.method == "lora" and policy.sft_adapter is None:
-        check_targets(model, (policy.adapter or AdapterSection()).targets)
+        checked_targets(model, (policy.adapter or AdapterSection()).targets)
     if policy.method == "full" or (policy.quantization is not None and sampled):
         check_saveable(model)
     reason = unsaveable(model)
@@ -35,9 +35,10 @@ def check_policy(policy: PolicySection, *, sampled: bool) -> list[str]:
 
 def _without_weights(source: str) -> PreTrainedModel | None:
     """Return a model whose parameters have no values; None where transformers cannot make it so."""
+    config = load_config(source)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(source))
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # noqa: BLE001 - loading says what is wrong; some models compute while they are made
         return None
     model.name_or_path = source

@@ -11,35 +11,43 @@ from transformers import PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection, PolicySection
 from brain_align.common.errors import UserError
-from brain_align.common.nn.models.adapters import attach_new_adapter, find_adapter, load_adapter, read_adapter_config
+from brain_align.common.nn.models.adapters import (
+    ALL_LINEAR,
+    attach_new_adapter,
+    find_adapter,
+    load_adapter,
+    read_adapter_config,
+)
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.nn.models.saving import check_saveable
 
 
-def load_prior_model(policy: PolicySection, device: str | torch.device = "cpu") -> PreTrainedModel | PeftModel:
-    """Load the prior, frozen: the model, with its SFT adapter if there is one.
+def load_prior_model(
+    policy: PolicySection, device: str | torch.device = "cpu", *, window: int | None = None
+) -> PreTrainedModel | PeftModel:
+    """Load the prior, frozen: the model, with its SFT adapter if there is one; for `window` see `load_causal_lm`.
 
     Raises:
         UserError: model or adapter cannot be loaded.
     """
-    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization)
+    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization, window=window)
     model.requires_grad_(False)
     return load_adapter(model, find_adapter(policy.sft_adapter)) if policy.sft_adapter else model
 
 
 def load_policy_model(
-    policy: PolicySection, device: str | torch.device = "cpu", *, seed: int
+    policy: PolicySection, device: str | torch.device = "cpu", *, seed: int, window: int | None = None
 ) -> PreTrainedModel | PeftModel:
     """Load the policy as it is before the first step: equal to the prior, with trained weights marked `requires_grad`.
 
     The recipe's section chooses between all weights, a new adapter that changes nothing yet (its values depend on the
-    seed), and a copy of the SFT adapter.
+    seed), and a copy of the SFT adapter. For `window` see `load_causal_lm`.
 
     Raises:
         UserError: model or adapter cannot be loaded, or the recipe's adapter differs from the SFT adapter.
     """
     adapter = _sft_adapter(policy)
-    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization)
+    model = load_causal_lm(policy.model, policy.dtype, device, policy.quantization, window=window)
     if policy.method == "full":
         check_saveable(model)
         return model
@@ -79,6 +87,8 @@ def _refuse_other_shape(asked: AdapterSection, config: LoraConfig) -> None:
         "alpha": config.lora_alpha,
         "targets": targets if isinstance(targets, str) else sorted(targets),
     }
+    if asked.targets == [ALL_LINEAR]:
+        del wanted["targets"]
     differing = [f"{name} {given[name]} there, {wanted[name]} here" for name in wanted if given[name] != wanted[name]]
     if differing:
         raise UserError(

@@ -13,7 +13,52 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from brain_align.common.errors import UserError, first_line
+
 SHARD_BYTES = 2**30
+
+INDEX = ".index.json"
+"""Suffix of a weights file's name in the name of its index of shards."""
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The names of transformers' own files of weights, in the order in which it looks for them."""
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index of shards lists; all lie beside the index.
+
+    Raises:
+        UserError: it is not such an index, or names files elsewhere, or files that are missing.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
+    elsewhere = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if elsewhere or not names:
+        named = f"the file {elsewhere[0]!r}" if elsewhere else "no files"
+        raise UserError(f"{index} names {named}, where an index of sharded weights names files beside it; restore it.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{index} names {len(names)} files of weights, of which {len(missing)} are missing "
+            f"({', '.join(missing[:3])}); restore them."
+        )
+    return names
+
+
+def check_shards(source: str) -> None:
+    """Check the index of the weights that transformers would load from a directory, if there is one.
+
+    Raises:
+        UserError: as for `shard_names`.
+    """
+    for name in WEIGHTS:
+        if (Path(source) / name).is_file():
+            return
+        if (index := Path(source) / f"{name}{INDEX}").is_file():
+            shard_names(index)
+            return
 
 
 def write_shards(
@@ -57,20 +102,15 @@ def _name_files(directory: Path, stem: str, shards: list[list[str]], total: int)
     if count > 1:
         weight_map = {name: file for names, file in zip(shards, final, strict=True) for name in names}
         index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{stem}.safetensors.index.json").write_text(
-            json.dumps(index_file, indent=1) + "\n", encoding="utf-8"
-        )
+        (directory / f"{stem}.safetensors{INDEX}").write_text(json.dumps(index_file, indent=1) + "\n", encoding="utf-8")
 
 
 class ShardReader:
     """Reads the files of `write_shards`, which are memory-mapped, so that unread tensors take no memory."""
 
     def __init__(self, directory: Path, stem: str) -> None:
-        index = directory / f"{stem}.safetensors.index.json"
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            files = [f"{stem}.safetensors"]
+        index = directory / f"{stem}.safetensors{INDEX}"
+        files = shard_names(index) if index.exists() else [f"{stem}.safetensors"]
         opened = [safe_open(directory / file, framework="pt") for file in files]
         self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 

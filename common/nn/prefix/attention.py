@@ -29,7 +29,7 @@ def prefix_attention(
     return _PrefixAttention.apply(query, key, value, layout, scale)
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
     """Return the reason why there is no kernel for such tensors; None where there is one."""
     if device.type == "cuda":
         return attention_cuda.unsupported(device, dtype, head_dim)

@@ -40,13 +40,13 @@ class _Blocks:
             self.prompt_places = torch.cat(prompts).to(device)
 
 
-def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def unsupported(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
     """Return the reason why there is no kernel for such tensors; None where there is one."""
     if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
         return f"flash attention needs a GPU of compute capability {'.'.join(map(str, _OLDEST_CAPABILITY))} or more"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash attention computes in bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
-    if head_dim > _LARGEST_HEAD or head_dim % 8:
+    if head_dim is not None and (head_dim > _LARGEST_HEAD or head_dim % 8):
         return f"flash attention supports head dimensions up to {_LARGEST_HEAD} that 8 divides, not {head_dim}"
     return None
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from brain_align.common.nn.models.causal_lm import context_length
+from brain_align.common.errors import first_line
+from brain_align.common.nn.models.exactness import decoder_of, takes_positions
+from brain_align.common.nn.models.rotary import longest_text
 from brain_align.common.nn.prefix.packing import Request, TokenBudget, pack
 from brain_align.common.nn.prefix.stock_models import enable_packed_rows, longest_packed
 
@@ -31,13 +32,25 @@ _EXAMPLE = (24, (1, 9, 4, 0, 6))
 class PackedCheck:
     """The difference between packed and padded rows, in the unit of the compared values."""
 
+    what: str  # the compared values
     difference: float  # the largest
     tolerance: float  # the difference that rounding explains
+    failure: str | None = None  # why packed rows could not be computed at all; the difference is NaN then
 
     @property
     def passed(self) -> bool:
         """True where the two agree; not with a difference of NaN."""
         return self.difference <= self.tolerance
+
+    @property
+    def because(self) -> str:
+        """The reason for padded rows where the two do not agree."""
+        if self.failure is not None:
+            return f"packed rows cannot be computed ({self.failure})"
+        return (
+            f"packed rows give other {self.what} than padded rows, by {self.difference:.2g}, where rounding explains "
+            f"{self.tolerance:.2g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class PrefixDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._decoder = decoder_of(model)
+        self._takes_positions = takes_positions(self._decoder)
         self._window = longest_packed(model.config)
         self.padded_because = enable_packed_rows(model)
         if self.padded_because:
@@ -75,6 +90,11 @@ class PrefixDecoder:
     def config(self) -> PreTrainedConfig:
         """The model's configuration."""
         return self.model.config
+
+    @property
+    def longest_text(self) -> int:
+        """The most tokens (prompt and output) of a text."""
+        return longest_text(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,30 +163,33 @@ class PrefixDecoder:
             return torch.randint(self.config.vocab_size, (length,), generator=generator)
 
         prompt, outputs = _EXAMPLE
-        room = context_length(self.config) - max(outputs)
+        room = self.longest_text - max(outputs)
         request = (text(max(1, min(prompt, room))), [text(length) for length in outputs])
         if not self.can_pack([request]):
             return None
+        tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS)
         with torch.no_grad():
-            packed, padded = _last(self.packed([request])).float(), _last(self.padded(request)).float()
+            padded = _last(self.padded(request)).float()
+            try:
+                packed = _last(self.packed([request])).float()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of any kind: the model's own code
+                return PackedCheck("hidden states", torch.nan, tolerance, first_line(error))
         difference = ((packed - padded).norm(dim=1) / padded.norm(dim=1)).max()
-        return PackedCheck(float(difference), _TOLERANCE.get(self.dtype, _TOLERANCE_IN_16_BITS))
+        return PackedCheck("hidden states (parts of their norm)", float(difference), tolerance)
 
     def pad_unless_exact(self) -> None:
         """Compute on padded rows from now on, with a warning, if packed rows of made-up texts give other states."""
         check = self.check_packed()
         if check is not None and not check.passed:
-            self.padded_because = (
-                f"packed rows give other hidden states, {check.difference:.2g} of their norm away from those of padded "
-                f"rows, where rounding explains {check.tolerance:.2g}"
-            )
+            self.padded_because = check.because
             _LOG.warning("Padded rows, which are several times slower: %s.", self.padded_because)
 
     def _decode(self, rows: torch.Tensor, positions: torch.Tensor, layout: torch.Tensor | None) -> torch.Tensor:
         """Compute the last hidden states, [rows, t, h]."""
-        decoder: nn.Module = self.model.base_model  # `.model` of a Llama, `.transformer` of a GPT-J
-        outputs = decoder(input_ids=rows, position_ids=positions, attention_mask=layout, use_cache=False)
-        return outputs.last_hidden_state
+        named = {"position_ids": positions} if self._takes_positions else {}
+        return self._decoder(input_ids=rows, attention_mask=layout, use_cache=False, **named)[0]
 
 
 def _last(states: TextStates) -> torch.Tensor:

@@ -15,6 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
+from brain_align.common.nn.models.configuration import head_dimension
+from brain_align.common.nn.models.exactness import decoder_of, takes_positions
 from brain_align.common.nn.prefix.attention import prefix_attention, unsupported
 from brain_align.common.nn.prefix.packing import Layout
 
@@ -30,8 +32,7 @@ def enable_packed_rows(model: PreTrainedModel) -> str | None:
     Returns:
         None; or the reason why it cannot, with the model unchanged.
     """
-    config = model.config
-    if reason := _unsuitable(config) or unsupported(model.device, model.dtype, _head_dim(config)):
+    if reason := _unsuitable(model) or unsupported(model.device, model.dtype, head_dimension(model.config)):
         return reason
     if attentions := [module for module in model.modules() if isinstance(module, GPTJAttention)]:
         if any(type(module) not in (GPTJAttention, _GPTJPrefixAttention) for module in attentions):
@@ -112,15 +113,12 @@ def _attend(
     return prefix_attention(query, key, value, Layout.decode(layout), scale)[None]
 
 
-def _unsuitable(config: PreTrainedConfig) -> str | None:
-    settings = config.to_dict()
+def _unsuitable(model: PreTrainedModel) -> str | None:
+    settings = model.config.to_dict()
     kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers of type {', '.join(sorted(kinds))}"
+    if not takes_positions(decoder_of(model)):
+        return "it cannot be told the positions of its tokens"
     changed = [name for name in _CHANGES_SCORES if settings.get(name)]
     return f"its attention scores are changed by {', '.join(changed)}" if changed else None
-
-
-def _head_dim(config: PreTrainedConfig) -> int:
-    explicit = config.to_dict().get("head_dim")
-    return explicit or config.hidden_size // config.num_attention_heads

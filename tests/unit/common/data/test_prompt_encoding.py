@@ -49,6 +49,24 @@ def test_a_text_gets_what_stands_before_texts_once_and_no_end(special: str, befo
     assert encode([f"the cat{EOS}"])[0][-1] == tokenizer.eos_token_id  # what the text itself says stays
 
 
+@pytest.mark.parametrize(
+    ("has_template", "texts", "said"),
+    [
+        (True, ["the cat", "the mat"], True),
+        (True, ["the cat", f"the mat{EOS}the"], False),  # rendered beforehand
+        (False, ["the cat"], False),
+        (True, [], False),
+    ],
+)
+def test_a_chat_model_that_gets_plain_texts_is_noted(has_template: bool, texts: list[str], said: bool) -> None:
+    tokenizer = tokenizer_of(f"{BOS} $0")
+    tokenizer.chat_template = TEMPLATE if has_template else None
+    encoding = TextEncoding(tokenizer, None, ends=[tokenizer.eos_token_id], rows=len(tokenizer))
+    for text in texts:
+        encoding.prompts([text])
+    assert any("set data.chat_template=model if it is a chat model" in note for note in encoding.notes()) == said
+
+
 def test_raw_texts_are_what_the_tokenizer_makes_of_them() -> None:
     tokenizer = tokenizer_of(f"{BOS} $0")
     for text in (" the cat", "ß日本\n", "", "the cat sat on the mat"):

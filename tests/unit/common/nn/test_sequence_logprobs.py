@@ -55,7 +55,7 @@ def test_an_adapter_takes_part_and_the_model_is_checked_once(monkeypatch):
             if "lora_B" in name:
                 value.fill_(0.1)
     first = sequence_logprobs(model, GROUPS)
-    monkeypatch.setattr("brain_align.common.nn.logprobs.check_logits", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr("brain_align.common.nn.logprobs.check_exact", lambda *_: pytest.fail("checked again"))
     again = sequence_logprobs(model, GROUPS)
     assert torch.equal(first[0].sums, again[0].sums)
     merged = copy.deepcopy(model).merge_and_unload()

@@ -38,6 +38,7 @@ def ends_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (OSError(errno.EMFILE, "Too many open files", "f"), 1, "brain: f: Too many open files (errno 24). Raise the"),
         (OSError(errno.ENOENT, "No such file or directory", "r"), 1, "brain: r: No such file or directory (errno 2)."),
         (OSError(errno.EROFS, "Read-only file system", "/r"), 2, "brain: /r: Read-only file system (errno 30). Mount"),
+        (OSError(errno.EROFS, "Read-only file system", "/r/store/.tmp-a-0f"), 2, "brain: /r/store: Read-only file"),
         (PermissionError(errno.EACCES, "Permission denied", "/r"), 2, "brain: /r: Permission denied (errno 13). Give"),
         (OSError("of a library"), 1, "brain: Unexpected OSError: of a library; the traceback is in "),
         (ValueError("what\nis it"), 1, "brain: Unexpected ValueError: what; the traceback is in "),
