@@ -148,7 +148,9 @@ def _sentence(reasons: Iterable[str]) -> str | None:
 def finite_or_null(values: Sequence[float | NoValueError | None], what: str) -> tuple[list[float | None], list[str]]:
     """Replace values that are not finite in float32 by None; returns all values, and an error for each replaced."""
     # NaN fails every comparison.
-    kept = [value if isinstance(value, Real) and abs(value) <= _FLOAT32_MAX else None for value in values]
+    kept: list[float | None] = [
+        value if isinstance(value, int | float) and abs(value) <= _FLOAT32_MAX else None for value in values
+    ]
     errors = [
         f"{what} {index} has no value: {value}"
         if isinstance(value, NoValueError)
