@@ -68,7 +68,8 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
         return _of_the_system(error, error.errno, resumes)
     if isinstance(error, Exception):
         what = "There is not enough memory" if isinstance(error, MemoryError) else f"Unexpected {type(error).__name__}"
-        return Outcome(f"{': '.join(filter(None, (what, first_line(error))))}{_details(error)}", FAILED)
+        told = f"{what}: {first_line(error)}" if str(error) else what
+        return Outcome(f"{told}{_details(error)}", FAILED)
     raise error
 
 

@@ -87,8 +87,6 @@ def _written_config(model: PreTrainedModel) -> PreTrainedConfig:
     Of a model with several parts, only the text model is loaded and written.
     """
     config = load_config(model.name_or_path)
-    if type(config) is not type(model.config):
-        config = config.get_text_config()
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
