@@ -172,7 +172,7 @@ def _refuse_adapter(source: str) -> None:
     if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
         raise UserError(
             f"{source} holds an adapter, not a whole classifier ({ADAPTER_CONFIG}); merge it with its base, loaded "
-            f"with num_labels=1, first: PeftModel.from_pretrained(base, {source!r}).merge_and_unload().save_pretrained(DIR)."
+            f"with num_labels=1, first (PeftModel.from_pretrained(base, {source!r}).merge_and_unload())."
         )
 
 

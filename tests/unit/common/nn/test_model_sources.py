@@ -73,6 +73,17 @@ def test_a_model_of_several_parts_is_read_as_its_text_model_and_not_sampled_from
 def test_texts_beyond_the_switch_of_rotary_frequencies_need_a_window(tmp_path):
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
-    assert rotary_switch(Phi3Config(hidden_size=32, num_attention_heads=4, rope_parameters=rope, pad_token_id=0)) == 64
+    assert (
+        rotary_switch(
+            Phi3Config(
+                hidden_size=32,
+                num_attention_heads=4,
+                rope_parameters=rope,
+                original_max_position_embeddings=64,
+                pad_token_id=0,
+            )
+        )
+        == 64
+    )
     save(llama(), tmp_path)
     assert rotary_switch(load_config(str(tmp_path))) is None
