@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit lint docs format clean
+.PHONY: help setup demo test test-unit chaos lint docs format clean
 
 ifneq ($(words $(CURDIR)),1)
 $(error The project's path contains a space, which make cannot handle: $(CURDIR))
@@ -42,6 +42,9 @@ test: setup ## Lint, type check and all tests.
 
 test-unit: setup ## The unit tests alone: seconds, without Ray, vLLM and DeepSpeed.
 	@$(VENV) pytest tests/unit -n $(WORKERS) --dist worksteal
+
+chaos: setup ## One run through power cuts, outages and kills on simulated machines (root only).
+	@$(VENV) python -m tests.chaos
 
 lint: setup ## ruff (rules and format) and mypy.
 	@status=0; \

@@ -8,8 +8,14 @@
 docs/python.md describes it. A name is imported when it is first used, so that `import brain_align` costs nothing.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from brain_align.common.user_code import DIRECTORY, add_to_path
+
+if DIRECTORY in os.environ:  # an actor: Ray has put the directory before the libraries, which are imported only now
+    add_to_path(os.environ[DIRECTORY])
 
 if TYPE_CHECKING:
     from brain_align.common.errors import PipelineError, UserError

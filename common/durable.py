@@ -134,7 +134,7 @@ def _as_if_opened(directory: Path) -> None:
     opened.unlink()
     for entry in directory.rglob("*"):
         if entry.is_file() and not entry.is_symlink() and entry.stat().st_mode & 0o777 != mode:
-            with suppress(PermissionError):  # a file system without modes
+            with suppress(OSError):  # a file system without modes
                 entry.chmod(mode)
 
 

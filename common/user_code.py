@@ -1,6 +1,7 @@
 """Functions that users bring, by import path."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from brain_align.common.errors import UserError
+
+DIRECTORY = "BRAIN_FUNCTIONS"
+"""The environment variable of an actor that names the directory in which its run was started."""
 
 PACKAGE = "brain_align."
 """The beginning of this project's import paths; recipes and saved configurations of earlier versions leave it out.
@@ -20,10 +24,18 @@ Whatever is compared with those, or with their digests, leaves it out as well.
 def add_to_path(directory: str) -> None:
     """Have the modules of a user's directory found: after all libraries, but before the folders of this repository.
 
-    An editable install puts the repository on the path, where `scorer` or `common` would be found by their bare names.
+    A `torch.py` that lies there is not the library, wherever Python or Ray has put the directory on the path. The
+    repository is on the path of an editable install; there `scorer` or `common` would be found by their bare names.
     """
-    repository = str(Path(__file__).parents[2])
-    sys.path.insert(sys.path.index(repository) if repository in sys.path else len(sys.path), directory)
+    here = os.path.realpath(directory)
+    others = [entry for entry in sys.path if os.path.realpath(entry) != here]
+    repositories = [entry for entry in others if _is_repository(Path(entry))]
+    sys.path[:] = [*(entry for entry in others if entry not in repositories), directory, *repositories]
+
+
+def _is_repository(place: Path) -> bool:
+    """Return whether a place is this project's repository, and not a folder in which the package was installed."""
+    return (place / "pyproject.toml").is_file() and (place / "brain_align").is_dir()
 
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:

@@ -28,7 +28,7 @@ from deepspeed.utils import (
 from brain_align.common.config.training import LearnerSection
 from brain_align.common.nn.prefix.packing import Request
 from brain_align.common.system.network import have_gloo_listen_on
-from brain_align.learner.engine_protocol import Engine, ParameterState
+from brain_align.learner.engine_protocol import Engine, ParameterState, packed, unpacked
 from brain_align.learner.policy import elements
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -127,9 +127,14 @@ class DeepSpeedEngine(Engine):
 
     @override
     def gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = [None] * self.ranks
-        torch.distributed.all_gather_object(gathered, value)
-        return gathered
+        # As torch's own collective of objects does, but what comes from another rank is data, never a program.
+        mine = packed(value).to(self._engine.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(self.ranks)]
+        torch.distributed.all_gather(sizes, torch.tensor([len(mine)], device=mine.device))
+        longest = max(int(size) for size in sizes)
+        all_ = [torch.zeros(longest, dtype=torch.uint8, device=mine.device) for _ in range(self.ranks)]
+        torch.distributed.all_gather(all_, torch.nn.functional.pad(mine, (0, longest - len(mine))))
+        return [unpacked(one[: int(size)]) for one, size in zip(all_, sizes, strict=True)]
 
     @override
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:

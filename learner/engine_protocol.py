@@ -1,5 +1,6 @@
 """The interface of the engine that holds parameters and optimiser (learner/engine.py), as the learner uses it."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -52,7 +53,10 @@ class Engine(Protocol):
         """Return the sum over all ranks, on every rank; a barrier."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, on every rank; a barrier."""
+        """Return every rank's value, on every rank; a barrier.
+
+        Values are numbers, texts, None, tensors, and lists, tuples and dictionaries of these.
+        """
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the trainable weights by parameter name, in the model's precision.
@@ -82,6 +86,18 @@ class EngineType(Protocol):
 
     def __call__(self, module: nn.Module, settings: LearnerSection) -> Engine:
         """Make the engine of a module whose forward pass is `Engine.logprobs`."""
+
+
+def packed(value: Any) -> torch.Tensor:
+    """Return a value that `Engine.gather` takes as bytes.  # [bytes] uint8."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def unpacked(content: torch.Tensor) -> Any:
+    """Return the value that another rank has packed; a `pickle.UnpicklingError` if it is anything else."""
+    return torch.load(io.BytesIO(content.cpu().numpy().tobytes()), weights_only=True)
 
 
 def seen_by_rank_0(engine: Engine, seen: bool) -> bool:

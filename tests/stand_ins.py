@@ -175,7 +175,7 @@ class Simulation:
     ) -> None:
         self.directory = RunDirectory(root)
         names = {name: {"kind": "tldr", "path": "reward"} for name in scorers if name != PRIOR}
-        settings = recipe_settings(algorithm=algorithm, scorers=names, **(recipe or {}))
+        settings = recipe_settings(**{"algorithm": algorithm, "scorers": names, **(recipe or {})})
         self.recipe = Recipe.model_validate(settings)
         section = self.recipe.algorithm
         count = (self.rounds_an_epoch or section.rounds) * section.prompts_per_round

@@ -5,7 +5,9 @@ JSON of its messages, from which `turns_of` restores the turns. `rendered` is th
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Literal, Protocol, TypedDict
 
 from brain_align.common.errors import first_line
@@ -15,9 +17,11 @@ ASSISTANT = "assistant"
 _SYSTEM = ("system", "developer")
 _ASSISTANTS = (ASSISTANT, "model", "gpt", "bot", "chatbot", "ai")  # as data sets and templates call it
 _ROLES = (USER, ASSISTANT, "tool", *_SYSTEM)  # those that chat templates know; others must stand in the template
+_SOME_DAY = datetime(2024, 7, 26)  # which templates of Llama 3 fall back on where they are not told the date
 _SHORT = 24  # characters: a shorter text may be found in the template's own words
 _PROBE = "zq7vx0kj3w"
 _THOUGHT = "</think>"  # templates drop what an assistant thought
+_SWITCH = re.compile(r"/(no_)?think\b")  # and what switches that on and off
 
 
 class Message(TypedDict):
@@ -147,7 +151,8 @@ def rendered(
         turns: of the conversation.
         template: default: the tokenizer's own.
         then: what follows; before a reply, a conversation that ends with the assistant's turn is refused.
-        clock: formats the time for templates that write the date (`strftime_now`); default: the present.
+        clock: formats the time for templates that write the date (`strftime_now`); default: always the same day, so
+            that a scorer's values do not depend on the day.
 
     Raises:
         RenderingError: the template fails, loses what was said, or does not know a role.
@@ -159,7 +164,8 @@ def rendered(
         "tokenize": False,
         "add_generation_prompt": then != "end" and not more,
         "continue_final_message": more,
-    } | ({} if clock is None else {"strftime_now": clock})
+        "strftime_now": clock or _SOME_DAY.strftime,
+    }
 
     def render(turns: Sequence[Message]) -> str:
         try:
@@ -225,6 +231,8 @@ def _forms(turn: Message) -> Iterator[str]:
     yield text
     yield json.dumps(text)[1:-1]
     yield json.dumps(text, ensure_ascii=False)[1:-1]
+    if _SWITCH.search(text):
+        yield _SWITCH.sub("", text)
     if turn["role"] in _ASSISTANTS and _THOUGHT in text:
         yield text.rpartition(_THOUGHT)[2]
 

@@ -74,6 +74,14 @@ class PromptSet(Sequence[Prompt]):
             for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
                 yield _prompt_id(row, text), gold
 
+    def find(self, prompt_id: str, text: str) -> Prompt | None:
+        """Return the prompt of an id and text."""
+        for part, start in zip(self._parts, self._starts, strict=False):
+            for place in pc.indices_nonzero(pc.equal(part["text"], text)).to_pylist():
+                if (prompt := self[start + place]).prompt_id == prompt_id:
+                    return prompt
+        return None
+
     def token_digest(self) -> str:
         """Return the digest of all prompts' token ids, in their order."""
         ids, lengths = (hashlib.blake2b(digest_size=16) for _ in range(2))

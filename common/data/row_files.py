@@ -23,6 +23,7 @@ SUFFIXES = (*_JSON, ".parquet", *_ARROW)  # of readable files
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON spells it
 _ROWS = 1024
 _UNREADABLE = (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException, MemoryError)
+_LONGEST_LINE = 1 << 26  # characters: what one row may take of memory
 _ARROW_FILE = b"ARROW1"  # the first bytes of Arrow's file format, including feather, but not of its stream format
 
 
@@ -59,7 +60,12 @@ def readable(where: str) -> Iterator[None]:
 
 def require_file(path: Path) -> None:
     """Refuse a path that is not a file's, before work that would be lost without it."""
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # where its directory may not be read, say
+        refuse_unreadable(path, error)
+        raise
+    if not is_there:
         raise UserError(f"There is no file {path}; check its path.")
 
 
@@ -101,7 +107,9 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _json_lines(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), ""), start=1):
+            if len(line) > _LONGEST_LINE:  # a few bytes of an archive can stand for any length
+                raise UserError(f"{path}, line {number}, is longer than {_LONGEST_LINE:,} characters; remove it.")
             if not line.strip():
                 continue
             try:

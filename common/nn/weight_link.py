@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import torch
 from torch import distributed
@@ -32,6 +32,9 @@ _ROUNDING = 0.01
 """Seconds by which a wait outlasts the deadline, so that the deadline has certainly passed when it ends."""
 
 _LONGEST_LINE = 2**20  # bytes; a model of a thousand shards needs a tenth of it
+_LONGEST_QUESTION = 4096
+_LONGEST_TEXT = 1024  # characters of a digest, a GPU's identity and a file's name
+_LARGEST_NUMBER = 2**50  # bytes of a file, or a version
 SENDER, RECEIVER = 0, 1
 """Ranks of a link."""
 
@@ -98,11 +101,9 @@ def read_question(lines: BinaryIO) -> Question:
     Raises:
         ValueError: the message is not a question.
     """
-    facts = _read_line(lines)
-    try:
-        return Question(int(facts["version"]), str(facts["digest"]), facts["gpu"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a question: {error}") from error
+    facts = _read_line(lines, _LONGEST_QUESTION)
+    gpu = facts.get("gpu")
+    return Question(_number(facts, "version"), _text(facts, "digest"), None if gpu is None else _text(facts, "gpu"))
 
 
 def read_offer(lines: BinaryIO) -> Offer:
@@ -112,21 +113,39 @@ def read_offer(lines: BinaryIO) -> Offer:
         RefusedError: it refuses.
         ValueError: the message is not an offer.
     """
-    facts = _read_line(lines)
+    facts = _read_line(lines, _LONGEST_LINE)
     if "refused" in facts:
-        raise RefusedError(f"the server refuses it: {facts['refused']}")
-    try:
-        files = [(str(name), int(size)) for name, size in facts["files"]]
-        return Offer(files, facts["transport"], int(facts["port"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not an offer: {error}") from error
+        raise RefusedError(f"the server refuses it: {_text(facts, 'refused')}")
+    files, port = facts.get("files"), _number(facts, "port")
+    transport = next((one for one in get_args(Transport) if one == facts.get("transport")), None)
+    if not isinstance(files, list) or transport is None or not 0 < port < 2**16:
+        raise ValueError("not an offer: it names no files, no transport or no port")
+    offered = [dict(zip(("name", "size"), file, strict=False)) if isinstance(file, list) else {} for file in files]
+    return Offer([(_text(file, "name"), _number(file, "size")) for file in offered], transport, port)
 
 
-def _read_line(lines: BinaryIO) -> dict[str, Any]:
-    line = lines.readline(_LONGEST_LINE)
+def _number(facts: dict[str, Any], name: str) -> int:
+    value = facts.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST_NUMBER:
+        raise ValueError(f"a message without a number as {name}")
+    return value
+
+
+def _text(facts: dict[str, Any], name: str) -> str:
+    value = facts.get(name)
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        raise ValueError(f"a message without a text as {name}")
+    return value
+
+
+def _read_line(lines: BinaryIO, longest: int) -> dict[str, Any]:
+    line = lines.readline(longest)
     if not line.endswith(b"\n"):
-        raise ConnectionError("the connection was closed in the middle of the handshake")
-    facts = json.loads(line)
+        raise ConnectionError("the connection was closed in the middle of the handshake, or it sent too long a line")
+    try:
+        facts = json.loads(line)
+    except RecursionError:
+        raise ValueError("not a message: it is nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError(f"not a message: {line[:80]!r}")
     return facts

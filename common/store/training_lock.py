@@ -56,6 +56,11 @@ class TrainingLock:
             holders = self._holders()
         except OSError as error:
             raise unusable(self._backend, "read", error) from error
+        if not holders:
+            raise UserError(
+                f"The sample store {self._backend.uri} has lost this run's training lock: its directory was removed, "
+                f"replaced or unmounted; nothing more was recorded: put it back, and restart this run."
+            )
         if self._name not in holders or holders - self._expected:
             raise UserError(
                 f"The sample store {self._backend.uri} is trained on by another run by now, as this one was silent for "

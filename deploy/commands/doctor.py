@@ -1,7 +1,8 @@
 """Check a recipe before running it.
 
-Checks prompts, policy, the files of scorers and the cluster's size, and loads every scorer as a run does; samplers and
-learner are not started. Reports all that is wrong; the exit status is 2 if anything is.
+Checks prompts, policy, the files of scorers and the cluster's size, loads every scorer as a run does, and tries it on
+prompts and references of the data; samplers and learner are not started. Reports all that is wrong; the exit status is
+2 if anything is.
 
 Examples:
   brain doctor my.yaml
@@ -16,10 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.training import PriorSection
 from brain_align.common.errors import PipelineError, UserError
 from brain_align.common.schemas import PRIOR
+from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.scoring import take_over_golden
 from brain_align.deploy.console import PlainConsole
@@ -28,10 +32,12 @@ from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
+from brain_align.deploy.services.trial import Trial, try_scorers
 
 GROUP = "Train"
 
-Problems = Mapping[str, str | None]  # the error of each scorer, or None
+TryScorers = Callable[[Recipe, RunDirectory, pa.RecordBatch | None], Mapping[str, Trial]]
+"""Loads the scorers of a recipe with their logs in a directory, and tries them on groups."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -70,30 +76,35 @@ class Findings:
             self.say(subject, None)
 
 
-def examine(
-    recipe: Recipe, console: PlainConsole, try_scorers: Callable[[Recipe, RunDirectory], Problems] | None = None
-) -> int:
+def examine(recipe: Recipe, console: PlainConsole, try_them: TryScorers | None = None) -> int:
     """Check a recipe's inputs, the cluster's size, and every scorer; report all problems, and return their number.
 
-    `try_scorers` loads the scorers of a recipe, by default on the cluster. Data that cannot be prepared is a
-    UserError, as there is nothing to check without it.
+    `try_them` loads the scorers of a recipe, by default on the cluster, and tries them on groups. Data that cannot be
+    prepared is a UserError, as there is nothing to check without it.
     """
     from brain_align.deploy.run.preflight import check_inputs  # torch: not for a recipe that is refused
 
     findings = Findings(console)
     prepared = resolve(recipe, reporter(console))
     resolved = prepared.recipe
+    trial: pa.RecordBatch | None = None
     with findings.check("prompts, policy, and files of scorers"):
-        for note in check_inputs(resolved, prepared.directory).notes:
+        inputs = check_inputs(resolved, prepared.directory)
+        trial = inputs.trial()
+        for note in inputs.notes:
             console.print(f"        {note}", soft_wrap=True)
     scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):
         names = [PRIOR, *recipe.scorers]
         compared = take_over_golden(recipe, names, scratch)
-        problems = (try_scorers or _try_on_cluster)(resolved, scratch)
+        results = (try_them or _try_on_cluster)(resolved, scratch, trial)
         for name in names:
-            golden = "agrees with the run's golden values" if name in compared else "scores the self-test texts"
-            findings.say(f"scorer {name}", problems[name], f" loads and {golden}: {_described(resolved, name)}")
+            does = "agrees with the run's golden values" if name in compared else "scores the self-test texts"
+            if trial is not None and name != PRIOR:
+                does = f"{does} and {trial.num_rows} prompts of the data"
+            findings.say(f"scorer {name}", results[name].problem, f" loads and {does}: {_described(resolved, name)}")
+            if results[name].note:
+                console.print(f"        scorer {name} {results[name].note}", soft_wrap=True)
     if not findings.failed or not scratch.logs.exists():
         shutil.rmtree(scratch.root)  # else its logs say more
     return findings.failed
@@ -111,15 +122,20 @@ def _described(recipe: Recipe, name: str) -> str:
     return f"{scorer.kind}, {kind_of(scorer).source(scorer)}, for {scorer.use}{part}"
 
 
-def _try_on_cluster(recipe: Recipe, logs: RunDirectory) -> Problems:
-    names = [PRIOR, *recipe.scorers]
-    with scoring_pools(recipe, names, logs, room_for_run=True) as pools:
+def _try_on_cluster(recipe: Recipe, logs: RunDirectory, groups: pa.RecordBatch | None) -> dict[str, Trial]:
+    with scoring_pools(recipe, [PRIOR, *recipe.scorers], logs, room_for_run=True) as pools:
 
-        async def start() -> list[BaseException | None]:
-            return await asyncio.gather(*(pool.start() for pool in pools.values()), return_exceptions=True)
+        async def started(pool: Pool) -> Trial:
+            try:
+                await pool.start()
+            except (UserError, PipelineError) as error:
+                return Trial(None, None, str(error))
+            return Trial(None, None)
 
-        results = asyncio.run(start())
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, UserError | PipelineError):
-            raise result
-    return {name: None if result is None else str(result) for name, result in zip(names, results, strict=True)}
+        async def tried() -> dict[str, Trial]:
+            trials = await asyncio.gather(*(started(pool) for pool in pools.values()))
+            found = dict(zip(pools, trials, strict=True))
+            up = {name: pool for name, pool in pools.items() if found[name].problem is None}
+            return found | await try_scorers(up, groups, recipe.timeouts.lease)
+
+        return asyncio.run(tried())

@@ -68,14 +68,16 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
         return _of_the_system(error, error.errno, resumes)
     if isinstance(error, Exception):
         what = "There is not enough memory" if isinstance(error, MemoryError) else f"Unexpected {type(error).__name__}"
-        return Outcome(f"{': '.join(filter(None, (what, first_line(error))))}{_details(error)}", FAILED)
+        told = f"{what}: {first_line(error)}" if str(error) else what
+        return Outcome(f"{told}{_details(error)}", FAILED)
     raise error
 
 
 def close_output() -> None:
     """Keep the interpreter from complaining, at its end, about output that cannot be written."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -132,6 +134,8 @@ def _details(error: BaseException, *, start: str = "; the") -> str:
 
 def _nobody_reads() -> bool:
     """Return whether the reader of stdout is gone: a pipe of another kind may have broken as well."""
+    if sys.stdout is None:
+        return False
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)

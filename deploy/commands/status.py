@@ -18,7 +18,7 @@ from rich.table import Table
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
 from brain_align.deploy.console import PlainConsole, say
-from brain_align.deploy.monitor.status import Liveness, PoolStatus, Status, read_status
+from brain_align.deploy.monitor.status import OVER, Liveness, PoolStatus, Status, read_status
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         PlainConsole().print(view(status, state))
     else:
         with Live(view(status, state), console=PlainConsole(), auto_refresh=False) as live:
-            while state not in ("ended", "dead"):
+            while state not in (*OVER, "dead"):
                 time.sleep(1)
                 status = read_status(directory)
                 state = _state(status, liveness)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _state(status: Status, liveness: Liveness) -> str:
-    return status.state if status.state == "ended" or liveness.is_alive(status) else "dead"
+    return status.state if status.state in OVER or liveness.is_alive(status) else "dead"
 
 
 def view(status: Status, state: str) -> RenderableType:
@@ -65,7 +65,11 @@ def view(status: Status, state: str) -> RenderableType:
     ]
     if status.learner not in (None, "ready"):
         shown.append(f"learner: {status.learner}")
-    if status.store_trouble and state != "ended":
+    if status.failure:
+        shown.append(f"The run failed: {status.failure}")
+    if state not in OVER:
+        shown += [f"The scorer {name} gives no values and is asked again: {why}" for name, why in status.away.items()]
+    if status.store_trouble and state not in OVER:
         shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
     shown += [f"{one.name} ({one.losses}x lost): {one.trouble}" for one in troubled]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from brain_align.common.errors import PipelineError, UserError
+from brain_align.common.errors import PipelineError, ScorerAwayError
 from brain_align.deploy.actors.pool import Pool
 
 _FIRST_PAUSE = 1.0
@@ -20,6 +20,10 @@ def has_values(scores: pa.RecordBatch) -> list[bool]:
     if not scores["values"].flatten().null_count:
         return [True] * scores.num_rows
     return [any(value is not None for value in values) for values in scores["values"].to_pylist()]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 class Availability:
@@ -82,8 +86,8 @@ class Availability:
         if self.reason is None:
             self._away_since = time.monotonic()
             self._say(
-                f"WARNING: the scorer {self._name!r} gives no values at present: {trouble} It is asked again for up to "
-                f"{self._patience:g} s (timeouts.outage)."
+                f"WARNING: the scorer {self._name!r} gives no values at present: {_sentence(trouble)} It is "
+                f"asked again for up to {self._patience:g} s (timeouts.outage)."
             )
         while True:
             self.reason = trouble
@@ -92,7 +96,8 @@ class Availability:
             if left <= 0:
                 raise PipelineError(
                     f"The scorer {self._name!r} has given no values for {self._patience:g} s (timeouts.outage): "
-                    f"{trouble} No value was left out because of it: mend the scorer, then run the same command again."
+                    f"{_sentence(trouble)} No value was left out because of it: mend the scorer, then run the same "
+                    f"command again."
                 )
             await self._sleep(min(self._pause, left))
             if self._answered is None:
@@ -128,8 +133,8 @@ class Availability:
             return f"no {self._pool.name} is ready."
         try:
             answer = await slot.call("score", witness, timeout=self._timeout)
-        except UserError:
-            raise
+        except ScorerAwayError as error:  # for some of its outputs, perhaps
+            return None if error.rows is not None and any(has_values(error.rows)) else str(error)
         except PipelineError as error:
             return str(error)
         finally:

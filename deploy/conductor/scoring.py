@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from brain_align.common.config.run import TimeoutsSection
 from brain_align.common.errors import PipelineError, ScorerAwayError
@@ -56,6 +57,11 @@ class Scoring:
         for name, trial in trials.items():
             if name in self.availability and trial.groups is not None and trial.scores is not None:
                 self.availability[name].answered(trial.groups, trial.scores)
+
+    @property
+    def away(self) -> dict[str, str]:
+        """The scorers that give no values at present, and why."""
+        return {name: one.reason for name, one in self.availability.items() if one.reason is not None}
 
     @property
     def waiting(self) -> int:
@@ -125,8 +131,10 @@ class Scoring:
             await self._take(name, samples, scores, away, failures)
 
     async def _take(self, name: str, samples: Samples, scores: pa.RecordBatch, away: Set[str], failures: int) -> None:
-        """Commit the values of a call; groups without any, and those in `away`, are asked for again, alone."""
-        found = [has and group not in away for has, group in zip(has_values(scores), samples.ids, strict=True)]
+        """Commit the values of a call; groups without any, or without that of gold, are asked for again, alone."""
+        settled = pc.or_(pc.is_valid(scores["gold_value"]), pc.or_(_has_no_gold(samples), pc.is_null(scores["error"])))
+        known_to_be = zip(has_values(scores), settled.to_pylist(), samples.ids, strict=True)
+        found = [has and has_gold and group not in away for has, has_gold, group in known_to_be]
         doubtful = {group for group, has in zip(samples.ids, found, strict=True) if not has}
         if any(found):
             self.availability[name].answered(samples.groups, scores)
@@ -196,3 +204,7 @@ class Scoring:
             self._room.set()
         else:
             self._room.clear()
+
+
+def _has_no_gold(samples: Samples) -> pa.Array:
+    return pc.is_null(samples.groups["gold_text"])

@@ -4,6 +4,8 @@
 <run>/control/answers/<id>.json     its answer, until it has been read
 """
 
+import os
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -14,6 +16,7 @@ from brain_align.common.durable import is_temporary, time_at, write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory
 
+_LARGEST = 1 << 16  # bytes of a request or an answer
 _LOOK_EVERY = 0.1  # seconds
 _FORGOTTEN_AFTER = 3600.0  # seconds, after which nobody will read an answer
 
@@ -47,9 +50,12 @@ def ask(directory: RunDirectory, request: ScaleRequest, timeout: float) -> Answe
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if answered.exists():
-            answer = Answer.model_validate_json(answered.read_bytes())
-            answered.unlink()
-            return answer
+            try:
+                return Answer.model_validate_json(_content(answered))
+            except ValidationError:
+                raise UserError(f"{answered} is not an answer of a run; see `brain status {directory.root}`.") from None
+            finally:
+                answered.unlink()
         time.sleep(_LOOK_EVERY)
     asked.unlink(missing_ok=True)
     raise UserError(
@@ -60,16 +66,36 @@ def ask(directory: RunDirectory, request: ScaleRequest, timeout: float) -> Answe
 
 def take_requests(directory: RunDirectory) -> list[tuple[str, ScaleRequest | None]]:
     """Return the requests since the last call, oldest first, with the names to answer to; None: not readable."""
-    folder = _requests(directory)
-    files = [file for file in folder.glob("*.json") if not is_temporary(file)] if folder.exists() else []
     taken: list[tuple[str, ScaleRequest | None]] = []
-    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+    for file in sorted(_regular(_requests(directory)), key=lambda file: file.lstat().st_mtime):
         try:
-            taken.append((file.name, ScaleRequest.model_validate_json(file.read_bytes())))
+            taken.append((file.name, ScaleRequest.model_validate_json(_content(file))))
         except ValidationError:
             taken.append((file.name, None))
         file.unlink(missing_ok=True)
     return taken
+
+
+def _regular(folder: Path) -> list[Path]:
+    """Return a folder's files, and nothing else that somebody may have put there: a pipe would block its reader."""
+    return [file for file in folder.glob("*.json") if stat.S_ISREG(_mode(file)) and not is_temporary(file)]
+
+
+def _mode(file: Path) -> int:
+    try:
+        return file.lstat().st_mode
+    except OSError:  # it is gone
+        return 0
+
+
+def _content(file: Path) -> bytes:
+    """Return what a file holds, which is nothing if it has become anything else."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    with open(handle, "rb") as opened:
+        return opened.read(_LARGEST) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
 
 
 def answer(directory: RunDirectory, name: str, what: Answer) -> None:
@@ -79,12 +105,12 @@ def answer(directory: RunDirectory, name: str, what: Answer) -> None:
 
 def forget_former_requests(directory: RunDirectory) -> None:
     """Delete requests to a former start of the run, and answers that nobody has read."""
-    for file in _requests(directory).glob("*.json"):
+    for file in _regular(_requests(directory)):
         file.unlink(missing_ok=True)
-    answers = list(_answers(directory).glob("*.json"))
+    answers = _regular(_answers(directory))
     now = time_at(_answers(directory)) if answers else 0.0
     for file in answers:
-        if now - file.stat().st_mtime > _FORGOTTEN_AFTER:
+        if now - file.lstat().st_mtime > _FORGOTTEN_AFTER:
             file.unlink(missing_ok=True)
 
 

@@ -6,18 +6,18 @@ import logging
 import time
 from dataclasses import asdict
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.system.processes import this_process
 from brain_align.deploy.actors.pool import Pool
-from brain_align.deploy.actors.replica import State
+from brain_align.deploy.actors.replica import State as ReplicaState
 from brain_align.deploy.conductor.group_pipeline import GroupPipeline
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.monitor.requests import answer, forget_former_requests, take_requests
 from brain_align.deploy.monitor.scaling import Load, Scaler
-from brain_align.deploy.monitor.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, Status, write_status
+from brain_align.deploy.monitor.status import Backlog, LeftOut, PoolStatus, ReplicaStatus, State, Status, write_status
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.services.services import Services
@@ -64,11 +64,14 @@ class RunMonitor:
         return self
 
     async def __aexit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self._ended.set()
         await self._task  # it finishes its writing before the last status is written
-        await asyncio.to_thread(write_status, self._directory, self._status("ended"))
+        last = self._status("ended")
+        if isinstance(error, Exception):  # neither the end nor an interruption
+            last = last.model_copy(update={"state": "failed", "failure": str(error)})
+        await asyncio.to_thread(write_status, self._directory, last)
 
     async def _run(self) -> None:
         while not self._ended.is_set():
@@ -102,8 +105,8 @@ class RunMonitor:
             return
         load = Load(
             samplers=self._services.samplers.target,
-            starting=self._services.samplers.count(State.STARTING),
-            without_room=self._services.samplers.count(State.WAITING),
+            starting=self._services.samplers.count(ReplicaState.STARTING),
+            without_room=self._services.samplers.count(ReplicaState.WAITING),
             waited=(self._groups.waited_seconds - waited) / elapsed,
             waiting_requests=self._most_waiting,
             ready_groups=self._plan.schedule.backlog,
@@ -127,7 +130,7 @@ class RunMonitor:
 
     # -- the status --------------------------------------------------------------------------------------------------
 
-    def _status(self, state: Literal["starting", "running", "ended"]) -> Status:
+    def _status(self, state: State) -> Status:
         return Status(
             state=state,
             host=self._process.host,
@@ -144,6 +147,7 @@ class RunMonitor:
             learner=self._services.learner.trouble or self._services.learner.state,
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
+            away=self._groups.scoring.away,
             store_trouble=self._plan.store_trouble,
             quarantined=[LeftOut(**asdict(item)) for item in self._plan.quarantine][-_SHOWN:],
         )

@@ -4,6 +4,8 @@ import os
 import time
 from typing import Literal
 
+from pydantic import Field
+
 from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.common.system.processes import Process, this_process
@@ -63,10 +65,16 @@ class LeftOut(StatusPart):
     error: str
 
 
+State = Literal["starting", "running", "ended", "failed"]
+OVER: tuple[State, State] = ("ended", "failed")
+"""The states of a run that is over; `failed`: an error ended it."""
+
+
 class Status(StatusPart):
     """Everything that `brain status` shows."""
 
-    state: Literal["starting", "running", "ended"]
+    state: State
+    failure: str | None = None  # the error that ended the run
     host: str
     pid: int
     process: Process | None = None  # earlier versions did not write it
@@ -78,6 +86,7 @@ class Status(StatusPart):
     automatic: bool
     scaling: list[Scaling]
     quarantined: list[LeftOut]
+    away: dict[str, str] = Field(default_factory=dict)  # the scorers that give no values at present, and why
     store_trouble: str | None = None  # what the sample store waits for, while its requests are repeated
 
 
@@ -117,7 +126,7 @@ class Liveness:
 
     def is_alive(self, status: Status) -> bool:
         """Return whether the run that wrote this status is still alive; where it cannot be seen, this takes seconds."""
-        if status.state == "ended":
+        if status.state in OVER:
             return False
         gone = None if status.process is None else status.process.is_gone(this_process())
         return self._moves() if gone is None else not gone

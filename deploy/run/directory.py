@@ -187,7 +187,7 @@ def save_config(
         before = begun.get(name, value)
         if before != value and name == "token_ids":
             raise UserError(
-                f"{directory.root} was begun with other token ids of the same prompts: the tokenizer or the chat "
+                f"{directory.root} was begun with other token ids of the same texts: the tokenizer or the chat "
                 f"template has changed since (the run's template is in {directory.chat_template}); restore it, or set "
                 f"another run.dir."
             )

@@ -1,10 +1,13 @@
 """Checks before anything is started: scorers, tokenizer, context length, prompts or stored groups."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from brain_align.common.config.inputs import PromptSource
@@ -12,21 +15,23 @@ from brain_align.common.config.objective_sections import RsoSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import Encode
-from brain_align.common.errors import Problems, UserError
+from brain_align.common.errors import DamagedPartError, Problems, UserError
 from brain_align.common.identity import digest, digest_of_many
-from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.configuration import context_length, load_config
 from brain_align.common.nn.models.policy_check import check_policy
-from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding, template_text
+from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
+from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
-from brain_align.deploy.run.run_plan import RunPlan, sampling_work
+from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
+
+_COMPARED = 16  # groups of a store, whose prompts' token ids are compared with this start's
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,36 @@ class Inputs:
         """Return what must be the same whenever the run is resumed."""
         return {"prompts": self.digest(), "source": None, **self.encoded}
 
+    def trial(self) -> pa.RecordBatch | None:
+        """Return groups to try scorers on."""
+        return prompts_trial(self.train, self.held_back)
+
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan sampling, scoring, training and evaluation."""
-        return sampling_work(recipe, run_id, directory, self.train, self.held_back)
+        plan = sampling_work(recipe, run_id, directory, self.train, self.held_back)
+        check_stored_prompts(plan.store, self.train)
+        return plan
+
+
+def check_stored_prompts(store: Store, prompts: PromptSet) -> None:
+    """Refuse a store with groups of these prompts that have other token ids: its run had another template or tokenizer.
+
+    A run directory remembers that (`token_ids`), but a store may outlive its directory, or lie elsewhere.
+    """
+    columns = ["prompt_id", "prompt_text", "prompt_token_ids"]
+    ids = store.index()["group_id"].slice(0, _COMPARED).to_pylist()
+    rows: list[dict[str, Any]] = []
+    with suppress(DamagedPartError):  # which whoever needs its rows will meet
+        for batch in store.batches(group_ids=ids, columns=columns):
+            rows += batch.to_pylist()
+    for row in rows:
+        prompt = prompts.find(row["prompt_id"], row["prompt_text"])
+        if prompt is not None and list(prompt.token_ids) != row["prompt_token_ids"]:
+            raise UserError(
+                f"The store {store.root} holds groups of this run whose prompts had other token ids (the first: prompt "
+                f"{prompt.prompt_id}): the tokenizer or the chat template has changed since; restore it, or set "
+                f"another store."
+            )
 
 
 def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = None) -> Inputs | StoredInputs:
@@ -81,10 +113,13 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
         _check_first_group(recipe, inputs)
     with problems.noted():
         inputs.notes.extend(check_policy(recipe.policy, sampled=False))
-    if recipe.data.templated:
+    if recipe.data.templated or recipe.objective.needs_gold:
         with problems.noted():
-            tokenizer = load_tokenizer(recipe.policy.tokenizer or recipe.policy.model)
-            inputs = replace(inputs, template=template_text(tokenizer, recipe.data.chat_template))
+            encoding = policy_encoding(recipe.policy, recipe.data)
+            inputs.notes.extend(encoding.notes())
+            inputs = replace(inputs, template=encoding.template)
+            if recipe.objective.needs_gold:
+                inputs = replace(inputs, encoded={"token_ids": encoding.digest()})
     problems.raise_any()
     return inputs
 

@@ -1,6 +1,6 @@
 """The work of a run, apart from the services that do it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -52,10 +52,15 @@ def training_scorers(recipe: Recipe) -> list[str]:
     return [*recipe.logprob_scorers(), *(name for name, scorer in recipe.scorers.items() if scorer.use == "training")]
 
 
+def prompts_trial(train: Sequence[Prompt], held_back: Mapping[Split, Sequence[Prompt]]) -> pa.RecordBatch:
+    """Return the groups that scorers are tried on: a few prompts of each split."""
+    return trial_groups([*train[:2], *(prompt for split in held_back.values() for prompt in split[:1])])
+
+
 def sampling_work(
     recipe: Recipe, run_id: str, directory: RunDirectory, train: Sequence[Prompt], held_back: dict[Split, list[Prompt]]
 ) -> RunPlan:
-    """Plan a run that samples its groups itself; scorers are tried on a few prompts of each split."""
+    """Plan a run that samples its groups itself."""
     plan = request_plan(recipe, run_id, directory.policies)
     round_prompts = DrawnPrompts(recipe.algorithm, train, recipe.seed)
     scorers = [PRIOR, *recipe.scorers]
@@ -69,5 +74,5 @@ def sampling_work(
         ),
         evaluation=Evaluation(recipe, SampleStore(directory.evaluation, run_id), plan, held_back, scorers),
         quarantine=Quarantine(directory.quarantine),
-        trial=trial_groups([*train[:2], *(prompt for split in held_back.values() for prompt in split[:1])]),
+        trial=prompts_trial(train, held_back),
     )

@@ -3,7 +3,8 @@
 The source store is only read. Scores that the run adds, and its steps, are kept in the run's own store.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,16 +34,17 @@ class StoredInputs:
     steps: list[list[str]] | None  # the groups of each step where recorded steps are trained again
     notes: list[str]  # for the user
     template: str | None = None  # the chat template of the recipe
+    encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies token ids of texts that it trains
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""
         trained = self.index.select(["round", "group_id"]).to_pydict() if self.steps is None else self.steps
-        return {"prompts": None, "source": digest(self.source.store.run_id, trained)}
+        return {"prompts": None, "source": digest(self.source.store.run_id, trained), **self.encoded}
 
-    @property
-    def _first(self) -> list[str]:
-        """The ids of the first groups, which scorers are tried on."""
-        return self.index["group_id"].slice(0, 2).to_pylist()
+    def trial(self) -> pa.RecordBatch | None:
+        """Return groups to try scorers on."""
+        first = self.index["group_id"].slice(0, 2).to_pylist()
+        return next(self.source.store.batches(group_ids=first), None)
 
     def work(self, recipe: Recipe, run_id: str, directory: RunDirectory) -> RunPlan:
         """Plan training alone, with the scorers that have values to add."""
@@ -64,7 +66,7 @@ class StoredInputs:
             requests=None,
             evaluation=None,
             quarantine=Quarantine(directory.quarantine),
-            trial=next(self.source.store.batches(group_ids=self._first), None) if started else None,
+            trial=self.trial() if started else None,
         )
 
 

@@ -187,7 +187,7 @@ class Evaluation:
         outputs = [outputs[0] for outputs in rows["outputs"].to_pylist()]
         usable = [i for i in range(len(groups)) if None not in (rewards[i], prior[i])]
         if not usable:
-            raise PipelineError(f"No {split} prompt of version {version} could be scored; see the scorers' logs.")
+            raise PipelineError(f"No {split} prompt of version {version} could be scored: {self._reason(groups)}.")
         compared = [(rewards[i], gold[i]) for i in usable if gold[i] is not None]
         wins = win_rate(*zip(*compared, strict=True)) if compared else None
         log_ratios = [sum(outputs[i]["token_logprobs"]) - prior[i] for i in usable]
@@ -207,6 +207,14 @@ class Evaluation:
             prompts=len(usable),
             failed=len(everything) - len(usable),
         )
+
+    def _reason(self, groups: list[str]) -> str:
+        """Return why these groups have no value, as far as a scorer says so."""
+        for name in (*self._recipe.reward_scorers(), PRIOR):
+            for error in self.store.scores(groups, name, ["error"])["error"].to_pylist():
+                if error is not None:
+                    return f"{name!r} has no value: {error}"
+        return "all of them are quarantined"
 
     def outcomes(self, split: Split, version: int) -> pa.Table:
         """Return one row per prompt of a complete evaluation, in the order of the prompts, for paired comparisons.

@@ -11,6 +11,7 @@ from brain_align.common.config.scorers import ScorerPool
 from brain_align.common.config.training import LearnerSection, PriorSection
 from brain_align.common.policies import ProposalModel
 from brain_align.common.system.run_place import VARIABLE, mark_start
+from brain_align.common.user_code import DIRECTORY
 from brain_align.deploy.actors.actor import Handle
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.actors.ray_handle import RayHandle
@@ -81,9 +82,9 @@ def actor_options(service: Service, start: Path | None = None) -> dict[str, obje
     It is made once, when the services are: later, Ray may have replaced the current directory of a job by another.
     `start` is a file in the run directory that the actor must see, see `check_place`.
     """
-    python_path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))  # a user's own functions
-    threads = str(service.threads)
-    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path}
+    environment = {"OMP_NUM_THREADS": str(service.threads), "TOKENIZERS_PARALLELISM": "false", DIRECTORY: os.getcwd()}
+    if path := os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = path
     environment["PYTHONUTF8"] = "1"  # whatever the locale of the node: libraries and users' functions read text, too
     if start is not None:
         environment[VARIABLE] = str(start)

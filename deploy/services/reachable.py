@@ -44,10 +44,7 @@ def _check_protocol(address: str | None, connection: socket.socket) -> None:
     except OSError:
         pass  # closed, or silent
     if answer.startswith((b"HTTP", b"<")):
-        raise UserError(
-            f"{address} is a web server, perhaps the dashboard of a Ray cluster; {_PORT}: {_CORRECT}, or write "
-            f"ray://HOST:10001 for a Ray client's."
-        )
+        raise UserError(f"{address} is a web server, perhaps the dashboard of a Ray cluster; {_PORT}: {_CORRECT}.")
     if len(answer) < 5 or answer[3] != _SETTINGS:
         tls = "" if answer else " or it wants TLS (RAY_USE_TLS=1)"
         raise UserError(f"What answers at {address} is not a Ray cluster,{tls or ' but another service'}; {_PORT}.")

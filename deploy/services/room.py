@@ -74,6 +74,8 @@ def shortage(request: Request) -> str:
     if not holders:
         return f"it reserves {_amounts(needs)} on one node, and {_largest(there)}"
     freest = max(holders, key=lambda node: min(node.free.get(kind, 0) / need for kind, need in needs.items() if need))
+    if all(freest.free.get(kind, 0) >= need for kind, need in needs.items()):
+        return f"there is some for it on {freest.name}, so its process is probably just starting"
     return (
         f"it reserves {_amounts(needs)} on one node; the largest node has {_amounts(there[0].total)}, and most is free "
         f"on {freest.name}: {_amounts({kind: freest.free.get(kind, 0) for kind in needs})}. Others hold the rest"

@@ -26,6 +26,7 @@ class WeightServerProcess:
     def __init__(self, policies: Path, host: str, time_limit: float) -> None:
         self._command = [
             sys.executable,
+            "-P",  # nothing of the current directory, which may hold anything
             "-m",
             "brain_align.learner.publishing.weight_server",
             str(policies),
@@ -53,7 +54,8 @@ class WeightServerProcess:
         self._answer = os.fdopen(ours, "rb", buffering=0)
         try:
             # Its input ends with this process, and so does the server. Its output goes where this process's goes.
-            return subprocess.Popen([*self._command, str(theirs)], stdin=subprocess.PIPE, pass_fds=[theirs])
+            command = [*self._command, str(theirs)]
+            return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[theirs], env=_environment())
         except OSError as error:
             _LOG.warning("The weight server cannot be started (%s); samplers read the files from now on.", error)
             self._answer.close()
@@ -81,3 +83,9 @@ class WeightServerProcess:
             process.kill()
         self._answer.close()
         self.process = None
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, in which this package is found, after all others, wherever it lies."""
+    path = (os.environ.get("PYTHONPATH"), str(Path(__file__).parents[3]))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +45,13 @@ _AT_ONCE = 16
 """Simultaneous transfers; further clients wait until one has ended."""
 
 _HANDSHAKE = 30.0
-"""Seconds in which a client must send its question."""
+"""Seconds in which a client must send its question, as a whole."""
+
+_UNKNOWN = 64
+"""Clients that have not sent their question yet; of more, each is sent away."""
+
+_LONGEST_ANSWER = 16
+"""Bytes that a client sends after its question, at most."""
 
 _PAUSE = 1.0
 """Seconds until the next attempt to accept clients after a failed one."""
@@ -66,6 +72,7 @@ class WeightServer:
         self._listener = socket.create_server((host, 0))
         self._closed = False
         self._room = threading.Semaphore(_AT_ONCE)
+        self._unknown = threading.Semaphore(_UNKNOWN)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
 
     def serve(self) -> None:
@@ -79,6 +86,10 @@ class WeightServer:
                 _LOG.warning("No client is accepted for %g s: %s", _PAUSE, error)  # such as too many open files
                 time.sleep(_PAUSE)
                 continue
+            if not self._unknown.acquire(blocking=False):
+                _LOG.warning("No version for %s: %d clients have not sent their question yet", client, _UNKNOWN)
+                connection.close()
+                continue
             threading.Thread(target=self._answer, args=(connection, client), daemon=True).start()
 
     def close(self) -> None:
@@ -90,8 +101,7 @@ class WeightServer:
     def _answer(self, connection: socket.socket, client: str) -> None:
         try:
             with connection, connection.makefile("rb") as lines:
-                connection.settimeout(_HANDSHAKE)
-                question = read_question(lines)
+                question = self._question(connection, lines)
                 try:
                     version = self._asked(question)
                 except RefusedError as error:
@@ -105,6 +115,18 @@ class WeightServer:
         except (OSError, ValueError, LinkError, RefusedError) as error:
             _LOG.warning("No version for %s: %s", client, first_line(error))
 
+    def _question(self, connection: socket.socket, lines: BinaryIO) -> Question:
+        """Read the question of a client that nobody knows yet: briefly, and at most `_UNKNOWN` of them at once."""
+        timer = threading.Timer(_HANDSHAKE, _hang_up, [connection])  # a time limit of the socket is one per packet
+        timer.daemon = True
+        timer.start()
+        connection.settimeout(_HANDSHAKE)  # for a refusal, too
+        try:
+            return read_question(lines)
+        finally:
+            timer.cancel()
+            self._unknown.release()
+
     def _send(self, version: ProposalVersion, transport: Transport, connection: socket.socket, lines: BinaryIO) -> str:
         """Send a version; return a summary for the log."""
         deadline = Deadline(self._time_limit)
@@ -112,8 +134,9 @@ class WeightServer:
         store = meeting_place(host, deadline)
         files = [(name, (version.path / name).stat().st_size) for name in version.files]
         offer = Offer(files, transport, store.port)
+        connection.settimeout(deadline.left())
         write_line(connection, offer)
-        if not lines.readline():
+        if not lines.readline(_LONGEST_ANSWER):
             raise ConnectionError("it has closed the connection")
         link = Link(store, transport, SENDER, host, _GPU, deadline)
         with closing(link):
@@ -121,7 +144,7 @@ class WeightServer:
             for name, size in files:
                 _send_file(link, version.path / name, size, buffer)
             connection.settimeout(deadline.left())
-            lines.read()  # until the receiver closes the connection: bytes under way must not be cut off
+            lines.read(_LONGEST_ANSWER)  # until the receiver closes it: bytes under way must not be cut off
         return f"{sum(size for _, size in files)} bytes over {transport}"
 
     def _asked(self, question: Question) -> ProposalVersion:
@@ -139,6 +162,11 @@ class WeightServer:
             _LOG.warning("%s has digest %s, but %r was asked for.", version.path, version.digest, question.digest)
             raise RefusedError(f"version {question.version} is not the one that was asked for")
         return version
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _transport(question: Question) -> Transport:

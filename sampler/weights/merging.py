@@ -3,8 +3,9 @@
 Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.model_loader import get_model_loader
 
+from brain_align.common.nn.models.saving import name_in_model
 from brain_align.sampler.engine.worker import WorkerExtension
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -35,7 +37,7 @@ class _Change:
 
 
 def merged(
-    base: Iterable[tuple[str, torch.Tensor]], adapter: Path, dtype: torch.dtype
+    base: Iterable[tuple[str, torch.Tensor]], adapter: Path, dtype: torch.dtype, name_of: Callable[[str], str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a model's weights with an adapter added to them.
 
@@ -43,13 +45,14 @@ def merged(
         base: names and tensors of the base model's files, in any order.
         adapter: the directory of the adapter, in PEFT's format.
         dtype: the dtype that the model computes in.
+        name_of: the name that the adapter knows a tensor of the base model's files by.
 
     Raises:
         ValueError: the adapter changes weights that the model does not have, or of another shape.
     """
     changes = _changes(adapter)
     for name, weight in base:
-        change = changes.pop(name, None)
+        change = changes.pop(name_of(name), None)
         yield name, weight if change is None else change.added_to(weight, dtype)
     if changes:
         raise ValueError(
@@ -59,7 +62,7 @@ def merged(
 
 
 def _changes(directory: Path) -> dict[str, _Change]:
-    """Read an adapter: the change of each weight, by its name in the model's files."""
+    """Read an adapter: the change of each weight, by its name in the model."""
     settings = PEFTHelper.from_local_dir(str(directory), None)
     matrices = load_file(directory / "adapter_model.safetensors")
     modules = [name.removeprefix(_PREFIX).removesuffix(_A) for name in matrices if name.endswith(_A)]
@@ -83,4 +86,5 @@ class MergingExtension(WorkerExtension):
         runner = self.model_runner
         config = runner.vllm_config
         base = get_model_loader(config.load_config).get_all_weights(config.model_config, runner.get_model())
-        runner.reload_weights(weights_iterator=merged(base, Path(adapter), config.model_config.dtype))
+        name_of = partial(name_in_model, config.model_config.hf_config)
+        runner.reload_weights(weights_iterator=merged(base, Path(adapter), config.model_config.dtype, name_of))

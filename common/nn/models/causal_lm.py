@@ -107,7 +107,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     place = find_source(source, "The tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(place.name, **place.arguments())
+        # With vLLM's mistral-common installed, Mistral's models would get a tokenizer without a chat template.
+        return AutoTokenizer.from_pretrained(place.name, mistral_format=False, **place.arguments())
     except Exception as error:  # a user's files may bring anything about in transformers' code
         raise place.failure("tokenizer", error) from error
 

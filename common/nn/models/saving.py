@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightTransform, revert_weight_conversion
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, WeightTransform, revert_weight_conversion
 
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.causal_lm import Dtype, load_causal_lm
@@ -70,14 +70,23 @@ def load_dequantized(source: str, dtype: Dtype) -> PreTrainedModel:
     return model.dequantize(dtype=getattr(torch, dtype))
 
 
+def name_in_model(config: PreTrainedConfig, name: str) -> str:
+    """Return what transformers call a tensor of a model's files, as adapters do: Qwen3.5's files have a prefix more."""
+    for kind in (*(config.architectures or ()), config.model_type):
+        if (conversions := get_checkpoint_conversion_mapping(kind)) is not None:
+            for renaming in conversions:
+                if isinstance(renaming, WeightRenaming):
+                    name = renaming.rename_source_key(name)[0]
+            break
+    return name
+
+
 def _written_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the configuration as it was read, before loading changed dropout and cache, but true of the model.
 
     Of a model with several parts, only the text model is loaded and written.
     """
     config = load_config(model.name_or_path)
-    if type(config) is not type(model.config):
-        config = config.get_text_config()
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()

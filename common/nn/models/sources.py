@@ -1,6 +1,7 @@
 """The sources of models: a local directory, or the Hugging Face hub, without any code of the model's own."""
 
 import os
+import socket
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, refuse_unreadable
 
 _PATIENCE = 10.0
 """Seconds in which the hub must answer at all."""
@@ -67,12 +68,16 @@ def is_local(source: str, what: str) -> bool:
         UserError: it is not a directory, and cannot be a hub id either.
     """
     path = Path(source)
-    if path.is_dir():
+    try:
+        os.listdir(path)
+    except OSError as error:
+        refuse_unreadable(path, error)
+    else:
         return True
     if path.exists():
         raise UserError(f"{what}: {source} is a file; give the directory that holds it.")
     if path.is_absolute() or source.startswith((".", "~")) or source.partition("@")[0].count("/") > 1:
-        raise UserError(f"{what}: the directory {source} does not exist.")
+        raise UserError(f"{what}: the directory {source} does not exist on node {socket.gethostname()}.")
     return False
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.data.text_groups import trial_groups
 from brain_align.common.durable import write_file
 from brain_align.common.requests import SampleRequest
 from brain_align.common.schemas import HUMAN, PRIOR
@@ -127,8 +126,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     )
     requests = groups.training_requests()
     wanted = {name for request in requests for name in request.group_ids}
-    prompts = [*groups.inputs.train[:2], *(split[0] for split in groups.inputs.held_back.values())]
-    tried = await services.start_scorers_first(trial_groups(prompts), recipe.timeouts.lease)
+    tried = await services.start_scorers_first(groups.inputs.trial(), recipe.timeouts.lease)
     tracker.say(*notes_of(tried))
     pipeline = GroupPipeline(recipe, run_plan, tracker, services)
     pipeline.scoring.tried(tried)

@@ -11,6 +11,7 @@ from typing import Any
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import first_line
+from brain_align.common.nn.models.sources import hub_failure
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ProposalVersion
 from brain_align.deploy.run.directory import RunDirectory, used_template
 from brain_align.deploy.run.result.card import Base, Card, model_card
@@ -108,6 +109,8 @@ def _snapshot(source: Base, patterns: tuple[str, ...]) -> Path:
         cached = Path(fetch(local_files_only=True))
         if patterns is _OF_MODELS or any(next(cached.glob(pattern), None) for pattern in patterns):
             return cached
+    if failure := hub_failure():
+        raise OSError(failure)
     return Path(fetch(local_files_only=False))
 
 

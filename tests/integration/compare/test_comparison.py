@@ -55,7 +55,11 @@ class StandInLearner(LocalLearner):
         return await super().train_step(step, batch)
 
     async def publish(self, version: int, step: int) -> None:
-        self.registry.publish(version, step, lambda place: write_file(place / "adapter_config.json", "{}"), PROBE)
+        def write(place: Path) -> None:
+            write_file(place / "adapter_config.json", '{"r": 8}')
+            write_file(place / "adapter_model.safetensors", "")
+
+        self.registry.publish(version, step, write, PROBE)
 
     def kill(self) -> None:
         self.killed = True

@@ -49,6 +49,7 @@ def test_who_waits_hears_what_is_asked_for_and_what_is_free() -> None:
         "it reserves 1 CPU and 2 GPU on one node; the largest node has 16 CPU and 4 GPU, and most is free on "
         "n2 (10.0.0.2): 2 CPU and 1 GPU. Others hold the rest"
     )
+    assert shortage(request(1, 1)) == "there is some for it on n2 (10.0.0.2), so its process is probably just starting"
     assert shortage(request(1, 5)).endswith("on one node, and the largest, n2 (10.0.0.2), has 16 CPU and 4 GPU")
 
 

@@ -53,9 +53,10 @@ EXPECTED = {  # by a row's first output: what the function's values are, and wha
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """Return a user's folder with the rewards in scorer.py, among other names that the project's own folders have."""
+    """Return a user's folder with the rewards in scorer.py, among names of the project's folders and of libraries."""
     (tmp_path / "scorer.py").write_text(REWARDS)
-    for shadow in ("common/__init__.py", "deploy.py", "learner/__init__.py", "sampler.py"):
+    ours = ("common/__init__.py", "deploy.py", "learner/__init__.py", "sampler.py")
+    for shadow in (*ours, "torch.py", "numpy.py", "ray.py", "pyarrow.py"):
         (tmp_path / shadow).parent.mkdir(exist_ok=True)
         (tmp_path / shadow).write_text("raise AssertionError('nobody asked for this module')\n")
     return tmp_path

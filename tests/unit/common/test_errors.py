@@ -7,6 +7,7 @@ import pytest
 
 from brain_align.common.data.row_files import read_rows, readable
 from brain_align.common.errors import UserError
+from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.end_tokens import model_end_tokens
 from brain_align.deploy.schedule.quarantine import Quarantine
 from tests.unit.tiny_models import llama, save
@@ -25,6 +26,15 @@ def test_data_and_settings_that_this_user_may_not_read(tmp_path, another_user) -
         (tmp_path / name).chmod(0)
         with another_user(), pytest.raises(UserError, match=rf"{name} is not read: user .* may not read .*{name}"):
             read(tmp_path / name)
+
+
+def test_a_model_that_this_user_may_not_read(tmp_path, another_user) -> None:
+    save(llama(), tmp_path / "model")
+    (tmp_path / "model").chmod(0)
+    with another_user(), pytest.raises(UserError, match=r"model is not read: user .* may not read"):
+        load_tokenizer(str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"the directory .*/absent does not exist on node \S+"):
+        load_tokenizer(str(tmp_path / "absent"))
 
 
 @pytest.mark.parametrize(("number", "said"), [(errno.EIO, "check the disk"), (errno.ENOENT, "is damaged or")])

@@ -1,6 +1,8 @@
 """Functions by import path: the user's own, this project's by their old and new names, and names that shadow ours."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import differing_settings, recipe_digest
 from brain_align.common.config.scorers import FunctionSection
 from brain_align.common.errors import UserError
-from brain_align.common.user_code import user_function
+from brain_align.common.user_code import DIRECTORY, add_to_path, user_function
 from brain_align.deploy.demo.truth import quality
 from brain_align.scorer.kinds.function import load_function
 from tests.locations import ROOT
@@ -87,3 +89,33 @@ def test_the_demos_truth_has_the_digest_that_stores_of_earlier_versions_hold():
     """Of the first stores: resuming one of them, or scoring on in it, is refused where it changes."""
     digests = {load_function("truth", FunctionSection(kind="function", function=name)).digest for name in (OLD, NEW)}
     assert digests == {"deca105992fd5622bbc84ec03221b75b"}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (["libraries"], ["libraries", "own"]),
+        (["own", "libraries"], ["libraries", "own"]),
+        (["", "libraries", "own"], ["libraries", "own"]),
+        (["repository", "own", "libraries"], ["libraries", "own", "repository"]),
+    ],
+)
+def test_a_users_directory_comes_after_the_libraries(own, monkeypatch, path, expected):
+    places = {"own": str(own), "repository": str(ROOT), "": "", "libraries": str(own.parent / "site")}
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(sys, "path", [places[name] for name in path])
+    add_to_path(str(own))
+    assert sys.path == [places[name] for name in expected]
+
+
+def test_no_library_is_taken_from_the_directory_that_ray_puts_first(own):
+    for library in ("torch", "numpy", "pydantic", "transformers"):
+        (own / f"{library}.py").write_text("raise SystemExit('a file of the user was executed')")
+    (own / "mine.py").write_text("def score(prompts, outputs):\n    return [1.0] * len(outputs)\n")
+    code = f"import sys; sys.path.insert(0, {str(own)!r}); import brain_align.common.config.recipe, numpy"
+    code += (
+        "; from brain_align.common.user_code import user_function; print(user_function('mine:score', 'x')[0]([], [1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), DIRECTORY: str(own)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=own.parent, env=environment, capture_output=True, text=True)
+    assert done.stdout == "[1.0]\n", done.stderr

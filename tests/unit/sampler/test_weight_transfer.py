@@ -1,6 +1,9 @@
 """A version's way from the learner's weight server into a sampler's memory, over gloo, and what may befall it."""
 
+import contextlib
 import errno
+import io
+import json
 import logging
 import os
 import re
@@ -17,7 +20,7 @@ import pytest
 import torch
 
 from brain_align.common.nn import weight_link
-from brain_align.common.nn.weight_link import LinkError, Question, read_offer, write_line
+from brain_align.common.nn.weight_link import LinkError, Offer, Question, read_offer, read_question, write_line
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.learner.publishing import server_process, weight_server
 from brain_align.learner.publishing.server_process import WeightServerProcess
@@ -178,6 +181,92 @@ def test_an_asker_that_breaks_off_costs_the_server_nothing(
             behave(connection, Question(version.version, version.digest, None))
     assert received(asked(server.address, version)) == CONTENTS
     assert time.monotonic() - began < 30  # less than the server's limit: it need not wait for who has left
+
+
+def test_askers_that_say_nothing_are_bounded_in_number_and_time(version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_server, "_HANDSHAKE", 0.5)
+    monkeypatch.setattr(weight_server, "_UNKNOWN", 3)
+    started = WeightServer(PolicyRegistry(version.path.parent), "127.0.0.1", 60)
+    threading.Thread(target=started.serve, daemon=True).start()
+    host, _, port = started.address.rpartition(":")
+    began = time.monotonic()
+    with contextlib.ExitStack() as idle:
+        dripping, *others = [idle.enter_context(socket.create_connection((host, int(port)))) for _ in range(3)]
+        time.sleep(0.1)
+        with socket.create_connection((host, int(port)), timeout=10) as one_more:
+            assert one_more.recv(1) == b""  # at once
+        assert time.monotonic() - began < 0.5
+        with contextlib.suppress(OSError):  # the server hangs up, although there is always something to read
+            while time.monotonic() - began < 10:
+                dripping.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+        assert all(other.recv(1) == b"" for other in others)
+    assert received(asked(started.address, version)) == CONTENTS
+    started.close()
+
+
+DEEP = b"[" * 3000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"version": 1e999, "digest": "d", "gpu": null}',
+        b'{"version": -1, "digest": "d", "gpu": null}',
+        b'{"version": true, "digest": "d", "gpu": null}',
+        b'{"version": ' + b"9" * 3000 + b', "digest": "d", "gpu": null}',
+        b'{"version": 1, "digest": ["d"], "gpu": null}',
+        b'{"version": 1, "digest": "d", "gpu": {"a": 1}}',
+        b'{"version": 1, "digest": "' + b"d" * 5000 + b'", "gpu": null}',
+        DEEP,
+        b"",
+        b"\xff",
+    ],
+)
+def test_what_is_no_question_is_refused_as_such(line: bytes) -> None:
+    with pytest.raises((ValueError, ConnectionError)):
+        read_question(io.BytesIO(line + b"\n"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": [["a", -1]]},
+        {"files": [["a", 1e300]]},
+        {"files": [["a"]]},
+        {"files": ["ab"]},
+        {"files": [[1, 2]]},
+        {"files": {"a": 1}},
+        {"transport": "smb"},
+        {"transport": ["gloo"]},
+        {"port": 0},
+        {"port": 2**16},
+        {"port": None},
+        {"refused": {"a": 1}},
+    ],
+)
+def test_what_is_no_offer_is_refused_as_such(changes) -> None:
+    offer = {"files": [["a", 1]], "transport": "gloo", "port": 1}
+    assert read_offer(io.BytesIO(json.dumps(offer).encode() + b"\n")) == Offer([("a", 1)], "gloo", 1)
+    with pytest.raises(ValueError, match=r"not an offer|a message without"):
+        read_offer(io.BytesIO(json.dumps(offer | changes).encode() + b"\n"))
+    with pytest.raises(ValueError, match="too deeply"):
+        read_offer(io.BytesIO(DEEP + b"\n"))
+
+
+def test_a_server_process_runs_nothing_of_the_current_directory(
+    large: ProposalVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path(__file__).with_suffix('.run').touch()")
+    monkeypatch.chdir(tmp_path)
+    started = WeightServerProcess(large.path.parent, "127.0.0.1", 30)
+    try:
+        assert started.address() is not None
+        assert not list(tmp_path.glob("*.run"))
+    finally:
+        ended(started)
 
 
 def test_an_asker_that_cannot_be_let_in_does_not_end_the_service(

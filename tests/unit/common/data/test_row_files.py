@@ -1,5 +1,6 @@
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from brain_align.common.data import row_files
 from brain_align.common.data.row_files import read_rows
 from brain_align.common.errors import UserError
 
@@ -136,3 +138,19 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet is damaged or of another kind"):
         list(read_rows(tmp_path / "a.parquet", ("prompt",)))
+
+
+def test_a_line_without_end_is_refused_and_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "_LONGEST_LINE", 1000)
+    first, second = ('{"prompt": "p", "turns": "' + "x" * length + '"}' for length in (900, 1000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(f"{first}\n{second}".encode()))
+    rows = read_rows(tmp_path / "a.jsonl.gz", WANTED)
+    assert next(rows)["prompt"] == "p"
+    with pytest.raises(UserError, match="line 2, is longer than 1,000 characters"):
+        list(rows)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(50 << 20)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="line 1, is longer"):
+        list(read_rows(tmp_path / "bomb.jsonl.gz", WANTED))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()

@@ -20,7 +20,7 @@ from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm
-from brain_align.common.nn.models.saving import check_saveable, save_causal_lm
+from brain_align.common.nn.models.saving import check_saveable, name_in_model, save_causal_lm
 from tests.unit.tiny_models import llama, save
 
 SHAPE = {
@@ -120,6 +120,13 @@ def test_merged_models_have_the_buffers_and_names_of_their_source(source, tmp_pa
     (tmp_path / "saved").mkdir()
     save_causal_lm(again.merge_and_unload(), tmp_path / "saved")
     assert_equal_files(tmp_path / "saved", source)  # a new adapter changes nothing
+
+
+def test_names_in_files_are_known_by_what_the_model_calls_them(source) -> None:
+    model = load_causal_lm(str(source), "float32")
+    names = {name_in_model(model.config, name) for name in load_file(source / "model.safetensors")}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    assert names == set(model.state_dict()) - tied
 
 
 def test_weights_that_are_not_the_model_s_are_refused(tmp_path) -> None:

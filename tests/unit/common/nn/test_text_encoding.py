@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, MistralConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from brain_align.common.config.inputs import DataSection, PolicySection
 from brain_align.common.data.conversations import Message, as_text
 from brain_align.common.data.prompts import RefusedPromptError
 from brain_align.common.errors import UserError
+from brain_align.common.nn.models.causal_lm import load_tokenizer
 from brain_align.common.nn.models.end_tokens import end_tokens
 from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.nn.token_ids import continuation_ids
@@ -182,6 +183,16 @@ def test_tokenizer_and_model_may_name_different_ends(tmp_path: Path) -> None:
     assert list(noted.ends) == [ours, 5]
     [note] = noted.notes()
     assert "outputs end with any of" in note and "'<|im_end|>' and 5 " in note
+
+
+def test_a_mistral_tokenizer_has_its_chat_template_whatever_else_is_installed(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path)
+    MistralConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")  # beside tokenizer.json, as in Mistral Small and Nemo
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.chat_template == CHATML and loaded("the cat").input_ids == tokenizer("the cat").input_ids
 
 
 # -- tokens that the model does not know

@@ -181,6 +181,14 @@ def test_who_was_taken_for_dead_records_nothing_more(root: Path) -> None:
     assert SampleStore(root, None, read_only=True).step_groups(2) == ["b"]
 
 
+def test_a_store_that_vanished_is_not_said_to_be_another_run_s(root: Path) -> None:
+    store = SampleStore(root, "run")
+    with store.training():
+        root.rename(root.with_name("moved"))
+        with pytest.raises(UserError, match="has lost this run's training lock: its directory"):
+            store.append_step(step(1, ["a"]))
+
+
 def test_a_renewal_that_arrives_late_costs_who_was_late_the_store_and_nobody_else(root: Path) -> None:
     first, second = SampleStore(root, "run"), SampleStore(root, "run")
     with first.training():

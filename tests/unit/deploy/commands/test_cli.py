@@ -192,7 +192,7 @@ def test_the_current_directory_comes_after_libraries_and_before_this_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editable: bool
 ) -> None:
     """An editable install has the repository on the path, where `scorer` is a folder: the user's scorer.py wins."""
-    libraries = [entry for entry in sys.path if entry and Path(entry) != ROOT]
+    libraries = [entry for entry in sys.path if entry and not (Path(entry) / "pyproject.toml").exists()]
     repository = [str(ROOT)] if editable else []
     monkeypatch.setattr(sys, "path", [*libraries, *repository])
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """A store that does not answer is seen by the user: on the console, in the log and in the status."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -41,5 +42,5 @@ def test_a_store_that_is_asked_again_is_said_and_so_is_its_answer(
     asyncio.run(both())
     said = simulation.said.getvalue()
     assert said.count(f"The sample store does not answer and is asked again: {TROUBLE}") == 1
-    assert said.count("The sample store answers again, after 0 s.") == 1
+    assert len(re.findall(r"The sample store answers again, after \d+ s\.", said)) == 1
     assert read_status(simulation.directory).store_trouble is None

@@ -11,9 +11,12 @@ from tokenizers import normalizers
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
+from brain_align.common.requests import Prompt
+from brain_align.common.schemas import GROUPS, batch_from_rows
+from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.directory import RunDirectory, save_config, used_template
-from brain_align.deploy.run.preflight import Inputs, check_inputs, notes_on_delivery
-from tests.unit.factories import recipe_settings
+from brain_align.deploy.run.preflight import Inputs, check_inputs, check_stored_prompts, notes_on_delivery
+from tests.unit.factories import group, recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
 TOKENIZER = gpt2_like_tokenizer()
@@ -200,3 +203,20 @@ def test_a_conversation_that_the_assistant_has_ended_is_named_by_its_row(policy:
     rows: list[dict[str, Any]] = [ROWS[0], {"prompt": ended, "label": "x"}]
     with pytest.raises(UserError, match=r"row 2, cannot be encoded \(it ends with the assistant's turn: remove"):
         check(policy, rows, chat_template=str(file))
+
+
+def test_a_store_of_the_same_prompts_with_other_token_ids_is_refused(policy: Path, tmp_path: Path) -> None:
+    prompts = check(policy, ROWS).train
+    store = SampleStore(tmp_path / "store", "run")
+    check_stored_prompts(store, prompts)  # nothing is there yet
+
+    def stored(name: str, prompt: Prompt, ids: list[int]) -> None:
+        row = group(name, prompt_id=prompt.prompt_id, prompt_text=prompt.text, prompt_token_ids=ids)
+        store.append_groups(batch_from_rows(GROUPS, [row]))
+
+    stored("a", prompts[0], list(prompts[0].token_ids))
+    stored("b", Prompt("gone", "a prompt that is no longer there", (), None), [7])
+    check_stored_prompts(store, prompts)
+    stored("c", prompts[1], [*prompts[1].token_ids, 7])
+    with pytest.raises(UserError, match=rf"had other token ids \(the first: prompt {prompts[1].prompt_id}\)"):
+        check_stored_prompts(store, prompts)

@@ -282,3 +282,28 @@ def test_the_demo_s_people_mostly_choose_the_better_summary():
         )
     ]
     assert sum(better) / len(better) > 0.7
+
+
+def test_a_run_that_trains_on_stored_gold_remembers_how_texts_become_token_ids(tmp_path):
+    from brain_align.deploy.run.preflight import check_inputs
+
+    ids = ("a", "b", "c", "d")
+    store = SampleStore(tmp_path / "store", "run")
+    store.append_groups(groups(*ids, gold_text=" good", prompt_token_ids=[1]))
+    for scorer in ("reward", PRIOR):
+        store.append_scores(scores(scorer, {name: [0.0, 1.0] for name in ids}))
+    stored = {
+        "policy": local_policy(tmp_path),
+        "objective": {"name": "slic"},
+        "algorithm": ALGORITHM | {"rounds": 1},
+        "sampler": {"replicas": 0},
+        "store": {"uri": str(tmp_path / "store")},
+    }
+
+    def facts(eos):
+        tiny_models.gpt2_like_tokenizer(eos=eos).save_pretrained(tmp_path / "policy")
+        return check_inputs(recipe(**stored), RunDirectory(tmp_path / "run")).facts()
+
+    first, other = facts("<|endoftext|>"), facts("<|end|>")
+    assert first["token_ids"] != other["token_ids"]
+    assert first["source"] == other["source"]
