@@ -165,7 +165,7 @@ def test_a_configuration_that_no_model_can_be_made_of_is_refused(tmp_path: Path)
     file = folder / "config.json"
     config = file.read_text(encoding="utf-8").replace('"pad_token_id": 0', '"pad_token_id": 999')
     file.write_text(config, encoding="utf-8")
-    with pytest.raises(UserError, match=r"No sequence classifier could be loaded from .*: Padding_idx must be within"):
+    with pytest.raises(UserError, match=r"Padding_idx must be within"):
         load(folder)
 
 
