@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_to_path(_here())  # where a user's own functions are
         end_by_exceptions(resumes=resumes)
         status = int(options.command(options) or 0)
-        sys.stdout.flush()  # now, where a failure is still an error
+        if sys.stdout is not None:  # as where it was closed
+            sys.stdout.flush()  # now, where a failure is still an error
         return status
     except BaseException as error:  # noqa: BLE001 - the last place where it can become a sentence
         ended = outcome(error, resumes=resumes)

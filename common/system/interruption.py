@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,6 +67,8 @@ def _raise(number: int, _frame: object) -> None:
 
 def _tell(number: int) -> None:
     """Write to stderr without Python's buffers, which the signal may have interrupted."""
+    if sys.__stderr__ is None:  # it was closed: the descriptor may be another file's
+        return
     ending = f": {RESUME}" if _resumes else ""
     with contextlib.suppress(OSError):  # the terminal is gone
         os.write(2, f"brain: Interrupted by {signal.Signals(number).name}{ending}.\n".encode())

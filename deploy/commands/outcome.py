@@ -76,7 +76,8 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
 def close_output() -> None:
     """Keep the interpreter from complaining, at its end, about output that cannot be written."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
@@ -133,6 +134,8 @@ def _details(error: BaseException, *, start: str = "; the") -> str:
 
 def _nobody_reads() -> bool:
     """Return whether the reader of stdout is gone: a pipe of another kind may have broken as well."""
+    if sys.stdout is None:
+        return False
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)

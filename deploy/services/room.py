@@ -74,6 +74,8 @@ def shortage(request: Request) -> str:
         return f"it reserves {_amounts(needs)} on one node, and {_largest(there, request)}"
     largest = max(holders, key=lambda node: _times(node.total, request))
     freest = max(holders, key=lambda node: _times(node.free, request))
+    if _holds(freest.free, request):
+        return f"there is some for it on {freest.name}, so its process is probably just starting"
     return (
         f"it reserves {_amounts(needs)} on one node; the largest node has {_amounts(largest.total)}, and most is free "
         f"on {freest.name}: {_amounts({kind: freest.free.get(kind, 0) for kind in needs})}. Others hold the rest"

@@ -41,8 +41,9 @@ def test_an_actor_that_no_node_can_hold_is_refused_with_its_request_and_the_larg
 
 def test_the_largest_node_is_the_one_with_most_of_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     head = Node("n0 (10.0.0.0)", {"CPU": 1, "GPU": 1}, {"CPU": 0.5})
-    monkeypatch.setattr(room, "nodes", lambda: [head, SMALL])
-    assert "the largest node has 8 CPU, and most is free on n1 (10.0.0.1): 8 CPU." in shortage(request(2, 0))
+    full = Node("n1 (10.0.0.1)", {"CPU": 8}, {"CPU": 1})
+    monkeypatch.setattr(room, "nodes", lambda: [head, full])
+    assert "the largest node has 8 CPU, and most is free on n1 (10.0.0.1): 1 CPU." in shortage(request(2, 0))
     assert shortage(request(9, 0)).endswith("the largest, n1 (10.0.0.1), has 8 CPU")
     assert shortage(request(0.5, 2)).endswith("the largest, n0 (10.0.0.0), has 1 CPU and 1 GPU")
     with pytest.raises(UserError, match="the largest, n1"):
@@ -59,6 +60,7 @@ def test_who_waits_hears_what_is_asked_for_and_what_is_free() -> None:
         "it reserves 1 CPU and 2 GPU on one node; the largest node has 16 CPU and 4 GPU, and most is free on "
         "n2 (10.0.0.2): 2 CPU and 1 GPU. Others hold the rest"
     )
+    assert shortage(request(1, 1)) == "there is some for it on n2 (10.0.0.2), so its process is probably just starting"
     assert shortage(request(1, 5)).endswith("on one node, and the largest, n2 (10.0.0.2), has 16 CPU and 4 GPU")
 
 

@@ -101,6 +101,13 @@ def test_output_that_nobody_reads_or_that_finds_no_room_is_no_traceback() -> Non
         assert ended.stderr.read().startswith(b"brain: No space left on device (errno 28).") and ended.wait() == 1
 
 
+def test_a_command_without_stdout_works() -> None:
+    code = "import os; os.close(1)\nfrom brain_align.deploy import cli\nimport sys; sys.stdout = None\n"
+    code += "sys.argv = ['brain', 'settings']; sys.exit(cli.main())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 WAITING = """
 import sys, time
 from brain_align.deploy.commands import run

@@ -90,7 +90,9 @@ def test_the_first_signal_asks_and_the_second_ends(
         os.kill(os.getpid(), number)
 
 
-def test_where_no_command_obeys_signals_they_stay_as_they_are() -> None:
+def test_where_no_command_obeys_signals_they_stay_as_they_are(signals: None) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     before: list[Any] = [signal.getsignal(number) for number in SIGNALS]
 
     async def scene() -> None:
