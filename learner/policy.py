@@ -23,7 +23,7 @@ def load_policy(recipe: Recipe) -> SequenceLogprobs:
         UserError: the model or its adapter cannot be loaded, or cannot be trained as the recipe asks.
     """
     device = "cuda" if recipe.learner.gpus and torch.cuda.is_available() else "cpu"
-    model = load_policy_model(recipe.policy, device, seed=seed_from("adapter", recipe.seed))
+    model = load_policy_model(recipe.policy, device, seed=seed_from("adapter", recipe.seed), window=recipe.window)
     if recipe.learner.activation_checkpointing:
         _checkpoint_activations(model)
     return SequenceLogprobs(model)

@@ -19,8 +19,6 @@ from brain_align.sampler.weights.delivery import AdapterSwap, Delivery, MergedAd
 from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 
-_PROBE_ROOM = 32  # tokens; more than a probe has
-
 
 class Sampler:
     """Samples several requests at a time, each from the published version that it names."""
@@ -113,7 +111,7 @@ def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> Eng
         adapters=adapters,
         receives=delivery == "transfer",
         merges=delivery == "merged",
-        max_model_tokens=max(_PROBE_ROOM, recipe.data.max_prompt_tokens + recipe.sampling.max_tokens),
+        max_model_tokens=recipe.window,
         tensor_parallel=recipe.sampler.tensor_parallel,
         repeatable=recipe.algorithm.strict,
         threads=recipe.sampler.threads,

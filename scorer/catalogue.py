@@ -31,12 +31,18 @@ def check_scorer(name: str, section: ScorerPool) -> None:
 
 
 def build_scorer(
-    section: ScorerPool | PriorSection, name: str, policy: PolicySection, policies: Path, *, together: bool = False
+    section: ScorerPool | PriorSection,
+    name: str,
+    policy: PolicySection,
+    policies: Path,
+    *,
+    together: bool = False,
+    window: int | None = None,
 ) -> Scorer:
     """Load a scorer; `prior` and `proposal` are the names of the scorers of these log-probabilities.
 
     Only these read the policy, and only `proposal` reads `policies`, the directory of published versions. For
-    `together` see `annotate_texts`.
+    `together` see `annotate_texts`, for `window`, which counts for the policy, `load_causal_lm`.
 
     Raises:
         UserError: a model, tokenizer or function is missing or does not fit.
@@ -47,10 +53,10 @@ def build_scorer(
     if name == PRIOR:
         from brain_align.scorer.kinds.prior import load_prior
 
-        return load_prior(policy, resources.devices[0], MAX_TOKENS)
+        return load_prior(policy, resources.devices[0], MAX_TOKENS, window)
     from brain_align.scorer.kinds.proposal import ProposalScorer
 
-    return ProposalScorer(policy, policies, resources.devices[0], MAX_TOKENS)
+    return ProposalScorer(policy, policies, resources.devices[0], MAX_TOKENS, window)
 
 
 def _devices(gpus: float) -> list[str]:

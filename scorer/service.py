@@ -47,7 +47,9 @@ class ScorerActor:
         section = recipe.scorer(self._name)
         torch.set_num_threads(section.threads)
         together = recipe.algorithm.max_staleness > 0  # strict mode: the same seed gives the same bytes
-        self._scorer = build_scorer(section, self._name, recipe.policy, self._policies, together=together)
+        self._scorer = build_scorer(
+            section, self._name, recipe.policy, self._policies, together=together, window=recipe.window
+        )
         if self._name != PROPOSAL:  # its values change with every published version
             check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}

@@ -74,6 +74,11 @@ class Recipe(Section):
         return name in self.scorers and self.scorers[name].NULLS_MAY_RECOVER
 
     @property
+    def window(self) -> int:
+        """The most tokens that prompt and output may have together, which samplers and models are prepared for."""
+        return max(_PROBE, self.data.max_prompt_tokens + self.sampling.max_tokens)
+
+    @property
     def reward(self) -> str | CombinationSection:
         """Return the reward that `objective.reward` names: a scorer, or a combination of several."""
         return self.rewards.get(self.objective.reward, self.objective.reward)
@@ -224,6 +229,9 @@ _TAKEN = {
     PROPOSAL: "the proposal's log-probabilities",
     HUMAN: "human choices between two outputs",
 }
+
+_PROBE = 32
+"""Tokens that samplers must have room for: more than the text has on which they prove that they hold a version."""
 
 _TIME_FOR_FUNCTIONS = 0.9
 """Share of a call's time limit; the rest is for the transfer of groups and scores."""

@@ -97,6 +97,11 @@ _ENGINE_S_OWN = {
     "disable_log_stats",
     "max_num_queued_reqs",
     "max_num_queued_tokens",
+    "revision",
+    "code_revision",
+    "tokenizer_revision",
+    "trust_remote_code",
+    "hf_token",
 }
 """vLLM arguments that determine the sampled distribution, that the sampler relies on, or that other settings decide."""
 

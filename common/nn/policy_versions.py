@@ -15,9 +15,11 @@ from brain_align.common.policies import PolicyRegistry
 class PolicyVersions:
     """Loads versions of one policy, one at a time; adapters share one base model, which is loaded at once."""
 
-    def __init__(self, policy: PolicySection, device: str) -> None:
+    def __init__(self, policy: PolicySection, device: str, window: int | None = None) -> None:
+        """Load the base model, if there is one; for `window` see `load_causal_lm`."""
         self._policy = policy
         self._device = device
+        self._window = window
         self._base = None if policy.method == "full" else self._load(policy.model)
         self._loaded: tuple[Path, SequenceLogprobs] | None = None
 
@@ -45,4 +47,5 @@ class PolicyVersions:
         self._loaded = None
 
     def _load(self, source: str) -> PreTrainedModel:
-        return load_causal_lm(source, self._policy.dtype, self._device, self._policy.quantization)
+        settings = self._policy
+        return load_causal_lm(source, settings.dtype, self._device, settings.quantization, window=self._window)

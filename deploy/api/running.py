@@ -37,6 +37,8 @@ class TrainedPolicy:
     base: str | None
     version: int
     settings: PolicySection
+    window: int
+    """The most tokens (prompt and output) that the run's texts could have."""
 
     def load(self, device: str = "cpu") -> "PreTrainedModel | PeftModel":
         """Load the model as the run evaluates it: in the policy's dtype and quantisation, without dropout.
@@ -48,7 +50,8 @@ class TrainedPolicy:
         from brain_align.common.nn.models.causal_lm import load_causal_lm
 
         source = self.base or str(self.path)
-        model = load_causal_lm(source, self.settings.dtype, device, self.settings.quantization)
+        settings = self.settings
+        model = load_causal_lm(source, settings.dtype, device, settings.quantization, window=self.window)
         return load_adapter(model, self.path) if self.base else model
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -74,11 +77,12 @@ class RunResult:
             UserError: its files, or the prepared data that its model lies in, have been removed.
         """
         directory = RunDirectory(self.directory)
-        settings = resolve(saved_recipe(directory), None, begun=directory).recipe.policy
+        recipe = resolve(saved_recipe(directory), None, begun=directory).recipe
+        settings = recipe.policy
         best = self.summary["best_version"]
         if settings.method == "lora":
-            return TrainedPolicy(directory.adapter, settings.model, best, settings)
-        return TrainedPolicy(PolicyRegistry(directory.policies).verify(best).path, None, best, settings)
+            return TrainedPolicy(directory.adapter, settings.model, best, settings, recipe.window)
+        return TrainedPolicy(PolicyRegistry(directory.policies).verify(best).path, None, best, settings, recipe.window)
 
     @cached_property
     def store(self) -> Samples:

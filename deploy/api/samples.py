@@ -160,8 +160,8 @@ def policy_logprobs(source: Source, version: int, device: str = "cpu") -> GroupL
     if version not in versions:
         there = f"versions {versions[0]} to {versions[-1]}" if versions else "none"
         raise UserError(f"There is no version {version} of the policy: {source.directory.root} has published {there}.")
-    policy = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe.policy
-    loaded = PolicyVersions(policy, device).load(source.directory.policies, version)
+    recipe = resolve(saved_recipe(source.directory), None, begun=source.directory).recipe
+    loaded = PolicyVersions(recipe.policy, device, recipe.window).load(source.directory.policies, version)
     return lambda groups: [annotate_logprobs(loaded, row, MAX_TOKENS).values for row in groups.to_pylist()]
 
 

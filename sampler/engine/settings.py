@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from brain_align.sampler.engine.worker import EXTENSION, SAMPLER_PID
@@ -35,8 +36,13 @@ class EngineSettings:
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     """Return the arguments of vLLM's engine."""
+    model, revision = settings.model, ""
+    if not Path(model).is_dir():  # a hub id
+        model, _, revision = model.partition("@")
     arguments: dict[str, Any] = {
-        "model": settings.model,
+        "model": model,
+        "revision": revision or None,
+        "trust_remote_code": False,
         "dtype": settings.dtype,
         "skip_tokenizer_init": True,
         "max_model_len": settings.max_model_tokens,

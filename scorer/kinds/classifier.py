@@ -1,9 +1,10 @@
 """Rewards from any sequence classifier of transformers with one label."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -14,15 +15,20 @@ from typing_extensions import override
 
 from brain_align.common.config.scorers import ClassifierSection
 from brain_align.common.data.conversations import Message, RenderingError, answered, rendered, turns_of
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, listed
 from brain_align.common.identity import digest
-from brain_align.common.nn.models.causal_lm import load_tokenizer
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.models.causal_lm import load_tokenizer, refuse_incomplete
+from brain_align.common.nn.models.rotary import fix_rotary
+from brain_align.common.nn.models.shards import check_shards
+from brain_align.common.nn.models.sources import find_source
 from brain_align.common.nn.token_ids import LiteralContents
+from brain_align.common.policies import ADAPTER_CONFIG
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer, texts_of
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
 from brain_align.scorer.text_models.text_values import TextValues
+
+_LOG = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
@@ -136,27 +142,38 @@ def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenize
 
 def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
     source = settings.path
-    local = is_local(source, "The classifier")
+    place = find_source(source, "The classifier")
+    _refuse_adapter(source)
+    check_shards(source)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=getattr(torch, settings.dtype), local_files_only=local, output_loading_info=True
+            place.name,
+            dtype=getattr(torch, settings.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `refuse_incomplete` names them
+            **place.arguments(),
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"No sequence classifier could be loaded from {source}: {first_line(error)}") from error
-    _require_exactly(report, source)
+    except Exception as error:  # a user's files may bring anything about in transformers' code
+        raise place.failure("sequence classifier", error) from error
+    refuse_incomplete(report, source)
+    if unused := sorted(report["unexpected_keys"]):  # mask buffers of old versions, the head of a language model
+        _LOG.warning("The classifier in %s has no use for %s of its files: ignored.", source, listed(unused, 8))
     if model.config.num_labels != 1:
         raise UserError(
             f"The classifier in {source} has {model.config.num_labels} labels; a reward model has one (num_labels=1)."
         )
+    fix_rotary(model, settings.max_tokens)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _require_exactly(report: dict[str, Any], source: str) -> None:
-    # transformers only warns here, and gives missing weights (the head, say) random values.
-    for what, names in (("lacks", report["missing_keys"]), ("has unexpected", report["unexpected_keys"])):
-        if names:
-            listed = ", ".join(sorted(names)[:8])
-            raise UserError(f"The classifier in {source} {what} weights: {listed}; it is not a complete reward model.")
+def _refuse_adapter(source: str) -> None:
+    """Refuse an adapter alone, whose base has no trained head for its values."""
+    directory = Path(source)
+    if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
+        raise UserError(
+            f"{source} holds an adapter, not a whole classifier ({ADAPTER_CONFIG}); merge it with its base, loaded "
+            f"with num_labels=1, first (PeftModel.from_pretrained(base, {source!r}).merge_and_unload())."
+        )
 
 
 def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -> TextValues | None:

@@ -11,6 +11,7 @@ from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.adapters import CONFIG, WEIGHTS, find_adapter
 from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.policy_model import load_prior_model
+from brain_align.common.nn.models.rotary import rotary_switch
 from brain_align.common.schemas import PRIOR
 from brain_align.scorer.scorer import Annotation, Group, Scorer, annotate, finite_or_null
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
@@ -46,20 +47,25 @@ def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int)
     return Annotation(kept, errors=tuple(errors))
 
 
-def load_prior(policy: PolicySection, device: str, max_tokens: int) -> PriorScorer:
-    """Load the prior: the model that the learner starts from.
+def load_prior(policy: PolicySection, device: str, max_tokens: int, window: int | None = None) -> PriorScorer:
+    """Load the prior: the model that the learner starts from; for `window` see `load_causal_lm`.
 
     Raises:
         UserError: model or adapter is missing or incompatible.
     """
-    model = load_prior_model(policy, device)
-    return PriorScorer(logprobs_digest(PRIOR, policy, max_tokens), model, max_tokens)
+    model = load_prior_model(policy, device, window=window)
+    return PriorScorer(logprobs_digest(PRIOR, policy, max_tokens, window), model, max_tokens)
 
 
-def logprobs_digest(name: str, policy: PolicySection, max_tokens: int) -> str:
+def logprobs_digest(name: str, policy: PolicySection, max_tokens: int, window: int | None = None) -> str:
     """Return the digest of a scorer of log-probabilities: of model files and numerics."""
-    files = [digest_of_loaded(policy.model, load_config(policy.model))]
+    config = load_config(policy.model)
+    files = [digest_of_loaded(policy.model, config)]
     if policy.sft_adapter:
         adapter = find_adapter(policy.sft_adapter)
         files.append(digest_files(adapter, [CONFIG, WEIGHTS]))
-    return digest(name, files, policy.dtype, policy.quantization, max_tokens)
+    numerics: list[str | int | None] = [policy.dtype, policy.quantization, max_tokens]
+    switch = rotary_switch(config)
+    if switch is not None and window is not None and window > switch:
+        numerics.append("long rotary factors")
+    return digest(name, files, *numerics)

@@ -24,11 +24,13 @@ class ProposalScorer(Scorer):
 
     name = PROPOSAL
 
-    def __init__(self, policy: PolicySection, policies: Path, device: str, max_tokens: int) -> None:
-        self.digest = logprobs_digest(PROPOSAL, policy, max_tokens)
+    def __init__(
+        self, policy: PolicySection, policies: Path, device: str, max_tokens: int, window: int | None = None
+    ) -> None:
+        self.digest = logprobs_digest(PROPOSAL, policy, max_tokens, window)
         self._policies = policies
         self._max_tokens = max_tokens
-        self._versions = PolicyVersions(policy, device)
+        self._versions = PolicyVersions(policy, device, window)
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:

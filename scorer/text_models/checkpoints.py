@@ -1,6 +1,5 @@
 """The files of a reward model, in a directory or on the Hugging Face hub, and their digest."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,16 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedConfig
 
-from brain_align.common.errors import UserError, first_line, refuse_unreadable
+from brain_align.common.errors import UserError, first_line
 from brain_align.common.identity import digest, digest_files
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.models.shards import INDEX, listed_shards, shard_names
+from brain_align.common.nn.models.sources import find_source, hub_failure
 from brain_align.scorer.text_models.formats import RewardFormat
 
 SAFETENSORS = "model.safetensors"
 """Preferred over other files of the same weights: nothing in it can be executed."""
 
 SHARDED_BIN = "pytorch_model.bin"
-
-INDEX = ".index.json"
-"""Suffix of a weights file's name in the name of its index of shards."""
 
 _CONFIG = "config.json"
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -70,7 +67,7 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
         UserError: there is no such directory or repository, or no such file in it.
     """
     names = (SAFETENSORS, SAFETENSORS + INDEX, format.checkpoint_file, SHARDED_BIN + INDEX)
-    directory = Path(source) if is_local(source, "The reward model") else _download(source, names)
+    directory = Path(source) if find_source(source, "The reward model").local else _download(source, names)
     weights = find_weights(directory, names)
     if weights is None:
         raise UserError(
@@ -97,27 +94,13 @@ def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | No
         return None
     if not found.name.endswith(INDEX):
         return (found,)
-    shards = _shards(found)
-    missing = [name for name in shards if not (directory / name).is_file()]
-    if missing or not shards:
-        raise UserError(
-            f"{found} names {len(shards)} files of weights, of which {len(missing)} are missing "
-            f"({', '.join(missing[:3])}); restore them."
-        )
-    return tuple(directory / name for name in shards)
-
-
-def _shards(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        refuse_unreadable(index, error)
-        raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
+    return tuple(directory / name for name in shard_names(found))
 
 
 def _download(source: str, weights: Sequence[str]) -> Path:
     """Return the directory of the hub's cache with the files of a reward model, fetching those that are missing."""
     repository, _, revision = source.partition("@")
+    hub_failure()  # asked once; a hub that does not answer is left alone from then on
 
     def fetched(name: str) -> Path | None:
         try:
@@ -135,7 +118,7 @@ def _download(source: str, weights: Sequence[str]) -> Path:
             f"The reward model {source} could not be fetched from the hub: it has none of {', '.join(weights)}, or the "
             f"hub cannot be reached."
         )
-    for name in (*(_shards(found) if found.name.endswith(INDEX) else ()), _CONFIG, *TOKENIZER_FILES):
+    for name in (*(listed_shards(found) if found.name.endswith(INDEX) else ()), _CONFIG, *TOKENIZER_FILES):
         fetched(name)
     return found.parent
 
@@ -147,7 +130,7 @@ def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool =
     """
     root = Path(source)
     if not root.is_dir():  # all files of one commit are in one directory of the hub's cache
-        root = Path(hf_hub_download(source, _CONFIG, revision=config._commit_hash)).parent
+        root = Path(hf_hub_download(source.partition("@")[0], _CONFIG, revision=config._commit_hash)).parent
     weights = find_weights(root, _LOADED_WEIGHTS)
     if weights is None:  # the configuration gives them other names
         weights = (*root.glob("*.safetensors"), *root.glob("*.bin"))

@@ -4,8 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from brain_align.common.config.inputs import AdapterSection, PolicySection
+from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import checked_targets
-from brain_align.common.nn.models.configuration import load_config
+from brain_align.common.nn.models.configuration import has_other_parts, load_config
 from brain_align.common.nn.models.policy_model import adapter_rank
 from brain_align.common.nn.models.saving import check_saveable, unsaveable
 
@@ -22,6 +23,11 @@ def check_policy(policy: PolicySection, *, sampled: bool) -> list[str]:
     """
     if policy.method == "lora":
         adapter_rank(policy)  # reads the configuration of an SFT adapter
+    if sampled and has_other_parts(policy.model, config := load_config(policy.model)):
+        raise UserError(
+            f"{policy.model} holds more than a text model ({config.model_type}), and samplers would load all of it, "
+            f"under other names than the learner; give a directory with the text model alone."
+        )
     model = _without_weights(policy.model)
     if model is None:
         return []

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError, first_line, refuse_unreadable
 
 SHARD_BYTES = 2**30
 
@@ -24,20 +24,31 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of transformers' own files of weights, in the order in which it looks for them."""
 
 
+def listed_shards(index: Path) -> list[str]:
+    """Return the names of the files that an index of shards lists, which need not be there yet.
+
+    Raises:
+        UserError: it is not such an index, or names files elsewhere.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        refuse_unreadable(index, error)
+        raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
+    elsewhere = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if elsewhere or not names:
+        named = f"the file {elsewhere[0]!r}" if elsewhere else "no files"
+        raise UserError(f"{index} names {named}, where an index of sharded weights names files beside it; restore it.")
+    return names
+
+
 def shard_names(index: Path) -> list[str]:
     """Return the names of the files that an index of shards lists; all lie beside the index.
 
     Raises:
         UserError: it is not such an index, or names files elsewhere, or files that are missing.
     """
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is not an index of sharded weights ({first_line(error)}); restore it.") from None
-    elsewhere = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if elsewhere or not names:
-        named = f"the file {elsewhere[0]!r}" if elsewhere else "no files"
-        raise UserError(f"{index} names {named}, where an index of sharded weights names files beside it; restore it.")
+    names = listed_shards(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(

@@ -36,7 +36,7 @@ class Source:
     def failure(self, what: str, error: BaseException) -> UserError:
         """Make the error for what could not be loaded from here, with what the user may have meant or lack."""
         reason = first_line(error)
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             return UserError(
                 f"The {what} in {self.name} needs Python code of its own (auto_map in its config.json), which is not "
                 f"run here; only models that transformers itself implements are supported."

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         store = SampleStore(directory, run_id)
         store.append_groups(groups)
         store.append_scores(choices(groups))
-        store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS)))
+        store.append_scores(prior_scores(groups, logprobs_digest(PRIOR, recipe.policy, MAX_TOKENS, recipe.window)))
     rounds = len(set(groups["round"].to_pylist()))
     left_out = f"\nskipped: {reasons(pairs.skipped)}" if pairs.skipped else ""
     say(f"{target}: {groups.num_rows} pairs in {rounds} rounds{left_out}")
@@ -225,7 +225,7 @@ def _logprobs(pairs: Sequence[Pair], recipe: Recipe) -> Iterator[list[list[float
 
     device = "cuda" if recipe.prior.gpus and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(recipe.prior.threads)
-    model = SequenceLogprobs(load_prior_model(recipe.policy, device))
+    model = SequenceLogprobs(load_prior_model(recipe.policy, device, window=recipe.window))
     model.decoder.pad_unless_exact()
     for pair in pairs:
         with torch.no_grad():

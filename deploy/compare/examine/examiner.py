@@ -56,7 +56,7 @@ class ExaminerActor:
         from brain_align.common.nn.policy_versions import PolicyVersions
 
         if self._versions is None:
-            self._versions = PolicyVersions(self._recipe.policy, self._device)
+            self._versions = PolicyVersions(self._recipe.policy, self._device, self._recipe.window)
         policy = self._versions.load(Path(policies), version)
         rows = groups.select(["prompt_token_ids", "outputs"]).to_pylist()
         logprobs = [_group_logprobs(policy, row) for row in rows]

@@ -196,7 +196,7 @@ def test_a_text_of_nothing_is_null(tmp_path):
 
 def test_what_is_no_complete_reward_model_is_refused(tmp_path):
     write(tmp_path, lambda: LlamaForCausalLM(llama_config()))
-    with pytest.raises(UserError, match=r"lacks weights: score\.weight"):
+    with pytest.raises(UserError, match=r"lacks 1 of its weights: score\.weight"):
         load(tmp_path)
     write(tmp_path / "two", lambda: GPTJForSequenceClassification(gptj_config(len(TOKENIZER), num_labels=2)))
     with pytest.raises(UserError, match="has 2 labels"):
