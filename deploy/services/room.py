@@ -34,16 +34,15 @@ class Node:
 
 
 def nodes() -> list[Node]:
-    """Return the living nodes, the largest first."""
+    """Return the living nodes."""
     free = state.available_resources_per_node()
-    found = [
+    return [
         Node(
             f"{one['NodeManagerHostname']} ({one['NodeManagerAddress']})", one["Resources"], free.get(one["NodeID"], {})
         )
         for one in ray.nodes()
         if one["Alive"]
     ]
-    return sorted(found, key=lambda node: (node.total.get("GPU", 0), node.total.get("CPU", 0)), reverse=True)
 
 
 def check_each_fits(services: Mapping[str, Request]) -> None:
@@ -54,7 +53,7 @@ def check_each_fits(services: Mapping[str, Request]) -> None:
         name, request = next(iter(too_large.items()))
         raise UserError(
             f"No node of the Ray cluster can hold one actor of {', '.join(too_large)}: {name} reserves "
-            f"{_amounts(_needs(request))}, and {_largest(there)}; lower its cpus or gpus, or add larger nodes."
+            f"{_amounts(_needs(request))}, and {_largest(there, request)}; lower its cpus or gpus, or add larger nodes."
         )
 
 
@@ -72,12 +71,13 @@ def shortage(request: Request) -> str:
     needs = _needs(request)
     holders = [node for node in there if _holds(node.total, request)]
     if not holders:
-        return f"it reserves {_amounts(needs)} on one node, and {_largest(there)}"
-    freest = max(holders, key=lambda node: min(node.free.get(kind, 0) / need for kind, need in needs.items() if need))
-    if all(freest.free.get(kind, 0) >= need for kind, need in needs.items()):
+        return f"it reserves {_amounts(needs)} on one node, and {_largest(there, request)}"
+    largest = max(holders, key=lambda node: _times(node.total, request))
+    freest = max(holders, key=lambda node: _times(node.free, request))
+    if _holds(freest.free, request):
         return f"there is some for it on {freest.name}, so its process is probably just starting"
     return (
-        f"it reserves {_amounts(needs)} on one node; the largest node has {_amounts(there[0].total)}, and most is free "
+        f"it reserves {_amounts(needs)} on one node; the largest node has {_amounts(largest.total)}, and most is free "
         f"on {freest.name}: {_amounts({kind: freest.free.get(kind, 0) for kind in needs})}. Others hold the rest"
     )
 
@@ -87,12 +87,20 @@ def _needs(request: Request) -> dict[str, float]:
 
 
 def _holds(total: Mapping[str, float], request: Request) -> bool:
-    return all(total.get(kind, 0) >= need for kind, need in _needs(request).items())
+    return _times(total, request) >= 1
 
 
-def _largest(there: list[Node]) -> str:
-    return f"the largest, {there[0].name}, has {_amounts(there[0].total)}" if there else "the cluster has no node"
+def _times(amounts: Mapping[str, float], request: Request) -> float:
+    """Return how many times a request fits into amounts; other kinds than it asks for do not count."""
+    return min((amounts.get(kind, 0) / need for kind, need in _needs(request).items()), default=1)
+
+
+def _largest(there: list[Node], request: Request) -> str:
+    if not there:
+        return "the cluster has no node"
+    largest = max(there, key=lambda node: _times(node.total, request))
+    return f"the largest, {largest.name}, has {_amounts(largest.total)}"
 
 
 def _amounts(resources: Mapping[str, float]) -> str:
-    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in _KINDS)
+    return " and ".join(f"{resources[kind]:g} {kind}" for kind in _KINDS if kind in resources) or "nothing"

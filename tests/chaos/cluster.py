@@ -13,9 +13,9 @@ LEARNER, SAMPLER, SCORER = "ray::LearnerActor", "ray::SamplerActor", "ray::Score
 SERVICES = (LEARNER, SAMPLER, SCORER, "VLLM", "ray::WeightServer")
 """What the product starts on a machine, by the beginnings of the processes' titles."""
 _RAY = str(Path(sys.executable).parent / "ray")
-_WORKER = ("--num-cpus=3",)  # a sampler and a scorer, or two scorers: see the recipe
-_HEAD = ("--num-cpus=1", "--num-gpus=1")  # the learner alone
-_WORKING_HEAD = ("--num-cpus=5", "--num-gpus=1")  # the learner and what has no room on two workers
+_WORKER = ("--num-cpus=4", "--num-gpus=1")  # see the recipe
+_HEAD = ("--num-cpus=1", "--num-gpus=2")  # the learner alone
+_WORKING_HEAD = ("--num-cpus=9", "--num-gpus=4")  # the learner and whatever has no room on two workers
 _COMMON = ("--block", "--disable-usage-stats", "--object-store-memory=200000000")
 
 

@@ -39,6 +39,17 @@ def test_an_actor_that_no_node_can_hold_is_refused_with_its_request_and_the_larg
     assert str(refused.value) == expected
 
 
+def test_the_largest_node_is_the_one_with_most_of_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Node("n0 (10.0.0.0)", {"CPU": 1, "GPU": 1}, {"CPU": 0.5})
+    full = Node("n1 (10.0.0.1)", {"CPU": 8}, {"CPU": 1})
+    monkeypatch.setattr(room, "nodes", lambda: [head, full])
+    assert "the largest node has 8 CPU, and most is free on n1 (10.0.0.1): 1 CPU." in shortage(request(2, 0))
+    assert shortage(request(9, 0)).endswith("the largest, n1 (10.0.0.1), has 8 CPU")
+    assert shortage(request(0.5, 2)).endswith("the largest, n0 (10.0.0.0), has 1 CPU and 1 GPU")
+    with pytest.raises(UserError, match="the largest, n1"):
+        check_each_fits({"sampler": request(9, 0)})
+
+
 def test_a_cluster_that_adds_nodes_by_itself_is_given_the_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "can_grow", lambda: True)
     check_each_fits({"learner": request(1, 5)})
