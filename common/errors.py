@@ -10,6 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_SECRET_VARIABLE = re.compile(r"(?i)token|secret|passw|api_?key|access_?key|credential")
+_AUTHORIZATION = re.compile(r"(?i)\b(bearer|basic)([ \t]+)[^\s'\",;]+")
+_SHORTEST_SECRET = 8
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the values of environment variables that hold secrets, and without authorizations.
+
+    Libraries quote what they were given: a header that is not valid, a request that failed, a login page.
+    """
+    for name, value in os.environ.items():
+        secret = value.strip()
+        if len(secret) >= _SHORTEST_SECRET and secret in text and _SECRET_VARIABLE.search(name) and secret[0] != "/":
+            text = text.replace(secret, f"${name}")
+    return _AUTHORIZATION.sub(r"\1\2…", text)
+
+
 _HEADING = re.compile(r".*:$|\d+ validation errors? for |\d+ (Client|Server) Error")
 """The beginning of a line that says nothing without the line after it."""
 
@@ -32,7 +49,7 @@ def first_line(error: BaseException) -> str:
             break
     if len(told) > _LONGEST_LINE:
         told = told[:_LONGEST_LINE] + " …"
-    return told or type(error).__name__
+    return without_secrets(told) or type(error).__name__
 
 
 def listed(items: Sequence[str], most: int = 3) -> str:
@@ -92,7 +109,14 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-class UserError(Exception):
+class _SentenceError(Exception):
+    """An error whose message is for users, and for files: it has no secrets."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_secrets(one) if isinstance(one, str) else one for one in args))
+
+
+class UserError(_SentenceError):
     """A mistake that the user can fix.
 
     The message is one sentence (or a short list) that states the mistake, its place and the remedy. The command line
@@ -108,7 +132,7 @@ class DamagedPartError(UserError):
     """A file of the sample store is truncated, altered or foreign."""
 
 
-class PipelineError(Exception):
+class PipelineError(_SentenceError):
     """A part of the running pipeline failed; the message names the part, its task and the log file to read.
 
     The command line prints it and exits with status 1; the run can be resumed.

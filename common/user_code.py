@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from brain_align.common.errors import UserError
+from brain_align.common.guest_code import GuestCode, guarded
 
 DIRECTORY = "BRAIN_FUNCTIONS"
 """The environment variable of an actor that names the directory in which its run was started."""
@@ -39,8 +40,9 @@ def _is_repository(place: Path) -> bool:
 
 
 def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleType]:
-    """Import the function at `module:function`, which `setting` names; return it with its module.
+    """Import the function at `module:function`, which `setting` names; return it, guarded, with its module.
 
+    All code of users comes from here: whatever it does, importing or called, this process goes on (guest_code.py).
     A path into this project may leave out `brain_align.`; a module of the user's own that has that name takes
     precedence.
 
@@ -54,7 +56,7 @@ def user_function(path: str, setting: str) -> tuple[Callable[..., Any], ModuleTy
         function = getattr(module, function_name, None)  # a lazy export (PEP 562) is imported only here
     if not callable(function):
         raise UserError(f"{setting}: {module_name} has no function {function_name!r}.")
-    return function, module
+    return guarded(function), module
 
 
 def _module(name: str) -> ModuleType:
@@ -80,7 +82,10 @@ def _is_missing(name: str, error: ModuleNotFoundError) -> bool:
 def _importing(what: str, setting: str) -> Iterator[None]:
     """Turn whatever a user's module raises while it is imported into a `UserError`."""
     try:
-        yield
-    except (Exception, SystemExit) as error:  # the user's code may raise anything, and a script may end
+        with GuestCode():
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = f"it ends with status {error.code}" if isinstance(error, SystemExit) else error
         raise UserError(f"{setting}: {what!r} cannot be imported: {reason}") from error

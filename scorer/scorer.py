@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from brain_align.common.config.scorers import ScorerPool
-from brain_align.common.errors import ScorerAwayError
+from brain_align.common.errors import ScorerAwayError, without_secrets
 from brain_align.common.schemas import SCORES, batch_from_rows
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -69,6 +69,8 @@ class Kind(Generic[Settings]):
     tolerance: Callable[[Settings], float | None]  # of a golden value, relative to 1 + |value|; None: not repeatable
     must_answer: bool  # the start fails if no golden text gets a value, as when a service cannot be reached
     reads_turns: Callable[[Settings], bool]  # if not, prompts that are conversations are refused
+    # A check of a prompt's text, which raises a NoValueError where no output of it could be read; None: any text can.
+    reading: Callable[[Settings], Callable[[str], object] | None]
     source: Callable[[Settings], str]  # of the values, for messages: a path, function or URL
 
 
@@ -126,7 +128,7 @@ def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annot
             "scorer_digest": scorer.digest,
             "values": annotation.values,
             "gold_value": annotation.gold_value,
-            "error": "; ".join(dict.fromkeys((*annotation.away, *annotation.errors))) or None,
+            "error": _sentence(dict.fromkeys((*annotation.away, *annotation.errors))),
             "scored_at": time.time(),
         }
         for group_id, annotation in zip(ids, annotations, strict=True)
@@ -138,12 +140,21 @@ def scores_of(scorer: Scorer, batch: pa.RecordBatch, annotations: Sequence[Annot
     return scores
 
 
-def finite_or_null(values: Sequence[float | None], what: str) -> tuple[list[float | None], list[str]]:
+def _sentence(reasons: Iterable[str]) -> str | None:
+    """Return the reasons as one text that may be stored: they quote what users' code, services and models say."""
+    return without_secrets("; ".join(reasons)).encode(errors="backslashreplace").decode() or None
+
+
+def finite_or_null(values: Sequence[float | NoValueError | None], what: str) -> tuple[list[float | None], list[str]]:
     """Replace values that are not finite in float32 by None; returns all values, and an error for each replaced."""
     # NaN fails every comparison.
-    kept = [value if value is not None and abs(value) <= _FLOAT32_MAX else None for value in values]
+    kept: list[float | None] = [
+        value if isinstance(value, int | float) and abs(value) <= _FLOAT32_MAX else None for value in values
+    ]
     errors = [
-        f"{what} {index} has the value {value}"
+        f"{what} {index} has no value: {value}"
+        if isinstance(value, NoValueError)
+        else f"{what} {index} has the value {value}"
         for index, (value, valid) in enumerate(zip(values, kept, strict=True))
         if valid is None
     ]

@@ -74,7 +74,11 @@ class ClassifierSection(ScorerPool):
     chat_template: bool = Field(
         False, description="prompt and output become turns of user and assistant in the tokenizer's chat template"
     )
-    max_tokens: int = Field(2048, ge=1, description="texts are truncated to this many tokens")
+    max_tokens: int = Field(
+        2048,
+        ge=1,
+        description="texts are truncated to this many tokens; by default to fewer where the model reads fewer",
+    )
     truncation: Literal["left", "right"] = Field("left", description="the side that is cut off; left keeps outputs")
 
 
@@ -106,8 +110,13 @@ class RemotePool(ScorerPool):
         None, description="environment variable with the bearer token; recipes never contain the token itself"
     )
     timeout: float = Field(60, gt=0, description="seconds per request")
-    attempts: int = Field(4, ge=1, description="attempts per request, before its values are null")
-    backoff: float = Field(1, ge=0, description="seconds before the second attempt; doubled before each further one")
+    attempts: int = Field(4, ge=1, description="attempts per request, before the service counts as away")
+    backoff: float = Field(
+        1,
+        ge=0,
+        description="seconds before the second attempt; doubled before each further one; a service's "
+        "own `Retry-After` is observed, up to `timeout`",
+    )
     concurrency: int = Field(8, ge=1, description="concurrent requests per replica")
 
 
@@ -143,6 +152,11 @@ class JudgeSection(RemotePool):
     pattern: str = Field(
         r"\[\[(-?\d+(?:\.\d+)?)\]\]",
         description="regular expression; group 1 of its last match in an answer is the rating",
+    )
+    quote: bool = Field(
+        False,
+        description="mark prompt and output as data, between tags that they cannot contain, so that instructions in "
+        "an output are not followed",
     )
     lowest: float = Field(1, description="lowest valid rating")
     highest: float = Field(10, description="highest valid rating")

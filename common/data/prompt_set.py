@@ -74,6 +74,11 @@ class PromptSet(Sequence[Prompt]):
             for row, text, gold in zip(*(part[name].to_pylist() for name in ("row", "text", "gold")), strict=True):
                 yield _prompt_id(row, text), gold
 
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Yield each prompt's row (1-based) and text."""
+        for part in self._parts:
+            yield from zip(part["row"].to_pylist(), part["text"].to_pylist(), strict=True)
+
     def find(self, prompt_id: str, text: str) -> Prompt | None:
         """Return the prompt of an id and text."""
         for part, start in zip(self._parts, self._starts, strict=False):

@@ -29,7 +29,7 @@ from brain_align.common.nn.completion_frame import Frame, frame_of_template, lis
 from brain_align.common.nn.models.causal_lm import check_tokenizer, load_tokenizer
 from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.end_tokens import end_tokens, model_end_tokens
-from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, token_ids
+from brain_align.common.nn.token_ids import LiteralContents, continuation_ids, token_ids, tokens_around
 
 
 def policy_encoding(policy: PolicySection, data: DataSection, moment: datetime | None = None) -> "TextEncoding":
@@ -219,10 +219,7 @@ class TextEncoding:
     @cached_property
     def _put_before_texts(self) -> list[int]:
         """The tokens that the tokenizer puts before every text."""
-        [bare] = token_ids(self.tokenizer, ["a"])
-        whole = list(self.tokenizer("a")["input_ids"])
-        places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
-        return whole[: places[0]] if places else []
+        return tokens_around(self.tokenizer)[0]
 
     @cached_property
     def _frame(self) -> "Frame":

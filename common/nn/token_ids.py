@@ -42,6 +42,14 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted(known, key=lambda token: (-len(token), token))
 
 
+def tokens_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before and after every text."""
+    [bare] = token_ids(tokenizer, ["a"])
+    whole = list(tokenizer("a")["input_ids"])
+    places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
+    return (whole[: places[0]], whole[places[0] + len(bare) :]) if places else ([], [])
+
+
 class LiteralContents:
     """Encodes renderings so that control tokens are those that the chat template wrote, not what somebody said."""
 
@@ -54,6 +62,15 @@ class LiteralContents:
     def spelt_in(self, contents: Sequence[str]) -> bool:
         """Return whether one of these texts spells a control token."""
         return any(self._pattern.search(content) for content in contents)
+
+    def begun(self, text: str, more: str) -> int:
+        """Return how many characters at the end of a text begin a control token that `more` completes."""
+        longest = max(map(len, self._controls), default=0)
+        if longest < 2 or not self._pattern.search(text[1 - longest :] + more[: longest - 1]):
+            return 0
+        splits = ((token, place) for token in self._controls for place in range(1, len(token)))
+        both = (place for token, place in splits if text.endswith(token[:place]) and more.startswith(token[place:]))
+        return max(both, default=0)
 
     def encode(self, render: Callable[[Callable[[str], str]], str], contents: Sequence[str]) -> list[int]:
         """Return the ids of a conversation; `render` renders it after applying a function to each of its contents."""

@@ -9,7 +9,7 @@ from brain_align.common.errors import first_line
 
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 _ADDRESS = re.compile(r"^\s*ip: (\S+)$|\(IP: ([^,)]+)", re.MULTILINE)
-_KILLED_OR_CRASHED = "its process was killed (kill -9, or the kernel when memory ran out) or crashed"
+_KILLED_OR_CRASHED = "its process was killed by SIGKILL (kill -9, or the kernel when memory ran out) or crashed"
 _WORDS = (  # in Ray's text, in this order, and what they mean
     ("node has died", "its node died or was cut off"),
     ("node was terminated", "its node died or was cut off"),

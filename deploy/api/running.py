@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
@@ -24,6 +24,8 @@ from brain_align.deploy.run.summary import read_summary
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -110,29 +112,29 @@ def run(recipe: AnyRecipe, /, *, console: Console | None = None, **overrides: An
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
     shown = PlainConsole() if console is None else PlainConsole.like(console)
-    _without_event_loop(lambda: run_recipe(read, shown))
+    without_event_loop(lambda: run_recipe(read, shown))
     directory = run_directory(read)
     summary = read_summary(directory)
     assert summary is not None, "a run that ends leaves it"
     return RunResult(directory.root, summary)
 
 
-def _without_event_loop(start: Callable[[], None]) -> None:
-    """Run a program that has an event loop of its own, in another thread where this one has one: in a notebook.
+def without_event_loop(start: Callable[[], Result]) -> Result:
+    """Run a program that has event loops of its own, in another thread where this one has one: in a notebook.
 
     An interrupt (Ctrl-C, a notebook's stop button) ends the program in either case.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        start()
-        return
+        return start()
+    results: list[Result] = []
     failures: list[BaseException] = []
     ended = Event()  # `Thread.join` takes a thread for ended once its wait was interrupted
 
     def work() -> None:
         try:
-            start()
+            results.append(start())
         except BaseException as error:  # noqa: BLE001 - it is raised below
             failures.append(error)
         finally:
@@ -149,3 +151,4 @@ def _without_event_loop(start: Callable[[], None]) -> None:
         raise
     if failures:
         raise failures[0]
+    return results[0]

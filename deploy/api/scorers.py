@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from brain_align.common.data.text_groups import text_group
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import GROUPS, PRIOR, PROPOSAL, batch_from_rows
+from brain_align.deploy.api.running import without_event_loop
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import AnyRecipe, load_recipe
 from brain_align.deploy.run.resolve import resolve, run_directory
@@ -32,17 +33,24 @@ class LoadedScorer:
         A value that the scorer cannot compute is NaN, and a warning gives the first reason.
 
         Raises:
-            ValueError: there are not as many prompts as outputs.
+            ValueError: there are not as many prompts as outputs, or one of them is not a text that can be stored.
+            PipelineError: the scorer's service is away.
         """
         if isinstance(prompts, str) or isinstance(outputs, str) or len(prompts) != len(outputs):
             raise ValueError("a scorer needs a list of prompts and a list of as many outputs")
+        for text in (*prompts, *outputs):
+            try:
+                text.encode()
+            except (AttributeError, UnicodeEncodeError):
+                raise ValueError(f"{text!r:.80} is not a text of Unicode characters") from None
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):
             places.setdefault(prompt, []).append(place)
         if not places:
             return []
         rows = [text_group(prompt, prompt, [outputs[place] for place in of]) for prompt, of in places.items()]
-        scored = self._scorer.score(batch_from_rows(GROUPS, rows)).to_pylist()
+        batch = batch_from_rows(GROUPS, rows)
+        scored = without_event_loop(lambda: self._scorer.score(batch)).to_pylist()
         values = [math.nan] * len(outputs)
         for of, row in zip(places.values(), scored, strict=True):
             for place, value in zip(of, row["values"], strict=True):

@@ -30,6 +30,7 @@ from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, r
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
+from brain_align.scorer.scorer import NoValueError
 
 _COMPARED = 16  # groups of a store, whose prompts' token ids are compared with this start's
 
@@ -233,6 +234,7 @@ def _read(
     check_gold = encoding.completion if encoding and trains_on_gold and not encoding.knows_all_tokens else None
     found = read_prompts(recipe.data, source, encode, check_gold)
     _check_turns(recipe, source, found)
+    _check_readable(recipe, source, found)
     reasons = (
         (found.too_long, f"longer than {recipe.data.max_prompt_tokens} tokens"),
         (found.empty, "empty"),
@@ -255,6 +257,26 @@ def _check_turns(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> No
                 f"scorers.{name} ({scorer.kind}) reads prompts as plain text, but {prompts.conversations} prompts of "
                 f"{named(source)} are conversations of several turns; use a scorer that reads turns, such as a "
                 f"classifier with chat_template=true."
+            )
+
+
+def _check_readable(recipe: Recipe, source: PromptSource, prompts: PromptSet) -> None:
+    """Refuse prompts that a scorer could read no output of: its chat template may refuse what the policy's takes."""
+    for name, scorer in recipe.scorers.items():
+        if (read := kind_of(scorer).reading(scorer)) is None:
+            continue
+        refused: list[tuple[int, NoValueError]] = []
+        for row, text in prompts.texts():
+            try:
+                read(text)
+            except NoValueError as error:
+                refused.append((row, error))
+        if refused:
+            row, reason = refused[0]
+            others = f", and {len(refused) - 1} more prompts," if refused[1:] else ""
+            raise UserError(
+                f"scorers.{name} ({kind_of(scorer).source(scorer)}) cannot read {named(source)}, row {row}{others} "
+                f"({reason}); fix or remove these rows, or use a scorer that reads them."
             )
 
 

@@ -10,25 +10,33 @@ import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from typing_extensions import override
 
 from brain_align.common.config.scorers import ClassifierSection
 from brain_align.common.data.conversations import Message, RenderingError, answered, rendered, turns_of
 from brain_align.common.errors import UserError, listed
 from brain_align.common.identity import digest
-from brain_align.common.nn.models.causal_lm import load_tokenizer, refuse_incomplete
+from brain_align.common.nn.models.causal_lm import load_config, load_tokenizer, refuse_incomplete
 from brain_align.common.nn.models.rotary import fix_rotary
 from brain_align.common.nn.models.shards import check_shards
 from brain_align.common.nn.models.sources import find_source
-from brain_align.common.nn.token_ids import LiteralContents
+from brain_align.common.nn.token_ids import LiteralContents, tokens_around
 from brain_align.common.policies import ADAPTER_CONFIG
-from brain_align.scorer.scorer import ROUNDING, Group, Kind, Resources, Scorer, texts_of
+from brain_align.scorer.scorer import ROUNDING, Group, Kind, NoValueError, Resources, Scorer, texts_of
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
+from brain_align.scorer.text_models.positions import longest_text
 from brain_align.scorer.text_models.text_values import TextValues
 
 _LOG = logging.getLogger(__name__)
+
+_SOME_OUTPUT = "An answer."
 
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_IN_16_BITS = 0.1
@@ -45,7 +53,7 @@ class WholeTexts(ValuesOfTexts):
     @torch.no_grad()
     def of(self, texts: Sequence[list[int]]) -> list[float]:
         # Texts of similar length go through the model together.
-        padding = self._model.config.pad_token_id
+        padding = padding_id(self._model)
         # A causal classifier finds its last token by the padding's id: without one, it reads one text at a time.
         width = max(map(len, texts), default=1)
         rows = 1 if padding is None else max(1, self._max_tokens // width)
@@ -71,38 +79,53 @@ class ClassifierScorer(Scorer):
     _settings: ClassifierSection
     _padding: int | None  # the id that a causal classifier skips at the end of a text; None: it skips nothing
     _together: bool  # see `annotate_texts`
+    _limit: int  # tokens of a text
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         plain = not self._settings.chat_template
         return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=plain)
 
-    def _texts(self, group: Group) -> list[list[int] | str]:
+    def _texts(self, group: Group) -> list[list[int] | NoValueError]:
         return [self._encode(group["prompt_text"], output) for output in texts_of(group)]
 
-    def _encode(self, prompt: str, output: str) -> list[int] | str:
-        if self._settings.chat_template:
-            try:
-                ids = self._conversation(answered(turns_of(prompt), output))
-            except RenderingError as error:
-                return f"the classifier cannot read the conversation: {error}"
-        else:
-            limit = self._settings.max_tokens
-            ids = list(self._tokenizer(prompt + output, truncation=True, max_length=limit)["input_ids"])
+    def _encode(self, prompt: str, output: str) -> list[int] | NoValueError:
+        try:
+            ids = self._conversation(prompt, output) if self._settings.chat_template else self._plain(prompt, output)
+        except RenderingError as error:
+            return NoValueError(f"the classifier cannot read the conversation: {error}")
+        except Exception as error:  # noqa: BLE001 - tokenizers raise anything; the next text may be in order
+            return NoValueError(f"the classifier's tokenizer cannot encode it: {type(error).__name__}: {error}")
         while len(ids) > 1 and ids[-1] == self._padding:
             ids.pop()
         return ids
 
-    def _conversation(self, turns: Sequence[Message]) -> list[int]:
-        """Encode a conversation in the classifier's template, which brings all control tokens."""
+    def _plain(self, prompt: str, output: str) -> list[int]:
+        """Encode prompt and output as one text; control tokens that the output spells are read as text."""
+        begun = self._contents.begun(prompt, output)
+        prompt, said = prompt[: len(prompt) - begun], prompt[len(prompt) - begun :] + output
+        if not self._contents.spelt_in([said]):
+            return list(self._tokenizer(prompt + said, truncation=True, max_length=self._limit)["input_ids"])
+        ids = self._contents.encode(lambda change: prompt + change(said), [said])
+        before, after = self._around
+        room = self._limit - len(before) - len(after)
+        return [*before, *(ids[-room:] if self._settings.truncation == "left" else ids[:room]), *after]
+
+    def _conversation(self, prompt: str, output: str) -> list[int]:
+        """Encode prompt and output in the classifier's template, which brings all control tokens."""
+        turns = answered(turns_of(prompt), output)
 
         def render(change: Callable[[str], str]) -> str:
             changed = [Message(role=turn["role"], content=change(turn["content"])) for turn in turns]
             return rendered(self._tokenizer, changed, then="end")
 
         ids = self._contents.encode(render, [turn["content"] for turn in turns])
-        limit = self._settings.max_tokens
-        return ids[-limit:] if self._settings.truncation == "left" else ids[:limit]
+        return ids[-self._limit :] if self._settings.truncation == "left" else ids[: self._limit]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the tokenizer puts before and after every text."""
+        return tokens_around(self._tokenizer)
 
     @cached_property
     def _contents(self) -> LiteralContents:
@@ -117,14 +140,15 @@ def load_classifier(name: str, settings: ClassifierSection, resources: Resources
     """
     tokenizer, max_tokens = load_classifier_tokenizer(settings), resources.max_tokens
     model = _load_model(settings, resources.devices[0])
+    limit = _most_tokens(name, settings, model)
     values: ValuesOfTexts = WholeTexts(model, max_tokens)
     padding = None
     if (decoder := _as_decoder(model, values, max_tokens)) is not None:
-        values, padding = decoder, model.config.pad_token_id
+        values, padding = decoder, padding_id(model)
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
     files = digest_of_loaded(settings.path, model.config, tokenizer=True)
     identity = digest("classifier", files, read, max_tokens)
-    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, resources.together)
+    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, resources.together, limit)
 
 
 def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:
@@ -158,10 +182,7 @@ def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
     refuse_incomplete(report, source)
     if unused := sorted(report["unexpected_keys"]):  # mask buffers of old versions, the head of a language model
         _LOG.warning("The classifier in %s has no use for %s of its files: ignored.", source, listed(unused, 8))
-    if model.config.num_labels != 1:
-        raise UserError(
-            f"The classifier in {source} has {model.config.num_labels} labels; a reward model has one (num_labels=1)."
-        )
+    _require_one_label(model.config, source)
     fix_rotary(model, settings.max_tokens)
     return model.to(device).eval().requires_grad_(False)
 
@@ -174,6 +195,75 @@ def _refuse_adapter(source: str) -> None:
             f"{source} holds an adapter, not a whole classifier ({ADAPTER_CONFIG}); merge it with its base, loaded "
             f"with num_labels=1, first (PeftModel.from_pretrained(base, {source!r}).merge_and_unload())."
         )
+
+
+def _require_one_label(config: PreTrainedConfig, source: str) -> None:
+    if config.num_labels == 1:
+        return
+    names = ", ".join(map(str, list(config.id2label.values())[:4])) + (", …" if config.num_labels > 4 else "")
+    raise UserError(
+        f"The classifier in {source} has {config.num_labels} labels ({names}), but a reward model has one: train it "
+        f"with num_labels=1, or have a function (kind=function) load it and return the logit that is the reward."
+    )
+
+
+def padding_id(model: PreTrainedModel) -> int | None:
+    """Return the id of the padding token; None where there is none, as with -1 in some configurations."""
+    config = model.config.get_text_config()
+    padding = config.pad_token_id
+    return padding if isinstance(padding, int) and 0 <= padding < config.vocab_size else None
+
+
+def _most_tokens(name: str, settings: ClassifierSection, model: PreTrainedModel) -> int:
+    """Return the number of tokens that texts are truncated to; the model may be on the meta device.
+
+    Raises:
+        UserError: the recipe asks for more than the model reads.
+    """
+    most = longest_text(model)
+    if most is None or settings.max_tokens <= most:
+        return settings.max_tokens
+    if settings.max_tokens != ClassifierSection.model_fields["max_tokens"].default:
+        raise UserError(
+            f"scorers.{name}.max_tokens={settings.max_tokens} is more than the {most} tokens that {settings.path} "
+            f"reads; lower it, or leave it out: texts are then truncated to {most} tokens."
+        )
+    return most
+
+
+def _check(name: str, settings: ClassifierSection) -> None:
+    """Check all that needs no weights."""
+    _refuse_adapter(settings.path)
+    tokenizer = load_classifier_tokenizer(settings)
+    config = load_config(settings.path)
+    _require_one_label(config, settings.path)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except Exception as error:  # noqa: BLE001 - of a model's code; loading the weights says it in its own words
+        _LOG.info("No %s could be made without weights: %s", config.model_type, error)
+        return
+    limit, own = _most_tokens(name, settings, model), sum(map(len, tokens_around(tokenizer)))
+    if limit <= own:
+        raise UserError(
+            f"scorers.{name}.max_tokens={settings.max_tokens} has no room for text: the tokenizer adds {own} tokens of "
+            f"its own; raise it."
+        )
+
+
+def _reading(settings: ClassifierSection) -> Callable[[str], object] | None:
+    """Return a check of a prompt's text, which raises a NoValueError where the chat template cannot take it."""
+    if not settings.chat_template:
+        return None
+    tokenizer = load_classifier_tokenizer(settings)
+
+    def read(prompt: str) -> None:
+        try:
+            rendered(tokenizer, answered(turns_of(prompt), _SOME_OUTPUT), then="end")
+        except RenderingError as error:
+            raise NoValueError(str(error)) from None
+
+    return read
 
 
 def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -> TextValues | None:
@@ -195,9 +285,10 @@ def _as_decoder(model: PreTrainedModel, whole: ValuesOfTexts, max_tokens: int) -
 KIND = Kind(
     section=ClassifierSection,
     load=load_classifier,
-    check=lambda _, settings: load_classifier_tokenizer(settings),
+    check=_check,
     tolerance=lambda settings: ROUNDING[settings.dtype],
     must_answer=False,
     reads_turns=lambda settings: settings.chat_template,
+    reading=_reading,
     source=lambda settings: settings.path,
 )

@@ -1,28 +1,27 @@
 """Rewards from a Python function of texts: rules, verifiers, ground truths."""
 
+import asyncio
 import inspect
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from typing_extensions import override
 
 from brain_align.common.config.scorers import FunctionSection
+from brain_align.common.guest_code import GuestCode
 from brain_align.common.identity import digest
 from brain_align.common.user_code import PACKAGE, user_function
+from brain_align.scorer.kinds.time_limit import OverdueError, time_limit
 from brain_align.scorer.scorer import EXACT, Annotation, Group, Kind, Scorer, annotate, numbers_or_null
 
-RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
+RewardFunction = Callable[[list[str], list[str]], Any]
 """(prompts, outputs), equally many -> one value for each pair"""
-
-_AGAIN = 1.0
-"""Seconds until the error is raised again in a block that swallowed it, or that waits for its threads."""
 
 
 @dataclass
@@ -53,14 +52,14 @@ class FunctionScorer(Scorer):
     def _values(self, prompt: str, outputs: list[str], what: str) -> tuple[list[float | None], list[str]]:
         nothing: list[float | None] = [None] * len(outputs)
         try:
-            with time_limit(self._timeout):
+            with GuestCode(), time_limit(self._timeout):
                 result = self._function([prompt] * len(outputs), list(outputs))
         except OverdueError:
             return nothing, [f"the function returned no values within {self._timeout:g} s"]
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything
             return nothing, [f"the function raised {type(error).__name__}: {error}"]
-        if isinstance(result, np.ndarray):
-            result = result.tolist()
         return numbers_or_null(result, len(outputs), "the function", what)
 
 
@@ -73,7 +72,36 @@ def load_function(name: str, settings: FunctionSection) -> FunctionScorer:
     function, module = user_function(settings.function, f"scorers.{name}.function")
     source = _source_of(module).replace(PACKAGE, "")
     identity = digest("function", settings.function.removeprefix(PACKAGE), source)
-    return FunctionScorer(name, identity, function, settings.timeout)
+    return FunctionScorer(name, identity, _answering(function), settings.timeout)
+
+
+def _answering(function: RewardFunction) -> RewardFunction:
+    """Return a function that ends with a list, where the user's returns an array, a tensor, a generator or a coroutine.
+
+    Whatever these compute is part of the call, and of its time.
+    """
+
+    @wraps(function)
+    def answer(prompts: list[str], outputs: list[str]) -> Any:
+        result = function(prompts, outputs)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+        if hasattr(result, "tolist"):  # an array of any library
+            result = result.tolist()
+        if isinstance(result, Iterable) and not isinstance(result, str | bytes | Mapping | Set):
+            return [_number(value) for value in itertools.islice(result, len(outputs) + 1)]
+        return result
+
+    return answer
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
+    return await result
+
+
+def _number(value: Any) -> Any:
+    """Return a tensor of one number as that number."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _source_of(module: ModuleType) -> str:
@@ -85,46 +113,6 @@ def _source_of(module: ModuleType) -> str:
     return Path(source).read_text(encoding="utf-8") if source else ""
 
 
-class OverdueError(BaseException):
-    """The time is up. Not an `Exception`, so that code that swallows those does not swallow this one."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block after this many seconds by raising an error inside it, and again every second afterwards.
-
-    Python delivers the error to the main thread between two instructions, and interrupts sleeping and waiting there:
-    endless loops, locks, sockets, regular expressions. The block cannot be interrupted in another thread, or inside
-    native code that ignores signals; then only the limit on the whole call remains (`timeouts.lease`), after which the
-    process is killed. SIGALRM is in use meanwhile: a block that sets its own has no limit.
-
-    Raises:
-        OverdueError: the time was up, even if the block swallowed the error; its result must not be used.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    is_overdue = is_over = False
-
-    def overdue(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal is_overdue
-        if not is_over:
-            is_overdue = True
-            raise OverdueError
-
-    before = signal.signal(signal.SIGALRM, overdue)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
-    try:
-        yield
-    finally:
-        is_over = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if is_overdue:
-            raise OverdueError
-
-
 KIND = Kind(
     section=FunctionSection,
     load=lambda name, settings, _: load_function(name, settings),
@@ -132,5 +120,6 @@ KIND = Kind(
     tolerance=lambda _: EXACT,
     must_answer=False,  # a function may rightly have no values for the golden texts
     reads_turns=lambda _: True,
+    reading=lambda _: None,
     source=lambda settings: settings.function,
 )

@@ -84,5 +84,6 @@ KIND = Kind(
     tolerance=lambda settings: ROUNDING[settings.dtype],
     must_answer=False,
     reads_turns=lambda _: False,
+    reading=lambda _: None,
     source=lambda settings: settings.path,
 )

@@ -1,5 +1,7 @@
 """The prior's log-probabilities log p(y|x), as one more scorer."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -15,6 +17,7 @@ from brain_align.common.nn.models.rotary import rotary_switch
 from brain_align.common.schemas import PRIOR
 from brain_align.scorer.scorer import Annotation, Group, Scorer, annotate, finite_or_null
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
+from brain_align.scorer.text_models.one_by_one import values_or_reasons
 
 
 class PriorScorer(Scorer):
@@ -39,11 +42,11 @@ class PriorScorer(Scorer):
 def annotate_logprobs(logprobs: SequenceLogprobs, group: Group, max_tokens: int) -> Annotation:
     """Return a group's sequence log-probabilities under a model; null where the model cannot read a sequence."""
     outputs = [output["token_ids"] for output in group["outputs"]]
-    try:
-        values = logprobs.in_parts(request_of(group["prompt_token_ids"], outputs), max_tokens)
-    except ValueError as error:  # no prompt token, or more tokens than the model reads
-        return Annotation([None] * len(outputs), errors=(str(error),))
-    kept, errors = finite_or_null(values.tolist(), "output")
+
+    def sums(some: Sequence[list[int]]) -> list[float]:
+        return list(logprobs.in_parts(request_of(group["prompt_token_ids"], some), max_tokens).tolist())
+
+    kept, errors = finite_or_null(values_or_reasons(sums, outputs), "output")
     return Annotation(kept, errors=tuple(errors))
 
 

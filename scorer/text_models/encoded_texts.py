@@ -6,10 +6,21 @@ from typing import Protocol
 import pyarrow as pa
 
 from brain_align.common.data.conversations import is_conversation
-from brain_align.scorer.scorer import Annotation, Group, Scorer, annotation_of_texts, finite_or_null, scores_of
+from brain_align.scorer.scorer import (
+    Annotation,
+    Group,
+    NoValueError,
+    Scorer,
+    annotation_of_texts,
+    finite_or_null,
+    scores_of,
+)
+from brain_align.scorer.text_models.one_by_one import values_or_reasons
 
-Encode = Callable[[Group], Sequence[list[int] | str]]
+Encode = Callable[[Group], Sequence[list[int] | NoValueError]]
 """The token ids of a group's texts, in the order of `texts_of`; instead of ids, the reason why a text has no value."""
+
+_NO_TOKENS = NoValueError("it has no tokens")
 
 
 class ValuesOfTexts(Protocol):
@@ -36,14 +47,12 @@ def annotate_texts(
 
 def _annotations(groups: list[Group], encode: Encode, values: ValuesOfTexts, *, plain: bool) -> Iterator[Annotation]:
     encoded = [None if plain and is_conversation(group["prompt_text"]) else encode(group) for group in groups]
-    found = iter(values.of([text for texts in encoded for text in texts or () if text and not isinstance(text, str)]))
+    read = [text for texts in encoded for text in texts or () if isinstance(text, list) and text]
+    found = iter(values_or_reasons(values.of, read))
     for group, texts in zip(groups, encoded, strict=True):
         if texts is None:
             reason = "the prompt is a conversation, and this scorer, which reads plain text, would see its JSON"
             yield Annotation([None] * len(group["outputs"]), errors=(reason,))
         else:
-            reasons = {place: text for place, text in enumerate(texts) if isinstance(text, str)}
-            given = [0.0 if place in reasons else next(found) if text else None for place, text in enumerate(texts)]
-            kept, errors = finite_or_null(given, "text")
-            kept = [None if place in reasons else value for place, value in enumerate(kept)]
-            yield annotation_of_texts(group, kept, [*reasons.values(), *errors])
+            given = [text if isinstance(text, NoValueError) else next(found) if text else _NO_TOKENS for text in texts]
+            yield annotation_of_texts(group, *finite_or_null(given, "text"))

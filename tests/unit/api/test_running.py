@@ -7,7 +7,7 @@ import torch
 
 import brain_align
 from brain_align.common.nn.models.adapters import save_adapter
-from brain_align.deploy.api.running import _without_event_loop
+from brain_align.deploy.api.running import without_event_loop
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.yaml_text import dump_yaml
 from tests.unit.api.test_samples import expected_alpha
@@ -101,7 +101,7 @@ def test_what_goes_wrong_there_is_raised_there():
         raise brain_align.UserError("no")
 
     async def cell():
-        _without_event_loop(refuse)
+        without_event_loop(refuse)
 
     with pytest.raises(brain_align.UserError, match="no"):
         asyncio.run(cell())
@@ -119,7 +119,7 @@ def test_an_interrupt_ends_the_run_and_not_only_the_cell():
             ended.append(True)
 
     async def cell():
-        _without_event_loop(lambda: asyncio.run(for_ever()))
+        without_event_loop(lambda: asyncio.run(for_ever()))
 
     with pytest.raises(KeyboardInterrupt):
         _run_plainly(cell())

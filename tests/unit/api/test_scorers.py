@@ -1,4 +1,6 @@
+import asyncio
 import math
+from typing import cast
 
 import pytest
 
@@ -8,6 +10,7 @@ from tests.unit.factories import recipe_settings
 HERE = __name__
 SCORERS = {
     "length": {"kind": "function", "function": f"{HERE}:lengths"},
+    "unhurried": {"kind": "function", "function": f"{HERE}:unhurried"},
     "picky": {"kind": "function", "function": f"{HERE}:picky"},
 }
 RECIPE = recipe_settings(
@@ -21,6 +24,11 @@ calls: list[tuple[list[str], list[str]]] = []
 def lengths(prompts, outputs):
     calls.append((prompts, outputs))
     return [100 * len(prompt) + len(output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+
+async def unhurried(prompts, outputs):
+    await asyncio.sleep(0)
+    return [2.0] * len(outputs)
 
 
 def picky(prompts, outputs):
@@ -49,11 +57,27 @@ def test_prompts_and_outputs_are_lists_of_one_length(prompts, outputs):
         brain_align.load_scorer(RECIPE, "length")(prompts, outputs)
 
 
+def test_a_text_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"'\\ud800' is not a text of Unicode characters"):
+        brain_align.load_scorer(RECIPE, "length")(["p"], ["\ud800"])
+    with pytest.raises(ValueError, match="None is not a text"):
+        brain_align.load_scorer(RECIPE, "length")(["p"], cast(list[str], [None]))
+
+
+def test_a_notebook_which_has_an_event_loop_may_score():
+    score = brain_align.load_scorer(RECIPE, "unhurried")
+
+    async def cell():
+        return score(["p"], ["a"])
+
+    assert asyncio.run(cell()) == score(["p"], ["a"]) == [2.0]
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("absent", "'absent' does not name a scorer; the recipe has length, picky"),
-        ("both", "the recipe has length, picky, which 'both' is made of"),
+        ("absent", "'absent' does not name a scorer; the recipe has length, unhurried, picky"),
+        ("both", "the recipe has length, unhurried, picky, which 'both' is made of"),
         ("prior", "'prior' scores token ids, not texts: use sequence_logprobs"),
     ],
 )

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import re
+import socket
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -56,3 +59,39 @@ def serving(answer: Answer) -> Iterator[Service]:
         server.shutdown()
         server.server_close()
         thread.join(timeout=10)
+
+
+@contextlib.contextmanager
+def speaking(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[str]:
+    """Answer each request with some bytes, whatever they are, and close the connection; the last for all further ones.
+
+    Yields the service's address.
+    """
+    left = list(answers)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            asked = self.request.recv(1 << 16)
+            length = int(re.findall(rb"(?i)content-length: (\d+)", asked)[0])
+            while len(asked.partition(b"\r\n\r\n")[2]) < length:
+                asked += self.request.recv(1 << 16)
+            answer = left.pop(0) if len(left) > 1 else left[0]
+            with contextlib.suppress(OSError):  # a client that no longer listens
+                self.request.sendall(answer) if isinstance(answer, bytes) else answer(self.request)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
+
+
+def said(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
+    """Return an answer of HTTP; `length` is what it says of its length, where that is not true."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
+    return "\r\n".join((*lines, "", "")).encode("latin-1") + body

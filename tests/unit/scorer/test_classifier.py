@@ -78,10 +78,12 @@ def score(scorer, prompt=PROMPT, outputs=OUTPUTS, gold=" sat"):
     return scorer.score(batch_from_rows(GROUPS, rows)).to_pylist()[0]
 
 
-def alone(directory, text):
+def alone(directory, text, literal=True):
+    """Return transformers' own value; control tokens that the text spells are text if `literal`."""
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+    ids = TOKENIZER(text, split_special_tokens=literal)["input_ids"]
     with torch.no_grad():
-        return model(torch.tensor([TOKENIZER(text)["input_ids"]])).logits.item()
+        return model(torch.tensor([ids])).logits.item()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -134,7 +136,10 @@ def test_what_a_template_loses_or_refuses_has_no_value(tmp_path, template, reaso
     (directory / "chat_template.jinja").write_text(template)
     row = score(load(directory, chat_template=True), outputs=[" sat on it", " lay"])
     assert (row["values"], row["gold_value"]) == ([None, None], None)
-    assert row["error"].startswith("the classifier cannot read the conversation: ") and reason in row["error"]
+    assert (
+        row["error"].startswith("text 0 has no value: the classifier cannot read the conversation: ")
+        and reason in row["error"]
+    )
 
 
 def test_one_output_s_reason_is_not_another_s(tmp_path):
@@ -173,7 +178,7 @@ def test_the_digest_depends_on_the_files_that_are_loaded_alone(tmp_path):
 
 def test_a_chat_template_makes_two_turns(tmp_path):
     row = score(load(write(tmp_path, MODELS["llama"][0]), chat_template=True), outputs=[" sat"])
-    expected = alone(tmp_path, "<user>the cat<|endoftext|><assistant> sat<|endoftext|>")
+    expected = alone(tmp_path, "<user>the cat<|endoftext|><assistant> sat<|endoftext|>", literal=False)
     assert row["values"] == pytest.approx([expected], abs=1e-5)
 
 
@@ -191,7 +196,7 @@ def test_a_long_text_loses_tokens_on_the_side_that_the_recipe_says(tmp_path, sid
 def test_a_text_of_nothing_is_null(tmp_path):
     row = score(load(write(tmp_path, MODELS["llama"][0])), "", ["", " sat"], gold=None)
     assert row["values"][0] is None and row["values"][1] is not None
-    assert row["error"] == "text 0 has the value None"
+    assert row["error"] == "text 0 has no value: it has no tokens"
 
 
 def test_what_is_no_complete_reward_model_is_refused(tmp_path):

@@ -49,6 +49,7 @@ KIND = Kind(
     tolerance=lambda settings: EXACT,
     must_answer=False,
     reads_turns=lambda settings: False,
+    reading=lambda settings: None,
     source=lambda settings: f"shift {settings.shift}",
 )
 """

@@ -1,5 +1,8 @@
+import asyncio
 import contextlib
+import itertools
 import math
+import os
 import re
 import signal
 import sys
@@ -7,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +32,7 @@ from brain_align.scorer.scorer import Resources
 from brain_align.scorer.text_models.formats import HH, TLDR
 from tests.unit.common.nn.logprob_calls import group_logprobs
 from tests.unit.factories import recipe_settings
+from tests.unit.forked import in_child
 from tests.unit.scorer.test_gptj_reward import TOKENIZER, tiny_weights, write
 from tests.unit.tiny_models import CONTEXT, EOS_ID, llama, save
 
@@ -298,6 +303,79 @@ def kinds_of_numbers(prompts, outputs):
     return (True, np.float64(2.5), 10**400)[: len(outputs)]
 
 
+FORMS: dict[str, Any] = {
+    "a tensor": torch.tensor,
+    "a tensor with a gradient": lambda values: torch.tensor(values, requires_grad=True),
+    "an array": np.array,
+    "a list of tensors": lambda values: [torch.tensor(value) for value in values],
+    "a generator": lambda values: (value for value in values),
+    "a map": lambda values: map(float, values),
+    "a coroutine": lambda values: later(values),
+    "a coroutine of an array": lambda values: later(np.array(values)),
+}
+STRANGE: dict[str, tuple[Any, str]] = {
+    "a column": (lambda values: torch.tensor(values)[:, None], "returned [2.0], which is not a number"),
+    "a dictionary": (lambda values: {"scores": values}, "returned a dict, not a list of numbers"),
+    "a set": (set, "returned a set, not a list of numbers"),
+    "bytes": (lambda values: bytes(len(values)), "returned a bytes, not a list of numbers"),
+    "nobody ends it": (lambda values: itertools.count(), "returned 3 values for 2 outputs"),
+    "one fails": (lambda values: (1 / value for value in (1.0, 0.0)), "raised ZeroDivisionError"),
+    "it ends": (lambda values: (sys.exit(4) for value in values), "raised SystemExit: 4"),
+    "it hangs": (lambda values: (sleeping(value) for value in values), "returned no values within 0.5 s"),
+    "it waits": (lambda values: asyncio.sleep(60), "returned no values within 0.5 s"),
+    "cancelled": (lambda values: cancelled(), "raised CancelledError: "),
+}
+
+
+def sleeping(value):
+    time.sleep(60)
+    return value
+
+
+async def later(values):
+    await asyncio.sleep(0.001)
+    return values
+
+
+async def cancelled():
+    raise asyncio.CancelledError("no")
+
+
+def in_forms(prompts, outputs):
+    return FORMS[prompts[0]]([2.0, 3.0][: len(outputs)])
+
+
+def in_strange_forms(prompts, outputs):
+    return STRANGE[prompts[0]][0]([2.0, 3.0])
+
+
+def with_an_alarm(prompts, outputs):
+    """Limit each output's time by itself, as verifiers of answers do, and leave an alarm."""
+    values = []
+    for output in outputs:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        try:
+            time.sleep(30 if output == "slow" else 0)
+            values.append(1.0)
+        except KeyboardInterrupt:
+            values.append(0.0)
+        signal.alarm(0)
+    signal.alarm(1)
+    time.sleep(30 if "slower" in outputs else 0)
+    return values
+
+
+def forking(prompts, outputs):
+    if not os.fork():
+        sys.exit(0) if "exit" in outputs else None
+        if "raise" in outputs:
+            raise ValueError("in the child")
+        return [0.0] * len(outputs)
+    os.wait()
+    return [1.0] * len(outputs)
+
+
 HERE = __name__
 
 
@@ -336,7 +414,10 @@ def test_an_exception_costs_its_own_group_alone():
 
 def test_a_function_that_would_end_the_process_does_not():
     (row,) = score(function(f"{HERE}:leaving"), group())
-    assert (row["values"], row["error"]) == ([None, None], "the function raised SystemExit: no licence")
+    assert (row["values"], row["error"]) == (
+        [None, None],
+        "the function raised RuntimeError: it called sys.exit('no licence')",
+    )
 
 
 @pytest.mark.parametrize("text", ["forever", "backtracking"])
@@ -357,6 +438,41 @@ def test_what_a_function_makes_of_its_interruption_is_no_value_and_does_not_keep
     assert (late["values"], late["error"]) == ([None, None], "the function returned no values within 0.2 s")
     assert None not in next_["values"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_may_come_in_any_form(form):
+    (row,) = score(function(f"{HERE}:in_forms"), group(prompt=form, outputs=("a", "b"), gold="g"))
+    assert (row["values"], row["gold_value"], row["error"]) == ([2, 3], 2, None)
+
+
+@pytest.mark.parametrize("form", STRANGE)
+def test_whatever_else_comes_is_null_with_the_reason(form):
+    scorer = function(f"{HERE}:in_strange_forms", timeout=0.5)
+    (row,) = score(scorer, group(prompt=form, outputs=("a", "b")))
+    assert row["values"] == [None, None]
+    assert STRANGE[form][1] in row["error"]
+
+
+def test_a_function_may_set_alarms_of_its_own_and_is_limited_all_the_same():
+    scorer = function(f"{HERE}:with_an_alarm", timeout=0.3)
+    first, late = score(scorer, group(outputs=("a", "slow")), group(outputs=("slow", "slower")))
+    assert (first["values"], first["error"]) == ([1, 0], None)
+    assert (late["values"], late["error"]) == ([None, None], "the function returned no values within 0.3 s")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) != signal.default_int_handler
+
+
+@pytest.mark.parametrize("how", ["exit", "raise", "return"])
+def test_a_function_that_forks_leaves_one_process(how, tmp_path):
+    def check():
+        rows = score(function(f"{HERE}:forking"), *[group(name=f"{i}", outputs=(how, "b"), gold=how) for i in range(3)])
+        with open(tmp_path / "seen", "a", encoding="utf-8") as seen:
+            seen.write("once\n")
+        return 0 if all(row["values"] == [1, 1] and row["gold_value"] == 1 for row in rows) else 50
+
+    assert in_child(check) == 0
+    assert (tmp_path / "seen").read_text() == "once\n"
 
 
 def test_in_another_thread_there_is_no_limit_and_no_harm():

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import normalizers
+from transformers import BertConfig, BertForSequenceClassification
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
@@ -95,6 +97,32 @@ def test_scorers_of_plain_text_are_not_given_conversations(policy: Path) -> None
         file.write_text("\n".join(map(json.dumps, [two, two, one])))
         with pytest.raises(UserError, match=rf"reads prompts as plain text, but 2 prompts of .*{split}\.jsonl are"):
             check(policy, [one, one], tldr, **settings, **{split: str(file)})
+
+
+def test_prompts_that_a_classifier_s_template_refuses_are_named_before_anything_starts(policy: Path) -> None:
+    template = policy.parent / "chat.jinja"
+    template.write_text("{% for turn in messages %}{{ turn.content }}\n{% endfor %}", encoding="utf-8")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(TOKENIZER), num_labels=1, pad_token_id=0, max_position_embeddings=32, **size)
+    reward = policy.parent / "reward"
+    save(BertForSequenceClassification(config), reward)
+    TOKENIZER.save_pretrained(reward)
+    (reward / "chat_template.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for turn in messages %}{{ turn.content }}{% endfor %}",
+        encoding="utf-8",
+    )
+    scorer = {"kind": "classifier", "path": str(reward), "chat_template": True}
+    plain, system = ({"prompt": turns, "label": "x"} for turns in ([USER], [{"role": "system", "content": "a"}, USER]))
+    assert len(check(policy, [plain, plain], scorer, chat_template=str(template)).train) == 2
+    with pytest.raises(
+        UserError,
+        match=r"scorers\.reward \(.*reward\) cannot read .*jsonl, row 2, and 1 more prompts, \(the chat ",
+    ):
+        check(policy, [plain, system, system], scorer, chat_template=str(template))
+    with pytest.raises(UserError, match=r"scorers\.reward\.max_tokens=64 is more than the 32 tokens that .* reads"):
+        check(policy, [plain, plain], scorer | {"max_tokens": 64}, chat_template=str(template))
 
 
 def test_all_that_is_wrong_is_reported_together_and_once(policy: Path) -> None:
