@@ -277,10 +277,9 @@ class Pool:
         replica.state = State.RESTARTING
         if isinstance(error, ScorerAwayError):  # it comes up once its service is back, unless that takes too long
             replica.failures_in_a_row = min(replica.failures_in_a_row, MAX_LOSSES - 1)
-            if not self.ready and time.monotonic() - self._last_ready > self._settings.outage:
-                raise PipelineError(
-                    f"No {self.name} came up for {self._settings.outage:g} s (timeouts.outage): {error}"
-                )
+            outage = self._settings.outage
+            if not self.ready and time.monotonic() - self._last_ready > outage:
+                raise PipelineError(f"No {self.name} has come up for {outage:g} s (timeouts.outage): {error}")
             return
         replica.starts_failed += 1
         if replica.starts_failed >= MAX_ATTEMPTS:  # more often where it was tried again after it had been given up
