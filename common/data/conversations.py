@@ -158,6 +158,8 @@ def rendered(
         RenderingError: the template fails, loses what was said, or does not know a role.
     """
     _check_roles(turns, str(template or tokenizer.chat_template), then)
+    if then == "continue" and turns[1:] and turns[-1]["role"] in _ASSISTANTS and not turns[-1]["content"].strip():
+        turns, then = turns[:-1], "reply"  # nothing of the reply is there yet; templates would trim their own opening
     more = then == "continue" and turns[-1]["role"] in _ASSISTANTS
     settings = {
         "chat_template": template,

@@ -42,6 +42,8 @@ def test_what_follows_a_conversation_is_chosen() -> None:
     begun = [*asked, Message(role="assistant", content="Hello, ")]
     assert render(begun, then="end") == f"{start}Hello,<|im_end|>\n"
     assert render(begun, then="continue") == f"{start}Hello,"
+    for blank in ("", " \n"):
+        assert render([*asked, Message(role="assistant", content=blank)], then="continue") == start
 
 
 @pytest.mark.parametrize("role", ["assistant", "model", "gpt"])
