@@ -179,7 +179,7 @@ def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
         )
     except Exception as error:  # a user's files may bring anything about in transformers' code
         raise place.failure("sequence classifier", error) from error
-    refuse_incomplete(report, source)
+    refuse_incomplete(model, report, source)
     if unused := sorted(report["unexpected_keys"]):  # mask buffers of old versions, the head of a language model
         _LOG.warning("The classifier in %s has no use for %s of its files: ignored.", source, listed(unused, 8))
     _require_one_label(model.config, source)

@@ -13,8 +13,8 @@ from brain_align.common.nn.models.sources import find_source
 from brain_align.common.policies import ADAPTER_CONFIG
 
 _TEXT_MODEL_S_NAMES = {
-    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
-    r"^(model\.)?language_model\.(model\.)?": "model.",
+    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language|text)_model\.(model\.)?": "model.",
 }
 """From names of weights in the files of a model of several parts to those of its text model alone."""
 
@@ -68,6 +68,8 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
         text._commit_hash = getattr(config, "_commit_hash", None)
         if hasattr(config, "quantization_config"):
             text.quantization_config = config.quantization_config
+        if getattr(config, "tie_word_embeddings", False):  # where the output layer belongs to the whole model
+            text.tie_word_embeddings = True  # a file that holds another output layer is believed, all the same
     return text
 
 
