@@ -15,7 +15,7 @@ _VARIABLES = {
 }
 _OWN_VARIABLE = "a variable of your choice, which the scorer's token_variable names"
 _SCHEMES = r"(?:s3[an]?|gs|gcs|abfss?|az|hdfs|viewfs|hf|https?|ftp|file)"
-_ONE_SLASH = re.compile(rf"\s*({_SCHEMES}):(?!//)", re.IGNORECASE)
+_ONE_SLASH = re.compile(rf"\s*({_SCHEMES}):(?!//)(?=\S)", re.IGNORECASE)
 _URI = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://")
 _SECRET_NAME = re.compile(
     r"(?i)(.*[-_.])?(api_?key|apikey|access_?key(_?id)?|account_?key|secret(_?access)?(_?key)?|key|(auth_?)?token|auth"

@@ -50,7 +50,7 @@ def check_golden(scorer: Scorer, section: ScorerPool | PolicySection, path: Path
 
     Raises:
         UserError: a value has moved (with both numbers), or the file is damaged.
-        ScorerAwayError: there are no values where there must be some: the service cannot be reached, say.
+        ScorerAwayError: there is no value where there must be one, or was one: the service cannot be reached, say.
     """
     if isinstance(section, ScorerPool):
         kind = kind_of(section)
@@ -86,16 +86,19 @@ def _compare(
     scorer: Scorer, values: list[float | None], reason: str, kept: _Golden, path: Path, tolerance: float
 ) -> None:
     for output, before, now in zip(_OUTPUTS, kept.values, values, strict=True):
-        if before is None or (now is not None and abs(before - now) <= tolerance * (1 + abs(before))):
+        if before is None or now is None or abs(before - now) <= tolerance * (1 + abs(before)):
             continue
         files = "its files are the same" if kept.digest == scorer.digest else "its files have changed"
-        found = (
-            f"it has {now} (rounding explains {tolerance:g} of it)" if now is not None else f"it has none ({reason})"
-        )
         raise UserError(
-            f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now {found}; "
-            f"{files}. Restore the scorer, or, if the change is intended, start another run; the values are in {path}."
+            f"The scorer {scorer.name!r} has drifted: the golden text {output!r} had the value {before}, now it has "
+            f"{now} (rounding explains {tolerance:g} of it); {files}. Restore the scorer, or, if the change is "
+            f"intended, start another run; the values are in {path}."
         )
+    for output, before, now in zip(_OUTPUTS, kept.values, values, strict=True):
+        if before is not None and now is None:
+            raise ScorerAwayError(
+                f"scorers.{scorer.name} returns no value for the golden text {output!r}, which had {before}: {reason}"
+            )
 
 
 def _read(path: Path) -> _Golden:

@@ -36,6 +36,7 @@ class PoolSettings:
     # it cannot answer while it works.
     stall_timeout: float | None = None
     backoff: float = 1.0  # the wait before a lost replica's first restart; it doubles with each further one in a row
+    outage: float = 600.0  # how long none may come up because what they need is away
 
 
 class Pool:
@@ -271,10 +272,16 @@ class Pool:
 
     def _did_not_come_up(self, replica: Replica, error: PipelineError) -> None:
         replica.actor.kill()
-        replica.starts_failed += not isinstance(error, ScorerAwayError)  # it comes up once its service is back
         replica.failures_in_a_row += 1
         replica.trouble = str(error)
         replica.state = State.RESTARTING
+        if isinstance(error, ScorerAwayError):  # it comes up once its service is back, unless that takes too long
+            replica.failures_in_a_row = min(replica.failures_in_a_row, MAX_LOSSES - 1)
+            outage = self._settings.outage
+            if not self.ready and time.monotonic() - self._last_ready > outage:
+                raise PipelineError(f"No {self.name} has come up for {outage:g} s (timeouts.outage): {error}")
+            return
+        replica.starts_failed += 1
         if replica.starts_failed >= MAX_ATTEMPTS:  # more often where it was tried again after it had been given up
             replica.state = State.GONE
             if not self._staying():

@@ -105,10 +105,10 @@ def _write_model(policy: PolicySection, base: str | None, version: Path, target:
     if policy.method == "full":
         shutil.copytree(version, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MARKER))
         return
-    from brain_align.common.nn.models.adapters import load_adapter  # torch and peft: seconds
+    from brain_align.common.nn.models.adapters import load_adapter, merged  # torch and peft: seconds
     from brain_align.common.nn.models.causal_lm import load_causal_lm
     from brain_align.common.nn.models.saving import load_dequantized, save_causal_lm
 
     load = load_causal_lm if policy.quantization is None else load_dequantized
     model = load(base or policy.model, policy.dtype)
-    save_causal_lm(load_adapter(model, version).merge_and_unload(), target)
+    save_causal_lm(merged(load_adapter(model, version)), target)

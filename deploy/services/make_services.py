@@ -61,7 +61,7 @@ def scorer_pool(name: str, recipe: Recipe, directory: RunDirectory, start: Path 
         arguments = (name, recipe_, policies, str(directory.golden(name)), log_path)
         return RayHandle.spawn(ScorerActor, options, *arguments)
 
-    settings = PoolSettings(recipe.timeouts.start)
+    settings = PoolSettings(recipe.timeouts.start, outage=recipe.timeouts.outage)
     return Pool(f"scorer-{name}", service.replicas, spawn, directory.log, settings, partial(shortage, service))
 
 

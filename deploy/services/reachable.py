@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from brain_align.common.errors import UserError
+from brain_align.common.uris import shown
 
 _CONNECTING = 10.0  # seconds
 _GREETING = 5.0  # seconds, for the first bytes
@@ -19,8 +20,13 @@ _CORRECT = "correct ray.address or RAY_ADDRESS"
 
 def check_reachable(address: str | None) -> None:
     """Refuse an address, host:port, at which no Ray cluster answers, or none that lets this process in."""
+    if address and "://" in address:
+        raise UserError(
+            f"{shown(address)} is the address of a Ray dashboard or of Ray Client, not of a Ray cluster, which is "
+            f"host:port without a scheme; {_PORT}: {_CORRECT}, or use `ray job submit`."
+        )
     host, separator, port = (address or "").rpartition(":")
-    if not separator or "/" in host or not port.isdigit():
+    if not separator or not port.isdigit():
         return  # a cluster started here, `auto`, or an address that only Ray understands
     try:
         connection = socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING)

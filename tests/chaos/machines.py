@@ -20,6 +20,7 @@ OUTSIDE = f"{NETWORK}.254"
 BRIDGE = "brsim"
 GIB_NEEDED = 10
 _TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of the clusters of this process
+_MEMORY = {"RAY_memory_monitor_refresh_ms": "0"}  # each would take this whole machine's memory for its own
 _PYTHON = str(Path(sys.executable).parent)
 
 
@@ -131,7 +132,7 @@ class Machines:
 
     def _settings(self, environment: Mapping[str, str]) -> dict[str, str]:
         path = f"{_PYTHON}:{os.environ['PATH']}"
-        return {"PYTHONPATH": str(ROOT), "PATH": path, "RAY_TMPDIR": "/sim/tmp", **_TOKEN, **environment}
+        return {"PYTHONPATH": str(ROOT), "PATH": path, "RAY_TMPDIR": "/sim/tmp", **_MEMORY, **_TOKEN, **environment}
 
     def _clean(self) -> dict[str, str]:
         """Without what would point a run at somebody else's cluster."""

@@ -102,7 +102,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         "modules_to_save": config.modules_to_save,
         "trainable_token_indices": config.trainable_token_indices,
         "layer_replication": config.layer_replication,
-        "a rank above 512": config.r > 512,
+        "a rank above 512": max([config.r, *config.rank_pattern.values()]) > 512,
         "bias": config.bias != "none",
         # PiSSA and similar methods also change the base weights when such an adapter is attached.
         "init_lora_weights": config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"),
@@ -150,6 +150,18 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
             f"the adapter into the model first."
         )
     return peft_model
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """Return the model with its adapter's changes added to its own weights.
+
+    Where the output layer is the embedding, and the adapter changes what is read, the two part.
+    """
+    base = model.get_base_model()
+    embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
+    if isinstance(embedding, BaseTunerLayer) and output.weight is embedding.weight:
+        output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+    return model.merge_and_unload()
 
 
 def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

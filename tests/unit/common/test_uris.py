@@ -40,6 +40,8 @@ def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str, variable: str) -> 
         "org/model@revision",
         "module:function",
         "C:/data",
+        "File: {prompt}",  # of an instruction
+        "HTTP:",  # a stop string
         "",
     ],
 )

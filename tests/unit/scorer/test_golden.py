@@ -18,6 +18,8 @@ shift = 0.0
 
 
 def moving(prompts: list[str], outputs: list[str]) -> list[float | None]:
+    if shift == -2:
+        return [float("nan") if not output else len(output) for output in outputs]
     return [None if shift == -1 else len(output) + shift for output in outputs]
 
 
@@ -45,6 +47,9 @@ def test_a_scorer_that_has_drifted_stops_the_run_with_both_numbers(tmp_path, mon
     monkeypatch.setattr(f"{__name__}.shift", -1)
     with pytest.raises(ScorerAwayError, match=r"reward returns no values: the function"):
         check(path, **settings)
+    monkeypatch.setattr(f"{__name__}.shift", -2)
+    with pytest.raises(ScorerAwayError, match=r"no value for the golden text '', which had 0.0: output 1 has the"):
+        check(path, **settings)  # it has not drifted: a service may have failed in the middle
     assert path.read_bytes() == before
 
 

@@ -85,6 +85,11 @@ def test_adapters_that_samplers_do_not_load_are_refused(adapter, name, value) ->
         check_policy(adapter(**{name: value}), sampled=True)
 
 
+def test_a_rank_of_one_layer_counts_as_the_adapter_s(adapter) -> None:
+    with pytest.raises(UserError, match="uses a rank above 512, which vLLM cannot sample from"):
+        check_policy(adapter(rank_pattern={"q_proj": 1024}), sampled=True)
+
+
 @pytest.mark.parametrize("initialised", ["gaussian", "orthogonal", "eva"])
 def test_how_an_adapter_was_initialised_does_not_matter_once_it_is_trained(adapter, tmp_path, initialised) -> None:
     settings = adapter(init_lora_weights=initialised)

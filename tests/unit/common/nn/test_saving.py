@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError
-from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, save_adapter
+from brain_align.common.nn.models.adapters import attach_new_adapter, load_adapter, merged, save_adapter
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.nn.models.saving import check_saveable, name_in_model, save_causal_lm
 from tests.unit.tiny_models import llama, save
@@ -118,8 +119,24 @@ def test_merged_models_have_the_buffers_and_names_of_their_source(source, tmp_pa
     save_adapter(adapted, tmp_path / "adapter")
     again = load_adapter(load_causal_lm(str(source), "float32"), tmp_path / "adapter")
     (tmp_path / "saved").mkdir()
-    save_causal_lm(again.merge_and_unload(), tmp_path / "saved")
+    save_causal_lm(merged(again), tmp_path / "saved")
     assert_equal_files(tmp_path / "saved", source)  # a new adapter changes nothing
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_of_the_embedding_leaves_the_output_layer_as_it_is(tmp_path, tied) -> None:
+    save(llama(tie_word_embeddings=tied), tmp_path / "source")
+    source = str(tmp_path / "source")
+    policy = get_peft_model(load_causal_lm(source, "float32"), LoraConfig(r=2, target_modules=["embed_tokens"]))
+    for name, weight in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    expected = logits(policy)
+    (tmp_path / "merged").mkdir()
+    save_causal_lm(merged(policy), tmp_path / "merged")
+    written = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    assert (expected - logits(load_causal_lm(source, "float32"))).abs().max() > 0.1
+    torch.testing.assert_close(written, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_names_in_files_are_known_by_what_the_model_calls_them(source) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from brain_align.common.errors import DeliveryError, PipelineError, UserError
+from brain_align.common.errors import DeliveryError, PipelineError, ScorerAwayError, UserError
 from brain_align.deploy.actors import pool as pools
 from brain_align.deploy.actors.actor import ActorLostError, LostError, Spawn
 from brain_align.deploy.actors.pool import MAX_ATTEMPTS, MAX_LOSSES, Pool, PoolSettings
@@ -464,3 +464,44 @@ def test_who_waits_for_room_says_soon_what_is_short(tmp_path: Path, monkeypatch:
     run(subject, lambda: until(lambda: subject.ready == 2))
     assert told == ["worker-0 waits for room in the cluster: it asks for 5 GPU."]
     assert [replica.trouble for replica in subject.replicas.values()] == [None, None]
+
+
+class OfAService(Worker):
+    """Comes up only while its service is there."""
+
+    down = False
+
+    async def ready(self) -> None:
+        if self.down:
+            raise ScorerAwayError("connection refused")
+
+
+@pytest.mark.parametrize("outage", [20.0, 0.05])
+def test_a_replica_that_is_lost_in_an_outage_comes_up_after_it_unless_that_takes_too_long(
+    tmp_path: Path, outage: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_LONGEST_BACKOFF", 0.002)
+    settings = PoolSettings(start=5, backoff=0.001, outage=outage)
+    subject = Pool("worker", 1, lambda name, _log: OfAService(name, ["die"]), RunDirectory(tmp_path).log, settings)
+    told: list[str] = []
+
+    def tell(what: str) -> None:
+        told.append(what)
+        if len(told) == 2 * MAX_LOSSES and outage > 1:
+            monkeypatch.setattr(OfAService, "down", False)
+
+    subject.tell = tell
+
+    async def lose() -> None:
+        monkeypatch.setattr(OfAService, "down", True)
+        async with subject.slot() as slot:
+            with pytest.raises(ActorLostError):
+                await slot.call("do", timeout=1)
+        (await subject.acquire()).release()
+
+    if outage > 1:
+        run(subject, lose)
+        assert len(told) >= 2 * MAX_LOSSES
+    else:
+        with pytest.raises(PipelineError, match=r"No worker has come up for 0.05 s \(timeouts.outage\): connect"):
+            run(subject, lose)

@@ -49,6 +49,13 @@ def test_the_dashboard_is_a_web_server() -> None:
     assert "6379" in said and "ray.address" in said
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://ray.example/", "ray://head:10001"])
+def test_an_address_for_other_tools_of_ray_is_refused_at_once(address: str) -> None:
+    said = refusal(address)
+    assert said.startswith(f"{address.rstrip('/')} is the address of a Ray dashboard or of Ray Client, not of a Ray")
+    assert "6379" in said and "RAY_ADDRESS" in said
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -105,7 +112,7 @@ def test_what_speaks_ray_s_protocol_is_asked_in_a_process_of_its_own(
             assert said in refusal(address)
 
 
-@pytest.mark.parametrize("address", [None, "auto", "local", "ray://head:10001"])
+@pytest.mark.parametrize("address", [None, "auto", "local"])
 def test_what_only_ray_understands_is_left_to_it(address: str | None) -> None:
     check_reachable(address)
 
