@@ -114,13 +114,18 @@ def head_dimension(config: PreTrainedConfig) -> int | None:
     return hidden // heads if isinstance(heads, int) and isinstance(hidden, int) and heads else None
 
 
-def _refuse_adapter(directory: Path) -> None:
+def base_of_adapter(directory: Path) -> str:
+    """Return the base model that an adapter names, in brackets after a space; empty if it names none."""
     text = (directory / ADAPTER_CONFIG).read_text(encoding="utf-8", errors="replace")
     base = re.search(r'"base_model_name_or_path"\s*:\s*"([^"]+)"', text)
+    return f" ({base[1]})" if base else ""
+
+
+def _refuse_adapter(directory: Path) -> None:
     whole = (directory / "config.json").is_file()
     raise UserError(
         f"{directory} holds an adapter{' beside a whole model' if whole else ''} ({ADAPTER_CONFIG}); "
         + (f"remove {ADAPTER_CONFIG} and the adapter's weights if the model is meant, or " if whole else "")
-        + f"set policy.model to the adapter's base model{f' ({base[1]})' if base else ''} and policy.sft_adapter to "
+        + f"set policy.model to the adapter's base model{base_of_adapter(directory)} and policy.sft_adapter to "
         f"{'this directory' if not whole else 'a directory that holds the adapter alone'}."
     )

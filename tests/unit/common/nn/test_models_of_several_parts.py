@@ -64,12 +64,10 @@ def save(kind, directory, *, renamed=True):
                 weight.normal_(std=0.1)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
-    weights = {value.data_ptr(): (name, value) for name, value in reversed(model.state_dict().items())}
-    weights = dict(weights.values())  # tied ones once
+    once = {value.data_ptr(): (name, value.clone()) for name, value in reversed(model.state_dict().items())}
+    weights = dict(once.values())
     weights = revert_weight_conversion(model, weights) if renamed else weights
-    weights = {name: value.clone() for name, value in weights.items()}
     save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    return model
 
 
 @pytest.mark.parametrize("renamed", [True, False], ids=["names of files", "names in memory"])
