@@ -196,6 +196,14 @@ def test_a_saved_adapter_is_loaded_by_us_and_by_peft(tmp_path):
     assert torch.equal(group_logprobs(peft, [3, 4], OUTPUTS), expected)
 
 
+def test_an_adapter_keeps_its_base_s_revision_apart_from_the_name(tmp_path):
+    model = llama()
+    model.name_or_path = "org/base@v1"
+    save_adapter(attach_new_adapter(model, ADAPTER, seed=3), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v1")
+
+
 def test_a_loaded_adapter_can_be_trained_on(tmp_path):
     save_adapter(attach_new_adapter(llama(), ADAPTER, seed=3), tmp_path)
     policy = load_adapter(llama(), tmp_path, trainable=True)
