@@ -9,6 +9,7 @@ Unlike BRAIn's weights, advantages do not say where the policy should end: γ is
 nothing (GSPO, which normalises it away).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -85,9 +86,10 @@ def _centred(rewards: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 def _clipped(
     log_ratios: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, settings: ClippedSection
 ) -> torch.Tensor:
-    ratios = log_ratios.exp()
-    bounded = ratios.clamp(1 - settings.epsilon_low, 1 + settings.epsilon_high)
-    return -masked_mean(torch.minimum(ratios * advantages, bounded * advantages), valid)
+    # The minimum of the two products is that of the ratio clipped on one side, which cannot overflow on that side.
+    above = log_ratios.clamp(max=math.log1p(settings.epsilon_high))
+    below = log_ratios.clamp(min=math.log1p(-settings.epsilon_low))
+    return -masked_mean(torch.where(advantages < 0, below, above).exp() * advantages, valid)
 
 
 def _metrics(terms: Terms, values: GroupValues, settings: ClippedSection, _rewards: torch.Tensor) -> Columns:

@@ -51,9 +51,11 @@ def merged(
         ValueError: the adapter changes weights that the model does not have, or of another shape.
     """
     changes = _changes(adapter)
+    prefixes = sorted({name.partition(".")[0] for name in changes})
     for name, weight in base:
-        change = changes.pop(name_of(name), None)
-        yield name, weight if change is None else change.added_to(weight, dtype)
+        known = name_of(name)  # files of a decoder alone (Bloom's, GPT-2's) lack the first part
+        found = next((one for one in (known, *(f"{prefix}.{known}" for prefix in prefixes)) if one in changes), None)
+        yield name, weight if found is None else changes.pop(found).added_to(weight, dtype)
     if changes:
         raise ValueError(
             f"the adapter in {adapter} changes {len(changes)} weights that the model's files do not have; the first is "

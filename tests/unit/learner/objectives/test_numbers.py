@@ -162,6 +162,16 @@ def test_rloo_weighs_the_kl_by_gamma_and_stops_at_the_clipping_range():
     assert result.metrics["clipped"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("name", ["rloo", "gspo"])
+def test_a_ratio_that_overflows_stops_counting_where_it_is_clipped(name):
+    """A text that the policy has come to like by far more than float32 can count, and rightly so."""
+    values = small_values([0.0, -900.0], [1000.0, 0.0], prior=[-900.0, -900.0])
+    values = changed(values, policy_logprobs=values.policy_logprobs.detach().float().requires_grad_())
+    result = apply(values, settings_of(name))
+    assert torch.isfinite(result.losses).all()
+    assert gradient(values, settings_of(name))[0, 0] == 0.0 != gradient(values, settings_of(name))[0, 1]
+
+
 def test_gspo_trains_no_prompt_whose_rewards_are_equal():
     values = small_values([-3.0, -4.0], [1.0, 1.0])
     objective = make_objective(settings_of("gspo"))

@@ -1,0 +1,58 @@
+"""An adapter added to the weights of the base model's files gives what PEFT's own merging gives."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import BloomConfig, BloomForCausalLM
+
+from brain_align.common.nn.models.adapters import save_adapter
+from brain_align.sampler.weights.merging import merged
+from tests.unit.tiny_models import llama
+
+PATTERNS = {"use_rslora": True, "rank_pattern": {"down_proj": 3}, "alpha_pattern": {r".*\.0\..*q_proj": 64}}
+
+
+def bloom() -> BloomForCausalLM:
+    return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2))
+
+
+def adapted(model, directory, **settings) -> PeftModel:
+    """A model with an adapter that changes something, which lies in the directory, too."""
+    policy = get_peft_model(model, LoraConfig(r=2, lora_alpha=8, **settings))
+    for name, weight in policy.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_adapter(policy, directory)
+    return policy
+
+
+def files_of(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix", "settings"),
+    [
+        (llama, "", {"target_modules": ["q_proj", "down_proj"], **PATTERNS}),
+        (bloom, "", {"target_modules": ["query_key_value"]}),
+        (bloom, "transformer.", {"target_modules": ["query_key_value"]}),  # as the files on the hub call its weights
+    ],
+)
+def test_merged_weights_are_those_of_peft(model, prefix, settings, tmp_path) -> None:
+    base = model()
+    files = {name.removeprefix(prefix): value for name, value in files_of(base).items()}
+    policy = adapted(base, tmp_path, **settings)
+    found = dict(merged(files.items(), tmp_path, torch.float32, lambda name: name))
+    expected = {name.removeprefix(prefix): value for name, value in policy.merge_and_unload().state_dict().items()}
+    assert found.keys() == files.keys()
+    assert any(not torch.equal(found[name], files[name]) for name in files)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_weights_that_the_files_lack_are_refused(tmp_path) -> None:
+    files = files_of(llama())
+    adapted(llama(), tmp_path, target_modules=["q_proj"])
+    del files["model.layers.1.self_attn.q_proj.weight"]
+    with pytest.raises(ValueError, match=r"changes 1 weights .* model\.layers\.1\.self_attn\.q_proj\.weight"):
+        dict(merged(files.items(), tmp_path, torch.float32, lambda name: name))
