@@ -87,6 +87,13 @@ def test_a_model_without_all_its_weights_is_refused(saved_llama, tmp_path):
         load_causal_lm(str(tmp_path), "float32")
 
 
+def test_pickled_weights_alone_are_read_as_tensors(saved_llama, tmp_path):
+    (tmp_path / "config.json").write_text((saved_llama / "config.json").read_text())
+    torch.save(load_file(saved_llama / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    model = load_causal_lm(str(tmp_path), "float32")
+    assert torch.equal(group_logprobs(model, [3, 4], OUTPUTS), group_logprobs(llama(), [3, 4], OUTPUTS))
+
+
 def test_weights_of_another_shape_are_refused(saved_llama, tmp_path):
     save(llama(vocabulary=50), tmp_path)
     (tmp_path / "config.json").write_text((saved_llama / "config.json").read_text())
