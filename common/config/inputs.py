@@ -114,12 +114,17 @@ class PolicySection(Section):
         policy: {model: org/model-sft, dtype: bfloat16, quantization: nf4}
     """
 
-    model: str = Field(description="directory or hub id of the SFT model, or of the base model of sft_adapter")
-    tokenizer: str | None = Field(None, description="directory or hub id of the tokenizer; default: the model's")
+    model: str = Field(
+        description="directory or hub id of the SFT model, or of the base model of sft_adapter; a hub id is followed "
+        "by `@revision` unless the newest is meant"
+    )
+    tokenizer: str | None = Field(
+        None, description="directory or hub id (with `@revision`, too) of the tokenizer; default: the model's"
+    )
     sft_adapter: str | None = Field(
         None,
-        description="directory or hub id of a LoRA adapter: the prior is the model with it, frozen, and the policy's "
-        "adapter starts as a copy of it",
+        description="directory or hub id (with `@revision`, too) of a LoRA adapter: the prior is the model with it, "
+        "frozen, and the policy's adapter starts as a copy of it",
     )
     method: Literal["lora", "full"] = Field("lora", description="what is trained: an adapter, or all weights")
     adapter: AdapterSection | None = Field(

@@ -68,7 +68,9 @@ class ClassifierSection(ScorerPool):
 
     FILE = "classifier"
     kind: Literal["classifier"]
-    path: str = Field(description="directory or hub id of model and tokenizer")
+    path: str = Field(
+        description="directory or hub id of model and tokenizer, followed by `@revision` unless the newest is meant"
+    )
     gpus: float = Field(0, ge=0, le=1, description="GPUs per replica, at most one")
     dtype: Dtype = Field("bfloat16", description="type of the model's weights")
     chat_template: bool = Field(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _DEAD = frozenset("ZXx")  # states of an ended process that its parent has not waited for yet
+_STOPPED = frozenset("Tt")
 _NONE, _HIDDEN = -1, -2  # in place of a start time
 
 
@@ -28,6 +29,10 @@ class Process:
         """Return whether it has ended, or None if it runs where the process `here` cannot see it."""
         started = _started(self.pid) if self.machine == here.machine else _HIDDEN
         return None if started == _HIDDEN else started != self.started
+
+    def is_stopped(self, here: "Process") -> bool:
+        """Return whether it is seen to be stopped (SIGSTOP, Ctrl-Z): it does nothing until it is continued."""
+        return self.is_gone(here) is False and _look(self.pid)[0] in _STOPPED
 
 
 def this_process() -> Process:
@@ -47,12 +52,18 @@ def _machine() -> str:
 
 def _started(pid: int) -> int:
     """Return when a process started, `_NONE` if it does not exist, or `_HIDDEN` if it cannot be inspected."""
+    state, started = _look(pid)
+    return _NONE if state in _DEAD else started
+
+
+def _look(pid: int) -> tuple[str, int]:
+    """Return a process's state, a letter of the kernel's or nothing, and when it started, as `_started` does."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
-        return _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
+        return "", _HIDDEN if _is_there(pid) else _NONE  # /proc may be mounted with hidepid
     state, *numbers = status.rpartition(")")[2].split()  # a program's name may hold any character, even parentheses
-    return _NONE if state in _DEAD else int(numbers[18])
+    return state, int(numbers[18])
 
 
 def _is_there(pid: int) -> bool:

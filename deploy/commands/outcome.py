@@ -63,7 +63,7 @@ def outcome(error: BaseException, *, resumes: bool) -> Outcome:
     if isinstance(error, UserError):
         return Outcome(str(error), TRY_AGAIN if isinstance(error, TryAgainError) else REFUSED)
     if isinstance(error, PipelineError):
-        return Outcome(f"{error}\nNothing that was committed is lost: {RESUME}." if resumes else str(error), FAILED)
+        return Outcome(f"{error}{_kept(str(error))}" if resumes else str(error), FAILED)
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_system(error, error.errno, resumes)
     if isinstance(error, Exception):
@@ -103,6 +103,11 @@ def _single(error: BaseException) -> Iterator[BaseException]:
             yield from _single(one)
     else:
         yield error
+
+
+def _kept(told: str) -> str:
+    again = "" if "the same command again" in told else f": {RESUME}"  # it says already what to do before
+    return f"\nNothing that was committed is lost{again}."
 
 
 def _interrupted(error: BaseException, resumes: bool) -> Outcome:

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from brain_align.common.system.processes import this_process
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
 from brain_align.deploy.console import PlainConsole, say
@@ -51,7 +52,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _state(status: Status, liveness: Liveness) -> str:
-    return status.state if status.state in OVER or liveness.is_alive(status) else "dead"
+    if status.state in OVER:
+        return status.state
+    if not liveness.is_alive(status):
+        return "dead"
+    return "stopped" if status.process is not None and status.process.is_stopped(this_process()) else status.state
 
 
 def view(status: Status, state: str) -> RenderableType:
@@ -82,6 +87,8 @@ def view(status: Status, state: str) -> RenderableType:
         shown.append(
             f"quarantined: {item.purpose} round {item.round} prompt {item.prompt_id}, {item.service}: {item.error}"
         )
+    if state == "stopped":
+        shown.append(f"The run's process is stopped; `kill -CONT {status.pid}` on {status.host} continues it.")
     if state == "dead":
         shown.append("The run's process is gone; the same `brain run` command resumes it.")
     return Group(*shown)

@@ -51,6 +51,11 @@ class Availability:
         self._away_until = 0.0  # when it was last found to be back
         self._confirmed = 0.0  # when it was last asked for its witness and gave values
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it has been found to be away, so that nothing but its witness is asked of it."""
+        return not self._open.is_set()
+
     async def until_back(self) -> None:
         """Wait while it is away."""
         await self._open.wait()
@@ -128,7 +133,7 @@ class Availability:
         left = self._patience if self.reason is None else self._away_since + self._patience - time.monotonic()
         try:
             async with asyncio.timeout(max(left, _FIRST_PAUSE)):
-                slot = await self._pool.acquire()
+                slot = await self._pool.acquire(alone=True)  # before all that waits, and would ask in vain
         except TimeoutError:
             return f"no {self._pool.name} is ready."
         try:

@@ -109,8 +109,7 @@ class Scoring:
         waiting = self._queues[name]
         while True:
             await waiting.some.wait()
-            await self.availability[name].until_back()
-            slot = await self._pools[name].acquire()
+            slot = await self._slot(name)
             self._begin(self._score(name, waiting.take(self._rows[name]), slot, failures=0))
 
     async def _score(self, name: str, samples: Samples, slot: Slot, failures: int) -> None:
@@ -171,8 +170,16 @@ class Scoring:
         return False
 
     async def _score_part(self, name: str, samples: Samples, failures: int) -> None:
-        await self.availability[name].until_back()
-        await self._score(name, samples, await self._pools[name].acquire(), failures)
+        await self._score(name, samples, await self._slot(name), failures)
+
+    async def _slot(self, name: str) -> Slot:
+        """Acquire a slot of a scorer that is not known to be away."""
+        while True:
+            await self.availability[name].until_back()
+            slot = await self._pools[name].acquire()
+            if not self.availability[name].is_away:  # it may have been found out meanwhile
+                return slot
+            slot.release()
 
     async def _commit(self, name: str, samples: Samples, scores: pa.RecordBatch) -> None:
         await samples.lane.append_scores(name, samples, scores)

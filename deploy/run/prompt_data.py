@@ -9,7 +9,7 @@ from brain_align.common.data.prompt_set import PromptSet
 from brain_align.common.data.prompts import CheckText, Encode, PromptColumns, load_prompts
 from brain_align.common.data.row_files import SUFFIXES, Row, read_rows, readable, rows_of
 from brain_align.common.errors import UserError, first_line
-from brain_align.common.nn.models.sources import is_local
+from brain_align.common.nn.models.sources import find_source, hub_failure, hub_reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +38,7 @@ def _rows(source: PromptSource, columns: tuple[str, ...]) -> Iterator[Row]:
         if source.config or source.split:
             raise UserError(f"{named(source)}: a file has neither config nor split; remove them, or name a data set.")
         return read_rows(path, columns)
-    dataset = _saved(source) if is_local(source.path, "The prompts") else _from_hub(source)
+    dataset = _saved(source) if find_source(source.path, "The prompts").local else _from_hub(source)
     return _rows_of(source, dataset, columns)
 
 
@@ -69,14 +69,15 @@ def _saved(source: PromptSource) -> "Dataset":
 
 
 def _from_hub(source: PromptSource) -> "Dataset":
+    hub_failure()  # asked once, before the import, which keeps whether the hub is to be left alone
     from datasets import DatasetDict, load_dataset  # as above
 
-    name, _, revision = source.path.partition("@")
+    place = find_source(source.path, "The prompts")
     try:
-        found = load_dataset(name, source.config, split=source.split, revision=revision or None)
-    except Exception as error:
+        found = load_dataset(place.name, source.config, split=source.split, revision=place.revision)
+    except Exception as error:  # of the hub, of the network, or of the data
         raise UserError(
-            f"The prompts: {named(source)} could not be fetched from the hub: {first_line(error)}"
+            f"The prompts: {named(source)} could not be fetched from the hub: {hub_reason(error)}"
         ) from error
     if isinstance(found, DatasetDict):
         raise UserError(f"{named(source)}: the data set has the splits {', '.join(found)}; set `split` to one of them.")

@@ -22,7 +22,8 @@ from brain_align.common.config.scorers import ClassifierSection
 from brain_align.common.data.conversations import Message, RenderingError, answered, rendered, turns_of
 from brain_align.common.errors import UserError, listed
 from brain_align.common.identity import digest
-from brain_align.common.nn.models.causal_lm import load_config, load_tokenizer, refuse_incomplete
+from brain_align.common.nn.models.causal_lm import load_tokenizer, refuse_incomplete
+from brain_align.common.nn.models.configuration import base_of_adapter, load_any_config
 from brain_align.common.nn.models.rotary import fix_rotary
 from brain_align.common.nn.models.shards import check_shards
 from brain_align.common.nn.models.sources import find_source
@@ -138,9 +139,11 @@ def load_classifier(name: str, settings: ClassifierSection, resources: Resources
     Raises:
         UserError: it is missing or incomplete, or does not have exactly one label.
     """
+    _refuse_adapter(settings.path)
     tokenizer, max_tokens = load_classifier_tokenizer(settings), resources.max_tokens
     model = _load_model(settings, resources.devices[0])
     limit = _most_tokens(name, settings, model)
+    fix_rotary(model, limit)
     values: ValuesOfTexts = WholeTexts(model, max_tokens)
     padding = None
     if (decoder := _as_decoder(model, values, max_tokens)) is not None:
@@ -167,7 +170,6 @@ def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenize
 def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
     source = settings.path
     place = find_source(source, "The classifier")
-    _refuse_adapter(source)
     check_shards(source)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -179,11 +181,10 @@ def _load_model(settings: ClassifierSection, device: str) -> PreTrainedModel:
         )
     except Exception as error:  # a user's files may bring anything about in transformers' code
         raise place.failure("sequence classifier", error) from error
-    refuse_incomplete(report, source)
+    refuse_incomplete(model, report, source)
     if unused := sorted(report["unexpected_keys"]):  # mask buffers of old versions, the head of a language model
         _LOG.warning("The classifier in %s has no use for %s of its files: ignored.", source, listed(unused, 8))
     _require_one_label(model.config, source)
-    fix_rotary(model, settings.max_tokens)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -192,8 +193,9 @@ def _refuse_adapter(source: str) -> None:
     directory = Path(source)
     if (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file():
         raise UserError(
-            f"{source} holds an adapter, not a whole classifier ({ADAPTER_CONFIG}); merge it with its base, loaded "
-            f"with num_labels=1, first (PeftModel.from_pretrained(base, {source!r}).merge_and_unload())."
+            f"{source} holds an adapter, not a whole classifier ({ADAPTER_CONFIG}); merge it with its base"
+            f"{base_of_adapter(directory)}, loaded with num_labels=1, first (PeftModel.from_pretrained(base, "
+            f"{source!r}).merge_and_unload())."
         )
 
 
@@ -235,11 +237,11 @@ def _check(name: str, settings: ClassifierSection) -> None:
     """Check all that needs no weights."""
     _refuse_adapter(settings.path)
     tokenizer = load_classifier_tokenizer(settings)
-    config = load_config(settings.path)
+    config = load_any_config(settings.path)
     _require_one_label(config, settings.path)
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - of a model's code; loading the weights says it in its own words
         _LOG.info("No %s could be made without weights: %s", config.model_type, error)
         return

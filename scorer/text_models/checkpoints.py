@@ -8,10 +8,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedConfig
 
-from brain_align.common.errors import UserError, first_line
+from brain_align.common.errors import UserError
 from brain_align.common.identity import digest, digest_files
 from brain_align.common.nn.models.shards import INDEX, listed_shards, shard_names
-from brain_align.common.nn.models.sources import find_source, hub_failure
+from brain_align.common.nn.models.sources import Source, find_source, hub_failure
 from brain_align.scorer.text_models.formats import RewardFormat
 
 SAFETENSORS = "model.safetensors"
@@ -67,7 +67,8 @@ def find_checkpoint(source: str, format: RewardFormat) -> Checkpoint:
         UserError: there is no such directory or repository, or no such file in it.
     """
     names = (SAFETENSORS, SAFETENSORS + INDEX, format.checkpoint_file, SHARDED_BIN + INDEX)
-    directory = Path(source) if find_source(source, "The reward model").local else _download(source, names)
+    place = find_source(source, "The reward model")
+    directory = Path(source) if place.local else _download(place, names)
     weights = find_weights(directory, names)
     if weights is None:
         raise UserError(
@@ -97,30 +98,25 @@ def find_weights(directory: Path, names: Sequence[str]) -> tuple[Path, ...] | No
     return tuple(directory / name for name in shard_names(found))
 
 
-def _download(source: str, weights: Sequence[str]) -> Path:
+def _download(place: Source, weights: Sequence[str]) -> Path:
     """Return the directory of the hub's cache with the files of a reward model, fetching those that are missing."""
-    repository, _, revision = source.partition("@")
     hub_failure()  # asked once; a hub that does not answer is left alone from then on
-
-    def fetched(name: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision or None))
-        except EntryNotFoundError:  # it has none, or the hub is offline and none was fetched before
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"The reward model {source} could not be fetched from the hub: {first_line(error)}"
-            ) from error
-
-    found = next((file for name in weights if (file := fetched(name)) is not None), None)
+    found = next((file for name in weights if (file := _fetched(place, name)) is not None), None)
     if found is None:
-        raise UserError(
-            f"The reward model {source} could not be fetched from the hub: it has none of {', '.join(weights)}, or the "
-            f"hub cannot be reached."
-        )
+        raise place.failure("reward model", FileNotFoundError(f"it has none of {', '.join(weights)}"))
     for name in (*(listed_shards(found) if found.name.endswith(INDEX) else ()), _CONFIG, *TOKENIZER_FILES):
-        fetched(name)
+        _fetched(place, name)
     return found.parent
+
+
+def _fetched(place: Source, name: str) -> Path | None:
+    """Return a file of a repository in the hub's cache; None if it has none, or none can be fetched now."""
+    try:
+        return Path(hf_hub_download(place.name, name, revision=place.revision))
+    except EntryNotFoundError:  # it has none, or the hub is offline and none was fetched before
+        return None
+    except Exception as error:  # of the hub, or of the network
+        raise place.failure("reward model", error) from error
 
 
 def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool = False) -> str:
@@ -130,7 +126,11 @@ def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool =
     """
     root = Path(source)
     if not root.is_dir():  # all files of one commit are in one directory of the hub's cache
-        root = Path(hf_hub_download(source.partition("@")[0], _CONFIG, revision=config._commit_hash)).parent
+        place = find_source(source, "The reward model")
+        place = Source(place.name, config._commit_hash or place.revision, local=False)
+        if (file := _fetched(place, _CONFIG)) is None:
+            raise place.failure("reward model", FileNotFoundError(f"it has no {_CONFIG}"))
+        root = file.parent
     weights = find_weights(root, _LOADED_WEIGHTS)
     if weights is None:  # the configuration gives them other names
         weights = (*root.glob("*.safetensors"), *root.glob("*.bin"))

@@ -175,10 +175,17 @@ def save_adapter(model: PeftModel, directory: Path, weights: Mapping[str, torch.
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     settings = model.active_peft_config.to_dict() | {"inference_mode": True}
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
-    base = settings["base_model_name_or_path"]
-    if base is not None and Path(base).is_dir():  # found from any directory, not only from where the run began
-        settings["base_model_name_or_path"] = str(Path(base).absolute())
+    if (base := settings["base_model_name_or_path"]) is not None:
+        settings |= _base(base, settings.get("revision"))
     (directory / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _base(source: str, revision: str | None) -> dict[str, str | None]:
+    """Return what an adapter's configuration says of its base model: PEFT keeps a revision apart from the name."""
+    if Path(source).is_dir():  # found from any directory, not only from where the run began
+        return {"base_model_name_or_path": str(Path(source).absolute()), "revision": None}
+    name, _, given = source.partition("@")
+    return {"base_model_name_or_path": name, "revision": given or revision}
 
 
 def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Loading of causal language models and their tokenizers, the same for prior, policy and evaluation."""
 
+import re
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,6 +24,12 @@ from brain_align.common.nn.models.sources import find_source
 
 Dtype = Literal["float32", "bfloat16"]
 Quantization = Literal["nf4"]
+
+_CONSTANT = re.compile(
+    r"(attn|attention)\.((masked_)?bias|causal_mask|embed_positions)$"
+    r"|(^|[._])(inv_freq|(cos|sin)_cached|position_ids|embed_positions\.weights)$"
+)
+"""What old versions of transformers wrote besides weights: masks, rotary frequencies, positions."""
 
 
 def load_causal_lm(
@@ -68,7 +76,7 @@ def load_causal_lm(
         )
     except Exception as error:  # a user's files may bring anything about in transformers' code
         raise place.failure("language model", error) from error
-    refuse_incomplete(report, source)
+    refuse_incomplete(model, report, source)
     model.name_or_path = source
     if has_other_parts(source, config):
         model._weight_conversions = None  # it is saved as the text-only model that it now is
@@ -170,19 +178,41 @@ def _remove_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def refuse_incomplete(report: dict[str, Any], source: str) -> None:
+def refuse_incomplete(model: PreTrainedModel, report: dict[str, Any], source: str) -> None:
     """Refuse a model whose files lack weights or have others, given what transformers report on its loading.
 
-    Transformers only warn here, and give such weights random values.
+    Transformers only warn here: they give weights that are missing random values, and drop those that they do not know.
+    Constants, and what lies beside the model (another head, other parts, layers that predict further tokens), are left.
 
     Raises:
-        UserError: weights are missing or of another shape.
+        UserError: weights are missing, of another shape, or of layers that the model does not have so.
     """
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"The model in {source} lacks {len(missing)} of its weights: {listed(missing)}.")
     if other := sorted(report.get("mismatched_keys") or ()):
         shapes = [f"{name} is {list(there)}, expected {list(here)}" for name, there, here in other]
         raise UserError(f"The weights in {source} do not fit its config.json: {listed(shapes)}.")
+    if unused := sorted(name for name in report["unexpected_keys"] if _is_of_layers(model, name)):
+        raise UserError(
+            f"{source} holds {len(unused)} weights that a {model.config.model_type} model with its config.json has no "
+            f"use for ({listed(unused)}), so its values would be wrong; give the config.json that belongs to them."
+        )
+
+
+def _is_of_layers(model: PreTrainedModel, name: str) -> bool:
+    """Return whether an unknown weight is of a layer of the model, or of one more: leaving it changes values."""
+    if _CONSTANT.search(name):
+        return False
+    owner: nn.Module = model
+    repeated = False
+    for part in name.split("."):
+        if part not in owner._modules:
+            break
+        repeated = repeated or isinstance(owner, nn.ModuleList)
+        owner = owner._modules[part] or nn.Identity()
+    if isinstance(owner, nn.ModuleList):
+        return not getattr(model.config, "num_nextn_predict_layers", None)  # such layers follow the last one
+    return repeated or next(owner.children(), None) is None
 
 
 def _fix_rotary(model: PreTrainedModel, window: int | None) -> None:

@@ -13,8 +13,8 @@ from brain_align.common.nn.models.sources import find_source
 from brain_align.common.policies import ADAPTER_CONFIG
 
 _TEXT_MODEL_S_NAMES = {
-    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
-    r"^(model\.)?language_model\.(model\.)?": "model.",
+    r"^(model\.)?(language|text)_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?(language|text)_model\.(model\.)?": "model.",
 }
 """From names of weights in the files of a model of several parts to those of its text model alone."""
 
@@ -68,6 +68,8 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
         text._commit_hash = getattr(config, "_commit_hash", None)
         if hasattr(config, "quantization_config"):
             text.quantization_config = config.quantization_config
+        if getattr(config, "tie_word_embeddings", False):  # where the output layer belongs to the whole model
+            text.tie_word_embeddings = True  # a file that holds another output layer is believed, all the same
     return text
 
 
@@ -112,13 +114,18 @@ def head_dimension(config: PreTrainedConfig) -> int | None:
     return hidden // heads if isinstance(heads, int) and isinstance(hidden, int) and heads else None
 
 
-def _refuse_adapter(directory: Path) -> None:
+def base_of_adapter(directory: Path) -> str:
+    """Return the base model that an adapter names, in brackets after a space; empty if it names none."""
     text = (directory / ADAPTER_CONFIG).read_text(encoding="utf-8", errors="replace")
     base = re.search(r'"base_model_name_or_path"\s*:\s*"([^"]+)"', text)
+    return f" ({base[1]})" if base else ""
+
+
+def _refuse_adapter(directory: Path) -> None:
     whole = (directory / "config.json").is_file()
     raise UserError(
         f"{directory} holds an adapter{' beside a whole model' if whole else ''} ({ADAPTER_CONFIG}); "
         + (f"remove {ADAPTER_CONFIG} and the adapter's weights if the model is meant, or " if whole else "")
-        + f"set policy.model to the adapter's base model{f' ({base[1]})' if base else ''} and policy.sft_adapter to "
+        + f"set policy.model to the adapter's base model{base_of_adapter(directory)} and policy.sft_adapter to "
         f"{'this directory' if not whole else 'a directory that holds the adapter alone'}."
     )

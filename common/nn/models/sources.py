@@ -35,18 +35,15 @@ class Source:
 
     def failure(self, what: str, error: BaseException) -> UserError:
         """Make the error for what could not be loaded from here, with what the user may have meant or lack."""
-        reason = first_line(error)
         if "trust_remote_code" in str(error):
             return UserError(
                 f"The {what} in {self.name} needs Python code of its own (auto_map in its config.json), which is not "
                 f"run here; only models that transformers itself implements are supported."
             )
         if self.local:
-            return UserError(f"No {what} could be loaded from {self.name}: {reason}")
+            return UserError(f"No {what} could be loaded from {self.name}: {first_line(error)}")
         where = f"{self.name}, which is not a local directory and so must be a hub id"
-        if failure := hub_failure():
-            reason = f"the hub's cache on this machine does not hold it, and {failure}"
-        return UserError(f"No {what} could be loaded from {where}: {reason}")
+        return UserError(f"No {what} could be loaded from {where}: {hub_reason(error)}")
 
 
 def find_source(source: str, what: str) -> Source:
@@ -79,6 +76,13 @@ def is_local(source: str, what: str) -> bool:
     if path.is_absolute() or source.startswith((".", "~")) or source.partition("@")[0].count("/") > 1:
         raise UserError(f"{what}: the directory {source} does not exist on node {socket.gethostname()}.")
     return False
+
+
+def hub_reason(error: BaseException) -> str:
+    """Return why something could not be had from the hub: the hub is away, or what a library's error says."""
+    if failure := hub_failure():
+        return f"the hub's cache on this machine does not hold it, and {failure}"
+    return first_line(error)
 
 
 @cache

@@ -7,6 +7,7 @@ outage does not end a run, and for seconds if it has not, so that a wrong addres
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 from typing_extensions import override
 
-from brain_align.common.errors import UserError
+from brain_align.common.errors import UserError, first_line
 from brain_align.common.store.files.backends import Entry, StorageBackend
 from brain_align.common.store.format.names import checksum, checksum_of
 from brain_align.common.uris import shown
@@ -129,7 +130,7 @@ class ObjectStore(StorageBackend):
                     self._patience = _FIRST_PATIENCE  # it is down: later requests do not wait that long again
                     raise
                 left = self._patience - waited
-                self.trouble = f"{self.uri}: {error}"
+                self.trouble = f"{self.uri}: {_reason(error)}"
                 _LOG.warning("%s: %s; retrying in %.1f s, for %.0f s more", self.uri, error, pause, left)
             else:
                 self._patience, self.trouble = _PATIENCE, None
@@ -137,3 +138,9 @@ class ObjectStore(StorageBackend):
             time.sleep(pause)
             waited += pause
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _reason(error: OSError) -> str:
+    """Return what a service said, without the request that pyarrow says beside it."""
+    unknown = re.search(r"Unable to parse ExceptionName: (\w+) Message: (.*?)\.?$", str(error), re.DOTALL)
+    return f"{unknown[1]} ({unknown[2]})" if unknown else first_line(error)

@@ -184,10 +184,22 @@ def test_passing_failures_are_tried_again_and_lasting_ones_are_explained(
         troubles.append(backend.trouble)
 
     with mock.patch("time.sleep", pause):
-        passing = Failing(uri, 3, OSError("AWS Error SLOW_DOWN"))
+        for said, told in (
+            ("AWS Error SLOW_DOWN", "AWS Error SLOW_DOWN"),
+            (
+                "When listing: AWS Error UNKNOWN (HTTP status 400) during ListObjectsV2 operation: Unable to parse "
+                "ExceptionName: ExpiredToken Message: The provided token has expired.",
+                "ExpiredToken (The provided token has expired)",
+            ),
+        ):
+            troubles.clear()
+            passing = Failing(uri, 3, OSError(said))
+            backend = ObjectStore(uri, passing, passing.root)
+            assert len(backend.list("groups")) == 3 and passing.failed == 3
+            assert troubles == [f"{backend.uri}: {told}"] * 3 and backend.trouble is None
+        passing = Failing(uri, 0, OSError("AWS Error SLOW_DOWN"))
         backend = ObjectStore(uri, passing, passing.root)
-        assert len(backend.list("groups")) == 3 and passing.failed == 3
-        assert troubles == [f"{backend.uri}: AWS Error SLOW_DOWN"] * 3 and backend.trouble is None
+        backend.list("groups")
         pauses.clear()
         passing.fail(20)  # it has answered, so minutes of trouble are waited for
         assert len(backend.list("groups")) == 3 and passing.failed == 20

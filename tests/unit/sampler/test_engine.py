@@ -50,6 +50,7 @@ def test_a_fault_that_may_pass_is_told_from_one_of_the_version(message: str, kin
 def test_only_an_engine_that_need_not_repeat_itself_goes_by_priorities(repeatable: bool, policy: str) -> None:
     settings = EngineSettings("model", "float32", 8, 2, False, False, 64, 1, repeatable, 1, 1, {})
     assert engine_arguments(settings)["scheduling_policy"] == policy
+    assert engine_arguments(settings)["trust_remote_code"] is False
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])

@@ -91,6 +91,8 @@ def hub(tmp_path, monkeypatch):
         return str(cache / file)
 
     monkeypatch.setattr("brain_align.scorer.text_models.checkpoints.hf_hub_download", download)
+    for user in ("common.nn.models.sources", "scorer.text_models.checkpoints"):
+        monkeypatch.setattr(f"brain_align.{user}.hub_failure", lambda: None)
     return repository, cache, asked
 
 
@@ -123,7 +125,7 @@ def test_what_is_taken_from_the_hub_is_what_is_taken_from_a_directory(hub, form)
 
 
 def test_a_repository_without_weights_is_named(hub):
-    with pytest.raises(UserError, match=r"owner/model could not be fetched from the hub: it has none of model\.safe"):
+    with pytest.raises(UserError, match=r"loaded from owner/model, .* hub id: it has none of model\.safe"):
         find_checkpoint("owner/model", TLDR)
 
 
@@ -144,7 +146,9 @@ def test_a_reward_model_that_cannot_be_fetched_is_named(monkeypatch):
         raise OSError("no such repository\nand more")
 
     monkeypatch.setattr("brain_align.scorer.text_models.checkpoints.hf_hub_download", download)
-    with pytest.raises(UserError, match=r"owner/model could not be fetched from the hub: no such repository$"):
+    for user in ("common.nn.models.sources", "scorer.text_models.checkpoints"):
+        monkeypatch.setattr(f"brain_align.{user}.hub_failure", lambda: None)
+    with pytest.raises(UserError, match=r"loaded from owner/model, .* must be a hub id: no such repository$"):
         find_checkpoint("owner/model", TLDR)
 
 

@@ -87,6 +87,13 @@ def test_a_model_without_all_its_weights_is_refused(saved_llama, tmp_path):
         load_causal_lm(str(tmp_path), "float32")
 
 
+def test_pickled_weights_alone_are_read_as_tensors(saved_llama, tmp_path):
+    (tmp_path / "config.json").write_text((saved_llama / "config.json").read_text())
+    torch.save(load_file(saved_llama / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    model = load_causal_lm(str(tmp_path), "float32")
+    assert torch.equal(group_logprobs(model, [3, 4], OUTPUTS), group_logprobs(llama(), [3, 4], OUTPUTS))
+
+
 def test_weights_of_another_shape_are_refused(saved_llama, tmp_path):
     save(llama(vocabulary=50), tmp_path)
     (tmp_path / "config.json").write_text((saved_llama / "config.json").read_text())
@@ -194,6 +201,14 @@ def test_a_saved_adapter_is_loaded_by_us_and_by_peft(tmp_path):
     assert not ours.training
     peft = PeftModel.from_pretrained(llama(), tmp_path)
     assert torch.equal(group_logprobs(peft, [3, 4], OUTPUTS), expected)
+
+
+def test_an_adapter_keeps_its_base_s_revision_apart_from_the_name(tmp_path):
+    model = llama()
+    model.name_or_path = "org/base@v1"
+    save_adapter(attach_new_adapter(model, ADAPTER, seed=3), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "v1")
 
 
 def test_a_loaded_adapter_can_be_trained_on(tmp_path):

@@ -1,6 +1,9 @@
 import asyncio
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -55,6 +58,28 @@ def test_a_run_whose_process_is_gone_is_called_dead(tmp_path: Path, capsys: pyte
     assert "dead" in (shown := capsys.readouterr().out) and "brain run" in shown
     assert main(["scale", str(tmp_path), "samplers=3"]) == 2
     assert f"No run is alive in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_whose_process_is_stopped_is_neither_running_nor_dead(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = ended(tmp_path).directory
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as sleeper:
+        try:
+            stat = Path(f"/proc/{sleeper.pid}/stat").read_text(encoding="utf-8")
+            process = replace(this_process(), pid=sleeper.pid, started=int(stat.rpartition(")")[2].split()[19]))
+            now = {"state": "running", "pid": sleeper.pid, "process": process}
+            write_status(directory, read_status(directory).model_copy(update=now))
+            sleeper.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+            assert main(["status", str(tmp_path)]) == 0
+            assert f"`kill -CONT {sleeper.pid}` on " in capsys.readouterr().out
+            sleeper.send_signal(signal.SIGCONT)
+            os.waitid(os.P_PID, sleeper.pid, os.WCONTINUED | os.WNOWAIT)
+            assert main(["status", str(tmp_path), "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["state"] == "running"
+        finally:
+            sleeper.kill()
 
 
 @pytest.mark.parametrize("command", [["status"], ["scale", "samplers=2"]])

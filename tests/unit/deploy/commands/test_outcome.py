@@ -13,6 +13,7 @@ from brain_align.common import logs
 from brain_align.common.errors import PipelineError, TryAgainError, UserError
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands import settings
+from brain_align.deploy.commands.outcome import outcome
 from tests.locations import ROOT
 
 
@@ -62,6 +63,13 @@ def test_every_error_is_one_sentence_and_its_traceback_is_kept(
         (log,) = tmp_path.iterdir()
         assert said.endswith(f"traceback is in {log}.\n")
         assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+
+
+def test_what_to_do_is_said_once() -> None:
+    told = "It is away: mend it, then run the same command again."
+    assert outcome(PipelineError(told), resumes=True).message == f"{told}\nNothing that was committed is lost."
+    other = outcome(PipelineError("It broke."), resumes=True).message
+    assert other == "It broke.\nNothing that was committed is lost: run the same command again to resume."
 
 
 def test_a_run_s_traceback_is_in_its_log_and_without_any_file_the_place_is_named(

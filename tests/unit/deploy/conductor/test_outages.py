@@ -39,8 +39,10 @@ class Service(LocalActor):
 
     async def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         ids = batch["group_id"].to_pylist()
+        number = len(self.calls)
         self.calls.append(ids)
-        found = {name: self._answer(name, len(self.calls) - 1) for name in ids}
+        await asyncio.sleep(0.001)  # others come to wait
+        found = {name: self._answer(name, number) for name in ids}
         rows = [
             {
                 "group_id": name,
@@ -93,6 +95,15 @@ def test_an_outage_is_waited_for_and_leaves_no_null(tmp_path: Path) -> None:
     assert "gives no values at present: connection refused" in said[0]
     assert "gives values again" in said[1]
     assert len(service.calls) < 50  # few are tried in vain
+
+
+def test_a_scorer_that_fails_is_asked_for_its_witness_before_groups_that_wait(tmp_path: Path) -> None:
+    names = [f"g{number:02}" for number in range(16)]
+    found, service, _ = scored(tmp_path, names, lambda _, before: DOWN if 1 <= before < 5 else 1.0, together=8)
+    assert set(map(str, found.values())) == {"([1.0, 1.0], None)"}
+    whole, failed, alone, other, *witnesses = service.calls[:6]
+    assert [len(call) for call in (whole, failed, alone, other)] == [8, 8, 1, 1]  # the other had the scorer's promise
+    assert witnesses == [["g00"]] * 2  # the second one is answered; nothing else was asked for in vain
 
 
 def test_one_poisonous_text_is_told_from_an_outage(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_data_set_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("Couldn't reach the hub\nand pages more")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("brain_align.common.nn.models.sources.hub_failure", lambda: None)
     with pytest.raises(UserError, match=r"owner/name \(train\) could not be fetched from the hub: Couldn't .* hub$"):
         read({"path": "owner/name", "split": "train"})
 
