@@ -46,7 +46,7 @@ class Told(ActorDiedError):
     [
         (
             Told(HEAD + KILLED),
-            "its process was killed (kill -9, or the kernel when memory ran out) or crashed, on node ",
+            "its process was killed by SIGKILL (kill -9, or the kernel when memory ran out) or crashed, on node ",
         ),
         (Told(HEAD + EXITED), "its process ended with exit code 3, on node n7 (10.0.0.7); Told"),
         (Told(HEAD + NODE), "its node died or was cut off, on node n7 (10.0.0.7); Told"),
