@@ -5,6 +5,7 @@ twice, change the directory, take signals or close files; what it has changed is
 called next.
 """
 
+import concurrent.futures.thread
 import contextlib
 import fcntl
 import os
@@ -14,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 Arguments = ParamSpec("Arguments")
@@ -43,6 +44,12 @@ class _Belongings:
     handlers: dict[int, Any] = {}  # noqa: RUF012 - one for the process
 
 
+class _Running:
+    """The thread in which a guest is running at the moment; its other threads are the guest's, too."""
+
+    thread: int | None = None
+
+
 class GuestCode:
     """A context manager for code of a user.
 
@@ -63,12 +70,14 @@ class GuestCode:
         self._environment = dict(os.environ)
         self._exit = os._exit
         os._exit = self._refuse_to_exit
+        self._outer, _Running.thread = _Running.thread, threading.get_ident()
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         os._exit = self._exit
+        _Running.thread = self._outer
         if os.getpid() != self._process:
             _leave(error)
         self._restore_descriptors()
@@ -122,6 +131,31 @@ def guarded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
             raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
     return call
+
+
+_THREADS = (threading.__file__, concurrent.futures.thread.__file__)
+
+
+def _end_with_its_thread() -> None:
+    """In a process that another thread of a guest has forked: end it where that thread leaves the guest's code.
+
+    It never comes back to `GuestCode`, which runs in a thread that it does not have. A pool's thread would go on with
+    the pool's work instead, and fork again.
+    """
+    if _Running.thread in (None, threading.get_ident()):
+        return
+    root = sys._getframe(1)
+    while root.f_back is not None and root.f_back.f_code.co_filename not in _THREADS:
+        root = root.f_back
+
+    def watch(frame: FrameType, event: str, _value: Any) -> None:
+        if frame is root and event == "return":  # by an error, too
+            _leave(None)
+
+    sys.setprofile(watch)
+
+
+os.register_at_fork(after_in_child=_end_with_its_thread)
 
 
 def _leave(error: BaseException | None) -> None:

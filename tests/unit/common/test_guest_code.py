@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -55,6 +56,26 @@ def in_a_thread():
     return 1
 
 
+def in_a_pool_of_threads():
+    with ThreadPoolExecutor(2) as pool:
+        return len(list(pool.map(lambda _: helper(), range(8))))
+
+
+def helper():
+    return os.fork()
+
+
+def raising_in_a_pool_of_threads():
+    with ThreadPoolExecutor(1) as pool:
+        return [one.exception() for one in [pool.submit(raising) for _ in range(6)]]
+
+
+def working_in_a_thread():
+    """A pool of processes that a thread makes, and uses, is no fork bomb."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(in_a_pool).result() == 3
+
+
 def in_a_pool():
     with multiprocessing.get_context("fork").Pool(2) as pool:
         return sum(pool.map(abs, [-1, -2]))
@@ -69,6 +90,9 @@ STATUSES = {
     saying: {1},
     twice: {0},
     in_a_thread: {0, -signal.SIGABRT},
+    in_a_pool_of_threads: {0},
+    raising_in_a_pool_of_threads: {0, 1},
+    working_in_a_thread: set(),
     in_a_pool: set(),
 }
 
