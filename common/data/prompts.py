@@ -157,8 +157,8 @@ def reply_text(row: Row, number: int, column: str, prompt: str, columns: PromptC
     reply = reply_to(turns_of(prompt), messages)
     if reply is None:
         raise UserError(
-            f"{where}, row {number}, column {column!r}: the prompt is not followed by exactly one assistant turn; fix "
-            f"or remove the row."
+            f"{where}, row {number}, column {column!r}: the prompt is not followed by exactly one assistant turn "
+            f"(a conversation must begin with the very turns of the prompt); fix or remove the row."
         )
     return reply
 

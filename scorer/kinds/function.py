@@ -3,10 +3,10 @@
 import asyncio
 import inspect
 import itertools
+import tokenize
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -110,7 +110,10 @@ def _source_of(module: ModuleType) -> str:
         source = inspect.getsourcefile(module)
     except TypeError:  # built in
         return ""
-    return Path(source).read_text(encoding="utf-8") if source else ""
+    if not source:
+        return ""
+    with tokenize.open(source) as file:  # in the encoding that the source declares
+        return file.read()
 
 
 KIND = Kind(

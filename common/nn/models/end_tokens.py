@@ -35,7 +35,8 @@ def model_end_tokens(source: str) -> list[int]:
 
 
 def _listed(ids: Any) -> list[int]:
-    return [token for token in (ids if isinstance(ids, list | tuple) else [ids]) if isinstance(token, int)]
+    listed = ids if isinstance(ids, list | tuple) else [ids]
+    return [token for token in listed if isinstance(token, int) and token >= 0]  # -1: none, in some configurations
 
 
 def _generation(source: str) -> dict[str, Any]:

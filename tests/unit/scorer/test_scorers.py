@@ -542,6 +542,13 @@ def test_a_functions_digest_depends_on_its_source(tmp_path, monkeypatch):
     assert digests[:2] == digests[2:]
 
 
+def test_a_functions_source_may_be_in_the_encoding_that_it_declares(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "# coding: latin-1\ndef f(p, o): return [float('é' in one) for one in o]\n"
+    (tmp_path / "a_latin_reward.py").write_bytes(source.encode("latin-1"))
+    assert function("a_latin_reward:f").digest
+
+
 # -- from settings
 
 

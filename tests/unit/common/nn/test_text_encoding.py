@@ -160,6 +160,7 @@ def saved(directory: Path, eos: Any, generation: Any = None) -> str:
         ([5, 6], None, [5, 6]),
         (5, {"eos_token_id": [6, 7], "do_sample": False, "temperature": 0.9}, [5, 6, 7]),
         (None, {"eos_token_id": 6}, [6]),
+        (5, {"eos_token_id": -1}, [5]),
         (None, {}, []),
     ],
 )
