@@ -38,7 +38,7 @@ _OUT_OF_THE_WAY = 64  # copies of descriptors lie from here on: guests close the
 
 
 class _Belongings:
-    """What guests have set for themselves, between their calls."""
+    """The settings that guests have made for themselves, between their calls."""
 
     directory: str | None = None
     handlers: dict[int, Any] = {}  # noqa: RUF012 - one for the process

@@ -113,9 +113,9 @@ class Trainer:
     def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
         """Take one optimiser step on a TRAIN_BATCH.
 
-        A batch in which no prompt has outputs that the objective can use is no step: it changes nothing, and the report
-        has `trained_prompts` 0 and no `loss`. The same step can be asked for again, with other groups. A step whose
-        loss or gradient is not finite counts, but changes neither weights nor optimiser, with `skipped_step` 1.
+        A batch in which no prompt has outputs that the objective can use is not a step: it changes nothing, and the
+        report has `trained_prompts` 0 and no `loss`. The same step can be asked for again, with other groups. A step
+        whose loss or gradient is not finite counts, but changes neither weights nor optimiser, with `skipped_step` 1.
 
         Args:
             step: the number after the last step's.

@@ -19,7 +19,7 @@ from brain_align.sampler.engine.data import Completion
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.versions import Use
 
-_NOT_TEXT = "\ufffd"  # what decoders write for bytes that are no character
+_NOT_TEXT = "\ufffd"  # what decoders write for bytes that do not form a character
 
 
 @dataclass(frozen=True)

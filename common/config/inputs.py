@@ -87,7 +87,7 @@ class DataSection(Section):
 
     @property
     def templated(self) -> bool:
-        """Whether prompts are conversations in a chat template."""
+        """Return whether prompts are conversations in a chat template."""
         return self.chat_template != AS_THEY_ARE
 
 

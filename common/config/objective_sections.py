@@ -23,9 +23,7 @@ class Origin(Enum):
 
     OPEN = auto()  # unknown; the updated proposal's unless the recipe says otherwise
     PROPOSAL = auto()  # any proposal's whose log-probabilities are known; updated unless the recipe says otherwise
-    ANY = (
-        auto()
-    )  # anybody's; its paper trains on the prior's, so the proposal is fixed unless the recipe says otherwise
+    ANY = auto()  # anybody's; the proposal is fixed unless the recipe says otherwise, as in the methods' papers
     PRIOR_BY_NAME = auto()  # the prior's, by the method's name; the loss would be the same on any others
     PRIOR = auto()  # the prior's, on which the loss relies: RSO's acceptance, q' = p, or a proposal that stays as it is
 

@@ -20,7 +20,7 @@ class ScorerPool(Section):
     FILE: ClassVar[str]
     """The file of scorer/kinds that computes the values: each kind names its own."""
     NULLS_MAY_RECOVER: ClassVar[bool] = False
-    """Whether a text that got null may get a value when it is asked for again: services and programs may recover."""
+    """True if a text that got null may get a value when it is asked for again: services and programs may recover."""
 
     kind: str = Field(description="what computes the values (docs/scorers.md)")
     use: Literal["training", "evaluation"] = Field(

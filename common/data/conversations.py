@@ -133,7 +133,7 @@ class ChatTokenizer(Protocol):
 
 
 Then = Literal["reply", "continue", "end"]
-"""What follows a rendered conversation: the assistant's reply; that, or the rest of its turn; nothing."""
+"""The continuation of a rendered conversation: the assistant's reply; that, or the rest of its turn; nothing."""
 
 
 def rendered(

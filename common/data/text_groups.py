@@ -12,7 +12,7 @@ NOBODY = ""  # the value of columns that name the sampler in groups of a run
 
 _PROMPTS = 4
 _OUTPUTS = (" I would say so.", " That depends on what you want.")
-"""What outputs may be where the data has no references."""
+"""Outputs to try where the data has no references."""
 
 
 def text_group(

@@ -18,7 +18,7 @@ Render = Callable[[Sequence[Message], Then], str]
 
 @dataclass(frozen=True)
 class Frame:
-    """What a completion's text stands between; without a template, only the end of text follows."""
+    """The tokens and spaces around a completion's text; without a template, only the end of text follows."""
 
     end: list[int]
     opening: list[int] = field(default_factory=list)  # of the turn, behind what the prompt has of it

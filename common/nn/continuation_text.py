@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 Decode = Callable[[Sequence[int]], str]
 
 _INCOMPLETE = "\ufffd"
-"""What decoders write for bytes that are not, or not yet, a character."""
+"""The character that decoders write for bytes that do not form one, or not yet."""
 _FEWEST = 8
 """Tokens of the prompt that are decoded with each continuation; more where these do not suffice."""
 _LONGEST_CHARACTERS = 16
@@ -45,7 +45,7 @@ class ContinuationText:
         if whole.startswith(self._before):
             return whole[len(self._before) :]
         if not self._before.endswith(_INCOMPLETE):
-            # The prompt is complete, but bytes at the beginning of the continuation are no characters, and a decoder
+            # The prompt is complete, but bytes at the beginning of the continuation form no characters, and a decoder
             # gives up all adjacent bytes together: those of the prompt are kept away from them.
             for end in range(len(self._prompt) - 1, max(0, len(self._prompt) - _LONGEST_CHARACTERS), -1):
                 context = _context(self._decode, self._prompt[:end])

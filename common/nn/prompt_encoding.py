@@ -137,7 +137,7 @@ class TextEncoding:
 
     @property
     def knows_all_tokens(self) -> bool:
-        """Whether the model has a row for each token of the tokenizer."""
+        """Return whether the model has a row for each token of the tokenizer."""
         return max(self.tokenizer.get_vocab().values()) < self.rows
 
     def digest(self) -> str:
@@ -223,7 +223,7 @@ class TextEncoding:
 
     @cached_property
     def _frame(self) -> "Frame":
-        """What stands around a completion's text."""
+        """Return what stands around a completion's text."""
         if self.template is None:
             return Frame([self.tokenizer.eos_token_id])
         return frame_of_template(self.tokenizer, self.ends, self._render)

@@ -10,7 +10,7 @@ from pathlib import Path
 from brain_align.common.durable import note_shortcoming
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
-"""What file systems without locks answer: NFS without its lock service, Lustre without `flock`, FUSE."""
+"""The answers of file systems without locks: NFS without its lock service, Lustre without `flock`, FUSE."""
 
 
 @contextmanager

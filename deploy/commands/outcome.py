@@ -46,7 +46,7 @@ class _OutputUnreadError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the user is told, and the exit status."""
+    """A message for the user, and the exit status."""
 
     message: str | None
     status: int

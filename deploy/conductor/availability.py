@@ -53,7 +53,7 @@ class Availability:
 
     @property
     def is_away(self) -> bool:
-        """Whether it has been found to be away, so that nothing but its witness is asked of it."""
+        """Return whether it has been found to be away, so that nothing but its witness is asked of it."""
         return not self._open.is_set()
 
     async def until_back(self) -> None:

@@ -113,7 +113,7 @@ def read_status(directory: RunDirectory) -> Status:
 
 
 class Liveness:
-    """Whether the run that writes a directory's status is still alive, for somebody who looks once, or again and again.
+    """A look, or repeated looks, at whether the run that writes a directory's status is still alive.
 
     A process that can be seen from here is looked up. Of another, the status must move: it is written every second, and
     its time is compared with its own earlier time alone, since the clocks of two machines differ.

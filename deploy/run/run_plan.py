@@ -34,7 +34,7 @@ class RunPlan:
 
     @property
     def store_trouble(self) -> str | None:
-        """What a store is waiting for: the error of a request that it repeats; None while requests succeed."""
+        """Return the error of a request that a store repeats; None while requests succeed."""
         evaluated = None if self.evaluation is None else self.evaluation.store.trouble
         return self.store.trouble or evaluated
 

@@ -70,7 +70,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def pass_over(self, groups: Sequence[str]) -> None:
-        """Leave out what `next_batch` has returned: it trains nothing, and so is no step; others take its place."""
+        """Leave out what `next_batch` has returned: it trains nothing, so it is not a step; others take its place."""
 
     @property
     @abstractmethod

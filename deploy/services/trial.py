@@ -15,7 +15,7 @@ _LONGEST_QUOTE = 80
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of the trial of one scorer."""
+    """The outcome of the trial of one scorer."""
 
     groups: pa.RecordBatch | None  # those that it could score; None if there are none, like the next
     scores: pa.RecordBatch | None

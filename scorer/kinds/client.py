@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 _MAY_PASS = {408, 425, 429}  # and all from 500 on
 _ABOUT_THE_REQUEST = {400, 413, 414, 422, 431, 451}
-"""What a service answers that is there, and refuses this request; any other status is about the service."""
+"""Statuses of a service that is there, and refuses this request; any other status is about the service."""
 
 _LONGEST_PAUSE = 60.0
 _LONGEST_QUOTE = 120

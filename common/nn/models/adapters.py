@@ -26,7 +26,7 @@ ALL_LINEAR = "all-linear"
 """The target that stands for all linear layers but the output layer, as in PEFT."""
 
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) .*?Size\(\[([\d, ]*)\]\)")
-"""What torch says of a weight of another shape."""
+"""Torch's words for a weight of another shape."""
 
 _PICKLED = "adapter_model.bin"
 _VARIANTS = (

@@ -29,7 +29,7 @@ _CONSTANT = re.compile(
     r"(attn|attention)\.((masked_)?bias|causal_mask|embed_positions)$"
     r"|(^|[._])(inv_freq|(cos|sin)_cached|position_ids|embed_positions\.weights)$"
 )
-"""What old versions of transformers wrote besides weights: masks, rotary frequencies, positions."""
+"""Constants that old versions of transformers wrote besides weights: masks, rotary frequencies, positions."""
 
 
 def load_causal_lm(

@@ -18,7 +18,7 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model, tokenizer or adapter comes from."""
+    """The place that a model, tokenizer or adapter comes from."""
 
     name: str  # a directory or a hub id
     revision: str | None  # on the hub; None: the newest

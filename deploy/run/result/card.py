@@ -41,7 +41,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. `rank` is that of an adapter, None for a whole model."""
+    """The contents of a card. `rank` is that of an adapter, None for a whole model."""
 
     recipe: Recipe
     version: int

@@ -6,7 +6,8 @@ are tried when a model is loaded, and fewer than those of the comparison.
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 96
@@ -122,3 +123,15 @@ def architecture(name: str) -> PreTrainedConfig:
     """The configuration of a kind, or of a variant."""
     kind, settings = VARIANTS.get(name, (name, {}))
     return tiny_config(kind, **settings)
+
+
+@torch.no_grad()
+def random_model(auto_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model whose weights are random, also those that begin as zeros and would hide what is computed with them."""
+    torch.manual_seed(0)
+    model = auto_class.from_config(config).eval()
+    for weight in model.parameters():
+        if not weight.any():
+            weight.normal_(std=0.1)
+    model.config.architectures = [type(model).__name__]
+    return model

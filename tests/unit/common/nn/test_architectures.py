@@ -12,7 +12,7 @@ from brain_align.common.errors import UserError
 from brain_align.common.nn.logprobs import SequenceLogprobs, request_of
 from brain_align.common.nn.models.exactness import decoder_of
 from brain_align.common.nn.models.policy_model import load_policy_model, load_prior_model
-from tests.unit.common.nn.architectures import VARIANTS, architecture
+from tests.unit.common.nn.architectures import VARIANTS, architecture, random_model
 
 _TRANSFORMED = "transforms its logits"
 _LENGTH = "does not state how many tokens"
@@ -93,13 +93,7 @@ def per_token(logprobs, requests):
 
 def save(name, directory):
     """Write what `save_pretrained` writes of a model with random weights; that one imports deepspeed."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(architecture(name)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if not weight.any():
-                weight.normal_(std=0.1)
-    model.config.architectures = [type(model).__name__]
+    model = random_model(AutoModelForCausalLM, architecture(name))
     model.config.save_pretrained(directory)
     weights = revert_weight_conversion(model, model.state_dict())
     save_file(

@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.nn.models.configuration import load_config
-from tests.unit.common.nn.architectures import tiny_config
+from tests.unit.common.nn.architectures import random_model, tiny_config
 
 _SIZES = {
     **dict.fromkeys(("hidden_size", "embed_dim", "d_model", "vision_output_dim", "projector_input_dim"), 32),
@@ -56,13 +56,7 @@ def tiny(kind: str) -> PreTrainedConfig:
 
 def save(kind, directory, *, renamed=True):
     """Write what `save_pretrained` writes (it imports deepspeed), or the names of the model in memory."""
-    torch.manual_seed(0)
-    model = AutoModelForMultimodalLM.from_config(tiny(kind)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if not weight.any():
-                weight.normal_(std=0.1)
-    model.config.architectures = [type(model).__name__]
+    model = random_model(AutoModelForMultimodalLM, tiny(kind))
     model.config.save_pretrained(directory)
     once = {value.data_ptr(): (name, value.clone()) for name, value in reversed(model.state_dict().items())}
     weights = dict(once.values())
