@@ -16,7 +16,8 @@ from pathlib import Path
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, SWEPT, parse_request, read_request
+from brain_align.deploy.compare.plan.request import DEFAULT_OBJECTIVES, KL_BUDGETS, SWEPT, Options, parse_request
+from brain_align.deploy.compare.plan.saved_request import read_request
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import output_path
@@ -42,6 +43,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", metavar="STORE", help="human preference pairs, for dpo")
     parser.add_argument(
+        "--kl-budgets",
+        metavar="B,…",
+        help="also compare the best versions within these distances from the prior, KL(q‖p) in nats, or none; default: "
+        + ",".join(f"{budget:g}" for budget in KL_BUDGETS),
+    )
+    parser.add_argument(
+        "--read",
+        type=int,
+        metavar="N",
+        help="write the outputs of N random test prompts to answers.md, for a person to read; they may be offensive",
+    )
+    parser.add_argument(
         "--parallel", type=int, metavar="K", help="runs trained side by side; default: 2, if the cluster has room"
     )
     parser.add_argument(
@@ -57,16 +70,17 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--parallel {options.parallel}: at least one training run must run at a time; give 1 or more.")
     recipe = load_recipe(options.recipe, options.overrides)
     directory = ComparisonDirectory(output_path(str(options.out or f"runs/comparisons/{recipe.name}")))
-    request = parse_request(
-        recipe,
+    asked = Options(
         objectives=options.objectives,
         seeds=options.seeds,
         learning_rates=options.learning_rates,
         group_sizes=options.n,
         swept=options.n_objectives,
         pairs=options.pairs,
-        begun=read_request(directory.request),
+        kl_budgets=options.kl_budgets,
+        read=options.read,
     )
+    request = parse_request(recipe, asked, read_request(directory.request))
     from brain_align.deploy.compare.compare import compare  # Ray and torch take seconds
 
     compare(recipe, request, directory, options.parallel, PlainConsole())

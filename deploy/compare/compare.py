@@ -7,11 +7,14 @@ from brain_align.common.errors import UserError
 from brain_align.common.schemas import HUMAN
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import any_on_pairs, method_recipe, refuse_equal
-from brain_align.deploy.compare.plan.request import Request, save_request
+from brain_align.deploy.compare.plan.request import Request
+from brain_align.deploy.compare.plan.saved_request import save_request
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
+from brain_align.deploy.compare.reading import write_answers
 from brain_align.deploy.compare.report.report import report
-from brain_align.deploy.compare.results.run_results import unfinished
+from brain_align.deploy.compare.results.choices import unfinished
 from brain_align.deploy.compare.train.derived_stores import check_pairs, pairs_digest
+from brain_align.deploy.compare.train.progress import Progress
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.seed_groups import evaluation_scorers
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
@@ -57,6 +60,7 @@ def compare(
         if unfinished(directory, plan):
             with own_log(directory.services):
                 failed = _train(setup, plan, parallel, console)
+        write_answers(setup, plan)
         report(directory, recipe, plan, failed, console)
 
 
@@ -72,7 +76,8 @@ def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, cons
     """Train all runs; return why some could not be trained, by name."""
     recipe, directory = setup.base.recipe, setup.directory
     model = proposal_model(recipe, directory.services)
-    reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
+    progress = Progress(directory, plan, asked or MOST_PARALLEL).sentence()
+    reporter(console)(f"comparison {directory.root}: {progress}; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     actors = started_services(recipe, evaluation_scorers(recipe))
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy, actors) as offers:

@@ -32,6 +32,7 @@ class ComparisonDirectory:
         self.results = root / "compare.json"  # all figures
         self.tables = root / "compare.md"  # all tables as Markdown
         self.page = root / "compare.html"  # all tables and plots, as one HTML file
+        self.answers = root / "answers.md"  # outputs for a person to read, where asked for
         self.plots = root / "plots"  # the plots as PNG and SVG
 
     def seed(self, seed: int) -> RunDirectory:
@@ -61,6 +62,14 @@ class ComparisonDirectory:
     def outcomes(self, name: str) -> Path:
         """Return the path of a training run's outcomes: one row per test prompt, as Arrow IPC."""
         return self.run(name).root / "outcomes.arrow"
+
+    def tested_outcomes(self, name: str, version: int) -> Path:
+        """Return the path of the outcomes of a version that is not the run's best, as Arrow IPC."""
+        return self.run(name).root / "tested" / f"{version}.arrow"
+
+    def tested(self, name: str, version: int) -> Path:
+        """Return the path of the version's `Result` on test prompts; written after its outcomes."""
+        return self.run(name).root / "tested" / f"{version}.json"
 
     def examination(self, name: str) -> Path:
         """Return the path of the examination of a run's best version; written last, so that it marks the run's end."""

@@ -1,4 +1,4 @@
-"""The request of a comparison: its methods, learning rates, seeds and group sizes, and the file that keeps them."""
+"""The request of a comparison: its methods, learning rates, seeds, group sizes and KL budgets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.deploy.compare.plan.methods import Method, any_on_pairs, parse_method
 
@@ -29,6 +26,12 @@ SEEDS = (0, 1, 2)
 GRID = (1 / 3, 1.0, 3.0)
 """The learning rates of every method's grid, as multiples of the recipe's."""
 
+KL_BUDGETS = (1.0, 2.0, 5.0, 10.0)
+"""Nats of KL(q‖p) on validation prompts up to which methods are compared at matched distances from the prior."""
+
+READ_SEED = 0
+"""The seed that draws the test prompts whose outputs a person reads, whatever their outputs are."""
+
 SWEPT = ("dpo-sft", "brain")
 """The methods whose win rate the paper's figure 2 shows against n."""
 
@@ -47,43 +50,85 @@ class Request:
     group_sizes: tuple[int, ...] = ()
     swept: tuple[str, ...] = ()  # labels of these methods
     pairs: str | None = None  # a store of human preference pairs
+    kl_budgets: tuple[float, ...] = ()  # nats, in increasing order
+    read: int = 0  # the number of test prompts whose outputs a person reads
 
 
-def parse_request(
-    recipe: Recipe,
-    *,
-    objectives: str | None = None,
-    seeds: str | None = None,
-    learning_rates: str | None = None,
-    group_sizes: str | None = None,
-    swept: str | None = None,
-    pairs: str | None = None,
-    begun: Request | None = None,
-) -> Request:
-    """Parse the options of the command line, comma-separated lists, and add them to an earlier request.
+@dataclass(frozen=True)
+class Options:
+    """The options of the command line as they were given; None where one was omitted. Lists are comma-separated."""
 
-    An option that was not given is None: the value of the earlier request (`begun`) stays, and a new comparison takes
-    the default. `group_sizes` is the value of --n, `swept` that of --n-objectives.
+    objectives: str | None = None
+    seeds: str | None = None
+    learning_rates: str | None = None
+    group_sizes: str | None = None  # --n
+    swept: str | None = None  # --n-objectives
+    pairs: str | None = None
+    kl_budgets: str | None = None
+    read: int | None = None
+
+
+def parse_request(recipe: Recipe, options: Options, begun: Request | None = None) -> Request:
+    """Parse the options of the command line, and add them to an earlier request.
+
+    For an option that was not given, the value of the earlier request (`begun`) stays, and a new comparison takes the
+    default.
 
     Raises:
         UserError: a value is invalid, is given twice, or would have no effect.
     """
     before = begun or Request((), (), ())
-    methods = _methods(objectives, pairs, before)
+    pairs, seeds, swept = options.pairs, options.seeds, options.swept
+    methods = _methods(options.objectives, pairs, before)
     _refuse_idle_pairs(recipe, methods, pairs)
-    sizes = tuple(sorted(_joined(before.group_sizes, _sizes(group_sizes, recipe))))
+    sizes = tuple(sorted(_joined(before.group_sizes, _sizes(options.group_sizes, recipe))))
     labels = _swept(methods, swept, before)
     _refuse_idle_sweep(sizes, labels, swept)
+    budgets = _budgets(options.kl_budgets, begun)
     if pairs is not None and "://" not in pairs:
         pairs = str(Path(pairs).expanduser().absolute())
     return Request(
         methods=methods,
         seeds=(before.seeds or SEEDS) if seeds is None else _joined(before.seeds, _numbers("--seeds", seeds, int)),
-        learning_rates=_rates(learning_rates, recipe, before),
+        learning_rates=_rates(options.learning_rates, recipe, before),
         group_sizes=sizes,
         swept=labels,
         pairs=before.pairs if pairs is None else pairs,
+        kl_budgets=budgets,
+        read=_read(options.read, recipe, before, budgets),
     )
+
+
+def _budgets(asked: str | None, begun: Request | None) -> tuple[float, ...]:
+    before = () if begun is None else begun.kl_budgets
+    if asked is None:
+        return before if begun else KL_BUDGETS
+    if asked.strip() == "none":
+        if before:
+            raise UserError(
+                f"--kl-budgets none: this comparison has the budgets {', '.join(f'{one:g}' for one in before)}; omit "
+                f"the option, or choose another directory with --out."
+            )
+        return ()
+    budgets: list[float] = _numbers("--kl-budgets", asked, float)
+    return tuple(sorted(_joined(before, budgets, name=lambda budget: f"{budget:g}")))
+
+
+def _read(asked: int | None, recipe: Recipe, before: Request, budgets: Sequence[float]) -> int:
+    if asked is None:
+        return before.read
+    if not budgets:
+        raise UserError(
+            f"--read {asked}: the outputs to read are those of the best versions within a KL budget; add --kl-budgets, "
+            f"such as --kl-budgets 5."
+        )
+    most = recipe.evaluation.test_prompts
+    if not 1 <= asked <= most:
+        raise UserError(
+            f"--read {asked}: the outputs of 1 to {most} test prompts (evaluation.test_prompts) can be read; 20 are a "
+            f"good number."
+        )
+    return max(asked, before.read)
 
 
 def _methods(objectives: str | None, pairs: str | None, before: Request) -> tuple[Method, ...]:
@@ -175,7 +220,8 @@ def _numbers(option: str, text: str, kind: type[int] | type[float]) -> list[Any]
     except ValueError:
         raise UserError(f"{option} {text}: expected numbers separated by commas.") from None
     if not numbers or min(numbers) < 0 or (kind is float and min(numbers) == 0):
-        raise UserError(f"{option} {text}: expected one or more numbers, none of them negative, and no rate of 0.")
+        least = "all of them above 0" if kind is float else "none of them negative"
+        raise UserError(f"{option} {text}: expected one or more numbers, {least}.")
     endless = [number for number in numbers if not math.isfinite(number)]
     if endless:
         raise UserError(f"{option} {text}: {endless[0]} is not a finite number; choose finite ones.")
@@ -189,54 +235,3 @@ def _refuse_repeated(option: str, values: list[str]) -> None:
     repeated = [value for value in values if values.count(value) > 1]
     if repeated:
         raise UserError(f"{option} names {repeated[0]} twice.")
-
-
-class _Saved(BaseModel):
-    """The contents of request.json: the options of the command line, with methods by their labels."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    objectives: list[str]
-    seeds: list[int]
-    learning_rates: list[float]
-    n: list[int]
-    n_objectives: list[str]
-    pairs: str | None
-
-
-def save_request(path: Path, request: Request) -> None:
-    """Write a request to a file."""
-    saved = _Saved(
-        objectives=[method.label for method in request.methods],
-        seeds=list(request.seeds),
-        learning_rates=list(request.learning_rates),
-        n=list(request.group_sizes),
-        n_objectives=list(request.swept),
-        pairs=request.pairs,
-    )
-    write_file(path, saved.model_dump_json(indent=1))
-
-
-def read_request(path: Path) -> Request | None:
-    """Read the request that `save_request` wrote; None if there is no such file.
-
-    Raises:
-        UserError: `save_request` did not write the file.
-    """
-    try:
-        saved = _Saved.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValidationError:
-        raise UserError(
-            f"{path} was not written by brain compare; remove it and give all options of the comparison again, the "
-            f"seeds in the same order, or choose another directory with --out."
-        ) from None
-    return Request(
-        methods=tuple(map(parse_method, saved.objectives)),
-        seeds=tuple(saved.seeds),
-        learning_rates=tuple(saved.learning_rates),
-        group_sizes=tuple(saved.n),
-        swept=tuple(saved.n_objectives),
-        pairs=saved.pairs,
-    )

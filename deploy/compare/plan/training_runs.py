@@ -2,8 +2,9 @@
 
 Every method is trained at every learning rate of the grid on the first seed. The other seeds are trained at the rate
 whose best version has the highest win rate on validation prompts (of equal ones, the rate with the higher mean reward,
-then the smaller rate). Smaller groups choose their rate likewise, since fewer outputs may need another one. All methods
-are treated alike, and test prompts are not used for any choice.
+then the smaller rate), and at the rates that are best within a KL budget, in the same sense. Smaller groups choose
+their rate likewise, since fewer outputs may need another one. All methods are treated alike, and test prompts are not
+used for any choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,13 @@ class ComparisonPlan:
         """Return the runs that a method is reported by: all seeds, at its learning rate."""
         return [TrainingRun(method, rate, seed, n) for seed in self.request.seeds]
 
-    def count(self) -> int:
-        """Return the number of runs, whichever rates are chosen: one run of each grid is among the chosen."""
-        each = len(self.request.learning_rates) + len(self.request.seeds) - 1
-        return each * sum(len(self.sizes(method)) for method in self.request.methods)
+    def fewest(self) -> int:
+        """Return the number of runs of one grid and the chosen rate, which is one of it; further rates add to it."""
+        return len(self.request.learning_rates) + len(self.request.seeds) - 1
+
+    def budgets(self, n: int) -> tuple[float, ...]:
+        """Return the KL budgets at which runs with n outputs per group are compared: the recipe's n alone has any."""
+        return self.request.kl_budgets if n == self.n else ()
 
 
 def best_rate(merits: Mapping[float, Merit]) -> float | None:

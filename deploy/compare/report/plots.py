@@ -1,29 +1,27 @@
 """The plots of a comparison, as matplotlib figures."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from brain_align.deploy.compare.report.frontier import frontiers
+from brain_align.deploy.compare.report.plot_styles import (
+    BELOW,
+    COLOURS,
+    PlotStyle,
+    figure_with_axes,
+    legend_names,
+    plot_styles,
+    spread_out,
+)
 from brain_align.deploy.compare.results.comparison import Comparison
-from brain_align.deploy.compare.results.findings import SAME_METHOD
 from brain_align.deploy.compare.results.inference import OverOptimisation
 from brain_align.deploy.compare.results.method_results import MethodFigures
 from brain_align.deploy.compare.results.series import CurvePoint, RewardCurve
-from brain_align.deploy.plotting import INK, new_figure, plot_style
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""The colours of Okabe and Ito, distinct for colour-blind readers, that are visible on white and on black."""
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Their number and that of the colours have no common divisor: 42 methods differ in one or both."""
-
-_LINES = ("-", "--", ":", "-.")
-"""One for each repetition of the colours."""
+from brain_align.deploy.plotting import INK, plot_style
 
 LEAST_R_SQUARED = 0.5
 """The smallest R² of a fit that is drawn."""
@@ -31,28 +29,12 @@ LEAST_R_SQUARED = 0.5
 CLOSEST = 0.05
 """√nats; smaller distances from the prior are drawn here: a logarithmic axis has no 0, and so small a KL is noise."""
 
-_BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8, "ncols": 3}  # of legends
-
 Plot = Callable[[Comparison], "Figure | None"]
-
-
-@dataclass(frozen=True)
-class PlotStyle:
-    """Colour, marker and line style, as matplotlib names them."""
-
-    colour: str
-    marker: str
-    linestyle: str
-
-    def line(self) -> dict[str, Any]:
-        """Return the properties of a line with markers."""
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle}
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
     """Return the plots that have data, by name."""
     plots: dict[str, Plot] = {
-        "win-rates": win_rates,
         "group-size": group_size,
         "reward-kl": reward_against_distance,
         "truth-kl": truth_against_distance,
@@ -60,7 +42,8 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
         "drift": drift,
     }
     with plot_style():
-        figures = {name: plot(comparison) for name, plot in plots.items()}
+        figures = {"win-rates": win_rates(comparison), **frontiers(comparison)}
+        figures |= {name: plot(comparison) for name, plot in plots.items()}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -69,7 +52,7 @@ def win_rates(comparison: Comparison) -> Figure | None:
     shown = [one for one in comparison.with_prior() if one.train_rm_win_rate is not None]
     if not shown:
         return None
-    figure, axes = _figure(7, 0.9 + 0.36 * len(shown))
+    figure, axes = figure_with_axes(7, 0.9 + 0.36 * len(shown))
     styles = plot_styles(list(comparison.methods))
     for place, method in enumerate(shown):
         _interval(axes, place, method, styles.get(method.label, PlotStyle(INK, "o", "-")))
@@ -92,7 +75,7 @@ def group_size(comparison: Comparison) -> Figure | None:
     known = [point for point in comparison.group_sizes if point.win_rate is not None]
     if not known:
         return None
-    figure, axes = _figure(6, 3.6)
+    figure, axes = figure_with_axes(6, 3.6)
     styles = plot_styles(list(comparison.methods))
     labels = list(dict.fromkeys(point.label for point in known))
     for index, label in enumerate(labels):
@@ -133,7 +116,7 @@ def _against_distance(
     curves = [curve for curve in comparison.curves if curve.label in named and _known(curve, value)]
     if not curves:
         return None
-    figure, axes = _figure(7, 5.2)
+    figure, axes = figure_with_axes(7, 5.2)
     styles = plot_styles(list(comparison.methods))
     for curve in curves:
         style = styles[curve.label]
@@ -143,10 +126,10 @@ def _against_distance(
         in_legend = style if drawn else replace(style, linestyle="")
         axes.plot([], [], label=named[curve.label], **in_legend.line())
     axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
-    _spread_out(axes)
+    spread_out(axes)
     axes.set_xlabel("distance from the prior, √KL(q‖p), nats^½")
     axes.set_ylabel(what)
-    figure.legend(**_BELOW)
+    figure.legend(**BELOW)
     return figure
 
 
@@ -164,20 +147,12 @@ def _draw_fit(axes: Axes, fit: OverOptimisation | None, distances: np.ndarray, s
     return True
 
 
-def _spread_out(axes: Axes) -> None:
-    """Make the axis of distances logarithmic: most versions are close to the prior, and a few far."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
 def learning_rates(comparison: Comparison) -> Figure | None:
     """Plot the validation win rate at every learning rate of the grid; the chosen one is filled."""
     known = [point for point in comparison.grid if point.win_rate is not None]
     if len({point.learning_rate for point in known}) < 2:
         return None
-    figure, axes = _figure(7, 4.6)
+    figure, axes = figure_with_axes(7, 4.6)
     styles = plot_styles(list(comparison.methods))
     for label, name in legend_names(list(comparison.methods)).items():
         style, own = styles[label], comparison.methods[label].learning_rate
@@ -191,7 +166,7 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation win rate, %")
-    figure.legend(**_BELOW)
+    figure.legend(**BELOW)
     return figure
 
 
@@ -200,7 +175,7 @@ def drift(comparison: Comparison) -> Figure | None:
     methods = [one for one in comparison.methods.values() if one.examination.held_back_chosen_drift is not None]
     if not methods:
         return None
-    figure, axes = _figure(7, 0.9 + 0.4 * len(methods))
+    figure, axes = figure_with_axes(7, 0.9 + 0.4 * len(methods))
     places = np.arange(len(methods))
     found = [method.examination for method in methods]
     for name, shift, colour in (("chosen", -0.18, COLOURS[2]), ("rejected", 0.18, COLOURS[1])):
@@ -212,31 +187,3 @@ def drift(comparison: Comparison) -> Figure | None:
     axes.set_xlabel("log q − log p of held-back groups, nats")
     axes.legend()
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = new_figure(width, height)
-    axes = figure.add_subplot()
-    axes.set_facecolor("none")
-    return figure, axes
-
-
-def plot_styles(labels: Sequence[str]) -> dict[str, PlotStyle]:
-    """Return the style of every method, the same in all plots; one method under two names has one style."""
-    first = SAME_METHOD[0]
-    found = {label: _style(place) for place, label in enumerate(legend_names(labels))}
-    return {label: found[label if label in found else first] for label in labels}
-
-
-def legend_names(labels: Sequence[str]) -> dict[str, str]:
-    """Return the names in legends by label; a method under two names, whose points coincide, has one entry."""
-    first, again = SAME_METHOD
-    if first not in labels or again not in labels:
-        return {label: label for label in labels}
-    return {label: f"{first} (= {again})" if label == first else label for label in labels if label != again}
-
-
-def _style(place: int) -> PlotStyle:
-    return PlotStyle(
-        COLOURS[place % len(COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place // len(COLOURS) % len(_LINES)]
-    )

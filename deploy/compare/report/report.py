@@ -16,6 +16,7 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
+from brain_align.deploy.compare.report.budget_tables import budget_findings_table, win_rates_table
 from brain_align.deploy.compare.report.plots import CLOSEST, LEAST_R_SQUARED, draw
 from brain_align.deploy.compare.report.tables import (
     all_tables,
@@ -29,7 +30,7 @@ from brain_align.deploy.compare.results.comparison import Comparison, collect
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.plotting import INK, as_png, as_svg
 
-_OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "not reproduced": "bad"}
+_OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "undecided": "fair", "not reproduced": "bad"}
 
 
 def report(
@@ -52,11 +53,14 @@ def report(
     tables = all_tables(comparison)
     write_file(directory.tables, "\n".join(table.for_markdown() for table in tables))
     write_file(directory.page, page(comparison, tables, drawn))
-    for make in (methods_table, findings_table, sizes_table, failures_table):
+    for make in (methods_table, findings_table, win_rates_table, budget_findings_table, sizes_table, failures_table):
         table = make(comparison)
         if table.rows:
             _show(table, console)
-    for label, path in (("figures", directory.results), ("page", directory.page), ("plots", directory.plots)):
+    places = {"figures": directory.results, "page": directory.page, "plots": directory.plots}
+    if directory.answers.exists():
+        places["answers"] = directory.answers
+    for label, path in places.items():
         console.print(f"{label:9} {path}", soft_wrap=True)
     lacking = comparison.lacking()  # of a seed or a group size; single learning rates may have failed
     if lacking:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from brain_align.deploy.compare.report.budget_tables import budget_tables
 from brain_align.deploy.compare.report.text_table import (
     TextTable,
     each,
@@ -13,10 +14,16 @@ from brain_align.deploy.compare.report.text_table import (
     with_interval,
 )
 from brain_align.deploy.compare.results.comparison import Comparison
-from brain_align.deploy.compare.results.findings import SAME_METHOD
+from brain_align.deploy.compare.results.findings import SAME_METHOD, Finding
 from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
-from brain_align.deploy.compare.results.method_results import MethodFigures, PairedTest
+from brain_align.deploy.compare.results.method_results import MethodFigures, PairedTest, VersionFigures
 from brain_align.deploy.compare.results.series import GridPoint
+
+OUTCOMES = (
+    "Shown: the whole interval is above 0, and so is each of two or more seeds; same sign: only the interval is; "
+    "undecided: it contains 0; not reproduced: it is below 0."
+)
+"""What the outcomes of claims mean."""
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
@@ -24,6 +31,7 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
     tables = [
         methods_table(comparison),
         findings_table(comparison),
+        *budget_tables(comparison),
         sizes_table(comparison),
         likelihoods_table(comparison),
         curves_table(comparison),
@@ -38,15 +46,29 @@ def methods_table(comparison: Comparison) -> TextTable:
     """Return the paper's Table 1: each method's win rates, reward, KL and seconds."""
     shown = comparison.with_prior()
     judges = list(shown[0].judges) if shown else []
-    columns = ["method", "win rate (training reward), %", "each seed", *(f"{name}, mean" for name in judges)]
-    columns += [*(f"{name} win rate, %" for name in judges), "reward", "KL(q‖p), nats", "each seed", "tokens"]
+    columns = ["method", "win rate (training reward), %", "each seed"]
+    columns += [part for name in judges for part in _judge_columns(name)]
+    columns += ["reward", "KL(q‖p), nats", "each seed", "tokens"]
     columns += ["finished (EOS), %", "versions", "rate", "s/run"]
     return TextTable(
         f"{comparison.name}: test prompts, means over seeds {', '.join(map(str, comparison.protocol.seeds))}",
         columns,
-        [_method_row(figures, judges) for figures in shown],
+        [_method_row(figures, judges, comparison.against_prior(figures.label)) for figures in shown],
         _methods_note(comparison),
     )
+
+
+def _judge_columns(name: str) -> list[str]:
+    return [f"{name}, mean", f"{name} − prior [95 %]", f"{name} win rate, %"]
+
+
+def _judge_cells(name: str, figures: VersionFigures, test: PairedTest | None) -> list[str]:
+    verdict, gain = figures.judges[name], None if test is None else test.judges.get(name)
+    return [
+        with_interval(verdict.value, verdict.value_ci95, 3),
+        "" if gain is None else points(gain, 3),
+        with_interval(verdict.win_rate, verdict.win_rate_ci95),
+    ]
 
 
 def _methods_note(comparison: Comparison) -> str:
@@ -64,8 +86,7 @@ def _methods_note(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _method_row(figures: MethodFigures, judges: list[str]) -> list[str]:
-    verdicts = [figures.judges[name] for name in judges]
+def _method_row(figures: MethodFigures, judges: list[str], against_prior: PairedTest | None) -> list[str]:
     trained = figures.learning_rate is not None
     versions = ", ".join(f"{version}†" if version == 0 else str(version) for version in figures.best_versions)
     rate = "" if not trained else f"{figures.learning_rate:g}{'*' if figures.rate_at_edge else ''}"
@@ -73,8 +94,7 @@ def _method_row(figures: MethodFigures, judges: list[str]) -> list[str]:
         figures.label,
         with_interval(figures.train_rm_win_rate, figures.train_rm_win_rate_ci95),
         each(figures.train_rm_win_rate_by_seed),
-        *(with_interval(verdict.value, verdict.value_ci95, 3) for verdict in verdicts),
-        *(with_interval(verdict.win_rate, verdict.win_rate_ci95) for verdict in verdicts),
+        *(cell for name in judges for cell in _judge_cells(name, figures, against_prior)),
         number(figures.mean_reward, 3),
         with_interval(figures.kl_to_prior, figures.kl_to_prior_ci95, 2) if trained else "0",
         each(figures.kl_to_prior_by_seed) if trained else "",
@@ -90,7 +110,7 @@ def findings_table(comparison: Comparison) -> TextTable:
     """Return the paper's claims and their outcomes: Table 3's ladder, no baseline (§9.3), fixed proposal (§9.5)."""
     rows = [
         [
-            f"{finding.claim.better} − {finding.claim.worse}",
+            _claimed(finding),
             points(finding.difference),
             each(finding.difference.by_seed),
             p_value(finding.difference.p_value),
@@ -105,9 +125,12 @@ def findings_table(comparison: Comparison) -> TextTable:
         ["win rate (training reward) of", "points [95 %]", "each seed", "p", "p, seeds", "here", "the paper"],
         rows,
         "Interval and p: paired bootstrap over test prompts and seeds; p, seeds: t-test of the seeds' differences "
-        "alone, which has little power with few seeds. Shown: the whole interval is above 0, and so is each of two or "
-        "more seeds." + _same_method_note(comparison),
+        "alone, which has little power with few seeds. " + OUTCOMES + _same_method_note(comparison),
     )
+
+
+def _claimed(finding: Finding) -> str:
+    return f"{finding.claim.better} − {finding.claim.worse}"
 
 
 def _same_method_note(comparison: Comparison) -> str:

@@ -69,6 +69,6 @@ def p_value(value: float | None) -> str:
     return f"≤ {SMALLEST_P:.1g}" if value <= SMALLEST_P else f"{value:.2g}"
 
 
-def points(difference: PairedDifference) -> str:
+def points(difference: PairedDifference, digits: int = 1) -> str:
     """Format a difference with its 95 % interval."""
-    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    return f"{difference.difference:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"

@@ -10,7 +10,9 @@ from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.request import SWEPT
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun, at_edge, best_rate
+from brain_align.deploy.compare.results.choices import chosen_rates, read_all
 from brain_align.deploy.compare.results.findings import Finding, findings, size_findings
+from brain_align.deploy.compare.results.matched import Budget, matched, read_matched
 from brain_align.deploy.compare.results.method_results import (
     PERCENT,
     MethodFigures,
@@ -19,7 +21,7 @@ from brain_align.deploy.compare.results.method_results import (
     paired_test,
     wins,
 )
-from brain_align.deploy.compare.results.run_results import FinishedRun, read_finished, read_prior
+from brain_align.deploy.compare.results.run_results import FinishedRun, read_prior
 from brain_align.deploy.compare.results.series import (
     GridPoint,
     RewardCurve,
@@ -37,6 +39,7 @@ class Protocol:
     learning_rates: list[float]  # the grid
     seeds: list[int]  # the first chooses the rates
     n: int  # outputs per group
+    kl_budgets: list[float]  # nats
     sizes: dict[str, list[int]]  # the group sizes that each method is to be trained with, by its label; n is the first
     # rounds, prompts_per_round, updates_per_round, batch_prompts: the budget.
     rounds: int
@@ -71,11 +74,16 @@ class Comparison:
     group_sizes: list[SizePoint]  # win rate against n, each n at its own learning rate
     size_grid: list[GridPoint]  # the learning rates from which these were chosen
     curves: list[RewardCurve]  # reward against the distance from the prior
+    budgets: list[Budget]  # the methods within each KL budget, in increasing order
     failed: dict[str, str]  # why a run is missing, by its name
 
     def with_prior(self) -> list[MethodFigures]:
         """Return the figures of the prior, if known, and of all methods."""
         return [*([] if self.prior is None else [self.prior]), *self.methods.values()]
+
+    def against_prior(self, label: str) -> PairedTest | None:
+        """Return a method's test against the prior; None if it has none."""
+        return next((test for test in self.tests if (test.ours, test.theirs) == (label, "prior")), None)
 
     def lacking(self) -> dict[str, list[int]]:
         """Return the seeds without a result, by method (and group size, if it is not the recipe's)."""
@@ -94,6 +102,7 @@ class _Finished:
 
     grid: list[FinishedRun]
     chosen: list[FinishedRun]
+    within: list[FinishedRun]  # at further learning rates, which KL budgets chose
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ def collect(
             for result in smaller.grid
         ],
         curves=[reward_curve(label, _all(runs.full)) for label, runs in finished.items()],
+        budgets=matched(read_matched(directory, plan), prior),
         failed=dict(failed),
     )
 
@@ -156,11 +166,13 @@ def _read_method(directory: ComparisonDirectory, plan: ComparisonPlan, method: M
 
 def _read_runs(directory: ComparisonDirectory, plan: ComparisonPlan, method: Method, n: int) -> _Finished:
     def finished(runs: list[TrainingRun]) -> list[FinishedRun]:
-        return [result for run in runs if (result := read_finished(directory, run)) is not None]
+        return read_all(directory, runs)
 
     grid = finished(plan.grid(method, n))
     rate = best_rate({result.run.learning_rate: result.merit for result in grid})
-    return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)))
+    further = chosen_rates(directory, plan, method, n)[1:]
+    within = [run for one in further for run in plan.chosen(method, n, one)]
+    return _Finished(grid, [] if rate is None else finished(plan.chosen(method, n, rate)), finished(within))
 
 
 def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:
@@ -178,7 +190,7 @@ def _size_findings(finished: Mapping[str, _Method]) -> list[Finding]:
 
 
 def _all(runs: _Finished) -> list[FinishedRun]:
-    return list({result.run.name: result for result in [*runs.grid, *runs.chosen]}.values())
+    return list({result.run.name: result for result in [*runs.grid, *runs.chosen, *runs.within]}.values())
 
 
 def _protocol(recipe: Recipe, plan: ComparisonPlan) -> Protocol:
@@ -187,6 +199,7 @@ def _protocol(recipe: Recipe, plan: ComparisonPlan) -> Protocol:
         learning_rates=list(plan.request.learning_rates),
         seeds=list(plan.request.seeds),
         n=plan.n,
+        kl_budgets=list(plan.request.kl_budgets),
         sizes={method.label: plan.sizes(method) for method in plan.request.methods},
         rounds=algorithm.rounds,
         prompts_per_round=algorithm.prompts_per_round,

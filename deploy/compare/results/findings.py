@@ -7,7 +7,7 @@ from typing import Literal
 from brain_align.deploy.compare.results.inference import Floats, PairedDifference, paired_bootstrap
 from brain_align.deploy.compare.results.method_results import PairedTest, known
 
-Outcome = Literal["shown", "same sign", "not reproduced"]
+Outcome = Literal["shown", "same sign", "undecided", "not reproduced"]
 
 LADDER = ("dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain")
 """From DPO to BRAIn, one change per rung (paper, Table 3)."""
@@ -44,7 +44,8 @@ class Finding:
 
     claim: PaperClaim
     # `shown` where the whole 95 % interval of the difference is above 0, and so is the difference of each of two or
-    # more seeds; `not reproduced` where the difference is below 0.
+    # more seeds; `same sign` where only the interval is; `not reproduced` where the whole interval is below 0;
+    # `undecided` where it contains 0.
     outcome: Outcome
     difference: PairedDifference  # of the win rate (training reward)s, percentage points
 
@@ -84,6 +85,9 @@ def _finding(claim: PaperClaim, differences: Floats) -> Finding:
 
 
 def _outcome(difference: PairedDifference) -> Outcome:
-    if difference.low > 0 and len(difference.by_seed) > 1 and min(difference.by_seed) > 0:
-        return "shown"
-    return "same sign" if difference.difference >= 0 else "not reproduced"
+    if difference.high < 0:
+        return "not reproduced"
+    if difference.low <= 0:
+        return "undecided"
+    of_each_seed = len(difference.by_seed) > 1 and min(difference.by_seed) > 0
+    return "shown" if of_each_seed else "same sign"

@@ -15,7 +15,7 @@ from brain_align.deploy.compare.results.inference import (
     mcnemar,
     paired_bootstrap,
 )
-from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, FinishedRun
+from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, EvaluatedVersion, FinishedRun
 
 PERCENT = 100.0
 
@@ -36,15 +36,12 @@ class JudgeFigures:
 
 
 @dataclass(frozen=True)
-class MethodFigures:
-    """A method at its learning rate: means over seeds, on test prompts, of each seed's best version on validation."""
+class VersionFigures:
+    """A method at one learning rate: means over seeds, on test prompts, of one version of each seed."""
 
     label: str  # of the method; `prior` for the policy before training
-    objective: str  # the recipe's `objective.name`; `prior` for the prior
     learning_rate: float | None  # chosen on the first seed; None for the prior
-    rate_at_edge: bool  # whether it is the smallest or largest of the grid
     seeds: list[int]
-    best_versions: list[int]
     # train_rm_win_rate, train_rm_win_rate_ci95: percent, with the half-width of `clustered_mean`'s interval.
     train_rm_win_rate: float | None
     train_rm_win_rate_ci95: float | None
@@ -58,6 +55,15 @@ class MethodFigures:
     kl_to_prior_by_seed: list[float]
     mean_tokens: float
     ended: float
+
+
+@dataclass(frozen=True)
+class MethodFigures(VersionFigures):
+    """A method at its learning rate, with each seed's best version on validation prompts."""
+
+    objective: str  # the recipe's `objective.name`; `prior` for the prior
+    rate_at_edge: bool  # whether the learning rate is the smallest or largest of the grid
+    best_versions: list[int]
     examination: Examination
     seconds: float  # per run, from the learner's start to the end of evaluation; of a resumed one, from its last start
 
@@ -83,7 +89,7 @@ class PairedTest:
         return PairedTest(self.theirs, self.ours, rate, self.reward.turned(), judges, self.mcnemar_p)
 
 
-def wins(results: Sequence[FinishedRun]) -> Floats | None:
+def wins(results: Sequence[EvaluatedVersion]) -> Floats | None:
     """Return 1 where an output's reward is strictly above gold's, else 0, NaN where unknown; None without gold.
 
     # [seeds, prompts]
@@ -91,12 +97,12 @@ def wins(results: Sequence[FinishedRun]) -> Floats | None:
     return _above_gold(results, "reward")
 
 
-def outcomes(results: Sequence[FinishedRun], column: str) -> Floats:
+def outcomes(results: Sequence[EvaluatedVersion], column: str) -> Floats:
     """Return a column of the test outcomes, see `Evaluation.outcomes`; NaN where unknown.  # [seeds, prompts]."""
     return np.stack([result.outcomes[column].to_numpy().astype(np.float64) for result in results])
 
 
-def _above_gold(results: Sequence[FinishedRun], column: str) -> Floats | None:
+def _above_gold(results: Sequence[EvaluatedVersion], column: str) -> Floats | None:
     ours, gold = outcomes(results, column), outcomes(results, f"gold_{column}")
     if np.isnan(gold).all():
         return None
@@ -115,16 +121,25 @@ def percentage(values: Floats | None) -> Estimate | None:
 
 def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: bool) -> MethodFigures:
     """Return the figures of a method's runs, one per seed, all at one learning rate."""
+    return MethodFigures(
+        **vars(version_figures(label, results)),
+        objective=results[0].run.method.objective,
+        rate_at_edge=rate_at_edge,
+        best_versions=[result.version for result in results],
+        examination=mean_examination([result.examination for result in results]),
+        seconds=float(np.mean([result.seconds for result in results])),
+    )
+
+
+def version_figures(label: str, results: Sequence[EvaluatedVersion]) -> VersionFigures:
+    """Return the figures of versions of a method's runs, one per seed, all at one learning rate."""
     won = wins(results)
     rate = percentage(won)
     tests = [result.test for result in results]
-    return MethodFigures(
+    return VersionFigures(
         label=label,
-        objective=results[0].run.method.objective,
         learning_rate=None if results[0].run.method == PRIOR_METHOD else results[0].run.learning_rate,
-        rate_at_edge=rate_at_edge,
         seeds=[result.run.seed for result in results],
-        best_versions=[result.best_version for result in results],
         train_rm_win_rate=None if rate is None else rate.mean,
         train_rm_win_rate_ci95=None if rate is None else rate.half_width,
         train_rm_win_rate_by_seed=[]
@@ -134,21 +149,19 @@ def method_figures(label: str, results: Sequence[FinishedRun], *, rate_at_edge: 
         **{name: float(np.mean([test[name] for test in tests])) for name in _AVERAGED},
         kl_to_prior_ci95=clustered_mean(known(outcomes(results, "log_ratio"))).half_width,
         kl_to_prior_by_seed=[test["kl_to_prior"] for test in tests],
-        examination=mean_examination([result.examination for result in results]),
-        seconds=float(np.mean([result.seconds for result in results])),
     )
 
 
 _AVERAGED = ("mean_reward", "kl_to_prior", "mean_tokens", "ended")
 
 
-def _judges(results: Sequence[FinishedRun]) -> list[str]:
+def _judges(results: Sequence[EvaluatedVersion]) -> list[str]:
     """Return the scorers that have scored at least one prompt for every seed."""
     columns = [name for name in results[0].outcomes.column_names if name.startswith("scores.")]
     return [name.removeprefix("scores.") for name in columns if known(outcomes(results, name)).size]
 
 
-def _judge(results: Sequence[FinishedRun], name: str) -> JudgeFigures:
+def _judge(results: Sequence[EvaluatedVersion], name: str) -> JudgeFigures:
     values, gold = outcomes(results, f"scores.{name}"), outcomes(results, f"gold_scores.{name}")
     rate = percentage(_above_gold(results, f"scores.{name}"))
     return JudgeFigures(
@@ -174,7 +187,7 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
 
 
 def paired_test(
-    ours: str, our_results: Sequence[FinishedRun], theirs: str, their_results: Sequence[FinishedRun]
+    ours: str, our_results: Sequence[EvaluatedVersion], theirs: str, their_results: Sequence[EvaluatedVersion]
 ) -> PairedTest | None:
     """Compare two methods on the prompts and seeds that both have; None if these are none."""
     shared = sorted({one.run.seed for one in our_results} & {one.run.seed for one in their_results})
@@ -191,7 +204,7 @@ def paired_test(
     return PairedTest(ours, theirs, by_rate, _of_column(us, them, "reward"), judges, by_seed)
 
 
-def _of_column(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], column: str) -> PairedDifference:
+def _of_column(ours: Sequence[EvaluatedVersion], theirs: Sequence[EvaluatedVersion], column: str) -> PairedDifference:
     return paired_bootstrap(known(outcomes(ours, column) - outcomes(theirs, column)))
 
 

@@ -11,35 +11,45 @@ from brain_align.common.durable import write_file
 from brain_align.deploy.compare.examine.likelihoods import Examination
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
-from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun, best_rate
+from brain_align.deploy.compare.plan.training_runs import TrainingRun
 from brain_align.deploy.run.summary import read_summary
 from brain_align.deploy.schedule.evaluation import Merit, merit
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """The results of one finished training run."""
+class EvaluatedVersion:
+    """One version of a training run, evaluated on test prompts."""
 
     run: TrainingRun
-    best_version: int  # chosen on validation prompts
-    test: dict[str, Any]  # `Result` of the best version on test prompts, by field
-    prior: dict[str, Any]  # the same of version 0
-    validation: dict[int, dict[str, Any]]  # the same of every evaluated version on validation prompts
+    version: int
+    test: dict[str, Any]  # `Result` of the version on test prompts, by field
     outcomes: pa.Table  # one row per test prompt, see `Evaluation.outcomes`
+
+
+@dataclass(frozen=True)
+class FinishedRun(EvaluatedVersion):
+    """The results of one finished training run; its version is the best one, chosen on validation prompts."""
+
+    prior: dict[str, Any]  # `Result` of version 0 on test prompts
+    validation: dict[int, dict[str, Any]]  # the same of every evaluated version on validation prompts
     examination: Examination  # likelihoods of the best version
     seconds: float  # from the learner's last start to the end of the evaluation
 
     @property
     def merit(self) -> Merit:
         """The criterion of the learning rate."""
-        best = self.validation[self.best_version]
-        return merit(best["train_rm_win_rate"], best["mean_reward"])
+        return self.merit_of(self.version)
+
+    def merit_of(self, version: int) -> Merit:
+        """Return what an evaluated version is chosen by."""
+        figures = self.validation[version]
+        return merit(figures["train_rm_win_rate"], figures["mean_reward"])
 
     def sentence(self) -> str:
         """Return the results as one line for the console."""
-        validation, test = self.validation[self.best_version], self.test
+        validation, test = self.validation[self.version], self.test
         return (
-            f"version {self.best_version}, win rate {_percent(validation)} on validation and {_percent(test)} on test "
+            f"version {self.version}, win rate {_percent(validation)} on validation and {_percent(test)} on test "
             f"prompts, reward {test['mean_reward']:.3f}, KL {test['kl_to_prior']:.2f}; {self.seconds:.0f} s"
         )
 
@@ -57,6 +67,11 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_file(path, memoryview(sink.getvalue()))
 
 
+def read_table(path: Path) -> pa.Table:
+    """Read a table that `write_table` wrote."""
+    return pa.ipc.open_file(path).read_all()
+
+
 def is_finished(directory: ComparisonDirectory, run: TrainingRun) -> bool:
     """Return whether a run's results are complete."""
     return directory.examination(run.name).exists()
@@ -70,14 +85,33 @@ def read_finished(directory: ComparisonDirectory, run: TrainingRun) -> FinishedR
     assert summary is not None, "it is written before the examination"
     return FinishedRun(
         run=run,
-        best_version=summary["best_version"],
+        version=summary["best_version"],
         test=summary["after"],
+        outcomes=read_table(directory.outcomes(run.name)),
         prior=summary["before"],
         validation={int(version): figures for version, figures in summary["validation"].items()},
-        outcomes=pa.ipc.open_file(directory.outcomes(run.name)).read_all(),
         examination=read_examination(directory.examination(run.name)),
         seconds=summary["seconds"]["total"],
     )
+
+
+def write_tested(directory: ComparisonDirectory, result: EvaluatedVersion) -> None:
+    """Save the test results of a version that is not its run's best."""
+    path = directory.tested(result.run.name, result.version)
+    path.parent.mkdir(exist_ok=True)
+    write_table(directory.tested_outcomes(result.run.name, result.version), result.outcomes)
+    write_file(path, json.dumps(result.test, indent=1))
+
+
+def read_tested(directory: ComparisonDirectory, finished: FinishedRun, version: int) -> EvaluatedVersion | None:
+    """Read the test results of a version of a finished run; None until it is evaluated on test prompts."""
+    if version == finished.version:
+        return finished
+    path = directory.tested(finished.run.name, version)
+    if not path.exists():
+        return None
+    outcomes = read_table(directory.tested_outcomes(finished.run.name, version))
+    return EvaluatedVersion(finished.run, version, json.loads(path.read_text(encoding="utf-8")), outcomes)
 
 
 PRIOR_METHOD = Method("prior", "prior")
@@ -90,10 +124,10 @@ def read_prior(directory: ComparisonDirectory, like: FinishedRun) -> FinishedRun
     return replace(
         like,
         run=run,
-        best_version=0,
+        version=0,
         test=like.prior,
+        outcomes=read_table(directory.prior_outcomes(run.seed)),
         validation={0: like.validation[0]},
-        outcomes=pa.ipc.open_file(directory.prior_outcomes(run.seed)).read_all(),
         examination=read_examination(directory.prior_examination(run.seed)),
         seconds=0.0,
     )
@@ -107,21 +141,3 @@ def write_examination(path: Path, examination: Examination) -> None:
 def read_examination(path: Path) -> Examination:
     """Read an examination that `write_examination` saved."""
     return Examination(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def chosen_rate(directory: ComparisonDirectory, grid: list[TrainingRun]) -> float | None:
-    """Return the best learning rate of a grid whose runs have ended; None if all of them failed."""
-    found = {run.learning_rate: read_finished(directory, run) for run in grid}
-    return best_rate({rate: result.merit for rate, result in found.items() if result is not None})
-
-
-def unfinished(directory: ComparisonDirectory, plan: ComparisonPlan) -> bool:
-    """Return whether any run of a plan is left to train."""
-    for method in plan.request.methods:
-        for n in plan.sizes(method):
-            grid = plan.grid(method, n)
-            rate = chosen_rate(directory, grid)
-            runs = grid if rate is None else [*grid, *plan.chosen(method, n, rate)]
-            if not all(is_finished(directory, run) for run in runs):
-                return True
-    return False

@@ -60,7 +60,7 @@ class RewardCurve:
 
 def grid_point(result: FinishedRun) -> GridPoint:
     """Return the point of one run of a grid."""
-    best = result.validation[result.best_version]
+    best = result.validation[result.version]
     return GridPoint(
         result.run.method.label,
         result.run.n,

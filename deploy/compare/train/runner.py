@@ -1,7 +1,7 @@
 """Trains the runs of a comparison, several side by side, and resumes where an earlier start stopped."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +21,18 @@ from brain_align.deploy.compare.plan.training_runs import (
     seed_recipe,
     seed_run_id,
 )
+from brain_align.deploy.compare.results.choices import Choice, chosen_rates, untested
 from brain_align.deploy.compare.results.run_results import (
-    chosen_rate,
     is_finished,
     read_finished,
     write_examination,
     write_table,
 )
 from brain_align.deploy.compare.train.derived_stores import deal_pairs, write_first_outputs
+from brain_align.deploy.compare.train.progress import Progress
 from brain_align.deploy.compare.train.seed_groups import SeedGroups, make_run_plan, publish_prior, sample_groups
 from brain_align.deploy.compare.train.services import SharedServices
+from brain_align.deploy.compare.train.tested_versions import FinishedWork, evaluate_versions
 from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
@@ -81,7 +83,7 @@ class Runner:
         self._services = services
         self._free = asyncio.Semaphore(parallel)
         self._say = say
-        self._done = 0
+        self._progress = Progress(setup.directory, plan, parallel)
         self._seeds: dict[int, asyncio.Task[SeedGroups]] = {}
         self._made: dict[Path, asyncio.Task[Any]] = {}  # what several runs read, by its path
 
@@ -104,41 +106,72 @@ class Runner:
             raise first_failure(failures) from failures
 
     async def _train_method(self, method: Method) -> None:
-        """Train the grid; then, at the best learning rate, the other seeds; then the same with smaller groups."""
+        """Train the grid; then, at the chosen learning rates, the other seeds; then the same with smaller groups.
+
+        In the end, the versions that KL budgets choose are evaluated on test prompts.
+        """
         for n in self._plan.sizes(method):
-            grid = self._plan.grid(method, n)
-            await asyncio.gather(*map(self._train, grid))
-            rate = chosen_rate(self._setup.directory, grid)
-            if rate is not None:
-                await asyncio.gather(*map(self._train, self._plan.chosen(method, n, rate)[1:]))
+            await asyncio.gather(*map(self._train, self._plan.grid(method, n)))
+            rates = chosen_rates(self._setup.directory, self._plan, method, n)
+            others = [run for rate in rates for run in self._plan.chosen(method, n, rate)[1:]]
+            await asyncio.gather(*map(self._train, others))
+        lacking = untested(self._setup.directory, self._plan, method)
+        await asyncio.gather(*(self._test(chosen) for chosen in lacking.values()))
 
     async def _train(self, run: TrainingRun) -> None:
         """Train one run, unless an earlier start has finished it."""
         directory = self._setup.directory
         if is_finished(directory, run):
-            self._done += 1
             return
         groups = await self._seeds[run.seed]
+        if await self._attempt(run.name, lambda: self._train_on(run, groups)):
+            result = read_finished(directory, run)
+            assert result is not None, "it has just been trained"
+            self._say(f"{run.name}: {result.sentence()}")
+        self._say(self._progress.sentence())
+
+    async def _test(self, chosen: list[Choice]) -> None:
+        """Evaluate versions of one run that KL budgets have chosen on test prompts."""
+        run, versions = chosen[0].finished.run, sorted({choice.version for choice in chosen})
+        groups = await self._seeds[run.seed]
+        if await self._attempt(f"{run.name}, test prompts", lambda: self._test_on(run, versions, groups)):
+            self._say(f"{run.name}: versions {', '.join(map(str, versions))} evaluated on test prompts")
+
+    async def _attempt(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do a piece of work in one of the places; return whether it succeeded, and note the reason if not."""
         async with self._free:
             try:
-                await self._train_on(run, groups)
+                await work()
             except PipelineError as error:
                 self._services.raise_failure()  # which would fail all other runs, too
-                self.failed[run.name] = str(error)
-        self._done += 1
-        result = read_finished(directory, run)
-        outcome = self.failed[run.name] if result is None else result.sentence()
-        self._say(f"[{self._done}/{self._plan.count()}] {run.name}: {outcome}")
+                self.failed[name] = str(error)
+                self._say(f"{name} failed: {error}")
+        return name not in self.failed
 
-    async def _train_on(self, run: TrainingRun, groups: SeedGroups) -> None:
-        setup, watch = self._setup, Stopwatch()
-        pairs, directory = self._plan.request.pairs, setup.directory.run(run.name)
+    async def _test_on(self, run: TrainingRun, versions: list[int], groups: SeedGroups) -> None:
+        directory = self._setup.directory.run(run.name)
+        recipe, run_plan = await self._run_plan(run, groups)
+        tracker = _quiet_tracker(recipe, directory)
+        try:
+            work = FinishedWork(run, recipe, run_plan)
+            services = self._services.of_run(recipe, directory)
+            await evaluate_versions(work, versions, self._setup.directory, services, tracker)
+        finally:
+            tracker.close()
+
+    async def _run_plan(self, run: TrainingRun, groups: SeedGroups) -> tuple[Recipe, RunPlan]:
+        setup, directory = self._setup, self._setup.directory.run(run.name)
+        pairs = self._plan.request.pairs
         resolved = setup.base.derived(run_recipe(setup.base.saved, run, setup.directory, pairs))
         recipe = resolved.recipe
         check_config(directory, resolved.saved)
         save_config(directory, resolved.saved, setup.facts, setup.inputs.template)
         below = await self._groups_below(recipe, run, groups)
-        run_plan = await asyncio.to_thread(make_run_plan, recipe, resolved.run_id, directory, groups, below)
+        return recipe, await asyncio.to_thread(make_run_plan, recipe, resolved.run_id, directory, groups, below)
+
+    async def _train_on(self, run: TrainingRun, groups: SeedGroups) -> None:
+        setup, watch, directory = self._setup, Stopwatch(), self._setup.directory.run(run.name)
+        recipe, run_plan = await self._run_plan(run, groups)
         with run_plan.store.training():
             await self._conduct(recipe, directory, run_plan, watch)
         outcomes = setup.directory.outcomes(run.name)

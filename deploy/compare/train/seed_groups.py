@@ -168,7 +168,6 @@ def make_run_plan(recipe: Recipe, run_id: str, directory: RunDirectory, groups: 
         )  # no training run has these groups
     prompts = DrawnPrompts(recipe.algorithm, groups.inputs.train, recipe.seed)
     offline = recipe.has_fixed_proposal
-    evaluated = OverlaidStore(SampleStore(directory.evaluation, run_id), groups.open_evaluation(), 1)
     rounds_below = recipe.algorithm.rounds if offline else 1
     trained = StoredGroups(below.index()) if recipe.objective.reward == HUMAN else prompts
     return RunPlan(
@@ -177,6 +176,16 @@ def make_run_plan(recipe: Recipe, run_id: str, directory: RunDirectory, groups: 
         training_scorers=training_scorers(recipe),
         started_scorers=evaluation_scorers(recipe),
         requests=None if offline else TrainingRequests(recipe.algorithm, prompts, plan, recipe.sampling.n, fixed=False),
-        evaluation=Evaluation(groups.recipe, evaluated, plan, groups.inputs.held_back, evaluation_scorers(recipe)),
+        evaluation=run_evaluation(recipe, run_id, directory, groups),
         quarantine=Quarantine(directory.quarantine),
     )
+
+
+def run_evaluation(
+    recipe: Recipe, run_id: str, directory: RunDirectory, groups: SeedGroups, *, read_only: bool = False
+) -> Evaluation:
+    """Return the evaluation of a training run, in which the outputs of version 0 are the prior's."""
+    plan = request_plan(recipe, run_id, directory.policies, prior_run=groups.run_id)
+    own = SampleStore(directory.evaluation, run_id, read_only=read_only)
+    store = OverlaidStore(own, groups.open_evaluation(), 1)
+    return Evaluation(groups.recipe, store, plan, groups.inputs.held_back, evaluation_scorers(recipe))

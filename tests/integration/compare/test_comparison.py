@@ -1,6 +1,8 @@
 """All runs of a comparison with stand-ins for the actors: what is trained and shared, and what a failure costs."""
 
 import asyncio
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +25,9 @@ from brain_align.deploy.compare.plan.layout import ComparisonDirectory, save_com
 from brain_align.deploy.compare.plan.methods import Method, method_recipe, parse_method
 from brain_align.deploy.compare.plan.request import Request
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
+from brain_align.deploy.compare.reading import write_answers
+from brain_align.deploy.compare.results.choices import unfinished
 from brain_align.deploy.compare.results.comparison import collect
-from brain_align.deploy.compare.results.run_results import unfinished
 from brain_align.deploy.compare.train.derived_stores import write_first_outputs
 from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.services import SharedServices, comparison_resources, fitting
@@ -47,9 +50,10 @@ class StandInLearner(LocalLearner):
         super().__init__()
         self.rate, self.broken = recipe.learner.learning_rate, broken
         self.registry = PolicyRegistry(directory.policies)
-        self.killed = False
+        self.killed = self.busy = False
 
     async def train_step(self, step: int, batch: pa.RecordBatch) -> StepReport:
+        self.busy = True
         if self.rate in self.broken:
             raise PipelineError(f"the loss at {self.rate} is not finite")
         return await super().train_step(step, batch)
@@ -207,6 +211,29 @@ def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(setup: Comp
     _, services = train(setup, plan("brain", "rso", seeds=(0, 1)))
     assert {name: setup.directory.outcomes(name).stat().st_mtime_ns for name in before} == before
     assert len(services.learners) == 1 + 1 + 3  # the new seed's prior, brain on it, and rso's two rates and second seed
+
+
+def test_versions_within_kl_budgets_are_tested_once(setup: ComparisonSetup) -> None:
+    request = replace(plan("brain", "dpo-sft").request, kl_budgets=(50.0,), read=2)
+    work = ComparisonPlan(request, 4)
+    train(setup, plan("brain", "dpo-sft"))
+    assert unfinished(setup.directory, work), "of equal versions the prior is best, which is none of a method's"
+    runner, services = train(setup, work)
+    assert runner.failed == {} and not unfinished(setup.directory, work)
+    assert not any(learner.busy for learner in services.learners), "nothing is trained"
+    (budget,) = collect(setup.directory, setup.base.recipe, work, {}).budgets
+    assert {label: (one.versions, one.seeds) for label, one in budget.methods.items()} == {
+        "brain": ([2, 2], [0, 1]),
+        "dpo-sft": ([2, 2], [0, 1]),
+    }
+    tested = setup.directory.tested("brain-lr0.0001-seed0-n4", 2)
+    assert json.loads(tested.read_text())["prompts"] == 6
+    before = tested.stat().st_mtime_ns
+    assert train(setup, work)[1].learners == [] and tested.stat().st_mtime_ns == before
+    write_answers(setup, work)
+    texts, key = setup.directory.answers.read_text().split("### Key")
+    assert "\n## 2\n" in texts and "\n## 3\n" not in texts
+    assert key.count("| dpo-sft | 1.000 |") == key.count("| prior | 1.000 |") == 2
 
 
 def test_a_rate_that_breaks_is_named_and_costs_only_itself(setup: ComparisonSetup) -> None:

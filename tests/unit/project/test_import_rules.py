@@ -59,6 +59,7 @@ LAYERS = (
     ),
     (
         ("deploy.compare.compare",),
+        ("deploy.compare.reading",),
         ("deploy.compare.report", "deploy.compare.train"),
         ("deploy.compare.results",),
         ("deploy.compare.examine",),

@@ -14,7 +14,13 @@ from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.methods import Method
 from brain_align.deploy.compare.plan.request import Request
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, TrainingRun
-from brain_align.deploy.compare.results.run_results import write_examination, write_table
+from brain_align.deploy.compare.results.choices import known_runs, untested
+from brain_align.deploy.compare.results.run_results import (
+    EvaluatedVersion,
+    write_examination,
+    write_table,
+    write_tested,
+)
 from tests.unit.factories import recipe_settings
 
 PROMPTS = 40
@@ -27,9 +33,14 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def plan(
-    seeds: Sequence[int] = (0, 1), rates: Sequence[float] = (1e-4, 1e-3), sizes: Sequence[int] = (), n: int = 8
+    seeds: Sequence[int] = (0, 1),
+    rates: Sequence[float] = (1e-4, 1e-3),
+    sizes: Sequence[int] = (),
+    n: int = 8,
+    budgets: Sequence[float] = (),
 ) -> ComparisonPlan:
-    request = Request((BRAIN, WARM), tuple(seeds), tuple(rates), tuple(sizes), (BRAIN.label,) if sizes else ())
+    swept = (BRAIN.label,) if sizes else ()
+    request = Request((BRAIN, WARM), tuple(seeds), tuple(rates), tuple(sizes), swept, kl_budgets=tuple(budgets))
     return ComparisonPlan(request, n)
 
 
@@ -101,3 +112,15 @@ def finished_comparison(root: Path, work: ComparisonPlan) -> ComparisonDirectory
     for seed in work.request.seeds:
         finish_seed(directory, seed)
     return directory
+
+
+def finish_budgets(directory: ComparisonDirectory, work: ComparisonPlan, wins: int = 20) -> None:
+    """Train what KL budgets add to a finished comparison, and test the versions that they choose."""
+    for method in work.request.methods:
+        for run in known_runs(directory, work, method, work.n):
+            if not directory.examination(run.name).exists():
+                finish_run(directory, run, validation=30.0, wins=12)
+        for chosen in untested(directory, work, method).values():
+            for choice in chosen:
+                test = figures(100 * wins / PROMPTS)
+                write_tested(directory, EvaluatedVersion(choice.finished.run, choice.version, test, outcomes(wins)))

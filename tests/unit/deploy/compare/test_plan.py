@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,15 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.cli import main
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
-from brain_align.deploy.compare.plan.request import Request, parse_request, read_request, save_request
+from brain_align.deploy.compare.plan.request import KL_BUDGETS, Options, Request, parse_request
+from brain_align.deploy.compare.plan.saved_request import read_request, save_request
 from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, run_recipe, seed_recipe, seed_run_id
-from brain_align.deploy.compare.results.run_results import chosen_rate, unfinished
+from brain_align.deploy.compare.results.choices import chosen_rates, unfinished
 from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finish_run, finished_comparison, plan, recipe
 
 
 def request(**options: Any) -> Request:
-    given = {
-        "objectives": "brain",
-        "seeds": "0",
-        "learning_rates": None,
-        "group_sizes": None,
-        "swept": None,
-        "pairs": None,
-    }
-    return parse_request(recipe(), **{**given, **options})
+    return parse_request(recipe(), Options(**{"objectives": "brain", "seeds": "0", **options}))
 
 
 def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_others() -> None:
@@ -33,7 +27,7 @@ def test_every_method_has_the_same_grid_on_the_first_seed_and_one_rate_on_the_ot
     chosen = work.chosen(BRAIN, 8, 1e-3)
     assert [(run.seed, run.n, run.learning_rate) for run in chosen] == [(3, 8, 1e-3), (4, 8, 1e-3)]
     assert (work.sizes(BRAIN), work.sizes(WARM)) == ([8, 2, 4], [8])
-    assert work.count() == 3 * (2 + 1) + (2 + 1)
+    assert work.fewest() == 2 + 1
 
 
 def test_smaller_groups_have_a_grid_of_their_own() -> None:
@@ -100,7 +94,7 @@ def test_a_rate_at_the_edge_is_told_apart() -> None:
 def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Path) -> None:
     work = plan()
     directory = finished_comparison(tmp_path, work)
-    assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-3
+    assert chosen_rates(directory, work, BRAIN, 8) == [1e-3]
     assert not unfinished(directory, work)
     assert unfinished(directory, plan(seeds=(0, 1, 2)))
     assert unfinished(directory, plan(sizes=(4,)))
@@ -110,9 +104,9 @@ def test_finished_cells_are_not_trained_again_and_missing_ones_are(tmp_path: Pat
 
 def test_a_failed_rate_is_out_of_the_choice(tmp_path: Path) -> None:
     work, directory = plan(), ComparisonDirectory(tmp_path)
-    assert chosen_rate(directory, work.grid(BRAIN, 8)) is None
+    assert chosen_rates(directory, work, BRAIN, 8) == []
     finish_run(directory, work.grid(BRAIN, 8)[0], validation=10.0, wins=4)
-    assert chosen_rate(directory, work.grid(BRAIN, 8)) == 1e-4
+    assert chosen_rates(directory, work, BRAIN, 8) == [1e-4]
     assert unfinished(directory, work)
 
 
@@ -140,7 +134,7 @@ def test_options_are_read() -> None:
         ({"learning_rates": "1e-3,1.0000001e-3"}, "--learning-rates names 0.001 twice"),
         (
             {"learning_rates": "0"},
-            "--learning-rates 0: expected one or more numbers, .* no rate of 0",
+            "--learning-rates 0: expected one or more numbers, all of them above 0",
         ),
         ({"group_sizes": "8"}, r"--n 8: groups have n=8 outputs .* choose numbers from 2 to 7"),
         ({"learning_rates": "1e-3,nan"}, "--learning-rates 1e-3,nan: nan is not a finite number"),
@@ -252,27 +246,62 @@ def test_what_is_asked_for_is_added_to_what_was_asked_for(tmp_path: Path) -> Non
     save_request(tmp_path / "request.json", first)
     begun = read_request(tmp_path / "request.json")
     assert begun == first
-    again = parse_request(recipe(), begun=begun)
+    again = parse_request(recipe(), Options(), begun)
     assert again == first, "the same command without options goes on with all of it"
-    more = parse_request(
-        recipe(), objectives="rso,ipo", seeds="5,3", learning_rates="1e-2", group_sizes="4", swept="ipo", begun=begun
-    )
+    wider = Options(objectives="rso,ipo", seeds="5,3", learning_rates="1e-2", group_sizes="4", swept="ipo")
+    more = parse_request(recipe(), wider, begun)
     assert [method.label for method in more.methods] == ["dpo", "rso", "ipo"]
     assert (more.seeds, more.learning_rates) == ((3, 4, 5), (1e-4, 1e-3, 1e-2)), "rates are still chosen on seed 3"
     assert (more.group_sizes, more.swept, more.pairs) == ((4,), ("ipo",), "s3://pairs")
-    most = parse_request(recipe(), group_sizes="2", swept="rso", begun=more)
+    most = parse_request(recipe(), Options(group_sizes="2", swept="rso"), more)
     assert (most.group_sizes, most.swept) == ((2, 4), ("ipo", "rso"))
-    assert parse_request(recipe(), group_sizes="2", begun=more).swept == ("ipo",)
-    assert parse_request(recipe(), objectives="rso,brain", begun=more).swept == ("ipo", "brain"), "brain is new"
-    same = parse_request(recipe(), learning_rates="1.0000001e-3", begun=first)
+    assert parse_request(recipe(), Options(group_sizes="2"), more).swept == ("ipo",)
+    assert parse_request(recipe(), Options(objectives="rso,brain"), more).swept == ("ipo", "brain"), "brain is new"
+    same = parse_request(recipe(), Options(learning_rates="1.0000001e-3"), first)
     assert same.learning_rates == first.learning_rates, "a run's directory is named by six digits"
+
+
+def test_kl_budgets_are_added_and_a_comparison_that_was_begun_without_any_has_none(tmp_path: Path) -> None:
+    assert request().kl_budgets == KL_BUDGETS
+    begun = request(kl_budgets="2,0.5")
+    assert begun.kl_budgets == (0.5, 2.0)
+    assert parse_request(recipe(), Options(kl_budgets="1,2.0"), begun).kl_budgets == (0.5, 1.0, 2.0)
+    without = request(kl_budgets="none")
+    assert without.kl_budgets == () == parse_request(recipe(), Options(), without).kl_budgets
+    with pytest.raises(UserError, match=r"--kl-budgets none: this comparison has the budgets 0\.5, 2; omit"):
+        parse_request(recipe(), Options(kl_budgets="none"), begun)
+    save_request(tmp_path / "request.json", begun)
+    saved = json.loads((tmp_path / "request.json").read_text())
+    older = {name: value for name, value in saved.items() if name not in ("kl_budgets", "read", "read_seed")}
+    (tmp_path / "request.json").write_text(json.dumps(older))
+    old = read_request(tmp_path / "request.json")
+    assert old is not None and parse_request(recipe(), Options(), old).kl_budgets == ()
+
+
+@pytest.mark.parametrize("text", ["0", "1,-2", "1,one", ""])
+def test_kl_budgets_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--kl-budgets"):
+        request(kl_budgets=text)
+
+
+def test_the_number_of_outputs_to_read_grows_and_needs_a_budget(tmp_path: Path) -> None:
+    begun = request(read=3)
+    save_request(tmp_path / "request.json", begun)
+    assert read_request(tmp_path / "request.json") == begun
+    assert json.loads((tmp_path / "request.json").read_text())["read_seed"] == 0
+    assert [parse_request(recipe(), Options(read=read), begun).read for read in (None, 2, 4)] == [3, 3, 4]
+    for read in (0, recipe().evaluation.test_prompts + 1):
+        with pytest.raises(UserError, match=rf"--read {read}: the outputs of 1 to "):
+            request(read=read)
+    with pytest.raises(UserError, match="--read 3: the outputs to read are those of the best versions within a KL"):
+        request(read=3, kl_budgets="none")
 
 
 def test_pairs_bring_dpo_and_are_refused_where_nothing_trains_on_them() -> None:
     begun = request(objectives=None)
-    more = parse_request(recipe(), pairs="pairs", begun=begun)
+    more = parse_request(recipe(), Options(pairs="pairs"), begun)
     assert [method.label for method in more.methods] == [*(method.label for method in begun.methods), "dpo"]
-    assert parse_request(recipe(), pairs="pairs", begun=more).methods == more.methods
+    assert parse_request(recipe(), Options(pairs="pairs"), more).methods == more.methods
     with pytest.raises(
         UserError, match=r"--pairs pairs: none of --objectives \(brain\) trains on human preference pairs"
     ):

@@ -10,7 +10,8 @@ import pytest
 
 from brain_align.common.errors import PipelineError
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
-from brain_align.deploy.compare.report.plots import CLOSEST, draw, legend_names, plot_styles
+from brain_align.deploy.compare.report.plot_styles import legend_names, plot_styles
+from brain_align.deploy.compare.report.plots import CLOSEST, draw
 from brain_align.deploy.compare.report.report import inline_svg, page, report
 from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
 from brain_align.deploy.compare.report.text_table import number, p_value
@@ -85,19 +86,21 @@ def test_the_grid_the_sizes_and_the_curve_have_all_cells(comparison: Comparison)
 
 
 @pytest.mark.parametrize(
-    ("low", "difference", "by_seed", "outcome"),
+    ("low", "high", "by_seed", "outcome"),
     [
-        (0.5, 2.0, [1.0, 3.0], "shown"),
-        (0.5, 2.0, [-1.0, 5.0], "same sign"),  # but not of every seed
-        (0.5, 2.0, [2.0], "same sign"),  # one seed shows nothing of others
-        (-1.0, 2.0, [1.0, 3.0], "same sign"),
-        (-3.0, -0.1, [-0.1, -0.1], "not reproduced"),
+        (0.5, 5.0, [1.0, 3.0], "shown"),
+        (0.5, 5.0, [-1.0, 5.0], "same sign"),  # but not of every seed
+        (0.5, 5.0, [2.0], "same sign"),  # one seed shows nothing of others
+        (-1.0, 5.0, [1.0, 3.0], "undecided"),
+        (0.0, 5.0, [1.0, 3.0], "undecided"),
+        (-3.0, 2.0, [-0.1, -0.1], "undecided"),
+        (-3.0, -0.1, [-1.0, -2.0], "not reproduced"),
     ],
 )
 def test_a_finding_says_what_interval_and_seeds_say(
-    low: float, difference: float, by_seed: list[float], outcome: str
+    low: float, high: float, by_seed: list[float], outcome: str
 ) -> None:
-    by_rate = PairedDifference(difference, low, 5.0, 0.1, by_seed, 0.2)
+    by_rate = PairedDifference(float(np.mean(by_seed)), low, high, 0.1, by_seed, 0.2)
     tests = [PairedTest("brain", "brain-no-baseline", by_rate, by_rate, {}, [])]
     (found,) = findings(tests)
     assert (found.claim.source, found.outcome) == ("§9.3", outcome)
