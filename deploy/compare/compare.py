@@ -95,11 +95,6 @@ def check_recipe(recipe: Recipe, request: Request) -> None:
     """Raise UserError if a recipe and a request cannot be compared on, before anything is prepared."""
     if recipe.sampler.replicas == 0:
         raise UserError("brain compare samples its own groups; set sampler.replicas to 1 or more.")
-    if recipe.logprobs.proposal != "sampler":
-        raise UserError(
-            "brain compare shares its scorers among many runs and cannot recompute each run's proposals; set "
-            "logprobs.proposal=sampler."
-        )
     if recipe.store.uri is not None:
         raise UserError("brain compare keeps its stores in --out; remove store.uri.")
     for method in request.methods:

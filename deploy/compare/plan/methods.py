@@ -128,6 +128,7 @@ def method_recipe(
                 f"dpo-sft, whose pairs the reward ranks."
             )
         settings["sampler"]["replicas"], settings["store"]["uri"] = 0, pairs  # the run samples no groups of its own
+        settings["logprobs"]["proposal"] = "sampler"  # nobody has sampled human texts from a proposal
     for name, change in sections.items():
         settings[name] = {**settings[name], **change} if isinstance(change, dict) else change
     return parse_recipe(settings, f"objective {method.label}")

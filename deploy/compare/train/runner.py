@@ -154,7 +154,7 @@ class Runner:
         tracker = _quiet_tracker(recipe, directory)
         try:
             work = FinishedWork(run, recipe, run_plan)
-            services = self._services.of_run(recipe, directory)
+            services = self._services.of_run(recipe, directory, trains=False)
             await evaluate_versions(work, versions, self._setup.directory, services, tracker)
         finally:
             tracker.close()
@@ -191,7 +191,7 @@ class Runner:
                 await Conductor(recipe, run_plan, tracker, services).run()
         finally:
             watch.seconds["training"] = services.learner.busy_seconds
-            services.learner.kill()
+            self._services.release(services)
             tracker.close()
 
     async def _groups_below(self, recipe: Recipe, run: TrainingRun, groups: SeedGroups) -> SampleStore:
@@ -248,6 +248,7 @@ class Runner:
         try:
             evaluation = await sample_groups(groups, services, tracker)
         finally:
+            self._services.release(services)
             tracker.close()
         result = evaluation.result("test", 0)
         self._say(

@@ -174,7 +174,7 @@ def make_run_plan(recipe: Recipe, run_id: str, directory: RunDirectory, groups: 
         store=OverlaidStore(SampleStore(directory.own_store, run_id), below, rounds_below),
         schedule=Rounds(recipe.algorithm, trained, recipe.seed),
         training_scorers=training_scorers(recipe),
-        started_scorers=evaluation_scorers(recipe),
+        started_scorers=list(dict.fromkeys([*evaluation_scorers(recipe), *recipe.logprob_scorers()])),
         requests=None if offline else TrainingRequests(recipe.algorithm, prompts, plan, recipe.sampling.n, fixed=False),
         evaluation=run_evaluation(recipe, run_id, directory, groups),
         quarantine=Quarantine(directory.quarantine),

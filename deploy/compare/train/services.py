@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.policies import ProposalModel
+from brain_align.common.schemas import PRIOR
 from brain_align.deploy.actors.actor import Handle
 from brain_align.deploy.actors.pool import Pool, PoolSettings
 from brain_align.deploy.actors.ray_handle import RayHandle
@@ -28,10 +29,21 @@ class SharedServices:
     examiner: Pool
     model: ProposalModel
 
-    def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
-        """Return the services of one run: its own learner, and the shared pools."""
-        own = make_services(recipe, directory, self.model, [])
-        return replace(own, samplers=self.shared.samplers, scorers=self.shared.scorers)
+    def of_run(self, recipe: Recipe, directory: RunDirectory, *, trains: bool = True) -> Services:
+        """Return the services of one run: its own learner, and the shared pools.
+
+        A run that `trains` also has a scorer of its own for its proposals, where the recipe has their log-probabilities
+        recomputed: that scorer alone belongs to one run's versions.
+        """
+        own = make_services(recipe, directory, self.model, proposal_scorers(recipe) if trains else [])
+        return replace(own, samplers=self.shared.samplers, scorers={**self.shared.scorers, **own.scorers})
+
+    def release(self, services: Services) -> None:
+        """End what is a run's own among its services."""
+        services.learner.kill()
+        for name, pool in services.scorers.items():
+            if name not in self.shared.scorers:
+                pool.kill()
 
     def raise_failure(self) -> None:
         """Raise the PipelineError or UserError of a service that all runs share, if one has failed for good."""
@@ -59,13 +71,19 @@ def shared_services(recipe: Recipe, directory: ComparisonDirectory, model: Propo
     )
 
 
+def proposal_scorers(recipe: Recipe) -> list[str]:
+    """Return the scorers that each run has for itself: that of its proposals, where these are recomputed."""
+    return [name for name in recipe.logprob_scorers() if name != PRIOR]
+
+
 def comparison_resources(recipe: Recipe, parallel: int) -> dict[str, float]:
     """Return the CPUs and GPUs that all services reserve while `parallel` runs are trained side by side."""
     needs = required_resources(recipe, evaluation_scorers(recipe))
     learner, prior = recipe.learner, recipe.prior
+    own = (parallel + 1) * prior.replicas * len(proposal_scorers(recipe))  # one samples a seed's groups meanwhile
     return {
-        "CPU": round(needs["CPU"] + (parallel - 1) * learner.ranks * learner.cpus + prior.cpus, 3),
-        "GPU": round(needs["GPU"] + (parallel - 1) * learner.ranks * learner.gpus + prior.gpus, 3),
+        "CPU": round(needs["CPU"] + (parallel - 1) * learner.ranks * learner.cpus + (1 + own) * prior.cpus, 3),
+        "GPU": round(needs["GPU"] + (parallel - 1) * learner.ranks * learner.gpus + (1 + own) * prior.gpus, 3),
     }
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.training import LogprobsSection
 from brain_align.common.data.prompts import PromptSet
 from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError, UserError
@@ -84,6 +85,7 @@ class StandInServices:
     def __init__(self, home: RunDirectory, broken: set[float]) -> None:
         self.broken = broken
         self.learners: list[StandInLearner] = []
+        self.proposals: list[Pool] = []
         self.examiner = Pool("examiner", 1, lambda *_: StandInExaminer(), home.log, PoolSettings(start=5))
         self.samplers = Pool("sampler", 1, lambda *_: LocalSampler(), home.log, PoolSettings(start=5))
         self.scorers = {
@@ -94,9 +96,20 @@ class StandInServices:
     async def start(self) -> None:
         await self.examiner.start()
 
-    def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
+    def of_run(self, recipe: Recipe, directory: RunDirectory, *, trains: bool = True) -> Services:
         self.learners.append(StandInLearner(recipe, directory, self.broken))
-        return Services(self.samplers, self.scorers, self.learners[-1])
+        scorers = dict(self.scorers)
+        if trains and recipe.logprobs.proposal == "recomputed":
+            self.proposals.append(
+                Pool("proposal", 1, lambda *_: LocalScorer("proposal"), directory.log, PoolSettings(start=5))
+            )
+            scorers["proposal"] = self.proposals[-1]
+        return Services(self.samplers, scorers, self.learners[-1])
+
+    def release(self, services: Services) -> None:
+        services.learner.kill()
+        for pool in self.proposals:
+            pool.kill()
 
     def raise_failure(self) -> None:
         for pool in (self.examiner, self.samplers, *self.scorers.values()):
@@ -213,6 +226,20 @@ def test_more_seeds_and_methods_add_cells_and_leave_the_others_alone(setup: Comp
     assert len(services.learners) == 1 + 1 + 3  # the new seed's prior, brain on it, and rso's two rates and second seed
 
 
+def test_recomputed_proposals_are_each_run_s_own(setup: ComparisonSetup) -> None:
+    recipe = setup.base.saved.model_copy(update={"logprobs": LogprobsSection(proposal="recomputed")})
+    setup = replace(setup, base=with_world(recipe, None))
+    runner, services = train(setup, plan("brain", "dpo-sft", seeds=(0,)))
+    assert runner.failed == {}
+    assert len(services.proposals) == 1 + 2 * len(RATES), "of the seed's groups, and of each run"
+    own, shared = (
+        SampleStore(place.own_store, None, read_only=True)
+        for place in (setup.directory.run("brain-lr0.001-seed0-n4"), setup.directory.seed(0))
+    )
+    for store in (own, shared):
+        assert store.counts()["groups"] and not store.unscored("proposal")
+
+
 def test_versions_within_kl_budgets_are_tested_once(setup: ComparisonSetup) -> None:
     request = replace(plan("brain", "dpo-sft").request, kl_budgets=(50.0,), read=2)
     work = ComparisonPlan(request, 4)
@@ -263,9 +290,9 @@ def test_a_shared_service_that_fails_for_good_ends_the_comparison(
     failure = PipelineError("No scorer is left")
 
     class LostScorer(StandInServices):
-        def of_run(self, recipe: Recipe, directory: RunDirectory) -> Services:
+        def of_run(self, recipe: Recipe, directory: RunDirectory, *, trains: bool = True) -> Services:
             self.scorers["reward"]._fail(failure)
-            return super().of_run(recipe, directory)
+            return super().of_run(recipe, directory, trains=trains)
 
     monkeypatch.setitem(globals(), "StandInServices", LostScorer)
     with pytest.raises(PipelineError, match="No scorer is left"):
