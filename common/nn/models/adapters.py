@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.errors import UserError, first_line, listed
-from brain_align.common.nn.adapted_linear import fuse_adapters
 from brain_align.common.nn.models.exactness import decoder_of
 from brain_align.common.nn.models.sources import find_source, hub_failure
 from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -64,7 +63,7 @@ def attach_new_adapter(model: PreTrainedModel, settings: AdapterSection, seed: i
     except ValueError as error:  # layers that PEFT knows not to bear an adapter (Mamba's)
         raise UserError(f"policy.adapter.targets: {first_line(error)}") from error
     _initialise(peft_model, seed)
-    return fuse_adapters(peft_model)
+    return peft_model
 
 
 def find_adapter(source: str) -> Path:
@@ -150,7 +149,7 @@ def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = F
             f"The adapter in {directory} adapts the output layer, which is computed in tiles without adapters; merge "
             f"the adapter into the model first."
         )
-    return fuse_adapters(peft_model)
+    return peft_model
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
