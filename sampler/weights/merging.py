@@ -1,8 +1,10 @@
 """Adapters added into the base model's weights, inside vLLM's processes, which then compute without adapters.
 
-Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions.
+Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions. The
+files are mapped into memory, so that the base is held once, by the page cache, for all workers of a machine.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +16,7 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.model_loader import get_model_loader
 
 from brain_align.common.nn.models.saving import name_in_model
+from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from brain_align.sampler.engine.worker import WorkerExtension
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -26,14 +29,16 @@ class _Change:
     a: torch.Tensor  # [rank, inputs]
     b: torch.Tensor  # [outputs, rank]
     scaling: float
+    transposed: bool  # whether the model's files hold weights as [inputs, outputs] (PEFT's `fan_in_fan_out`)
 
     def added_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the changed weights in the model's dtype, rounded once, from base weights rounded as the learner's."""
-        if weight.shape != (self.b.shape[0], self.a.shape[1]):
-            shapes = f"{[*weight.shape]}, and the adapter was made for {[self.b.shape[0], self.a.shape[1]]}"
-            raise ValueError(f"the model's weights have the shape {shapes}")
         a, b = (matrix.to(weight.device, torch.float32) for matrix in (self.a, self.b))
-        return (weight.to(dtype).float() + self.scaling * (b @ a)).to(dtype)
+        left, right = (a.T, b.T) if self.transposed else (b, a)
+        if weight.shape != (left.shape[0], right.shape[1]):
+            shapes = f"{[*weight.shape]}, and the adapter was made for {[left.shape[0], right.shape[1]]}"
+            raise ValueError(f"the model's weights have the shape {shapes}")
+        return torch.addmm(weight.to(dtype).float(), left, right, alpha=self.scaling).to(dtype)
 
 
 def merged(
@@ -66,7 +71,8 @@ def merged(
 def _changes(directory: Path) -> dict[str, _Change]:
     """Read an adapter: the change of each weight, by its name in the model."""
     settings = PEFTHelper.from_local_dir(str(directory), None)
-    matrices = load_file(directory / "adapter_model.safetensors")
+    transposed = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("fan_in_fan_out", False)
+    matrices = load_file(directory / ADAPTER_WEIGHTS)
     modules = [name.removeprefix(_PREFIX).removesuffix(_A) for name in matrices if name.endswith(_A)]
     if len(matrices) != 2 * len(modules):
         raise ValueError(f"the adapter in {directory} has weights besides pairs of lora_A and lora_B")
@@ -75,6 +81,7 @@ def _changes(directory: Path) -> dict[str, _Change]:
             matrices[f"{_PREFIX}{module}{_A}"],
             matrices[f"{_PREFIX}{module}{_B}"],
             settings.get_rank_and_scaling(module)[1],
+            transposed,
         )
         for module in modules
     }

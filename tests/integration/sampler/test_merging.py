@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.sampler.engine.adapter_support import supports_adapters
@@ -15,6 +15,11 @@ PATTERNS = {"use_rslora": True, "rank_pattern": {"down_proj": 3}, "alpha_pattern
 
 def bloom() -> BloomForCausalLM:
     return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2))
+
+
+def gpt2() -> GPT2LMHeadModel:
+    """Its layers, of which one is square, hold their weights transposed."""
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2))
 
 
 def adapted(model, directory, **settings) -> PeftModel:
@@ -35,6 +40,7 @@ def files_of(model) -> dict[str, torch.Tensor]:
     ("model", "prefix", "settings"),
     [
         (llama, "", {"target_modules": ["q_proj", "down_proj"], **PATTERNS}),
+        (gpt2, "transformer.", {"target_modules": ["c_attn", "c_proj"], "use_rslora": True, "fan_in_fan_out": True}),
         (bloom, "", {"target_modules": ["query_key_value"]}),
         (bloom, "transformer.", {"target_modules": ["query_key_value"]}),  # as the files on the hub call its weights
     ],
