@@ -5,6 +5,7 @@ files are mapped into memory, so that the base is held once, by the page cache, 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from brain_align.common.policies import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from brain_align.sampler.engine.worker import WorkerExtension
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_ROWS = 64  # of each matrix, on which the rounding is estimated
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,43 @@ class _Change:
     scaling: float
     transposed: bool  # whether the model's files hold weights as [inputs, outputs] (PEFT's `fan_in_fan_out`)
 
-    def added_to(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def added_to(self, weight: torch.Tensor, dtype: torch.dtype, rounding: "Rounding") -> torch.Tensor:
         """Return the changed weights in the model's dtype, rounded once, from base weights rounded as the learner's."""
         a, b = (matrix.to(weight.device, torch.float32) for matrix in (self.a, self.b))
         left, right = (a.T, b.T) if self.transposed else (b, a)
         if weight.shape != (left.shape[0], right.shape[1]):
             shapes = f"{[*weight.shape]}, and the adapter was made for {[left.shape[0], right.shape[1]]}"
             raise ValueError(f"the model's weights have the shape {shapes}")
-        return torch.addmm(weight.to(dtype).float(), left, right, alpha=self.scaling).to(dtype)
+        base = weight.to(dtype).float()
+        changed = torch.addmm(base, left, right, alpha=self.scaling).to(dtype)
+        rounding.note(base[:_ROWS], changed[:_ROWS], self.scaling * (left[:_ROWS] @ right))
+        return changed
+
+
+@dataclass
+class Rounding:
+    """What rounding to the model's dtype has taken from an adapter, estimated on the first rows of each matrix."""
+
+    wanted: float = 0.0  # sum of squares of the changes that the adapter stands for
+    error: float = 0.0  # the same of how far the weights' changes are from these
+
+    def note(self, base: torch.Tensor, changed: torch.Tensor, change: torch.Tensor) -> None:
+        """Add some rows of a matrix: base weights (float32), changed ones, and the adapter's change (float32)."""
+        self.wanted += change.square().sum().item()
+        self.error += (changed.float() - base - change).square().sum().item()
+
+    @property
+    def share(self) -> float:
+        """Return the size of the error relative to the change: 0 exact, 1 as if there were no adapter."""
+        return math.sqrt(self.error / self.wanted) if self.wanted else 0.0
 
 
 def merged(
-    base: Iterable[tuple[str, torch.Tensor]], adapter: Path, dtype: torch.dtype, name_of: Callable[[str], str]
+    base: Iterable[tuple[str, torch.Tensor]],
+    adapter: Path,
+    dtype: torch.dtype,
+    name_of: Callable[[str], str],
+    rounding: Rounding,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a model's weights with an adapter added to them.
 
@@ -51,6 +78,7 @@ def merged(
         adapter: the directory of the adapter, in PEFT's format.
         dtype: the dtype that the model computes in.
         name_of: the name that the adapter knows a tensor of the base model's files by.
+        rounding: notes what is lost.
 
     Raises:
         ValueError: the adapter changes weights that the model does not have, or of another shape.
@@ -60,7 +88,7 @@ def merged(
     for name, weight in base:
         known = name_of(name)  # files of a decoder alone (Bloom's, GPT-2's) lack the first part
         found = next((one for one in (known, *(f"{prefix}.{known}" for prefix in prefixes)) if one in changes), None)
-        yield name, weight if found is None else changes.pop(found).added_to(weight, dtype)
+        yield name, weight if found is None else changes.pop(found).added_to(weight, dtype, rounding)
     if changes:
         raise ValueError(
             f"the adapter in {adapter} changes {len(changes)} weights that the model's files do not have; the first is "
@@ -90,10 +118,13 @@ def _changes(directory: Path) -> dict[str, _Change]:
 class MergingExtension(WorkerExtension):
     """Methods of workers that merge adapters into their weights."""
 
-    def load_merged(self, adapter: str) -> None:
-        """Replace the model's weights by those of the base model with an adapter added to them."""
+    def load_merged(self, adapter: str) -> float:
+        """Replace the model's weights by those of the base model with an adapter added; return `Rounding.share`."""
         runner = self.model_runner
         config = runner.vllm_config
         base = get_model_loader(config.load_config).get_all_weights(config.model_config, runner.get_model())
         name_of = partial(name_in_model, config.model_config.hf_config)
-        runner.reload_weights(weights_iterator=merged(base, Path(adapter), config.model_config.dtype, name_of))
+        rounding = Rounding()
+        weights = merged(base, Path(adapter), config.model_config.dtype, name_of, rounding)
+        runner.reload_weights(weights_iterator=weights)
+        return rounding.share

@@ -91,8 +91,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Tokens a second of both, in turns on the same prompts; the first turn of each warms up and is not counted.
 
-    With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none. `count` is that of the prompts, of
-    which the first turn has a quarter.
+    With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none. `count` is that of the prompts,
+    of which the first turn has a quarter.
     """
     version = policy.publish(0)
     recipe = policy.recipe().model_dump(mode="json")
