@@ -13,7 +13,7 @@ from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.models.adapters import attach_new_adapter, save_adapter
-from brain_align.common.nn.models.causal_lm import load_causal_lm, load_tokenizer
+from brain_align.common.nn.models.causal_lm import Dtype, load_causal_lm, load_tokenizer
 from brain_align.common.nn.models.configuration import load_config
 from brain_align.common.nn.models.end_tokens import end_tokens
 from brain_align.common.policies import PolicyRegistry, ProposalVersion
@@ -33,7 +33,7 @@ class BenchedPolicy:
 
     model: Path
     registry: PolicyRegistry
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     vocabulary: int = VOCABULARY
     ends: Sequence[int] = (VOCABULARY - 1,)  # tokens that end an output
     output_tokens: int = OUTPUT_TOKENS
