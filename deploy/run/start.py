@@ -97,13 +97,21 @@ def delivery_of(recipe: Recipe) -> Delivery:
 
     Adapters are merged where vLLM has none for the model, however many versions are sampled from at a time, and on CPUs
     where that is one version at a time.
+
+    Raises:
+        UserError: the recipe asks for merging, and the SFT adapter cannot be merged.
     """
     asked = recipe.sampler.delivery
+    obstacle = _obstacle_to_merging(recipe)
+    if asked == "merged" and obstacle:
+        raise UserError(f"sampler.delivery=merged: {obstacle}, and only linear layers are merged; remove that setting.")
     if recipe.policy.method == "full" or asked not in ("auto", "merged"):
         way = "files" if asked == "auto" else asked
         return Delivery(False, f"{way}: {'whole models' if asked == 'auto' else f'sampler.delivery={asked}'}", ())
     if asked == "merged":
         return Delivery(True, "merged: sampler.delivery=merged", _cost_of_merging(recipe))
+    if obstacle:
+        return _chosen(recipe, "files", obstacle)
     on_cpu = recipe.sampler.gpus == 0
     if on_cpu and recipe.algorithm.strict:
         return _chosen(recipe, "merged", "samplers run on CPUs, where that is several times faster")
@@ -114,6 +122,16 @@ def delivery_of(recipe: Recipe) -> Delivery:
         f"finish the requests of one version before they load the next",
     )
     return _chosen(recipe, *(("merged", why) if merged else ("files", why)), *(notes if on_cpu and not merged else ()))
+
+
+def _obstacle_to_merging(recipe: Recipe) -> str | None:
+    """Return why the policy's adapter cannot be merged, without reading its weights."""
+    policy = recipe.policy
+    if policy.method == "full" or policy.sft_adapter is None:
+        return None
+    from brain_align.common.nn.models.adapters import find_adapter, unmergeable  # torch
+
+    return unmergeable(find_adapter(policy.sft_adapter))
 
 
 def _as_vllm_can(recipe: Recipe) -> tuple[bool, str]:

@@ -105,7 +105,8 @@ class MergedAdapters(WeightsByFile):
 
     @override
     async def put(self, version: ProposalVersion) -> None:
-        await self._weights.load_merged(version.path)
+        lost = await self._weights.load_merged(version.path)
+        _LOG.info("version %d is merged; rounding takes %.2g of its adapter's change", version.version, lost)
 
 
 class WeightsByTransfer(WeightsByFile):

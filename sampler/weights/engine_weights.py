@@ -60,18 +60,25 @@ class EngineWeights:
             f"the weights in {path}", lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         )
 
-    async def load_merged(self, adapter: Path) -> None:
+    async def load_merged(self, adapter: Path) -> float:
         """Replace the model's weights by those of the base model with an adapter added; nothing may be running.
 
         If that breaks off, the engine is lost, as for `load`.
+
+        Returns:
+            The share of the adapter's change that rounding to the model's dtype takes: 0 none, 1 all.
 
         Raises:
             UserError: the adapter is not one of the engine's model.
             DeliveryError: it was not loaded for a reason that may pass.
         """
-        await self._replace(
-            f"the adapter in {adapter}", lambda: self._llm.collective_rpc("load_merged", args=(str(adapter),))
-        )
+        shares: list[float] = []
+
+        async def load() -> None:
+            shares.extend(await self._llm.collective_rpc("load_merged", args=(str(adapter),)))
+
+        await self._replace(f"the adapter in {adapter}", load)
+        return max(shares)
 
     async def receive(self, source: WeightSource) -> None:
         """Have vLLM's processes receive a whole model while they sample on; `load_received` loads it.

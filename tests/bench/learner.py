@@ -6,9 +6,12 @@ A group as TL;DR's are: a prompt of 512 tokens and 32 outputs of 16 to 48, on 4 
 cases compute the same gradient, Σ c_i ∇ log q(y_i|x) with given c, and are compared with each other. Padded rows go
 through an untouched stock model, with logits for completion positions alone, at once and in micro-batches of every
 power of two. Prints a table an architecture, and writes build/bench/learner.json.
+
+With BENCH_MODEL=DIR whole optimiser steps on that checkpoint are measured, too (`learner_cases/checkpoint.py`).
 """
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,7 @@ from brain_align.common.nn.logprobs import SequenceLogprobs
 from brain_align.common.nn.prefix.packing import Request, TokenBudget
 from tests.allocations import peak_bytes
 from tests.bench.harness import comparison, side_by_side, table, write
+from tests.bench.learner_cases import checkpoint
 
 VOCABULARY = 8192
 PROMPT, OUTPUTS, SHORTEST, LONGEST = 512, 32, 16, 48
@@ -207,7 +211,7 @@ def measure(make: Callable[[], PreTrainedModel]) -> dict[str, Any]:
 
 
 def main() -> None:
-    results = {}
+    results: dict[str, Any] = {}
     for name, make in {"llama": llama, "gptj": gptj}.items():
         print(f"## {name}: prompt {PROMPT}, {OUTPUTS} outputs of {SHORTEST}-{LONGEST} tokens, 4 × 512, float32")
         results[name] = measure(make)
@@ -216,6 +220,10 @@ def main() -> None:
         for name, result in results.items()
     ]
     print(table(figures))
+    if model := os.environ.get("BENCH_MODEL"):
+        results["checkpoint"] = checkpoint.measure_all(model)
+    else:
+        print("steps on a checkpoint: skipped, BENCH_MODEL names none")
     print(f"written: {write('learner', results)}")
 
 

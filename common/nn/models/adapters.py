@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -121,6 +122,13 @@ def read_adapter_config(directory: Path) -> LoraConfig:
             f"PeftModel.from_pretrained(base, {str(directory)!r}).save_pretrained(DIR)."
         )
     return config
+
+
+def unmergeable(directory: Path) -> str | None:
+    """Return why an adapter, which `read_adapter_config` accepts, cannot be added to the weights of linear layers."""
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
+        others = sorted(name for name in file.keys() if not name.endswith((".lora_A.weight", ".lora_B.weight")))  # noqa: SIM118
+    return f"the adapter in {directory} adapts embeddings ({others[0]})" if others else None
 
 
 def load_adapter(model: PreTrainedModel, directory: Path, *, trainable: bool = False) -> PeftModel:

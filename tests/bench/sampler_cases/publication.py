@@ -9,10 +9,11 @@ from typing import Any
 from brain_align.common.config.sampling import SamplingSection
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
-from brain_align.sampler.weights.delivery import AdapterSwap
+from brain_align.sampler.weights.delivery import AdapterSwap, MergedAdapters
 from brain_align.sampler.weights.engine_weights import EngineWeights
 from brain_align.sampler.weights.versions import Versions
 from tests.bench.sampler_cases.policy import (
+    LEASE_PROMPTS,
     OUTPUT_TOKENS,
     PROMPT_TOKENS,
     RANK,
@@ -41,6 +42,39 @@ def measure(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
     engine = Engine(settings)
     try:
         return asyncio.run(_measure(engine, policy, publications))
+    finally:
+        engine.close()
+
+
+def measure_merged(policy: BenchedPolicy, publications: int) -> list[dict[str, Any]]:
+    """One row per publication whose adapter is merged: until its lease, alone, has the first token of each output."""
+    settings = EngineSettings(
+        model=str(policy.model), dtype=policy.dtype, adapter_rank=None, receives=False, merges=True, adapters=1,
+        max_model_tokens=PROMPT_TOKENS + policy.output_tokens, tensor_parallel=1, repeatable=True, threads=1,
+        kv_cache_gib=1, extra={},
+    )  # fmt: skip
+    for version in range(publications + 1):
+        policy.publish(version)
+    engine = Engine(settings)
+    versions = Versions("sampler-0", engine, MergedAdapters(EngineWeights(engine)), policy.dtype, 60)
+
+    async def begun(version: int) -> dict[str, Any]:
+        published = time.monotonic()
+        async with versions.use(str(policy.registry.root), version, alone=True) as used:
+            ready = time.monotonic()
+            sampling = SamplingSection(n=N, max_tokens=1)
+            texts = prompts(LEASE_PROMPTS, version, policy.vocabulary)
+            async for _ in engine.sample(
+                texts, sampling, n=N, end_tokens=policy.ends, adapter=used.adapter, seed=version
+            ):
+                pass
+        return {"version": version, "ready s": ready - published, "first tokens s": time.monotonic() - published}
+
+    async def all_begun() -> list[dict[str, Any]]:
+        return [await begun(version) for version in range(publications + 1)][1:]  # the first warms up
+
+    try:
+        return asyncio.run(all_begun())
     finally:
         engine.close()
 

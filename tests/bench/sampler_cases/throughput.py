@@ -15,10 +15,8 @@ from brain_align.sampler.service import SamplerActor
 from tests.bench.sampler_cases.policy import (
     LEASE_PROMPTS,
     LEASES,
-    OUTPUT_TOKENS,
     PROMPT_TOKENS,
     RANK,
-    VOCABULARY,
     BenchedPolicy,
     N,
     prompts,
@@ -31,7 +29,7 @@ class BareVllm:
     Without an adapter, it samples from the model itself.
     """
 
-    def __init__(self, model: str, adapter: str | None) -> None:
+    def __init__(self, policy: BenchedPolicy, adapter: str | None) -> None:
         import os
 
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
@@ -39,10 +37,12 @@ class BareVllm:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
+        self._policy = policy
         self._adapter = None if adapter is None else LoRARequest("adapter", 1, adapter)
         adapters = {} if adapter is None else {"enable_lora": True, "max_loras": 3, "max_lora_rank": RANK}
         self._llm = LLM(
-            model=model, dtype="float32", skip_tokenizer_init=True, max_model_len=PROMPT_TOKENS + OUTPUT_TOKENS,
+            model=str(policy.model), dtype=policy.dtype, skip_tokenizer_init=True,
+            max_model_len=PROMPT_TOKENS + policy.output_tokens,
             enforce_eager=True, logprobs_mode="processed_logprobs", **adapters,
         )  # fmt: skip
 
@@ -51,7 +51,11 @@ class BareVllm:
         from vllm import SamplingParams
 
         parameters = SamplingParams(
-            n=N, max_tokens=OUTPUT_TOKENS, stop_token_ids=[VOCABULARY - 1], logprobs=0, detokenize=False
+            n=N,
+            max_tokens=self._policy.output_tokens,
+            stop_token_ids=list(self._policy.ends),
+            logprobs=0,
+            detokenize=False,
         )
         began = time.perf_counter()
         results = self._llm.generate(
@@ -82,10 +86,13 @@ async def sampled(actor: Any, leases: list[SampleRequest]) -> tuple[int, float]:
     return sum(counts), time.perf_counter() - began
 
 
-def measure(policy: BenchedPolicy, log: Path, repeats: int, *, merged: bool) -> list[dict[str, Any]]:
+def measure(
+    policy: BenchedPolicy, log: Path, repeats: int, *, merged: bool, count: int = LEASES * LEASE_PROMPTS
+) -> list[dict[str, Any]]:
     """Tokens a second of both, in turns on the same prompts; the first turn of each warms up and is not counted.
 
-    With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none.
+    With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none. `count` is that of the prompts,
+    of which the first turn has a quarter.
     """
     version = policy.publish(0)
     recipe = policy.recipe().model_dump(mode="json")
@@ -93,15 +100,15 @@ def measure(policy: BenchedPolicy, log: Path, repeats: int, *, merged: bool) -> 
         "sampler-0", recipe, ProposalModel(str(policy.model), RANK, merged), str(log)
     )
     ray.get(ours.ready.remote())
-    bare = ray.remote(BareVllm).remote(str(policy.model), None if merged else str(version.path))
+    bare = ray.remote(BareVllm).remote(policy, None if merged else str(version.path))
     rates: dict[str, list[float]] = {"bare vllm.LLM.generate": [], "leases through a sampler actor": []}
     for turn in range(repeats + 1):
-        texts = prompts(LEASES * LEASE_PROMPTS, turn)
+        texts = prompts(count if turn else max(1, count // 4), turn, policy.vocabulary)
         cut = [texts[start : start + LEASE_PROMPTS] for start in range(0, len(texts), LEASE_PROMPTS)]
-        leases = [lease(policy, part, turn * LEASES + index) for index, part in enumerate(cut)]
+        asked = [lease(policy, part, turn * LEASES + index) for index, part in enumerate(cut)]
         cases = {
             "bare vllm.LLM.generate": lambda texts=texts: ray.get(bare.generate.remote(texts)),
-            "leases through a sampler actor": lambda leases=leases: asyncio.run(sampled(ours, leases)),
+            "leases through a sampler actor": lambda asked=asked: asyncio.run(sampled(ours, asked)),
         }
         for name in cases if turn % 2 else reversed(cases):
             tokens, seconds = cases[name]()

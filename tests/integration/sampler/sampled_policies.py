@@ -21,13 +21,12 @@ from brain_align.common.requests import Prompt, SampleRequest
 from brain_align.learner.publishing.publisher import make_probe
 from brain_align.sampler.sampler import Sampler
 from tests.unit.factories import recipe_settings
-from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
+from tests.unit.tiny_models import gpt2_like_tokenizer, gptj, llama, save
 
 TOKENIZER = gpt2_like_tokenizer()
 VOCABULARY = len(TOKENIZER)
 EOS_ID = VOCABULARY - 1
 RANK = 8
-TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Policies:
 
     model: Path
     registry: PolicyRegistry
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
 
     def recipe(self, **changes: Any) -> Recipe:
         settings = recipe_settings(
@@ -52,7 +52,7 @@ class Policies:
     def adapted(self, seed: int, rank: int = RANK, *, rslora: bool = False) -> PeftModel:
         """The model with a random adapter that changes its outputs a lot."""
         base = load_causal_lm(str(self.model), "float32")
-        adapted = attach_new_adapter(base, AdapterSection(r=rank, alpha=16, targets=TARGETS), seed)
+        adapted = attach_new_adapter(base, AdapterSection(r=rank, alpha=16, targets=list(self.targets)), seed)
         if rslora:
             adapted.active_peft_config.use_rslora = True
             for module in adapted.modules():
@@ -96,6 +96,15 @@ def make_policies(directory: Path) -> Policies:
     save(base_model(), model)
     TOKENIZER.save_pretrained(model)
     return Policies(model, PolicyRegistry(directory / "policies"))
+
+
+def make_gptj_policies(directory: Path, width: int = 128) -> Policies:
+    """A model that vLLM has no adapters for."""
+    model = directory / "model"
+    model.mkdir(parents=True)
+    save(gptj(seed=1, vocabulary=VOCABULARY, n_embd=width), model)
+    TOKENIZER.save_pretrained(model)
+    return Policies(model, PolicyRegistry(directory / "policies"), ("q_proj", "v_proj", "fc_out"))
 
 
 async def sampled(sampler: Sampler, lease: SampleRequest) -> list[dict[str, Any]]:

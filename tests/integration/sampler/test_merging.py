@@ -3,11 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.sampler.engine.adapter_support import supports_adapters
-from brain_align.sampler.weights.merging import merged
+from brain_align.sampler.weights.merging import Rounding, merged
 from tests.unit.tiny_models import llama
 
 PATTERNS = {"use_rslora": True, "rank_pattern": {"down_proj": 3}, "alpha_pattern": {r".*\.0\..*q_proj": 64}}
@@ -17,12 +17,17 @@ def bloom() -> BloomForCausalLM:
     return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2))
 
 
-def adapted(model, directory, **settings) -> PeftModel:
+def gpt2() -> GPT2LMHeadModel:
+    """Its layers, of which one is square, hold their weights transposed."""
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2))
+
+
+def adapted(model, directory, std=0.3, **settings) -> PeftModel:
     """A model with an adapter that changes something, which lies in the directory, too."""
     policy = get_peft_model(model, LoraConfig(r=2, lora_alpha=8, **settings))
     for name, weight in policy.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=std)
     save_adapter(policy, directory)
     return policy
 
@@ -35,6 +40,7 @@ def files_of(model) -> dict[str, torch.Tensor]:
     ("model", "prefix", "settings"),
     [
         (llama, "", {"target_modules": ["q_proj", "down_proj"], **PATTERNS}),
+        (gpt2, "transformer.", {"target_modules": ["c_attn", "c_proj"], "use_rslora": True, "fan_in_fan_out": True}),
         (bloom, "", {"target_modules": ["query_key_value"]}),
         (bloom, "transformer.", {"target_modules": ["query_key_value"]}),  # as the files on the hub call its weights
     ],
@@ -43,7 +49,7 @@ def test_merged_weights_are_those_of_peft(model, prefix, settings, tmp_path) -> 
     base = model()
     files = {name.removeprefix(prefix): value for name, value in files_of(base).items()}
     policy = adapted(base, tmp_path, **settings)
-    found = dict(merged(files.items(), tmp_path, torch.float32, lambda name: name))
+    found = dict(merged(files.items(), tmp_path, torch.float32, lambda name: name, Rounding()))
     expected = {name.removeprefix(prefix): value for name, value in policy.merge_and_unload().state_dict().items()}
     assert found.keys() == files.keys()
     assert any(not torch.equal(found[name], files[name]) for name in files)
@@ -51,12 +57,25 @@ def test_merged_weights_are_those_of_peft(model, prefix, settings, tmp_path) -> 
         torch.testing.assert_close(value, expected[name])
 
 
+@pytest.mark.parametrize(
+    ("std", "dtype", "least", "most"),
+    [(0.3, torch.float32, 1e-9, 1e-6), (0.3, torch.bfloat16, 1e-4, 1e-2), (1e-4, torch.bfloat16, 0.3, 1.5)],
+)
+def test_what_rounding_takes_from_an_adapter_is_measured(std, dtype, least, most, tmp_path) -> None:
+    base = llama()
+    files = files_of(base)
+    adapted(base, tmp_path, std=std, target_modules=["q_proj", "down_proj"])
+    rounding = Rounding()
+    dict(merged(files.items(), tmp_path, dtype, lambda name: name, rounding))
+    assert least < rounding.share < most
+
+
 def test_weights_that_the_files_lack_are_refused(tmp_path) -> None:
     files = files_of(llama())
     adapted(llama(), tmp_path, target_modules=["q_proj"])
     del files["model.layers.1.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match=r"changes 1 weights .* model\.layers\.1\.self_attn\.q_proj\.weight"):
-        dict(merged(files.items(), tmp_path, torch.float32, lambda name: name))
+        dict(merged(files.items(), tmp_path, torch.float32, lambda name: name, Rounding()))
 
 
 @pytest.mark.parametrize(("architecture", "has"), [("LlamaForCausalLM", True), ("GPTJForCausalLM", False)])

@@ -14,7 +14,6 @@ import torch
 
 from brain_align.common.config.sampling import SamplingSection
 from brain_align.common.errors import EngineLostError, UserError
-from brain_align.common.policies import PolicyRegistry
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.engine.settings import EngineSettings
 from brain_align.sampler.sampler import Sampler
@@ -25,6 +24,7 @@ from tests.integration.sampler.sampled_policies import (
     VOCABULARY,
     Policies,
     base_model,
+    make_gptj_policies,
     make_policies,
     outputs,
     sampled,
@@ -212,9 +212,9 @@ def test_whole_models_take_turns_and_truncated_sampling_is_accounted_for(
 
 
 def test_adapters_that_are_merged_are_sampled_exactly_and_leave_nothing_behind(
-    loop: asyncio.Runner, policies: Policies, tmp_path: Path
+    loop: asyncio.Runner, tmp_path: Path
 ) -> None:
-    own = Policies(policies.model, PolicyRegistry(tmp_path))
+    own = make_gptj_policies(tmp_path)
     adapted = [own.adapted(0), own.adapted(1, rank=16), own.adapted(2, rslora=True)]
     for version, model in enumerate(adapted):
         own.publish(version, model)
@@ -229,9 +229,7 @@ def test_adapters_that_are_merged_are_sampled_exactly_and_leave_nothing_behind(
             assert worst_gap(rows, adapted[version]) < 1e-4
         first, _, again = (loop.run(sampled(started, own.lease(version, alone=True))) for version in (1, 2, 1))
         assert outputs(first) == outputs(again)
-        wide = Policies(tmp_path / "wide", own.registry)
-        save(base_model(head=64), wide.model)
-        own.publish(3, wide.adapted(3))
+        own.publish(3, make_gptj_policies(tmp_path / "wide", 256).adapted(3))
         refuse(loop, started, own, 3, r"in phase `load`.*weights have the shape \[")
     finally:
         started.close()

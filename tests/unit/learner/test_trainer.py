@@ -15,6 +15,7 @@ from brain_align.common.nn.models.causal_lm import load_causal_lm
 from brain_align.common.policies import PolicyRegistry
 from brain_align.learner.checkpoints.training_state import SavedParameters
 from brain_align.learner.publishing.server_process import WeightServerProcess
+from brain_align.learner.steps.metrics import gap_warning
 from brain_align.learner.trainer import Trainer
 from tests.unit import tiny_models
 from tests.unit.common.nn.logprob_calls import group_logprobs
@@ -124,6 +125,8 @@ def test_the_gap_to_the_sampler_is_known_right_after_a_publication_only(trainer,
     metrics = trainer.train_step(1, train_batch(row, other)).metrics
     assert metrics["sampler_gap_max"] == pytest.approx(0.01, abs=1e-5)
     assert metrics["sampler_gap_mean"] == pytest.approx(0.005, abs=1e-5)
+    assert metrics["sampler_gap_sd"] == pytest.approx(0.02 / 2**0.5, abs=1e-5)
+    assert metrics["sampler_gap_tv"] == pytest.approx(1 / (1 + math.exp(-0.02)) - 0.5, abs=1e-5)
     assert "sampler_gap_max" not in trainer.train_step(2, train_batch(row)).metrics
     trainer.publish(1, 2)
     assert "sampler_gap_max" not in trainer.train_step(3, train_batch(row)).metrics
@@ -141,6 +144,19 @@ def test_with_recomputed_proposals_the_gap_is_known_at_every_step_and_a_wide_one
     assert note.startswith(
         "WARNING: step 2: sampler and learner differ by 0.1 nats per token (logprobs.gap_warning is 0.05)"
     )
+
+
+def test_rounding_that_moves_the_weights_is_named_for_the_first_versions(model_dir):
+    settings = recipe(model_dir)
+    last = settings.algorithm.updates_per_round + 1
+    metrics = {"sampler_gap_mean": 0.005, "sampler_gap_sd": 0.51, "sampler_gap_tv": 0.13}
+    cases = ((1, "sampler", True), (last, "sampler", True), (last + 1, "sampler", False), (1, "recomputed", False))
+    for step, proposal, named in cases:
+        logprobs = settings.logprobs.model_copy(update={"proposal": proposal})
+        warning = gap_warning(settings.model_copy(update={"logprobs": logprobs}), step, metrics)
+        assert (warning is not None) == named
+        assert warning is None or ("0.51 nats per output" in warning and "outputs by 13 %" in warning)
+    assert gap_warning(settings, 1, metrics | {"sampler_gap_tv": 0.04}) is None
 
 
 def test_steps_out_of_turn_are_refused(trainer):

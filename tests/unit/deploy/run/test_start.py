@@ -1,13 +1,17 @@
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError
+from brain_align.common.errors import LearnerOutOfMemoryError, PipelineError, UserError
+from brain_align.common.nn.models.adapters import save_adapter
 from brain_align.deploy.run.start import Delivery, delivery_of, with_smaller_passes
 from tests.unit.factories import recipe_settings
+from tests.unit.tiny_models import llama
 
 GPU, FULL = {"gpus": 1}, {"policy": {"model": "m", "method": "full", "dtype": "float32"}}
 OVERLAPPED = {"algorithm": {"max_staleness": 1}}
@@ -49,6 +53,19 @@ def test_adapters_are_merged_where_vllm_has_none_and_on_cpus(
     assert found.facts.startswith(facts)
     chosen = settings.get("sampler", {}).get("delivery", "auto") == "auto" and "policy" not in settings
     assert any("sampler.delivery=auto" in note for note in found.notes) == chosen
+
+
+def test_an_adapter_of_embeddings_stays_beside_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    save_adapter(model, tmp_path)
+    policy = {"policy": {"model": "m", "sft_adapter": str(tmp_path)}}
+    found = decided(monkeypatch, vllm_has_adapters=None, **policy)
+    assert not found.merged
+    assert "adapts embeddings (base_model.model.model.embed_tokens." in found.notes[0]
+    with pytest.raises(UserError, match=r"sampler\.delivery=merged: .*adapts embeddings"):
+        decided(monkeypatch, vllm_has_adapters=None, sampler={"delivery": "merged"}, **policy)
+    save_adapter(get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])), tmp_path)
+    assert decided(monkeypatch, vllm_has_adapters=None, **policy).merged
 
 
 @pytest.mark.parametrize(("replicas", "alone"), [(1, True), (2, False)])
