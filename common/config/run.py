@@ -87,7 +87,7 @@ class PrepareSection(Section):
         description="with base: LoRA adapters are trained, and merged at the end; null: all weights are trained",
     )
     layers: int | None = Field(
-        None, ge=1, description="with base: only so many of the last layers are trained, which is faster; null: all"
+        None, ge=1, description="with base: only so many of the last layers get adapters, which is faster; null: all"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="with base: type of computations and of the models written"
@@ -116,6 +116,8 @@ class PrepareSection(Section):
     def problems(self) -> Iterator[str]:
         if self.base is not None and self.kind == "demo":
             yield "kind=demo is synthetic and has no base; set kind to hh or tldr, or remove base"
+        if self.adapter is None and self.layers is not None:
+            yield "layers says which layers get adapters, and adapter=null trains all weights; remove one of them"
         changed = sorted(self.model_fields_set - {"kind", "base", "cache", "seed"})
         if self.base is None and any(getattr(self, name) != _default(self, name) for name in changed):
             yield f"{', '.join(changed)} need a base, a pretrained model to start from; set base, or remove them"

@@ -24,6 +24,7 @@ from brain_align.deploy.worlds.pretrained.training import (
 )
 
 _MEASURED = 128  # held-out references
+_PASS_TOKENS = 4096
 
 Example = tuple[list[int], list[int]]
 """The token ids of a prompt and of its reference output, with its end."""
@@ -61,11 +62,10 @@ def held_out_loss(source: str, base: Base, settings: PrepareSection, pairs: Sequ
     """Return a model's mean −log p per token of the chosen outputs, their ends included, in nats."""
     model = load_causal_lm(source, settings.dtype, device_of(settings))
     groups = [_example(base, pair) for pair in pairs[:_MEASURED]]
-    texts = [(prompt, [output]) for prompt, output in groups]
-    sums = 0.0
-    for text in texts:
-        [found] = sequence_logprobs(model.requires_grad_(False), [text])
-        sums += float(found.sums.sum())
+    found = sequence_logprobs(
+        model.requires_grad_(False), [(prompt, [output]) for prompt, output in groups], max_tokens=_PASS_TOKENS
+    )
+    sums = sum(float(group.sums.sum()) for group in found)
     return round(-sums / sum(len(output) for _, output in groups), 4)
 
 

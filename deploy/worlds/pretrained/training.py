@@ -68,7 +68,7 @@ def common_arguments(
         "max_steps": steps,
         "learning_rate": tuning.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, round(_WARMUP * steps)),
+        "warmup_steps": round(_WARMUP * steps),
         "max_grad_norm": 1.0,
         "weight_decay": 0.0,
         "logging_steps": 1,
