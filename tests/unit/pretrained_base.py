@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
+from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run import PrepareSection
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -19,9 +20,12 @@ SMALL = {
     "max_pair_tokens": 64,
     "dtype": "float32",
     "adapter": {"r": 2, "alpha": 4},
-    "sft": {"examples": 16, "learning_rate": 1e-2},
+    "sft": {"examples": 32, "batch": 8, "learning_rate": 1e-2},
     "reward": {"batch": 8, "learning_rate": 1e-2},
 }
+
+
+_CLASSIFIER = {"kind": "classifier", "chat_template": True, "max_tokens": 64, "dtype": "float32"}
 
 
 def chat_model(folder: Path, template: str | None = TEMPLATE) -> Path:
@@ -57,3 +61,23 @@ def summaries(path: Path, count: int = 80) -> Path:
 
 def settings(base: Path | str, **changes) -> PrepareSection:
     return PrepareSection.model_validate({"kind": "hh", "base": str(base), **SMALL, **changes})
+
+
+def recipe_of(base: Path, data: str, cache: Path) -> Recipe:
+    splits = {split: f"{{world}}/prompts/{split}.jsonl" for split in ("train", "validation", "test")}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "run": {"dir": str(cache / "run")},
+            "prepare": {**settings(base).model_dump(exclude_unset=True), "cache": str(cache)},
+            "data": {"path": data, **splits, "chat_template": "model", "max_prompt_tokens": 56},
+            "policy": {"model": "{world}/policy", "dtype": "float32"},
+            "sampling": {"max_tokens": 8},
+            "scorers": {
+                "reward": {**_CLASSIFIER, "path": "{world}/reward"},
+                "gold": {**_CLASSIFIER, "path": "{world}/gold", "use": "evaluation"},
+            },
+            "objective": {"reward": "reward"},
+            "algorithm": {"prompts_per_round": 4, "batch_prompts": 4},
+        }
+    )
