@@ -59,8 +59,8 @@ def summaries(path: Path, count: int = 80) -> Path:
     return path
 
 
-def settings(base: Path | str, **changes) -> PrepareSection:
-    return PrepareSection.model_validate({"kind": "hh", "base": str(base), **SMALL, **changes})
+def settings(base: Path | str | None, **changes) -> PrepareSection:
+    return PrepareSection.model_validate({"kind": "hh", "base": base and str(base), **SMALL, **changes})
 
 
 def recipe_of(base: Path, data: str, cache: Path) -> Recipe:

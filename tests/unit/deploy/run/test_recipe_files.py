@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from brain_align.common.errors import UserError
+from brain_align.deploy import cli
+from brain_align.deploy.commands.arguments import parsed
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.run.yaml_text import LARGEST, dump_yaml, load_yaml
@@ -109,8 +111,8 @@ def test_the_commands_at_the_head_of_shipped_recipes_are_valid(path: Path):
     head = re.sub(r"\\\n#", "", path.read_text().partition("\nname:")[0])
     for line in head.splitlines():
         if line.startswith("#   brain "):
-            _, _, recipe, *overrides = shlex.split(line.removeprefix("#   "), comments=True)
-            with_world(load_recipe(ROOT / "deploy/recipes" / Path(recipe).name, overrides), Path("/world"))
+            options = parsed(cli._parser(), shlex.split(line.removeprefix("#   "), comments=True)[1:])
+            with_world(load_recipe(ROOT / "deploy/recipes" / Path(options.recipe).name, options.overrides), Path("/w"))
 
 
 def test_a_file_without_an_end_is_refused():

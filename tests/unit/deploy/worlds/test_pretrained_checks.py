@@ -79,13 +79,14 @@ def test_too_few_pairs_are_refused(base, tmp_path):
     ("changes", "problem"),
     [
         ({"kind": "demo"}, "kind=demo is synthetic"),
-        ({"base": None}, "need a base"),
         ({"adapter": None, "layers": 2}, "remove one of them"),
     ],
 )
 def test_contradictions_are_named(changes, problem):
     with pytest.raises(ValueError, match=problem):
-        settings(**{"base": "a/model", **changes})
+        settings("a/model", **changes)
+    with pytest.raises(ValueError, match="need a base"):
+        settings(None)
 
 
 def test_a_run_on_a_poor_reward_model_is_warned(base, data, tmp_path):
