@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 
 _UNUSED = "-"
+_SOME_DAY = datetime(2024, 7, 26)  # for templates that write the date; the day of a preparation decides nothing
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ def open_base(settings: PrepareSection) -> Base:
         {"train": _UNUSED, "validation": _UNUSED, "test": _UNUSED, "chat_template": AS_THEY_ARE}
     )
     policy = PolicySection(model=settings.base)
-    encoding = policy_encoding(policy, data)
+    encoding = policy_encoding(policy, data, _SOME_DAY)
     if encoding.tokenizer.chat_template:
-        encoding = policy_encoding(policy, data.model_copy(update={"chat_template": OF_THE_MODEL}))
+        encoding = policy_encoding(policy, data.model_copy(update={"chat_template": OF_THE_MODEL}), _SOME_DAY)
     elif settings.kind == "hh":
         raise UserError(
             f"prepare.base={settings.base} has no chat template, but the data of prepare.kind=hh are conversations; "

@@ -40,13 +40,13 @@ def build_pretrained(
     Raises:
         UserError: the data have too few usable pairs, or the base cannot be loaded.
     """
-    partial = world.with_name(f"{world.name}.partial")
-    partial.mkdir(exist_ok=True)
-    remove_leftovers(partial)
     data = read_pairs(settings.kind, files, Random(settings.seed))
     if not base.templated:  # a plain text goes on with the space that begins its next word
         data = Pairs([_spaced(pair) for pair in data.pairs], data.meaning, data.dropped)
     splits = split_pairs(data, settings, base.encoding, settings.seed)
+    partial = world.with_name(f"{world.name}.partial")
+    partial.mkdir(exist_ok=True)
+    remove_leftovers(partial)
     task = _Task(partial, base, settings, splits, progress)
     with _quiet():
         facts = task.all_stages()

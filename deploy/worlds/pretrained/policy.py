@@ -19,6 +19,7 @@ from brain_align.deploy.worlds.pretrained.training import (
     common_arguments,
     device_of,
     merged,
+    on_one_device,
     train,
     trained_dtype,
 )
@@ -44,7 +45,7 @@ def make_policy(
     arguments = common_arguments(settings, settings.sft, stage, len(examples), longest)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=on_one_device(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})),
         train_dataset=_dataset(examples),
         processing_class=base.tokenizer,
         peft_config=adapter_config(settings, model, task_type="CAUSAL_LM"),

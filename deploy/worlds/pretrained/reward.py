@@ -23,6 +23,7 @@ from brain_align.deploy.worlds.pretrained.training import (
     common_arguments,
     device_of,
     merged,
+    on_one_device,
     train,
     trained_dtype,
 )
@@ -50,7 +51,7 @@ def make_reward_model(
     arguments = common_arguments(settings, settings.reward, stage, len(pairs), longest)
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**arguments, center_rewards_coefficient=_CENTRE),
+        args=on_one_device(RewardConfig(**arguments, center_rewards_coefficient=_CENTRE)),
         train_dataset=_dataset(encoded),
         processing_class=tokenizer,
         peft_config=adapter_config(settings, model, task_type="SEQ_CLS", modules_to_save=["score"]),

@@ -84,6 +84,12 @@ def common_arguments(
     }
 
 
+def on_one_device(arguments: Any) -> Any:
+    """Return TRL's configuration for one GPU at most, also where the machine has several."""
+    arguments._n_gpu = min(1, arguments.n_gpu)  # asking for it sets the devices up
+    return arguments
+
+
 def adapter_config(settings: PrepareSection, model: PreTrainedModel, **more: Any) -> LoraConfig | None:
     """Return the adapter to train; None where all weights are trained."""
     if settings.adapter is None:
@@ -102,7 +108,6 @@ def adapter_config(settings: PrepareSection, model: PreTrainedModel, **more: Any
 
 def train(trainer: Any, stage: Stage) -> dict[str, Any]:
     """Train with a Trainer of TRL, from its newest checkpoint if there is one; return steps and the last loss."""
-    trainer.args._n_gpu = min(1, trainer.args._n_gpu)
     trainer.remove_callback(PrinterCallback)
     reporter = _Reporter(stage)
     trainer.add_callback(reporter)
