@@ -1,9 +1,12 @@
 """The surroundings of the algorithm: where a run is stored, what it builds first, how it is judged, its time limits."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
+from brain_align.common.config.inputs import AdapterSection
 from brain_align.common.config.section import Section
 
 
@@ -32,19 +35,96 @@ class StoreSection(Section):
     replay: bool = Field(False, description="train the steps that store.uri records again, in the same order")
 
 
-class PrepareSection(Section):
-    """A toy task or benchmark to build first, for recipes without models and data of their own.
+class SftSection(Section):
+    """Supervised fine-tuning of the policy on reference outputs, from `prepare.base`.
 
     Example:
-        prepare: {kind: demo}
+        prepare: {kind: hh, base: org/chat-model, sft: {examples: 5000, learning_rate: 1.0e-4}}
     """
 
+    examples: int | None = Field(1000, ge=1, description="at most this many, drawn at random; null: all")
+    epochs: float = Field(1, gt=0, description="passes over them")
+    learning_rate: float = Field(2e-4, gt=0, description="highest learning rate; it rises from 0, and falls to 0 again")
+    batch: int = Field(16, ge=1, description="examples per optimiser step")
+
+
+class RewardModelSection(Section):
+    """Training of the reward model, and of the gold judge on other pairs, from `prepare.base`.
+
+    Example:
+        prepare: {kind: hh, base: org/chat-model, reward: {pairs: 20000, learning_rate: 1.0e-4}}
+    """
+
+    pairs: int | None = Field(None, ge=1, description="at most this many for each of the two; null: half of all each")
+    epochs: float = Field(1, gt=0, description="passes over them")
+    learning_rate: float = Field(3e-4, gt=0, description="highest learning rate; it rises from 0, and falls to 0 again")
+    batch: int = Field(16, ge=1, description="pairs per optimiser step")
+
+
+class PrepareSection(Section):
+    """What is built before the run: a toy task; or, with `base`, SFT policy and reward models (docs/prepare.md).
+
+    Example:
+        prepare: {kind: hh, base: HuggingFaceTB/SmolLM2-135M-Instruct}
+    """
+
+    OPERATIONAL: ClassVar = {"cache", "device", "micro_batch_tokens", "activation_checkpointing"}
+    """Settings that do not decide what is built, but for the rounding of floats."""
+
     kind: Literal["demo", "hh", "tldr"] = Field(description="what to build; `{world}` in paths is its directory")
+    base: str | None = Field(
+        None,
+        description="directory or hub id (with `@revision`, too) of a pretrained language model, from which SFT policy "
+        "and reward models are fine-tuned; null: small models are trained from scratch",
+    )
     cache: str = Field(
         "build/worlds",
         description="directory that keeps what was built; inside a Ray job, relative to where the run directory lies",
     )
     seed: int = Field(0, ge=0, description="seed of what is built")
+    adapter: AdapterSection | None = Field(
+        AdapterSection(r=16, alpha=32),
+        description="with base: LoRA adapters are trained, and merged at the end; null: all weights are trained",
+    )
+    layers: int | None = Field(
+        None, ge=1, description="with base: only so many of the last layers get adapters, which is faster; null: all"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="with base: type of computations and of the models written"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="with base: auto: a GPU if there is one")
+    max_prompt_tokens: int = Field(
+        192, ge=1, description="with base: longer prompts are left out of the splits, and cut from the left in pairs"
+    )
+    max_output_tokens: int = Field(
+        64, ge=1, description="with base: longer reference outputs are left out of the splits and of SFT"
+    )
+    max_pair_tokens: int = Field(
+        256, ge=8, description="with base: prompt and output that reward models read, cut from the left"
+    )
+    held_out_pairs: int = Field(
+        1000, ge=20, description="with base: pairs that no model is trained on; the splits' prompts are theirs"
+    )
+    micro_batch_tokens: int = Field(4096, ge=1, description="with base: padded tokens per forward pass, at most")
+    activation_checkpointing: bool = Field(
+        False, description="with base: recompute activations in the backward pass: less memory, slower"
+    )
+    sft: SftSection = SftSection()
+    reward: RewardModelSection = RewardModelSection()
+
+    @override
+    def problems(self) -> Iterator[str]:
+        if self.base is not None and self.kind == "demo":
+            yield "kind=demo is synthetic and has no base; set kind to hh or tldr, or remove base"
+        if self.adapter is None and self.layers is not None:
+            yield "layers says which layers get adapters, and adapter=null trains all weights; remove one of them"
+        changed = sorted(self.model_fields_set - {"kind", "base", "cache", "seed"})
+        if self.base is None and any(getattr(self, name) != _default(self, name) for name in changed):
+            yield f"{', '.join(changed)} need a base, a pretrained model to start from; set base, or remove them"
+
+
+def _default(section: Section, name: str) -> object:
+    return type(section).model_fields[name].default
 
 
 class EvaluationSection(Section):

@@ -14,6 +14,9 @@ _OPERATIONAL = (
     "ray.*",
     "timeouts.*",
     "prepare.cache",
+    "prepare.device",
+    "prepare.micro_batch_tokens",
+    "prepare.activation_checkpointing",
     "sampler.replicas",
     "sampler.leases_in_flight",
     "sampler.delivery",
@@ -49,7 +52,27 @@ _OPERATIONAL = (
 when a run is resumed."""
 
 
-_CAME_LATER: dict[str, Any] = {"data.continue_final_message": False}
+_CAME_LATER: dict[str, Any] = {
+    "data.continue_final_message": False,
+    "prepare.base": None,
+    "prepare.adapter.r": 16,
+    "prepare.adapter.alpha": 32,
+    "prepare.adapter.targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "prepare.layers": None,
+    "prepare.dtype": "bfloat16",
+    "prepare.max_prompt_tokens": 192,
+    "prepare.max_output_tokens": 64,
+    "prepare.max_pair_tokens": 256,
+    "prepare.held_out_pairs": 1000,
+    "prepare.sft.examples": 1000,
+    "prepare.sft.epochs": 1,
+    "prepare.sft.learning_rate": 2e-4,
+    "prepare.sft.batch": 16,
+    "prepare.reward.pairs": None,
+    "prepare.reward.epochs": 1,
+    "prepare.reward.learning_rate": 3e-4,
+    "prepare.reward.batch": 16,
+}
 """Settings that the first recipes did not have, with the value under which a run is what it was without them."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run import PrepareSection
 from brain_align.common.config.run_identity import recipe_digest
 from brain_align.common.errors import UserError
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
@@ -114,7 +115,7 @@ def _world_of(directory: RunDirectory, recipe: Recipe) -> Path | None:
 
 def _asked(recipe: Recipe) -> tuple[object, ...]:
     assert recipe.prepare is not None
-    return recipe.prepare.kind, recipe.prepare.seed, recipe.data.path
+    return recipe.prepare.model_dump(exclude=PrepareSection.OPERATIONAL), recipe.data.path
 
 
 def output_path(path: str) -> Path:

@@ -18,6 +18,7 @@ from brain_align.deploy.run.result.card import FIGURES
 from brain_align.deploy.run.result.files import Result
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.schedule.evaluation import Evaluation
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 _ROWS = (*FIGURES, ("test prompts", "prompts", "{}"))
 _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
@@ -38,6 +39,7 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         "name": recipe.name,
         "config_digest": recipe_digest(recipe),
         **figures,
+        "warnings": warnings_of(recipe),
         "delivery": work.delivery,
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
@@ -86,6 +88,8 @@ def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]
         )
         trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
         console.print(f"{trained}\nevaluation {summary['evaluation']}", soft_wrap=True)
+    for warning in summary.get("warnings", ()):
+        console.print(warning, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     if left_out := summary.get("left_out"):
         console.print(f"quarantined: {', '.join(left_out)} (brain status says why)", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Prepares the data and models of a toy task, once, for a recipe with a `prepare` section.
+"""Prepares data and models, once, for a recipe with a `prepare` section: a toy task, or one from a pretrained model.
 
 The directory that holds them is called a world: data splits, tokenizer, SFT policy and reward model.
 """
@@ -21,11 +21,14 @@ from brain_align.common.system.locks import file_lock
 from brain_align.deploy.demo.world import build_demo
 from brain_align.deploy.worlds.files import save_facts
 from brain_align.deploy.worlds.hh import build_hh
+from brain_align.deploy.worlds.pretrained.base import Base, open_base
+from brain_align.deploy.worlds.pretrained.build import build_pretrained
 from brain_align.deploy.worlds.tldr import build_tldr
 from brain_align.deploy.worlds.training import Progress, Recorder
 
 # Versions of the code that builds each kind: a change of its results must raise the number.
 _VERSIONS = {"demo": 1, "hh": 2, "tldr": 1}
+_PRETRAINED_VERSION = 1  # likewise, of the code that fine-tunes pretrained models
 _THREADS = 4  # more threads only slow down such small models
 
 Builder = Callable[[Path, int, Sequence[Path], Recorder], dict[str, object]]
@@ -37,16 +40,21 @@ def ensure_world(
 ) -> Path:
     """Return the directory of the prepared data that `settings` ask for; build it if the cache lacks it.
 
-    The directory is named by a digest of the settings, the raw data and the version of this code, and appears when it
-    is complete. Two processes that need the same directory at the same time build it once. `data_path` names files or
-    directories of raw data; the demo needs none. `progress` is called with one line of text now and then.
+    The directory is named by a digest of the settings, the raw data, the base and the version of this code, and appears
+    when it is complete. Two processes that need the same directory at the same time build it once. `data_path` names
+    files or directories of raw data; the demo needs none. `progress` is called with one line of text now and then.
 
     Raises:
-        UserError: the raw data is missing or malformed.
+        UserError: the raw data or the base is missing or does not fit.
     """
     files = _data_files(settings.kind, data_path)
     contents = [digest_files(file.parent, [file.name]) for file in files]
-    name = digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
+    base = None if settings.base is None else open_base(settings)
+    if base is None:
+        name = digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
+    else:
+        decisive = settings.model_dump(mode="json", exclude={"base", *settings.OPERATIONAL})
+        name = digest("pretrained world", _PRETRAINED_VERSION, decisive, base.digest, contents)
     world = cache_dir / f"{settings.kind}-{name[:12]}"
     if world.is_dir():
         return world
@@ -56,7 +64,7 @@ def ensure_world(
             if locked:  # so no builder of it is alive
                 _remove_leftovers(world)
             try:
-                _build(settings, world, files, progress)
+                _build(settings, world, files, base, progress)
             except OSError:
                 if not world.is_dir():  # else another, that no lock has stopped, was faster; it has the same content
                     raise
@@ -70,10 +78,14 @@ def _remove_leftovers(world: Path) -> None:
             shutil.rmtree(entry)
 
 
-def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
+def _build(settings: PrepareSection, world: Path, files: Sequence[Path], base: Base | None, progress: Progress) -> None:
+    if base is not None:
+        with _quiet():
+            build_pretrained(world, base, settings, files, progress)
+        return
     recorder = Recorder(progress)
     started = time.monotonic()
-    with new_directory(world) as directory, _quiet_and_seeded(settings.seed):
+    with new_directory(world) as directory, _quiet(), _seeded(settings.seed):
         facts = _BUILDERS[settings.kind](directory, settings.seed, files, recorder)
         seconds = {**recorder.seconds, "total": round(time.monotonic() - started, 1)}
         save_facts(directory, {"kind": settings.kind, "seed": settings.seed, **facts, "seconds": seconds})
@@ -115,19 +127,27 @@ def _only_one(world: Path, progress: Progress) -> Iterator[bool]:
 
 
 @contextmanager
-def _quiet_and_seeded(seed: int) -> Iterator[None]:
-    """Seed torch, limit its threads and silence transformers; restore all of it afterwards."""
-    threads, verbosity = torch.get_num_threads(), transformers_logging.get_verbosity()
-    progress_bars = transformers_logging.is_progress_bar_enabled()
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch and limit its threads; restore both afterwards."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(min(_THREADS, os.cpu_count() or 1))
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers; restore what it said before afterwards."""
+    verbosity, progress_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         transformers_logging.set_verbosity(verbosity)
         if progress_bars:
             transformers_logging.enable_progress_bar()

@@ -31,8 +31,8 @@ class Corpus:
     facts: dict[str, Any]  # counts for world.json: rows read, and rows dropped by reason
 
 
-def read_rows(files: Sequence[Path], columns: tuple[str, str], dropped: Counter[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of .jsonl and .jsonl.gz files that have text in both columns; count the others as malformed.
+def read_rows(files: Sequence[Path], columns: tuple[str, ...], dropped: Counter[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of .jsonl and .jsonl.gz files that have text in all columns; count the others as malformed.
 
     Raises:
         UserError: a file cannot be read.
@@ -78,7 +78,7 @@ def split_by_prompt(items: Sequence[tuple[str, Item]], heldable: set[str], rando
     return splits
 
 
-def _row(line: str, columns: tuple[str, str]) -> dict[str, str] | None:
+def _row(line: str, columns: tuple[str, ...]) -> dict[str, str] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -12,9 +13,9 @@ from brain_align.deploy.worlds.reward_model import RewardModel
 from brain_align.scorer.text_models.formats import RewardFormat
 
 
-def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, str]]) -> None:
+def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, Any]], *, folder: str = "prompts") -> None:
     """Write `prompts/SPLIT.jsonl`, rows with at least `prompt` and `label` (the reference output)."""
-    path = world / "prompts" / f"{split}.jsonl"
+    path = world / folder / f"{split}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from transformers import (
 from typing_extensions import override
 
 from brain_align.common.config.scorers import ClassifierSection
-from brain_align.common.data.conversations import Message, RenderingError, answered, rendered, turns_of
+from brain_align.common.data.conversations import RenderingError, answered, rendered, turns_of
 from brain_align.common.errors import UserError, listed
 from brain_align.common.identity import digest
 from brain_align.common.nn.models.causal_lm import load_tokenizer, refuse_incomplete
@@ -27,10 +26,11 @@ from brain_align.common.nn.models.configuration import base_of_adapter, load_any
 from brain_align.common.nn.models.rotary import fix_rotary
 from brain_align.common.nn.models.shards import check_shards
 from brain_align.common.nn.models.sources import find_source
-from brain_align.common.nn.token_ids import LiteralContents, tokens_around
+from brain_align.common.nn.token_ids import tokens_around
 from brain_align.common.policies import ADAPTER_CONFIG
 from brain_align.scorer.scorer import ROUNDING, Group, Kind, NoValueError, Resources, Scorer, texts_of
 from brain_align.scorer.text_models.checkpoints import digest_of_loaded
+from brain_align.scorer.text_models.classifier_texts import ClassifierTexts
 from brain_align.scorer.text_models.encoded_texts import ValuesOfTexts, annotate_texts
 from brain_align.scorer.text_models.positions import longest_text
 from brain_align.scorer.text_models.text_values import TextValues
@@ -76,15 +76,12 @@ class ClassifierScorer(Scorer):
     name: str
     digest: str
     _values: ValuesOfTexts
-    _tokenizer: PreTrainedTokenizerBase
-    _settings: ClassifierSection
-    _padding: int | None  # the id that a causal classifier skips at the end of a text; None: it skips nothing
+    _encoding: ClassifierTexts
     _together: bool  # see `annotate_texts`
-    _limit: int  # tokens of a text
 
     @override
     def score(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        plain = not self._settings.chat_template
+        plain = not self._encoding.chat_template
         return annotate_texts(self, batch, self._texts, self._values, together=self._together, plain=plain)
 
     def _texts(self, group: Group) -> list[list[int] | NoValueError]:
@@ -92,45 +89,11 @@ class ClassifierScorer(Scorer):
 
     def _encode(self, prompt: str, output: str) -> list[int] | NoValueError:
         try:
-            ids = self._conversation(prompt, output) if self._settings.chat_template else self._plain(prompt, output)
+            return self._encoding.encode(prompt, output)
         except RenderingError as error:
             return NoValueError(f"the classifier cannot read the conversation: {error}")
         except Exception as error:  # noqa: BLE001 - tokenizers raise anything; the next text may be in order
             return NoValueError(f"the classifier's tokenizer cannot encode it: {type(error).__name__}: {error}")
-        while len(ids) > 1 and ids[-1] == self._padding:
-            ids.pop()
-        return ids
-
-    def _plain(self, prompt: str, output: str) -> list[int]:
-        """Encode prompt and output as one text; control tokens that the output spells are read as text."""
-        begun = self._contents.begun(prompt, output)
-        prompt, said = prompt[: len(prompt) - begun], prompt[len(prompt) - begun :] + output
-        if not self._contents.spelt_in([said]):
-            return list(self._tokenizer(prompt + said, truncation=True, max_length=self._limit)["input_ids"])
-        ids = self._contents.encode(lambda change: prompt + change(said), [said])
-        before, after = self._around
-        room = self._limit - len(before) - len(after)
-        return [*before, *(ids[-room:] if self._settings.truncation == "left" else ids[:room]), *after]
-
-    def _conversation(self, prompt: str, output: str) -> list[int]:
-        """Encode prompt and output in the classifier's template, which brings all control tokens."""
-        turns = answered(turns_of(prompt), output)
-
-        def render(change: Callable[[str], str]) -> str:
-            changed = [Message(role=turn["role"], content=change(turn["content"])) for turn in turns]
-            return rendered(self._tokenizer, changed, then="end")
-
-        ids = self._contents.encode(render, [turn["content"] for turn in turns])
-        return ids[-self._limit :] if self._settings.truncation == "left" else ids[: self._limit]
-
-    @cached_property
-    def _around(self) -> tuple[list[int], list[int]]:
-        """The tokens that the tokenizer puts before and after every text."""
-        return tokens_around(self._tokenizer)
-
-    @cached_property
-    def _contents(self) -> LiteralContents:
-        return LiteralContents(self._tokenizer)
 
 
 def load_classifier(name: str, settings: ClassifierSection, resources: Resources) -> ClassifierScorer:
@@ -151,7 +114,8 @@ def load_classifier(name: str, settings: ClassifierSection, resources: Resources
     read = settings.model_dump(include={"dtype", "chat_template", "max_tokens", "truncation"})
     files = digest_of_loaded(settings.path, model.config, tokenizer=True)
     identity = digest("classifier", files, read, max_tokens)
-    return ClassifierScorer(name, identity, values, tokenizer, settings, padding, resources.together, limit)
+    encoding = ClassifierTexts(tokenizer, settings.chat_template, settings.truncation, limit, padding)
+    return ClassifierScorer(name, identity, values, encoding, resources.together)
 
 
 def load_classifier_tokenizer(settings: ClassifierSection) -> PreTrainedTokenizerBase:

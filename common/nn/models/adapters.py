@@ -26,6 +26,9 @@ WEIGHTS, CONFIG = ADAPTER_WEIGHTS, ADAPTER_CONFIG
 ALL_LINEAR = "all-linear"
 """The target that stands for all linear layers but the output layer, as in PEFT."""
 
+_ALL_WEIGHTS = {"policy": "policy.method=full", "prepare": "prepare.adapter=null"}
+"""What trains a whole model instead, by section of the recipe."""
+
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?Size\(\[([\d, ]*)\]\) .*?Size\(\[([\d, ]*)\]\)")
 """Torch's words for a weight of another shape."""
 
@@ -196,8 +199,10 @@ def _base(source: str, revision: str | None) -> dict[str, str | None]:
     return {"base_model_name_or_path": name, "revision": given or revision}
 
 
-def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:
+def checked_targets(model: PreTrainedModel, targets: list[str], section: str = "policy") -> list[str]:
     """Return the names of the layers that get an adapter, refusing those that a model lacks or that can have none.
+
+    `section` of the recipe names them.
 
     Raises:
         UserError: naming the layers that the model has.
@@ -213,11 +218,11 @@ def checked_targets(model: PreTrainedModel, targets: list[str]) -> list[str]:
     transposed = [name for name, module in layers.items() if isinstance(module, Conv1D)]
     if not linear or any(_named(target, transposed) for target in absent):
         raise UserError(
-            f"policy.adapter.targets: the layers of {kind} ({_last_names(transposed)}) are Conv1D layers, which get no "
-            f"adapters here; policy.method=full trains it."
+            f"{section}.adapter.targets: the layers of {kind} ({_last_names(transposed)}) are Conv1D layers, which get "
+            f"no adapters here; {_ALL_WEIGHTS[section]} trains it."
         )
     raise UserError(
-        f"policy.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)} (or "
+        f"{section}.adapter.targets: {kind} has no {', '.join(absent)}; it has {_last_names(linear)} (or "
         f"{ALL_LINEAR} alone, for all of them)."
     )
 

@@ -124,7 +124,7 @@ def test_more_tokens_than_a_model_reads_are_refused_before_anything_starts(tmp_p
     with pytest.raises(UserError, match=message):
         load(folder, max_tokens=33)
     check_scorer("reward", section(folder, max_tokens=32))
-    assert load(folder, max_tokens=32)._limit == load(folder)._limit == 32
+    assert load(folder, max_tokens=32)._encoding.limit == load(folder)._encoding.limit == 32
     assert load(folder).digest != load(folder, max_tokens=32).digest, "the default's digest is that of its setting"
 
 

@@ -1,5 +1,7 @@
 """Recipes that nobody writes in good faith: with secrets, too deep, too large, or huge by aliases."""
 
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -7,8 +9,12 @@ import pytest
 import yaml
 
 from brain_align.common.errors import UserError
+from brain_align.deploy import cli
+from brain_align.deploy.commands.arguments import parsed
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import with_world
 from brain_align.deploy.run.yaml_text import LARGEST, dump_yaml, load_yaml
+from tests.locations import ROOT
 from tests.unit.factories import recipe_settings
 
 SECRET = "AKIA4SECRET"
@@ -98,6 +104,15 @@ def test_whatever_a_file_holds_is_refused_in_short_sentences(text: str, tmp_path
     file.write_text(text)
     assert len(refusal(file)) < 110_000
     assert refusal(recipe_settings(), f"sampling={text}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy/recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_commands_at_the_head_of_shipped_recipes_are_valid(path: Path):
+    head = re.sub(r"\\\n#", "", path.read_text().partition("\nname:")[0])
+    for line in head.splitlines():
+        if line.startswith("#   brain "):
+            options = parsed(cli._parser(), shlex.split(line.removeprefix("#   "), comments=True)[1:])
+            with_world(load_recipe(ROOT / "deploy/recipes" / Path(options.recipe).name, options.overrides), Path("/w"))
 
 
 def test_a_file_without_an_end_is_refused():

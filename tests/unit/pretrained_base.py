@@ -1,0 +1,83 @@
+"""A tiny chat model and a few dialogues: a whole preparation from them takes seconds."""
+
+import json
+from pathlib import Path
+from random import Random
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run import PrepareSection
+from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ate", "its", "text", "of", "rain"]
+SMALL = {
+    "held_out_pairs": 20,
+    "max_prompt_tokens": 56,
+    "max_output_tokens": 40,
+    "max_pair_tokens": 64,
+    "dtype": "float32",
+    "adapter": {"r": 2, "alpha": 4},
+    "sft": {"examples": 32, "batch": 8, "learning_rate": 1e-2},
+    "reward": {"batch": 8, "learning_rate": 1e-2},
+}
+
+
+_CLASSIFIER = {"kind": "classifier", "chat_template": True, "max_tokens": 64, "dtype": "float32"}
+
+
+def chat_model(folder: Path, template: str | None = TEMPLATE) -> Path:
+    tokenizer = gpt2_like_tokenizer()
+    tokenizer.chat_template = template
+    save(llama(vocabulary=300), folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def dialogues(path: Path, count: int = 80) -> Path:
+    """Pairs in HH's format; the chosen answers are one word longer."""
+    random = Random(0)
+
+    def said(words: int) -> str:
+        return " ".join(random.choices(_WORDS, k=words))
+
+    with open(path, "w") as file:
+        for number in range(count):
+            prompt = f"\n\nHuman: {number} {said(3)}\n\nAssistant:"
+            file.write(json.dumps({"chosen": f"{prompt} {said(4)}", "rejected": f"{prompt} {said(3)}"}) + "\n")
+    return path
+
+
+def summaries(path: Path, count: int = 80) -> Path:
+    with open(path, "w") as file:
+        for number in range(count):
+            words = " ".join(Random(number).choices(_WORDS, k=8))
+            row = {"prompt": f"POST: {number} {words}\nTL;DR:", "label": f" {number} {words[:8]}"}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def settings(base: Path | str | None, **changes) -> PrepareSection:
+    return PrepareSection.model_validate({"kind": "hh", "base": base and str(base), **SMALL, **changes})
+
+
+def recipe_of(base: Path, data: str, cache: Path) -> Recipe:
+    splits = {split: f"{{world}}/prompts/{split}.jsonl" for split in ("train", "validation", "test")}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "run": {"dir": str(cache / "run")},
+            "prepare": {**settings(base).model_dump(exclude_unset=True), "cache": str(cache)},
+            "data": {"path": data, **splits, "chat_template": "model", "max_prompt_tokens": 56},
+            "policy": {"model": "{world}/policy", "dtype": "float32"},
+            "sampling": {"max_tokens": 8},
+            "scorers": {
+                "reward": {**_CLASSIFIER, "path": "{world}/reward"},
+                "gold": {**_CLASSIFIER, "path": "{world}/gold", "use": "evaluation"},
+            },
+            "objective": {"reward": "reward"},
+            "algorithm": {"prompts_per_round": 4, "batch_prompts": 4},
+        }
+    )
