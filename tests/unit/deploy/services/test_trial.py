@@ -191,7 +191,7 @@ def test_samplers_start_only_after_the_trial(tmp_path: Path, mine: Spawn, reason
         subject, samplers = services(tmp_path, mine)
         try:
             with pytest.raises(UserError, match=reason):
-                await subject.start_scorers_first(trial_groups(PROMPTS), 5)
+                await subject.start_pools(trial_groups(PROMPTS), 5)
         finally:
             subject.kill()
         return samplers
