@@ -1,5 +1,6 @@
 """The scoring service: actors that annotate groups."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +39,18 @@ class ScorerActor:
             NotSharedError: this node does not see the run directory.
         """
         check_place()
-        import torch  # imported late, so that its output at import goes to the log
-
+        # Imported late: kinds with models import torch, whose output belongs in the log; functions need none.
         from brain_align.scorer.catalogue import build_scorer
         from brain_align.scorer.golden import check_golden
 
         recipe = Recipe.model_validate(self._recipe)
         section = recipe.scorer(self._name)
-        torch.set_num_threads(section.threads)
         together = recipe.algorithm.max_staleness > 0  # strict mode: the same seed gives the same bytes
         self._scorer = build_scorer(
             section, self._name, recipe.policy, self._policies, together=together, window=recipe.window
         )
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(section.threads)
         if self._name != PROPOSAL:  # its values change with every published version
             check_golden(self._scorer, recipe.policy if isinstance(section, PriorSection) else section, self._golden)
         return {"name": self._scorer.name, "digest": self._scorer.digest}

@@ -155,7 +155,7 @@ class Conductor:
     async def _start(self) -> int:
         """Start all services; returns the step of the learner's checkpoint, 0 for a new run."""
         step, tried = await asyncio.gather(
-            self._learner.start(), self._services.start_scorers_first(self._trial, self._trial_timeout)
+            self._learner.start(), self._services.start_pools(self._trial, self._trial_timeout)
         )
         self._tracker.say(*notes_of(tried))
         self.groups.scoring.tried(tried)

@@ -128,16 +128,21 @@ class Services:
     scorers: dict[str, Pool]
     learner: LearnerGroup
 
-    async def start_scorers_first(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
-        """Start the scorers, try them on `trial`, and only then start the samplers; `timeout` is that of a call.
+    async def start_pools(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
+        """Start samplers and scorers, and try the scorers on `trial`; `timeout` is that of a call.
+
+        A scorer that is of no use is reported at once, although samplers, which take longest, may still be starting.
 
         Raises:
             PipelineError, UserError: a pool does not come up, or a scorer gives no values.
         """
+        tried, _ = await asyncio.gather(self._start_scorers(trial, timeout), self.samplers.start())
+        return tried
+
+    async def _start_scorers(self, trial: pa.RecordBatch | None, timeout: float) -> dict[str, Trial]:
         await asyncio.gather(*(pool.start() for pool in self.scorers.values()))
         tried = await try_scorers(self.scorers, trial, timeout)
         raise_problems(tried)
-        await self.samplers.start()
         return tried
 
     @property

@@ -126,7 +126,7 @@ async def sample_groups(groups: SeedGroups, services: Services, tracker: Tracker
     )
     requests = groups.training_requests()
     wanted = {name for request in requests for name in request.group_ids}
-    tried = await services.start_scorers_first(groups.inputs.trial(), recipe.timeouts.lease)
+    tried = await services.start_pools(groups.inputs.trial(), recipe.timeouts.lease)
     tracker.say(*notes_of(tried))
     pipeline = GroupPipeline(recipe, run_plan, tracker, services)
     pipeline.scoring.tried(tried)
