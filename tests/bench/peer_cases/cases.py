@@ -60,7 +60,7 @@ DEMO = Case(
     every=2,
     learning_rates=(1e-3, 3e-4, 3e-3),
     test_prompts=256,
-    outputs=4,
+    outputs=2,
     overlapped={"sampler.threads": 1, "learner.threads": 1, "prior.threads": 1, "scorers.reward.threads": 1},
     smallest={"algorithm.rounds": 2, "algorithm.updates_per_round": 1, "evaluation.every_rounds": 2},
 )

@@ -41,7 +41,9 @@ class Judge:
         self._ends = end_tokens(policy.model, self._tokenizer)
         named = [self._recipe.objective.reward, self._recipe.evaluation.truth]
         self._scorers = {
-            name: build_scorer(self._recipe.scorers[name], name, policy, Path()) for name in named if name is not None
+            name: build_scorer(self._recipe.scorers[name], name, policy, Path(), together=True)
+            for name in named
+            if name is not None
         }
 
     def figures(self, adapter: Path | None) -> dict[str, float]:
