@@ -29,6 +29,7 @@ class ProposalModel:
 
     source: str  # directory or hub id
     adapter_rank: int | None  # the largest rank in the adapters; None where the versions are whole models
+    merged: bool = False  # whether samplers add adapters to its weights, instead of computing with them beside it
 
 
 @dataclass(frozen=True)

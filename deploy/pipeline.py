@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from brain_align.deploy.services.cluster import ray_cluster, required_resources,
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
 
+_LOG = logging.getLogger(__name__)
 _GRACE_OF_A_JOB = 2.0  # seconds; `ray job stop` kills after three
 
 
@@ -56,7 +58,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
             report(note)
         with own_log(directory):
             with watch.stage("checks"):
-                model = proposal_model(resolved.recipe, directory)
+                model = proposal_model(resolved.recipe, directory, inputs.delivery)
 
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
@@ -83,6 +85,7 @@ class Run:
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
             self._console.print(message, soft_wrap=True)
+        _LOG.info("proposal versions get into samplers by %s", self._plan.delivery)
         tracker.recovered(self._plan.store)
         try:
             scorers = self._plan.started_scorers

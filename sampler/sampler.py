@@ -96,21 +96,20 @@ class Sampler:
 def _delivery(name: str, engine: Engine, recipe: Recipe, model: ProposalModel, capacity: int) -> Delivery:
     weights = EngineWeights(engine)
     if model.adapter_rank is not None:
-        return MergedAdapters(weights) if recipe.sampler.delivery == "merged" else AdapterSwap(weights, capacity)
+        return MergedAdapters(weights) if model.merged else AdapterSwap(weights, capacity)
     if recipe.sampler.delivery == "transfer":
         return WeightsByTransfer(name, weights, recipe.timeouts.load)
     return WeightsByFile(weights)
 
 
 def _engine_settings(recipe: Recipe, model: ProposalModel, adapters: int) -> EngineSettings:
-    delivery = recipe.sampler.delivery
     return EngineSettings(
         model=model.source,
         dtype=recipe.policy.dtype,
-        adapter_rank=None if delivery == "merged" else model.adapter_rank,
+        adapter_rank=None if model.merged else model.adapter_rank,
         adapters=adapters,
-        receives=delivery == "transfer",
-        merges=delivery == "merged",
+        receives=recipe.sampler.delivery == "transfer",
+        merges=model.merged,
         max_model_tokens=recipe.window,
         tensor_parallel=recipe.sampler.tensor_parallel,
         repeatable=recipe.algorithm.strict,

@@ -191,12 +191,12 @@ class Recipe(Section):
         if self.sampler.delivery == "transfer" and policy.method != "full":
             yield (
                 f"sampler.delivery=transfer sends the weights of whole models, and policy.method={policy.method} "
-                f"publishes adapters, which are small and loaded from their files; set sampler.delivery=files"
+                f"publishes adapters, which are small and loaded from their files; remove that setting"
             )
         if self.sampler.delivery == "merged" and policy.method == "full":
             yield (
                 "sampler.delivery=merged adds adapters to the model's weights, and policy.method=full publishes whole "
-                "models; set sampler.delivery to files or transfer"
+                "models; set sampler.delivery to auto, files or transfer"
             )
 
     def _problems_of_the_proposal(self) -> Iterator[str]:

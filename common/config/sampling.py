@@ -154,11 +154,13 @@ class SamplerSection(Section):
     autoscale: AutoscaleSection | None = Field(
         None, description="add and remove replicas during the run; default: their number is `replicas`"
     )
-    delivery: Literal["files", "transfer", "merged"] = Field(
-        "files",
+    delivery: Literal["auto", "files", "transfer", "merged"] = Field(
+        "auto",
         description="how versions get into samplers. files: they read adapters, which vLLM computes with beside the "
-        "model, or whole models; transfer: the learner sends whole models, and samplers read the files if that fails; "
-        "merged: adapters are added to the model's weights, for models that vLLM has no adapters for, and for speed",
+        "model, or whole models; merged: they add adapters to the model's weights, which is several times faster on "
+        "CPUs, and works where vLLM has no adapters for the model; transfer: the learner sends whole models, and "
+        "samplers read the files if that fails; auto: merged for adapters on CPUs with max_staleness 0 and where vLLM "
+        "has none for the model, otherwise files",
     )
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: GiB of memory for keys and values")
     tensor_parallel: int = Field(1, ge=1, description="GPUs per replica that share each layer")

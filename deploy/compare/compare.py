@@ -71,7 +71,7 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: PlainConsole) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
     recipe, directory = setup.base.recipe, setup.directory
-    model = proposal_model(recipe, directory.services)
+    model = proposal_model(recipe, directory.services, setup.inputs.delivery)
     reporter(console)(f"comparison {directory.root}: {plan.count()} training runs; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     actors = started_services(recipe, evaluation_scorers(recipe))

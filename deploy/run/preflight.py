@@ -26,6 +26,7 @@ from brain_align.common.store.overlay import Store
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
+from brain_align.deploy.run.start import Delivery, delivery_of
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
@@ -44,6 +45,7 @@ class Inputs:
     notes: list[str]
     encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies the prompts' token ids
     template: str | None = None  # the chat template in which they were rendered
+    delivery: Delivery | None = None  # how versions get into samplers
 
     def digest(self) -> str:
         """Return the digest of all prompts as texts, by their ids, which depend on place and text."""
@@ -62,7 +64,7 @@ class Inputs:
         """Plan sampling, scoring, training and evaluation."""
         plan = sampling_work(recipe, run_id, directory, self.train, self.held_back)
         check_stored_prompts(plan.store, self.train)
-        return plan
+        return plan if self.delivery is None else replace(plan, delivery=self.delivery.facts)
 
 
 def check_stored_prompts(store: Store, prompts: PromptSet) -> None:
@@ -180,7 +182,7 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     encoding: TextEncoding | None = None  # where the policy is at fault, the files are checked all the same
     with problems.noted():
         encoding = _checked_encoding(recipe, moment)
-    notes = [*_notes_on_batches(recipe), *notes_on_delivery(recipe)]
+    notes = _notes_on_batches(recipe)
     with problems.noted():
         notes += check_policy(recipe.policy, sampled=True)
     read: dict[str, PromptSet] = {}
@@ -206,7 +208,9 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
         "token_ids": digest(encoding.digest(), read["train"].token_digest(), ids),
         "rendered_at": moment.isoformat() if encoding.clock.was_asked else None,
     }
-    return Inputs(read["train"], held_back, notes + encoding.notes(), encoded, encoding.template)
+    delivery = delivery_of(recipe)
+    notes += [*encoding.notes(), *delivery.notes]
+    return Inputs(read["train"], held_back, notes, encoded, encoding.template, delivery)
 
 
 def _checked_encoding(recipe: Recipe, moment: datetime) -> TextEncoding:
@@ -278,16 +282,6 @@ def _check_readable(recipe: Recipe, source: PromptSource, prompts: PromptSet) ->
                 f"scorers.{name} ({kind_of(scorer).source(scorer)}) cannot read {named(source)}, row {row}{others} "
                 f"({reason}); fix or remove these rows, or use a scorer that reads them."
             )
-
-
-def notes_on_delivery(recipe: Recipe) -> list[str]:
-    """Return a note where samplers hold one version at a time although a run samples from several."""
-    if recipe.sampler.delivery != "merged" or recipe.algorithm.strict:
-        return []
-    return [
-        "note: with sampler.delivery=merged a sampler holds one version at a time; with algorithm.max_staleness="
-        f"{recipe.algorithm.max_staleness}, its requests of one version finish before it samples from the next"
-    ]
 
 
 def _notes_on_batches(recipe: Recipe) -> list[str]:

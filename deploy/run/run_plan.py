@@ -31,6 +31,7 @@ class RunPlan:
     evaluation: Evaluation | None  # of published versions; None where nothing is sampled
     quarantine: Quarantine  # prompts and groups that the run continues without
     trial: pa.RecordBatch | None = None  # GROUPS rows that the scorers are tried on at the start
+    delivery: str | None = None  # how versions get into samplers, and why so; None where nothing is sampled
 
     @property
     def store_trouble(self) -> str | None:

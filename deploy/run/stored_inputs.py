@@ -35,6 +35,7 @@ class StoredInputs:
     notes: list[str]  # for the user
     template: str | None = None  # the chat template of the recipe
     encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies token ids of texts that it trains
+    delivery: None = None  # no versions get into samplers
 
     def facts(self) -> dict[str, str | None]:
         """Return what must be the same whenever the run is resumed."""

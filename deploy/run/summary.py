@@ -38,6 +38,7 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         "name": recipe.name,
         "config_digest": recipe_digest(recipe),
         **figures,
+        "delivery": work.delivery,
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }

@@ -30,14 +30,13 @@ class BenchedPolicy:
     model: Path
     registry: PolicyRegistry
 
-    def recipe(self, delivery: str = "files") -> Recipe:
+    def recipe(self) -> Recipe:
         return Recipe.model_validate(
             recipe_settings(
                 policy={"model": str(self.model), "dtype": "float32"},
                 data={"train": "a", "validation": "b", "test": "c", "max_prompt_tokens": PROMPT_TOKENS},
                 sampling={"n": N, "max_tokens": OUTPUT_TOKENS},
                 algorithm={"max_staleness": 1},
-                sampler={"delivery": delivery},
             )
         )
 

@@ -88,8 +88,10 @@ def measure(policy: BenchedPolicy, log: Path, repeats: int, *, merged: bool) -> 
     With `merged`, the sampler adds the adapter to the weights, and bare vLLM has none.
     """
     version = policy.publish(0)
-    recipe = policy.recipe(delivery="merged" if merged else "files").model_dump(mode="json")
-    ours = ray.remote(SamplerActor).remote("sampler-0", recipe, ProposalModel(str(policy.model), RANK), str(log))
+    recipe = policy.recipe().model_dump(mode="json")
+    ours = ray.remote(SamplerActor).remote(
+        "sampler-0", recipe, ProposalModel(str(policy.model), RANK, merged), str(log)
+    )
     ray.get(ours.ready.remote())
     bare = ray.remote(BareVllm).remote(str(policy.model), None if merged else str(version.path))
     rates: dict[str, list[float]] = {"bare vllm.LLM.generate": [], "leases through a sampler actor": []}

@@ -45,9 +45,9 @@ class Policies:
         )
         return Recipe.model_validate({**settings, **changes})
 
-    def sampler(self, *, full: bool = False, **changes: Any) -> Sampler:
+    def sampler(self, *, full: bool = False, merged: bool = False, **changes: Any) -> Sampler:
         rank = None if full else RANK
-        return Sampler("sampler-0", self.recipe(**changes), ProposalModel(str(self.model), rank))
+        return Sampler("sampler-0", self.recipe(**changes), ProposalModel(str(self.model), rank, merged))
 
     def adapted(self, seed: int, rank: int = RANK, *, rslora: bool = False) -> PeftModel:
         """The model with a random adapter that changes its outputs a lot."""

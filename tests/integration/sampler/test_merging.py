@@ -6,6 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
 from brain_align.common.nn.models.adapters import save_adapter
+from brain_align.sampler.engine.adapter_support import supports_adapters
 from brain_align.sampler.weights.merging import merged
 from tests.unit.tiny_models import llama
 
@@ -56,3 +57,8 @@ def test_weights_that_the_files_lack_are_refused(tmp_path) -> None:
     del files["model.layers.1.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match=r"changes 1 weights .* model\.layers\.1\.self_attn\.q_proj\.weight"):
         dict(merged(files.items(), tmp_path, torch.float32, lambda name: name))
+
+
+@pytest.mark.parametrize(("architecture", "has"), [("LlamaForCausalLM", True), ("GPTJForCausalLM", False)])
+def test_vllm_says_which_models_it_has_adapters_for(architecture: str, has: bool) -> None:
+    assert supports_adapters([architecture]) == has

@@ -218,7 +218,7 @@ def test_adapters_that_are_merged_are_sampled_exactly_and_leave_nothing_behind(
     adapted = [own.adapted(0), own.adapted(1, rank=16), own.adapted(2, rslora=True)]
     for version, model in enumerate(adapted):
         own.publish(version, model)
-    started = own.sampler(sampler={"delivery": "merged"}, algorithm={"max_staleness": 1})
+    started = own.sampler(merged=True, algorithm={"max_staleness": 1})
 
     async def in_turns():
         return await asyncio.gather(*(sampled(started, own.lease(version, alone=False)) for version in (0, 1, 2, 0)))

@@ -19,6 +19,7 @@ STAGES = ("sampler", "scorer", "learner")
 # merging.py and transfer.py are imported by vLLM in its own processes.
 ENGINES = {
     "vllm": (
+        PurePosixPath("sampler/engine/adapter_support.py"),
         PurePosixPath("sampler/engine/engine.py"),
         PurePosixPath("sampler/engine/requests.py"),
         PurePosixPath("sampler/weights/engine_weights.py"),

@@ -17,7 +17,7 @@ from brain_align.common.requests import Prompt
 from brain_align.common.schemas import GROUPS, batch_from_rows
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.run.directory import RunDirectory, save_config, used_template
-from brain_align.deploy.run.preflight import Inputs, check_inputs, check_stored_prompts, notes_on_delivery
+from brain_align.deploy.run.preflight import Inputs, check_inputs, check_stored_prompts
 from tests.unit.factories import group, recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -57,15 +57,6 @@ def test_each_split_s_prompts_are_counted(policy: Path) -> None:
     for split in ("train", "validation", "test"):
         assert [note for note in inputs.notes if note.startswith(f"{split}: 2 prompts")]
     assert re.search(counted, inputs.notes[0])
-
-
-@pytest.mark.parametrize(("staleness", "notes"), [(0, 0), (1, 1)])
-def test_what_one_version_at_a_time_costs_is_said(policy: Path, staleness: int, notes: int) -> None:
-    settings = recipe_settings(
-        policy={"model": str(policy)}, sampler={"delivery": "merged"}, algorithm={"max_staleness": staleness}
-    )
-    said = [note for note in notes_on_delivery(Recipe.model_validate(settings)) if "one version at a time" in note]
-    assert len(said) == notes
 
 
 def test_what_identifies_the_prompts_is_their_place_text_and_gold(policy: Path) -> None:
