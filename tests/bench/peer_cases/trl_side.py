@@ -103,6 +103,7 @@ def make_trainer(cell: Cell, clock: Clock, snapshots: Snapshots) -> Any:
     """Make the trainer of a cell."""
     recipe = resolved(cell).recipe
     adapter, case, n = recipe.policy.adapter, cell.case, recipe.sampling.n
+    assert adapter is not None and cell.learning_rate is not None, "TRL's cells have rates, and cases train adapters"
     tokenizer = AutoTokenizer.from_pretrained(recipe.policy.model)
     texts = _texts(cell, tokenizer)
     trainer_class, config_class = (GRPOTrainer, GRPOConfig) if cell.method == GRPO else (RLOOTrainer, RLOOConfig)
@@ -115,7 +116,7 @@ def make_trainer(cell: Cell, clock: Clock, snapshots: Snapshots) -> Any:
         learning_rate=cell.learning_rate, lr_scheduler_type="constant", max_steps=cell.trl_steps,
         logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    trainer = trainer_class(
+    trainer: Any = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(recipe.policy.model, dtype=getattr(torch, recipe.policy.dtype)),
         reward_funcs=reward_function(cell, clock),
         args=settings,
