@@ -44,7 +44,7 @@ async def evaluate_versions(
     """
     evaluation = work.plan.evaluation
     assert evaluation is not None, "a comparison's runs are evaluated"
-    await services.start_scorers_first(None, work.recipe.timeouts.lease)
+    await services.start_pools(None, work.recipe.timeouts.lease)
     pipeline = GroupPipeline(work.recipe, replace(work.plan, requests=None), tracker, services)
     lane = pipeline.evaluation
     assert lane is not None

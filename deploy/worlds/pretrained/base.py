@@ -71,7 +71,7 @@ def _digest_of_directory(source: str, config: object) -> str:
             f"prepare.base={source} holds no weights (*.safetensors or *.bin); give the directory of the whole model, "
             f"or its hub id."
         )
-    return digest_of_loaded(source, config, tokenizer=True)  # type: ignore[arg-type]
+    return digest_of_loaded(source, config, tokenizer=True)
 
 
 def _require_trl() -> None:

@@ -70,7 +70,7 @@ class _Task:
 
     def all_stages(self) -> Facts:
         self._stage("data", self._write_data)
-        facts = {"reward": self._judge("reward")}  # first: it decides whether the rest is worth the time
+        facts: Facts = {"reward": self._judge("reward")}  # first: it decides whether the rest is worth the time
         facts["policy"] = self._stage("policy", self._make_policy)
         facts["policy"] |= self._stage("policy held-out", self._measure_policy)
         facts["gold"] = self._judge("gold")

@@ -46,11 +46,11 @@ def split_pairs(found: Pairs, settings: PrepareSection, encoding: TextEncoding, 
     prompts = sorted(by_prompt)
     random.shuffle(prompts)
     held_out, rest = prompts[: settings.held_out_pairs], prompts[settings.held_out_pairs :]
-    halves = [
+    reward, gold = (
         _drawn([pair for prompt in rest[half::2] for pair in by_prompt[prompt]], settings.reward.pairs, random)
         for half in (0, 1)
-    ]
-    _require_enough(found, len(by_prompt), halves, settings)
+    )
+    _require_enough(found, len(by_prompt), [reward, gold], settings)
     sieve = _Sieve(encoding, settings)
     suited = sieve.suited(by_prompt[prompt][0] for prompt in held_out)
     validation = min(SPLIT_SIZES["validation"], round(_VALIDATION * len(suited)))
@@ -64,7 +64,7 @@ def split_pairs(found: Pairs, settings: PrepareSection, encoding: TextEncoding, 
             f"No prompt of data.path is left for {' and '.join(empty)} ({_listed(sieve.left_out)}); raise "
             f"prepare.max_prompt_tokens or prepare.max_output_tokens, or add data."
         )
-    return Splits([random.choice(by_prompt[prompt]) for prompt in held_out], *halves, splits, sieve.left_out)
+    return Splits([random.choice(by_prompt[prompt]) for prompt in held_out], reward, gold, splits, sieve.left_out)
 
 
 def prompt_row(pair: Pair, *, conversation: bool) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_a_model_of_relative_positions_reads_what_the_recipe_says(tmp_path: Path
     settings = SMALL | DEBERTA | {"position_biased_input": False, "max_position_embeddings": 16, "pad_token_id": 0}
     folder = written(tmp_path, DebertaV2Config(**settings))
     scorer = load(folder, max_tokens=40)
-    assert scorer._limit == 40
+    assert scorer._encoding.limit == 40
     assert score(scorer, "TL;DR:", LONG)["values"][0] is not None
 
 

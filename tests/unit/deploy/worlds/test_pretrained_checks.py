@@ -39,9 +39,12 @@ def test_a_half_written_checkpoint_is_not_used(tmp_path):
 
 def test_other_settings_and_other_files_make_another_world(base, data, tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(
-        "brain_align.deploy.worlds.build.build_pretrained", lambda world, *_: built.append(world) or world.mkdir()
-    )
+
+    def build(world, *_):
+        built.append(world)
+        world.mkdir()
+
+    monkeypatch.setattr("brain_align.deploy.worlds.build.build_pretrained", build)
     other = chat_model(tmp_path / "other")
     config = other / "config.json"
     config.write_text(config.read_text().replace('"use_cache": true', '"use_cache": false'))
