@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,12 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
-from brain_align.deploy.run.resolve import in_ray_job, may_be_prepared, resolve, run_directory
+from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
 from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
-from brain_align.deploy.services.ray_start import RayStart
 from brain_align.deploy.services.services import Services
 from brain_align.deploy.worlds.pretrained.report import warnings_of
 
@@ -45,14 +43,6 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
         console.print(f"{directory.root} holds this run, finished.")
         show(console, directory, summary)
         return
-    with _ray_ahead(recipe) as ray_start:
-        summary = _run(recipe, directory, watch, console, ray_start)
-    show(console, directory, summary)
-
-
-def _run(
-    recipe: Recipe, directory: RunDirectory, watch: Stopwatch, console: PlainConsole, ray_start: RayStart | None
-) -> dict[str, Any]:
     report = reporter(console)
     with watch.stage("prepare") if recipe.prepare else contextlib.nullcontext():
         resolved = resolve(recipe, report)
@@ -74,26 +64,10 @@ def _run(
             def start(recipe: Recipe) -> dict[str, Any]:
                 plan = inputs.work(recipe, resolved.run_id, directory)
                 with plan.store.training(report):
-                    return Run(recipe, directory, plan, model, watch, console, ray_start).to_the_end()
+                    return Run(recipe, directory, plan, model, watch, console).to_the_end()
 
-            return with_smaller_passes(start, resolved.recipe, report)
-
-
-@contextlib.contextmanager
-def _ray_ahead(recipe: Recipe) -> Iterator[RayStart | None]:
-    """Begin to start a run's own Ray cluster while its inputs are checked, which takes as long.
-
-    Not where data must be prepared first, and not without samplers: what then has to run depends on the store.
-    """
-    if not recipe.sampler.replicas or not may_be_prepared(recipe):
-        yield None
-        return
-    start = RayStart(recipe.ray, required_resources(recipe, [*recipe.logprob_scorers(), *recipe.scorers]))
-    start.ahead()
-    try:
-        yield start
-    finally:
-        start.end()
+            summary = with_smaller_passes(start, resolved.recipe, report)
+    show(console, directory, summary)
 
 
 @dataclass(frozen=True)
@@ -106,7 +80,6 @@ class Run:
     _model: ProposalModel
     _watch: Stopwatch
     _console: PlainConsole
-    _ray_start: RayStart | None  # of a cluster that may be starting already
 
     def to_the_end(self) -> dict[str, Any]:
         """Start the services, run the conductor, stop the services; return the summary."""
@@ -118,7 +91,7 @@ class Run:
         try:
             scorers = self._plan.started_scorers
             needs, services = required_resources(self._recipe, scorers), started_services(self._recipe, scorers)
-            with ray_cluster(self._recipe.ray, needs, services=services, start=self._ray_start):
+            with ray_cluster(self._recipe.ray, needs, services=services):
                 self._conduct(tracker)
         finally:
             tracker.close()

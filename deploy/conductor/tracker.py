@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from rich.live import Live
+from tensorboardX import SummaryWriter
 
 from brain_align.common.config.training import AlgorithmSection
 from brain_align.common.durable import write_file
@@ -58,8 +59,6 @@ class Tracker:
     def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: PlainConsole) -> None:
         self._algorithm = algorithm
         self._metrics = metrics
-        from tensorboardX import SummaryWriter  # imports torch, which takes seconds
-
         self._board = SummaryWriter(str(tensorboard))
         self._console = console
         self._live: Live | None = None

@@ -83,12 +83,6 @@ def resolve(
     return with_world(saved, world)
 
 
-def may_be_prepared(recipe: Recipe) -> bool:
-    """Return whether the cache holds prepared data of the recipe's kind, or none is needed; a glance, without torch."""
-    prepare = placed(recipe).prepare
-    return prepare is None or any(Path(prepare.cache).glob(f"{prepare.kind}-*"))
-
-
 def with_world(recipe: Recipe, world: Path | None) -> ResolvedRecipe:
     """Put the directory of the prepared data in place of `{world}`; refuse that where no data is prepared."""
     settings = _replaced(recipe.model_dump(mode="json"), world)

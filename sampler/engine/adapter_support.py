@@ -45,4 +45,4 @@ def _ask(architectures: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    print(_YES if _ask(sys.argv[1:]) else _NO)
+    print(_YES if _ask(sys.argv[1:]) else _NO, flush=True)
