@@ -77,7 +77,9 @@ class _Task:
         both = [facts[judge].pop("margins") for judge in JUDGES]
         facts["agreement"] = agreement(*both)
         facts["warnings"] = [facts[judge]["warning"] for judge in JUDGES if facts[judge]["warning"]]
-        seconds = {path.stem: json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in self._facts().glob("*.json")}
+        seconds = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in self._facts().glob("*.json")
+        }
         facts["seconds"] = {**dict(sorted(seconds.items())), "total": round(sum(seconds.values()), 1)}
         return facts
 

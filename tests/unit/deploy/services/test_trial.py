@@ -171,11 +171,18 @@ class Away(LocalActor):
             raise ScorerAwayError("scorers.mine returns no values: connection refused")
 
 
-def services(folder: Path, mine: Spawn) -> tuple[Services, Pool]:
+class NeverReady(LocalSampler):
+    """A sampler whose engine is still starting."""
+
+    async def ready(self) -> Any:
+        await asyncio.Event().wait()
+
+
+def services(folder: Path, mine: Spawn, sampler: type[LocalSampler] = LocalSampler) -> tuple[Services, Pool]:
     def pool(name: str, spawn: Spawn) -> Pool:
         return Pool(name, 1, spawn, RunDirectory(folder).log, PoolSettings(start=5, backoff=0.001))
 
-    samplers = pool("sampler", lambda name, _log: LocalSampler(name))
+    samplers = pool("sampler", lambda name, _log: sampler(name))
     return Services(samplers, {"mine": pool("scorer-mine", mine)}, LocalLearner()), samplers
 
 
@@ -186,17 +193,17 @@ def services(folder: Path, mine: Spawn) -> tuple[Services, Pool]:
         (lambda _name, _log: Away(up=0), "scorers.mine returns no values: connection refused"),
     ],
 )
-def test_samplers_start_only_after_the_trial(tmp_path: Path, mine: Spawn, reason: str) -> None:
-    async def start() -> Pool:
-        subject, samplers = services(tmp_path, mine)
+def test_a_scorer_of_no_use_is_reported_while_samplers_still_start(tmp_path: Path, mine: Spawn, reason: str) -> None:
+    async def start() -> int:
+        subject, samplers = services(tmp_path, mine, NeverReady)
         try:
             with pytest.raises(UserError, match=reason):
                 await subject.start_pools(trial_groups(PROMPTS), 5)
+            return samplers.ready
         finally:
             subject.kill()
-        return samplers
 
-    assert not asyncio.run(asyncio.wait_for(start(), 20)).replicas
+    assert asyncio.run(asyncio.wait_for(start(), 20)) == 0
 
 
 def test_a_replica_that_restarts_during_an_outage_is_not_given_up(tmp_path: Path) -> None:
