@@ -26,6 +26,7 @@ HUMAN = "human"
 
 TOKEN_IDS = pa.list_(pa.int32())
 LOGPROBS = pa.list_(pa.float32())
+FLAGS = pa.list_(pa.bool_())
 
 OUTPUT = pa.struct(
     [
@@ -90,6 +91,7 @@ TRAIN_BATCH = pa.schema(
         pa.field("proposal_logprobs", LOGPROBS, nullable=False),  # the same, or computed again; null where missing
         pa.field("prior_logprobs", LOGPROBS, nullable=False),  # log p(y|x); null where missing
         pa.field("rewards", LOGPROBS, nullable=False),  # null where missing
+        pa.field("finished", FLAGS, nullable=False),  # false: cut at max_tokens
         pa.field("gold_token_ids", TOKEN_IDS),  # null where there is no gold output, or the objective needs none
     ]
 )

@@ -33,7 +33,7 @@ from brain_align.learner.publishing.server_process import WeightServerProcess
 from brain_align.learner.step_report import StepReport
 from brain_align.learner.steps.batches import group_batch
 from brain_align.learner.steps.memory_plan import token_budget
-from brain_align.learner.steps.metrics import gap_warning, sampler_gap, step_metrics
+from brain_align.learner.steps.metrics import gap_warning, masked_metrics, sampler_gap, step_metrics
 from brain_align.learner.steps.stepper import Stepper
 
 _LOG = logging.getLogger(__name__)
@@ -131,11 +131,14 @@ class Trainer:
         if step != self.step + 1:
             raise PipelineError(f"the learner is at step {self.step} and was asked for step {step}.")
         stored = group_batch(batch, self._recipe.seed)
-        groups = stored.narrowed(self._objective.used(stored.stored_values()))
+        treated = stored.treated(self._recipe.objective)
+        groups = treated.narrowed(self._objective.used(treated.stored_values()))
         self._objective.observe(groups.stored_values())
         rate = learning_rate(step, self._recipe.learner, self._recipe.algorithm)
         result, norm = self._stepper.take(step, groups, rate)
         metrics = step_metrics(stored, groups, result, rate, norm)
+        if self._recipe.objective.truncated == "mask":
+            metrics |= masked_metrics(stored, treated)
         metrics |= sampler_gap(self._recipe, groups, result.policy_logprobs, self._published_at(step - 1))
         if warning := gap_warning(self._recipe, step, metrics):
             self._say(warning)

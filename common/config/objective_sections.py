@@ -5,42 +5,18 @@ models; docs/objectives.md lists which are ours. A new objective is one class he
 entry beside its loss.
 """
 
-from enum import Enum, auto
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from brain_align.common.config.origin import Origin
 from brain_align.common.config.section import Section
 from brain_align.common.schemas import HUMAN
 
 Pairing = Literal["consecutive", "all", "best-worst"]
 _OWN = r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
-
-
-class Origin(Enum):
-    """Whose outputs an objective is defined on, which decides its proposal and the stored groups that it accepts."""
-
-    OPEN = auto()  # unknown; the updated proposal's unless the recipe says otherwise
-    PROPOSAL = auto()  # any proposal's whose log-probabilities are known; updated unless the recipe says otherwise
-    ANY = auto()  # anybody's; the proposal is fixed unless the recipe says otherwise, as in the methods' papers
-    PRIOR_BY_NAME = auto()  # the prior's, by the method's name; the loss would be the same on any others
-    PRIOR = auto()  # the prior's, on which the loss relies: RSO's acceptance, q' = p, or a proposal that stays as it is
-
-    @property
-    def is_prior(self) -> bool:
-        """Return whether outputs of newer versions contradict the definition."""
-        return self in (Origin.PRIOR_BY_NAME, Origin.PRIOR)
-
-    @property
-    def is_fixed(self) -> bool:
-        """Return whether all rounds are sampled from the prior unless the recipe says otherwise."""
-        return self is Origin.ANY or self.is_prior
-
-    @property
-    def relies_on_proposal(self) -> bool:
-        """Return whether the loss relies on the distribution that outputs were drawn from: foreign texts are unfit."""
-        return self in (Origin.PROPOSAL, Origin.PRIOR)
 
 
 class ObjectiveBase(Section):
@@ -60,6 +36,21 @@ class ObjectiveBase(Section):
     temperature: float = Field(
         1.0, gt=0, description="γ, by which rewards are divided; the KL coefficient of RLHF. Smaller: sharper"
     )
+    truncated: Literal["keep", "mask", "penalty"] = Field(
+        "keep",
+        description="outputs that were cut at sampling.max_tokens. keep: they are like others; mask: they get no "
+        "weight, as if they had not been sampled; penalty: truncated_penalty is added to their rewards",
+    )
+    truncated_penalty: float | None = Field(
+        None, lt=0, description="with truncated=penalty: added to the rewards of cut outputs, before γ"
+    )
+
+    @override
+    def problems(self) -> Iterator[str]:
+        if self.truncated == "penalty" and self.truncated_penalty is None:
+            yield "truncated=penalty needs truncated_penalty, which is added to rewards; set it to a negative number"
+        elif self.truncated != "penalty" and self.truncated_penalty is not None:
+            yield f"truncated_penalty is not used with truncated={self.truncated}; remove it, or set truncated=penalty"
 
     @property
     def needs_gold(self) -> bool:

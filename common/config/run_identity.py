@@ -72,6 +72,8 @@ _CAME_LATER: dict[str, Any] = {
     "prepare.reward.epochs": 1,
     "prepare.reward.learning_rate": 3e-4,
     "prepare.reward.batch": 16,
+    "objective.truncated": "keep",
+    "objective.truncated_penalty": None,
 }
 """Settings that the first recipes did not have, with the value under which a run is what it was without them."""
 

@@ -5,18 +5,31 @@ The learner's own (learner/objectives/brain.py) are the same numbers, which a te
 
 import numpy as np
 
-from brain_align.common.config.objective_sections import GoodnessSection
+from brain_align.common.config.objective_sections import GoodnessSection, ObjectiveBase
 
 
-def log_weights(rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection) -> np.ndarray:
+def log_weights(
+    rewards: np.ndarray, prior: np.ndarray, proposal: np.ndarray, goodness: GoodnessSection, finished: np.ndarray
+) -> np.ndarray:
     """Compute the logarithm of p(G=1|x,y) p(y|x) / q'(y|x), up to a constant.  # [n] float64.
 
-    Rewards r(x, y), log p(y|x) and log q'(y|x) are [n]. The result is NaN where one of them is.
+    Rewards r(x, y), log p(y|x) and log q'(y|x) are [n], and so is `finished`, false for outputs that were cut at
+    max_tokens. The result is NaN where one of the numbers is, and where the objective masks a cut output.
     """
-    scaled = rewards.astype(np.float64) / goodness.temperature
+    scaled = treated_rewards(rewards.astype(np.float64), finished, goodness) / goodness.temperature
     with np.errstate(invalid="ignore"):  # NaN stays NaN
         gained = scaled if goodness.goodness == "bradley-terry" else -np.logaddexp(0.0, -scaled)
     return gained + prior.astype(np.float64) - proposal.astype(np.float64)
+
+
+def treated_rewards(rewards: np.ndarray, finished: np.ndarray, settings: ObjectiveBase) -> np.ndarray:
+    """Return rewards as an objective takes them: NaN for cut outputs that it masks.  # [n] float64, [n] bool -> [n].
+
+    The learner does not train a group in which fewer than two outputs are left; here the last one keeps its reward.
+    """
+    if settings.truncated == "mask":
+        return np.where(finished, rewards, np.nan)
+    return rewards + np.where(finished, 0.0, settings.truncated_penalty or 0.0)
 
 
 def self_normalised(log_weights: np.ndarray) -> np.ndarray:

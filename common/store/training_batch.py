@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from brain_align.common.config.scorers import CombinationSection
-from brain_align.common.schemas import LOGPROBS, TOKEN_IDS, TRAIN_BATCH
+from brain_align.common.schemas import FLAGS, LOGPROBS, TOKEN_IDS, TRAIN_BATCH
 from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.common.store.table.summary_rows import run_sums
@@ -51,6 +52,7 @@ def training_batch(
         "prior_logprobs": logprobs(prior),
         "gold_token_ids": _gold_token_ids(groups["gold_text"], gold),
         "rewards": stored_rewards(store, group_ids, reward)["values"],
+        "finished": _relist(outputs, pc.equal(flat.field("finish_reason"), "stop"), FLAGS),
     }
     columns = [lists[field.name] if field.name in lists else groups[field.name] for field in TRAIN_BATCH]
     arrays = [column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column for column in columns]

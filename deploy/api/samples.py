@@ -119,8 +119,10 @@ class Samples:
             again = np.repeat(self._store.has_scores(ids, PROPOSAL), counts)
             proposal = np.where(again, _column(rows, f"score_{PROPOSAL}"), proposal)
         log_q = np.full(len(rewards), np.nan) if policy is None else np.array([*chain(*policy)], dtype=np.float64)
-        logs = log_weights(rewards, prior, proposal, goodness_of(self._source))
-        figures = (rewards, prior, proposal, log_q, _by_group(logs, counts), _by_group(log_q - proposal, counts))
+        goodness, finished = goodness_of(self._source), pc.equal(rows["finish_reason"], "stop").to_numpy(False)
+        logs = log_weights(rewards, prior, proposal, goodness, finished)
+        policy_logs = np.where(finished | (goodness.truncated != "mask"), log_q - proposal, np.nan)
+        figures = (rewards, prior, proposal, log_q, _by_group(logs, counts), _by_group(policy_logs, counts))
         columns = dict(zip((field.name for field in _WEIGHED), figures, strict=True))
         arrays = [
             pa.array(columns[field.name], field.type, mask=np.isnan(columns[field.name]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from brain_align.common.config.objective_sections import Origin
+from brain_align.common.config.origin import Origin
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.text_groups import NOBODY
 from brain_align.common.errors import Problems, UserError

@@ -134,7 +134,10 @@ def goodness_of(source: Source) -> GoodnessSection:
     if source.recipe is None:
         return BrainSection()
     objective = source.recipe.objective
-    return objective if isinstance(objective, GoodnessSection) else BrainSection(temperature=objective.temperature)
+    if isinstance(objective, GoodnessSection):
+        return objective
+    truncation = objective.model_dump(include={"truncated", "truncated_penalty"})
+    return BrainSection(temperature=objective.temperature, **truncation)
 
 
 def _listed(scorers: list[str]) -> str:

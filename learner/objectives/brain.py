@@ -10,6 +10,7 @@ Its gradient is −Σ_i (α_i − β_i) ∇ log q_θ(y_i) (12; Theorem 4.2): tow
 importance-weighted samples as the baseline. With one output α = β = 1: no gradient.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,9 @@ from torch.nn.functional import logsigmoid
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.learner.objectives.masked import at_least, masked_log_softmax
 from brain_align.learner.objectives.values import Definition, GroupValues
+
+_GAMMAS = (1e-5, 1e5)  # between which `half_ess_temperature` looks
+_HALVINGS = 24  # of a range of 23 nats: to 1e-6
 
 
 def two_or_more(values: GroupValues, settings: GoodnessSection) -> torch.Tensor:
@@ -93,7 +97,8 @@ def self_normalised_kl(log_alpha: torch.Tensor, log_beta: torch.Tensor, valid: t
 def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return what the paper recommends watching: the spread of the posterior's weights, and the policy's distance.
 
-    The weights are the loss's own; `reward_posterior` is the mean of the rewards as stored under α.  # [b] each.
+    The weights are the loss's own; `reward_posterior` is the mean of the rewards under α, as stored but for a penalty
+    of cut outputs, and `gamma_half_ess` is one number of the whole batch.  # [b] each.
     """
     log_alpha = posterior_log_weights(values, settings)
     alpha = torch.where(values.valid, log_alpha.exp(), 0.0)
@@ -102,7 +107,31 @@ def posterior_metrics(values: GroupValues, settings: GoodnessSection, rewards: t
         "alpha_max": alpha.amax(dim=-1),
         "kl_alpha_beta": self_normalised_kl(log_alpha, _log_beta(values), values.valid),
         "reward_posterior": (alpha * rewards).sum(dim=-1),
+        "gamma_half_ess": torch.full(alpha.shape[:1], half_ess_temperature(values, settings)),
     }
+
+
+def half_ess_temperature(values: GroupValues, settings: GoodnessSection) -> float:
+    """Return the γ at which half of a prompt's outputs share α's weight: the mean over prompts of ESS/n is 1/2.
+
+    For rewards that are normally distributed with standard deviation σ, and q' = p, it is near 1.2 σ. NaN where there
+    is none: all rewards are (nearly) equal, or p/q' alone spreads the weights further.
+    """
+    rows = values.valid.sum(dim=-1) >= 2
+    counts = values.valid.sum(dim=-1)[rows]
+
+    def share(log_temperature: float) -> float:
+        at = settings.model_copy(update={"temperature": math.exp(log_temperature)})
+        alpha = torch.where(values.valid, posterior_log_weights(values, at).exp(), 0.0)[rows]
+        return float((1 / alpha.square().sum(dim=-1) / counts).mean())
+
+    low, high = math.log(_GAMMAS[0]), math.log(_GAMMAS[1])
+    if not rows.any() or not share(low) < 0.5 < share(high):
+        return math.nan
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < 0.5 else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def metrics_as_of_prior(

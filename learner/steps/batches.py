@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from brain_align.common.config.objective_sections import ObjectiveBase
 from brain_align.common.errors import PipelineError
 from brain_align.common.identity import seed_from
+from brain_align.learner.objectives.masked import at_least
 from brain_align.learner.objectives.values import GroupValues
 
 Completion = torch.Tensor  # [tokens] int64
@@ -28,6 +30,7 @@ class GroupBatch:
         sampler_logprobs: log q' as the sampler computed it; NaN where there is no output.  # [b, n] float32
         proposal_logprobs: log q' as the objective uses it; NaN where missing.  # [b, n] float32
         rewards: NaN where missing.  # [b, n] float32
+        finished: false where an output was cut at `sampling.max_tokens`, or there is none.  # [b, n] bool
         complete: whether there is an output, and none of its values is missing.  # [b, n] bool
         valid: the complete outputs; after `narrowed`, those that the objective uses.  # [b, n] bool
         golds: [gold tokens] int64 per prompt whose gold output the objective needs, else None.
@@ -43,6 +46,7 @@ class GroupBatch:
     sampler_logprobs: torch.Tensor
     proposal_logprobs: torch.Tensor
     rewards: torch.Tensor
+    finished: torch.Tensor
     complete: torch.Tensor
     valid: torch.Tensor
     golds: list[Completion | None]
@@ -66,6 +70,21 @@ class GroupBatch:
         gold = self.golds[group]
         assert gold is not None, "only existing texts are computed"
         return gold
+
+    def treated(self, settings: ObjectiveBase) -> "GroupBatch":
+        """Return the batch as an objective takes outputs that were cut at the length limit.
+
+        Masked ones are as if they had never been sampled: they are in no softmax, pair or ranking, and a group that is
+        left with fewer than two outputs trains nothing.
+        """
+        if settings.truncated == "mask":
+            left = at_least(2, self.complete & self.finished)
+            return replace(self, complete=left, valid=left)
+        if settings.truncated_penalty is not None:
+            return replace(
+                self, rewards=torch.where(self.finished, self.rewards, self.rewards + settings.truncated_penalty)
+            )
+        return self
 
     def narrowed(self, used: torch.Tensor) -> "GroupBatch":
         """Return the batch in which only outputs that an objective uses ([b, n] bool) are valid."""
@@ -136,6 +155,9 @@ def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
         for name in ("prior_logprobs", "sampler_logprobs", "proposal_logprobs", "rewards")
     }
     outputs = batch["output_token_ids"].flatten()
+    finished = torch.zeros(present.shape, dtype=torch.bool).masked_scatter_(
+        present, torch.from_numpy(_writable(batch["finished"].flatten(), np.bool_))
+    )
     lengths = torch.zeros(present.shape, dtype=torch.int64).masked_scatter_(
         present, torch.from_numpy(_lengths(outputs))
     )
@@ -148,6 +170,7 @@ def group_batch(batch: pa.RecordBatch, seed: int = 0) -> GroupBatch:
         prompts=_token_lists(batch["prompt_token_ids"]),
         completions=[flat[start:end] for start, end in pairwise(starts)],
         lengths=lengths,
+        finished=finished,
         complete=present & ~missing,
         valid=present & ~missing,
         golds=_golds(batch["gold_token_ids"]),

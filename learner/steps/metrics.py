@@ -8,6 +8,7 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.policies import ProposalVersion
 from brain_align.learner.steps.batches import GroupBatch
 from brain_align.learner.steps.gradients import BatchResult
+from brain_align.learner.steps.sample_metrics import sample_metrics
 
 
 def step_metrics(
@@ -36,12 +37,21 @@ def step_metrics(
         metrics["reward_mean"] = reward
     if trained.any():
         metrics["loss"] = float(result.objective.loss)
+        metrics["outputs_per_prompt"] = float(groups.valid.sum(dim=1)[trained].float().mean())
+    metrics |= sample_metrics(stored)
     metrics |= result.objective.metrics
     if norm is not None:
         return metrics | {"grad_norm": norm}
     if trained.any():
         return {name: value for name, value in metrics.items() if math.isfinite(value)} | {"skipped_step": 1.0}
     return metrics
+
+
+def masked_metrics(stored: GroupBatch, treated: GroupBatch) -> dict[str, float]:
+    """Count cut outputs that get no weight, and groups that train nothing since fewer than two others are left."""
+    cut = stored.valid & ~stored.finished
+    emptied = (stored.valid.sum(dim=1) >= 2) & ~treated.trained
+    return {"masked_outputs": float(cut.sum()), "masked_groups": float(emptied.sum())}
 
 
 def sampler_gap(

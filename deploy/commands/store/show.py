@@ -79,6 +79,7 @@ class GroupView:
     prior: np.ndarray  # log p(y|x)  # [n]
     proposal: np.ndarray  # log q'(y|x) as sampled, or recomputed where the run did so  # [n]
     policy: np.ndarray | None  # log q_θ(y|x) of the version that was asked for  # [n]
+    masked: np.ndarray  # cut outputs that the objective gives no weight  # [n] bool
     log_weights: np.ndarray | None  # not normalised; None where no scorer ranks  # [n]
     steps: list[int]  # those that trained it
 
@@ -90,7 +91,9 @@ class GroupView:
     @property
     def beta(self) -> np.ndarray | None:
         """The policy's own weights, β ∝ q_θ/q'.  # [n]."""
-        return None if self.policy is None else self_normalised(self.policy - self.proposal)
+        if self.policy is None:
+            return None
+        return self_normalised(np.where(self.masked, np.nan, self.policy - self.proposal))
 
     def by_weight(self) -> list[int]:
         """Return the outputs' numbers, the heaviest first, those without a weight last; ties stay as sampled."""
@@ -133,12 +136,13 @@ def group_view(
     sampled = np.array([sum(output["token_logprobs"]) for output in row["outputs"]])
     proposal = values.pop(PROPOSAL, sampled)  # the recomputed ones where there are any, as the learner takes them
     gold = {name: scores[name]["gold_value"] for name in values}
+    finished = np.array([output["finish_reason"] == "stop" for output in row["outputs"]])
     weights = None
     if ranked_by is not None and all(name in values for name in ranked_by.scorers):
         rewards = stored_rewards(store, [group], ranked_by.reward).to_pylist()[0]
         values[ranked_by.name] = np.array(rewards["values"], dtype=np.float64)
         gold[ranked_by.name] = rewards["gold_value"]
-        weights = log_weights(values[ranked_by.name], prior, proposal, goodness)
+        weights = log_weights(values[ranked_by.name], prior, proposal, goodness, finished)
     return GroupView(
         row=row,
         values=values,
@@ -147,6 +151,7 @@ def group_view(
         prior=prior,
         proposal=proposal,
         policy=policy,
+        masked=~finished & (goodness.truncated == "mask"),
         log_weights=weights,
         steps=[step["step"] for step in store.steps() if group in step["group_ids"]],
     )

@@ -62,6 +62,7 @@ def batch(vocabulary: int) -> pa.RecordBatch:
             "prior_logprobs": [value + draw.gauss(0, 1) for value in sampled],
             "rewards": [draw.gauss(0, 1) for _ in outputs],
             "gold_token_ids": None,
+            "finished": [True] * len(outputs),
         }
 
     return batch_from_rows(TRAIN_BATCH, [row(index, *group) for index, group in enumerate(lengths())])

@@ -22,6 +22,7 @@ def train_row(group_id, *, prompt=(5, 6, 7), outputs=((1, 2), (3,)), **changes):
         "prior_logprobs": [-3.0] * len(outputs),
         "rewards": [float(index) for index in range(len(outputs))],
         "gold_token_ids": None,
+        "finished": [True] * len(outputs),
     }
     row |= changes
     sampled = [-3.0 if value is None else value for value in row["proposal_logprobs"]]
@@ -66,6 +67,13 @@ def gappy_batch(seed) -> pa.RecordBatch:
     first, second, third = random_rows(seed)
     first["rewards"][1] = None
     second["prior_logprobs"][0] = None
-    for column in ("output_token_ids", "sampler_logprobs", "proposal_logprobs", "prior_logprobs", "rewards"):
+    for column in (
+        "output_token_ids",
+        "sampler_logprobs",
+        "proposal_logprobs",
+        "prior_logprobs",
+        "rewards",
+        "finished",
+    ):
         third[column] = third[column][:3]
     return train_batch(first, second, third)

@@ -43,6 +43,15 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         ({"sampling": {"top_p": 0.9}}, "top_p cuts outputs off from the proposal"),
         ({"sampling": {"top_k": 50}}, "top_k cuts outputs off from the proposal"),
         ({"sampling": {"stop": ["\n"], "presence_penalty": 1}}, "presence_penalty, stop cuts outputs off"),
+        (
+            {"objective": {"truncated": "penalty"}},
+            "objective: truncated=penalty needs truncated_penalty, which is added to rewards",
+        ),
+        ({"objective": {"truncated_penalty": -1}}, "truncated_penalty is not used with truncated=keep"),
+        (
+            {"objective": {"truncated": "penalty", "truncated_penalty": 2}},
+            "objective.truncated_penalty=2 is refused: input should be less than 0",
+        ),
         ({"sampling": {"stop": [""]}}, "sampling.stop.0='' is refused"),
         (
             {"sampling": {"top_k": 5, "allow_truncated_support": True}, "logprobs": {"proposal": "recomputed"}},

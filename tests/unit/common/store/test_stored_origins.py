@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from brain_align.common.config.objective_sections import Origin
 from brain_align.common.config.objectives import OBJECTIVE_NAMES
+from brain_align.common.config.origin import Origin
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.validation import parse_recipe
 from brain_align.common.data.text_groups import text_group

@@ -1,11 +1,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from brain_align.common.config.objective_sections import BrainSection
 from brain_align.common.errors import DamagedPartError, UserError
@@ -16,8 +16,9 @@ from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands.store.show import find_group
 from brain_align.deploy.run.stored_source import open_source
-from brain_align.learner.objectives.brain import log_goodness
-from brain_align.learner.objectives.masked import masked_log_softmax
+from brain_align.learner.objectives.brain import posterior_log_weights
+from brain_align.learner.steps.batches import group_batch
+from tests.unit.learner.train_batches import train_batch, train_row
 from tests.unit.stored_runs import REWARDS, expected_alpha, stored_run
 
 
@@ -70,17 +71,31 @@ def test_moments_of_batches_are_those_of_the_whole() -> None:
     assert Moments() + Moments() == Moments()
 
 
+def _nulls(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
+
+
+@pytest.mark.parametrize("truncated", [{}, {"truncated": "mask"}, {"truncated": "penalty", "truncated_penalty": -2}])
 @pytest.mark.parametrize("goodness", ["bradley-terry", "logistic"])
-def test_the_tools_weights_are_the_learner_s(goodness: str) -> None:
+def test_the_tools_weights_are_the_learner_s(goodness: str, truncated: dict[str, Any]) -> None:
     draw = np.random.default_rng(1)
     rewards, prior, proposal = draw.normal(0, 3, (3, 16)).astype(np.float32)
     rewards[3] = prior[5] = np.nan
-    settings = BrainSection.model_validate({"goodness": goodness, "temperature": 0.3})
-    alpha = self_normalised(log_weights(rewards, prior, proposal, settings))
-    known = torch.from_numpy(~np.isnan(rewards + prior))[None]
-    theirs = log_goodness(torch.from_numpy(rewards)[None], settings) + torch.from_numpy(prior - proposal)[None]
-    expected = masked_log_softmax(theirs, known).exp()[0].numpy()
+    finished = np.arange(16) % 3 > 0
+    settings = BrainSection.model_validate({"goodness": goodness, "temperature": 0.3, **truncated})
+    alpha = self_normalised(log_weights(rewards, prior, proposal, settings, finished))
+    row = train_row(
+        "a",
+        outputs=[[1]] * 16,
+        rewards=_nulls(rewards),
+        prior_logprobs=_nulls(prior),
+        proposal_logprobs=proposal.tolist(),
+        finished=finished.tolist(),
+    )
+    values = group_batch(train_batch(row)).treated(settings).stored_values()
+    expected = posterior_log_weights(values.without_gaps(), settings).exp()[0].numpy()
     assert np.isnan(alpha[[3, 5]]).all()
+    assert np.isnan(alpha[0]) == (settings.truncated == "mask")
     np.testing.assert_allclose(np.nan_to_num(alpha), expected, atol=1e-5)
 
 
