@@ -20,6 +20,7 @@ from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
+from brain_align.deploy.run.trackers.open_trackers import open_trackers
 from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
@@ -83,7 +84,8 @@ class Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Start the services, run the conductor, stop the services; return the summary."""
-        tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
+        trackers = open_trackers(self._recipe, self._directory, reporter(self._console))
+        tracker = Tracker(self._recipe, self._directory.metrics, trackers, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
             self._console.print(message, soft_wrap=True)
         _LOG.info("proposal versions get into samplers by %s", self._plan.delivery)
@@ -95,7 +97,7 @@ class Run:
                 self._conduct(tracker)
         finally:
             tracker.close()
-        return finish(self._recipe, self._directory, self._plan, self._watch.total())
+        return finish(self._recipe, self._directory, self._plan, self._watch.total(), tracker.warnings)
 
     def _conduct(self, tracker: Tracker) -> None:
         services = make_services(self._recipe, self._directory, self._model, self._plan.started_scorers)

@@ -22,6 +22,7 @@ from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.trackers.open_trackers import Trackers
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
 from brain_align.deploy.schedule.request_plan import RequestPlan
@@ -211,7 +212,7 @@ class Simulation:
         )
         self.said = io.StringIO()
         console = PlainConsole(file=self.said, width=1000)
-        self.tracker = Tracker(section, self.directory.metrics, self.directory.tensorboard, console)
+        self.tracker = Tracker(self.recipe, self.directory.metrics, Trackers([]), console)
         self.conductor = Conductor(self.recipe, self.work, self.tracker, self.services)
 
     async def run(self) -> None:

@@ -23,6 +23,7 @@ from brain_align.common.config.run import (
 from brain_align.common.config.sampling import SamplerSection, SamplingSection
 from brain_align.common.config.scorers import CombinationSection, ScorerPool, ScorerSection
 from brain_align.common.config.section import Name, Section
+from brain_align.common.config.tracking import TrackingSection
 from brain_align.common.config.training import AlgorithmSection, LearnerSection, LogprobsSection, PriorSection
 from brain_align.common.schemas import HUMAN, PRIOR, PROPOSAL
 
@@ -52,6 +53,7 @@ class Recipe(Section):
     algorithm: AlgorithmSection = AlgorithmSection()
     learner: LearnerSection = LearnerSection()
     evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
     timeouts: TimeoutsSection = TimeoutsSection()
     ray: RaySection = RaySection()
 

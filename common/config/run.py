@@ -139,6 +139,19 @@ class EvaluationSection(Section):
     test_prompts: int = Field(400, ge=1, description="how many test prompts are used")
     examples: int = Field(5, ge=0, description="outputs shown side by side at the end")
     truth: str | None = Field(None, description="name of the scorer that knows the ground truth, if there is one")
+    max_kl: float | None = Field(
+        None,
+        gt=0,
+        description="a version further from the prior than this many nats, on validation prompts, is never the best",
+    )
+    choose: Literal["win-rate", "pareto"] = Field(
+        "win-rate",
+        description="the best version. win-rate: the highest win rate, or mean reward; pareto: the least KL of those "
+        "whose win rate is not clearly lower",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="end training after so many evaluations without a better version; default: never"
+    )
 
 
 class TimeoutsSection(Section):

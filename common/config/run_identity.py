@@ -13,6 +13,7 @@ _OPERATIONAL = (
     "store.uri",
     "ray.*",
     "timeouts.*",
+    "tracking.*",
     "prepare.cache",
     "prepare.device",
     "prepare.micro_batch_tokens",
@@ -72,6 +73,9 @@ _CAME_LATER: dict[str, Any] = {
     "prepare.reward.epochs": 1,
     "prepare.reward.learning_rate": 3e-4,
     "prepare.reward.batch": 16,
+    "evaluation.max_kl": None,
+    "evaluation.choose": "win-rate",
+    "evaluation.patience": None,
     "objective.truncated": "keep",
     "objective.truncated_penalty": None,
 }

@@ -76,6 +76,7 @@ def view(status: Status, state: str) -> RenderableType:
         shown += [f"The scorer {name} gives no values and is asked again: {why}" for name, why in status.away.items()]
     if status.store_trouble and state not in OVER:
         shown.append(f"The sample store does not answer and is asked again: {status.store_trouble}")
+    shown += status.warnings
     troubled = [one for pool in status.services.values() for one in pool.replicas if one.trouble]
     shown += [f"{one.name} ({one.losses}x lost): {one.trouble}" for one in troubled]
     if status.automatic:

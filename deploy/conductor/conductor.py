@@ -142,6 +142,11 @@ class Conductor:
         """Line 21: q' <- q_theta. The checkpoint of this step exists already."""
         version = self._schedule.version_after(step)
         await self._learner.publish(version, step)
+        if step < self._schedule.last_step and (reason := await self.groups.reason_to_stop(version)):
+            self._tracker.published(version)
+            self._tracker.say(reason)
+            self._schedule.last_step = step
+            return
         if step < self._schedule.last_step:
             self._schedule.begin(version, [])
         await self._continue_with(version)

@@ -73,6 +73,7 @@ class GroupPipeline:
         )
         rows = {name: recipe.groups_per_call(name) for name in services.scorers}
         self.scoring = Scoring(services.scorers, rows, self._lanes, recipe.timeouts, tracker.say)
+        self._begun: set[int] = set()  # versions whose evaluation has begun
         self._turns = Turns(self._lanes)
         self._some_requests = asyncio.Event()
         self._recorded: dict[int, list[str]] = {}  # by step, the groups of steps that the checkpoint lacks
@@ -141,9 +142,27 @@ class GroupPipeline:
 
     async def evaluate(self, version: int) -> None:
         """Begin to evaluate a published version, where it takes part in the choice of the best."""
-        if (lane := self.evaluation) is not None:
+        if (lane := self.evaluation) is not None and version not in self._begun:
+            self._begun.add(version)
             self.enqueue(await lane.queue.call(lane.evaluation.requests_after, version))
             await lane.report()
+
+    async def reason_to_stop(self, version: int) -> str | None:
+        """Evaluate a published version, and return why training ends with it (`evaluation.patience`), or None.
+
+        In strict mode the evaluation is waited for, so that the answer does not depend on which was faster; otherwise
+        those count that are finished.
+        """
+        patience = self._recipe.evaluation.patience
+        if (lane := self.evaluation) is None or patience is None or not lane.evaluation.is_due(version):
+            return None
+        due = [one for one in await lane.queue.call(lane.evaluation.due_versions) if one <= version]
+        if len(due) <= patience:
+            return None
+        await self.evaluate(version)
+        if self._recipe.algorithm.strict:
+            await self.until_evaluated("validation", due)
+        return await lane.queue.call(lane.evaluation.stops_with, version)
 
     async def evaluate_best(self) -> None:
         """Choose the best version on validation prompts, and evaluate it on the test prompts."""

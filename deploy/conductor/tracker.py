@@ -1,4 +1,4 @@
-"""The live output of a run: a line on the terminal, metrics.jsonl and TensorBoard files."""
+"""The live output of a run: a line on the terminal, metrics.jsonl, experiment trackers, and warnings."""
 
 import json
 import logging
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pyarrow as pa
 from rich.live import Live
-from tensorboardX import SummaryWriter
 
-from brain_align.common.config.training import AlgorithmSection
+from brain_align.common.config.recipe import Recipe
 from brain_align.common.durable import write_file
 from brain_align.common.store.overlay import Store
 from brain_align.deploy.conductor.progress import Progress, as_table
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.run.trackers.open_trackers import Trackers
 from brain_align.deploy.schedule.evaluation import Result, Split
+from brain_align.deploy.schedule.guards import Guards
 from brain_align.deploy.schedule.quarantine import Item
 
 _WINDOW = 60  # seconds
@@ -56,10 +57,11 @@ class Rate:
 class Tracker:
     """Counts what the services do, shows it, and records it."""
 
-    def __init__(self, algorithm: AlgorithmSection, metrics: Path, tensorboard: Path, console: PlainConsole) -> None:
-        self._algorithm = algorithm
+    def __init__(self, recipe: Recipe, metrics: Path, trackers: Trackers, console: PlainConsole) -> None:
+        self._algorithm = recipe.algorithm
         self._metrics = metrics
-        self._board = SummaryWriter(str(tensorboard))
+        self._trackers = trackers
+        self._guards = Guards(recipe)
         self._console = console
         self._live: Live | None = None
         self._began = time.monotonic()
@@ -86,6 +88,9 @@ class Tracker:
             for row in steps
         ]
         write_file(self._metrics, "".join(lines))
+        for row in steps:
+            self._guards.stepped(row["step"], row["round"], row["metrics"])
+        self.say(*self.warnings)
 
     def started(self, step: int) -> None:
         """Note that all services are up, and that the learner has trained `step` steps."""
@@ -127,6 +132,7 @@ class Tracker:
         self._rates["trained"].add(metrics["tokens"])
         rates = {f"{stage}_tokens_per_second": rate.per_second() for stage, rate in self._rates.items()}
         self._write("step", step, {"round": float(round_), **metrics, **rates})
+        self.say(*self._guards.stepped(step, round_, metrics))
 
     def published(self, version: int) -> None:
         """Note a new proposal version."""
@@ -134,8 +140,8 @@ class Tracker:
         if not self._console.is_terminal and self._last:
             self.say("  ".join(f"{name} {value}" for name, value in self.progress().figures()))
 
-    def evaluated(self, split: Split, version: int, result: Result) -> None:
-        """Record a version's result on a split."""
+    def evaluated(self, split: Split, version: int, result: Result, outcomes: pa.Table | None = None) -> None:
+        """Record a version's result on a split; `outcomes` are those of validation prompts, one by one."""
         figures = {name: value for name, value in vars(result).items() if value is not None}
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
@@ -143,6 +149,7 @@ class Tracker:
         self.say(
             f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
         )
+        self.say(*self._guards.evaluated(split, version, result, outcomes))
 
     def quarantined(self, item: Item) -> None:
         """Say that the run continues without a prompt or a group."""
@@ -161,7 +168,12 @@ class Tracker:
         """Stop the live display and flush everything."""
         if self._live is not None:
             self._live.stop()
-        self._board.close()
+        self._trackers.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the guards have found up to now: a sentence for each kind of warning."""
+        return self._guards.warnings
 
     @property
     def trained(self) -> int:
@@ -191,8 +203,7 @@ class Tracker:
     def _write(self, kind: str, number: int, figures: dict[str, float]) -> None:
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(_line(kind, number, time.time(), figures))
-        for name, value in figures.items():
-            self._board.add_scalar(f"{kind}/{name}", value, number)
+        self._trackers.log(kind, number, figures)
 
     def _left(self, total: int) -> float | None:
         done = self._step - self._step_at_start

@@ -148,6 +148,7 @@ class RunMonitor:
             automatic=self._scaler.automatic,
             scaling=list(self._scaler.decisions),
             away=self._groups.scoring.away,
+            warnings=self._tracker.warnings,
             store_trouble=self._plan.store_trouble,
             quarantined=[LeftOut(**asdict(item)) for item in self._plan.quarantine][-_SHOWN:],
         )

@@ -87,6 +87,7 @@ class Status(StatusPart):
     scaling: list[Scaling]
     quarantined: list[LeftOut]
     away: dict[str, str] = Field(default_factory=dict)  # the scorers that give no values at present, and why
+    warnings: list[str] = Field(default_factory=list)  # of the guards: what goes wrong with training
     store_trouble: str | None = None  # what the sample store waits for, while its requests are repeated
 
 

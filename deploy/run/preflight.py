@@ -28,6 +28,7 @@ from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
 from brain_align.deploy.run.start import Delivery, delivery_of
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
+from brain_align.deploy.run.trackers.open_trackers import check_trackers
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
@@ -106,6 +107,8 @@ def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
     problems = Problems()
     inputs = read_stored_inputs(recipe, directory, problems)
     with problems.noted():
+        inputs.notes.extend(check_trackers(recipe))
+    with problems.noted():
         _check_gold(recipe, inputs)
     for name, count in lacking_scores(recipe, inputs).items():
         need = f"{count} of the {inputs.index.num_rows} groups of {inputs.source.store.root} lack values of {name!r}"
@@ -183,6 +186,8 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     with problems.noted():
         encoding = _checked_encoding(recipe, moment)
     notes = _notes_on_batches(recipe)
+    with problems.noted():
+        notes += check_trackers(recipe)
     with problems.noted():
         notes += check_policy(recipe.policy, sampled=True)
     read: dict[str, PromptSet] = {}

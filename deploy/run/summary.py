@@ -1,6 +1,7 @@
 """The result of a finished run: the best adapter, summary.json, examples, and the table that is shown."""
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ _REACHED = ("loss", "reward_mean", "reward_posterior", "kl_policy_prior")
 _NOT_EVALUATED = "skipped: evaluation prompts cannot be sampled without samplers; the result is the newest version"
 
 
-def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict[str, float]) -> dict[str, Any]:
-    """Write the result of a complete run and return the summary."""
+def finish(
+    recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict[str, float], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write the result of a complete run and return the summary; `warnings` are those that its guards gave."""
     evaluation = work.evaluation
     if evaluation is None:
         newest = PolicyRegistry(directory.policies).newest()
@@ -39,7 +42,8 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         "name": recipe.name,
         "config_digest": recipe_digest(recipe),
         **figures,
-        "warnings": warnings_of(recipe),
+        "stopped": None if evaluation is None else evaluation.stopped,
+        "warnings": [*warnings_of(recipe), *warnings, *_on_budget(evaluation)],
         "delivery": work.delivery,
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
@@ -59,6 +63,11 @@ def _evaluated(recipe: Recipe, directory: RunDirectory, evaluation: Evaluation, 
         "validation": {str(version): vars(evaluation.result("validation", version)) for version in versions},
         "decoding": {"temperature": recipe.sampling.temperature, "max_tokens": recipe.sampling.max_tokens},
     }
+
+
+def _on_budget(evaluation: Evaluation | None) -> list[str]:
+    note = None if evaluation is None else evaluation.note_on_budget()
+    return [] if note is None else [note]
 
 
 def _trained(work: RunPlan, version: int) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]
         )
         trained = f"{summary['name']}: {summary['steps']} steps, version {summary['best_version']}; {reached}"
         console.print(f"{trained}\nevaluation {summary['evaluation']}", soft_wrap=True)
-    for warning in summary.get("warnings", ()):
+    for warning in (*filter(None, [summary.get("stopped")]), *summary.get("warnings", ())):
         console.print(warning, soft_wrap=True)
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in summary["seconds"].items())
     if left_out := summary.get("left_out"):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +16,7 @@ from brain_align.common.schemas import PRIOR
 from brain_align.common.statistics import win_rate
 from brain_align.common.store.overlay import Store
 from brain_align.common.store.rewards import stored_rewards
+from brain_align.deploy.schedule.choice import Candidate, best_of, may_be_best, note_on_budget, reason_to_stop
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item
 from brain_align.deploy.schedule.request_plan import RequestPlan
 
@@ -65,15 +67,18 @@ class Evaluation:
         self._of: dict[str, tuple[Split, int]] = {}  # the evaluation that a group belongs to
         self._unreported: set[tuple[Split, int]] = set()  # complete ones
         self._left_out: set[str] = set()  # groups that will never be complete
+        self._last = recipe.algorithm.rounds  # version, with which the run ends
+        self._candidates: dict[int, Candidate] = {}  # of complete evaluations on validation prompts
+        self.stopped: str | None = None  # why training has ended early
         self._deadly: dict[tuple[str, str], int] = {}  # first version at which a split's prompt brought down samplers
 
     def is_due(self, version: int) -> bool:
         """Return whether a version takes part in the choice of the best: the first, the last, and some between."""
-        return version % self._recipe.evaluation.every_rounds == 0 or version == self._recipe.algorithm.rounds
+        return version % self._recipe.evaluation.every_rounds == 0 or version == self._last
 
     def due_versions(self) -> list[int]:
         """Return all versions among which the best is chosen."""
-        return [version for version in range(self._recipe.algorithm.rounds + 1) if self.is_due(version)]
+        return [version for version in range(self._last + 1) if self.is_due(version)]
 
     def group_ids(self, split: Split, version: int) -> list[str]:
         """Return the groups that evaluate a version on a split."""
@@ -159,19 +164,38 @@ class Evaluation:
         return all(self.store.has_score(group, scorer) for scorer in self.scorers)
 
     def best_version(self) -> int:
-        """Return the version with the highest validation win rate, or mean reward if equal or without gold."""
-        return max(self.due_versions(), key=self._merit)
+        """Return the version that `evaluation.choose` and `evaluation.max_kl` make the best on validation prompts."""
+        return best_of([self._candidate(version) for version in self.due_versions()], self._recipe.evaluation)
+
+    def note_on_budget(self) -> str | None:
+        """Return a warning where `evaluation.max_kl` leaves no trained version."""
+        return note_on_budget([self._candidate(version) for version in self.due_versions()], self._recipe.evaluation)
+
+    def stops_with(self, newest: int) -> str | None:
+        """Return why training ends with the newest version (`evaluation.patience`), which is then the last; or None."""
+        if newest < self._last:
+            due = [version for version in self.due_versions() if version <= newest]
+            complete = [self._candidate(version) for version in due if self.is_complete("validation", version)]
+            self.stopped = reason_to_stop(complete, self._recipe.evaluation)
+            self._last = self._last if self.stopped is None else newest
+        return self.stopped
 
     def candidates(self, newest: int) -> list[int]:
         """Return the versions that may turn out to be the best: the best so far, and those not yet evaluated."""
         due = [version for version in self.due_versions() if version <= newest]
         complete = [version for version in due if self.is_complete("validation", version)]
-        best = [max(complete, key=self._merit)] if complete else []
+        found = [self._candidate(version) for version in complete]
+        best = may_be_best(found, self._recipe.evaluation) if found else []
         return best + [version for version in due if version not in complete]
 
-    def _merit(self, version: int) -> Merit:
-        result = self.result("validation", version)
-        return merit(result.train_rm_win_rate, result.mean_reward)
+    def _candidate(self, version: int) -> Candidate:
+        if version not in self._candidates:
+            result, outcomes = self.result("validation", version), self.outcomes("validation", version)
+            rewards, gold = (outcomes[name].to_numpy() for name in ("reward", "gold_reward"))
+            gains = rewards if result.train_rm_win_rate is None else np.where(np.isnan(gold), gold, rewards > gold)
+            rank = merit(result.train_rm_win_rate, result.mean_reward)
+            self._candidates[version] = Candidate(version, rank, result.kl_to_prior, gains)
+        return self._candidates[version]
 
     def result(self, split: Split, version: int) -> Result:
         """Return the figures of a complete evaluation.

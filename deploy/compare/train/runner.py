@@ -40,9 +40,10 @@ from brain_align.deploy.run.directory import RunDirectory, check_config, save_co
 from brain_align.deploy.run.preflight import Inputs
 from brain_align.deploy.run.resolve import ResolvedRecipe
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.run.start import Stopwatch
+from brain_align.deploy.run.start import Stopwatch, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.run.summary import finish
+from brain_align.deploy.run.trackers.open_trackers import Trackers, tensorboard
 
 _Read = TypeVar("_Read")
 
@@ -173,16 +174,18 @@ class Runner:
         setup, watch, directory = self._setup, Stopwatch(), self._setup.directory.run(run.name)
         recipe, run_plan = await self._run_plan(run, groups)
         with run_plan.store.training():
-            await self._conduct(recipe, directory, run_plan, watch)
+            warnings = await self._conduct(recipe, directory, run_plan, watch)
         outcomes = setup.directory.outcomes(run.name)
-        best = await asyncio.to_thread(_write_results, recipe, directory, run_plan, watch, outcomes)
+        await asyncio.to_thread(finish, recipe, directory, run_plan, watch.total(), warnings)
+        best = await asyncio.to_thread(_write_outcomes, run_plan, outcomes)
         trains_on_groups = recipe.objective.reward != HUMAN
         examination = await examine(
             self._services.examiner, directory, best, await self._examined_groups(groups), trained=trains_on_groups
         )
         write_examination(setup.directory.examination(run.name), examination)
 
-    async def _conduct(self, recipe: Recipe, directory: RunDirectory, run_plan: RunPlan, watch: Stopwatch) -> None:
+    async def _conduct(self, recipe: Recipe, directory: RunDirectory, run_plan: RunPlan, watch: Stopwatch) -> list[str]:
+        """Train the run; return the warnings that its guards gave."""
         services = self._services.of_run(recipe, directory)
         tracker = _quiet_tracker(recipe, directory)
         tracker.recovered(run_plan.store)
@@ -193,6 +196,7 @@ class Runner:
             watch.seconds["training"] = services.learner.busy_seconds
             self._services.release(services)
             tracker.close()
+        return tracker.warnings
 
     async def _groups_below(self, recipe: Recipe, run: TrainingRun, groups: SeedGroups) -> SampleStore:
         """Open the store that the run trains on: the seed's groups, with as many outputs as it takes, or human pairs.
@@ -260,14 +264,15 @@ class Runner:
         write_examination(done, await examine(self._services.examiner, directory, 0, examined, trained=True))
 
 
-def _write_results(recipe: Recipe, directory: RunDirectory, run_plan: RunPlan, watch: Stopwatch, outcomes: Path) -> int:
-    """Write summary and test outcomes of a finished run; return its best version."""
+def _write_outcomes(run_plan: RunPlan, outcomes: Path) -> int:
+    """Write the test outcomes of a finished run; return its best version."""
     assert run_plan.evaluation is not None, "a comparison's runs are evaluated"
     best = run_plan.evaluation.best_version()
-    finish(recipe, directory, run_plan, watch.total())
     write_table(outcomes, run_plan.evaluation.outcomes("test", best))
     return best
 
 
 def _quiet_tracker(recipe: Recipe, directory: RunDirectory) -> Tracker:
-    return Tracker(recipe.algorithm, directory.metrics, directory.tensorboard, PlainConsole(quiet=True))
+    console = PlainConsole(quiet=True)
+    files = tensorboard(directory.tensorboard, reporter(console))  # other trackers are for runs of their own
+    return Tracker(recipe, directory.metrics, Trackers([files]), console)

@@ -24,6 +24,7 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.run_plan import RunPlan
+from brain_align.deploy.run.trackers.open_trackers import Trackers
 from brain_align.deploy.schedule.evaluation import Evaluation
 from brain_align.deploy.schedule.quarantine import Quarantine
 from brain_align.deploy.schedule.request_plan import RequestPlan
@@ -148,7 +149,7 @@ def start(root: Path, world: World, staleness: int) -> SampleStore:
     evaluation = Evaluation(recipe, held_back, plan, {"validation": HELD_BACK, "test": HELD_BACK}, [PRIOR, "reward"])
     pools = stand_in_pools(world, RunDirectory(root), (PRIOR, "reward"))
     services = Services(pools.pop(""), pools, StandInLearner(world))
-    tracker = Tracker(recipe.algorithm, root / "metrics.jsonl", root / "board", PlainConsole(quiet=True))
+    tracker = Tracker(recipe, root / "metrics.jsonl", Trackers([]), PlainConsole(quiet=True))
     tracker.recovered(store)
     round_prompts = DrawnPrompts(recipe.algorithm, TRAIN, 0)
     scorers = [PRIOR, "reward"]

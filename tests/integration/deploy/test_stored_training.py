@@ -18,6 +18,7 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.stored_inputs import lacking_scores, read_stored_inputs
+from brain_align.deploy.run.trackers.open_trackers import Trackers
 from brain_align.deploy.services.services import Services
 from brain_align.learner.step_report import StepReport
 from tests.integration.deploy.test_conductor import PowerCut, StandInLearner, World, stand_in_pools, trained
@@ -63,7 +64,7 @@ def start(root: Path, world: World, settings: Recipe) -> SampleStore:
     pools = stand_in_pools(world, directory, work.started_scorers)
     samplers = Pool("sampler", 0, stranger, directory.log, PoolSettings(start=5))
     services = Services(samplers, {name: pools[name] for name in work.started_scorers}, StandInLearner(world))
-    tracker = Tracker(settings.algorithm, root / "metrics.jsonl", root / "board", PlainConsole(quiet=True))
+    tracker = Tracker(settings, root / "metrics.jsonl", Trackers([]), PlainConsole(quiet=True))
     tracker.recovered(work.store)
     try:
         conductor = Conductor(settings, work, tracker, services)
