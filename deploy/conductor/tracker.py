@@ -142,7 +142,8 @@ class Tracker:
 
     def evaluated(self, split: Split, version: int, result: Result, outcomes: pa.Table | None = None) -> None:
         """Record a version's result on a split; `outcomes` are those of validation prompts, one by one."""
-        figures = {name: value for name, value in vars(result).items() if value is not None}
+        judges = {} if outcomes is None else self._guards.judges(outcomes)
+        figures = {name: value for name, value in vars(result).items() if value is not None} | judges
         self._write(split, version, figures)
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"

@@ -98,6 +98,12 @@ class Guards:
             found["judges"] = overoptimised(self._judged, version, self._judged[version])
         return self._raise("version", version, found)
 
+    def judges(self, outcomes: pa.Table) -> dict[str, float]:
+        """Return the means of the scorers that training never sees, as metrics."""
+        return {
+            f"judge_{name}": float(np.nanmean(values)) for name, values in self._judges(outcomes) if name != "reward"
+        }
+
     def _judges(self, outcomes: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         held_out = [name for name, scorer in self._recipe.scorers.items() if scorer.use == "evaluation"]
         columns = {"reward": "reward", **{name: f"scores.{name}" for name in held_out}}
