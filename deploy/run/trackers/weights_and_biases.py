@@ -9,6 +9,7 @@ from brain_align.common.errors import first_line
 from brain_align.deploy.run.trackers.tracker_protocol import TrackedRun, axis
 
 _CLOUD = "https://api.wandb.ai"
+_ONLINE_SECONDS = 60  # until a server that does not answer is given up
 
 
 def note_on_key(section: WandbSection) -> str | None:
@@ -41,6 +42,9 @@ class WandbRun:
                 f"WARNING: tracking.wandb: {first_line(error).rstrip('.')}. The run is recorded offline; `wandb sync "
                 f"{run.root}/wandb/offline-run-*` sends it later."
             )
+            import wandb
+
+            wandb.teardown()  # its process still holds the run's id
             self._run = _begun(section, run, "offline")
         for kind in ("step", "validation", "test"):
             self._run.define_metric(f"{kind}/*", step_metric=axis(kind))
@@ -68,7 +72,9 @@ def _begun(section: WandbSection, run: TrackedRun, mode: str) -> Any:
         mode=mode,
         resume="allow" if mode == "online" else None,
         reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, init_timeout=60),
+        settings=wandb.Settings(
+            silent=True, console="off", disable_git=True, save_code=False, init_timeout=_ONLINE_SECONDS
+        ),
     )
 
 

@@ -46,6 +46,7 @@ def test_every_setting_of_a_whole_recipe_is_in_the_reference():
         sampler={"autoscale": {"max": 3}},
         policy={"model": "m", "adapter": {}},
         objective={"name": "dpo+nll"},
+        tracking={"wandb": {}, "trackio": {}, "mlflow": {}},
         scorers={"NAME": {"kind": "tldr", "path": "p"}, "reward": {"kind": "function", "function": "m:f"}},
         rewards={"NAME2": {"kind": "min", "weights": {"NAME": 1, "reward": 1}}},
     )

@@ -63,6 +63,8 @@ def test_a_method_takes_from_the_recipe_what_is_no_other_method_s() -> None:
         "reward": "reward",
         "reward_transform": "none",
         "temperature": 0.2,
+        "truncated": "keep",
+        "truncated_penalty": None,
         "goodness": "bradley-terry",
     }
     assert own["ipo:tau=0.3"].model_dump(include={"tau", "temperature"}) == {"tau": 0.3, "temperature": 0.2}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brain_align.deploy.monitor.status import read_status
-from tests.stand_ins import Simulation, reward_and_prior
+from tests.stand_ins import LocalSampler, Simulation, reward_and_prior
 
 ALGORITHM = {"rounds": 6, "prompts_per_round": 4, "updates_per_round": 2, "batch_prompts": 2}
 
@@ -14,19 +14,13 @@ def run(root: Path, staleness: int, **evaluation: object) -> Simulation:
     simulation = Simulation(
         root,
         ALGORITHM | {"max_staleness": staleness},
-        (1, lambda name, _log: _sampler(name)),
+        (1, lambda name, _log: LocalSampler(name)),
         reward_and_prior(),
         evaluated=3,
         recipe={"evaluation": evaluation},
     )
     simulation.run_here()
     return simulation
-
-
-def _sampler(name: str):
-    from tests.stand_ins import LocalSampler
-
-    return LocalSampler(name)
 
 
 @pytest.mark.parametrize("again", [False, True])

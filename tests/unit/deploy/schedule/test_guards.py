@@ -101,7 +101,7 @@ def test_a_fall_of_entropy_is_measured_against_the_first_steps() -> None:
     assert followed(subject, 16) == []
     assert followed(subject, 8, first=17, entropy=0.6) == []
     (warning,) = followed(subject, 8, first=25, entropy=0.4)
-    assert "has fallen from 2.00 to 0.49 nats" in warning  # when the window's mean passes a quarter
+    assert "has fallen from 2.00 to 0.50 nats" in warning  # once the window's mean is below a quarter
 
 
 @pytest.mark.parametrize(
