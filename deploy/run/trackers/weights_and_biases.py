@@ -8,7 +8,6 @@ from brain_align.common.config.tracking import WandbSection
 from brain_align.common.errors import first_line
 from brain_align.deploy.run.trackers.tracker_protocol import TrackedRun, axis
 
-_CLOUD = "https://api.wandb.ai"
 _ONLINE_SECONDS = 60  # until a server that does not answer is given up
 
 
@@ -16,9 +15,10 @@ def note_on_key(section: WandbSection) -> str | None:
     """Return a warning where there is no key, so that the run is recorded offline."""
     if _mode(section) != "online" or os.environ.get("WANDB_API_KEY"):
         return None
+    import wandb
     from requests.utils import get_netrc_auth  # wandb brings it; `wandb login` writes that file
 
-    if get_netrc_auth(os.environ.get("WANDB_BASE_URL", _CLOUD)):
+    if get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url):
         return None
     return (
         "WARNING: tracking.wandb has no key, so that the run is only recorded offline; set WANDB_API_KEY, or call "

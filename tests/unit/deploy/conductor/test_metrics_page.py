@@ -2,8 +2,8 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import torch
@@ -48,13 +48,23 @@ def learner_metrics(name: str) -> dict[str, float]:
     return metrics | {"seconds": 1.0}  # the trainer's own
 
 
+class Recording(Trackers):
+    """Notes the names that it is sent."""
+
+    def __init__(self, sent: list[str]) -> None:
+        super().__init__([])
+        self.sent = sent
+
+    def log(self, kind: str, number: int, figures: Mapping[str, float]) -> None:
+        self.sent.extend(figures)
+
+
 def written(root: Path, metrics: dict[str, float]) -> set[str]:
     """The names that a run writes into metrics.jsonl."""
     scorers = {"reward": {"kind": "tldr", "path": "r"}, "NAME": JUDGE}
     recipe = Recipe.model_validate(recipe_settings(scorers=scorers))
     sent: list[str] = []
-    trackers = SimpleNamespace(log=lambda _kind, _number, figures: sent.extend(figures), close=lambda: None)
-    tracker = Tracker(recipe, root / "metrics.jsonl", trackers, PlainConsole(quiet=True))
+    tracker = Tracker(recipe, root / "metrics.jsonl", Recording(sent), PlainConsole(quiet=True))
     tracker.stepped(1, 0, 8, metrics, 0)
     result = Result(50.0, 5.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, 20.0, 99.0, 100, 0)
     tracker.evaluated("validation", 1, result, pa.table({"reward": [1.0], "scores.NAME": [2.0]}))

@@ -36,7 +36,7 @@ def guards(**changes: Any) -> Guards:
     return Guards(Recipe.model_validate(recipe_settings(**settings)))
 
 
-def followed(subject: Guards, steps: int, first: int = 1, **metrics: float) -> list[str]:
+def followed(subject: Guards, steps: int, first: int = 1, **metrics: Any) -> list[str]:
     """The warnings of steps with these metrics, eight to a round."""
     found = []
     for step in range(first, first + steps):
@@ -61,7 +61,7 @@ def test_a_healthy_run_raises_nothing() -> None:
         ({"reward_sd": 0.0}, "all outputs of a prompt have the same reward"),
     ],
 )
-def test_what_holds_over_several_steps_is_said_once(metrics: dict[str, float], sentence: str) -> None:
+def test_what_holds_over_several_steps_is_said_once(metrics: dict[str, Any], sentence: str) -> None:
     subject = guards()
     assert followed(subject, 7, **metrics) == []  # too few to judge
     (warning,) = followed(subject, 9, first=8, **metrics)
@@ -114,7 +114,7 @@ def test_a_fall_of_entropy_is_measured_against_the_first_steps() -> None:
         ({"reward_mean": 1.5, "output_tokens": 10.0}, False),  # shorter, although length is rewarded
     ],
 )
-def test_a_gain_that_length_explains_is_named(metrics: dict[str, float], warns: bool) -> None:
+def test_a_gain_that_length_explains_is_named(metrics: dict[str, Any], warns: bool) -> None:
     subject = guards()
     assert followed(subject, 16) == []
     found = followed(subject, 16, first=17, **metrics)
