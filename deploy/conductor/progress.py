@@ -29,6 +29,7 @@ class Progress(StatusPart):
     reward: float | None  # of the last step, like the next two
     kl: float | None
     ess: float | None
+    outputs: float | None = None  # per trained prompt: what the effective sample size is to be compared with
 
     def figures(self) -> list[tuple[str, str]]:
         """Return names and values, as they are shown."""
@@ -40,7 +41,8 @@ class Progress(StatusPart):
             ("staleness", "-" if self.staleness is None else str(self.staleness)),
             ("groups sampled/scored/trained", f"{self.sampled}/{self.scored}/{self.trained}"),
             ("tokens/s", "/".join(f"{rate:.0f}" for rate in rates)),
-            *((name, _short(value)) for name, value in (("reward", self.reward), ("KL", self.kl), ("ESS", self.ess))),
+            *((name, _short(value)) for name, value in (("reward", self.reward), ("KL", self.kl))),
+            ("ESS", _short(self.ess) + ("" if None in (self.ess, self.outputs) else f"/{self.outputs:.0f}")),
             ("left", _time(self.left_seconds)),
         ]
 

@@ -199,6 +199,7 @@ class Tracker:
             reward=last.get("reward_mean"),
             kl=last.get("kl_policy_prior"),
             ess=last.get("ess_alpha"),
+            outputs=last.get("outputs_per_prompt"),
         )
 
     def _write(self, kind: str, number: int, figures: dict[str, float]) -> None:
