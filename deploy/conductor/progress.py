@@ -42,7 +42,7 @@ class Progress(StatusPart):
             ("groups sampled/scored/trained", f"{self.sampled}/{self.scored}/{self.trained}"),
             ("tokens/s", "/".join(f"{rate:.0f}" for rate in rates)),
             *((name, _short(value)) for name, value in (("reward", self.reward), ("KL", self.kl))),
-            ("ESS", _short(self.ess) + ("" if None in (self.ess, self.outputs) else f"/{self.outputs:.0f}")),
+            ("ESS", _short(self.ess) + ("" if self.ess is None or self.outputs is None else f"/{self.outputs:.0f}")),
             ("left", _time(self.left_seconds)),
         ]
 

@@ -30,7 +30,6 @@ class Window:
     """Means over the last steps; those of the first steps once the two do not overlap; and γ for round 0's groups."""
 
     recipe: Recipe
-    round: int
     now: Means
     first: Means | None
     suggested: float | None  # at which half of the outputs share α's weight; None where it is not known
@@ -59,9 +58,9 @@ def few_outputs_count(window: Window) -> str | None:
 
 
 def weights_are_even(window: Window) -> str | None:
-    """Tell when γ is so large that the posterior is the prior, in the first round: then q' = p spreads no weights."""
+    """Tell when γ is so large that all outputs weigh the same, and the posterior is the prior."""
     now, gamma = window.now, window.recipe.objective.temperature
-    if window.round or window.suggested is None or not now.keys() >= {"ess_alpha", "outputs_per_prompt"}:
+    if window.suggested is None or not now.keys() >= {"ess_alpha", "outputs_per_prompt"}:
         return None
     ess, n = now["ess_alpha"], now["outputs_per_prompt"]
     if ess <= _EVEN_SHARE * n or gamma <= 2 * window.suggested:

@@ -22,7 +22,7 @@ from brain_align.deploy.schedule.guard_rules import (
     unfinished,
 )
 
-_STEPS = 8  # of a window, or a round's if that is shorter
+_STEPS = 16  # of a window; half of the run's if that is fewer
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Guards:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._size = min(_STEPS, recipe.algorithm.updates_per_round)
+        steps = recipe.algorithm.rounds * recipe.algorithm.updates_per_round
+        self._size = max(1, min(_STEPS, steps // 2))
         self._recent: deque[Mapping[str, float]] = deque(maxlen=self._size)
         self._first: Means | None = None
         self._seen = 0  # steps
@@ -76,13 +77,7 @@ class Guards:
         now = _means(self._recent)
         if self._seen == self._size:
             self._first = now
-        window = Window(
-            self._recipe,
-            round_,
-            now,
-            self._first if self._seen >= 2 * self._size else None,
-            self.suggested_gamma,
-        )
+        window = Window(self._recipe, now, self._first if self._seen >= 2 * self._size else None, self.suggested_gamma)
         found = {kind: rule(window) for kind, rule in STEP_RULES.items()}
         return self._raise("step", step, found)
 

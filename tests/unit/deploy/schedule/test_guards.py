@@ -32,7 +32,7 @@ JUDGE = {"kind": "function", "function": "m:f", "use": "evaluation"}
 
 
 def guards(**changes: Any) -> Guards:
-    settings = {"algorithm": {"rounds": 9, "updates_per_round": 8}, "objective": {"temperature": 1.0}, **changes}
+    settings = {"algorithm": {"rounds": 2, "updates_per_round": 8}, "objective": {"temperature": 1.0}, **changes}
     return Guards(Recipe.model_validate(recipe_settings(**settings)))
 
 
