@@ -21,7 +21,7 @@ from brain_align.deploy.conductor.scoring import Scoring
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.conductor.waiting_groups import Lane, Pending, Samples
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.schedule.evaluation import Evaluation, Result, Split
+from brain_align.deploy.schedule.evaluation import Evaluation, Split
 from brain_align.deploy.schedule.quarantine import SAMPLER, Item, MissingValues
 from brain_align.deploy.schedule.request_plan import RequestPlan
 from brain_align.deploy.schedule.round_prompts import without_prompts
@@ -285,17 +285,12 @@ class EvaluationLane(StoreLane):
 
     async def report(self) -> None:
         """Note and show the evaluations that have become complete."""
-        for split, version, result, outcomes in await self.queue.call(self._newly_complete):
+        for split, version, result in await self.queue.call(lambda: list(self.evaluation.newly_complete())):
+            watched = split == "validation"
+            outcomes = await self.queue.call(self.evaluation.outcomes, split, version) if watched else None
             self.evaluated.add((split, version))
             self._tracker.evaluated(split, version, result, outcomes)
         self._pending.remove()
-
-    def _newly_complete(self) -> list[tuple[Split, int, Result, pa.Table | None]]:
-        evaluation = self.evaluation
-        return [
-            (split, version, result, evaluation.outcomes(split, version) if split == "validation" else None)
-            for split, version, result in evaluation.newly_complete()
-        ]
 
     @override
     def complete(self, samples: Samples) -> None:

@@ -99,8 +99,7 @@ def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = N
         return _check_store(recipe, directory)
     if facts is None and has_begun(directory):
         facts = directory.facts
-    now = datetime.now().replace(microsecond=0)
-    return _check_prompts(recipe, (rendered_at(facts) if facts else None) or now)
+    return _check_prompts(recipe, (rendered_at(facts) if facts else None) or datetime.now().replace(microsecond=0))
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:
