@@ -21,7 +21,7 @@ def check_trackers(recipe: Recipe) -> list[str]:
         UserError: a tracker's library is not installed; the message has the command that installs it.
     """
     tracking = recipe.tracking
-    missing = [name for name in _LIBRARIES if getattr(tracking, name) is not None and find_spec(name) is None]
+    missing = [name for name in _LIBRARIES if getattr(tracking, name) is not None and not _is_installed(name)]
     if missing:
         packages = " ".join(_LIBRARIES[name] for name in missing)
         raise UserError(
@@ -34,6 +34,12 @@ def check_trackers(recipe: Recipe) -> list[str]:
 
     note = note_on_key(tracking.wandb)
     return [] if note is None else [note]
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether there is a library; a folder of its name, as wandb leaves them, looks like a package to Python."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 class Trackers:

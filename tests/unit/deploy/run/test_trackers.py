@@ -79,6 +79,12 @@ def test_a_missing_library_is_refused_with_the_command(name: str, monkeypatch: p
     assert check_trackers(recipe()) == []
 
 
+def test_a_folder_of_a_library_s_name_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_spec("some_tracker") is not None and not module._is_installed("some_tracker")
+
+
 def test_what_fails_is_tried_again_and_told_once_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", SECRET)
     tracker = Failing(3)
