@@ -25,7 +25,7 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
 def needs(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(find_spec(name) is None, reason=f"the optional library {name} is not installed")
+    return pytest.mark.skipif(not module._is_installed(name), reason=f"the optional library {name} is not installed")
 
 
 @pytest.fixture(autouse=True)
