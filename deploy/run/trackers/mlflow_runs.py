@@ -21,10 +21,11 @@ class MlflowRun:
     def __init__(self, section: MlflowSection, run: TrackedRun) -> None:
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
+        for library in ("mlflow", "alembic"):  # the terminal is the run's
+            logging.getLogger(library).setLevel(logging.WARNING)
         self._metric = Metric
         self._client: Any = MlflowClient(section.uri)
         found = self._client.get_experiment_by_name(section.experiment)
