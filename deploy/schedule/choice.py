@@ -84,7 +84,7 @@ def reason_to_stop(candidates: Sequence[Candidate], settings: EvaluationSection)
         return None
     budget = "" if settings.max_kl is None else f" within evaluation.max_kl={settings.max_kl:g}"
     return (
-        f"training ends early with version {in_order[-1].version}: none of versions {', '.join(map(str, since))} is "
+        f"training ends early with version {in_order[-1].version}: {_none_of(since)} "
         f"better on validation prompts than version {highest}{budget} (evaluation.patience={settings.patience})"
     )
 
@@ -101,3 +101,8 @@ def note_on_budget(candidates: Sequence[Candidate], settings: EvaluationSection)
         f"{nearest.version} with {nearest.kl:.2f} nats), so that the result is the SFT model itself; raise max_kl or "
         f"objective.temperature, lower learner.learning_rate, or evaluate more often (evaluation.every_rounds)."
     )
+
+
+def _none_of(versions: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, versions))
+    return f"version {numbers} is not" if len(versions) == 1 else f"none of versions {numbers} is"
