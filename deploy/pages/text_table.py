@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from brain_align.common.inference import SMALLEST_P, PairedDifference
 from brain_align.common.printable import printable
-from brain_align.deploy.compare.results.inference import SMALLEST_P, PairedDifference
 
 
 @dataclass(frozen=True)
