@@ -5,6 +5,8 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from brain_align.common.printable import printable
+
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -24,7 +26,8 @@ visible on white and on black; then four more, for comparisons of more than six 
 def templates(package: str) -> Environment:
     """Return the templates of a package, which may include those of this one (`page.css`).
 
-    Whatever is put into them is escaped; unknown names are errors. JSON (`tojson`) is compact and keeps its order.
+    Whatever is put into them is escaped, control characters too; unknown names are errors. JSON (`tojson`) is compact
+    and keeps its order.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader(__package__, "")]),
@@ -33,6 +36,7 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
     return environment
