@@ -68,8 +68,8 @@ CHARTS = (
     Chart(
         "Effective sample size",
         "outputs of n",
-        "How many of a group's n outputs carry the weight of the posterior (α), and of the policy (β). α near 1: γ (objective.temperature) is too small "
-        "for the spread of rewards; near n: so large that nothing is learnt.",
+        "How many of a group's n outputs carry the weight of the posterior (α), and of the policy (β). α near 1: γ "
+        "(objective.temperature) is too small for the spread of rewards; near n: so large that nothing is learnt.",
         (Curve("α", "steps", "ess_alpha"), Curve("β", "steps", "ess_beta")),
         least=0.0,
         most="n",

@@ -21,7 +21,7 @@ GROUPS_SHOWN = 120
 """The most stored groups that a page shows of a run."""
 
 _WARNINGS_SHOWN = 50
-_WARNING = re.compile(r"^\S+ \S+ (?:INFO \S+: (?=WARNING: )|WARNING )", re.MULTILINE)
+_WARNING = re.compile(r"^\S+ \S+ (?:INFO \S+: (?=WARNING: )|WARNING \S+: )", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ SECONDS = {
     "total": 64.0,
 }
 
+ATTACK = "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 1'><!-- \x1b[2J"
+
 Text = Callable[[int, int], str]
 """The output for a prompt, by its number and the version."""
 
@@ -89,6 +91,12 @@ def finished_run(
     with store.training():
         store.append_step(step(1, ids[:3]))
     return directory
+
+
+def large_run(root: Path) -> RunDirectory:
+    """Write a finished run of 1,000 steps and 2,000 samples, whose texts are as long as those of conversations."""
+    words = "The quick brown fox jumps over the lazy dog, and says nothing of it. " * 14
+    return finished_run(root, prompts=2000, steps=1000, text=lambda number, _: f"{number} {words}", prompt=3 * words)
 
 
 def _step(number: int) -> dict[str, float]:

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy import cli
 from brain_align.deploy.commands.store.show import group_view
 from brain_align.deploy.report.groups import stored_groups
 from brain_align.deploy.report.outcomes import differences, histogram, read_outcomes
@@ -23,9 +23,7 @@ from brain_align.deploy.report.run_data import read_run
 from brain_align.deploy.report.tables import times
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.stored_source import goodness_of, open_source, ranking
-from tests.unit.deploy.report.reported_runs import SECONDS, begun_run, finished_run, recipe, result
-
-ATTACK = "</script><script>window.attacked = 1</script><img src=x onerror='window.attacked = 1'><!-- \x1b[2J"
+from tests.unit.deploy.report.reported_runs import ATTACK, SECONDS, begun_run, finished_run, large_run, recipe, result
 
 
 class Read(HTMLParser):
@@ -84,7 +82,7 @@ def test_before_and_after_are_those_of_the_summary(finished: RunDirectory, page:
     summary = json.loads(finished.summary.read_text())
     before, after = summary["before"], summary["after"]
     rows = {row[0].strip(): row[1:] for row in page.tables[0]}
-    assert rows[""] == ["SFT", "version 1", "difference [95 %]", "reference"]
+    assert rows[""] == ["SFT", "version 1", "difference [95\u00a0%]", "reference"]
     for label, name, digits in (
         ("mean reward", "mean_reward", 3),
         ("ground-truth score", "truth_quality", 3),
@@ -201,7 +199,7 @@ def test_groups_are_spread_over_the_rounds(finished: RunDirectory) -> None:
 
 
 def test_what_outputs_hold_is_text_and_only_the_page_s_own_scripts_may_run(tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "<b>run", text=lambda *_: ATTACK, prompt=ATTACK, name="</title><script>")
+    run = finished_run(tmp_path / "<b>run", text=lambda *_: ATTACK, prompt=ATTACK)
     page = report_page([run.root])
     read = Read(page)
     assert len(read.scripts) == 4
@@ -248,20 +246,17 @@ def test_runs_stand_side_by_side_with_names_and_colours_of_their_own(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("prepare", "said"),
+    ("left", "said"),
     [
-        (lambda root: begun_run(root, versions=(), steps=0), ["not started", "No evaluation has finished", "none yet"]),
-        (
-            lambda root: begun_run(root, versions=(0,), steps=3),
-            ["No evaluation has finished", "when the run has finished"],
-        ),
-        (lambda root: begun_run(root), ["version 2 is the newest one evaluated so far"]),
+        ({"versions": (), "steps": 0}, ["not started", "No evaluation has finished", "There are none yet"]),
+        ({"versions": (0,), "steps": 3}, ["No evaluation has finished", "Times are known when the run has finished"]),
+        ({}, ["version 2 is the newest one evaluated so far"]),
     ],
 )
 def test_a_run_that_has_not_finished_has_a_page_that_says_so(
-    tmp_path: Path, prepare: Callable[[Path], RunDirectory], said: list[str]
+    tmp_path: Path, left: dict[str, Any], said: list[str]
 ) -> None:
-    read = Read(report_page([prepare(tmp_path / "run").root]))
+    read = Read(report_page([begun_run(tmp_path / "run", **left).root]))
     for sentence in said:
         assert sentence in " ".join(read.text.split())
 
@@ -301,9 +296,9 @@ def test_the_page_says_how_far_the_run_is(tmp_path: Path, state: str, changes: d
 def test_warnings_of_steps_are_those_of_the_log(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     run.logs.mkdir()
-    log = "2026-01-01 10:00:00,000 INFO tracker: WARNING: step 1: sampler and learner differ\n" * 2
-    log += "2026-01-01 10:00:00,000 INFO tracker: nothing\n2026-01-01 10:00:00,000 WARNING pool: it waits\n"
-    run.log("brain").write_text(log + "".join(f"2026-01-01 10:00:00,000 WARNING pool: {one}\n" for one in range(60)))
+    lines = ["INFO tracker: WARNING: step 1: sampler and learner differ"] * 2 + ["INFO tracker: nothing"]
+    lines += ["WARNING pool: it waits", *(f"WARNING pool: {number}" for number in range(60))]
+    run.log("brain").write_text("".join(f"2026-01-01 10:00:00,000 {line}\n" for line in lines))
     warnings = read_run(run.root, "run").warnings
     assert warnings[:3] == [
         "The reward model is hardly better than length alone.",
@@ -336,7 +331,21 @@ def test_a_large_run_is_written_within_five_seconds_and_five_megabytes(tmp_path:
     assert seconds <= 5, f"{seconds:.1f} s"
 
 
-def large_run(root: Path) -> RunDirectory:
-    """1,000 steps and 2,000 samples, each with texts of five thousand characters."""
-    words = "The quick brown fox jumps over the lazy dog, and says nothing of it. " * 14
-    return finished_run(root, prompts=2000, steps=1000, text=lambda number, _: f"{number} {words}", prompt=3 * words)
+def test_the_command_writes_the_page_of_one_run_into_it_and_of_several_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = (finished_run(Path(name)) for name in ("one", "two"))
+    assert cli.main(["report", "one"]) == 0
+    assert str(one.report.absolute()) in capsys.readouterr().out
+    assert cli.main(["report", "one"]) == 0  # again: it is the run's own file
+    assert cli.main(["report", "one", "two"]) == 0
+    assert "runs side by side" in Path("report.html").read_text(encoding="utf-8")
+    assert not two.report.exists()
+    assert cli.main(["report", "one", "two"]) == 2
+    assert "report.html exists already" in capsys.readouterr().err
+    assert cli.main(["report", "one", "two", "--force", "--output", "report.html"]) == 0
+    assert cli.main(["report", "."]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    assert cli.main(["report", "one", "--policy", "3"]) == 2
+    assert "There is no version 3 of the policy" in capsys.readouterr().err
