@@ -1,12 +1,13 @@
 """One run as its directory tells it: settings, state, learning curves, results, samples, warnings and time."""
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.common.errors import UserError
+from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.inference import PairedDifference
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.monitor.status import OVER, Liveness, read_status, state_of
@@ -69,7 +70,9 @@ def read_run(root: Path, label: str, logprobs: GroupLogprobs | None = None) -> R
     summary = read_summary(directory) or {}
     metrics = read_metrics(directory.metrics)
     state, warnings = _state(directory, finished=bool(summary))
-    rounds, groups = _stored(root, recipe, logprobs)
+    damaged: list[str] = []
+    rounds, groups = _stored(root, recipe, logprobs, damaged)
+    evaluated = _evaluated(directory, recipe, summary, metrics, damaged)
     return RunData(
         label=label,
         place=root,
@@ -79,9 +82,9 @@ def read_run(root: Path, label: str, logprobs: GroupLogprobs | None = None) -> R
         summary=summary,
         metrics=metrics,
         rounds=rounds,
-        evaluated=_evaluated(directory, recipe, summary, metrics),
+        evaluated=evaluated,
         groups=groups,
-        warnings=list(dict.fromkeys([*_warnings_of(summary), *warnings, *_logged(directory)])),
+        warnings=list(dict.fromkeys([*_warnings_of(summary), *warnings, *damaged, *_logged(directory)])),
     )
 
 
@@ -119,31 +122,43 @@ def _logged(directory: RunDirectory) -> list[str]:
     return found if more <= 0 else [*found[:_WARNINGS_SHOWN], f"{more} more are in {directory.log('brain')}."]
 
 
-def _stored(root: Path, recipe: Recipe, logprobs: GroupLogprobs | None) -> tuple[Columns, list[dict[str, Any]]]:
-    """Return figures by round, and some groups, where there is a store and texts may be shown."""
+def _stored(
+    root: Path, recipe: Recipe, logprobs: GroupLogprobs | None, damaged: list[str]
+) -> tuple[Columns, list[dict[str, Any]]]:
+    """Return figures by round, and some groups, where there is a store and texts may be shown; note what is damaged."""
     try:
         source = open_source(str(root))
     except UserError:  # nothing was sampled yet, or its store is elsewhere and cannot be reached
         return {}, []
-    groups = stored_groups(source, GROUPS_SHOWN, logprobs) if recipe.evaluation.examples else []
+    groups: list[dict[str, Any]] = []
+    with contextlib.suppress(DamagedPartError):  # noted with all others, also those found when the store was opened
+        groups = stored_groups(source, GROUPS_SHOWN, logprobs) if recipe.evaluation.examples else []
+    damaged += source.store.damaged
     return round_columns(source.store), groups
 
 
-def _evaluated(directory: RunDirectory, recipe: Recipe, summary: dict[str, Any], metrics: Metrics) -> Evaluated | None:
+def _evaluated(
+    directory: RunDirectory, recipe: Recipe, summary: dict[str, Any], metrics: Metrics, damaged: list[str]
+) -> Evaluated | None:
     """Return before and after: of the summary, or, until there is one, of the newest version on validation prompts."""
     if "after" in summary:
         version = summary["best_version"]
-        found = Evaluated("test", version, summary["before"], summary["after"])
+        split, before, after = "test", summary["before"], summary["after"]
     else:
         version = max(metrics.validation.get("version", [0]))
         before, after = metrics.evaluated("validation", 0), metrics.evaluated("validation", version)
         if before is None or after is None or not version:
             return None
-        found = Evaluated("validation", version, before, after)
+        split = "validation"
+    found = Evaluated(split, version, before, after)
     try:
         store = SampleStore(directory.evaluation, None, read_only=True)
     except UserError:  # removed to save space, say
         return found
-    outcomes = (read_outcomes(store, recipe, found.split, 0), read_outcomes(store, recipe, found.split, version))
-    paired = differences(*outcomes, recipe.evaluation.truth)
-    return Evaluated(found.split, version, found.before, found.after, paired, outcomes)
+    try:
+        outcomes = (read_outcomes(store, recipe, split, 0), read_outcomes(store, recipe, split, version))
+    except DamagedPartError:
+        return found
+    finally:
+        damaged += store.damaged
+    return Evaluated(split, version, before, after, differences(*outcomes, recipe.evaluation.truth), outcomes)

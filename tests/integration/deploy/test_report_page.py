@@ -37,7 +37,7 @@ def test_a_large_page_is_there_at_once_and_fits_the_screen(browser: Page, large:
     assert paint is None or paint <= 1000, "first content within a second"  # a hidden tab paints nothing
     assert interactive <= 2000
     assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-    assert browser.run("document.querySelectorAll('#charts canvas').length") == 10
+    assert browser.run("document.querySelectorAll('#charts canvas').length") == 11
     assert browser.run("document.querySelectorAll('#histograms canvas').length") == 2
     too_wide = "[...document.querySelectorAll('.plot')].filter(one => one.scrollWidth > one.clientWidth + 1).length"
     assert browser.run(too_wide) == 0
@@ -66,7 +66,7 @@ def test_samples_are_ordered_searched_and_shown_piece_by_piece(browser: Page, la
     fill("search", "")
     fill("kind", "group")
     assert "round 0, sampled from version 0" in heads()[0]
-    assert "α 0.8" in browser.run("document.querySelector('.weighed .figures').textContent")
+    assert "α 0.6792 · β 0.5" in browser.run("document.querySelector('.weighed .figures').textContent")
 
 
 def test_every_logged_figure_can_be_drawn(browser: Page, large: Path) -> None:

@@ -16,13 +16,13 @@ from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy import cli
 from brain_align.deploy.commands.store.show import group_view
-from brain_align.deploy.report.groups import stored_groups
+from brain_align.deploy.report.groups import GroupLogprobs, stored_groups
 from brain_align.deploy.report.outcomes import differences, histogram, read_outcomes
 from brain_align.deploy.report.report import report_at_the_end, report_page
 from brain_align.deploy.report.run_data import read_run
 from brain_align.deploy.report.tables import times
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.stored_source import goodness_of, open_source, ranking
+from brain_align.deploy.run.stored_source import Source, goodness_of, open_source, ranking
 from tests.unit.deploy.report.reported_runs import ATTACK, SECONDS, begun_run, finished_run, large_run, recipe, result
 
 
@@ -212,7 +212,7 @@ def test_what_outputs_hold_is_text_and_only_the_page_s_own_scripts_may_run(tmp_p
     assert hashes == own
     assert "default-src 'none'" in page
     assert "\x1b" not in page and "<b>run" not in page and "&lt;b&gt;run" in page
-    assert not re.search(r"(?:src|href)=[\"']?(?!#)", re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+    assert not re.search(r'(?:src|href)=(?!"#)', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
 
 
 def test_a_recipe_without_examples_keeps_all_texts_out(tmp_path: Path) -> None:
@@ -308,6 +308,20 @@ def test_warnings_of_steps_are_those_of_the_log(tmp_path: Path) -> None:
     assert len(warnings) == 52 and warnings[-1].startswith("12 more are in ")
 
 
+def test_a_damaged_file_costs_its_samples_alone(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    for store in (run.own_store, run.evaluation):
+        for part in store.glob("groups/*.arrow"):
+            content = bytearray(part.read_bytes())
+            content[len(content) // 2] ^= 1
+            part.write_bytes(content)
+    read = Read(report_page([run.root]))
+    assert read.json("samples-data") == []
+    assert str(next(run.own_store.glob("groups/*.arrow"))) in read.text
+    difference = next(row for row in read.tables[0] if row[0] == "mean reward")[3]
+    assert difference == "+1.000"  # without an interval
+
+
 def test_what_is_no_run_is_refused_and_a_page_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory"):
         report_page([tmp_path])
@@ -347,5 +361,22 @@ def test_the_command_writes_the_page_of_one_run_into_it_and_of_several_where_it_
     assert cli.main(["report", "one", "two", "--force", "--output", "report.html"]) == 0
     assert cli.main(["report", "."]) == 2
     assert "is not a run directory" in capsys.readouterr().err
-    assert cli.main(["report", "one", "--policy", "3"]) == 2
-    assert "There is no version 3 of the policy" in capsys.readouterr().err
+
+
+def test_the_command_computes_beta_under_the_version_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, int]] = []
+
+    def policy_logprobs(source: Source, version: int) -> GroupLogprobs:
+        assert source.directory is not None
+        asked.append((source.directory.root, version))
+        return lambda groups: [[-1.0, -1.25 + math.log(3)]] * groups.num_rows
+
+    monkeypatch.setattr("brain_align.deploy.api.samples.policy_logprobs", policy_logprobs)
+    run = finished_run(tmp_path / "run")
+    assert cli.main(["report", str(run.root), "--policy", "2"]) == 0
+    assert asked == [(run.root, 2)]
+    samples = Read(run.report.read_text(encoding="utf-8")).json("samples-data")
+    betas = [output["beta"] for one in samples if one["kind"] == "group" for output in one["outputs"]]
+    assert sorted(betas) == pytest.approx([0.25] * 6 + [0.75] * 6)
