@@ -71,4 +71,4 @@ def p_value(value: float | None) -> str:
 
 def points(difference: PairedDifference, digits: int = 1) -> str:
     """Format a difference with its 95 % interval."""
-    return f"{difference.difference:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return f"{difference.difference:+z.{digits}f} [{difference.low:+z.{digits}f}, {difference.high:+z.{digits}f}]"

@@ -36,7 +36,8 @@ def results(runs: list[RunData]) -> list[tuple[str, list[list[tuple[str, str]]]]
     for label, name, form in FIGURES:
         if name in _INTERVALS.values():
             continue
-        cells = [_result_cells(run.evaluated, name, form) for run in runs]
+        digits = max(1, int(form.partition(".")[2][0]))  # of {:.2f}
+        cells = [_result_cells(run.evaluated, name, digits) for run in runs]
         if any(text for of_run in cells for text, _ in of_run):
             rows.append((label, cells))
     counts = [[_count(run, "before"), _count(run, "after"), ("", ""), ("", "")] for run in runs]
@@ -49,11 +50,10 @@ def _count(run: RunData, which: str) -> tuple[str, str]:
     return f"{figures.get('prompts', '')}{failed}", ""
 
 
-def _result_cells(evaluated: Evaluated | None, name: str, form: str) -> list[tuple[str, str]]:
+def _result_cells(evaluated: Evaluated | None, name: str, digits: int) -> list[tuple[str, str]]:
     """Return before, after, difference and reference."""
     if evaluated is None or evaluated.before.get(name) is None or evaluated.after.get(name) is None:
         return [("", "")] * 4
-    digits = max(1, int(form[3:-2]))  # of {:.2f}
     before, after = (_figure(figures, name, digits) for figures in (evaluated.before, evaluated.after))
     reference = evaluated.after.get(_REFERENCES.get(name, ""))
     return [
@@ -66,20 +66,15 @@ def _result_cells(evaluated: Evaluated | None, name: str, form: str) -> list[tup
 
 def _figure(figures: Mapping[str, Any], name: str, digits: int) -> str:
     interval = figures.get(_INTERVALS.get(name, ""))
-    return _signless(number(figures[name], digits)) + ("" if interval is None else f" ± {number(interval, digits)}")
+    return f"{figures[name]:z.{digits}f}" + ("" if interval is None else f" ± {number(interval, digits)}")
 
 
 def _difference(evaluated: Evaluated, name: str, digits: int) -> tuple[str, str]:
     paired = evaluated.differences.get(name)
     if paired is None:
-        return f"{evaluated.after[name] - evaluated.before[name]:+.{digits}f}", ""
+        return f"{evaluated.after[name] - evaluated.before[name]:+z.{digits}f}", ""
     better = "" if name not in _BETTER_IF_HIGHER else "good" if paired.low > 0 else "bad" if paired.high < 0 else ""
     return points(paired, digits).replace(", ", ",\u00a0"), better  # one piece, where lines are short
-
-
-def _signless(text: str) -> str:
-    """Return a number's text without the sign of a zero."""
-    return text.removeprefix("-") if not text.strip("-0.") else text
 
 
 def settings(runs: list[RunData]) -> list[tuple[str, list[str], bool]]:
