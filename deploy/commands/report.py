@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brain_align.common.durable import write_file
-from brain_align.common.errors import UserError
 from brain_align.deploy.commands.output import check_output, new_output, writing
 from brain_align.deploy.console import say
 
 if TYPE_CHECKING:
-    from brain_align.deploy.report.groups import GroupLogprobs
+    from brain_align.deploy.run.stored_source import GroupLogprobs
 
 GROUP = "Inspect"
 _SEVERAL = Path("report.html")
@@ -62,6 +61,4 @@ def _policy(root: Path, version: int) -> "GroupLogprobs":
     from brain_align.deploy.api.samples import policy_logprobs
     from brain_align.deploy.run.stored_source import open_source
 
-    if not (root / "config.yaml").is_file():
-        raise UserError(f"{root} is not a run directory: it has no config.yaml; name the directory of a run.")
     return policy_logprobs(open_source(str(root)), version)

@@ -1,10 +1,8 @@
 """Stored groups as the page shows them: each output with its reward and its weights α and β."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
@@ -12,10 +10,7 @@ from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.overlay import Store
 from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.common.store.rewards import stored_rewards
-from brain_align.deploy.run.stored_source import Ranking, Source, goodness_of, ranking
-
-GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
-"""GROUPS rows to log q_θ(y|x) of each output; None where a model cannot read one."""
+from brain_align.deploy.run.stored_source import GroupLogprobs, Ranking, Source, goodness_of, ranking
 
 
 def stored_groups(source: Source, count: int, logprobs: GroupLogprobs | None = None) -> list[dict[str, Any]]:

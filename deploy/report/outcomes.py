@@ -1,6 +1,6 @@
 """What came out on held-back prompts, prompt by prompt, from the store of a run's evaluations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ def differences(before: Outcomes, after: Outcomes, truth: str | None) -> dict[st
     return found
 
 
-def histogram(series: dict[str, Sequence[float | None]], *, whole: bool = False, bins: int = 24) -> dict[str, Any]:
+def histogram(series: Mapping[str, Sequence[float | None]], *, whole: bool = False, bins: int = 24) -> dict[str, Any]:
     """Return the numbers of values between common edges; `whole`: of whole numbers, whose bins have whole widths.
 
     Returns:

@@ -16,11 +16,11 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import first_line
 from brain_align.deploy.pages.pages import COLOURS, finite, templates
 from brain_align.deploy.report.charts import CHARTS, distances, histograms, other_figures, tables_of
-from brain_align.deploy.report.groups import GroupLogprobs
 from brain_align.deploy.report.run_data import RunData, read_run
 from brain_align.deploy.report.samples import samples
 from brain_align.deploy.report.tables import flattened, idle_shares, results, settings, times
 from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.stored_source import GroupLogprobs
 
 _LOG = logging.getLogger(__name__)
 _SCRIPTS = ("vendor/uplot.min.js", "report.js")

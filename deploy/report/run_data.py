@@ -11,11 +11,11 @@ from brain_align.common.errors import DamagedPartError, UserError
 from brain_align.common.inference import PairedDifference
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.monitor.status import OVER, Liveness, read_status, state_of
-from brain_align.deploy.report.groups import GroupLogprobs, round_columns, stored_groups
+from brain_align.deploy.report.groups import round_columns, stored_groups
 from brain_align.deploy.report.metrics import Columns, Metrics, read_metrics
 from brain_align.deploy.report.outcomes import Outcomes, differences, read_outcomes
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
-from brain_align.deploy.run.stored_source import open_source
+from brain_align.deploy.run.stored_source import GroupLogprobs, open_source
 from brain_align.deploy.run.summary import read_summary
 
 GROUPS_SHOWN = 120

@@ -2,12 +2,9 @@ import base64
 import hashlib
 import json
 import math
-import os
 import re
 import time
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,56 +13,15 @@ from brain_align.common.errors import UserError
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy import cli
 from brain_align.deploy.commands.store.show import group_view
-from brain_align.deploy.report.groups import GroupLogprobs, stored_groups
+from brain_align.deploy.report.groups import stored_groups
 from brain_align.deploy.report.outcomes import differences, histogram, read_outcomes
 from brain_align.deploy.report.report import report_at_the_end, report_page
 from brain_align.deploy.report.run_data import read_run
 from brain_align.deploy.report.tables import times
 from brain_align.deploy.run.directory import RunDirectory
-from brain_align.deploy.run.stored_source import Source, goodness_of, open_source, ranking
+from brain_align.deploy.run.stored_source import GroupLogprobs, Source, goodness_of, open_source, ranking
+from tests.unit.deploy.report.read_page import Read
 from tests.unit.deploy.report.reported_runs import ATTACK, SECONDS, begun_run, finished_run, large_run, recipe, result
-
-
-class Read(HTMLParser):
-    """The tables (rows of texts), the scripts and the visible text of a page."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tables: list[list[list[str]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.text = ""
-        self._inside: str | None = None
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        match tag:
-            case "table":
-                self.tables.append([])
-            case "tr":
-                self.tables[-1].append([])
-            case "td" | "th":
-                self.tables[-1][-1].append("")
-                self._inside = tag
-            case "script":
-                self.scripts.append((dict(attrs), ""))
-                self._inside = tag
-            case "style":
-                self._inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._inside:
-            self._inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self._inside in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        elif self._inside == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        if self._inside not in ("script", "style"):
-            self.text += data
-
-    def json(self, name: str) -> Any:
-        return json.loads(next(content for attributes, content in self.scripts if attributes.get("id") == name))
 
 
 @pytest.fixture(scope="module")
@@ -243,83 +199,6 @@ def test_runs_stand_side_by_side_with_names_and_colours_of_their_own(tmp_path: P
     assert settings["objective.temperature"] == ["0.5", "0.25"]
     assert {one["run"] for one in page.json("samples-data")} == {0, 1}
     assert "one/run: The reward model is hardly better" in page.text
-
-
-@pytest.mark.parametrize(
-    ("left", "said"),
-    [
-        ({"versions": (), "steps": 0}, ["not started", "No evaluation has finished", "There are none yet"]),
-        ({"versions": (0,), "steps": 3}, ["No evaluation has finished", "Times are known when the run has finished"]),
-        ({}, ["version 2 is the newest one evaluated so far"]),
-    ],
-)
-def test_a_run_that_has_not_finished_has_a_page_that_says_so(
-    tmp_path: Path, left: dict[str, Any], said: list[str]
-) -> None:
-    read = Read(report_page([begun_run(tmp_path / "run", **left).root]))
-    for sentence in said:
-        assert sentence in " ".join(read.text.split())
-
-
-@pytest.mark.parametrize(
-    ("state", "changes", "said"),
-    [
-        ("running", {}, "still going: step 3 of 8"),
-        ("running", {"pid": 2**22 + 1, "started": 1}, "interrupted at step 3 of 8"),
-        ("failed", {}, "failed at step 3 of 8: the disk is full"),
-    ],
-)
-def test_the_page_says_how_far_the_run_is(tmp_path: Path, state: str, changes: dict[str, int], said: str) -> None:
-    from brain_align.common.system.processes import this_process
-
-    run = begun_run(tmp_path / "run", versions=(0,), steps=3)
-    process = vars(this_process()) | changes
-    progress = dict.fromkeys(("round", "rounds", "version", "sampled", "scored", "trained"), 1) | {
-        "step": 3,
-        "steps": 8,
-    }
-    progress |= dict.fromkeys(("sampled_rate", "scored_rate", "trained_rate"), 1.0)
-    progress |= dict.fromkeys(("staleness", "left_seconds", "reward", "kl", "ess"))
-    left_out = {"purpose": "train", "round": 0, "prompt_id": "p7", "service": "sampler", "error": "it died"}
-    status = {
-        "state": state, "failure": "the disk is full" if state == "failed" else None, "host": "here",
-        "pid": os.getpid(), "process": process, "started_at": 1.0, "progress": progress,
-        "backlog": {"leases": 0, "unscored": 0, "ready": 0}, "services": {}, "automatic": False, "scaling": [],
-        "quarantined": [left_out],
-    }  # fmt: skip
-    run.status.write_text(json.dumps(status))
-    read = Read(report_page([run.root]))
-    assert said in read.text
-    assert "quarantined: train round 0 prompt p7" in read.text
-
-
-def test_warnings_of_steps_are_those_of_the_log(tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run")
-    run.logs.mkdir()
-    lines = ["INFO tracker: WARNING: step 1: sampler and learner differ"] * 2 + ["INFO tracker: nothing"]
-    lines += ["WARNING pool: it waits", *(f"WARNING pool: {number}" for number in range(60))]
-    run.log("brain").write_text("".join(f"2026-01-01 10:00:00,000 {line}\n" for line in lines))
-    warnings = read_run(run.root, "run").warnings
-    assert warnings[:3] == [
-        "The reward model is hardly better than length alone.",
-        "WARNING: step 1: sampler and learner differ",
-        "it waits",
-    ]
-    assert len(warnings) == 52 and warnings[-1].startswith("12 more are in ")
-
-
-def test_a_damaged_file_costs_its_samples_alone(tmp_path: Path) -> None:
-    run = finished_run(tmp_path / "run")
-    for store in (run.own_store, run.evaluation):
-        for part in store.glob("groups/*.arrow"):
-            content = bytearray(part.read_bytes())
-            content[len(content) // 2] ^= 1
-            part.write_bytes(content)
-    read = Read(report_page([run.root]))
-    assert read.json("samples-data") == []
-    assert str(next(run.own_store.glob("groups/*.arrow"))) in read.text
-    difference = next(row for row in read.tables[0] if row[0] == "mean reward")[3]
-    assert difference == "+1.000"  # without an interval
 
 
 def test_what_is_no_run_is_refused_and_a_page_that_fails_does_not_fail_the_run(tmp_path: Path) -> None:
