@@ -1,6 +1,8 @@
 """The texts of a page: outputs for held-back prompts and stored groups, within a number of bytes."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from brain_align.common.printable import printable
@@ -19,9 +21,10 @@ def samples(runs: list[RunData]) -> list[dict[str, Any]]:
     Texts are cut in the middle, as little as the page's size asks for; there are at most `MOST_SAMPLES` prompts.
     """
     found = [one for number, run in enumerate(runs) if run.shows_texts for one in _of_run(number, run)]
+    found = [_with_texts(one, printable) for one in found]
     longest = _LONGEST
     while True:
-        cut = [_cut(one, longest) for one in found]
+        cut = [_with_texts(one, partial(_cut, longest=longest)) for one in found]
         if longest <= _SHORTEST or len(json.dumps(cut, ensure_ascii=False).encode()) <= _MOST_BYTES:
             return cut
         longest //= 2
@@ -60,15 +63,16 @@ def _output(one: Outcome) -> dict[str, Any]:
     }
 
 
-def _cut(value: Any, longest: int) -> Any:
-    """Return a value with its texts as a page may show them, none much longer than `longest` characters."""
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with each of its texts changed."""
     if isinstance(value, dict):
-        return {name: _cut(inner, longest) for name, inner in value.items()}
+        return {name: _with_texts(inner, change) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_cut(inner, longest) for inner in value]
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
+        return [_with_texts(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _cut(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     first = longest // 3  # the end of a prompt says more than its middle

@@ -66,7 +66,7 @@ def test_samples_are_ordered_searched_and_shown_piece_by_piece(browser: Page, la
     fill("search", "")
     fill("kind", "group")
     assert "round 0, sampled from version 0" in heads()[0]
-    assert "α 0.6792 · β 0.5" in browser.run("document.querySelector('.weighed .figures').textContent")
+    assert "α 0.6792 · β 0.5" in browser.run("document.querySelector('.sample .bar').parentElement.textContent")
 
 
 def test_every_logged_figure_can_be_drawn(browser: Page, large: Path) -> None:
