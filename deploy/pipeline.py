@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
+from brain_align.deploy.report.report import report_at_the_end
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
@@ -68,6 +70,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
                     return Run(recipe, directory, plan, model, watch, console).to_the_end()
 
             summary = with_smaller_passes(start, resolved.recipe, report)
+            report_at_the_end(directory, report)
     show(console, directory, summary)
 
 
@@ -102,10 +105,13 @@ class Run:
     def _conduct(self, tracker: Tracker) -> None:
         services = make_services(self._recipe, self._directory, self._model, self._plan.started_scorers)
         conductor = Conductor(self._recipe, self._plan, tracker, services)
+        began = time.monotonic()
         try:
             with self._watch.stage("pipeline"):
                 asyncio.run(self._run(conductor, services, tracker))
         finally:
+            if tracker.started_at is not None:
+                self._watch.add("start", tracker.started_at - began)  # a part of the pipeline's time
             self._watch.seconds.update(services.busy_seconds())
             services.kill()
 

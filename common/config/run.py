@@ -137,7 +137,11 @@ class EvaluationSection(Section):
     every_rounds: int = Field(1, ge=1, description="rounds between evaluations on the validation prompts")
     validation_prompts: int = Field(200, ge=1, description="how many validation prompts are used")
     test_prompts: int = Field(400, ge=1, description="how many test prompts are used")
-    examples: int = Field(5, ge=0, description="outputs shown side by side at the end")
+    examples: int = Field(
+        5,
+        ge=0,
+        description="outputs shown side by side in examples.md; 0 keeps all texts out of report.html, too",
+    )
     truth: str | None = Field(None, description="name of the scorer that knows the ground truth, if there is one")
     max_kl: float | None = Field(
         None,

@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from brain_align.common.store.flat_rows import FlatRows, readable, rewards_of, v
 from brain_align.common.store.posterior import log_weights, self_normalised
 from brain_align.deploy.run.directory import saved_recipe
 from brain_align.deploy.run.resolve import resolve
-from brain_align.deploy.run.stored_source import Source, goodness_of, open_source, ranking
+from brain_align.deploy.run.stored_source import GroupLogprobs, Source, goodness_of, open_source, ranking
 
 if TYPE_CHECKING:
     import pandas
@@ -34,9 +34,6 @@ _WEIGHED = [
     pa.field("alpha", pa.float64()),
     pa.field("beta", pa.float64()),
 ]
-
-GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
-"""GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
 
 
 class Samples:

@@ -15,11 +15,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from brain_align.common.system.processes import this_process
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.conductor.progress import as_table
 from brain_align.deploy.console import PlainConsole, say
-from brain_align.deploy.monitor.status import OVER, Liveness, PoolStatus, Status, read_status
+from brain_align.deploy.monitor.status import OVER, Liveness, PoolStatus, Status, read_status, state_of
 from brain_align.deploy.run.directory import RunDirectory
 
 GROUP = "Inspect"
@@ -36,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Show the progress."""
     directory = RunDirectory(options.run.absolute())
     status, liveness = read_status(directory), Liveness(directory)
-    state = _state(status, liveness)
+    state = state_of(status, liveness)
     if options.json:
         shown = status.model_copy(update={"state": state})
         say(shown.model_dump_json(indent=1, ensure_ascii=True))
@@ -47,16 +46,8 @@ def run(options: argparse.Namespace) -> None:
             while state not in (*OVER, "dead"):
                 time.sleep(1)
                 status = read_status(directory)
-                state = _state(status, liveness)
+                state = state_of(status, liveness)
                 live.update(view(status, state), refresh=True)
-
-
-def _state(status: Status, liveness: Liveness) -> str:
-    if status.state in OVER:
-        return status.state
-    if not liveness.is_alive(status):
-        return "dead"
-    return "stopped" if status.process is not None and status.process.is_stopped(this_process()) else status.state
 
 
 def view(status: Status, state: str) -> RenderableType:

@@ -75,6 +75,7 @@ class Tracker:
         self._last: dict[str, float] = {}
         self._staleness: int | None = None
         self.is_running = False
+        self.started_at: float | None = None  # by the monotonic clock, when all services were up
 
     def recovered(self, store: Store) -> None:
         """Count what earlier starts have done, and rewrite their metrics: a crash may have torn the last line."""
@@ -95,7 +96,7 @@ class Tracker:
     def started(self, step: int) -> None:
         """Note that all services are up, and that the learner has trained `step` steps."""
         self._step = self._step_at_start = step
-        self._began = time.monotonic()
+        self._began = self.started_at = time.monotonic()
         self.is_running = True
         if step:
             self.say(f"resumed at step {step}")

@@ -158,3 +158,12 @@ class Liveness:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns
+
+
+def state_of(status: Status, liveness: Liveness) -> str:
+    """Return the state of a run as it is now: that of its status, or `dead` or `stopped` where that is no longer so."""
+    if status.state in OVER:
+        return status.state
+    if not liveness.is_alive(status):
+        return "dead"
+    return "stopped" if status.process is not None and status.process.is_stopped(this_process()) else status.state

@@ -36,6 +36,7 @@ class RunDirectory:
         self.adapter = root / "adapter"  # the result: the best version's adapter
         self.summary = root / "summary.json"
         self.examples = root / "examples.md"  # a few prompts with gold, SFT and aligned output
+        self.report = root / "report.html"  # a page of everything
         self.metrics = root / "metrics.jsonl"  # a line per step and evaluation
         self.tensorboard = root / "tensorboard"
         self.quarantine = root / "quarantine.json"  # what the run continues without

@@ -34,7 +34,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self.add(name, time.monotonic() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> dict[str, float]:
         """Return all stages, and the time since the start."""

@@ -1,7 +1,10 @@
 """Stores as users name them: by a URI, by their directory, or by the directory of their run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from brain_align.common.config.objective_sections import BrainSection, GoodnessSection
 from brain_align.common.config.recipe import Recipe
@@ -14,6 +17,9 @@ from brain_align.common.uris import shown
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.recipe_files import load_recipe
 from brain_align.deploy.run.resolve import run_directory
+
+GroupLogprobs = Callable[[pa.RecordBatch], list[list[float | None]]]
+"""GROUPS rows to log q_θ(y|x) of each output of each group; None where the model cannot read an output."""
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ def show(console: PlainConsole, directory: RunDirectory, summary: dict[str, Any]
         "result": f"{summary['result']} ({_loader(Path(summary['result']))}); or: brain export",
         "summary": directory.summary,
         **({"examples": directory.examples} if evaluated else {}),
+        **({"report": directory.report} if directory.report.exists() else {}),
         "metrics": f"{directory.metrics}, {directory.tensorboard}",
     }
     for label, text in places.items():

@@ -11,7 +11,7 @@ import numpy as np
 
 from brain_align.common.printable import fenced
 from brain_align.deploy.compare.plan.request import READ_SEED
-from brain_align.deploy.compare.report.text_table import TextTable, number
+from brain_align.deploy.pages.text_table import TextTable, number
 
 NEAR = 5.0
 """Nats: outputs are read of the largest KL budget up to this, or else of the smallest."""

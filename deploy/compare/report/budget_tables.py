@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from brain_align.deploy.compare.report.text_table import TextTable, number, points, with_interval
+from brain_align.common.inference import PairedDifference
 from brain_align.deploy.compare.results.comparison import Comparison
 from brain_align.deploy.compare.results.findings import Finding
-from brain_align.deploy.compare.results.inference import PairedDifference
 from brain_align.deploy.compare.results.matched import Budget, BudgetFigures
 from brain_align.deploy.compare.results.method_results import PairedTest
+from brain_align.deploy.pages.text_table import TextTable, number, points, with_interval
 
 NONE = "none"
 """Stands where no version of a method is within a budget."""

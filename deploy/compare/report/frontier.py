@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from brain_align.common.inference import PairedDifference
 from brain_align.deploy.compare.report.plot_styles import (
     BELOW,
     PlotStyle,
@@ -16,7 +17,6 @@ from brain_align.deploy.compare.report.plot_styles import (
     spread_out,
 )
 from brain_align.deploy.compare.results.comparison import Comparison
-from brain_align.deploy.compare.results.inference import PairedDifference
 from brain_align.deploy.compare.results.matched import pareto_front
 from brain_align.deploy.compare.results.method_results import PairedTest, VersionFigures
 from brain_align.deploy.plotting import INK

@@ -9,22 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from brain_align.deploy.compare.results.findings import SAME_METHOD
+from brain_align.deploy.pages.pages import COLOURS
 from brain_align.deploy.plotting import new_figure
-
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#aa4499",
-    "#999933",
-    "#6b6ecf",
-    "#888888",
-)
-"""The colours of Okabe and Ito, distinct for colour-blind readers, that are visible on white and on black; then four
-more, for comparisons of more than six methods."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Their number and that of the colours have no common divisor: 70 methods differ in one or both."""

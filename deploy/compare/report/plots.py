@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from brain_align.common.inference import OverOptimisation
 from brain_align.deploy.compare.report.frontier import frontiers
 from brain_align.deploy.compare.report.plot_styles import (
     BELOW,
@@ -18,7 +19,6 @@ from brain_align.deploy.compare.report.plot_styles import (
     spread_out,
 )
 from brain_align.deploy.compare.results.comparison import Comparison
-from brain_align.deploy.compare.results.inference import OverOptimisation
 from brain_align.deploy.compare.results.method_results import MethodFigures
 from brain_align.deploy.compare.results.series import CurvePoint, RewardCurve
 from brain_align.deploy.plotting import INK, plot_style

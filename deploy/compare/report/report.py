@@ -1,13 +1,10 @@
 """The report of a comparison: compare.json, tables, plots and page from finished runs, and a summary on the console."""
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.measure import Measurement
 
@@ -25,9 +22,10 @@ from brain_align.deploy.compare.report.tables import (
     methods_table,
     sizes_table,
 )
-from brain_align.deploy.compare.report.text_table import TextTable
 from brain_align.deploy.compare.results.comparison import Comparison, collect
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.pages.pages import finite, templates
+from brain_align.deploy.pages.text_table import TextTable
 from brain_align.deploy.plotting import INK, as_png, as_svg
 
 _OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "undecided": "fair", "not reproduced": "bad"}
@@ -44,7 +42,7 @@ def report(
     comparison = collect(directory, recipe, plan, failed)
     if not comparison.methods:
         raise PipelineError(f"No training run of {directory.root} succeeded. {' '.join(failed.values())}")
-    write_file(directory.results, json.dumps(_finite(asdict(comparison)), indent=1))
+    write_file(directory.results, json.dumps(finite(asdict(comparison)), indent=1))
     figures = draw(comparison)
     drawn = {name: as_svg(figure, transparent=True).decode() for name, figure in figures.items()}
     for name, figure in figures.items():
@@ -78,34 +76,21 @@ def _show(table: TextTable, console: PlainConsole) -> None:
         console.print(f"{table.note}\n", soft_wrap=True)
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON cannot represent, by None."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def page(comparison: Comparison, tables: Sequence[TextTable], plots: Mapping[str, str]) -> str:
     """Return the HTML page with all tables and with plots, which are SVG documents by name."""
-    templates = Environment(
-        loader=PackageLoader(__package__, ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    return templates.get_template("page.html").render(
-        comparison=comparison,
-        protocol=comparison.protocol,
-        rates=", ".join(f"{rate:g}" for rate in comparison.protocol.learning_rates),
-        tables=tables,
-        plots={name: Markup(inline_svg(name, svg)) for name, svg in plots.items()},
-        outcome_class=_OUTCOME_CLASS,
-        closest=f"{CLOSEST:g}",
-        least_r_squared=f"{LEAST_R_SQUARED:g}",
+    return (
+        templates(__package__)
+        .get_template("page.html")
+        .render(
+            comparison=comparison,
+            protocol=comparison.protocol,
+            rates=", ".join(f"{rate:g}" for rate in comparison.protocol.learning_rates),
+            tables=tables,
+            plots={name: Markup(inline_svg(name, svg)) for name, svg in plots.items()},
+            outcome_class=_OUTCOME_CLASS,
+            closest=f"{CLOSEST:g}",
+            least_r_squared=f"{LEAST_R_SQUARED:g}",
+        )
     )
 
 

@@ -3,8 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+from brain_align.common.inference import OverOptimisation, PairedDifference
 from brain_align.deploy.compare.report.budget_tables import budget_tables
-from brain_align.deploy.compare.report.text_table import (
+from brain_align.deploy.compare.results.comparison import Comparison
+from brain_align.deploy.compare.results.findings import SAME_METHOD, Finding
+from brain_align.deploy.compare.results.method_results import MethodFigures, PairedTest, VersionFigures
+from brain_align.deploy.compare.results.series import GridPoint
+from brain_align.deploy.pages.text_table import (
     TextTable,
     each,
     number,
@@ -13,11 +18,6 @@ from brain_align.deploy.compare.report.text_table import (
     points,
     with_interval,
 )
-from brain_align.deploy.compare.results.comparison import Comparison
-from brain_align.deploy.compare.results.findings import SAME_METHOD, Finding
-from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
-from brain_align.deploy.compare.results.method_results import MethodFigures, PairedTest, VersionFigures
-from brain_align.deploy.compare.results.series import GridPoint
 
 OUTCOMES = (
     "Shown: the whole interval is above 0, and so is each of two or more seeds; same sign: only the interval is; "

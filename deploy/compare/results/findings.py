@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from brain_align.deploy.compare.results.inference import Floats, PairedDifference, paired_bootstrap
+from brain_align.common.inference import Floats, PairedDifference, paired_bootstrap
 from brain_align.deploy.compare.results.method_results import PairedTest, known
 
 Outcome = Literal["shown", "same sign", "undecided", "not reproduced"]

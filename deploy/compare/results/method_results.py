@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from brain_align.deploy.compare.examine.likelihoods import Examination
-from brain_align.deploy.compare.results.inference import (
+from brain_align.common.inference import (
     Estimate,
     Floats,
     PairedDifference,
@@ -15,6 +14,7 @@ from brain_align.deploy.compare.results.inference import (
     mcnemar,
     paired_bootstrap,
 )
+from brain_align.deploy.compare.examine.likelihoods import Examination
 from brain_align.deploy.compare.results.run_results import PRIOR_METHOD, EvaluatedVersion, FinishedRun
 
 PERCENT = 100.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brain_align.deploy.compare.results.inference import OverOptimisation, fit_over_optimisation
+from brain_align.common.inference import OverOptimisation, fit_over_optimisation
 from brain_align.deploy.compare.results.method_results import percentage, wins
 from brain_align.deploy.compare.results.run_results import FinishedRun
 

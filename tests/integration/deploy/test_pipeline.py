@@ -46,6 +46,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted: FinishedRun) -> None:
     assert {"prepare", "pipeline", "sampling", "scoring", "training", "total"} <= set(summary["seconds"])
     assert len(summary["config_digest"]) == 32
     assert "aligned (reward" in (uninterrupted.directory / "examples.md").read_text()
+    page = (uninterrupted.directory / "report.html").read_text(encoding="utf-8")
+    assert f"{summary['after']['mean_reward']:.3f}" in page and "The run has finished." in page
+    assert 0 < summary["seconds"]["start"] < summary["seconds"]["pipeline"]
     assert list((uninterrupted.directory / "tensorboard").iterdir())
     for label in ("sampler-0", "scorer-reward-0", "scorer-prior-0", "scorer-truth-0", "learner-0", "brain"):
         assert (uninterrupted.directory / "logs" / f"{label}.log").exists()

@@ -11,7 +11,7 @@ import pytest
 from tests.locations import ROOT
 
 ROOMS = ("common", "deploy", "learner", "sampler", "scorer")
-SHIPPED = (".py", ".yaml", ".html", ".css", ".js", ".jinja", ".j2")
+SHIPPED = (".py", ".yaml", ".html", ".css", ".js", ".jinja", ".j2", ".txt")
 
 
 @pytest.fixture(scope="module")

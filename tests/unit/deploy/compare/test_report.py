@@ -9,18 +9,18 @@ import pyarrow as pa
 import pytest
 
 from brain_align.common.errors import PipelineError
+from brain_align.common.inference import OverOptimisation, PairedDifference
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.report.plot_styles import legend_names, plot_styles
 from brain_align.deploy.compare.report.plots import CLOSEST, draw
 from brain_align.deploy.compare.report.report import inline_svg, page, report
 from brain_align.deploy.compare.report.tables import all_tables, findings_table, grid_table, methods_table
-from brain_align.deploy.compare.report.text_table import number, p_value
 from brain_align.deploy.compare.results.comparison import Comparison, collect
 from brain_align.deploy.compare.results.findings import CLAIMS, SAME_METHOD, findings, size_findings
-from brain_align.deploy.compare.results.inference import OverOptimisation, PairedDifference
 from brain_align.deploy.compare.results.method_results import PairedTest
 from brain_align.deploy.compare.results.run_results import write_table
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.pages.text_table import number, p_value
 from brain_align.deploy.plotting import INK, as_svg
 from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finished_comparison, outcomes, plan, recipe
 

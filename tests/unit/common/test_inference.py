@@ -3,14 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from brain_align.common.statistics import win_rate
-from brain_align.deploy.compare.results.inference import (
+from brain_align.common.inference import (
     clustered_mean,
     fit_over_optimisation,
     mcnemar,
     paired_bootstrap,
     t_test,
 )
+from brain_align.common.statistics import win_rate
 
 
 def bools(text: str) -> np.ndarray:

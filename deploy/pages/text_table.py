@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from brain_align.common.inference import SMALLEST_P, PairedDifference
 from brain_align.common.printable import printable
-from brain_align.deploy.compare.results.inference import SMALLEST_P, PairedDifference
 
 
 @dataclass(frozen=True)
@@ -71,4 +71,4 @@ def p_value(value: float | None) -> str:
 
 def points(difference: PairedDifference, digits: int = 1) -> str:
     """Format a difference with its 95 % interval."""
-    return f"{difference.difference:+.{digits}f} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    return f"{difference.difference:+z.{digits}f} [{difference.low:+z.{digits}f}, {difference.high:+z.{digits}f}]"
