@@ -1,0 +1,61 @@
+"""The directory of an evaluation: its layout, and whether it may be continued with a recipe."""
+
+from pathlib import Path
+
+from brain_align.common.config.recipe import Recipe
+from brain_align.common.config.run_identity import differing_settings
+from brain_align.common.durable import write_file
+from brain_align.common.errors import UserError
+from brain_align.deploy.run.directory import RunDirectory, is_in_use
+from brain_align.deploy.run.yaml_text import dump_yaml, load_yaml
+
+_SCORED_BY = ("policy.", "prior.", "scorers.")
+"""The settings that decide stored values; all others are part of the stored outputs' names."""
+
+
+class EvaluationDirectory:
+    """The layout below an evaluation's root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recipe = root / "recipe.yaml"  # with which it was last continued; it marks the directory
+        self.store = root / "store"  # all outputs and scores, of this and earlier evaluations, as they came
+        self.published = root / "published"  # adapters and models that are not a run's, as samplers load them
+        self.rows = root / "outputs.parquet"  # the result: outputs with their scores
+        self.figures = root / "evaluation.json"  # the result: all figures
+        self.services = RunDirectory(root)  # logs, and what scorers prove themselves by
+
+
+def check_directory(directory: EvaluationDirectory, recipe: Recipe) -> None:
+    """Refuse a directory that holds something else, or values of other scorers under the same names.
+
+    More scorers may be added, and prompts, sampling and WHATs may change: what is stored already is used again.
+
+    Raises:
+        UserError: with one line for each setting that differs.
+    """
+    if not is_in_use(directory.root, directory.recipe, "directory of an evaluation", "name another --output"):
+        return
+    saved = load_yaml(directory.recipe.read_text(encoding="utf-8"))
+    before, now = saved["scorers"], recipe.model_dump(mode="json")["scorers"]
+    own = set(before).intersection(now)
+    alike = [
+        {**one, "scorers": {name: facts for name, facts in one["scorers"].items() if name in own}}
+        for one in (saved, recipe.model_dump(mode="json"))
+    ]
+    differing = [line for line in differing_settings(*alike) if line.startswith(_SCORED_BY)]
+    if differing:
+        lines = "\n".join(f"  {line}" for line in differing)
+        raise UserError(
+            f"{directory.root} holds values of other scorers, or of another prior; name another --output, give the new "
+            f"scorer a name of its own, or undo the difference:\n{lines}"
+        )
+
+
+def save_recipe(directory: EvaluationDirectory, recipe: Recipe) -> None:
+    """Write the recipe that an evaluation is continued with; scorers of earlier ones stay known."""
+    settings = recipe.model_dump(mode="json")
+    if directory.recipe.exists():
+        earlier = load_yaml(directory.recipe.read_text(encoding="utf-8"))["scorers"]
+        settings["scorers"] = {**earlier, **settings["scorers"]}
+    write_file(directory.recipe, dump_yaml(settings))
