@@ -13,14 +13,12 @@ Examples:
 
 import argparse
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides
-from brain_align.deploy.commands.scoring import Advance, progress_bar
-from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.commands.scoring import progress_over
+from brain_align.deploy.console import terminal
 
 GROUP = "Inspect"
 
@@ -55,13 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from brain_align.deploy.evaluate.evaluate import evaluate
     from brain_align.deploy.evaluate.job import Options
 
-    console = PlainConsole()
-
-    @contextmanager
-    def progress(total: int) -> Iterator[Advance]:
-        with progress_bar("outputs", console) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda outputs: bar.advance(task, outputs)
+    console = terminal()
 
     asked = Options(whats, options.recipe, overrides, options.split, options.prompts, options.greedy, options.output)
-    evaluate(asked, console, progress)
+    evaluate(asked, console, progress_over("outputs", console))

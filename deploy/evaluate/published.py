@@ -84,10 +84,13 @@ def _model_directory(model: str) -> Path:
 
 def _probe(recipe: Recipe) -> Probe:
     """Compute what samplers must reproduce; loads the weights into this process's memory, and drops them."""
-    from brain_align.common.nn.logprobs import SequenceLogprobs  # torch and transformers
+    from transformers.utils import logging as transformers_logging  # torch and transformers
+
+    from brain_align.common.nn.logprobs import SequenceLogprobs
     from brain_align.common.nn.models.policy_model import load_prior_model
     from brain_align.learner.publishing.publisher import make_probe
 
+    transformers_logging.disable_progress_bar()
     logprobs = SequenceLogprobs(load_prior_model(recipe.policy, window=recipe.window))
     logprobs.decoder.pad_unless_exact()
     return make_probe(logprobs, logprobs.decoder.config)

@@ -13,8 +13,6 @@ from brain_align.deploy.evaluate.outcomes import Outcome
 from brain_align.deploy.run.prompt_data import named
 from brain_align.deploy.schedule.evaluation import Split
 
-REFERENCE = "reference"
-
 
 @dataclass(frozen=True)
 class Opponent:
@@ -117,26 +115,62 @@ def _plain(value: Any) -> Any:
 
 
 def tables(found: Mapping[str, Any]) -> list[TextTable]:
-    """Return the tables of a document: figures by WHAT, one table for each way of decoding, and all pairs."""
-    ways = list(dict.fromkeys(one["decoding"] for one in found["outputs"]))
-    shown = [_figures(found, way) for way in ways]
-    if found["pairs"]:
-        shown.append(_pairs(found))
+    """Return the tables of a document, by way of decoding: figures of each WHAT, and each two of them compared."""
+    names = short_names([one["what"] for one in found["outputs"]])
+    shown = []
+    for way in dict.fromkeys(one["decoding"] for one in found["outputs"]):
+        shown.append(_figures(found, way, names))
+        if pairs := [pair for pair in found["pairs"] if pair["decoding"] == way]:
+            shown.append(_pairs(pairs, way, names))
     return shown
 
 
-def _figures(found: Mapping[str, Any], way: str) -> TextTable:
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last parts of names that are paths, where these tell them apart; otherwise the names."""
+    short = {name: name.rstrip("/").rpartition("/")[2] for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _figures(found: Mapping[str, Any], way: str, names: Mapping[str, str]) -> TextTable:
     entries = [one for one in found["outputs"] if one["decoding"] == way]
     rows = []
     for measure, facts in found["measures"].items():
-        unseen = "" if facts["trained_on"] else " (not trained on)"
+        unseen = "" if facts["trained_on"] else " (unseen)"
         rows.append([f"{measure}{unseen}: mean", *(_with(one["mean"][measure], 3) for one in entries)])
         duels = [one["against_opponent"].get(measure) for one in entries]
         if any(duels):
             rows += [[label, *(form(one) if one else "–" for one in duels)] for label, form in _DUEL]
     rows += [[label, *(form(one) for one in entries)] for label, form in _OWN]
-    title = f"{found['name']}: {found['prompts']} {found['split']} prompts, {way}, against {found['opponent']['name']}"
-    return TextTable(title, ["", *(one["what"] for one in entries)], rows)
+    opponent = names.get(found["opponent"]["name"], found["opponent"]["name"])
+    title = f"{found['name']}: {found['prompts']} {found['split']} prompts, {way}, against {opponent}"
+    return TextTable(title, ["", *(names[one["what"]] for one in entries)], rows)
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]], way: str, names: Mapping[str, str]) -> TextTable:
+    rows = []
+    for pair in pairs:
+        rows.append([f"{names[pair['first']]} – {names[pair['second']]}", *[""] * 4])
+        rows += [
+            [
+                f"  {measure}",
+                f"{one['wins']:.1f} / {one['ties']:.1f} / {one['losses']:.1f}",
+                _between(one["length_controlled"], "rate", 1),
+                _between(one["difference"], "mean", 3),
+                p_value(one["difference"]["p_value"]),
+            ]
+            for measure, one in pair["measures"].items()
+            if one is not None
+        ]
+    columns = ["", "won / tied / lost, %", "at equal length, %", "difference", "p"]
+    return TextTable(f"The first against the second, {way}", columns, rows)
+
+
+def _with(one: Mapping[str, Any] | None, digits: int) -> str:
+    return with_interval(one and one["mean"], one and one["half_width"], digits)
+
+
+def _between(one: Mapping[str, Any], name: str, digits: int) -> str:
+    return f"{one[name]:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
 
 
 _DUEL = (
@@ -154,30 +188,3 @@ _OWN = (
     ("repeated 4-grams, %", lambda one: _with(one["repetition_4"], 1)),
     ("prompts", lambda one: f"{one['prompts']}" + (f" ({one['failed']} failed)" if one["failed"] else "")),
 )
-
-
-def _pairs(found: Mapping[str, Any]) -> TextTable:
-    rows = []
-    for pair in found["pairs"]:
-        for measure, one in pair["measures"].items():
-            if one is not None:
-                rows.append(
-                    [
-                        f"{pair['first']} – {pair['second']}" + ("" if pair["decoding"] == "sampled" else ", greedy"),
-                        measure,
-                        f"{one['wins']:.1f} / {one['ties']:.1f} / {one['losses']:.1f}",
-                        _between(one["length_controlled"], "rate", 1),
-                        _between(one["difference"], "mean", 3),
-                        p_value(one["difference"]["p_value"]),
-                    ]
-                )
-    columns = ["", "measure", "won / tied / lost, %", "at equal length, %", "difference", "p"]
-    return TextTable("One against another, on the same prompts", columns, rows)
-
-
-def _with(one: Mapping[str, Any] | None, digits: int) -> str:
-    return with_interval(one and one["mean"], one and one["half_width"], digits)
-
-
-def _between(one: Mapping[str, Any], name: str, digits: int) -> str:
-    return f"{one[name]:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
