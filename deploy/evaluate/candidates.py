@@ -89,8 +89,12 @@ def _kind_of(path: Path) -> Kind:
 
 def _kind_on_hub(name: str) -> Kind:
     from brain_align.common.nn.models.adapters import find_adapter  # torch and peft
+    from brain_align.common.nn.models.sources import find_source
 
-    return "adapter" if (find_adapter(name) / ADAPTER_CONFIG).exists() else "model"
+    try:
+        return "adapter" if (find_adapter(name) / ADAPTER_CONFIG).exists() else "model"
+    except UserError as error:
+        raise find_source(name, "WHAT").failure("adapter or model", error.__cause__ or error) from None
 
 
 def candidate(named: Named, recipe: Recipe, published: Path) -> Candidate:

@@ -1,6 +1,9 @@
 """The directory of an evaluation: its layout, and whether it may be continued with a recipe."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run_identity import differing_settings
@@ -36,13 +39,9 @@ def check_directory(directory: EvaluationDirectory, recipe: Recipe) -> None:
     """
     if not is_in_use(directory.root, directory.recipe, "directory of an evaluation", "name another --output"):
         return
-    saved = load_yaml(directory.recipe.read_text(encoding="utf-8"))
-    before, now = saved["scorers"], recipe.model_dump(mode="json")["scorers"]
-    own = set(before).intersection(now)
-    alike = [
-        {**one, "scorers": {name: facts for name, facts in one["scorers"].items() if name in own}}
-        for one in (saved, recipe.model_dump(mode="json"))
-    ]
+    saved, now = _saved(directory), recipe.model_dump(mode="json")
+    common = saved["scorers"].keys() & now["scorers"].keys()
+    alike = [{**one, "scorers": {name: one["scorers"][name] for name in common}} for one in (saved, now)]
     differing = [line for line in differing_settings(*alike) if line.startswith(_SCORED_BY)]
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
@@ -56,6 +55,15 @@ def save_recipe(directory: EvaluationDirectory, recipe: Recipe) -> None:
     """Write the recipe that an evaluation is continued with; scorers of earlier ones stay known."""
     settings = recipe.model_dump(mode="json")
     if directory.recipe.exists():
-        earlier = load_yaml(directory.recipe.read_text(encoding="utf-8"))["scorers"]
-        settings["scorers"] = {**earlier, **settings["scorers"]}
+        settings["scorers"] = {**_saved(directory)["scorers"], **settings["scorers"]}
     write_file(directory.recipe, dump_yaml(settings))
+
+
+def _saved(directory: EvaluationDirectory) -> dict[str, Any]:
+    try:
+        saved = load_yaml(directory.recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        saved = None
+    if not isinstance(saved, dict) or not isinstance(saved.get("scorers"), dict):
+        raise UserError(f"{directory.recipe} is not what brain evaluate wrote; restore it, or name another --output.")
+    return saved

@@ -23,6 +23,9 @@ from tests.integration.deploy.pipeline_runs import (
 from tests.locations import ROOT
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 def brain(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [BRAIN, *map(str, arguments)]
     return subprocess.run(

@@ -119,6 +119,11 @@ def test_a_file_without_an_end_is_refused():
     assert "YAML" in refusal("/dev/zero")
 
 
+def test_the_comparison_shares_the_world_of_its_recipe():
+    compared, run = (load_recipe(ROOT / f"deploy/recipes/{name}-smollm.yaml") for name in ("compare", "hh"))
+    assert (compared.prepare, compared.scorers) == (run.prepare, run.scorers), "else it would be prepared a second time"
+
+
 def test_aliases_of_ordinary_recipes_are_read():
     base = "a: &a {x: 1, y: [1, 2]}\nb: {<<: *a, z: *a}\nc: [*a, *a]"
     assert load_yaml(base)["b"] == {"x": 1, "y": [1, 2], "z": {"x": 1, "y": [1, 2]}}
