@@ -22,7 +22,6 @@ from tests.integration.deploy.pipeline_runs import (
 )
 from tests.locations import ROOT
 
-
 pytestmark = pytest.mark.timeout(900)
 
 
