@@ -1,11 +1,13 @@
 """An evaluation, prepared: what is sampled from, on which prompts, and what the outputs are compared with."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import PRIOR
@@ -69,8 +71,7 @@ class Preparation:
         candidates = [self._candidate(what) for what in whats]
         candidates, opponent, notes = self._with_opponent(candidates)
         refuse_repeated(candidates)
-        moment = next((found for one in candidates if one.run and (found := rendered_at(one.run.facts))), None)
-        encoded = self._encoded(candidates, moment or datetime.now().replace(microsecond=0), notes)
+        encoded = self._encoded(candidates, self._moment(candidates), notes)
         ids = self._ids(encoded[1:], notes)
         prompts = select(encoded[1].prompts, ids)
         notes += self._trained_on(candidates, prompts)
@@ -108,6 +109,13 @@ class Preparation:
         prior = self._candidate(parse(self.recipe.policy.sft_adapter or self.recipe.policy.model))
         alike = (one for one in candidates if one.published.path == prior.published.path)
         return next(alike, replace(prior, label="prior"))
+
+    def _moment(self, candidates: Sequence[Candidate]) -> datetime:
+        """Return the time that chat templates write: that of the first run, else of this evaluation's first start."""
+        of_runs = next((found for one in candidates if one.run and (found := rendered_at(one.run.facts))), None)
+        moment = of_runs or rendered_at(self.directory.facts) or datetime.now().replace(microsecond=0)
+        write_file(self.directory.facts, json.dumps({"rendered_at": moment.isoformat()}))
+        return moment
 
     def _encoded(self, candidates: Sequence[Candidate], moment: datetime, notes: list[str]) -> list[Encoded]:
         """Return the prompts as the prior reads them, and then as each candidate does."""

@@ -22,6 +22,7 @@ class EvaluationDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.recipe = root / "recipe.yaml"  # with which it was last continued; it marks the directory
+        self.facts = root / "begun.json"  # the time that chat templates write into prompts
         self.store = root / "store"  # all outputs and scores, of this and earlier evaluations, as they came
         self.published = root / "published"  # adapters and models that are not a run's, as samplers load them
         self.rows = root / "outputs.parquet"  # the result: outputs with their scores
