@@ -19,6 +19,7 @@ from brain_align.common.errors import UserError
 from brain_align.deploy.commands.arguments import add_overrides
 from brain_align.deploy.commands.scoring import progress_over
 from brain_align.deploy.console import terminal
+from brain_align.deploy.evaluate.candidates import parse, recipe_name
 
 GROUP = "Inspect"
 
@@ -50,10 +51,12 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("Nothing to evaluate is named; give a run, an adapter or a model besides the settings.")
     if options.prompts is not None and options.prompts < 1:
         raise UserError(f"--prompts {options.prompts}: at least one prompt is needed; give 1 or more.")
-    from brain_align.deploy.evaluate.evaluate import evaluate
+    named = [parse(what) for what in whats]
+    recipe_name(named, options.recipe)
+    from brain_align.deploy.evaluate.evaluate import evaluate  # torch and transformers: not for what is refused
     from brain_align.deploy.evaluate.job import Options
 
     console = terminal()
 
-    asked = Options(whats, options.recipe, overrides, options.split, options.prompts, options.greedy, options.output)
+    asked = Options(named, options.recipe, overrides, options.split, options.prompts, options.greedy, options.output)
     evaluate(asked, console, progress_over("outputs", console))

@@ -74,6 +74,17 @@ def parse(what: str) -> Named:
     return Named(what, _kind_on_hub(what), what)
 
 
+def recipe_name(whats: Sequence[Named], recipe: str | None) -> str:
+    """Return where prompts, sampling and scorers come from: the recipe that is named, else the first run's."""
+    run = next((what.place for what in whats if what.kind == "run"), None)
+    if recipe is None and run is None:
+        raise UserError(
+            f"{whats[0].what} is not a run, so that its prompts, sampling and scorers are not known; name a recipe, or "
+            f"a run, that has them: --recipe RECIPE."
+        )
+    return recipe or str(run)
+
+
 def _kind_of(path: Path) -> Kind:
     if RunDirectory(path).config.is_file():
         return "run"

@@ -12,11 +12,10 @@ from typing import Any
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.data.text_groups import trial_groups
 from brain_align.common.durable import write_file
-from brain_align.common.errors import UserError
 from brain_align.common.store.commit_queue import CommitQueue
 from brain_align.common.store.sample_store import SampleStore
 from brain_align.deploy.console import PlainConsole
-from brain_align.deploy.evaluate.candidates import Named, parse
+from brain_align.deploy.evaluate.candidates import recipe_name
 from brain_align.deploy.evaluate.job import Job, Options, Preparation
 from brain_align.deploy.evaluate.outcomes import measures_of, read_outcome, write_rows
 from brain_align.deploy.evaluate.output import EvaluationDirectory, check_directory, save_recipe
@@ -41,15 +40,14 @@ def evaluate(options: Options, console: PlainConsole, progress: Progress) -> dic
         UserError: a WHAT, the recipe, its data or the output directory cannot be used; or a run was trained on prompts.
         PipelineError: a service failed for good; what was stored stays.
     """
-    whats = [parse(what) for what in options.whats]
     report = reporter(console)
-    recipe = _recipe(whats, options, report)
+    recipe = _recipe(options, report)
     directory = EvaluationDirectory(output_path(str(options.output or f"evaluations/{recipe.name}")))
     check_directory(directory, recipe)
     with locked(directory.services):
         check_directory(directory, recipe)
         save_recipe(directory, recipe)
-        job = Preparation(recipe, options, directory, report).job(whats)
+        job = Preparation(recipe, options, directory, report).job()
         store = SampleStore(directory.store, "evaluation")
         for sentence in (*store.damaged, *job.notes):
             report(sentence)
@@ -61,15 +59,9 @@ def evaluate(options: Options, console: PlainConsole, progress: Progress) -> dic
         return _finish(job, store, directory, failed, console)
 
 
-def _recipe(whats: Sequence[Named], options: Options, report: Callable[[str], object]) -> Recipe:
+def _recipe(options: Options, report: Callable[[str], object]) -> Recipe:
     """Return the evaluation's recipe, resolved: prompts, sampling, scorers and prior."""
-    run = next((what.run for what in whats if what.run is not None), None)
-    if options.recipe is None and run is None:
-        raise UserError(
-            f"{options.whats[0]} is not a run, so that its prompts, sampling and scorers are not known; name a recipe, "
-            f"or a run, that has them: --recipe RECIPE."
-        )
-    recipe = load_recipe(options.recipe if options.recipe is not None else str(run), options.overrides)
+    recipe = load_recipe(recipe_name(options.whats, options.recipe), options.overrides)
     return evaluation_recipe(resolve(recipe, report, begun=run_directory(recipe)).recipe)
 
 

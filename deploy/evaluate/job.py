@@ -32,7 +32,7 @@ from brain_align.deploy.schedule.evaluation import Split
 class Options:
     """What is to be evaluated, and how."""
 
-    whats: Sequence[str]
+    whats: Sequence[Named]
     recipe: str | None = None  # default: that of the first WHAT that is a run
     overrides: Sequence[str] = ()
     split: Split = "test"
@@ -62,13 +62,13 @@ class Preparation:
     directory: EvaluationDirectory
     report: Callable[[str], object]
 
-    def job(self, whats: Sequence[Named]) -> Job:
+    def job(self) -> Job:
         """Find the candidates and their prompts."""
         from brain_align.scorer.catalogue import check_scorer  # torch and transformers
 
         for name, scorer in self.recipe.scorers.items():
             check_scorer(name, scorer)
-        candidates = [self._candidate(what) for what in whats]
+        candidates = [self._candidate(what) for what in self.options.whats]
         candidates, opponent, notes = self._with_opponent(candidates)
         refuse_repeated(candidates)
         encoded = self._encoded(candidates, self._moment(candidates), notes)

@@ -8,6 +8,7 @@ from brain_align.common.durable import write_file
 from brain_align.common.errors import PipelineError, UserError, first_failure
 from brain_align.common.policies import PolicyRegistry
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.evaluate.candidates import parse
 from brain_align.deploy.evaluate.evaluate import Progress, evaluate
 from brain_align.deploy.evaluate.job import Options
 from brain_align.deploy.evaluate.output import EvaluationDirectory
@@ -40,7 +41,8 @@ def evaluate_stored_run(run: RunDirectory, console: PlainConsole, progress: Prog
         return
     console.print("evaluating on test prompts; the run itself is complete", soft_wrap=True)
     newest = PolicyRegistry(run.policies).versions()[-1]
-    options = Options([f"{run.root}@{newest}", *([f"{run.root}@0"] if newest else [])], output=output.root)
+    whats = [f"{run.root}@{version}" for version in dict.fromkeys((newest, 0))]
+    options = Options([parse(what) for what in whats], output=output.root)
     try:
         found = evaluate(options, console, progress)
     except (UserError, PipelineError, ExceptionGroup) as error:

@@ -22,6 +22,7 @@ def run(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     for version in (0, 1, 2):
         PolicyRegistry(directory.policies).publish(version, 0, lambda place: (place / "w").touch(), PROBE)
+    directory.config.touch()
     directory.summary.write_text(json.dumps({"best_version": 2, "evaluation": "skipped"}))
     return directory
 
@@ -45,7 +46,7 @@ def evaluate(monkeypatch, run, result, *, vllm=True, asked=False):
 
 def test_the_newest_version_is_evaluated_beside_the_first_and_the_summary_says_so(monkeypatch, run):
     _, (options,) = evaluate(monkeypatch, run, {"prompts": 7})
-    assert options.whats == [f"{run.root}@2", f"{run.root}@0"]
+    assert [one.what for one in options.whats] == [f"{run.root}@2", f"{run.root}@0"]
     assert options.output == run.root / "evaluated"
     assert read_summary(run)["evaluation"] == "of version 2 on 7 test prompts: evaluated/evaluation.json"
 
@@ -75,13 +76,20 @@ def test_what_was_evaluated_is_not_again(monkeypatch, run):
     assert "evaluated before" in said and not seen
 
 
-def test_settings_and_whats_may_stand_in_any_order(monkeypatch):
+def test_settings_and_whats_may_stand_in_any_order(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
     seen = []
     monkeypatch.setattr(evaluation, "evaluate", lambda options, *_: seen.append(options))
     arguments = ["evaluate", "a", "sampling.max_tokens=5", "--greedy", "b@3", "--prompts", "7", "seed=1"]
     assert main(arguments) == 0
     (options,) = seen
-    assert (options.whats, options.overrides) == (["a", "b@3"], ["sampling.max_tokens=5", "seed=1"])
+    assert ([one.what for one in options.whats], options.overrides) == (
+        ["a", "b@3"],
+        ["sampling.max_tokens=5", "seed=1"],
+    )
     assert (options.greedy, options.prompts, options.split) == (True, 7, "test")
 
 
