@@ -5,7 +5,7 @@ WHAT… -> candidates -> prompts -> what the store lacks -> samplers, scorers ->
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,8 +14,11 @@ from brain_align.common.data.text_groups import trial_groups
 from brain_align.common.durable import write_file
 from brain_align.common.store.commit_queue import CommitQueue
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.actors.pool import Pool
+from brain_align.deploy.conductor.group_scorer import scorers_at_work
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.evaluate.candidates import recipe_name
+from brain_align.deploy.evaluate.generation import Generation
 from brain_align.deploy.evaluate.job import Job, Options, Preparation
 from brain_align.deploy.evaluate.outcomes import measures_of, read_outcome, write_rows
 from brain_align.deploy.evaluate.output import EvaluationDirectory, check_directory, save_recipe
@@ -74,13 +77,13 @@ def _complete(
     progress: Progress,
 ) -> dict[str, str]:
     """Have everything sampled and scored that is lacking; return why groups were given up."""
+    from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, required_resources, started_services
+    from brain_align.deploy.services.make_services import scorer_pool  # Ray: not where nothing is lacking
+
     needed = engines(job.series, todo.requests, directory.services)
     names = list(todo.scores)
     if needed:
         names = list(dict.fromkeys(name for one in job.series for name in one.scorers))
-    from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, required_resources, started_services
-    from brain_align.deploy.services.make_services import scorer_pool
-
     needs = required_resources(job.recipe, names, scoring_only=True)
     services = started_services(job.recipe, names, scoring_only=True)
     if needed:
@@ -106,13 +109,10 @@ async def _generate(
     todo: Lacking,
     needed: Sequence[Engine],
     store: SampleStore,
-    pools: Any,
+    pools: Mapping[str, Pool],
     report: Callable[[str], object],
     advance: Advance,
 ) -> dict[str, str]:
-    from brain_align.deploy.conductor.group_scorer import scorers_at_work
-    from brain_align.deploy.evaluate.generation import Generation
-
     samplers = [engine.pool() for engine in needed]
     queue = CommitQueue(store, "evaluation", lambda _groups, _rows: None)
     wanted = {group: one.scorers for one in job.series for group in one.group_ids}
