@@ -62,7 +62,7 @@ def evaluate(options: Options, console: PlainConsole, progress: Progress) -> dic
         return _finish(job, store, directory, failed, console)
 
 
-def _recipe(options: Options, report: Callable[[str], object]) -> Recipe:
+def _recipe(options: Options, report: Callable[[str], None]) -> Recipe:
     """Return the evaluation's recipe, resolved: prompts, sampling, scorers and prior."""
     recipe = load_recipe(recipe_name(options.whats, options.recipe), options.overrides)
     return evaluation_recipe(resolve(recipe, report, begun=run_directory(recipe)).recipe)
@@ -73,7 +73,7 @@ def _complete(
     todo: Lacking,
     store: SampleStore,
     directory: EvaluationDirectory,
-    report: Callable[[str], object],
+    report: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, str]:
     """Have everything sampled and scored that is lacking; return why groups were given up."""
@@ -110,7 +110,7 @@ async def _generate(
     needed: Sequence[Engine],
     store: SampleStore,
     pools: Mapping[str, Pool],
-    report: Callable[[str], object],
+    report: Callable[[str], None],
     advance: Advance,
 ) -> dict[str, str]:
     samplers = [engine.pool() for engine in needed]

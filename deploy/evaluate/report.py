@@ -166,7 +166,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], way: str, names: Mapping[str, str
 
 
 def _with(one: Mapping[str, Any] | None, digits: int) -> str:
-    return with_interval(one and one["mean"], one and one["half_width"], digits)
+    return with_interval(None, None) if one is None else with_interval(one["mean"], one["half_width"], digits)
 
 
 def _between(one: Mapping[str, Any], name: str, digits: int) -> str:

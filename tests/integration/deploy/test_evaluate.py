@@ -70,7 +70,9 @@ def test_exports_answer_as_their_version_does_and_a_hub_id_as_its_directory(
     assert found["opponent"] == {"name": f"{uninterrupted.directory}@0", "kind": "model"}
     rows = pq.read_table(out / "outputs.parquet").to_pylist()
     assert len(rows) == 5 * 2 * 12
-    greedy = {what: [] for what in (*map(str, whats), f"{uninterrupted.directory}@0")}
+    greedy: dict[str, list[tuple[str, str, float]]] = {
+        what: [] for what in (*map(str, whats), f"{uninterrupted.directory}@0")
+    }
     for row in rows:
         assert row["tokens"] <= 8
         if row["decoding"] == "greedy":

@@ -1,5 +1,6 @@
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,8 @@ def test_a_greedy_request_is_sampled_at_temperature_zero_and_others_as_the_recip
         temperature=0.7, top_p=0.9, max_tokens=5, allow_tempered=True, allow_truncated_support=True
     )
     request = SampleRequest("test-0", "test", 0, 0, 1, 1, ("g",), (PROMPT,), "policies", greedy=greedy)
-    used = SimpleNamespace(adapter=None, proposal=SimpleNamespace(version=0, digest="digest"))
-    engine = Recording()
+    used: Any = SimpleNamespace(adapter=None, proposal=SimpleNamespace(version=0, digest="digest"))
+    engine: Any = Recording()
 
     async def rows() -> list[dict[str, object]]:
         how = Generation(recipe, [0], gpt2_like_tokenizer(), "sampler-0")

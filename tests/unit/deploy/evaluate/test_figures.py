@@ -4,11 +4,18 @@ import math
 import numpy as np
 import pytest
 
-from brain_align.deploy.evaluate.figures import Outputs, Texts, duel, own_figures
+from brain_align.deploy.evaluate import figures
+from brain_align.deploy.evaluate.figures import Outputs, Texts, own_figures
 from brain_align.deploy.evaluate.length_control import length_controlled
 from brain_align.deploy.evaluate.text_figures import distinct, repetition
 
 NAN = float("nan")
+
+
+def duel(ours, theirs):
+    found = figures.duel(ours, theirs, "reward")
+    assert found is not None
+    return found
 
 
 def texts(values, texts=None):
@@ -23,7 +30,7 @@ def outputs(values, words=None, **changes):
 
 
 def test_wins_ties_and_losses_are_counted_on_prompts_with_both_values():
-    found = duel(texts([1.0, 2.0, 3.0, 4.0, NAN]), texts([0.0, 2.0, 5.0, 1.0, 0.0]), "reward")
+    found = duel(texts([1.0, 2.0, 3.0, 4.0, NAN]), texts([0.0, 2.0, 5.0, 1.0, 0.0]))
     assert (found["prompts"], found["wins"], found["ties"], found["losses"]) == (4, 50.0, 25.0, 25.0)
     assert found["difference"]["mean"] == pytest.approx((1 + 0 - 2 + 3) / 4)
     assert found["sign_p"] == 1.0  # two wins and one loss: 2·(1 + 3)/2³, capped
@@ -35,14 +42,14 @@ def test_turning_a_duel_around_turns_its_figures():
     first, second = generator.normal(0.3, 1, 200), generator.normal(0, 1, 200)
     words = ["x" * length for length in generator.integers(1, 40, 200)]
     ours, theirs = texts(first, words), texts(second, words[::-1])
-    there, back = duel(ours, theirs, "reward"), duel(theirs, ours, "reward")
+    there, back = duel(ours, theirs), duel(theirs, ours)
     assert (there["wins"], there["sign_p"]) == (back["losses"], back["sign_p"])
     assert there["difference"]["low"] == pytest.approx(-back["difference"]["high"])
     assert there["length_controlled"]["rate"] == pytest.approx(100 - back["length_controlled"]["rate"])
 
 
 def test_no_values_no_duel():
-    assert duel(texts([NAN, 1.0]), texts([1.0, NAN]), "reward") is None
+    assert figures.duel(texts([NAN, 1.0]), texts([1.0, NAN]), "reward") is None
 
 
 def test_a_failed_prompt_is_counted_and_left_out_of_all_means():
@@ -70,7 +77,7 @@ def test_variety_and_repetition_as_documented():
 
 
 def test_without_differences_in_length_nothing_is_controlled():
-    found = length_controlled(np.repeat([1.0, 0.0], [60, 40]), np.zeros(100))
+    found = length_controlled(np.array([1.0] * 60 + [0.0] * 40), np.zeros(100))
     assert found.rate == pytest.approx(60, abs=0.01)
     # the interval of a proportion on the logit scale: 0.405 ± 1.96/√(100·0.24)
     assert found.low == pytest.approx(100 / (1 + math.exp(-(math.log(1.5) - 1.96 / math.sqrt(24)))), abs=0.05)
@@ -97,4 +104,4 @@ def test_figures_are_finite_where_every_prompt_ends_alike(won):
 
 def test_all_figures_are_plain_values():
     ours = outputs([1.0, 2.0], ["a b c d e", "b"])
-    assert json.loads(json.dumps([own_figures(ours), duel(ours, texts([0.0, 5.0]), "reward")], allow_nan=False))
+    assert json.loads(json.dumps([own_figures(ours), duel(ours, texts([0.0, 5.0]))], allow_nan=False))

@@ -2,12 +2,16 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from brain_align.common.config.recipe import Recipe
+from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry
 from brain_align.common.requests import Prompt
@@ -79,7 +83,7 @@ class Counting(LocalActor):
 class Bench:
     """An evaluation's store, filled by services of this process."""
 
-    root: object
+    root: Path
     recipe: Recipe = field(default_factory=lambda: Recipe.model_validate(recipe_settings()))
     sampled: list[str] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
@@ -87,7 +91,7 @@ class Bench:
 
     def series(self, version: int = 0, prompts=PROMPTS, *, greedy: bool = False):
         registry = PolicyRegistry(self.root / "policies")
-        found = registry.publish(version, version, lambda place: (place / "w").write_text(f"{version}"), PROBE)
+        found = registry.publish(version, version, lambda place: write_file(place / "w", f"{version}"), PROBE)
         one = Candidate(f"run@{version}", "run", "run", self.recipe, found, RunDirectory(self.root))
         return make_series(one, prompts, self.recipe, "test", NAMES, greedy=greedy)
 
@@ -100,10 +104,7 @@ class Bench:
         made = type("Made", (OneOutput,), {"sampled": self.sampled, "limit": limit})
         log = RunDirectory(self.root).log
         sampler = Pool("sampler", 1, lambda name, _log: made(name), log, PoolSettings(start=5))
-        pools = {
-            name: Pool(name, 1, lambda _n, _l, name=name: self._scorer(name), log, PoolSettings(start=5))
-            for name in NAMES
-        }
+        pools = {name: Pool(name, 1, partial(self._scorer, name), log, PoolSettings(start=5)) for name in NAMES}
 
         async def run():
             queue = CommitQueue(store, "evaluation", lambda _groups, _rows: None)
@@ -122,7 +123,7 @@ class Bench:
         asyncio.run(asyncio.wait_for(run(), 60))
         return todo
 
-    def _scorer(self, name):
+    def _scorer(self, name, _replica, _log):
         made = Counting()
         made.name, made.scored = name, self.scored
         return made
@@ -233,8 +234,9 @@ def test_prompts_are_those_that_all_can_read_in_the_order_of_the_data():
         def identities(self):
             return ((one, None) for one in self.ids)
 
-    assert chosen(Read("abcde"), [Read("edba"), Read("abcd")], 2) == ["a", "b"]
-    assert chosen(Read("abcde"), [Read("edb")], 9) == ["b", "d", "e"]
+    made: Any = Read
+    assert chosen(made("abcde"), [made("edba"), made("abcd")], 2) == ["a", "b"]
+    assert chosen(made("abcde"), [made("edb")], 9) == ["b", "d", "e"]
 
 
 def test_other_scorers_under_the_same_name_are_refused_and_further_ones_are_not(tmp_path):

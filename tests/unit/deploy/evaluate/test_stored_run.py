@@ -27,6 +27,12 @@ def run(tmp_path):
     return directory
 
 
+def evaluation_of(run):
+    summary = read_summary(run)
+    assert summary is not None
+    return summary["evaluation"]
+
+
 def evaluate(monkeypatch, run, result, *, vllm=True, asked=False):
     """Returns what was said, and the options that `evaluate` got."""
     seen = []
@@ -40,7 +46,9 @@ def evaluate(monkeypatch, run, result, *, vllm=True, asked=False):
     monkeypatch.setattr(stored_run, "evaluate", stand_in)
     monkeypatch.setattr(stored_run, "has_vllm", lambda: vllm)
     said = io.StringIO()
-    stored_run.evaluate_stored_run(run, PlainConsole(file=said, width=500), nullcontext, asked=asked)
+    stored_run.evaluate_stored_run(
+        run, PlainConsole(file=said, width=500), lambda _total: nullcontext(print), asked=asked
+    )
     return said.getvalue(), seen
 
 
@@ -48,7 +56,7 @@ def test_the_newest_version_is_evaluated_beside_the_first_and_the_summary_says_s
     _, (options,) = evaluate(monkeypatch, run, {"prompts": 7})
     assert [one.what for one in options.whats] == [f"{run.root}@2", f"{run.root}@0"]
     assert options.output == run.root / "evaluated"
-    assert read_summary(run)["evaluation"] == "of version 2 on 7 test prompts: evaluated/evaluation.json"
+    assert evaluation_of(run) == "of version 2 on 7 test prompts: evaluated/evaluation.json"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +65,7 @@ def test_the_newest_version_is_evaluated_beside_the_first_and_the_summary_says_s
 def test_a_run_stays_complete_where_its_evaluation_fails(monkeypatch, run, error):
     said, _ = evaluate(monkeypatch, run, error)
     assert "not evaluated: no " in said and f"brain evaluate {run.root}" in said
-    assert read_summary(run)["evaluation"] == "skipped"
+    assert evaluation_of(run) == "skipped"
     with pytest.raises(type(error)):
         evaluate(monkeypatch, run, error, asked=True)
 
