@@ -55,7 +55,7 @@ def as_table(figures: list[tuple[str, str]]) -> Table:
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:z.2f}"
 
 
 def _time(seconds: float | None) -> str:

@@ -141,7 +141,7 @@ class Tracker:
         gold = "" if result.train_rm_win_rate is None else f"win rate {result.train_rm_win_rate:.1f} %, "
         truth = "" if result.truth_quality is None else f", truth {result.truth_quality:.3f}"
         self.say(
-            f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:.2f}"
+            f"{split} of version {version}: {gold}reward {result.mean_reward:.3f}{truth}, KL {result.kl_to_prior:z.2f}"
         )
 
     def quarantined(self, item: Item) -> None:

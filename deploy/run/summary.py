@@ -152,4 +152,4 @@ def _one_line(text: str | None) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "not computed" if value is None else f"{value:.2f}"
+    return "not computed" if value is None else f"{value:z.2f}"

@@ -18,7 +18,7 @@ FIGURES = (
     ("  ± 95 % interval", "train_rm_win_rate_ci95", "{:.1f}"),
     ("mean reward", "mean_reward", "{:.3f}"),
     ("ground-truth score", "truth_quality", "{:.3f}"),
-    ("KL to the prior, nats", "kl_to_prior", "{:.2f}"),
+    ("KL to the prior, nats", "kl_to_prior", "{:z.2f}"),
     ("output length, tokens", "mean_tokens", "{:.1f}"),
     ("finished (EOS), %", "ended", "{:.0f}"),
 )
