@@ -30,6 +30,8 @@ class SampleRequest:
     Attributes:
         alone: sample it on its own, from an empty prefix cache and a generator seeded with `seed`, so that the same
             request yields the same bytes; otherwise it shares the engine with other requests, and `seed` has no effect.
+        greedy: take the most probable token each time, whatever the recipe's temperature and truncation; the stored
+            log-probabilities are then the policy's own (temperature 1), and the stored temperature is 0.
     """
 
     lease_id: str  # unique in the run
@@ -42,6 +44,7 @@ class SampleRequest:
     prompts: tuple[Prompt, ...]
     policies: str  # directory of the published versions (`PolicyRegistry`); several runs may share a sampler
     alone: bool = True
+    greedy: bool = False
 
     def without(self, groups: Collection[str]) -> Self:
         """Return the request without the prompts of these groups."""

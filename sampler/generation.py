@@ -19,6 +19,7 @@ from brain_align.sampler.engine.data import Completion
 from brain_align.sampler.engine.engine import Engine
 from brain_align.sampler.weights.versions import Use
 
+_GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 _NOT_TEXT = "\ufffd"  # what decoders write for bytes that do not form a character
 
 
@@ -41,9 +42,10 @@ async def generate_groups(
         PipelineError: the engine broke its contract, or died.
     """
     started = time.time()
+    sampling = how.sampling.model_copy(update=_GREEDY) if request.greedy else how.sampling
     finished = engine.sample(
         [prompt.token_ids for prompt in request.prompts],
-        how.sampling,
+        sampling,
         n=request.n,
         end_tokens=how.end_tokens,
         adapter=used.adapter,
@@ -53,8 +55,8 @@ async def generate_groups(
         "round": request.round,
         "proposal_version": used.proposal.version,
         "proposal_digest": used.proposal.digest,
-        "temperature": how.sampling.temperature,
-        "max_tokens": how.sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_tokens,
         "lease_id": request.lease_id,
         "seed": request.seed,
         "sampler_id": how.sampler_id,

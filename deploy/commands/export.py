@@ -16,13 +16,13 @@ from pathlib import Path
 from brain_align.common.config.inputs import PolicySection
 from brain_align.common.durable import new_directory
 from brain_align.common.errors import UserError
-from brain_align.common.policies import PolicyRegistry, ProposalVersion
 from brain_align.deploy.commands.arguments import add_run
 from brain_align.deploy.console import say
 from brain_align.deploy.run.directory import RunDirectory, saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.result.files import Result
 from brain_align.deploy.run.summary import read_summary
+from brain_align.deploy.run.versions import find_version
 
 GROUP = "Train"
 
@@ -50,7 +50,7 @@ def export(run: Path, version: str, output: Path, *, merge: bool) -> str:
     """
     directory = RunDirectory(run.absolute())
     recipe = resolve(saved_recipe(directory), None, begun=directory).recipe
-    found = _find_version(directory, version)
+    found = find_version(directory, version, f"--version {version}", "set --version")
     output = output.expanduser().absolute()
     _make_way(output)
     result = Result(recipe, directory, found, read_summary(directory))
@@ -78,26 +78,6 @@ def _make_way(output: Path) -> None:
         raise UserError(f"{output} cannot be used ({error.strerror}); name another directory with --output.") from None
     if os.path.lexists(output):
         raise UserError(f"{output} exists already; name a new directory with --output.")
-
-
-def _find_version(directory: RunDirectory, version: str) -> ProposalVersion:
-    registry = PolicyRegistry(directory.policies)
-    versions = registry.versions()
-    if not versions:
-        raise UserError(f"The run in {directory.root} has not published a version yet.")
-    if version == "newest":
-        return registry.verify(versions[-1])
-    if version == "best":
-        summary = read_summary(directory)
-        if summary is None:
-            raise UserError(f"The run in {directory.root} has not ended, so no version is the best yet; set --version.")
-        return registry.verify(summary["best_version"])
-    if not version.isdigit() or int(version) not in versions:
-        raise UserError(
-            f"--version {version}: the run in {directory.root} has versions 0 to {versions[-1]}; give one of them, "
-            f"best or newest."
-        )
-    return registry.verify(int(version))
 
 
 def _write_model(policy: PolicySection, base: str | None, version: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """Train a recipe, or resume its run.
 
 Checks everything first, then starts the services, runs the recipe to its end and shows the result. Running it again on
-the same run directory resumes, or shows the result of a finished run; so does naming the run directory.
+the same run directory resumes, or shows the result of a finished run; so does naming the run directory. A run that
+trains from a store (sampler.replicas=0) is evaluated at its end where vLLM is installed.
 
 Examples:
   brain run demo.yaml
@@ -12,8 +13,10 @@ Examples:
 import argparse
 
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
+from brain_align.deploy.commands.scoring import progress_over
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import load_recipe
+from brain_align.deploy.run.resolve import run_directory
 
 GROUP = "Train"
 
@@ -30,4 +33,9 @@ def run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for a recipe that is refused
 
-    run_recipe(recipe, PlainConsole())
+    console = PlainConsole()
+    run_recipe(recipe, console)
+    if not recipe.sampler.replicas and not recipe.store.replay:
+        from brain_align.deploy.evaluate.stored_run import evaluate_stored_run
+
+        evaluate_stored_run(run_directory(recipe), console, progress_over("outputs", console), asked=False)

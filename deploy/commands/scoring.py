@@ -1,7 +1,8 @@
 """Parts of the commands that score: `brain score`, `brain store rescore` and `brain doctor`."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,6 +19,18 @@ Advance = Callable[[int], object]  # counts further rows that are done
 def progress_bar(what: str, console: PlainConsole) -> Progress:
     """Return a bar that counts rows."""
     return Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+
+
+def progress_over(what: str, console: PlainConsole) -> Callable[[int], AbstractContextManager[Advance]]:
+    """Return what shows a bar over a number of rows while a block runs, which gets what counts them."""
+
+    @contextmanager
+    def progress(total: int) -> Iterator[Advance]:
+        with progress_bar(what, console) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda rows: bar.advance(task, rows)
+
+    return progress
 
 
 def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: PlainConsole) -> Recipe:

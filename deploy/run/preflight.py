@@ -183,7 +183,7 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
             check_scorer(name, scorer)
     encoding: TextEncoding | None = None  # where the policy is at fault, the files are checked all the same
     with problems.noted():
-        encoding = _checked_encoding(recipe, moment)
+        encoding = checked_encoding(recipe, moment)
     notes = _notes_on_batches(recipe)
     with problems.noted():
         notes += check_trackers(recipe)
@@ -192,7 +192,7 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     read: dict[str, PromptSet] = {}
     for split in ("train", "validation", "test"):
         with problems.noted():
-            read[split] = _read(recipe, split, getattr(recipe.data, split), encoding, notes)
+            read[split] = read_split(recipe, split, getattr(recipe.data, split), encoding, notes)
     if "train" in read and recipe.algorithm.prompts_per_round > len(read["train"]):
         with problems.noted():
             raise UserError(
@@ -217,7 +217,7 @@ def _check_prompts(recipe: Recipe, moment: datetime) -> Inputs:
     return Inputs(read["train"], held_back, notes, encoded, encoding.template, delivery)
 
 
-def _checked_encoding(recipe: Recipe, moment: datetime) -> TextEncoding:
+def checked_encoding(recipe: Recipe, moment: datetime) -> TextEncoding:
     """Check that the policy's tokenizer and context fit, and return the encoding of texts."""
     encoding = policy_encoding(recipe.policy, recipe.data, moment)
     context = context_length(load_config(recipe.policy.model))
@@ -234,9 +234,10 @@ def _uncounted(texts: Sequence[str]) -> list[list[int]]:
     return [[0]] * len(texts)
 
 
-def _read(
+def read_split(
     recipe: Recipe, split: str, source: PromptSource, encoding: TextEncoding | None, notes: list[str]
 ) -> PromptSet:
+    """Read the prompts of a split, and check that all scorers can read them; add a note on what was skipped."""
     encode: Encode = _uncounted if encoding is None else encoding.prompts
     trains_on_gold = split == "train" and recipe.objective.needs_gold
     check_gold = encoding.completion if encoding and trains_on_gold and not encoding.knows_all_tokens else None

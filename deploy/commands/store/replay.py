@@ -1,11 +1,12 @@
 """Train a run's recorded steps again.
 
 Trains on the same groups in the same order: with the run's own settings to the same weights, or with another objective
-or learner. Running it again on the same output resumes. Nothing is sampled, and the run is only read.
+or learner. Running it again on the same output resumes. The run is only read, and nothing is sampled, except that with
+--evaluate the result is evaluated on test prompts at the end (brain evaluate).
 
 Examples:
   brain store replay runs/demo --output runs/replayed
-  brain store replay runs/demo --output runs/dpo objective.name=dpo-sft
+  brain store replay runs/demo --output runs/dpo --evaluate objective.name=dpo-sft
 """
 
 import argparse
@@ -17,8 +18,10 @@ from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.uris import shown
 from brain_align.deploy.commands.arguments import add_overrides
+from brain_align.deploy.commands.scoring import progress_over
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import overridden
+from brain_align.deploy.run.resolve import run_directory
 from brain_align.deploy.run.stored_source import open_source
 
 _CHANGEABLE = ("objective.", "learner.", "prior.", "ray.", "timeouts.", "prepare.cache=")
@@ -30,6 +33,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--output", required=True, type=Path, metavar="RUNDIR", help="the new run's directory")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the result on test prompts; needs vLLM")
     add_overrides(parser, "settings of objective and learner that replace the run's")
     parser.set_defaults(resumes=True)
 
@@ -39,7 +43,12 @@ def run(options: argparse.Namespace) -> None:
     recipe = replay_recipe(options.run, options.output, options.overrides)
     from brain_align.deploy.pipeline import run_recipe  # Ray: not for what is refused
 
-    run_recipe(recipe, PlainConsole())
+    console = PlainConsole()
+    run_recipe(recipe, console)
+    if options.evaluate:
+        from brain_align.deploy.evaluate.stored_run import evaluate_stored_run
+
+        evaluate_stored_run(run_directory(recipe), console, progress_over("outputs", console), asked=True)
 
 
 def replay_recipe(run: str, output: Path, overrides: Sequence[str]) -> Recipe:
