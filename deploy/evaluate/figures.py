@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brain_align.common.inference import clustered_mean, mcnemar, paired_bootstrap
 from brain_align.common.statistics import win_rate
-from brain_align.deploy.compare.results.inference import clustered_mean, mcnemar, paired_bootstrap
 from brain_align.deploy.evaluate.length_control import length_controlled
 from brain_align.deploy.evaluate.text_figures import distinct, repetition
 

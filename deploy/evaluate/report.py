@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from brain_align.common.config.recipe import Recipe
-from brain_align.deploy.compare.report.text_table import TextTable, number, p_value, with_interval
 from brain_align.deploy.evaluate.figures import Texts, duel, own_figures, text_figures
 from brain_align.deploy.evaluate.outcomes import Outcome
+from brain_align.deploy.pages.text_table import TextTable, number, p_value, with_interval
 from brain_align.deploy.run.prompt_data import named
 from brain_align.deploy.schedule.evaluation import Split
 
