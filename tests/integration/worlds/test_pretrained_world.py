@@ -11,7 +11,7 @@ from brain_align.common.errors import UserError
 from brain_align.deploy import pipeline
 from brain_align.deploy.cli import main
 from brain_align.deploy.console import PlainConsole
-from brain_align.deploy.run.directory import RunDirectory, save_config
+from brain_align.deploy.run.directory import save_config
 from brain_align.deploy.run.preflight import check_inputs
 from brain_align.deploy.run.resolve import placed, resolve, run_directory
 from brain_align.deploy.worlds.build import ensure_world
@@ -137,10 +137,10 @@ def test_the_scorer_s_rewards_are_those_of_the_model_that_was_trained(base, tmp_
 
 
 def test_a_run_that_has_begun_looks_for_its_world_by_name(base, data, tmp_path, monkeypatch):
-    asked: list[RunDirectory | None] = []
+    asked: list[Path | None] = []
 
     def resolving(recipe, report, *, begun=None):
-        asked.append(begun)
+        asked.append(begun and begun.root)
         raise UserError("that was all")
 
     monkeypatch.setattr(pipeline, "resolve", resolving)
@@ -151,7 +151,7 @@ def test_a_run_that_has_begun_looks_for_its_world_by_name(base, data, tmp_path, 
             pipeline.run_recipe(recipe, PlainConsole())
         save_config(directory, placed(recipe), {"world": "hh-0123"})
         (directory.policies / "v000000").mkdir(parents=True, exist_ok=True)
-    assert asked == [None, directory]
+    assert asked == [None, directory.root]
 
 
 def test_all_weights_may_be_trained(base, data, tmp_path):
