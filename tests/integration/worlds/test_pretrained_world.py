@@ -20,7 +20,7 @@ from brain_align.deploy.worlds.pretrained.base import open_base
 from brain_align.deploy.worlds.pretrained.pairs import Pair
 from brain_align.deploy.worlds.pretrained.report import quality_table, read_facts, summary_lines, warnings_of
 from brain_align.deploy.worlds.pretrained.training import Stage
-from tests.unit.pretrained_base import SMALL, chat_model, dialogues, recipe_of, settings, summaries
+from tests.unit.pretrained_base import REWARD, SFT, chat_model, dialogues, recipe_of, settings, summaries
 
 
 class Killed(BaseException):
@@ -93,7 +93,7 @@ def test_a_killed_preparation_goes_on_where_it_was(base, data, tmp_path, monkeyp
 def test_a_second_epoch_goes_on_in_its_own_order(base, data, tmp_path, monkeypatch):
     """Killed in the middle of it, at 4 steps per epoch."""
     monkeypatch.setattr(training, "_SECONDS_BETWEEN_REPORTS", 0)
-    twice = {name: {**SMALL[name], "epochs": 2} for name in ("sft", "reward")}
+    twice = {"sft": {"epochs": 2, **SFT}, "reward": {"epochs": 2, **REWARD}}
     undisturbed = ensure_world(settings(base, **twice), tmp_path / "one", data, silent)
     said: list[str] = []
     for point in ("reward model: step 6/8", "SFT policy: step 6/8"):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -159,8 +160,13 @@ def test_a_changed_base_is_another_one(tmp_path):
 
 def test_more_than_one_epoch_is_of_a_newer_version(base, data, tmp_path, monkeypatch):
     """Orders of one epoch are as before, so are their worlds' names; those of several have changed."""
-    parts = []
-    monkeypatch.setattr(build, "digest", lambda *found: parts.append(found) or "0" * 32)
+    parts: list[tuple[Any, ...]] = []
+
+    def taken(*found: Any) -> str:
+        parts.append(found)
+        return "0" * 32
+
+    monkeypatch.setattr(build, "digest", taken)
     known = identity.identify(str(base), tmp_path)
     for epochs in (0.5, 1, 1.5):
         build._digest(settings(base, sft={"epochs": epochs}), ["data"], known)
