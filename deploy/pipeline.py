@@ -17,7 +17,7 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.report.report import report_at_the_end
-from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
+from brain_align.deploy.run.directory import RunDirectory, check_config, has_begun, save_config
 from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
 from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
@@ -48,7 +48,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
         return
     report = reporter(console)
     with watch.stage("prepare") if recipe.prepare else contextlib.nullcontext():
-        resolved = resolve(recipe, report)
+        resolved = resolve(recipe, report, begun=directory if has_begun(directory) else None)
     from brain_align.deploy.run.preflight import check_inputs  # torch and transformers: only where they are needed
 
     with watch.stage("checks"):

@@ -27,12 +27,13 @@ from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.commands.arguments import add_overrides, add_recipe
 from brain_align.deploy.commands.scoring import take_over_golden
 from brain_align.deploy.console import PlainConsole
-from brain_align.deploy.run.directory import RunDirectory
+from brain_align.deploy.run.directory import RunDirectory, has_begun
 from brain_align.deploy.run.recipe_files import load_recipe
-from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 from brain_align.deploy.services.trial import Trial, try_scorers
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 GROUP = "Train"
 
@@ -85,13 +86,14 @@ def examine(recipe: Recipe, console: PlainConsole, try_them: TryScorers | None =
     from brain_align.deploy.run.preflight import check_inputs  # torch: not for a recipe that is refused
 
     findings = Findings(console)
-    prepared = resolve(recipe, reporter(console))
+    directory = run_directory(recipe)
+    prepared = resolve(recipe, reporter(console), begun=directory if has_begun(directory) else None)
     resolved = prepared.recipe
     trial: pa.RecordBatch | None = None
     with findings.check("prompts, policy, and files of scorers"):
-        inputs = check_inputs(resolved, prepared.directory)
+        inputs = check_inputs(resolved, directory)
         trial = inputs.trial()
-        for note in inputs.notes:
+        for note in (*inputs.notes, *warnings_of(resolved)):
             console.print(f"        {note}", soft_wrap=True)
     scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):

@@ -25,6 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_recipe(parser)
     add_overrides(parser)
+    parser.set_defaults(resumes=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,15 +34,21 @@ def run(options: argparse.Namespace) -> None:
     if recipe.prepare is None:
         raise UserError(f"{options.recipe} has no `prepare` section: there is nothing to prepare (docs/prepare.md).")
     console = PlainConsole()
-    world = resolve(recipe, reporter(console)).world
+    resolved = resolve(recipe, reporter(console))
+    world = resolved.world
     assert world is not None
-    from brain_align.deploy.worlds.pretrained.report import quality_table, read_facts, summary_lines
+    from brain_align.deploy.worlds.pretrained.report import misreadings, quality_table, read_facts, summary_lines
 
     facts = read_facts(world)
+    if not facts:
+        raise UserError(
+            f"{world} lacks world.json, which a preparation writes last: files have been removed from it; delete the "
+            f"directory, and run the same command again."
+        )
     if recipe.prepare.base is None:
         console.print(json.dumps(facts, indent=1), soft_wrap=True)
     else:
         console.print(quality_table(facts))
-        for line in summary_lines(facts):
+        for line in (*summary_lines(facts), *misreadings(resolved.recipe)):
             console.print(line, soft_wrap=True)
     console.print(f"{world}", soft_wrap=True)

@@ -25,6 +25,7 @@ from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import locked, own_log, proposal_model, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, started_services
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
@@ -49,7 +50,7 @@ def compare(
     resolved = resolve(recipe, reporter(console))
     inputs = check_inputs(resolved.recipe, directory.services, directory.facts)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
-    for note in inputs.notes:
+    for note in (*inputs.notes, *warnings_of(resolved.recipe)):
         console.print(note, soft_wrap=True)
     facts = {**resolved.facts(), **inputs.facts()}
     setup = ComparisonSetup(resolved, inputs, facts, directory)

@@ -21,14 +21,16 @@ from brain_align.common.system.locks import file_lock
 from brain_align.deploy.demo.world import build_demo
 from brain_align.deploy.worlds.files import save_facts
 from brain_align.deploy.worlds.hh import build_hh
-from brain_align.deploy.worlds.pretrained.base import Base, open_base
+from brain_align.deploy.worlds.pretrained.base import open_base
 from brain_align.deploy.worlds.pretrained.build import build_pretrained
+from brain_align.deploy.worlds.pretrained.identity import Identity, identify, remember
 from brain_align.deploy.worlds.tldr import build_tldr
 from brain_align.deploy.worlds.training import Progress, Recorder
 
 # Versions of the code that builds each kind: a change of its results must raise the number.
 _VERSIONS = {"demo": 1, "hh": 2, "tldr": 1}
 _PRETRAINED_VERSION = 1  # likewise, of the code that fine-tunes pretrained models
+_SEVERAL_EPOCHS_VERSION = 2  # the same for more than one epoch
 _THREADS = 4  # more threads only slow down such small models
 
 Builder = Callable[[Path, int, Sequence[Path], Recorder], dict[str, object]]
@@ -41,34 +43,57 @@ def ensure_world(
     """Return the directory of the prepared data that `settings` ask for; build it if the cache lacks it.
 
     The directory is named by a digest of the settings, the raw data, the base and the version of this code, and appears
-    when it is complete. Two processes that need the same directory at the same time build it once. `data_path` names
-    files or directories of raw data; the demo needs none. `progress` is called with one line of text now and then.
+    when it is complete. Two processes that need the same directory at the same time build it once. One that is complete
+    is found without TRL, and without its base if that was there earlier. `data_path` names files or directories of raw
+    data; the demo needs none. `progress` is called with one line of text now and then.
 
     Raises:
         UserError: the raw data or the base is missing or does not fit.
+        OSError: a file of the base cannot be read.
     """
     files = _data_files(settings.kind, data_path)
     contents = [digest_files(file.parent, [file.name]) for file in files]
-    base = None if settings.base is None else open_base(settings)
-    if base is None:
-        name = digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
-    else:
-        decisive = settings.model_dump(mode="json", exclude={"base", *settings.OPERATIONAL})
-        name = digest("pretrained world", _PRETRAINED_VERSION, decisive, base.digest, contents)
-    world = cache_dir / f"{settings.kind}-{name[:12]}"
+    identity = None if settings.base is None else identify(settings.base, cache_dir)
+    world = cache_dir / f"{settings.kind}-{_digest(settings, contents, identity)[:12]}"
     if world.is_dir():
+        _note_base(settings, cache_dir, identity, progress)
         return world
+    if identity is not None and identity.missing is not None:
+        raise identity.missing
+    base = None if settings.base is None else open_base(settings)
     cache_dir.mkdir(parents=True, exist_ok=True)
+    _note_base(settings, cache_dir, identity, progress)
     with _only_one(world, progress) as locked:
         if not world.is_dir():
             if locked:  # so no builder of it is alive
                 _remove_leftovers(world)
             try:
-                _build(settings, world, files, base, progress)
+                if base is None:
+                    _build(settings, world, files, progress)
+                else:
+                    with _quiet():
+                        build_pretrained(world, base, settings, files, progress, locked=locked)
             except OSError:
                 if not world.is_dir():  # else another, that no lock has stopped, was faster; it has the same content
                     raise
     return world
+
+
+def _digest(settings: PrepareSection, contents: Sequence[str], base: Identity | None) -> str:
+    if base is None:
+        return digest("world", _VERSIONS[settings.kind], settings.kind, settings.seed, contents)
+    decisive = settings.model_dump(mode="json", exclude={"base", *settings.OPERATIONAL})
+    several = max(settings.sft.epochs, settings.reward.epochs) > 1
+    version = _SEVERAL_EPOCHS_VERSION if several else _PRETRAINED_VERSION
+    return digest("pretrained world", version, decisive, base.digest, contents)
+
+
+def _note_base(settings: PrepareSection, cache_dir: Path, base: Identity | None, progress: Progress) -> None:
+    if settings.base is None or base is None:
+        return
+    if base.missing is not None:
+        progress(f"prepare.base={settings.base} is not there now; using what was prepared from it earlier")
+    remember(base, settings.base, cache_dir)
 
 
 def _remove_leftovers(world: Path) -> None:
@@ -78,11 +103,7 @@ def _remove_leftovers(world: Path) -> None:
             shutil.rmtree(entry)
 
 
-def _build(settings: PrepareSection, world: Path, files: Sequence[Path], base: Base | None, progress: Progress) -> None:
-    if base is not None:
-        with _quiet():
-            build_pretrained(world, base, settings, files, progress)
-        return
+def _build(settings: PrepareSection, world: Path, files: Sequence[Path], progress: Progress) -> None:
     recorder = Recorder(progress)
     started = time.monotonic()
     with new_directory(world) as directory, _quiet(), _seeded(settings.seed):

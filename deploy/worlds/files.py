@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from brain_align.common.durable import write_file
 from brain_align.deploy.worlds.reward_model import RewardModel
 from brain_align.scorer.text_models.formats import RewardFormat
 
@@ -16,8 +17,7 @@ from brain_align.scorer.text_models.formats import RewardFormat
 def save_prompts(world: Path, split: str, rows: Iterable[Mapping[str, Any]], *, folder: str = "prompts") -> None:
     """Write `prompts/SPLIT.jsonl`, rows with at least `prompt` and `label` (the reference output)."""
     path = world / folder / f"{split}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_file(path, "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def save_policy(world: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -56,4 +56,4 @@ def save_reward_model(world: Path, model: RewardModel, form: RewardFormat, token
 
 def save_facts(world: Path, facts: Mapping[str, object]) -> None:
     """Write `world.json`: sources, sizes and quality of the prepared data and models."""
-    (world / "world.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_file(world / "world.json", json.dumps(facts, indent=2) + "\n")

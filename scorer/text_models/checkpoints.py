@@ -131,9 +131,14 @@ def digest_of_loaded(source: str, config: PreTrainedConfig, *, tokenizer: bool =
         if (file := _fetched(place, _CONFIG)) is None:
             raise place.failure("reward model", FileNotFoundError(f"it has no {_CONFIG}"))
         root = file.parent
+    return digest_files(root, loaded_files(root, tokenizer=tokenizer))
+
+
+def loaded_files(root: Path, *, tokenizer: bool = False) -> list[str]:
+    """Return the names of the files that transformers loads of a model in a directory, in a fixed order."""
     weights = find_weights(root, _LOADED_WEIGHTS)
     if weights is None:  # the configuration gives them other names
         weights = (*root.glob("*.safetensors"), *root.glob("*.bin"))
     patterns = (_CONFIG, *_ADAPTER, *(_TOKENIZERS if tokenizer else ()))
     names = {file.name for file in weights} | {file.name for pattern in patterns for file in root.glob(pattern)}
-    return digest_files(root, sorted(names))
+    return sorted(names)

@@ -13,6 +13,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 _WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ate", "its", "text", "of", "rain"]
+SFT = {"examples": 32, "batch": 8, "learning_rate": 1e-2}
+REWARD = {"batch": 8, "learning_rate": 1e-2}
 SMALL = {
     "held_out_pairs": 20,
     "max_prompt_tokens": 56,
@@ -20,8 +22,8 @@ SMALL = {
     "max_pair_tokens": 64,
     "dtype": "float32",
     "adapter": {"r": 2, "alpha": 4},
-    "sft": {"examples": 32, "batch": 8, "learning_rate": 1e-2},
-    "reward": {"batch": 8, "learning_rate": 1e-2},
+    "sft": SFT,
+    "reward": REWARD,
 }
 
 

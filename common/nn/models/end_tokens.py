@@ -34,6 +34,24 @@ def model_end_tokens(source: str) -> list[int]:
     return list(dict.fromkeys(token for ids in named for token in _listed(ids)))
 
 
+def generation_file(source: str) -> Path | None:
+    """Return a model's generation_config.json, fetched from the hub where the model is there; None if it has none.
+
+    Raises:
+        OSError: it cannot be fetched or read.
+    """
+    place = find_source(source, "The model")
+    path = cached_file(
+        place.name,
+        _GENERATION,
+        revision=place.revision,
+        local_files_only=place.local or hub_failure() is not None,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
 def _listed(ids: Any) -> list[int]:
     listed = ids if isinstance(ids, list | tuple) else [ids]
     return [token for token in listed if isinstance(token, int) and token >= 0]  # -1: none, in some configurations
@@ -41,16 +59,8 @@ def _listed(ids: Any) -> list[int]:
 
 def _generation(source: str) -> dict[str, Any]:
     """Return generation_config.json as it is: transformers' class refuses files that many models have."""
-    place = find_source(source, "The model")
     try:
-        path = cached_file(
-            place.name,
-            _GENERATION,
-            revision=place.revision,
-            local_files_only=place.local or hub_failure() is not None,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        path = generation_file(source)
         if path is None:
             return {}
         with open(path, encoding="utf-8-sig") as file:

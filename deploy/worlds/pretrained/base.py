@@ -1,20 +1,19 @@
 """The pretrained model that a world is made from: what is checked of it before anything is trained."""
 
-import importlib.util
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
 
+from packaging.version import Version
 from transformers import PreTrainedTokenizerBase
 
 from brain_align.common.config.inputs import AS_THEY_ARE, OF_THE_MODEL, DataSection, PolicySection
 from brain_align.common.config.run import PrepareSection
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.configuration import load_config
-from brain_align.common.nn.models.sources import find_source
 from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
-from brain_align.scorer.text_models.checkpoints import digest_of_loaded
 
+_LEAST_TRL = "1.16"  # as the extra `prepare` in pyproject.toml
 _UNUSED = "-"
 _SOME_DAY = datetime(2024, 7, 26)  # for templates that write the date; the day of a preparation decides nothing
 
@@ -24,7 +23,6 @@ class Base:
     """A pretrained language model with its tokenizer, and the encoding of conversations or plain texts for it."""
 
     source: str
-    digest: str  # of its files, or its commit on the hub
     encoding: TextEncoding
 
     @property
@@ -42,13 +40,12 @@ def open_base(settings: PrepareSection) -> Base:
     """Check a base without reading its weights.
 
     Raises:
-        UserError: TRL is not installed; the base's files are missing, gated or not a language model; or it has no chat
-            template although the data are conversations.
+        UserError: TRL is not installed, or too old; the base's files are missing, gated or not a language model; or it
+            has no chat template although the data are conversations.
     """
     assert settings.base is not None, "the toy tasks have none"
     _require_trl()
-    config = load_config(settings.base)
-    place = find_source(settings.base, "The base")
+    load_config(settings.base)
     data = DataSection.model_validate(
         {"train": _UNUSED, "validation": _UNUSED, "test": _UNUSED, "chat_template": AS_THEY_ARE}
     )
@@ -61,22 +58,19 @@ def open_base(settings: PrepareSection) -> Base:
             f"prepare.base={settings.base} has no chat template, but the data of prepare.kind=hh are conversations; "
             f"give a chat model, such as an Instruct version of the base, or add a chat_template.jinja to its files."
         )
-    identity = _digest_of_directory(settings.base, config) if place.local else [place.name, config._commit_hash]
-    return Base(settings.base, str(identity), encoding)
-
-
-def _digest_of_directory(source: str, config: object) -> str:
-    if not any(any(Path(source).glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
-        raise UserError(
-            f"prepare.base={source} holds no weights (*.safetensors or *.bin); give the directory of the whole model, "
-            f"or its hub id."
-        )
-    return digest_of_loaded(source, config, tokenizer=True)
+    return Base(settings.base, encoding)
 
 
 def _require_trl() -> None:
-    if importlib.util.find_spec("trl") is None:
-        raise UserError(
-            "prepare.base fine-tunes with TRL, which is not installed; install it (pip install 'trl>=1.16'), or "
-            "prepare on a machine that has it, with prepare.cache on a file system that both see."
-        )
+    try:
+        found = version("trl")
+    except PackageNotFoundError:
+        problem = "with TRL, which is not installed; install it"
+    else:
+        if Version(found) >= Version(_LEAST_TRL):
+            return
+        problem = f"with TRL {_LEAST_TRL} or later, but {found} is installed; upgrade it"
+    raise UserError(
+        f"prepare.base fine-tunes {problem} (pip install 'trl>={_LEAST_TRL}'), or prepare on a machine that has it, "
+        f"with prepare.cache on a file system that both see."
+    )

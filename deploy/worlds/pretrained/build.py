@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-import time
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from brain_align.deploy.worlds.pretrained.quality import agreement, quality, sho
 from brain_align.deploy.worlds.pretrained.report import FACTS, JUDGES
 from brain_align.deploy.worlds.pretrained.reward import make_reward_model, margins, reward_texts, reward_tokenizer
 from brain_align.deploy.worlds.pretrained.splits import Splits, prompt_row, split_pairs
-from brain_align.deploy.worlds.pretrained.training import Stage
+from brain_align.deploy.worlds.pretrained.training import Spent, Stage
 from brain_align.deploy.worlds.training import Progress
 
 _UNDER_WAY = "under-way"  # facts and checkpoints of a world that is not complete
@@ -31,20 +31,22 @@ Facts = dict[str, Any]
 
 
 def build_pretrained(
-    world: Path, base: Base, settings: PrepareSection, files: Sequence[Path], progress: Progress
+    world: Path, base: Base, settings: PrepareSection, files: Sequence[Path], progress: Progress, *, locked: bool
 ) -> None:
     """Build a world from a pretrained model, or go on with one whose building was killed.
 
-    Until it is complete, it lies beside its place under the name `WORLD.partial`.
+    Until it is complete, it lies beside its place under the name `WORLD.partial`. `locked`: no other process builds it
+    now. Where that cannot be known, for lack of file locks, it is built in a directory of this process's own.
 
     Raises:
+        OSError: a world of this name has appeared meanwhile.
         UserError: the data have too few usable pairs, or the base cannot be loaded.
     """
     data = read_pairs(settings.kind, files, Random(settings.seed))
     if not base.templated:  # a plain text goes on with the space that begins its next word
         data = Pairs([_spaced(pair) for pair in data.pairs], data.meaning, data.dropped)
     splits = split_pairs(data, settings, base.encoding, settings.seed)
-    partial = world.with_name(f"{world.name}.partial")
+    partial = _unfinished(world, progress, locked=locked)
     partial.mkdir(exist_ok=True)
     remove_leftovers(partial)
     task = _Task(partial, base, settings, splits, progress)
@@ -52,10 +54,29 @@ def build_pretrained(
         facts = task.all_stages()
     rows = {"usable": len(data.pairs), "dropped": data.dropped, **splits.sizes()}
     about = {"kind": settings.kind, "seed": settings.seed, "base": base.source, "measures": data.meaning, "rows": rows}
+    about |= {"templated": base.templated, "max_pair_tokens": settings.max_pair_tokens}
     write_file(partial / FACTS, json.dumps({**about, **facts}, indent=2) + "\n")
-    shutil.rmtree(partial / _UNDER_WAY)
-    os.rename(partial, world)
+    try:
+        os.rename(partial, world)
+    except OSError:
+        if not locked and world.is_dir():  # another process, that no lock has stopped, was faster
+            shutil.rmtree(partial)
+        raise
     fsync_path(world.parent)
+    shutil.rmtree(world / _UNDER_WAY)  # last: without it, a killed process would have to do everything again
+
+
+def _unfinished(world: Path, progress: Progress, *, locked: bool) -> Path:
+    """Return where a world is built: without locks, a place that no other process shares."""
+    name = f"{world.name}.partial"
+    if locked:
+        return world.with_name(name)
+    own = world.with_name(f"{name}-{socket.gethostname()}-{os.getpid()}")
+    progress(
+        f"{world.parent} has no file locks, so {world.name} is prepared in a directory of this process alone; if the "
+        f"process is killed, delete {own.name}: the next one starts over"
+    )
+    return own
 
 
 @dataclass(frozen=True)
@@ -98,9 +119,9 @@ class _Task:
         path = self._facts() / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))["facts"]
-        began = time.monotonic()
-        facts = make()
-        write_file(path, json.dumps({"facts": facts, "seconds": round(time.monotonic() - began, 1)}))
+        with Spent(self._checkpoints(name)) as spent:
+            facts = make()
+        write_file(path, json.dumps({"facts": facts, "seconds": round(spent.seconds(), 1)}))
         shutil.rmtree(self._checkpoints(name), ignore_errors=True)
         return facts
 

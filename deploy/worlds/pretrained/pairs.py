@@ -19,6 +19,8 @@ from brain_align.deploy.worlds.tldr import baselines, read_summaries
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _NEGATIVES = ("the summary of another post", "half of it", "its words shuffled", "the post's own beginning")
 
+_PREFERENCE, _SUMMARY = ("prompt", "chosen", "rejected"), ("prompt", "label")
+
 HUMAN_MEANING = "which of two answers people preferred"
 SYNTHETIC_MEANING = (
     f"whether a text is the human summary of this very post, and not {', '.join(_NEGATIVES[:-1])}, or "
@@ -55,10 +57,19 @@ def read_pairs(kind: str, files: Sequence[Path], random: Random) -> Pairs:
     dropped: Counter[str] = Counter()
     if kind == "hh":
         return Pairs(list(_dialogues(files, dropped)), HUMAN_MEANING, dict(dropped))
-    rows = list(read_rows(files, ("prompt", "chosen", "rejected"), Counter()))
+    others: Counter[str] = Counter()
+    rows = list(read_rows(files, _PREFERENCE, others))
     if rows:
+        if others and (alone := _count(files, _SUMMARY) - _count(files, (*_PREFERENCE, "label"))):
+            others["malformed"] -= alone
+            dropped["a summary without a preference, beside others with one"] = alone
+        dropped += others  # without those that are 0
         return Pairs(list(_given(rows, dropped)), HUMAN_MEANING, dict(dropped))
     return Pairs(list(_made(files, dropped, random)), SYNTHETIC_MEANING, dict(dropped))
+
+
+def _count(files: Sequence[Path], columns: tuple[str, ...]) -> int:
+    return sum(1 for _ in read_rows(files, columns, Counter()))
 
 
 def _dialogues(files: Sequence[Path], dropped: Counter[str]) -> Iterator[Pair]:

@@ -10,6 +10,7 @@ from brain_align.common.config.run import PrepareSection
 from brain_align.common.durable import new_directory
 from brain_align.common.nn.logprobs import sequence_logprobs
 from brain_align.common.nn.models.causal_lm import load_causal_lm
+from brain_align.common.nn.models.end_tokens import generation_file
 from brain_align.common.nn.models.saving import check_saveable, save_causal_lm
 from brain_align.deploy.worlds.pretrained.base import Base
 from brain_align.deploy.worlds.pretrained.pairs import Pair
@@ -73,8 +74,8 @@ def held_out_loss(source: str, base: Base, settings: PrepareSection, pairs: Sequ
 def save_beside(base: Base, directory: Path) -> None:
     """Write what belongs to a model besides its weights: tokenizer with chat template, and generation settings."""
     base.tokenizer.save_pretrained(directory)
-    generation = Path(base.source) / "generation_config.json"
-    if generation.is_file():
+    generation = generation_file(base.source)  # its end tokens are often more than the tokenizer's one
+    if generation is not None:
         shutil.copyfile(generation, directory / generation.name)
 
 

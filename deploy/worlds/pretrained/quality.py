@@ -62,7 +62,7 @@ def agreement(margins: Sequence[float], others: Sequence[float]) -> dict[str, An
 
 
 def shortcoming(name: str, figures: dict[str, Any]) -> str | None:
-    """Return a sentence if a reward model is no better than a coin or than length; None if it is better than both."""
+    """Return a sentence if a reward model is not shown to be better than a coin and than length; else None."""
     low = figures["accuracy"] - figures["accuracy_ci95"]
     accuracy = f"{100 * figures['accuracy']:.1f} ± {100 * figures['accuracy_ci95']:.1f} %"
     if low <= 0.5:
@@ -70,11 +70,13 @@ def shortcoming(name: str, figures: dict[str, Any]) -> str | None:
             f"THE {name.upper()} MODEL IS NO BETTER THAN A COIN on {figures['pairs']} held-out pairs (accuracy "
             f"{accuracy}): what is trained on it learns nothing of these preferences; use more pairs, or a larger base."
         )
-    if figures["above_length"] <= 0:
+    above, interval = figures["above_length"], figures["above_length_ci95"]
+    if above - interval <= 0:
         return (
-            f"THE {name.upper()} MODEL IS NO BETTER THAN LENGTH on {figures['pairs']} held-out pairs: accuracy "
-            f"{accuracy}, against {100 * figures['length_accuracy']:.1f} % for always preferring the "
-            f"{figures['length_prefers']} output; use more pairs, or a larger base."
+            f"THE {name.upper()} MODEL IS NOT SHOWN TO BE BETTER THAN LENGTH on {figures['pairs']} held-out pairs: "
+            f"accuracy {accuracy}, against {100 * figures['length_accuracy']:.1f} % for always preferring the "
+            f"{figures['length_prefers']} output (difference {100 * above:.1f} ± {100 * interval:.1f}); use more "
+            f"pairs, or a larger base."
         )
     return None
 

@@ -1,24 +1,38 @@
-"""What is said of a world that was made from a pretrained model: the table, and warnings where its rewards are poor."""
+"""What is said of a world from a pretrained model: the table, and warnings where its rewards are poor or misread."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from brain_align.common.config.inputs import AS_THEY_ARE, OF_THE_MODEL
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.scorers import ClassifierSection
+from brain_align.common.errors import UserError
+from brain_align.deploy.worlds.pretrained.quality import shortcoming
 
 FACTS = "world.json"
+POLICY = "policy"
 JUDGES = ("reward", "gold")
 """The reward models of a world, by the names of their directories and of their facts."""
 
 
 def read_facts(world: Path) -> dict[str, Any]:
-    """Return the facts of a world; none where there is no world."""
+    """Return the facts of a world; none where there is no world.
+
+    Raises:
+        UserError: the file that holds them is damaged.
+    """
     path = world / FACTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete {world}, and it is prepared again.") from None
+    return facts if isinstance(facts, dict) else {}
 
 
 def quality_table(facts: dict[str, Any]) -> Table:
@@ -42,21 +56,62 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         f"policy: {policy['examples']:,} examples; held-out loss {policy['base_loss']:.3f} → "
         f"{policy['held_out_loss']:.3f} nats per token",
         f"prompts: {prompts}",
+        f"usable pairs: {sizes['usable']:,}; unusable rows: {listed(sizes['dropped'], 'none')}",
         f"a reward measures {facts['measures']}",
         f"time: {_minutes(facts['seconds']['total'])}",
-        *facts["warnings"],
+        *filter(None, (_shortcoming(judge, facts) for judge in JUDGES)),
     ]
 
 
 def warnings_of(recipe: Recipe) -> list[str]:
-    """Return the warnings about the reward models that a recipe's scorers name, from the facts beside them."""
+    """Return the warnings about a recipe's prepared models, from the facts beside them: poor ones, and misread ones."""
+    poor = (_shortcoming(Path(section.path).name, facts) for _, section, facts in _judges(recipe))
+    return [*filter(None, poor), *misreadings(recipe)]
+
+
+def misreadings(recipe: Recipe) -> list[str]:
+    """Return a sentence for each prepared model that a recipe has read texts otherwise than it was trained."""
     found: list[str] = []
-    for section in recipe.scorers.values():
-        if isinstance(section, ClassifierSection) and Path(section.path).name in JUDGES:
-            facts = read_facts(Path(section.path).parent)
-            own = facts.get(Path(section.path).name, {})
-            found += [own["warning"]] if isinstance(own, dict) and own.get("warning") else []
+    policy = Path(recipe.policy.model)
+    facts = read_facts(policy.parent) if policy.name == POLICY else {}
+    if "templated" in facts:
+        trained = OF_THE_MODEL if facts["templated"] else AS_THEY_ARE
+        if recipe.data.chat_template != trained:
+            found.append(
+                f"THE POLICY DOES NOT READ PROMPTS AS IT WAS TRAINED: data.chat_template={recipe.data.chat_template}; "
+                f"set data.chat_template={trained}, as {policy.parent} was prepared."
+            )
+    for name, section, facts in _judges(recipe):
+        if "templated" not in facts:
+            continue
+        trained_so = {"chat_template": facts["templated"], "max_tokens": facts["max_pair_tokens"], "truncation": "left"}
+        differing = {key: value for key, value in trained_so.items() if getattr(section, key) != value}
+        if differing:
+            read = ", ".join(f"{key}={json.dumps(getattr(section, key))}" for key in differing)
+            remedy = " ".join(f"scorers.{name}.{key}={json.dumps(value)}" for key, value in differing.items())
+            found.append(
+                f"SCORER {name.upper()} DOES NOT READ TEXTS AS ITS MODEL WAS TRAINED: {read}; set {remedy}, as "
+                f"{section.path} was prepared."
+            )
     return found
+
+
+def _judges(recipe: Recipe) -> Iterator[tuple[str, ClassifierSection, dict[str, Any]]]:
+    """Yield the scorers that read reward models of worlds, with the facts of these."""
+    for name, section in recipe.scorers.items():
+        if isinstance(section, ClassifierSection) and Path(section.path).name in JUDGES:
+            yield name, section, read_facts(Path(section.path).parent)
+
+
+def _shortcoming(judge: str, facts: dict[str, Any]) -> str | None:
+    """Return what is wrong with a reward model by today's standard, not by that of the day when it was prepared."""
+    own = facts.get(judge)
+    return shortcoming(judge, own["quality"]) if isinstance(own, dict) and "quality" in own else None
+
+
+def listed(counts: Mapping[str, int], nothing: str) -> str:
+    """Return counts by reason in one phrase."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) or nothing
 
 
 def _rows(found: list[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:

@@ -1,6 +1,6 @@
 """The division of pairs by prompt: held out, for the reward model, for the gold judge; and the run's prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -12,6 +12,7 @@ from brain_align.common.errors import UserError
 from brain_align.common.nn.prompt_encoding import TextEncoding
 from brain_align.deploy.worlds.corpus import SPLIT_SIZES
 from brain_align.deploy.worlds.pretrained.pairs import Pair, Pairs
+from brain_align.deploy.worlds.pretrained.report import listed
 
 _VALIDATION = SPLIT_SIZES["validation"] / sum(SPLIT_SIZES.values())
 
@@ -60,8 +61,9 @@ def split_pairs(found: Pairs, settings: PrepareSection, encoding: TextEncoding, 
         "test": suited[validation : validation + SPLIT_SIZES["test"]],
     }
     if empty := [split for split, rows in splits.items() if not rows]:
+        left_out = listed(sieve.left_out, "nothing was left out")
         raise UserError(
-            f"No prompt of data.path is left for {' and '.join(empty)} ({_listed(sieve.left_out)}); raise "
+            f"No prompt of data.path is left for {' and '.join(empty)} ({left_out}); raise "
             f"prepare.max_prompt_tokens or prepare.max_output_tokens, or add data."
         )
     return Splits([random.choice(by_prompt[prompt]) for prompt in held_out], reward, gold, splits, sieve.left_out)
@@ -81,16 +83,12 @@ def _require_enough(found: Pairs, prompts: int, halves: Sequence[list[Pair]], se
     least = min(map(len, halves))
     if least >= settings.reward.batch:
         return
-    unusable = f"; unusable: {_listed(found.dropped)}" if found.dropped else ""
+    unusable = f"; unusable: {listed(found.dropped, '')}" if found.dropped else ""
     raise UserError(
         f"data.path holds {len(found.pairs)} usable pairs of {prompts} prompts{unusable}. With prepare.held_out_pairs="
         f"{settings.held_out_pairs}, {least} are left for each reward model, fewer than a step takes (prepare.reward."
         f"batch={settings.reward.batch}); add data, or lower held_out_pairs."
     )
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "nothing was left out"
 
 
 @dataclass

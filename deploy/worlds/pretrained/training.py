@@ -1,8 +1,10 @@
 """What fine-tuning of policy and reward models has in common: TRL's settings, checkpoints, and progress."""
 
+import contextlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from typing_extensions import override
 
 from brain_align.common.config.run import PrepareSection, RewardModelSection, SftSection
+from brain_align.common.durable import write_file
 from brain_align.common.errors import UserError
+from brain_align.common.identity import seed_from
 from brain_align.common.nn.models.adapters import checked_targets
 from brain_align.common.nn.models.causal_lm import Dtype
 from brain_align.deploy.worlds.training import Progress
@@ -22,7 +27,40 @@ from brain_align.deploy.worlds.training import Progress
 _SECONDS_BETWEEN_REPORTS = 15.0
 _CHECKPOINTS = 12  # in the course of a stage: so much of it is lost at most when the process is killed
 _STATE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
+_SECONDS = "seconds.json"  # beside the checkpoints
 _WARMUP = 0.06
+
+
+class Spent:
+    """The seconds of a stage, over all processes that worked on it.
+
+    They are noted beside its checkpoints with each of these, and where it ends by an error; so what a process did after
+    its last checkpoint does not count if it is killed by SIGKILL.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        self._path = checkpoints / _SECONDS
+        self._began = time.monotonic()
+        try:
+            self._earlier = float(json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._earlier = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._earlier + time.monotonic() - self._began
+
+    def note(self) -> None:
+        """Write them down for later processes."""
+        with contextlib.suppress(OSError):  # a full disk ends the stage by itself, with a better sentence
+            write_file(self._path, json.dumps(round(self.seconds(), 1)))
+
+    def __enter__(self) -> "Spent":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.note()
 
 
 @dataclass(frozen=True)
@@ -109,8 +147,9 @@ def adapter_config(settings: PrepareSection, model: PreTrainedModel, **more: Any
 def train(trainer: Any, stage: Stage) -> dict[str, Any]:
     """Train with a Trainer of TRL, from its newest checkpoint if there is one; return steps and the last loss."""
     trainer.remove_callback(PrinterCallback)
-    reporter = _Reporter(stage)
-    trainer.add_callback(reporter)
+    trainer.add_callback(_Reporter(stage))
+    order = _Order(trainer.args, trainer.train_dataset, stage.seed)
+    trainer._get_train_sampler = lambda *_: order
     checkpoint = _newest_checkpoint(stage.checkpoints)
     if checkpoint is not None:
         stage.progress(f"{stage.label}: resumed from step {checkpoint.name.rpartition('-')[2]}")
@@ -118,6 +157,30 @@ def train(trainer: Any, stage: Stage) -> dict[str, Any]:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     return {"steps": trainer.state.global_step, "train_loss": round(sum(last) / len(last), 4)}
+
+
+class _Order(LengthGroupedSampler):
+    """Examples in batches of similar length, in an order that only seed and epoch decide.
+
+    Transformers' own draws from torch's global random numbers, which a Trainer restores only after it has drawn the
+    order of a resumed epoch. The first epoch draws from them here, too: every start has just seeded them.
+    """
+
+    def __init__(self, arguments: Any, examples: Any, seed: int) -> None:
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        super().__init__(batch, lengths=list(examples[arguments.length_column_name]))
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration has; the Trainer does."""
+        self._epoch = epoch
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        seed = seed_from("order of examples", self._seed, self._epoch)
+        self.generator = torch.Generator().manual_seed(seed) if self._epoch else None
+        return super().__iter__()
 
 
 def merged(model: PreTrainedModel | PeftModel, dtype: str) -> PreTrainedModel:
@@ -147,8 +210,13 @@ class _Reporter(TrainerCallback):
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self._spent = Spent(stage.checkpoints)
         self._began: tuple[float, int] | None = None
         self._reported = time.monotonic()
+
+    @override
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._spent.note()
 
     @override
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:

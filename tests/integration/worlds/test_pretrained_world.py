@@ -7,16 +7,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from brain_align.common.errors import UserError
+from brain_align.deploy import pipeline
 from brain_align.deploy.cli import main
+from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.run.directory import save_config
 from brain_align.deploy.run.preflight import check_inputs
-from brain_align.deploy.run.resolve import resolve
+from brain_align.deploy.run.resolve import placed, resolve, run_directory
 from brain_align.deploy.worlds.build import ensure_world
 from brain_align.deploy.worlds.pretrained import reward, training
 from brain_align.deploy.worlds.pretrained.base import open_base
 from brain_align.deploy.worlds.pretrained.pairs import Pair
-from brain_align.deploy.worlds.pretrained.report import quality_table, read_facts, summary_lines
+from brain_align.deploy.worlds.pretrained.report import quality_table, read_facts, summary_lines, warnings_of
 from brain_align.deploy.worlds.pretrained.training import Stage
-from tests.unit.pretrained_base import chat_model, dialogues, recipe_of, settings, summaries
+from tests.unit.pretrained_base import REWARD, SFT, chat_model, dialogues, recipe_of, settings, summaries
 
 
 class Killed(BaseException):
@@ -53,6 +57,8 @@ def test_a_recipe_s_world_is_prepared_and_fits_the_recipe(base, data, tmp_path, 
     assert facts["reward"]["pairs"] == facts["gold"]["pairs"] == 30
     assert facts["policy"]["held_out_loss"] < facts["policy"]["base_loss"]
     assert any(line.startswith("reward model: step 4/4, loss") for line in said)
+    assert facts["templated"] is True and facts["max_pair_tokens"] == 64
+    assert warnings_of(resolved.recipe) == summary_lines(facts)[6:], "it reads the world as it was trained"
     assert quality_table(facts).row_count > 5 and len(summary_lines(facts)) >= 5
     assert resolve(recipe_of(base, data, tmp_path), lambda line: pytest.fail(line)).world == world
     (tmp_path / "tiny.yaml").write_text(json.dumps(recipe_of(base, data, tmp_path).model_dump(mode="json")))
@@ -84,6 +90,28 @@ def test_a_killed_preparation_goes_on_where_it_was(base, data, tmp_path, monkeyp
     assert not list((tmp_path / "two").glob("*.partial"))
 
 
+def test_a_second_epoch_goes_on_in_its_own_order(base, data, tmp_path, monkeypatch):
+    """Killed in the middle of it, at 4 steps per epoch."""
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_REPORTS", 0)
+    twice = {"sft": {"epochs": 2, **SFT}, "reward": {"epochs": 2, **REWARD}}
+    undisturbed = ensure_world(settings(base, **twice), tmp_path / "one", data, silent)
+    said: list[str] = []
+    for point in ("reward model: step 6/8", "SFT policy: step 6/8"):
+
+        def killing(line: str, point: str = point) -> None:
+            said.append(line)
+            if line.startswith(point):
+                raise Killed
+
+        with pytest.raises(Killed):
+            ensure_world(settings(base, **twice), tmp_path / "two", data, killing)
+    world = ensure_world(settings(base, **twice), tmp_path / "two", data, said.append)
+    assert {"reward model: resumed from step 5", "SFT policy: resumed from step 5"} <= set(said)
+    for model in ("policy", "reward"):
+        files = [(place / model / "model.safetensors").read_bytes() for place in (undisturbed, world)]
+        assert files[0] == files[1], model
+
+
 def test_the_scorer_s_rewards_are_those_of_the_model_that_was_trained(base, tmp_path, monkeypatch):
     asked = settings(base)
     opened = open_base(asked)
@@ -106,6 +134,24 @@ def test_the_scorer_s_rewards_are_those_of_the_model_that_was_trained(base, tmp_
     reward.make_reward_model(opened, asked, pairs, tmp_path / "reward", stage)
     served = reward.margins(tmp_path / "reward", opened, asked, pairs, "reward", silent)
     assert served == pytest.approx(trained, abs=1e-4) and max(map(abs, served)) > 1e-3
+
+
+def test_a_run_that_has_begun_looks_for_its_world_by_name(base, data, tmp_path, monkeypatch):
+    asked: list[Path | None] = []
+
+    def resolving(recipe, report, *, begun=None):
+        asked.append(begun and begun.root)
+        raise UserError("that was all")
+
+    monkeypatch.setattr(pipeline, "resolve", resolving)
+    recipe = recipe_of(base, data, tmp_path)
+    directory = run_directory(recipe)
+    for _ in range(2):
+        with pytest.raises(UserError, match="that was all"):
+            pipeline.run_recipe(recipe, PlainConsole())
+        save_config(directory, placed(recipe), {"world": "hh-0123"})
+        (directory.policies / "v000000").mkdir(parents=True, exist_ok=True)
+    assert asked == [None, directory.root]
 
 
 def test_all_weights_may_be_trained(base, data, tmp_path):

@@ -51,6 +51,16 @@ def test_human_preferences_over_summaries_are_taken_as_they_are(tmp_path):
     assert found.meaning == "which of two answers people preferred" and found.dropped == {"equal sides": 1}
 
 
+def test_unusable_rows_of_preferences_are_counted_by_reason(tmp_path):
+    row = {"prompt": "POST: p\nTL;DR:", "chosen": "good", "rejected": "bad"}
+    summary = {"prompt": "POST: q\nTL;DR:", "label": "s"}
+    files = written(tmp_path / "a.jsonl", row, {**row, "label": "s"}, summary, {"prompt": "p"}, {"chosen": "x"})
+    files += written(tmp_path / "b.jsonl", {**row, "chosen": " "}, summary)
+    found = read_pairs("tldr", files, Random(0))
+    beside = "a summary without a preference, beside others with one"
+    assert len(found.pairs) == 2 and found.dropped == {"an empty text": 1, "malformed": 2, beside: 2}
+
+
 def test_summaries_alone_are_paired_with_negatives(tmp_path):
     found = read_pairs("tldr", [summaries(tmp_path / "a.jsonl", 5)], Random(0))
     assert len(found.pairs) > 10 and len({pair.prompt for pair in found.pairs}) == 5

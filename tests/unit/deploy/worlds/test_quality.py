@@ -39,7 +39,12 @@ def test_agreement():
 
 @pytest.mark.parametrize(
     ("right", "longer_chosen", "words"),
-    [(52, 50, "THE REWARD MODEL IS NO BETTER THAN A COIN"), (70, 80, "NO BETTER THAN LENGTH"), (70, 60, None)],
+    [
+        (52, 50, "THE REWARD MODEL IS NO BETTER THAN A COIN"),
+        (70, 80, "NOT SHOWN TO BE BETTER THAN LENGTH"),
+        (70, 67, "NOT SHOWN TO BE BETTER THAN LENGTH"),  # by 3.0 ± 3.3 points
+        (70, 60, None),
+    ],
 )
 def test_a_model_no_better_than_a_coin_or_length_is_said_loudly(right, longer_chosen, words):
     margins, longer = [1.0] * right + [-1.0] * (100 - right), [1] * longer_chosen + [-1] * (100 - longer_chosen)

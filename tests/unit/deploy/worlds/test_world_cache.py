@@ -1,6 +1,8 @@
 import json
+import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from brain_align.common.config.run import PrepareSection
 from brain_align.common.errors import UserError
 from brain_align.deploy.worlds import build
 from brain_align.deploy.worlds.build import ensure_world
+from brain_align.deploy.worlds.files import save_facts, save_prompts
 
 DEMO = PrepareSection(kind="demo")
 
@@ -97,6 +100,15 @@ def test_what_a_killed_builder_left_is_removed_and_no_other_worlds(builds, tmp_p
     other.mkdir()
     assert ensure_world(DEMO, tmp_path, None, silent) == world
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted([world.name, other.name])
+
+
+def test_prompts_and_facts_are_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}"))))
+    save_prompts(tmp_path, "train", [{"prompt": "p", "label": "l"}], folder="pairs")
+    save_facts(tmp_path, {})
+    assert [path.name for path in tmp_path.rglob("*.json*")] and tmp_path / "pairs" in flushed and tmp_path in flushed
+    assert all(any(name in path.name for path in flushed) for name in ("train.jsonl", "world.json"))
 
 
 @pytest.mark.parametrize(
