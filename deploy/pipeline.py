@@ -15,10 +15,11 @@ from brain_align.deploy.conductor.conductor import Conductor
 from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
+from brain_align.deploy.run.delivery import proposal_model
 from brain_align.deploy.run.directory import RunDirectory, check_config, save_config
 from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
+from brain_align.deploy.run.start import Stopwatch, locked, own_log, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
 from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services

@@ -19,10 +19,11 @@ from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.seed_groups import evaluation_scorers
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.run.delivery import proposal_model
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.resolve import resolve
-from brain_align.deploy.run.start import locked, own_log, proposal_model, reporter
+from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, started_services
 from brain_align.learner.objectives.catalogue import make_objective

@@ -23,10 +23,10 @@ from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
 from brain_align.common.store.overlay import Store
+from brain_align.deploy.run.delivery import Delivery, delivery_of
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
-from brain_align.deploy.run.start import Delivery, delivery_of
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
 from brain_align.learner.objectives.catalogue import make_objective
