@@ -87,7 +87,8 @@ class Run:
         tracker = Tracker(self._recipe.algorithm, self._directory.metrics, self._directory.tensorboard, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
             self._console.print(message, soft_wrap=True)
-        _LOG.info("proposal versions get into samplers by %s", self._plan.delivery)
+        if self._plan.delivery is not None:
+            _LOG.info("proposal versions get into samplers by %s", self._plan.delivery.sentence())
         tracker.recovered(self._plan.store)
         try:
             scorers = self._plan.started_scorers

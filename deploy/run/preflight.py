@@ -23,7 +23,7 @@ from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
 from brain_align.common.store.overlay import Store
-from brain_align.deploy.run.delivery import Delivery, delivery_of
+from brain_align.deploy.run.delivery import DeliveryChoice, delivery_of
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
@@ -45,7 +45,7 @@ class Inputs:
     notes: list[str]
     encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies the prompts' token ids
     template: str | None = None  # the chat template in which they were rendered
-    delivery: Delivery | None = None  # how versions get into samplers
+    delivery: DeliveryChoice | None = None  # how versions get into samplers
 
     def digest(self) -> str:
         """Return the digest of all prompts as texts, by their ids, which depend on place and text."""
@@ -64,7 +64,7 @@ class Inputs:
         """Plan sampling, scoring, training and evaluation."""
         plan = sampling_work(recipe, run_id, directory, self.train, self.held_back)
         check_stored_prompts(plan.store, self.train)
-        return plan if self.delivery is None else replace(plan, delivery=self.delivery.facts)
+        return replace(plan, delivery=self.delivery)
 
 
 def check_stored_prompts(store: Store, prompts: PromptSet) -> None:

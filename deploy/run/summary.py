@@ -40,7 +40,7 @@ def finish(recipe: Recipe, directory: RunDirectory, work: RunPlan, seconds: dict
         "config_digest": recipe_digest(recipe),
         **figures,
         "warnings": warnings_of(recipe),
-        "delivery": work.delivery,
+        "delivery": None if work.delivery is None else work.delivery.sentence(),
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig
+from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.errors import UserError
 from brain_align.common.nn.models.adapters import save_adapter
-from brain_align.deploy.run.delivery import Delivery, delivery_of
+from brain_align.deploy.run.delivery import DeliveryChoice, delivery_of
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import llama
 
@@ -16,22 +16,30 @@ GPU, FULL = {"gpus": 1}, {"policy": {"model": "m", "method": "full", "dtype": "f
 OVERLAPPED = {"algorithm": {"max_staleness": 1}}
 
 
-def decided(monkeypatch: pytest.MonkeyPatch, *, vllm_has_adapters: bool | None, **settings: Any) -> Delivery:
+LLAMA = LlamaConfig(architectures=["LlamaForCausalLM"])
+
+
+def decided(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    vllm_has_adapters: bool | None,
+    config: PreTrainedConfig = LLAMA,
+    **settings: Any,
+) -> DeliveryChoice:
     """The delivery of a recipe, where vLLM has adapters for the model or not (None: it must not be asked)."""
 
     def asked(architectures: list[str]) -> bool:
-        assert architectures == ["LlamaForCausalLM"]
+        assert architectures == (config.architectures or [])
         assert vllm_has_adapters is not None, "asking costs seconds"
         return vllm_has_adapters
 
-    config = LlamaConfig(architectures=["LlamaForCausalLM"])
-    monkeypatch.setattr("brain_align.common.nn.models.configuration.load_config", lambda _model: config)
+    monkeypatch.setattr("brain_align.common.nn.models.configuration.load_any_config", lambda _model: config)
     monkeypatch.setattr("brain_align.sampler.engine.adapter_support.supports_adapters", asked)
     return delivery_of(Recipe.model_validate(recipe_settings(**settings)))
 
 
 @pytest.mark.parametrize(
-    ("settings", "vllm_has_adapters", "merged", "facts"),
+    ("settings", "vllm_has_adapters", "merged", "sentence"),
     [
         ({}, None, True, "merged: samplers run on CPUs"),
         ({"sampler": GPU}, True, False, "files: vLLM computes with adapters beside the model"),
@@ -45,13 +53,26 @@ def decided(monkeypatch: pytest.MonkeyPatch, *, vllm_has_adapters: bool | None, 
     ],
 )
 def test_adapters_are_merged_where_vllm_has_none_and_on_cpus(
-    monkeypatch: pytest.MonkeyPatch, settings: Any, vllm_has_adapters: bool | None, merged: bool, facts: str
+    monkeypatch: pytest.MonkeyPatch, settings: Any, vllm_has_adapters: bool | None, merged: bool, sentence: str
 ) -> None:
     found = decided(monkeypatch, vllm_has_adapters=vllm_has_adapters, **settings)
     assert found.merged == merged
-    assert found.facts.startswith(facts)
+    assert found.sentence().startswith(sentence)
     chosen = settings.get("sampler", {}).get("delivery", "auto") == "auto" and "policy" not in settings
     assert any("sampler.delivery=auto" in note for note in found.notes) == chosen
+
+
+@pytest.mark.parametrize(
+    ("architectures", "named"),
+    [(["Gemma3ForConditionalGeneration"], "Gemma3ForConditionalGeneration"), (None, "gemma3")],
+)
+def test_vllm_is_asked_for_the_whole_model_and_the_reason_names_one(
+    monkeypatch: pytest.MonkeyPatch, architectures: list[str] | None, named: str
+) -> None:
+    whole = Gemma3Config(text_config=Gemma3TextConfig().to_dict(), architectures=architectures)
+    assert not whole.get_text_config().architectures, "the text model's configuration need not name a class"
+    found = decided(monkeypatch, vllm_has_adapters=False, config=whole, sampler=GPU)
+    assert found.sentence().startswith(f"merged: vLLM has no adapters for {named}")
 
 
 def test_an_adapter_of_embeddings_stays_beside_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
