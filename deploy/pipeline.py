@@ -24,7 +24,6 @@ from brain_align.deploy.run.summary import finish, read_summary, show
 from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
-from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 _LOG = logging.getLogger(__name__)
 _GRACE_OF_A_JOB = 2.0  # seconds; `ray job stop` kills after three
@@ -51,7 +50,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
 
     with watch.stage("checks"):
         inputs = check_inputs(resolved.recipe, directory)
-    for note in (*inputs.notes, *warnings_of(resolved.recipe)):
+    for note in inputs.notes:
         report(note)
     with locked(directory):
         check_config(directory, recipe)

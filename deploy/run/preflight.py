@@ -29,6 +29,7 @@ from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.schedule.evaluation import Split
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
 from brain_align.scorer.scorer import NoValueError
@@ -94,12 +95,14 @@ def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = N
     `facts` is the file with the facts of what is resumed; default: those of the run in the directory.
     """
     make_objective(recipe.objective)
-    if not recipe.sampler.replicas:
-        return _check_store(recipe, directory)
     if facts is None and has_begun(directory):
         facts = directory.facts
     now = datetime.now().replace(microsecond=0)
-    return _check_prompts(recipe, (rendered_at(facts) if facts else None) or now)
+    sampled = recipe.sampler.replicas > 0
+    begun = rendered_at(facts) if facts and sampled else None
+    inputs: Inputs | StoredInputs = _check_prompts(recipe, begun or now) if sampled else _check_store(recipe, directory)
+    inputs.notes.extend(warnings_of(recipe))
+    return inputs
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:

@@ -1,7 +1,7 @@
 """What is said of a world that was made from a pretrained model: the table, and warnings where its rewards are poor."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,15 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def warnings_of(recipe: Recipe) -> list[str]:
-    """Return the warnings about the reward models that a recipe's scorers name, from the facts beside them."""
+def warnings_of(recipe: Recipe, scorers: Collection[str] | None = None) -> list[str]:
+    """Return the warnings about the reward models that a recipe's scorers name, from the facts beside them.
+
+    `scorers` are the names of those that are used; None: all. World and paths are resolved.
+    """
     found: list[str] = []
-    for section in recipe.scorers.values():
+    for name, section in recipe.scorers.items():
+        if scorers is not None and name not in scorers:
+            continue
         if isinstance(section, ClassifierSection) and Path(section.path).name in JUDGES:
             facts = read_facts(Path(section.path).parent)
             own = facts.get(Path(section.path).name, {})
