@@ -26,6 +26,7 @@ from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, started_services
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 from brain_align.learner.objectives.catalogue import make_objective
 
 MOST_PARALLEL = 2
@@ -61,8 +62,8 @@ def compare(
         if unfinished(directory, plan):
             with own_log(directory.services):
                 failed = _train(setup, plan, parallel, console)
-        write_answers(setup, plan)
-        report(directory, recipe, plan, failed, console)
+        write_answers(setup, plan, failed)
+        report(directory, recipe, plan, failed, console, warnings_of(resolved.recipe))
 
 
 def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
