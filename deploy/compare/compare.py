@@ -76,16 +76,16 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 
 def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: PlainConsole) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
-    recipe, directory = setup.base.recipe, setup.directory
+    recipe, directory, say = setup.base.recipe, setup.directory, reporter(console)
     model = proposal_model(recipe, directory.services, setup.inputs.delivery)
-    progress = Progress(directory, plan, asked or MOST_PARALLEL).sentence()
-    reporter(console)(f"comparison {directory.root}: {progress}; starting the services …")
+    say(f"comparison {directory.root}; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     actors = started_services(recipe, evaluation_scorers(recipe))
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy, actors) as offers:
         parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
+        say(Progress(directory, plan, parallel).sentence())  # its expected end depends on how many runs fit
         services = shared_services(recipe, directory, model)
-        runner = Runner(setup, plan, services, parallel, reporter(console))
+        runner = Runner(setup, plan, services, parallel, say)
         try:
             asyncio.run(runner.run())
         finally:
