@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.bench.harness import environment, table, write
-from tests.bench.peer_cases import our_side
+from tests.bench.peer_cases import our_side, trl_task
 from tests.bench.peer_cases.cases import CASES, FOLDER, METHODS, OURS, Case, Cell, prepare
 from tests.bench.peer_cases.figures import headline, of_cell, of_methods
 from tests.locations import ROOT
@@ -39,7 +39,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     seeds = [int(seed) for seed in os.environ.get("PEER_SEEDS", "0 1 2").replace(",", " ").split()]
     parser.add_argument("--seeds", nargs="+", type=int, default=seeds)
     parser.add_argument("--steps", type=int, default=os.environ.get("PEER_STEPS"), help="TRL's steps; ours in outputs")
-    parser.add_argument("--rates", type=int, default=3, help="learning rates of TRL that are tried")
+    rates = int(os.environ.get("PEER_RATES", "3"))
+    parser.add_argument("--rates", type=int, default=rates, help="learning rates of TRL that are tried")
     parser.add_argument("--smoke", action="store_true", help="the smallest cells, to see that everything works")
     return parser.parse_args(arguments)
 
@@ -61,7 +62,11 @@ def _best_rate(case: Case, method: str, chosen: argparse.Namespace) -> float:
         for rate in case.learning_rates[: chosen.rates]
     ]
     found = [json.loads(cell.result.read_text(encoding="utf-8")) for cell in first if cell.result.exists()]
-    return float(of_methods(case, found)[0]["learning rate"]) if found else case.learning_rates[0]
+    if not found:
+        raise SystemExit(
+            f"{case.name}, {method}: the first seed's cells choose the rate of the others; judge them first."
+        )
+    return float(of_methods(case, found)[0]["learning rate"])
 
 
 def train(cell: Cell) -> None:
@@ -81,9 +86,11 @@ def train(cell: Cell) -> None:
 
 
 def _train_with_trl(cell: Cell) -> None:
-    (cell.work / "cell.pickle").write_bytes(pickle.dumps(cell))
+    """Train in a process of its own; recipe and prompts are read here, since TRL's start-up has no such checks."""
+    task = trl_task.read(cell)
+    (cell.work / "task.pickle").write_bytes(pickle.dumps(task))
     with open(cell.work / "run.log", "w", encoding="utf-8") as log:
-        module = ["-m", "tests.bench.peer_cases.trl_side", str(cell.work / "cell.pickle"), repr(time.time())]
+        module = ["-m", "tests.bench.peer_cases.trl_side", str(cell.work / "task.pickle"), repr(time.time())]
         quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # TRL warns of the version of a vLLM that it does not use
         subprocess.run([sys.executable, *module], cwd=ROOT, env=quiet, stdout=log, stderr=subprocess.STDOUT, check=True)
 
@@ -98,17 +105,26 @@ def judge(cell: Cell) -> None:
     print(f"{cell.name}: judging …", flush=True)
     figures = json.loads(trained.read_text(encoding="utf-8"))
     panel = Judge(cell)
-    prior = {"version": 0, "seconds": 0.0, "outputs": 0, "tokens": 0, **panel.figures(None)}
-    points = [point | panel.figures(cell.work / point.pop("adapter")) for point in figures["points"]]
+    points = [{"version": 0, "seconds": 0.0, "outputs": 0, "tokens": 0, **panel.figures(None)}]
+    failed = None
+    for point in figures["points"]:
+        try:
+            points.append(point | panel.figures(cell.work / point.pop("adapter")))
+        except (RuntimeError, ValueError) as error:  # a policy that diverged: its probabilities are not finite
+            failed = f"version {point['version']} cannot be judged: {str(error).splitlines()[0]}"
+            print(f"{cell.name}: {failed}")
+            break
     result = {
         **figures,
+        "outputs": figures["points"][-1]["outputs"],
+        "failed": failed,
         "case": cell.case.name,
         "method": cell.method,
         "learning_rate": cell.learning_rate,
         "seed": cell.seed,
         "steps": cell.steps,
         "command": " ".join(["brain", *our_side.command(cell)]) if cell.ours else None,
-        "points": [prior, *points],
+        "points": points,
         "environment": environment(),
     }
     unfinished = cell.result.with_suffix(".tmp")

@@ -27,8 +27,8 @@ def of_cell(result: Result, target: float) -> dict[str, Any]:
         "seed": result["seed"],
         "start-up s": result["startup_seconds"],
         "training s": result["training_seconds"],
-        "outputs": last["outputs"],
-        "s / 1,000 outputs": 1000 * last["seconds"] / last["outputs"],
+        "outputs": result["outputs"],
+        "s / 1,000 outputs": 1000 * result["training_seconds"] / result["outputs"],
         "win %": last["win_rate"],
         "KL": last["kl"],
         "truth": last.get("truth"),
@@ -39,6 +39,7 @@ def of_cell(result: Result, target: float) -> dict[str, Any]:
         "truth at 55": reached and reached.get("truth"),
         "best_truth": max((point["truth"] for point in points if "truth" in point), default=None),
         "best reward": max(point["reward"] for point in points),
+        "failed": result["failed"],
     }
 
 
@@ -60,15 +61,17 @@ def _mean_row(method: str, rates: dict[Any, list[dict[str, Any]]]) -> dict[str, 
     shared = set.intersection(*({row["seed"] for row in rows} for rows in rates.values()))
     best = min(rates, key=lambda rate: _rank([row for row in rates[rate] if row["seed"] in shared or not shared]))
     rows = rates[best]
-    numbers = [name for name in rows[0] if name not in ("method", "learning rate", "seed")]
+    numbers = [name for name in rows[0] if name not in ("method", "learning rate", "seed", "failed")]
     means = {name: _mean([row[name] for row in rows]) for name in numbers}
     return {"method": method, "learning rate": best, "rates tried": len(rates), "seeds": len(rows), **means}
 
 
-def _rank(rows: list[dict[str, Any]]) -> tuple[bool, float]:
-    """Sort what reaches the target by its seconds before what does not, by its win rate."""
+def _rank(rows: list[dict[str, Any]]) -> tuple[int, float]:
+    """Sort what reaches the target by its seconds before what does not, by its win rate, before what failed."""
+    if any(row["failed"] for row in rows):
+        return (2, 0.0)
     seconds = _mean([row["seconds_to_55"] for row in rows])
-    return (True, -fmean(row["win %"] for row in rows)) if seconds is None else (False, seconds)
+    return (1, -fmean(row["win %"] for row in rows)) if seconds is None else (0, seconds)
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""TRL's side of a cell, in a process of its own: `python -m tests.bench.peer_cases.trl_side CELL LAUNCHED`.
+"""TRL's side of a cell, in a process of its own: `python -m tests.bench.peer_cases.trl_side TASK LAUNCHED`.
 
 GRPOTrainer or RLOOTrainer as a careful user would start them on a CPU: LoRA of the same shape through `peft_config`,
 the same reward model in this process, all cores, no gradient checkpointing, no logging, a constant learning rate.
@@ -19,9 +19,11 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from brain_align.common.config.recipe import Recipe
 from brain_align.deploy.api.scorers import LoadedScorer
 from brain_align.scorer.catalogue import build_scorer
-from tests.bench.peer_cases.cases import GRPO, Cell, prompts, resolved
+from tests.bench.peer_cases.cases import GRPO
+from tests.bench.peer_cases.trl_task import Task
 
 _BETA = 0.05  # RLOO's default; GRPO's is 0, with which it runs away sooner
 
@@ -74,9 +76,8 @@ class Snapshots(TrainerCallback):
         self._clock.stopped += time.perf_counter() - begin
 
 
-def reward_function(cell: Cell, clock: Clock) -> Callable[..., list[float]]:
+def reward_function(recipe: Recipe, clock: Clock) -> Callable[..., list[float]]:
     """Return our scorer as TRL's reward function; it also counts what was sampled."""
-    recipe = resolved(cell).recipe
     name = recipe.objective.reward
     score = LoadedScorer(build_scorer(recipe.scorers[name], name, recipe.policy, Path()))
 
@@ -89,23 +90,12 @@ def reward_function(cell: Cell, clock: Clock) -> Callable[..., list[float]]:
     return clock.timed("scoring", reward)
 
 
-def _texts(cell: Cell, tokenizer: Any) -> list[str]:
-    """Return the training prompts; refuse those that TRL would encode otherwise than our sampler gets them."""
-    found = prompts(cell).train
-    texts = [prompt.text for prompt in found]
-    encoded = tokenizer(texts)["input_ids"]
-    if any(tuple(ids) != prompt.token_ids for ids, prompt in zip(encoded, found, strict=True)):
-        raise SystemExit("TRL would encode the prompts otherwise than our sampler gets them")
-    return texts
-
-
-def make_trainer(cell: Cell, clock: Clock, snapshots: Snapshots) -> Any:
+def make_trainer(task: Task, clock: Clock, snapshots: Snapshots) -> Any:
     """Make the trainer of a cell."""
-    recipe = resolved(cell).recipe
+    cell, recipe = task.cell, task.recipe
     adapter, case, n = recipe.policy.adapter, cell.case, recipe.sampling.n
     assert adapter is not None and cell.learning_rate is not None, "TRL's cells have rates, and cases train adapters"
     tokenizer = AutoTokenizer.from_pretrained(recipe.policy.model)
-    texts = _texts(cell, tokenizer)
     trainer_class, config_class = (GRPOTrainer, GRPOConfig) if cell.method == GRPO else (RLOOTrainer, RLOOConfig)
     rows = case.prompts * n
     micro_batch = min(case.micro_batch, rows)
@@ -118,9 +108,9 @@ def make_trainer(cell: Cell, clock: Clock, snapshots: Snapshots) -> Any:
     )  # fmt: skip
     trainer: Any = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(recipe.policy.model, dtype=getattr(torch, recipe.policy.dtype)),
-        reward_funcs=reward_function(cell, clock),
+        reward_funcs=reward_function(recipe, clock),
         args=settings,
-        train_dataset=Dataset.from_dict({"prompt": texts}),
+        train_dataset=Dataset.from_dict({"prompt": task.texts}),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=adapter.r, lora_alpha=adapter.alpha, target_modules=list(adapter.targets), task_type="CAUSAL_LM"
@@ -134,11 +124,12 @@ def make_trainer(cell: Cell, clock: Clock, snapshots: Snapshots) -> Any:
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
-    cell: Cell = pickle.loads(Path(sys.argv[1]).read_bytes())
+    task: Task = pickle.loads(Path(sys.argv[1]).read_bytes())
+    cell = task.cell
     launched = float(sys.argv[2])
     clock = Clock()
     snapshots = Snapshots(clock, 1 if cell.smoke else cell.case.every, cell.work / "adapters")
-    trainer = make_trainer(cell, clock, snapshots)
+    trainer = make_trainer(task, clock, snapshots)
     startup = time.time() - launched
     clock.began = time.perf_counter()
     trainer.train()

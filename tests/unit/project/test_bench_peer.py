@@ -12,14 +12,14 @@ from tests.locations import ROOT
 POST = "TITLE: My sister and my phone\nPOST: My sister burned my phone. My phone was new. I feel hurt.\nTL;DR:"
 
 
-def result(method, rate, seed, curve, startup=5.0):
+def result(method, rate, seed, curve, startup=5.0, failed=None):
     """A finished cell whose points are (seconds, outputs, win rate, truth)."""
     points = [
         {"seconds": s, "outputs": o, "win_rate": w, "truth": t, "kl": s / 10, "reward": w} for s, o, w, t in curve
     ]
     return {
         "method": method, "learning_rate": rate, "seed": seed, "startup_seconds": startup,
-        "training_seconds": curve[-1][0], "points": points,
+        "training_seconds": curve[-1][0], "outputs": curve[-1][1], "points": points, "failed": failed,
     }  # fmt: skip
 
 
@@ -47,6 +47,12 @@ def test_the_best_rate_is_the_first_at_the_target_on_the_seeds_that_all_rates_ha
     (row,) = of_methods(DEMO, [*cells, result(GRPO, 1e-3, 1, SLOW)])
     assert (row["learning rate"], row["rates tried"], row["seeds"]) == (1e-3, 3, 2)
     assert row["seconds_to_55"] == 25.0
+
+
+def test_a_rate_at_which_training_diverged_is_never_the_best():
+    diverged = result(GRPO, 3e-3, 0, FAST[:2], failed="version 4 cannot be judged")
+    (row,) = of_methods(DEMO, [diverged, result(GRPO, 1e-3, 0, NEVER)])
+    assert row["learning rate"] == 1e-3
 
 
 def test_a_seed_that_does_not_reach_the_target_leaves_no_mean():
