@@ -10,6 +10,7 @@ import pytest
 from brain_align.common.errors import UserError
 from brain_align.deploy.cli import main
 from brain_align.deploy.commands import compare as command
+from brain_align.deploy.commands.arguments import parsed
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
 from brain_align.deploy.compare.plan.request import KL_BUDGETS, Options, Request, parse_request
@@ -331,7 +332,7 @@ def test_the_command_at_the_head_of_the_recipe_compares_the_paper_s_methods_and_
     (printed,) = re.findall(r"brain compare ((?:.*\\\n)*.*)", "\n".join(comments))
     parser = argparse.ArgumentParser()
     command.add(parser)
-    options = parser.parse_intermixed_args(shlex.split(printed))
+    options = parsed(parser, shlex.split(printed))
     labels = options.objectives.split(",")
     assert {"dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain", "brain-no-baseline", "rloo", "gspo"} <= set(labels)
     base = load_recipe(file, options.overrides)
