@@ -13,6 +13,13 @@ TRANSFER_BACKEND = "brain"
 _RECEIVING_EXTENSION = "brain_align.sampler.weights.transfer.ReceivingExtension"
 _MERGING_EXTENSION = "brain_align.sampler.weights.merging.MergingExtension"
 
+_CPU_BLOCK_SIZE = 32
+"""Tokens per block of the KV cache on CPUs, the least that vLLM's attention takes there.
+
+The n outputs of a prompt share its full blocks and compute the rest each for itself; in vLLM's blocks of 128 tokens, a
+shorter prompt is computed n times.
+"""
+
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM has kernels for these
 
 
@@ -39,6 +46,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     model, revision = settings.model, ""
     if not Path(model).is_dir():  # a hub id
         model, _, revision = model.partition("@")
+    on_cpu = _on_cpu()
     arguments: dict[str, Any] = {
         "model": model,
         "revision": revision or None,
@@ -51,9 +59,11 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel,
         "worker_extension_cls": EXTENSION,
         "disable_log_stats": True,
-        "enforce_eager": _on_cpu(),
+        "enforce_eager": on_cpu,
         "scheduling_policy": "priority",
     }
+    if on_cpu:
+        arguments["block_size"] = _CPU_BLOCK_SIZE
     if settings.receives:
         arguments["worker_extension_cls"] = _RECEIVING_EXTENSION
         arguments["weight_transfer_config"] = {"backend": TRANSFER_BACKEND}

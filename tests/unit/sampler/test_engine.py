@@ -4,7 +4,7 @@ import asyncio
 import random
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -51,6 +51,15 @@ def test_only_an_engine_that_need_not_repeat_itself_goes_by_priorities(repeatabl
     settings = EngineSettings("model", "float32", 8, 2, False, False, 64, 1, repeatable, 1, 1, {})
     assert engine_arguments(settings)["scheduling_policy"] == policy
     assert engine_arguments(settings)["trust_remote_code"] is False
+
+
+def test_short_prompts_are_shared_on_cpus_and_the_recipe_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def block_size(on_cpu: bool, **extra: Any) -> int | None:
+        monkeypatch.setattr("brain_align.sampler.engine.settings._on_cpu", lambda: on_cpu)
+        settings = EngineSettings("model", "float32", 8, 2, False, False, 64, 1, True, 1, 1, extra)
+        return engine_arguments(settings).get("block_size")
+
+    assert (block_size(True), block_size(True, block_size=128), block_size(False)) == (32, 128, None)
 
 
 @pytest.mark.parametrize("reason", ["abort", "error", "repetition", None])

@@ -294,7 +294,7 @@ def test_a_function_with_more_time_than_its_call_is_refused_with_what_to_set() -
 @pytest.mark.parametrize(
     ("file", "digest"),
     [
-        ("demo.yaml", "72d1ede2bd4f3d21693ecf81966d3c2f"),
+        ("demo.yaml", "1d9ff1fb68c2c60cc4f12368cda520b6"),
         ("compare-demo.yaml", "5b169ebd657a691f38b9bf638643eef6"),
         ("hh-mini.yaml", "3b130b43308134744838d1cb54768c7a"),
         ("tldr-mini.yaml", "a42cb7f43a456de6615f11179e855aea"),
