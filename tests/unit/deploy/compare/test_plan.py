@@ -332,7 +332,7 @@ def test_the_command_at_the_head_of_the_recipe_compares_the_paper_s_methods_and_
     (printed,) = re.findall(r"brain compare ((?:.*\\\n)*.*)", "\n".join(comments))
     parser = argparse.ArgumentParser()
     command.add(parser)
-    options = parsed(parser, shlex.split(printed))
+    options = parsed(parser, shlex.split(printed.replace("\\\n", " ")))
     labels = options.objectives.split(",")
     assert {"dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain", "brain-no-baseline", "rloo", "gspo"} <= set(labels)
     base = load_recipe(file, options.overrides)
