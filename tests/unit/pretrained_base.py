@@ -95,6 +95,7 @@ def recipe_with_useless_reward(folder: Path, **changes: Any) -> Recipe:
     chat_model(folder / "policy")
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(vocab_size=300, num_labels=1, pad_token_id=0, max_position_embeddings=32, **size)
+    (folder / "world").mkdir()
     save(BertForSequenceClassification(config), folder / "world" / "reward")
     gpt2_like_tokenizer().save_pretrained(folder / "world" / "reward")
     (folder / "world" / "world.json").write_text(json.dumps({"reward": {"warning": USELESS}}))
