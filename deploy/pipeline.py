@@ -17,16 +17,16 @@ from brain_align.deploy.conductor.tracker import Tracker
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.monitor.run_monitor import RunMonitor
 from brain_align.deploy.report.report import report_at_the_end
+from brain_align.deploy.run.delivery import proposal_model
 from brain_align.deploy.run.directory import RunDirectory, check_config, has_begun, save_config
 from brain_align.deploy.run.resolve import in_ray_job, resolve, run_directory
 from brain_align.deploy.run.run_plan import RunPlan
-from brain_align.deploy.run.start import Stopwatch, locked, own_log, proposal_model, reporter, with_smaller_passes
+from brain_align.deploy.run.start import Stopwatch, locked, own_log, reporter, with_smaller_passes
 from brain_align.deploy.run.summary import finish, read_summary, show
 from brain_align.deploy.run.trackers.open_trackers import open_trackers
 from brain_align.deploy.services.cluster import ray_cluster, required_resources, started_services
 from brain_align.deploy.services.make_services import make_services
 from brain_align.deploy.services.services import Services
-from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 _LOG = logging.getLogger(__name__)
 _GRACE_OF_A_JOB = 2.0  # seconds; `ray job stop` kills after three
@@ -53,7 +53,7 @@ def run_recipe(recipe: Recipe, console: PlainConsole) -> None:
 
     with watch.stage("checks"):
         inputs = check_inputs(resolved.recipe, directory)
-    for note in (*inputs.notes, *warnings_of(resolved.recipe)):
+    for note in inputs.notes:
         report(note)
     with locked(directory):
         check_config(directory, recipe)
@@ -91,7 +91,8 @@ class Run:
         tracker = Tracker(self._recipe, self._directory.metrics, trackers, self._console)
         for message in (*self._plan.damaged, f"run directory {self._directory.root}; starting the services …"):
             self._console.print(message, soft_wrap=True)
-        _LOG.info("proposal versions get into samplers by %s", self._plan.delivery)
+        if self._plan.delivery is not None:
+            _LOG.info("proposal versions get into samplers by %s", self._plan.delivery.sentence())
         tracker.recovered(self._plan.store)
         try:
             scorers = self._plan.started_scorers

@@ -33,7 +33,6 @@ from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
 from brain_align.deploy.services.scoring_pools import scoring_pools
 from brain_align.deploy.services.trial import Trial, try_scorers
-from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 GROUP = "Train"
 
@@ -93,7 +92,7 @@ def examine(recipe: Recipe, console: PlainConsole, try_them: TryScorers | None =
     with findings.check("prompts, policy, and files of scorers"):
         inputs = check_inputs(resolved, directory)
         trial = inputs.trial()
-        for note in (*inputs.notes, *warnings_of(resolved)):
+        for note in inputs.notes:
             console.print(f"        {note}", soft_wrap=True)
     scratch = RunDirectory(Path(tempfile.mkdtemp(prefix="brain-doctor-")))
     with findings.check("the cluster has room for all services"):

@@ -12,6 +12,7 @@ from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.resolve import resolve, run_directory
 from brain_align.deploy.run.start import reporter
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 
 Advance = Callable[[int], object]  # counts further rows that are done
 
@@ -34,12 +35,17 @@ def progress_over(what: str, console: PlainConsole) -> Callable[[int], AbstractC
 
 
 def resolved_for_scoring(recipe: Recipe, scorers: Sequence[str], run: RunDirectory, console: PlainConsole) -> Recipe:
-    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded; see `resolve`."""
+    """Resolve a recipe as far as the named scorers need it, and check that they can be loaded; see `resolve`.
+
+    Reward models that are known to be of little use are named.
+    """
     from brain_align.scorer.catalogue import check_scorer  # torch and transformers: not for a file that is refused
 
     resolved = resolve(recipe, reporter(console), begun=run, scorers=scorers)
     for name in scorers:
         check_scorer(name, resolved.recipe.scorers[name])
+    for warning in warnings_of(resolved.recipe, scorers):
+        console.print(warning, soft_wrap=True)
     return resolved.recipe
 
 

@@ -19,10 +19,11 @@ from brain_align.deploy.compare.train.runner import ComparisonSetup, Runner
 from brain_align.deploy.compare.train.seed_groups import evaluation_scorers
 from brain_align.deploy.compare.train.services import comparison_resources, fitting, shared_services
 from brain_align.deploy.console import PlainConsole
+from brain_align.deploy.run.delivery import proposal_model
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.preflight import Inputs, check_inputs
 from brain_align.deploy.run.resolve import resolve
-from brain_align.deploy.run.start import locked, own_log, proposal_model, reporter
+from brain_align.deploy.run.start import locked, own_log, reporter
 from brain_align.deploy.run.stored_source import open_source
 from brain_align.deploy.services.cluster import LOWER_SERVICES, ray_cluster, started_services
 from brain_align.deploy.worlds.pretrained.report import warnings_of
@@ -50,7 +51,7 @@ def compare(
     resolved = resolve(recipe, reporter(console))
     inputs = check_inputs(resolved.recipe, directory.services, directory.facts)
     assert isinstance(inputs, Inputs), "a recipe without samplers was refused"
-    for note in (*inputs.notes, *warnings_of(resolved.recipe)):
+    for note in inputs.notes:
         console.print(note, soft_wrap=True)
     facts = {**resolved.facts(), **inputs.facts()}
     setup = ComparisonSetup(resolved, inputs, facts, directory)
@@ -61,8 +62,8 @@ def compare(
         if unfinished(directory, plan):
             with own_log(directory.services):
                 failed = _train(setup, plan, parallel, console)
-        write_answers(setup, plan)
-        report(directory, recipe, plan, failed, console)
+        write_answers(setup, plan, failed)
+        report(directory, recipe, plan, failed, console, warnings_of(resolved.recipe))
 
 
 def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
@@ -75,16 +76,16 @@ def _pairs_facts(recipe: Recipe, request: Request) -> dict[str, str | None]:
 
 def _train(setup: ComparisonSetup, plan: ComparisonPlan, asked: int | None, console: PlainConsole) -> dict[str, str]:
     """Train all runs; return why some could not be trained, by name."""
-    recipe, directory = setup.base.recipe, setup.directory
+    recipe, directory, say = setup.base.recipe, setup.directory, reporter(console)
     model = proposal_model(recipe, directory.services, setup.inputs.delivery)
-    progress = Progress(directory, plan, asked or MOST_PARALLEL).sentence()
-    reporter(console)(f"comparison {directory.root}: {progress}; starting the services …")
+    say(f"comparison {directory.root}; starting the services …")
     remedy = "lower --parallel, or their replicas, cpus or gpus" if asked and asked > 1 else LOWER_SERVICES
     actors = started_services(recipe, evaluation_scorers(recipe))
     with ray_cluster(recipe.ray, comparison_resources(recipe, asked or 1), remedy, actors) as offers:
         parallel = asked or fitting(recipe, MOST_PARALLEL, offers)
+        say(Progress(directory, plan, parallel).sentence())  # its expected end depends on how many runs fit
         services = shared_services(recipe, directory, model)
-        runner = Runner(setup, plan, services, parallel, reporter(console))
+        runner = Runner(setup, plan, services, parallel, say)
         try:
             asyncio.run(runner.run())
         finally:

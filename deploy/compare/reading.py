@@ -1,5 +1,7 @@
 """The outputs that a person reads: which versions they are of, and where their texts are stored."""
 
+from collections.abc import Mapping
+
 from brain_align.common.durable import write_file
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan, run_recipe
 from brain_align.deploy.compare.report.answers import (
@@ -9,14 +11,17 @@ from brain_align.deploy.compare.report.answers import (
     drawn_prompts,
     reading_budget,
 )
-from brain_align.deploy.compare.results.choices import Choice, choices
+from brain_align.deploy.compare.results.choices import Choice, choices, why_unread
 from brain_align.deploy.compare.results.run_results import EvaluatedVersion, read_prior
 from brain_align.deploy.compare.train.runner import ComparisonSetup
 from brain_align.deploy.compare.train.tested_versions import Text, read_texts
 
 
-def write_answers(setup: ComparisonSetup, plan: ComparisonPlan) -> None:
-    """Write answers.md, if a request asks for it and outputs of its first seed are there to be read."""
+def write_answers(setup: ComparisonSetup, plan: ComparisonPlan, failed: Mapping[str, str]) -> None:
+    """Write answers.md, if a request asks for it and outputs of its first seed are there to be read.
+
+    `failed` tells why a run, or its evaluation, failed in this start.
+    """
     directory = setup.directory
     if not plan.request.read or not plan.request.kl_budgets:
         return
@@ -35,7 +40,11 @@ def write_answers(setup: ComparisonSetup, plan: ComparisonPlan) -> None:
         ReadPrompt(texts[at].prompt, texts[at].gold, {label: column[at] for label, column in everything.items()})
         for at in drawn
     ]
-    missing = {label: f"no version within {budget:g} nats" for label in chosen if label not in there}
+    missing = {
+        method.label: why_unread(directory, plan, method, budget, failed)
+        for method in plan.request.methods
+        if method.label not in there
+    }
     compared = f"Each method's best version within KL(q‖p) ≤ {budget:g} nats, of seed {seed}."
     write_file(directory.answers, answers_document(setup.base.recipe.name, prompts, compared, missing))
 

@@ -23,13 +23,14 @@ from brain_align.common.nn.prompt_encoding import TextEncoding, policy_encoding
 from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PROPOSAL
 from brain_align.common.store.overlay import Store
+from brain_align.deploy.run.delivery import DeliveryChoice, delivery_of
 from brain_align.deploy.run.directory import RunDirectory, has_begun, rendered_at
 from brain_align.deploy.run.prompt_data import named, read_prompts
 from brain_align.deploy.run.run_plan import RunPlan, prompts_trial, sampling_work
-from brain_align.deploy.run.start import Delivery, delivery_of
 from brain_align.deploy.run.stored_inputs import StoredInputs, lacking_scores, read_stored_inputs
 from brain_align.deploy.run.trackers.open_trackers import check_trackers
 from brain_align.deploy.schedule.evaluation import Split
+from brain_align.deploy.worlds.pretrained.report import warnings_of
 from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.scorer.catalogue import check_scorer, kind_of
 from brain_align.scorer.scorer import NoValueError
@@ -46,7 +47,7 @@ class Inputs:
     notes: list[str]
     encoded: Mapping[str, str | None] = field(default_factory=dict)  # what identifies the prompts' token ids
     template: str | None = None  # the chat template in which they were rendered
-    delivery: Delivery | None = None  # how versions get into samplers
+    delivery: DeliveryChoice | None = None  # how versions get into samplers
 
     def digest(self) -> str:
         """Return the digest of all prompts as texts, by their ids, which depend on place and text."""
@@ -65,7 +66,7 @@ class Inputs:
         """Plan sampling, scoring, training and evaluation."""
         plan = sampling_work(recipe, run_id, directory, self.train, self.held_back)
         check_stored_prompts(plan.store, self.train)
-        return plan if self.delivery is None else replace(plan, delivery=self.delivery.facts)
+        return replace(plan, delivery=self.delivery)
 
 
 def check_stored_prompts(store: Store, prompts: PromptSet) -> None:
@@ -95,11 +96,14 @@ def check_inputs(recipe: Recipe, directory: RunDirectory, facts: Path | None = N
     `facts` is the file with the facts of what is resumed; default: those of the run in the directory.
     """
     make_objective(recipe.objective)
-    if not recipe.sampler.replicas:
-        return _check_store(recipe, directory)
     if facts is None and has_begun(directory):
         facts = directory.facts
-    return _check_prompts(recipe, (rendered_at(facts) if facts else None) or datetime.now().replace(microsecond=0))
+    now = datetime.now().replace(microsecond=0)
+    sampled = recipe.sampler.replicas > 0
+    begun = rendered_at(facts) if facts and sampled else None
+    inputs: Inputs | StoredInputs = _check_prompts(recipe, begun or now) if sampled else _check_store(recipe, directory)
+    inputs.notes.extend(warnings_of(recipe))
+    return inputs
 
 
 def _check_store(recipe: Recipe, directory: RunDirectory) -> StoredInputs:

@@ -11,6 +11,7 @@ from brain_align.common.requests import Prompt
 from brain_align.common.schemas import HUMAN, PRIOR
 from brain_align.common.store.overlay import Store
 from brain_align.common.store.sample_store import SampleStore
+from brain_align.deploy.run.delivery import DeliveryChoice
 from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.schedule.evaluation import Evaluation, Split
 from brain_align.deploy.schedule.quarantine import Quarantine
@@ -31,7 +32,7 @@ class RunPlan:
     evaluation: Evaluation | None  # of published versions; None where nothing is sampled
     quarantine: Quarantine  # prompts and groups that the run continues without
     trial: pa.RecordBatch | None = None  # GROUPS rows that the scorers are tried on at the start
-    delivery: str | None = None  # how versions get into samplers, and why so; None where nothing is sampled
+    delivery: DeliveryChoice | None = None  # how versions get into samplers; None where nothing is sampled
 
     @property
     def store_trouble(self) -> str | None:

@@ -44,7 +44,7 @@ def finish(
         **figures,
         "stopped": None if evaluation is None else evaluation.stopped,
         "warnings": [*warnings_of(recipe), *warnings, *_on_budget(evaluation)],
-        "delivery": work.delivery,
+        "delivery": None if work.delivery is None else work.delivery.sentence(),
         "left_out": [f"{item.purpose} round {item.round} prompt {item.prompt_id}" for item in work.quarantine],
         "seconds": {stage: round(value, 1) for stage, value in seconds.items()},
     }

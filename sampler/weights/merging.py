@@ -1,7 +1,8 @@
 """Adapters added into the base model's weights, inside vLLM's processes, which then compute without adapters.
 
 Each version is computed from the base model's own files, as W + s·B·A, so that nothing accumulates over versions. The
-files are mapped into memory, so that the base is held once, by the page cache, for all workers of a machine.
+files are mapped into memory, so that the base is held once, by the page cache, for all workers of a machine. The sums
+are computed where the model is, one matrix at a time: on one CPU thread a model of billions of weights takes minutes.
 """
 
 import json
@@ -33,14 +34,19 @@ class _Change:
     scaling: float
     transposed: bool  # whether the model's files hold weights as [inputs, outputs] (PEFT's `fan_in_fan_out`)
 
-    def added_to(self, weight: torch.Tensor, dtype: torch.dtype, rounding: "Rounding") -> torch.Tensor:
-        """Return the changed weights in the model's dtype, rounded once, from base weights rounded as the learner's."""
-        a, b = (matrix.to(weight.device, torch.float32) for matrix in (self.a, self.b))
+    def added_to(
+        self, weight: torch.Tensor, dtype: torch.dtype, device: torch.device, rounding: "Rounding"
+    ) -> torch.Tensor:
+        """Return the changed weights, on the device and in the model's dtype.
+
+        They are rounded once, from base weights rounded as the learner's; products and sums are float32.
+        """
+        a, b = (matrix.to(device, torch.float32) for matrix in (self.a, self.b))
         left, right = (a.T, b.T) if self.transposed else (b, a)
         if weight.shape != (left.shape[0], right.shape[1]):
             shapes = f"{[*weight.shape]}, and the adapter was made for {[left.shape[0], right.shape[1]]}"
             raise ValueError(f"the model's weights have the shape {shapes}")
-        base = weight.to(dtype).float()
+        base = weight.to(device).to(dtype).float()
         changed = torch.addmm(base, left, right, alpha=self.scaling).to(dtype)
         rounding.note(base[:_ROWS], changed[:_ROWS], self.scaling * (left[:_ROWS] @ right))
         return changed
@@ -68,6 +74,7 @@ def merged(
     base: Iterable[tuple[str, torch.Tensor]],
     adapter: Path,
     dtype: torch.dtype,
+    device: torch.device,
     name_of: Callable[[str], str],
     rounding: Rounding,
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,6 +84,7 @@ def merged(
         base: names and tensors of the base model's files, in any order.
         adapter: the directory of the adapter, in PEFT's format.
         dtype: the dtype that the model computes in.
+        device: the model's, where changed weights are computed and stay; all others are passed on as they are.
         name_of: the name that the adapter knows a tensor of the base model's files by.
         rounding: notes what is lost.
 
@@ -88,7 +96,7 @@ def merged(
     for name, weight in base:
         known = name_of(name)  # files of a decoder alone (Bloom's, GPT-2's) lack the first part
         found = next((one for one in (known, *(f"{prefix}.{known}" for prefix in prefixes)) if one in changes), None)
-        yield name, weight if found is None else changes.pop(found).added_to(weight, dtype, rounding)
+        yield name, weight if found is None else changes.pop(found).added_to(weight, dtype, device, rounding)
     if changes:
         raise ValueError(
             f"the adapter in {adapter} changes {len(changes)} weights that the model's files do not have; the first is "
@@ -118,6 +126,8 @@ def _changes(directory: Path) -> dict[str, _Change]:
 class MergingExtension(WorkerExtension):
     """Methods of workers that merge adapters into their weights."""
 
+    device: torch.device  # vLLM's own
+
     def load_merged(self, adapter: str) -> float:
         """Replace the model's weights by those of the base model with an adapter added; return `Rounding.share`."""
         runner = self.model_runner
@@ -125,6 +135,6 @@ class MergingExtension(WorkerExtension):
         base = get_model_loader(config.load_config).get_all_weights(config.model_config, runner.get_model())
         name_of = partial(name_in_model, config.model_config.hf_config)
         rounding = Rounding()
-        weights = merged(base, Path(adapter), config.model_config.dtype, name_of, rounding)
+        weights = merged(base, Path(adapter), config.model_config.dtype, self.device, name_of, rounding)
         runner.reload_weights(weights_iterator=weights)
         return rounding.share

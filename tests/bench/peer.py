@@ -7,7 +7,8 @@ Two cases: `demo`, the synthetic task of `make demo`, and `smollm`, SmolLM2-135M
 Reddit posts of about 400 tokens (PEER_TLDR: a file of them). Both sides have policy, LoRA shape, reward, training
 prompts, n and output length in common: tests/bench/peer_cases/NAME.yaml says what they are. TRL is tried with three
 learning rates on the first seed, and goes on with the best. A cell (case, method, rate, seed) is a file in
-build/bench/peer/; those that are there are not run again. Prints tables, and writes build/bench/peer.json.
+build/bench/peer/; those that are there are not run again, unless recipe, case or data have changed: these are set
+aside. Prints tables, and writes build/bench/peer.json.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from tests.bench.harness import environment, table, write
 from tests.bench.peer_cases import our_side, trl_task
 from tests.bench.peer_cases.cases import CASES, FOLDER, METHODS, OURS, Case, Cell, prepare
 from tests.bench.peer_cases.figures import headline, of_cell, of_methods
+from tests.bench.peer_cases.identity import set_aside, stamped
 from tests.locations import ROOT
 
 _CHOICES = {"cases": tuple(CASES), "methods": METHODS, "stages": ("train", "judge")}
@@ -77,10 +79,11 @@ def train(cell: Cell) -> None:
     cell.work.mkdir(parents=True)
     print(f"{cell.name}: training …", flush=True)
     try:
-        if cell.ours:
-            our_side.train(cell)
-        else:
-            _train_with_trl(cell)
+        with stamped(cell):
+            if cell.ours:
+                our_side.train(cell)
+            else:
+                _train_with_trl(cell)
     except subprocess.CalledProcessError as error:
         print(f"{cell.name}: failed with exit status {error.returncode}; its log is {cell.work / 'run.log'}")
 
@@ -158,6 +161,7 @@ def main() -> None:
         if (reason := prepare(case)) is not None:
             print(f"{case.name}: skipped: {reason}")
             continue
+        set_aside(case)
         for cell in cells(case, chosen):
             if "train" in chosen.stages:
                 train(cell)

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
+
+from transformers import BertConfig, BertForSequenceClassification
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run import PrepareSection
+from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
 TEMPLATE = (
@@ -83,3 +87,34 @@ def recipe_of(base: Path, data: str, cache: Path) -> Recipe:
             "algorithm": {"prompts_per_round": 4, "batch_prompts": 4},
         }
     )
+
+
+USELESS = "THE REWARD MODEL IS NO BETTER THAN LENGTH on 600 held-out pairs"
+
+
+def recipe_with_useless_reward(folder: Path, **changes: Any) -> Recipe:
+    """A recipe whose inputs are all there, and whose reward model is called useless by the facts beside it."""
+    chat_model(folder / "policy")
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=300, num_labels=1, pad_token_id=0, max_position_embeddings=32, **size)
+    (folder / "world").mkdir()
+    save(BertForSequenceClassification(config), folder / "world" / "reward")
+    gpt2_like_tokenizer().save_pretrained(folder / "world" / "reward")
+    (folder / "world" / "world.json").write_text(json.dumps({"reward": {"warning": USELESS}}))
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": word, "label": "x"}) + "\n" for word in _WORDS))
+    data = {split: str(prompts) for split in ("train", "validation", "test")}
+    settings = recipe_settings(
+        run={"dir": str(folder / "run")},
+        data={**data, "max_prompt_tokens": 40},
+        policy={"model": str(folder / "policy")},
+        sampling={"n": 8, "max_tokens": 8},
+        scorers={
+            "reward": {"kind": "classifier", "path": str(folder / "world" / "reward")},
+            "length": {"kind": "function", "function": "builtins:len", "use": "evaluation"},
+        },
+        objective={"reward": "reward"},
+        algorithm={"prompts_per_round": 2, "updates_per_round": 1, "batch_prompts": 2},
+        evaluation={"validation_prompts": 2, "test_prompts": 2},
+    )
+    return Recipe.model_validate({**settings, **changes})

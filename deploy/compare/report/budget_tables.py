@@ -11,6 +11,8 @@ from brain_align.deploy.pages.text_table import TextTable, number, points, with_
 
 NONE = "none"
 """Stands where no version of a method is within a budget."""
+FAILED = "failed"
+"""Stands where one is, and could not be evaluated on test prompts."""
 
 Cell = Callable[[Budget, BudgetFigures], str]
 
@@ -41,7 +43,8 @@ def win_rates_table(comparison: Comparison) -> TextTable:
         "Win rate (training reward) within KL budgets, % (KL(q‖p) on test prompts, nats)",
         cell,
         "Each method's version with the highest validation win rate among those whose KL on validation prompts is "
-        "within the budget, at the learning rate that is best for the budget. None: no version is within it.",
+        "within the budget, at the learning rate that is best for the budget. None: no version of a finished run is "
+        "within it; failed: it could not be evaluated on test prompts.",
     )
 
 
@@ -98,10 +101,12 @@ def _outcome(finding: Finding | None) -> str:
 
 
 def _table(comparison: Comparison, title: str, cell: Cell, note: str) -> TextTable:
-    rows = [
-        [label, *(cell(one, one.methods[label]) if label in one.methods else NONE for one in comparison.budgets)]
-        for label in comparison.methods
-    ]
+    def shown(budget: Budget, label: str) -> str:
+        if label in budget.methods:
+            return cell(budget, budget.methods[label])
+        return FAILED if label in budget.untested else NONE
+
+    rows = [[label, *(shown(budget, label) for budget in comparison.budgets)] for label in comparison.methods]
     return TextTable(title, ["method", *_columns(comparison)], rows, note)
 
 

@@ -32,14 +32,19 @@ _OUTCOME_CLASS = {"shown": "good", "same sign": "fair", "undecided": "fair", "no
 
 
 def report(
-    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: dict[str, str], console: PlainConsole
+    directory: ComparisonDirectory,
+    recipe: Recipe,
+    plan: ComparisonPlan,
+    failed: dict[str, str],
+    console: PlainConsole,
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Write all results and print the most important.
+    """Write all results and print the most important; `warnings` are about reward models of little use.
 
     Raises:
         PipelineError: a method lacks a seed, after the results that exist were reported; or no run could be trained.
     """
-    comparison = collect(directory, recipe, plan, failed)
+    comparison = collect(directory, recipe, plan, failed, warnings)
     if not comparison.methods:
         raise PipelineError(f"No training run of {directory.root} succeeded. {' '.join(failed.values())}")
     write_file(directory.results, json.dumps(finite(asdict(comparison)), indent=1))
@@ -49,12 +54,15 @@ def report(
         write_file(directory.plots / f"{name}.svg", drawn[name])
         write_file(directory.plots / f"{name}.png", as_png(figure))
     tables = all_tables(comparison)
-    write_file(directory.tables, "\n".join(table.for_markdown() for table in tables))
+    cautions = [f"**{warning}**\n" for warning in comparison.warnings]
+    write_file(directory.tables, "\n".join([*cautions, *(table.for_markdown() for table in tables)]))
     write_file(directory.page, page(comparison, tables, drawn))
     for make in (methods_table, findings_table, win_rates_table, budget_findings_table, sizes_table, failures_table):
         table = make(comparison)
         if table.rows:
             _show(table, console)
+    for warning in comparison.warnings:
+        console.print(warning, soft_wrap=True)
     places = {"figures": directory.results, "page": directory.page, "plots": directory.plots}
     if directory.answers.exists():
         places["answers"] = directory.answers

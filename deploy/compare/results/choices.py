@@ -5,7 +5,7 @@ merit is taken: over all rates of the grid on the first seed, which chooses the 
 Version 0, the prior itself, is not a candidate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
@@ -30,6 +30,11 @@ class Choice:
     def tested(self, directory: ComparisonDirectory) -> EvaluatedVersion | None:
         """Read its results on test prompts; None until it is evaluated on them."""
         return read_tested(directory, self.finished, self.version)
+
+
+def tested_name(run: str) -> str:
+    """Return what the evaluation of a run's chosen versions is called where it failed."""
+    return f"{run}, test prompts"
 
 
 def best_within(finished: FinishedRun, budget: float) -> int | None:
@@ -92,6 +97,32 @@ def untested(directory: ComparisonDirectory, plan: ComparisonPlan, method: Metho
             if choice.tested(directory) is None:
                 lacking.setdefault(choice.finished.run.name, {})[choice.version] = choice
     return {name: list(by_version.values()) for name, by_version in lacking.items()}
+
+
+def why_unread(
+    directory: ComparisonDirectory, plan: ComparisonPlan, method: Method, budget: float, failed: Mapping[str, str]
+) -> str:
+    """Return why a method has no version of the first seed within a KL budget that was evaluated on test prompts.
+
+    `failed` has what failed in this start, by name.
+    """
+
+    def ended(name: str) -> str:
+        return "failed" if name in failed else "did not finish"
+
+    grid = plan.grid(method, plan.n)
+    found = choices(directory, plan, method)[budget]
+    first = next((choice for choice in found if choice.finished.run.seed == plan.request.seeds[0]), None)
+    if first is not None:
+        name = first.finished.run.name
+        evaluation = f"its evaluation on test prompts {ended(tested_name(name))}"
+        return f"version {first.version} of {name} is within {budget:g} nats, but {evaluation}"
+    lacking = [run for run in grid if not is_finished(directory, run)]
+    none = f"no version within {budget:g} nats"
+    if not lacking:
+        return none
+    counted = f"{len(lacking)} of its {len(grid)} training runs {ended(lacking[0].name)}"
+    return counted if len(lacking) == len(grid) else f"{none}; {counted}"
 
 
 def unfinished(directory: ComparisonDirectory, plan: ComparisonPlan) -> bool:

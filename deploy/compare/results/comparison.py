@@ -1,6 +1,6 @@
 """All figures of a comparison, as tables, plots and compare.json show them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -76,6 +76,7 @@ class Comparison:
     curves: list[RewardCurve]  # reward against the distance from the prior
     budgets: list[Budget]  # the methods within each KL budget, in increasing order
     failed: dict[str, str]  # why a run is missing, by its name
+    warnings: list[str]  # about reward models that are no better than a coin, or than length alone
 
     def with_prior(self) -> list[MethodFigures]:
         """Return the figures of the prior, if known, and of all methods."""
@@ -121,9 +122,16 @@ class _Method:
 
 
 def collect(
-    directory: ComparisonDirectory, recipe: Recipe, plan: ComparisonPlan, failed: Mapping[str, str]
+    directory: ComparisonDirectory,
+    recipe: Recipe,
+    plan: ComparisonPlan,
+    failed: Mapping[str, str],
+    warnings: Sequence[str] = (),
 ) -> Comparison:
-    """Read the finished runs of a plan and compute all figures; `failed` tells why a run could not be trained."""
+    """Read the finished runs of a plan and compute all figures.
+
+    `failed` tells why a run could not be trained; `warnings` are about the recipe's reward models.
+    """
     read = {method.label: _read_method(directory, plan, method) for method in plan.request.methods}
     finished = {label: runs for label, runs in read.items() if runs.full.chosen}
     by_seed = {result.run.seed: result for runs in finished.values() for result in runs.full.chosen}
@@ -156,6 +164,7 @@ def collect(
         curves=[reward_curve(label, _all(runs.full)) for label, runs in finished.items()],
         budgets=matched(read_matched(directory, plan), prior),
         failed=dict(failed),
+        warnings=list(warnings),
     )
 
 

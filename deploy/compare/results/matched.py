@@ -30,6 +30,7 @@ class Budget:
 
     kl: float  # nats, on validation prompts
     methods: dict[str, BudgetFigures]  # by label; a method of which no version is within the budget is missing
+    untested: list[str]  # methods that have one, which could not be evaluated on test prompts
     tests: list[PairedTest]  # every pair of these methods, and each against the prior
     findings: list[Finding]  # what the tests say of the paper's claims
 
@@ -43,14 +44,15 @@ def read_matched(
 ) -> dict[float, dict[str, list[EvaluatedVersion]]]:
     """Read the versions that are compared within each KL budget, one per seed, by budget and method.
 
-    A method without any is missing, and so are seeds without one.
+    A method without any is missing, and so are seeds without one. The list is empty where none could be evaluated on
+    test prompts.
     """
     read: dict[float, dict[str, list[EvaluatedVersion]]] = {budget: {} for budget in plan.request.kl_budgets}
     for method in plan.request.methods:
         for budget, chosen in choices(directory, plan, method).items():
-            tested = [result for choice in chosen if (result := choice.tested(directory)) is not None]
-            if tested:
-                read[budget][method.label] = tested
+            if chosen:
+                tested = (choice.tested(directory) for choice in chosen)
+                read[budget][method.label] = [result for result in tested if result is not None]
     return read
 
 
@@ -68,7 +70,8 @@ def _budget(
     prior: Sequence[EvaluatedVersion],
     made: dict[object, PairedTest | None],
 ) -> Budget:
-    compared = {"prior": prior, **methods}
+    tested = {label: results for label, results in methods.items() if results}
+    compared = {"prior": prior, **tested}
     tests: list[PairedTest] = []
     for theirs, ours in combinations(compared, 2):
         pair = ours, theirs, *(_names(compared[label]) for label in (ours, theirs))
@@ -78,9 +81,9 @@ def _budget(
             tests += [test, test.turned()]
     figures = {
         label: BudgetFigures(**vars(version_figures(label, results)), versions=[one.version for one in results])
-        for label, results in methods.items()
+        for label, results in tested.items()
     }
-    return Budget(kl, figures, tests, findings(tests))
+    return Budget(kl, figures, [label for label in methods if label not in tested], tests, findings(tests))
 
 
 def _names(results: Sequence[EvaluatedVersion]) -> tuple[tuple[str, int], ...]:

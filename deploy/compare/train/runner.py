@@ -21,7 +21,7 @@ from brain_align.deploy.compare.plan.training_runs import (
     seed_recipe,
     seed_run_id,
 )
-from brain_align.deploy.compare.results.choices import Choice, chosen_rates, untested
+from brain_align.deploy.compare.results.choices import Choice, chosen_rates, tested_name, untested
 from brain_align.deploy.compare.results.run_results import (
     is_finished,
     read_finished,
@@ -135,7 +135,7 @@ class Runner:
         """Evaluate versions of one run that KL budgets have chosen on test prompts."""
         run, versions = chosen[0].finished.run, sorted({choice.version for choice in chosen})
         groups = await self._seeds[run.seed]
-        if await self._attempt(f"{run.name}, test prompts", lambda: self._test_on(run, versions, groups)):
+        if await self._attempt(tested_name(run.name), lambda: self._test_on(run, versions, groups)):
             self._say(f"{run.name}: versions {', '.join(map(str, versions))} evaluated on test prompts")
 
     async def _attempt(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:

@@ -1,7 +1,7 @@
 """What is said of a world from a pretrained model: the table, and warnings where its rewards are poor or misread."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,16 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def warnings_of(recipe: Recipe) -> list[str]:
-    """Return the warnings about a recipe's prepared models, from the facts beside them: poor ones, and misread ones."""
-    poor = (_shortcoming(Path(section.path).name, facts) for _, section, facts in _judges(recipe))
-    return [*filter(None, poor), *misreadings(recipe)]
+def warnings_of(recipe: Recipe, scorers: Collection[str] | None = None) -> list[str]:
+    """Return the warnings about a recipe's prepared models, from the facts beside them: poor ones, and misread ones.
+
+    `scorers` are the names of those that are used; None: all. World and paths are resolved.
+    """
+    poor = (_shortcoming(Path(section.path).name, facts) for _, section, facts in _judges(recipe, scorers))
+    return [*filter(None, poor), *misreadings(recipe, scorers)]
 
 
-def misreadings(recipe: Recipe) -> list[str]:
+def misreadings(recipe: Recipe, scorers: Collection[str] | None = None) -> list[str]:
     """Return a sentence for each prepared model that a recipe has read texts otherwise than it was trained."""
     found: list[str] = []
     policy = Path(recipe.policy.model)
@@ -81,7 +84,7 @@ def misreadings(recipe: Recipe) -> list[str]:
                 f"THE POLICY DOES NOT READ PROMPTS AS IT WAS TRAINED: data.chat_template={recipe.data.chat_template}; "
                 f"set data.chat_template={trained}, as {policy.parent} was prepared."
             )
-    for name, section, facts in _judges(recipe):
+    for name, section, facts in _judges(recipe, scorers):
         if "templated" not in facts:
             continue
         trained_so = {"chat_template": facts["templated"], "max_tokens": facts["max_pair_tokens"], "truncation": "left"}
@@ -96,9 +99,11 @@ def misreadings(recipe: Recipe) -> list[str]:
     return found
 
 
-def _judges(recipe: Recipe) -> Iterator[tuple[str, ClassifierSection, dict[str, Any]]]:
+def _judges(recipe: Recipe, scorers: Collection[str] | None) -> Iterator[tuple[str, ClassifierSection, dict[str, Any]]]:
     """Yield the scorers that read reward models of worlds, with the facts of these."""
     for name, section in recipe.scorers.items():
+        if scorers is not None and name not in scorers:
+            continue
         if isinstance(section, ClassifierSection) and Path(section.path).name in JUDGES:
             yield name, section, read_facts(Path(section.path).parent)
 

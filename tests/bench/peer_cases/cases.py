@@ -4,9 +4,11 @@ import json
 import os
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from brain_align.common.identity import digest, digest_contents
 from brain_align.common.requests import Prompt
 from brain_align.deploy.console import PlainConsole
 from brain_align.deploy.run.recipe_files import load_recipe
@@ -149,14 +151,29 @@ def place_settings(case: Case) -> dict[str, Any]:
     """Return the settings that name places of this machine."""
     if case.name == DEMO.name:
         return {"prepare.cache": os.environ.get("PEER_WORLDS", str(ROOT / "build" / "worlds"))}
-    data = WORK / "tldr"
-    paths = {f"data.{split}": str(data / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    paths = {f"data.{split}": str(posts_folder() / f"{split}.jsonl") for split in ("train", "validation", "test")}
     return {"policy.model": smollm_place(), **paths}
+
+
+def posts_folder() -> Path:
+    """Return the folder of the prompts that are written for the case smollm."""
+    return WORK / "tldr"
 
 
 def smollm_place() -> str:
     """Return the directory of SmolLM2-135M-Instruct, or its hub id."""
     return os.environ.get("PEER_MODEL", "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@cache
+def model_digest(source: str) -> str:
+    """Return what identifies a model and its tokenizer: the digest of a directory's files, or the hub id."""
+    if not Path(source).is_dir():
+        return source
+    from brain_align.common.nn.models.configuration import load_any_config
+    from brain_align.scorer.text_models.checkpoints import digest_of_loaded
+
+    return digest_of_loaded(source, load_any_config(source), tokenizer=True)
 
 
 def tldr_file() -> Path:
@@ -173,14 +190,18 @@ def prepare(case: Case) -> str | None:
         return f"{tldr_file()} is not there; set PEER_TLDR to a file of posts and summaries."
     if "PEER_MODEL" not in os.environ and not os.environ.get("HF_HOME"):
         return "set PEER_MODEL to a directory with SmolLM2-135M-Instruct."
-    _write_posts(WORK / "tldr")
+    _write_posts(posts_folder())
     return None
 
 
 def _write_posts(folder: Path) -> None:
-    """Write the long posts as the three splits of the case smollm, in an order of their own."""
-    if (folder / "train.jsonl").exists():
+    """Write the long posts as the three splits of the case smollm, in an order of their own; anew for other posts."""
+    lengths = [_LONG_POSTS.start, _LONG_POSTS.stop]
+    source = digest(digest_contents({"posts": tldr_file()}), model_digest(smollm_place()), lengths, _TEST, _VALIDATION)
+    written = folder / "source.txt"
+    if written.exists() and written.read_text(encoding="utf-8") == source:
         return
+    written.unlink(missing_ok=True)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm_place())
@@ -192,6 +213,7 @@ def _write_posts(folder: Path) -> None:
     for split, chosen in {"test": rows[:_TEST], "validation": rows[_TEST:held], "train": rows[held:]}.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    written.write_text(source, encoding="utf-8")
 
 
 def resolved(cell: Cell) -> ResolvedRecipe:

@@ -257,7 +257,7 @@ def test_versions_within_kl_budgets_are_tested_once(setup: ComparisonSetup) -> N
     assert json.loads(tested.read_text())["prompts"] == 6
     before = tested.stat().st_mtime_ns
     assert train(setup, work)[1].learners == [] and tested.stat().st_mtime_ns == before
-    write_answers(setup, work)
+    write_answers(setup, work, {})
     texts, key = setup.directory.answers.read_text().split("### Key")
     assert "\n## 2\n" in texts and "\n## 3\n" not in texts
     assert key.count("| dpo-sft | 1.000 |") == key.count("| prior | 1.000 |") == 2

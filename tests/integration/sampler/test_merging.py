@@ -10,6 +10,7 @@ from brain_align.sampler.engine.adapter_support import supports_adapters
 from brain_align.sampler.weights.merging import Rounding, merged
 from tests.unit.tiny_models import llama
 
+CPU = torch.device("cpu")
 PATTERNS = {"use_rslora": True, "rank_pattern": {"down_proj": 3}, "alpha_pattern": {r".*\.0\..*q_proj": 64}}
 
 
@@ -49,7 +50,7 @@ def test_merged_weights_are_those_of_peft(model, prefix, settings, tmp_path) -> 
     base = model()
     files = {name.removeprefix(prefix): value for name, value in files_of(base).items()}
     policy = adapted(base, tmp_path, **settings)
-    found = dict(merged(files.items(), tmp_path, torch.float32, lambda name: name, Rounding()))
+    found = dict(merged(files.items(), tmp_path, torch.float32, CPU, lambda name: name, Rounding()))
     expected = {name.removeprefix(prefix): value for name, value in policy.merge_and_unload().state_dict().items()}
     assert found.keys() == files.keys()
     assert any(not torch.equal(found[name], files[name]) for name in files)
@@ -66,7 +67,7 @@ def test_what_rounding_takes_from_an_adapter_is_measured(std, dtype, least, most
     files = files_of(base)
     adapted(base, tmp_path, std=std, target_modules=["q_proj", "down_proj"])
     rounding = Rounding()
-    dict(merged(files.items(), tmp_path, dtype, lambda name: name, rounding))
+    dict(merged(files.items(), tmp_path, dtype, CPU, lambda name: name, rounding))
     assert least < rounding.share < most
 
 
@@ -75,7 +76,30 @@ def test_weights_that_the_files_lack_are_refused(tmp_path) -> None:
     adapted(llama(), tmp_path, target_modules=["q_proj"])
     del files["model.layers.1.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match=r"changes 1 weights .* model\.layers\.1\.self_attn\.q_proj\.weight"):
-        dict(merged(files.items(), tmp_path, torch.float32, lambda name: name, Rounding()))
+        dict(merged(files.items(), tmp_path, torch.float32, CPU, lambda name: name, Rounding()))
+
+
+class Seen(Rounding):
+    """Notes where sums were computed, without values: the device `meta` has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def note(self, base: torch.Tensor, changed: torch.Tensor, change: torch.Tensor) -> None:
+        self.devices += [tensor.device.type for tensor in (base, changed, change)]
+
+
+def test_changed_weights_are_computed_on_the_model_s_device_one_at_a_time(tmp_path) -> None:
+    files = files_of(llama())
+    adapted(llama(), tmp_path, target_modules=["q_proj", "down_proj"])
+    seen, changed = Seen(), 0
+    for name, value in merged(files.items(), tmp_path, torch.bfloat16, torch.device("meta"), lambda name: name, seen):
+        adapts = "q_proj" in name or "down_proj" in name
+        changed += adapts
+        assert value.device.type == ("meta" if adapts else "cpu")
+        assert len(seen.devices) == 3 * changed, "no matrix is computed before it is asked for"
+    assert changed == 4 and set(seen.devices) == {"meta"}
 
 
 @pytest.mark.parametrize(("architecture", "has"), [("LlamaForCausalLM", True), ("GPTJForCausalLM", False)])

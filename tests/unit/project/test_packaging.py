@@ -56,4 +56,4 @@ def test_an_installation_runs_where_the_users_own_files_are_called_like_our_room
         f"assert cli.__file__.startswith({str(tmp_path)!r}), cli.__file__; cli.main(['run', 'nothing-like-it'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=mine, capture_output=True, text=True, check=False)
-    assert "compare-demo.yaml, demo.yaml" in done.stderr, done.stderr
+    assert "compare-demo.yaml, compare-smollm.yaml, demo.yaml" in done.stderr, done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory
 from brain_align.deploy.compare.plan.training_runs import ComparisonPlan
-from brain_align.deploy.compare.report.budget_tables import NONE, budget_tables
+from brain_align.deploy.compare.report.budget_tables import FAILED, NONE, budget_tables
 from brain_align.deploy.compare.report.frontier import points_of
 from brain_align.deploy.compare.report.plots import draw
 from brain_align.deploy.compare.report.report import page
@@ -22,6 +22,7 @@ from brain_align.deploy.compare.results.choices import (
     read_all,
     unfinished,
     untested,
+    why_unread,
 )
 from brain_align.deploy.compare.results.comparison import Comparison, collect
 from brain_align.deploy.compare.results.matched import pareto_front
@@ -118,6 +119,36 @@ def test_tables_say_where_a_method_has_no_version(comparison: Comparison) -> Non
     versions = {row[0]: row[1:] for row in tables["Learning"].rows}
     assert versions["brain"] == [NONE, "0.0001: 2, 2", "0.001: 2, 2", "0.001: 1, 1"]
     assert all(len(row) == len(table.columns) for table in budget_tables(comparison) for row in table.rows)
+
+
+def test_a_version_that_could_not_be_tested_is_no_missing_version(
+    directory: ComparisonDirectory, work: ComparisonPlan
+) -> None:
+    finish_budgets(directory, work)
+    for seed in work.request.seeds:
+        directory.tested(f"brain-lr0.0001-seed{seed}-n8", 2).unlink()
+    comparison = collect(directory, base_recipe(), work, {})
+    assert [budget.untested for budget in comparison.budgets] == [[], [BRAIN.label], [], []]
+    rows = {row[0]: row[1:3] for row in budget_tables(comparison)[0].rows}
+    assert rows["brain"] == [NONE, FAILED]
+
+
+def test_why_a_method_has_no_answers_to_read(directory: ComparisonDirectory, work: ComparisonPlan) -> None:
+    def why(budget: float, *failed: str) -> str:
+        return why_unread(directory, work, BRAIN, budget, dict.fromkeys(failed, "reason"))
+
+    slow, fast = (f"brain-lr{rate}-seed0-n8" for rate in ("0.0001", "0.001"))
+    assert why(1.0) == "no version within 1 nats"
+    assert (
+        why(1.18, f"{slow}, test prompts")
+        == f"version 2 of {slow} is within 1.18 nats, but its evaluation on test prompts failed"
+    )
+    assert why(1.18, slow).endswith("but its evaluation on test prompts did not finish")
+    directory.examination(slow).unlink()
+    assert why(1.18) == "no version within 1.18 nats; 1 of its 2 training runs did not finish"
+    assert why(1.18, slow) == "no version within 1.18 nats; 1 of its 2 training runs failed"
+    directory.examination(fast).unlink()
+    assert why(5.0, slow, fast) == "2 of its 2 training runs failed"
 
 
 def test_no_other_point_of_the_front_has_less_distance_and_more_gain() -> None:

@@ -1,5 +1,7 @@
+import argparse
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,16 @@ import pytest
 
 from brain_align.common.errors import UserError
 from brain_align.deploy.cli import main
+from brain_align.deploy.commands import compare as command
+from brain_align.deploy.commands.arguments import parsed
 from brain_align.deploy.compare.plan.layout import ComparisonDirectory, check_comparison, save_comparison
 from brain_align.deploy.compare.plan.methods import method_recipe, parse_method, refuse_equal
 from brain_align.deploy.compare.plan.request import KL_BUDGETS, Options, Request, parse_request
 from brain_align.deploy.compare.plan.saved_request import read_request, save_request
 from brain_align.deploy.compare.plan.training_runs import at_edge, best_rate, run_recipe, seed_recipe, seed_run_id
 from brain_align.deploy.compare.results.choices import chosen_rates, unfinished
+from brain_align.deploy.run.recipe_files import load_recipe
+from tests.locations import ROOT
 from tests.unit.deploy.compare.compared_runs import BRAIN, WARM, finish_run, finished_comparison, plan, recipe
 
 
@@ -320,3 +326,16 @@ def test_a_request_that_nobody_has_written_is_none_and_a_foreign_one_is_named(tm
         (tmp_path / "request.json").write_text(text)
         with pytest.raises(UserError, match=r"request\.json was not written by brain compare; remove it and give all"):
             read_request(tmp_path / "request.json")
+
+
+def test_the_command_at_the_head_of_the_recipe_compares_the_paper_s_methods_and_policy_gradients() -> None:
+    file = ROOT / "deploy" / "recipes" / "compare-smollm.yaml"
+    comments = [line.removeprefix("#") for line in file.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+    (printed,) = re.findall(r"brain compare ((?:.*\\\n)*.*)", "\n".join(comments))
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    options = parsed(parser, shlex.split(printed.replace("\\\n", " ")))
+    labels = options.objectives.split(",")
+    assert {"dpo-sft", "dpo-sft+iw", "dpo-sft+iw+n", "brain", "brain-no-baseline", "rloo", "gspo"} <= set(labels)
+    base = load_recipe(file, options.overrides)
+    assert [method_recipe(base, parse_method(label)).objective.name for label in labels]

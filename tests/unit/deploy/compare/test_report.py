@@ -274,6 +274,17 @@ def test_the_page_begins_with_what_to_be_careful_about_and_explains_its_words(co
     assert 'class="cautions"' not in page(sound, [], {})
 
 
+def test_a_useless_reward_model_is_a_caution_wherever_the_comparison_is_read(tmp_path: Path) -> None:
+    work = plan()
+    directory = finished_comparison(tmp_path, work)
+    console = PlainConsole(record=True, width=160, file=(tmp_path / "console").open("w"))
+    report(directory, recipe(), work, {}, console, ["NO BETTER THAN A COIN <"])
+    assert '<ul class="cautions">\n<li>NO BETTER THAN A COIN &lt;</li>' in directory.page.read_text()
+    assert directory.tables.read_text().startswith("**NO BETTER THAN A COIN <**\n\n### ")
+    assert json.loads(directory.results.read_text())["warnings"] == ["NO BETTER THAN A COIN <"]
+    assert "NO BETTER THAN A COIN <" in console.export_text()
+
+
 def test_names_are_escaped_in_the_page(comparison: Comparison) -> None:
     assert "<b>" not in page(replace(comparison, name="<b>"), [], {})
 
