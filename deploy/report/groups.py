@@ -52,8 +52,9 @@ def _shown(
     recomputed = store.has_score(group, PROPOSAL)  # as the learner takes them
     proposal = _array(_scores(store, group, PROPOSAL)) if recomputed else sampled
     policy = proposal if logprobs is None else _array(logprobs(batch)[0])
-    alpha = self_normalised(log_weights(rewards, prior, proposal, goodness))
-    beta = self_normalised(policy - proposal)
+    finished = np.array([output["finish_reason"] == "stop" for output in outputs])
+    alpha = self_normalised(log_weights(rewards, prior, proposal, goodness, finished))
+    beta = self_normalised(np.where(finished | (goodness.truncated != "mask"), policy - proposal, np.nan))
     shown = [
         {
             "text": output["text"],
@@ -63,7 +64,7 @@ def _shown(
             "log_p": prior[place],
             "log_q": proposal[place],
             "tokens": len(output["token_ids"]),
-            "finished": output["finish_reason"] == "stop",
+            "finished": bool(finished[place]),
         }
         for place, output in enumerate(outputs)
     ]

@@ -97,7 +97,7 @@ def test_a_judge_that_only_counts_characters_is_seen_through():
 
 @pytest.mark.parametrize("won", [0.0, 0.5, 1.0])
 def test_figures_are_finite_where_every_prompt_ends_alike(won):
-    found = length_controlled(np.full(50, won), np.arange(50.0))
+    found = length_controlled(np.full(50, won), np.arange(50, dtype=np.float64))
     assert all(map(math.isfinite, vars(found).values()))
     assert found.rate == pytest.approx(100 * won, abs=1)
 

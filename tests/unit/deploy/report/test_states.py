@@ -41,7 +41,7 @@ def test_a_run_that_has_not_finished_has_a_page_that_says_so(
 def test_the_page_says_how_far_the_run_is(tmp_path: Path, state: str, changes: dict[str, int], said: str) -> None:
     run = begun_run(tmp_path / "run", versions=(0,), steps=3)
     process = vars(this_process()) | changes
-    progress = dict.fromkeys(("round", "rounds", "version", "sampled", "scored", "trained"), 1) | {
+    progress: dict[str, Any] = dict.fromkeys(("round", "rounds", "version", "sampled", "scored", "trained"), 1) | {
         "step": 3,
         "steps": 8,
     }
