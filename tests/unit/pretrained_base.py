@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from brain_align.common.config.recipe import Recipe
 from brain_align.common.config.run import PrepareSection
+from brain_align.deploy.worlds.pretrained.quality import shortcoming
 from tests.unit.factories import recipe_settings
 from tests.unit.tiny_models import gpt2_like_tokenizer, llama, save
 
@@ -89,7 +90,12 @@ def recipe_of(base: Path, data: str, cache: Path) -> Recipe:
     )
 
 
-USELESS = "THE REWARD MODEL IS NO BETTER THAN LENGTH on 600 held-out pairs"
+_POOR = {
+    "pairs": 600, "accuracy": 0.58, "accuracy_ci95": 0.04, "above_length": -0.01, "above_length_ci95": 0.03,
+    "length_accuracy": 0.59, "length_prefers": "longer",
+}  # fmt: skip
+USELESS = shortcoming("reward", _POOR) or ""
+"""What is said of the reward model of `recipe_with_useless_reward`."""
 
 
 def recipe_with_useless_reward(folder: Path, **changes: Any) -> Recipe:
@@ -100,7 +106,7 @@ def recipe_with_useless_reward(folder: Path, **changes: Any) -> Recipe:
     (folder / "world").mkdir()
     save(BertForSequenceClassification(config), folder / "world" / "reward")
     gpt2_like_tokenizer().save_pretrained(folder / "world" / "reward")
-    (folder / "world" / "world.json").write_text(json.dumps({"reward": {"warning": USELESS}}))
+    (folder / "world" / "world.json").write_text(json.dumps({"reward": {"quality": _POOR}}))
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": word, "label": "x"}) + "\n" for word in _WORDS))
     data = {split: str(prompts) for split in ("train", "validation", "test")}

@@ -23,7 +23,7 @@ def test_a_useless_reward_model_is_named_at_the_start_and_on_the_page(tmp_path: 
     work, poor, text = plan(), recipe_with_useless_reward(tmp_path), io.StringIO()
     directory = finished_comparison(tmp_path / "comparison", work)
     save_comparison(directory, poor, {})
-    start.compare(poor, work.request, directory, None, PlainConsole(file=text, width=200))
+    start.compare(poor, work.request, directory, None, PlainConsole(file=text, width=400))
     said = text.getvalue()
     assert said.count(USELESS) == 2 and said.index(USELESS) < said.index("win rate"), "before and after the tables"
     assert f"<li>{USELESS}</li>" in directory.page.read_text()

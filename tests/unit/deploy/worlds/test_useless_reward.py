@@ -24,7 +24,7 @@ def test_brain_doctor_says_it(tmp_path: Path) -> None:
     text = io.StringIO()
     recipe = recipe_with_useless_reward(tmp_path)
     trials = {name: Trial(None, None) for name in (PRIOR, *recipe.scorers)}
-    assert examine(recipe, PlainConsole(file=text, width=200), lambda *_: trials) == 0
+    assert examine(recipe, PlainConsole(file=text, width=400), lambda *_: trials) == 0
     assert f"        {USELESS}\n" in text.getvalue()
 
 
@@ -32,5 +32,5 @@ def test_scoring_says_it_of_the_scorers_that_are_asked(tmp_path: Path) -> None:
     recipe, run = recipe_with_useless_reward(tmp_path), RunDirectory(tmp_path / "run")
     for scorers, said in ((["reward", "length"], f"{USELESS}\n"), (["length"], "")):
         text = io.StringIO()
-        resolved_for_scoring(recipe, scorers, run, PlainConsole(file=text, width=200))
+        resolved_for_scoring(recipe, scorers, run, PlainConsole(file=text, width=400))
         assert text.getvalue() == said
