@@ -9,8 +9,8 @@ from brain_align.common.policies import ProposalModel
 from brain_align.common.requests import SampleRequest
 from brain_align.deploy.actors.pool import Pool
 from brain_align.deploy.evaluate.plan import Series
-from brain_align.deploy.run.directory import RunDirectory
 from brain_align.deploy.run.delivery import delivery_of, proposal_model
+from brain_align.deploy.run.directory import RunDirectory
 
 
 @dataclass
