@@ -136,7 +136,7 @@ def test_a_run_directory_of_another_configuration_is_refused(uninterrupted: Fini
         env=environment(),
     )
     assert refused.returncode == 2
-    assert "learner.learning_rate: 0.003 there, 0.5 now" in refused.stderr
+    assert "learner.learning_rate: 0.0015 there, 0.5 now" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
