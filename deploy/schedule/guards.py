@@ -69,7 +69,7 @@ class Guards:
     def stepped(self, step: int, round_: int, metrics: Mapping[str, float]) -> list[str]:
         """Look at a step's metrics; return new warnings."""
         self._seen += 1
-        self._recent.append(metrics)
+        self._recent.append(self._fair(round_, metrics))
         if round_ == 0 and "gamma_half_ess" in metrics:
             self._log_gammas.append(math.log(metrics["gamma_half_ess"]))
         if self._seen < self._size:
@@ -80,6 +80,16 @@ class Guards:
         window = Window(self._recipe, now, self._first if self._seen >= 2 * self._size else None, self.suggested_gamma)
         found = {kind: rule(window) for kind, rule in STEP_RULES.items()}
         return self._raise("step", step, found)
+
+    def _fair(self, round_: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Return a step's metrics without α's effective sample size where it would say nothing of the steps to come.
+
+        The prior is farther from the posterior than any later proposal. Where it is left within a window, only what
+        follows is judged.
+        """
+        algorithm = self._recipe.algorithm
+        passing = round_ == 0 and algorithm.rounds > 1 and algorithm.updates_per_round < self._size
+        return {name: value for name, value in metrics.items() if name != "ess_alpha"} if passing else metrics
 
     def evaluated(self, split: Split, version: int, result: Result, outcomes: pa.Table | None) -> list[str]:
         """Look at an evaluation; return new warnings. `outcomes` are `Evaluation.outcomes` of validation prompts."""

@@ -96,6 +96,14 @@ def test_few_outputs_per_prompt_are_judged_by_half_of_them() -> None:
     assert followed(guards(), 8, ess_alpha=1.4, outputs_per_prompt=3.0)
 
 
+@pytest.mark.parametrize(("later", "warns"), [(2.2, False), (1.6, True)])
+def test_a_short_first_round_does_not_count_against_later_proposals(later: float, warns: bool) -> None:
+    subject = guards(algorithm={"rounds": 10, "updates_per_round": 4})
+    for step in range(1, 25):
+        subject.stepped(step, (step - 1) // 4, HEALTHY | {"ess_alpha": 1.0 if step <= 4 else later})
+    assert bool(subject.warnings) == warns
+
+
 def test_a_fall_of_entropy_is_measured_against_the_first_steps() -> None:
     subject = guards()
     assert followed(subject, 16) == []
