@@ -83,8 +83,8 @@ def actor_options(service: Service, start: Path | None = None) -> dict[str, obje
     `start` is a file in the run directory that the actor must see, see `check_place`.
     """
     environment = {"OMP_NUM_THREADS": str(service.threads), "TOKENIZERS_PARALLELISM": "false", DIRECTORY: os.getcwd()}
-    # Threads that wait for work sleep. By default they spin, and services that share a node's cores then take each other's
-    # time: a learner's step beside an evaluation took more than twice as long.
+    # Threads that wait for work sleep. By default they spin, and services that share a node's cores then take each
+    # other's time: a learner's step beside an evaluation took more than twice as long.
     environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     if path := os.environ.get("PYTHONPATH"):
         environment["PYTHONPATH"] = path
