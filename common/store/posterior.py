@@ -22,14 +22,18 @@ def log_weights(
     return gained + prior.astype(np.float64) - proposal.astype(np.float64)
 
 
+def masked(finished: np.ndarray, settings: ObjectiveBase) -> np.ndarray:
+    """Return which outputs an objective gives no weight, in α and in β: cut ones, where it masks them.  # [n] bool."""
+    return ~finished & (settings.truncated == "mask")
+
+
 def treated_rewards(rewards: np.ndarray, finished: np.ndarray, settings: ObjectiveBase) -> np.ndarray:
     """Return rewards as an objective takes them: NaN for cut outputs that it masks.  # [n] float64, [n] bool -> [n].
 
     The learner does not train a group in which fewer than two outputs are left; here the last one keeps its reward.
     """
-    if settings.truncated == "mask":
-        return np.where(finished, rewards, np.nan)
-    return rewards + np.where(finished, 0.0, settings.truncated_penalty or 0.0)
+    penalised = rewards + np.where(finished, 0.0, settings.truncated_penalty or 0.0)
+    return np.where(masked(finished, settings), np.nan, penalised)
 
 
 def self_normalised(log_weights: np.ndarray) -> np.ndarray:

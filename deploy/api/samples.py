@@ -15,7 +15,7 @@ from brain_align.common.errors import UserError
 from brain_align.common.policies import PolicyRegistry
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.flat_rows import FlatRows, readable, rewards_of, values_by_output
-from brain_align.common.store.posterior import log_weights, self_normalised
+from brain_align.common.store.posterior import log_weights, masked, self_normalised
 from brain_align.deploy.run.directory import saved_recipe
 from brain_align.deploy.run.resolve import resolve
 from brain_align.deploy.run.stored_source import GroupLogprobs, Source, goodness_of, open_source, ranking
@@ -118,7 +118,7 @@ class Samples:
         log_q = np.full(len(rewards), np.nan) if policy is None else np.array([*chain(*policy)], dtype=np.float64)
         goodness, finished = goodness_of(self._source), pc.equal(rows["finish_reason"], "stop").to_numpy(False)
         logs = log_weights(rewards, prior, proposal, goodness, finished)
-        policy_logs = np.where(finished | (goodness.truncated != "mask"), log_q - proposal, np.nan)
+        policy_logs = np.where(masked(finished, goodness), np.nan, log_q - proposal)
         figures = (rewards, prior, proposal, log_q, _by_group(logs, counts), _by_group(policy_logs, counts))
         columns = dict(zip((field.name for field in _WEIGHED), figures, strict=True))
         arrays = [

@@ -8,7 +8,7 @@ from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.overlay import Store
-from brain_align.common.store.posterior import log_weights, self_normalised
+from brain_align.common.store.posterior import log_weights, masked, self_normalised
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.run.stored_source import GroupLogprobs, Ranking, Source, goodness_of, ranking
 
@@ -54,7 +54,7 @@ def _shown(
     policy = proposal if logprobs is None else _array(logprobs(batch)[0])
     finished = np.array([output["finish_reason"] == "stop" for output in outputs])
     alpha = self_normalised(log_weights(rewards, prior, proposal, goodness, finished))
-    beta = self_normalised(np.where(finished | (goodness.truncated != "mask"), policy - proposal, np.nan))
+    beta = self_normalised(np.where(masked(finished, goodness), np.nan, policy - proposal))
     shown = [
         {
             "text": output["text"],

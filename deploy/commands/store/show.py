@@ -20,7 +20,7 @@ from brain_align.common.config.objective_sections import GoodnessSection
 from brain_align.common.errors import UserError
 from brain_align.common.schemas import PRIOR, PROPOSAL
 from brain_align.common.store.overlay import Store
-from brain_align.common.store.posterior import log_weights, self_normalised
+from brain_align.common.store.posterior import log_weights, masked, self_normalised
 from brain_align.common.store.rewards import stored_rewards
 from brain_align.deploy.api.samples import policy_logprobs
 from brain_align.deploy.commands.store.parts.terminal import add_store, opened
@@ -151,7 +151,7 @@ def group_view(
         prior=prior,
         proposal=proposal,
         policy=policy,
-        masked=~finished & (goodness.truncated == "mask"),
+        masked=masked(finished, goodness),
         log_weights=weights,
         steps=[step["step"] for step in store.steps() if group in step["group_ids"]],
     )

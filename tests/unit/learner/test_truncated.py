@@ -17,16 +17,8 @@ from brain_align.learner.trainer import Trainer
 from tests.unit import tiny_models
 from tests.unit.factories import recipe_settings
 from tests.unit.learner.plain_engine import PlainEngine
-from tests.unit.learner.train_batches import random_rows, train_batch, train_row
+from tests.unit.learner.train_batches import PER_OUTPUT, random_rows, train_batch, train_row
 
-PER_OUTPUT = (
-    "output_token_ids",
-    "sampler_logprobs",
-    "proposal_logprobs",
-    "prior_logprobs",
-    "rewards",
-    "finished",
-)
 MASK = {"truncated": "mask"}
 PENALTY = {"truncated": "penalty", "truncated_penalty": -1.5}
 

@@ -10,6 +10,16 @@ from brain_align.learner.objectives.catalogue import make_objective
 from brain_align.learner.steps.batches import GroupBatch, group_batch
 from tests.unit.tiny_models import VOCABULARY
 
+PER_OUTPUT = (
+    "output_token_ids",
+    "sampler_logprobs",
+    "proposal_logprobs",
+    "prior_logprobs",
+    "rewards",
+    "finished",
+)
+"""The columns that have a value for each output of a group."""
+
 
 def train_row(group_id, *, prompt=(5, 6, 7), outputs=((1, 2), (3,)), **changes):
     outputs = [list(output) for output in outputs]
@@ -67,13 +77,6 @@ def gappy_batch(seed) -> pa.RecordBatch:
     first, second, third = random_rows(seed)
     first["rewards"][1] = None
     second["prior_logprobs"][0] = None
-    for column in (
-        "output_token_ids",
-        "sampler_logprobs",
-        "proposal_logprobs",
-        "prior_logprobs",
-        "rewards",
-        "finished",
-    ):
+    for column in PER_OUTPUT:
         third[column] = third[column][:3]
     return train_batch(first, second, third)
